@@ -1,0 +1,131 @@
+//! `larder conformance`: the suite on any backend.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use larder_host::drivers;
+use larder_suite::{Bench, CaseResult, Suite, bench_for};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Run the conformance suite on a backend
+///
+/// Each case runs in a fresh store beside the one that DSN names, which is never touched: a temporary file in its
+/// folder, or a schema of its own in its database.
+#[derive(Args)]
+pub(crate) struct Conformance {
+    /// Where the stores are made
+    #[arg(long, value_name = "DSN")]
+    store: String,
+    /// Only cases whose name holds this text
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// Cases run at once
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    jobs: usize,
+    /// Print a JSON object a case, and no table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Conformance {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let bench = bench_for(&self.store, drivers())?;
+        let suite = Suite::load().await?;
+        check_suite(&suite, bench.as_ref()).await?;
+        let cases: Vec<String> = suite
+            .cases()
+            .iter()
+            .filter(|name| name.contains(&self.filter))
+            .cloned()
+            .collect();
+        if cases.is_empty() {
+            bail!("no case's name holds {:?}", self.filter);
+        }
+        let results = run_all(&suite, bench, cases, self.jobs).await?;
+        if self.json {
+            print_json(&results)
+        } else {
+            print_table(&results)
+        }
+        let has_failed = results.values().any(Result::is_err);
+        Ok(if has_failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+}
+
+/// A runner that lets a wrong case pass would let everything pass.
+async fn check_suite(suite: &Suite, bench: &dyn Bench) -> Result<()> {
+    for name in suite.planted() {
+        if suite.run(name, bench).await.is_ok() {
+            bail!("the suite can't be trusted here: {name}, which is wrong on purpose, passed");
+        }
+    }
+    Ok(())
+}
+
+async fn run_all(
+    suite: &Suite,
+    bench: Arc<dyn Bench>,
+    cases: Vec<String>,
+    jobs: usize,
+) -> Result<BTreeMap<String, CaseResult>> {
+    let progress = ProgressBar::new(cases.len() as u64);
+    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
+    let permits = Arc::new(Semaphore::new(jobs.max(1)));
+    let mut running = JoinSet::new();
+    for name in cases {
+        let (suite, bench, permits) = (suite.clone(), bench.clone(), permits.clone());
+        running.spawn(async move {
+            let _permit = permits.acquire().await;
+            let result = suite.run(&name, bench.as_ref()).await;
+            (name, result)
+        });
+    }
+    let mut results = BTreeMap::new();
+    while let Some(finished) = running.join_next().await {
+        let (name, result) = finished?;
+        progress.set_message(name.clone());
+        progress.inc(1);
+        results.insert(name, result);
+    }
+    progress.finish_and_clear();
+    Ok(results)
+}
+
+fn print_json(results: &BTreeMap<String, CaseResult>) {
+    for (name, result) in results {
+        let error = result.as_ref().err();
+        println!(
+            "{}",
+            serde_json::json!({ "case": name, "passed": error.is_none(), "error": error })
+        );
+    }
+}
+
+fn print_table(results: &BTreeMap<String, CaseResult>) {
+    let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for (name, result) in results {
+        let group = name.split("::").next().unwrap_or_default();
+        let (passed, failed) = groups.entry(group).or_default();
+        *if result.is_ok() { passed } else { failed } += 1;
+    }
+    println!("{:<16} {:>6} {:>6}", "group", "passed", "failed");
+    for (group, (passed, failed)) in &groups {
+        println!("{group:<16} {passed:>6} {failed:>6}");
+    }
+    for (name, result) in results {
+        if let Err(error) = result {
+            println!("\n{name}\n    {error}");
+        }
+    }
+    let failed = results.values().filter(|result| result.is_err()).count();
+    println!("\n{} passed, {failed} failed", results.len() - failed);
+}

@@ -1,0 +1,320 @@
+//! Looking into a store without a guest.
+
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use larder_host::larder_core::name::Namespace;
+use larder_host::larder_core::{PutOptions, Range, Transaction};
+use larder_host::{Handle, HandleOptions, Limits, Mode, Store, Version, drivers};
+
+use crate::text::{escape, escape_bytes, json_value, unescape};
+
+/// Print the value of a row
+#[derive(Args)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The row's namespace
+    namespace: String,
+    /// The row's key
+    key: String,
+    /// Print a JSON object with the row's version
+    #[arg(long)]
+    json: bool,
+}
+
+/// Write a row
+#[derive(Args)]
+pub(crate) struct Put {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The row's namespace
+    namespace: String,
+    /// The row's key
+    key: String,
+    /// The value; from standard input where it is left out
+    value: Option<String>,
+    /// How long the row is to be there, in milliseconds
+    #[arg(long, value_name = "MS")]
+    ttl_ms: Option<u64>,
+    /// Write only over this version of the row; 0 for a row that is absent
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+}
+
+/// Delete a row
+#[derive(Args)]
+pub(crate) struct Delete {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The row's namespace
+    namespace: String,
+    /// The row's key
+    key: String,
+}
+
+/// Print the rows of a namespace, as they are read
+#[derive(Args)]
+pub(crate) struct Scan {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The namespace
+    namespace: String,
+    /// Only keys that begin so
+    #[arg(default_value = "")]
+    prefix: String,
+    /// Only keys from this one on
+    #[arg(long, value_name = "KEY")]
+    start: Option<String>,
+    /// Only keys before this one
+    #[arg(long, value_name = "KEY")]
+    end: Option<String>,
+    /// From the last key to the first
+    #[arg(long)]
+    reverse: bool,
+    /// At most so many rows
+    #[arg(long, value_name = "ROWS")]
+    limit: Option<u64>,
+    /// Print keys without values
+    #[arg(long)]
+    keys_only: bool,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print the namespaces of a store
+#[derive(Args)]
+pub(crate) struct Namespaces {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Print a JSON string a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct StoreArguments {
+    /// The store's data-source name
+    #[arg(long, value_name = "DSN")]
+    store: String,
+    /// Namespaces and keys are given as `scan` prints them, with escapes such as `\u{0}`
+    #[arg(long)]
+    escaped: bool,
+}
+
+impl StoreArguments {
+    async fn open(&self) -> Result<(Store, Handle)> {
+        let backend = drivers().open(&existing(&self.store)).await?;
+        let store = Store::builder_shared(backend).sweep_interval(None).build()?;
+        let limits = Limits {
+            value_bytes: Limits::VALUE_BYTES_MAX,
+            result_bytes: Limits::VALUE_BYTES_MAX * 2,
+            transaction_bytes: Limits::VALUE_BYTES_MAX * 2,
+            transaction_timeout: Duration::from_secs(3_600),
+            ..Limits::default()
+        };
+        let handle = store.handle(HandleOptions {
+            limits: limits.into(),
+            ..HandleOptions::default()
+        });
+        Ok((store, handle))
+    }
+
+    fn name(&self, text: String) -> Result<String> {
+        if self.escaped { unescape(&text) } else { Ok(text) }
+    }
+}
+
+/// Looking into a store must not make one.
+fn existing(dsn: &str) -> String {
+    if !dsn.starts_with("sqlite:") || dsn == "sqlite::memory:" {
+        return dsn.to_string();
+    }
+    let separator = if dsn.contains('?') { '&' } else { '?' };
+    format!("{dsn}{separator}create=no")
+}
+
+impl Get {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let (store, handle) = self.store.open().await?;
+        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
+        let found = handle
+            .begin(Mode::View)?
+            .get_versioned(namespace.clone(), key.clone())
+            .await?;
+        store.close().await;
+        let Some((value, version)) = found else {
+            eprintln!("larder: there is no row {:?} in the namespace {namespace:?}", key);
+            return Ok(ExitCode::FAILURE);
+        };
+        let mut output = std::io::stdout().lock();
+        if self.json {
+            let (name, value) = json_value(value);
+            let row = serde_json::json!({
+                "namespace": namespace, "key": key, name: value, "version": version.0,
+            });
+            writeln!(output, "{row}")?;
+        } else {
+            output.write_all(&value)?;
+        }
+        output.flush()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Put {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let value = match self.value {
+            Some(value) => value.into_bytes(),
+            None => read_value()?,
+        };
+        let (store, handle) = self.store.open().await?;
+        let mut transaction = handle.begin(Mode::Update)?;
+        let options = PutOptions {
+            ttl_millis: self.ttl_ms,
+            if_version: self.if_version.map(Version),
+        };
+        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
+        transaction.put_with(namespace, key, value, options)?;
+        let committed = transaction.commit().await;
+        store.close().await;
+        println!("version {}", committed?.0);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// One byte more than any value may have shows that it has too many.
+fn read_value() -> Result<Vec<u8>> {
+    let mut value = Vec::new();
+    let input = std::io::stdin().lock();
+    input
+        .take(Limits::VALUE_BYTES_MAX + 1)
+        .read_to_end(&mut value)
+        .context("could not read standard input")?;
+    Ok(value)
+}
+
+impl Delete {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let (store, handle) = self.store.open().await?;
+        let mut transaction = handle.begin(Mode::Update)?;
+        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
+        let was_there = transaction
+            .get_versioned(namespace.clone(), key.clone())
+            .await?
+            .is_some();
+        transaction.delete(namespace, key)?;
+        let committed = transaction.commit().await;
+        store.close().await;
+        committed?;
+        println!(
+            "{}",
+            if was_there {
+                "deleted"
+            } else {
+                "there was no such row"
+            }
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Scan {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let (store, handle) = self.store.open().await?;
+        let name = |text: Option<String>| text.map(|text| self.store.name(text)).transpose();
+        let namespace = self.store.name(self.namespace)?;
+        let range = Range {
+            prefix: self.store.name(self.prefix)?,
+            start: name(self.start)?,
+            end: name(self.end)?,
+            reverse: self.reverse,
+            limit: None,
+            keys_only: self.keys_only,
+        };
+        let view = handle.begin(Mode::View)?;
+        let printed = print_rows(view, namespace, range, self.limit, self.json).await;
+        store.close().await;
+        done(printed)
+    }
+}
+
+/// Rows read at once.
+const PAGE_ROWS: u32 = 500;
+
+async fn print_rows(
+    mut view: Transaction,
+    namespace: String,
+    mut range: Range,
+    limit: Option<u64>,
+    json: bool,
+) -> Result<()> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut after = None;
+    while left > 0 {
+        range.limit = Some(u32::try_from(left).unwrap_or(PAGE_ROWS).min(PAGE_ROWS));
+        let page = view.scan_page(namespace.clone(), range.clone(), after).await?;
+        left -= page.entries.len() as u64;
+        let mut output = std::io::stdout().lock();
+        for entry in page.entries {
+            if json {
+                let (name, value) = json_value(entry.value);
+                let mut row = serde_json::json!({ "key": entry.key });
+                if let (Some(row), false) = (row.as_object_mut(), range.keys_only) {
+                    row.insert(name.to_string(), value.into());
+                }
+                writeln!(output, "{row}")?;
+            } else if range.keys_only {
+                writeln!(output, "{}", escape(&entry.key))?;
+            } else {
+                writeln!(output, "{}\t{}", escape(&entry.key), escape_bytes(&entry.value))?;
+            }
+        }
+        output.flush()?;
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl Namespaces {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let (store, handle) = self.store.open().await?;
+        let printed = print_namespaces(handle.begin(Mode::View)?, self.json).await;
+        store.close().await;
+        done(printed)
+    }
+}
+
+async fn print_namespaces(mut view: Transaction, json: bool) -> Result<()> {
+    let mut after: Option<Namespace> = None;
+    while let Some(namespace) = view.next_namespace(after).await? {
+        let text = namespace.to_string();
+        let mut output = std::io::stdout().lock();
+        match json {
+            true => writeln!(output, "{}", serde_json::Value::from(text))?,
+            false => writeln!(output, "{}", escape(&text))?,
+        }
+        after = Some(namespace);
+    }
+    Ok(())
+}
+
+/// Somebody who reads only the first rows (`| head`) has what they want.
+fn done(printed: Result<()>) -> Result<ExitCode> {
+    match printed {
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        printed => printed.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,65 @@
+//! The command line of larder.
+
+mod conformance;
+mod inspect;
+mod run;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Storage for WebAssembly components: run them, look into their stores, test a backend.
+///
+/// A store is named by a data-source name:
+///   memory:                            in memory, gone at the end
+///   sqlite:PATH[?durability=full]      a SQLite file
+///   sqlite::memory:                    a private SQLite database
+///   postgres://USER@HOST/DATABASE      a Postgres database, also as `host=… dbname=…`
+#[derive(Parser)]
+#[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a WASI command component with stores
+    Run(run::Run),
+    /// Run the conformance suite on a backend
+    Conformance(conformance::Conformance),
+    /// Print the value of a row
+    Get(inspect::Get),
+    /// Write a row
+    Put(inspect::Put),
+    /// Delete a row
+    Delete(inspect::Delete),
+    /// Print the rows of a namespace, as they are read
+    Scan(inspect::Scan),
+    /// Print the namespaces of a store
+    Namespaces(inspect::Namespaces),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match arguments.command {
+        Command::Run(run) => run.execute().await,
+        Command::Conformance(conformance) => conformance.execute().await,
+        Command::Get(get) => get.execute().await,
+        Command::Put(put) => put.execute().await,
+        Command::Delete(delete) => delete.execute().await,
+        Command::Scan(scan) => scan.execute().await,
+        Command::Namespaces(namespaces) => namespaces.execute().await,
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("larder: {error:#}");
+        ExitCode::FAILURE
+    })
+}

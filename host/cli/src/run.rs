@@ -1,0 +1,233 @@
+//! `larder run`: a WASI command component with stores.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use larder_host::{Limits, StorageCtx, StorageCtxView, StorageView, Store, drivers, engine_config};
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Cache, CacheConfig, Engine};
+use wasmtime_wasi::p2::bindings::{Command, CommandPre};
+use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
+
+/// Run a WASI command component with stores
+#[derive(Args)]
+pub(crate) struct Run {
+    /// The component's file
+    component: PathBuf,
+    /// Let the component open the store DSN under NAME
+    #[arg(long = "store", value_name = "NAME=DSN", value_parser = parse_grant)]
+    stores: Vec<(String, String)>,
+    /// Let the component open the store DSN under NAME, for reading only
+    #[arg(long = "read-only-store", value_name = "NAME=DSN", value_parser = parse_grant)]
+    read_only_stores: Vec<(String, String)>,
+    /// Let the component see an environment variable
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    environment: Vec<(String, String)>,
+    /// Arguments for the component
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+fn parse_grant(text: &str) -> Result<(String, String), String> {
+    let pair = parse_pair(text)?;
+    // `postgres://host/db?options=…` holds a `=` too: without a name before it, it is not a grant.
+    if pair.0.contains(':') {
+        return Err("a store is given as NAME=DSN, for example default=sqlite:plugin.db".to_string());
+    }
+    Ok(pair)
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            Ok((name.to_string(), value.to_string()))
+        }
+        _ => Err("it has to be of the form NAME=…".to_string()),
+    }
+}
+
+struct Instance {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    storage: StorageCtx,
+}
+
+impl WasiView for Instance {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl StorageView for Instance {
+    fn storage(&mut self) -> StorageCtxView<'_> {
+        StorageCtxView {
+            ctx: &mut self.storage,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl Run {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let engine = engine()?;
+        let command = load(&engine, &self.component)?;
+        let opened = self.open_stores().await?;
+        let outcome = self.run(&engine, &command, &opened).await;
+        for grant in &opened {
+            grant.store.close().await;
+        }
+        outcome
+    }
+
+    async fn open_stores(&self) -> Result<Vec<Grant>> {
+        let drivers = drivers();
+        let writable = self.stores.iter().map(|store| (store, false));
+        let read_only = self.read_only_stores.iter().map(|store| (store, true));
+        let mut grants = Vec::new();
+        for ((name, dsn), read_only) in writable.chain(read_only) {
+            let backend = drivers
+                .open(dsn)
+                .await
+                .with_context(|| format!("the store {name:?}"))?;
+            let store = Store::builder_shared(backend).name(name).build()?;
+            grants.push(Grant {
+                name: name.clone(),
+                store,
+                read_only,
+            });
+        }
+        Ok(grants)
+    }
+
+    async fn run(
+        &self,
+        engine: &Engine,
+        command: &CommandPre<Instance>,
+        grants: &[Grant],
+    ) -> Result<ExitCode> {
+        let limits = Limits::default();
+        let mut wasi = WasiCtx::builder();
+        wasi.inherit_stdio()
+            .arg(self.component.to_string_lossy())
+            .args(&self.arguments);
+        wasi.envs(&self.environment);
+        let instance = Instance {
+            table: ResourceTable::new(),
+            wasi: wasi.build(),
+            storage: storage(grants, &limits)?,
+        };
+        let mut store = wasmtime::Store::new(engine, instance);
+        // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
+        store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
+        let command: Command = command.instantiate_async(&mut store).await?;
+        let outcome = command.wasi_cli_run().call_run(&mut store).await;
+        drop(store);
+        exit_code(outcome)
+    }
+}
+
+struct Grant {
+    name: String,
+    store: Store,
+    read_only: bool,
+}
+
+fn storage(grants: &[Grant], limits: &Limits) -> Result<StorageCtx> {
+    let mut builder = StorageCtx::builder().limits(limits.clone());
+    for Grant {
+        name,
+        store,
+        read_only,
+    } in grants
+    {
+        builder = match read_only {
+            true => builder.grant_read_only(name, store),
+            false => builder.grant(name, store),
+        };
+    }
+    Ok(builder.build()?)
+}
+
+fn exit_code(outcome: wasmtime::Result<Result<(), ()>>) -> Result<ExitCode> {
+    match outcome {
+        Ok(Ok(())) => Ok(ExitCode::SUCCESS),
+        Ok(Err(())) => Ok(ExitCode::FAILURE),
+        Err(error) => match (
+            error.downcast_ref::<I32Exit>(),
+            error.downcast_ref::<wasmtime::Trap>(),
+        ) {
+            (Some(exit), _) => Ok(u8::try_from(exit.0).map_or(ExitCode::FAILURE, ExitCode::from)),
+            (None, Some(trap)) => bail!("the component trapped: {trap}"),
+            (None, None) => bail!("the component failed: {}", error.root_cause()),
+        },
+    }
+}
+
+/// Compiled code is kept between runs, by a hash of the component and of all that compiling depends on.
+fn engine() -> Result<Engine> {
+    let mut config = engine_config();
+    if let Some(folder) = cache_folder() {
+        let mut cache = CacheConfig::new();
+        cache.with_directory(folder);
+        // Without a cache the component is compiled each time, and runs all the same.
+        config.cache(Cache::new(cache).ok());
+    }
+    Ok(Engine::new(&config)?)
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(folder.join("larder"))
+}
+
+fn load(engine: &Engine, path: &Path) -> Result<CommandPre<Instance>> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("could not read {shown}"))?;
+    let component = Component::from_binary(engine, &bytes)
+        .map_err(|error| anyhow::anyhow!("{shown} is no WebAssembly component: {}", error.root_cause()))?;
+    for (name, _) in component.component_type().imports(engine) {
+        if !name.starts_with("wasi:") && !name.starts_with("larder:storage/") {
+            bail!("{shown} imports {name:?}, which larder does not provide");
+        }
+    }
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    larder_host::add_to_linker(&mut linker)?;
+    let linked = linker
+        .instantiate_pre(&component)
+        .map_err(|error| anyhow::anyhow!("{shown} can't be linked: {}", error.root_cause()))?;
+    CommandPre::new(linked)
+        .map_err(|_| anyhow::anyhow!("{shown} is no WASI command: it exports no `wasi:cli/run`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_has_a_name_and_the_rest_is_the_store() {
+        let grant = parse_grant("default=postgres://host/db?a=b").unwrap();
+        assert_eq!(
+            grant,
+            ("default".to_string(), "postgres://host/db?a=b".to_string())
+        );
+        for wrong in [
+            "sqlite:a.db",
+            "=sqlite:a.db",
+            "default=",
+            "postgres://host/db?a=b",
+        ] {
+            parse_grant(wrong).unwrap_err();
+        }
+    }
+}

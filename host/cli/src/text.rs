@@ -1,0 +1,112 @@
+//! Keys and values as a terminal shows them.
+
+use anyhow::{Context, Result, bail};
+
+/// The text with what is not printable, and the backslash, escaped: `\n`, `\u{0}`, `\\`.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\'' | '"' => escaped.push(character),
+            character => escaped.extend(character.escape_debug()),
+        }
+    }
+    escaped
+}
+
+/// The text that [`escape`] shows.
+///
+/// # Errors
+/// Where a backslash begins nothing that `escape` writes.
+pub(crate) fn unescape(text: &str) -> Result<String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        let unescaped = match character {
+            '\\' => match rest.next() {
+                Some('\\') => '\\',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('0') => '\0',
+                Some('u') => code_point(&mut rest)?,
+                _ => bail!("a backslash in {text:?} begins no escape; a backslash itself is written `\\\\`"),
+            },
+            character => character,
+        };
+        plain.push(unescaped);
+    }
+    Ok(plain)
+}
+
+fn code_point(rest: &mut std::str::Chars<'_>) -> Result<char> {
+    let digits: String = rest.by_ref().take_while(|character| *character != '}').collect();
+    let digits = digits
+        .strip_prefix('{')
+        .context("an escape `\\u` goes on with `{`")?;
+    let number =
+        u32::from_str_radix(digits, 16).with_context(|| format!("`{digits}` is no hexadecimal number"))?;
+    char::from_u32(number).with_context(|| format!("`{digits}` is no character"))
+}
+
+/// The bytes as text, with what is not printable escaped and what is no UTF-8 as `\x..`.
+pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
+    let mut escaped = String::new();
+    for chunk in bytes.utf8_chunks() {
+        escaped.push_str(&escape(chunk.valid()));
+        for byte in chunk.invalid() {
+            escaped.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    escaped
+}
+
+/// The value as a member of a JSON object: `value` where it is text, otherwise `value_hex`.
+pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
+    match String::from_utf8(bytes) {
+        Ok(text) => ("value", text),
+        Err(error) => (
+            "value_hex",
+            error
+                .as_bytes()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_escaped_is_unescaped_to_the_same_text() {
+        for text in [
+            "plain",
+            "it's \"quoted\"",
+            "a\\b",
+            "\0\n\t\r\u{1b}",
+            "é\u{301}\u{200b}",
+            "😀",
+            "",
+        ] {
+            assert_eq!(unescape(&escape(text)).unwrap(), text, "{}", escape(text));
+        }
+        assert_eq!(escape("a\0b\\"), "a\\0b\\\\");
+    }
+
+    #[test]
+    fn an_escape_that_is_none_is_refused() {
+        for text in ["\\", "\\x41", "\\u41", "\\u{zz}", "\\u{110000}"] {
+            unescape(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_in_hexadecimal() {
+        assert_eq!(escape_bytes(b"a\xffb\n"), "a\\xffb\\n");
+        assert_eq!(json_value(vec![0xff, 0x01]), ("value_hex", "ff01".to_string()));
+        assert_eq!(json_value(b"a".to_vec()), ("value", "a".to_string()));
+    }
+}

@@ -1,0 +1,35 @@
+//! Bindings to `larder:storage`, generated from its WIT.
+#![allow(missing_docs, reason = "the WIT is their documentation")]
+
+mod generated {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "larder:storage/imports",
+        imports: {
+            // Staging a write touches nothing but the transaction.
+            "larder:storage/tx.[method]tx.put": trappable,
+            "larder:storage/tx.[method]tx.put-many": trappable,
+            "larder:storage/tx.[method]tx.put-with": trappable,
+            "larder:storage/tx.[method]tx.delete": trappable,
+            "larder:storage/tx.[method]tx.delete-many": trappable,
+            "larder:storage/tx.[method]tx.delete-if-version": trappable,
+            "larder:storage/tx.[method]tx.increment": trappable,
+            "larder:storage/tx.[static]tx.rollback": trappable,
+            "larder:storage/tx.[drop]tx": trappable,
+            "larder:storage/store.[static]store.open": trappable,
+            "larder:storage/store.[method]store.begin": trappable,
+            "larder:storage/store.[method]store.close": trappable,
+            "larder:storage/store.[drop]store": trappable,
+            default: async | trappable,
+        },
+        trappable_error_type: { "larder:storage/types.error" => crate::StorageError },
+        with: {
+            "larder:storage/store.store": larder_core::Handle,
+            "larder:storage/tx.tx": larder_core::Transaction,
+        },
+        require_store_data_send: true,
+    });
+}
+
+pub use generated::larder::storage::*;
+pub use generated::{Imports, ImportsPre};

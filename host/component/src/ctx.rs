@@ -1,0 +1,181 @@
+//! What one component instance may do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use larder_core::{Error, Handle, HandleOptions, LimitKind, Limits, OpenTransactions, Result, Store};
+use wasmtime::component::{HasData, Linker, ResourceTable};
+
+use crate::bindings;
+
+/// The longest name under which a store can be granted, in bytes.
+const STORE_NAME_BYTES_MAX: usize = 255;
+
+/// The stores that one component instance may open, and its limits.
+#[derive(Debug)]
+pub struct StorageCtx {
+    grants: HashMap<String, Grant>,
+    limits: Arc<Limits>,
+    open_transactions: OpenTransactions,
+    open_stores: u64,
+}
+
+#[derive(Debug)]
+struct Grant {
+    store: Store,
+    read_only: bool,
+}
+
+/// Sets up a [`StorageCtx`].
+#[derive(Debug, Default)]
+pub struct StorageCtxBuilder {
+    grants: Vec<(String, Grant)>,
+    limits: Limits,
+}
+
+impl StorageCtxBuilder {
+    /// Lets the component open `store` under `name`.
+    pub fn grant(mut self, name: impl Into<String>, store: &Store) -> Self {
+        self.grants.push((
+            name.into(),
+            Grant {
+                store: store.clone(),
+                read_only: false,
+            },
+        ));
+        self
+    }
+
+    /// Lets the component open `store` under `name`, for views only.
+    pub fn grant_read_only(mut self, name: impl Into<String>, store: &Store) -> Self {
+        self.grants.push((
+            name.into(),
+            Grant {
+                store: store.clone(),
+                read_only: true,
+            },
+        ));
+        self
+    }
+
+    /// The bounds of the component, over all its stores.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How long a transaction may be open; a part of the limits.
+    pub fn transaction_timeout(mut self, timeout: std::time::Duration) -> Self {
+        self.limits.transaction_timeout = timeout;
+        self
+    }
+
+    /// Makes the context.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where limits contradict each other, a name is too long, or two stores are
+    /// granted under one name.
+    pub fn build(self) -> Result<StorageCtx> {
+        self.limits.validate()?;
+        let mut grants = HashMap::new();
+        for (name, grant) in self.grants {
+            check_store_name(&name)?;
+            if grants.insert(name.clone(), grant).is_some() {
+                return Err(Error::invalid_argument(format!(
+                    "two stores are granted under the name {name:?}"
+                )));
+            }
+        }
+        let open_transactions = OpenTransactions::at_most(self.limits.open_transactions);
+        Ok(StorageCtx {
+            grants,
+            limits: Arc::new(self.limits),
+            open_transactions,
+            open_stores: 0,
+        })
+    }
+}
+
+impl StorageCtx {
+    /// A context that grants nothing yet, with the default limits.
+    pub fn builder() -> StorageCtxBuilder {
+        StorageCtxBuilder::default()
+    }
+
+    pub(crate) fn open(&mut self, name: String) -> Result<Handle> {
+        check_store_name(&name)?;
+        let Some(grant) = self.grants.get(&name) else {
+            return Err(Error::NoSuchStore(name));
+        };
+        self.limits.check(LimitKind::OpenStores, self.open_stores + 1)?;
+        self.open_stores += 1;
+        Ok(grant.store.handle(HandleOptions {
+            name,
+            read_only: grant.read_only,
+            limits: self.limits.clone(),
+            open_transactions: self.open_transactions.clone(),
+        }))
+    }
+
+    pub(crate) fn forget_open(&mut self) {
+        self.open_stores = self.open_stores.saturating_sub(1);
+    }
+}
+
+fn check_store_name(name: &str) -> Result<()> {
+    if name.len() <= STORE_NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "the name of a store has {} bytes, and can have {STORE_NAME_BYTES_MAX} at most",
+        name.len()
+    )))
+}
+
+/// Gives larder's host functions their context and the table of the instance's resources.
+///
+/// ```
+/// use larder_host::{StorageCtx, StorageCtxView, StorageView};
+/// use wasmtime::component::ResourceTable;
+///
+/// struct Plugin {
+///     table: ResourceTable,
+///     storage: StorageCtx,
+/// }
+///
+/// impl StorageView for Plugin {
+///     fn storage(&mut self) -> StorageCtxView<'_> {
+///         StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
+///     }
+/// }
+/// ```
+pub trait StorageView: Send {
+    /// The context and the table.
+    fn storage(&mut self) -> StorageCtxView<'_>;
+}
+
+/// What [`StorageView::storage`] gives.
+pub struct StorageCtxView<'a> {
+    /// What the instance may do.
+    pub ctx: &'a mut StorageCtx,
+    /// The instance's resources: its handles on stores and its transactions.
+    pub table: &'a mut ResourceTable,
+}
+
+/// Tells a linker that its data is found through [`StorageCtxView`].
+pub struct HasStorage;
+
+impl HasData for HasStorage {
+    type Data<'a> = StorageCtxView<'a>;
+}
+
+/// Adds every interface of `larder:storage` to a linker. Its engine needs no special setting; see
+/// [`engine_config`](crate::engine_config).
+///
+/// # Errors
+/// Where the linker has one of the interfaces already.
+pub fn add_to_linker<T: StorageView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
+    bindings::types::add_to_linker::<T, HasStorage>(linker, T::storage)?;
+    bindings::store::add_to_linker::<T, HasStorage>(linker, T::storage)?;
+    bindings::tx::add_to_linker::<T, HasStorage>(linker, T::storage)
+}

@@ -1,0 +1,191 @@
+//! The host functions: each looks up its handle, converts, and calls.
+
+use larder_core::{Handle, Transaction, Version};
+use wasmtime::component::Resource;
+
+use crate::StorageCtxView;
+use crate::bindings::{store, tx, types};
+use crate::convert::{StorageError, StorageResult};
+
+impl types::Host for StorageCtxView<'_> {
+    fn convert_error(&mut self, error: StorageError) -> wasmtime::Result<types::Error> {
+        match error {
+            StorageError::Guest(error) => Ok(error.into()),
+            StorageError::Trap(trap) => Err(trap),
+        }
+    }
+}
+
+impl store::Host for StorageCtxView<'_> {}
+
+impl store::HostStore for StorageCtxView<'_> {
+    fn open(&mut self, name: String) -> StorageResult<Resource<Handle>> {
+        let handle = self.ctx.open(name)?;
+        Ok(self.table.push(handle)?)
+    }
+
+    fn begin(&mut self, store: Resource<Handle>, mode: tx::Mode) -> StorageResult<Resource<Transaction>> {
+        let transaction = self.table.get(&store)?.begin(mode.into())?;
+        Ok(self.table.push(transaction)?)
+    }
+
+    async fn ping(&mut self, store: Resource<Handle>) -> StorageResult<()> {
+        Ok(self.table.get(&store)?.ping().await?)
+    }
+
+    fn close(&mut self, store: Resource<Handle>) -> wasmtime::Result<()> {
+        self.table.get(&store)?.close();
+        Ok(())
+    }
+
+    fn drop(&mut self, store: Resource<Handle>) -> wasmtime::Result<()> {
+        self.table.delete(store)?;
+        self.ctx.forget_open();
+        Ok(())
+    }
+}
+
+impl tx::Host for StorageCtxView<'_> {}
+
+impl tx::HostTx for StorageCtxView<'_> {
+    async fn get(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+    ) -> StorageResult<Option<Vec<u8>>> {
+        Ok(self.table.get_mut(&tx)?.get(ns, key).await?)
+    }
+
+    async fn get_many(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        keys: Vec<String>,
+    ) -> StorageResult<Vec<Option<Vec<u8>>>> {
+        Ok(self.table.get_mut(&tx)?.get_many(ns, keys).await?)
+    }
+
+    async fn get_versioned(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+    ) -> StorageResult<Option<(Vec<u8>, types::Version)>> {
+        let found = self.table.get_mut(&tx)?.get_versioned(ns, key).await?;
+        Ok(found.map(|(value, version)| (value, version.0)))
+    }
+
+    fn put(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+        value: Vec<u8>,
+    ) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.put(ns, key, value)?)
+    }
+
+    fn put_many(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        entries: Vec<types::Entry>,
+    ) -> StorageResult<()> {
+        let entries = entries.into_iter().map(Into::into).collect();
+        Ok(self.table.get_mut(&tx)?.put_many(ns, entries)?)
+    }
+
+    fn put_with(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+        value: Vec<u8>,
+        options: tx::PutOptions,
+    ) -> StorageResult<()> {
+        Ok(self
+            .table
+            .get_mut(&tx)?
+            .put_with(ns, key, value, options.into())?)
+    }
+
+    fn delete(&mut self, tx: Resource<Transaction>, ns: String, key: String) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.delete(ns, key)?)
+    }
+
+    fn delete_many(&mut self, tx: Resource<Transaction>, ns: String, keys: Vec<String>) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.delete_many(ns, keys)?)
+    }
+
+    fn delete_if_version(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+        expected: types::Version,
+    ) -> StorageResult<()> {
+        Ok(self
+            .table
+            .get_mut(&tx)?
+            .delete_if_version(ns, key, Version(expected))?)
+    }
+
+    async fn delete_range(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        range: tx::Range,
+    ) -> StorageResult<u64> {
+        Ok(self.table.get_mut(&tx)?.delete_range(ns, range.into()).await?)
+    }
+
+    fn increment(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        key: String,
+        delta: i64,
+    ) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.increment(ns, key, delta)?)
+    }
+
+    async fn scan(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        prefix: String,
+    ) -> StorageResult<Vec<types::Entry>> {
+        let entries = self.table.get_mut(&tx)?.scan(ns, prefix).await?;
+        Ok(entries.into_iter().map(Into::into).collect())
+    }
+
+    async fn scan_page(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        range: tx::Range,
+        after: Option<String>,
+    ) -> StorageResult<tx::Page> {
+        Ok(self
+            .table
+            .get_mut(&tx)?
+            .scan_page(ns, range.into(), after)
+            .await?
+            .into())
+    }
+
+    async fn commit(&mut self, tx: Resource<Transaction>) -> StorageResult<types::Version> {
+        Ok(self.table.delete(tx)?.commit().await?.0)
+    }
+
+    fn rollback(&mut self, tx: Resource<Transaction>) -> wasmtime::Result<()> {
+        self.table.delete(tx)?.rollback();
+        Ok(())
+    }
+
+    fn drop(&mut self, tx: Resource<Transaction>) -> wasmtime::Result<()> {
+        self.table.delete(tx)?;
+        Ok(())
+    }
+}

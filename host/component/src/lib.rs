@@ -1,0 +1,102 @@
+//! Serializable storage for WebAssembly components, on wasmtime.
+//!
+//! A component that imports `larder:storage` opens the stores that its host granted to it, and reads and writes them in
+//! transactions. This crate is the host's side, in wasmtime's own conventions: a [`StorageCtx`] in the data of a
+//! [`wasmtime::Store`], a [`StorageView`] that finds it, and [`add_to_linker`].
+//!
+//! A complete embedding: one plugin, a WASI command, with one store in a SQLite file.
+//!
+//! ```no_run
+//! use larder_host::{StorageCtx, StorageCtxView, StorageView};
+//! use wasmtime::component::{Component, Linker, ResourceTable};
+//! use wasmtime_wasi::p2::bindings::Command;
+//! use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+//!
+//! struct Plugin {
+//!     table: ResourceTable,
+//!     wasi: WasiCtx,
+//!     storage: StorageCtx,
+//! }
+//!
+//! impl WasiView for Plugin {
+//!     fn ctx(&mut self) -> WasiCtxView<'_> {
+//!         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+//!     }
+//! }
+//!
+//! impl StorageView for Plugin {
+//!     fn storage(&mut self) -> StorageCtxView<'_> {
+//!         StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Once a process: the engine, the linker, and the stores.
+//!     let engine = wasmtime::Engine::new(&larder_host::engine_config())?;
+//!     let mut linker = Linker::new(&engine);
+//!     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+//!     larder_host::add_to_linker(&mut linker)?;
+//!     let backend = larder_host::drivers().open("sqlite:plugins.db").await?;
+//!     let notes = larder_host::Store::builder_shared(backend).name("notes").build()?;
+//!
+//!     // Once an instance: what this plugin may open, and within which limits.
+//!     let storage = StorageCtx::builder().grant("default", &notes).build()?;
+//!     let plugin = Plugin {
+//!         table: ResourceTable::new(),
+//!         wasi: WasiCtx::builder().inherit_stdout().build(),
+//!         storage,
+//!     };
+//!     let mut store = wasmtime::Store::new(&engine, plugin);
+//!     let component = Component::from_file(&engine, "plugin.wasm")?;
+//!     let command = Command::instantiate_async(&mut store, &component, &linker).await?;
+//!     let outcome = command.wasi_cli_run().call_run(&mut store).await?;
+//!     drop(store);
+//!     notes.close().await;
+//!     outcome.map_err(|()| "the plugin failed".into())
+//! }
+//! ```
+//!
+//! # What a guest can and can't do
+//!
+//! Every length, count and name that a guest sends is checked against [`Limits`] before memory is spent on it.
+//! What is lifted out of the guest before larder sees it is bounded by
+//! [`wasmtime::Store::set_hostcall_fuel`]; set it a little above `transaction_bytes`. A transaction holds no lock
+//! while its guest computes. One that a guest drops, leaks, traps in, or leaves open past
+//! [`Limits::transaction_timeout`] is rolled back, and its connection given back; for the last of these the tokio
+//! runtime needs a thread that no guest keeps busy. What stops a guest that loops for ever is wasmtime's epoch
+//! interruption.
+
+pub mod bindings;
+mod convert;
+mod ctx;
+mod host;
+
+pub use convert::{StorageError, StorageResult};
+pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView, add_to_linker};
+pub use larder_core::{
+    Clock, DriverError, Drivers, Error, Event, EventSink, Handle, HandleOptions, InMemory, LimitExceeded,
+    LimitKind, Limits, Mode, MovableClock, Store, StoreBuilder, SystemClock, TracingEvents, Version,
+};
+pub use {larder_core, larder_postgres, larder_sqlite};
+
+/// The drivers `memory`, `postgres` and `sqlite`.
+///
+/// ```
+/// assert_eq!(larder_host::drivers().names(), ["memory", "postgres", "sqlite"]);
+/// ```
+pub fn drivers() -> Drivers {
+    let mut drivers = Drivers::with_in_memory();
+    // Three names that differ: neither can be taken.
+    let _ = drivers.register(larder_sqlite::SqliteDriver);
+    let _ = drivers.register(larder_postgres::PostgresDriver);
+    drivers
+}
+
+/// Settings of the engine with which a call from guest to host costs least. larder needs no other: embedders that use
+/// component-model concurrency leave `concurrency_support` as it is.
+pub fn engine_config() -> wasmtime::Config {
+    let mut config = wasmtime::Config::new();
+    config.concurrency_support(false);
+    config
+}

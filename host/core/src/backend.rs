@@ -1,0 +1,206 @@
+//! The seam between the semantics, which are written once above it, and the engines that keep rows.
+//!
+//! # The contract
+//!
+//! A backend keeps rows: a [`RowKey`], a value, the [`Version`] of the last write and, for some, the moment at
+//! which the row expires. It gives **snapshots** and makes **commits**.
+//!
+//! - A snapshot is one committed state, the same for all of its reads however long it lives. It shows only
+//!   rows that are live at [`SnapshotOptions::now`] (see [`is_live`]), in the byte order of their keys. It holds
+//!   nothing that a commit of another transaction would wait for. Dropping it gives back all that it held.
+//! - A commit is atomic: after it, every later snapshot shows all of its writes; after an error, none does,
+//!   [`Error::CommitUnknown`] aside. It is made only if the transaction could have run alone at that moment:
+//!   where a row or range of [`Commit::reads`] has changed since the snapshot, it gives [`Error::Conflict`].
+//!   An engine that watches reads itself may leave them aside, and may find conflicts earlier, on a read.
+//! - What a commit writes is decided by [`Commit::plan`] and by nothing else: conditions, counters, times to
+//!   live and the quota are rules of this crate.
+//! - The versions that a commit gives are larger than every version that its rows ever had, in the whole store
+//!   never reused, and below 2⁶³.
+//! - A commit that has begun runs to its end, also when its future is dropped.
+//! - Errors are put into their kind by codes and types, never by texts. What can't be reached is
+//!   [`Error::Unavailable`]; stored bytes that fail a check are [`Error::Corrupt`]. Nothing read from an engine
+//!   is unwrapped.
+//! - After [`Backend::close`] every call gives [`Error::Closed`]; closing again does nothing.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use crate::clock::UnixMillis;
+use crate::commit::Commit;
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::name::{Key, KeyRange, Namespace, RowKey};
+
+/// Whether a transaction may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It reads one snapshot.
+    View,
+    /// It reads and writes.
+    Update,
+}
+
+/// When a row was last written; 0 stands for an absent row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+impl Version {
+    /// The version of a row that is absent.
+    pub const ABSENT: Self = Self(0);
+}
+
+/// What is kept under a [`RowKey`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredValue {
+    /// The value.
+    pub value: Vec<u8>,
+    /// When it was written.
+    pub version: Version,
+    /// When it expires; none for a permanent row.
+    pub expires_at: Option<UnixMillis>,
+}
+
+/// Whether a row that expires then is still there now.
+pub fn is_live(expires_at: Option<UnixMillis>, now: UnixMillis) -> bool {
+    expires_at.is_none_or(|expires_at| expires_at > now)
+}
+
+/// How a snapshot is to be taken.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotOptions {
+    /// Whether its commit may carry writes.
+    pub mode: Mode,
+    /// The moment at which rows must be live to be shown.
+    pub now: UnixMillis,
+    /// When waiting for the engine ends with [`Error::TimedOut`].
+    pub deadline: Instant,
+}
+
+/// How much of a range is read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanOptions {
+    /// From the last key to the first.
+    pub reverse: bool,
+    /// Values are left empty.
+    pub keys_only: bool,
+    /// At most so many rows.
+    pub max_rows: usize,
+    /// No further row once keys and values together are so large; the first row is given in any case.
+    pub max_bytes: u64,
+}
+
+/// A part of a range, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Chunk {
+    /// The rows. Empty only where `exhausted`.
+    pub rows: Vec<(Key, StoredValue)>,
+    /// Whether the range ends with the last of them.
+    pub exhausted: bool,
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The version of the rows written; [`Version::ABSENT`] where there were none.
+    pub version: Version,
+    /// By how many bytes the store grew; counted only where [`Commit::growth_max`] is set.
+    pub growth: i64,
+}
+
+/// What a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Expired rows.
+    pub rows: u64,
+    /// Bytes of their namespaces, keys and values.
+    pub bytes: u64,
+}
+
+/// An engine that keeps rows. The module says what must hold.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Takes a snapshot.
+    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>>;
+
+    /// Makes the commit of a transaction that read nothing.
+    async fn commit(&self, commit: Arc<Commit>) -> Result<Committed>;
+
+    /// Bytes of namespace, key and value of every row, expired ones included.
+    async fn stored_bytes(&self) -> Result<u64>;
+
+    /// Removes up to `max_rows` rows that are no longer live at `now`. It changes no version.
+    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept>;
+
+    /// Whether the engine can be reached.
+    async fn ping(&self) -> Result<()>;
+
+    /// Gives back connections and files.
+    async fn close(&self);
+}
+
+/// One committed state of a backend.
+#[async_trait]
+pub trait Snapshot: Send {
+    /// The row, if it is there.
+    async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>>;
+
+    /// The rows of `keys`, in their order; a key may stand twice. Where the values found are together larger
+    /// than `max_bytes`, their size comes instead, before they are all in memory.
+    async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many>;
+
+    /// The first rows of a range. The range is not empty.
+    async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk>;
+
+    /// The first namespace after `after` that holds a row.
+    async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>>;
+
+    /// Makes the commit of the transaction that read this snapshot, and ends it.
+    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed>;
+}
+
+/// What [`Snapshot::get_many`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Many {
+    /// The rows.
+    Rows(Vec<Option<StoredValue>>),
+    /// The values are larger than was allowed: so many bytes, as far as they were counted.
+    TooLarge(u64),
+}
+
+/// Gathers the answer of [`Snapshot::get_many`] for an engine that reads row by row.
+#[derive(Debug)]
+pub struct ManyRows {
+    rows: Vec<Option<StoredValue>>,
+    bytes: u64,
+    max_bytes: u64,
+}
+
+impl ManyRows {
+    /// Room for the rows of so many keys.
+    pub fn new(keys: usize, max_bytes: u64) -> Self {
+        Self {
+            rows: Vec::with_capacity(keys),
+            bytes: 0,
+            max_bytes,
+        }
+    }
+
+    /// Takes the next row; false where the values have become too large.
+    pub fn push(&mut self, row: Option<StoredValue>) -> bool {
+        self.bytes += row.as_ref().map_or(0, |row| row.value.len() as u64);
+        self.rows.push(row);
+        self.bytes <= self.max_bytes
+    }
+
+    /// The answer.
+    pub fn finish(self) -> Many {
+        if self.bytes > self.max_bytes {
+            Many::TooLarge(self.bytes)
+        } else {
+            Many::Rows(self.rows)
+        }
+    }
+}

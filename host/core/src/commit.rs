@@ -1,0 +1,369 @@
+//! What a transaction asks its backend to make, and the rules by which it is made.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::backend::{Version, is_live};
+use crate::clock::UnixMillis;
+use crate::counter;
+use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::name::{RowKey, Value};
+use crate::read_set::ReadSet;
+
+/// A change to one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Writes a value.
+    Put {
+        /// The value.
+        value: Value,
+        /// How long after the commit the row is there, in milliseconds; none for ever.
+        ttl_millis: Option<u64>,
+    },
+    /// Removes the row.
+    Delete,
+    /// Adds to a counter, whatever it is at commit.
+    Increment(i64),
+}
+
+impl Mutation {
+    /// Bytes of its value.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        match self {
+            Self::Put { value, .. } => value.as_bytes().len() as u64,
+            Self::Delete => 0,
+            Self::Increment(_) => COUNTER_BYTES_MAX,
+        }
+    }
+}
+
+/// The longest decimal text of a signed 64-bit number.
+const COUNTER_BYTES_MAX: u64 = 20;
+
+/// One transaction, ready to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// The moment of the commit, for times to live.
+    pub now: UnixMillis,
+    /// What must not have changed since the snapshot.
+    pub reads: ReadSet,
+    /// Versions that rows must be at.
+    pub conditions: BTreeMap<RowKey, Version>,
+    /// The changes, in the order in which they are best written.
+    pub writes: BTreeMap<RowKey, Mutation>,
+    /// By how many bytes the store may grow at most, and the quota to name where it would grow more; none
+    /// where growth isn't counted.
+    pub growth_max: Option<GrowthMax>,
+}
+
+/// How far a commit may grow the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrowthMax {
+    /// Bytes that the store holds already.
+    pub used: u64,
+    /// Bytes that it may hold.
+    pub quota: u64,
+}
+
+/// A row as it is stored at the moment of the commit, live or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CurrentRow {
+    /// When it was written.
+    pub version: Version,
+    /// When it expires.
+    pub expires_at: Option<UnixMillis>,
+    /// Bytes of its value.
+    pub value_bytes: u64,
+    /// Its value, where [`Need::Value`] asked for it.
+    pub value: Option<Vec<u8>>,
+}
+
+/// What [`Commit::plan`] has to know of a current row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// All but its value.
+    Header,
+    /// All of it.
+    Value,
+}
+
+/// What a commit comes to.
+#[derive(Debug, Default)]
+pub struct Plan<'a> {
+    /// The rows to write, in order.
+    pub writes: Vec<(&'a RowKey, RowWrite<'a>)>,
+    /// By how many bytes the store grows, where that was asked.
+    pub growth: i64,
+}
+
+/// What becomes of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowWrite<'a> {
+    /// It is there.
+    Put {
+        /// With this value.
+        value: Cow<'a, [u8]>,
+        /// Until then.
+        expires_at: Option<UnixMillis>,
+    },
+    /// It is not.
+    Delete,
+}
+
+impl Commit {
+    /// The rows whose current state [`Commit::plan`] will ask for, and how much of it; none for most
+    /// commits. For engines that read them all at once beforehand.
+    pub fn needs(&self) -> BTreeMap<&RowKey, Need> {
+        let mut needs: BTreeMap<&RowKey, Need> =
+            self.conditions.keys().map(|row| (row, Need::Header)).collect();
+        for (row, mutation) in &self.writes {
+            if let Some(need) = self.need(mutation) {
+                let known = needs.entry(row).or_insert(need);
+                *known = need.max(*known);
+            }
+        }
+        needs
+    }
+
+    fn need(&self, mutation: &Mutation) -> Option<Need> {
+        match mutation {
+            Mutation::Increment(_) => Some(Need::Value),
+            _ if self.growth_max.is_some() => Some(Need::Header),
+            _ => None,
+        }
+    }
+
+    /// Decides what is written. `current` gives the stored row, none where there is none; it is asked in the
+    /// moment of the commit, when nobody else can change it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where a condition doesn't hold, [`Error::InvalidArgument`] where a counter is none,
+    /// [`Error::LimitExceeded`] over the quota, and those of `current`. Nothing is to be written then.
+    pub fn plan<'a, F>(&'a self, mut current: F) -> Result<Plan<'a>>
+    where
+        F: FnMut(&RowKey, Need) -> Result<Option<CurrentRow>>,
+    {
+        for (row, expected) in &self.conditions {
+            let found = self.live(current(row, Need::Header)?);
+            if found.map_or(Version::ABSENT, |row| row.version) != *expected {
+                return Err(Error::Conflict);
+            }
+        }
+        let mut plan = Plan::default();
+        for (row, mutation) in &self.writes {
+            let stored = match self.need(mutation) {
+                Some(need) => current(row, need)?,
+                None => None,
+            };
+            let before = stored
+                .as_ref()
+                .map_or(0, |stored| row.bytes() + stored.value_bytes);
+            let write = self.resolve(mutation, stored)?;
+            plan.growth += row_bytes(row, &write) as i64 - before as i64;
+            plan.writes.push((row, write));
+        }
+        self.check_growth(plan.growth)?;
+        Ok(plan)
+    }
+
+    fn resolve<'a>(&self, mutation: &'a Mutation, stored: Option<CurrentRow>) -> Result<RowWrite<'a>> {
+        Ok(match mutation {
+            Mutation::Put { value, ttl_millis } => RowWrite::Put {
+                value: Cow::Borrowed(value.as_bytes()),
+                expires_at: ttl_millis.map(|ttl| self.expiry(ttl)),
+            },
+            Mutation::Delete => RowWrite::Delete,
+            Mutation::Increment(delta) => {
+                let live = self.live(stored);
+                let base = live.as_ref().and_then(|row| row.value.as_deref());
+                RowWrite::Put {
+                    value: Cow::Owned(counter::add(base, *delta)?),
+                    expires_at: live.and_then(|row| row.expires_at),
+                }
+            }
+        })
+    }
+
+    fn live(&self, row: Option<CurrentRow>) -> Option<CurrentRow> {
+        row.filter(|row| is_live(row.expires_at, self.now))
+    }
+
+    /// SQL engines keep the moment in a signed number; what lies beyond never comes.
+    fn expiry(&self, ttl_millis: u64) -> UnixMillis {
+        self.now.saturating_add(ttl_millis).min(i64::MAX as u64)
+    }
+
+    fn check_growth(&self, growth: i64) -> Result<()> {
+        let Some(GrowthMax { used, quota }) = self.growth_max else {
+            return Ok(());
+        };
+        let requested = used.saturating_add_signed(growth);
+        // A store that is already over its quota may still shrink.
+        if growth <= 0 || requested <= quota {
+            return Ok(());
+        }
+        Err(LimitExceeded {
+            kind: LimitKind::StoreBytes,
+            max: quota,
+            requested,
+        }
+        .into())
+    }
+
+    /// The most bytes by which the writes can grow a store.
+    pub(crate) fn growth_bound(&self) -> u64 {
+        self.writes
+            .iter()
+            .filter(|(_, mutation)| **mutation != Mutation::Delete)
+            .map(|(row, mutation)| row.bytes() + mutation.value_bytes())
+            .sum()
+    }
+}
+
+fn row_bytes(row: &RowKey, write: &RowWrite<'_>) -> u64 {
+    match write {
+        RowWrite::Put { value, .. } => row.bytes() + value.len() as u64,
+        RowWrite::Delete => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::name::{Key, Namespace};
+
+    fn row(key: &str) -> RowKey {
+        let limits = Limits::default();
+        RowKey {
+            namespace: Namespace::new("n", &limits).unwrap(),
+            key: Key::new(key, &limits).unwrap(),
+        }
+    }
+
+    fn put(value: &[u8], ttl_millis: Option<u64>) -> Mutation {
+        Mutation::Put {
+            value: Value::trusted(value.to_vec()),
+            ttl_millis,
+        }
+    }
+
+    fn stored(value: &[u8], expires_at: Option<u64>) -> CurrentRow {
+        CurrentRow {
+            version: Version(7),
+            expires_at,
+            value_bytes: value.len() as u64,
+            value: Some(value.to_vec()),
+        }
+    }
+
+    #[test]
+    fn a_condition_on_an_expired_row_sees_no_row() {
+        let conditions = BTreeMap::from([(row("a"), Version::ABSENT)]);
+        let commit = Commit {
+            now: 100,
+            conditions,
+            ..Default::default()
+        };
+        commit.plan(|_, _| Ok(Some(stored(b"x", Some(100))))).unwrap();
+        assert!(matches!(
+            commit.plan(|_, _| Ok(Some(stored(b"x", Some(101))))),
+            Err(Error::Conflict)
+        ));
+    }
+
+    #[test]
+    fn a_counter_keeps_its_time_to_live_and_an_expired_one_starts_anew() {
+        let writes = BTreeMap::from([(row("a"), Mutation::Increment(2))]);
+        let commit = Commit {
+            now: 100,
+            writes,
+            ..Default::default()
+        };
+        let value = |stored: CurrentRow| {
+            commit
+                .plan(|_, _| Ok(Some(stored.clone())))
+                .unwrap()
+                .writes
+                .remove(0)
+                .1
+        };
+        let seven = RowWrite::Put {
+            value: Cow::Borrowed(b"7".as_slice()),
+            expires_at: Some(101),
+        };
+        assert_eq!(value(stored(b"5", Some(101))), seven);
+        let two = RowWrite::Put {
+            value: Cow::Borrowed(b"2".as_slice()),
+            expires_at: None,
+        };
+        assert_eq!(value(stored(b"5", Some(100))), two);
+    }
+
+    #[test]
+    fn a_time_to_live_beyond_all_time_never_ends() {
+        let writes = BTreeMap::from([(row("a"), put(b"x", Some(u64::MAX)))]);
+        let commit = Commit {
+            now: 100,
+            writes,
+            ..Default::default()
+        };
+        let plan = commit.plan(|_, _| Ok(None)).unwrap();
+        let forever = RowWrite::Put {
+            value: Cow::Borrowed(b"x".as_slice()),
+            expires_at: Some(i64::MAX as u64),
+        };
+        assert_eq!(plan.writes.first().unwrap().1, forever);
+    }
+
+    #[test]
+    fn growth_counts_what_is_replaced_and_a_full_store_may_shrink() {
+        let growth_max = Some(GrowthMax { used: 10, quota: 10 });
+        let commit = |mutation| Commit {
+            growth_max,
+            writes: BTreeMap::from([(row("a"), mutation)]),
+            ..Default::default()
+        };
+        let plan = |commit: Commit| {
+            commit
+                .plan(|_, _| Ok(Some(stored(b"12345678", None))))
+                .map(|plan| plan.growth)
+        };
+        assert_eq!(plan(commit(put(b"1234567", None))).unwrap(), -1);
+        assert_eq!(plan(commit(Mutation::Delete)).unwrap(), -10);
+        let Err(Error::LimitExceeded(exceeded)) = plan(commit(put(b"123456789", None))) else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            exceeded,
+            LimitExceeded {
+                kind: LimitKind::StoreBytes,
+                max: 10,
+                requested: 11
+            }
+        );
+    }
+
+    #[test]
+    fn only_counters_conditions_and_quotas_need_the_current_rows() {
+        let writes = BTreeMap::from([
+            (row("a"), put(b"x", None)),
+            (row("b"), Mutation::Increment(1)),
+            (row("c"), Mutation::Delete),
+        ]);
+        let conditions = BTreeMap::from([(row("b"), Version(1)), (row("d"), Version(1))]);
+        let mut commit = Commit {
+            writes,
+            conditions,
+            ..Default::default()
+        };
+        let needs: Vec<_> = commit
+            .needs()
+            .into_iter()
+            .map(|(row, need)| (row.clone(), need))
+            .collect();
+        assert_eq!(needs, [(row("b"), Need::Value), (row("d"), Need::Header)]);
+        commit.growth_max = Some(GrowthMax { used: 0, quota: 100 });
+        assert_eq!(commit.needs().len(), 4);
+    }
+}

@@ -1,0 +1,131 @@
+//! The last commits of this process, so that most validations need no look into the engine.
+
+use std::collections::VecDeque;
+
+use crate::backend::Version;
+use crate::name::RowKey;
+use crate::read_set::ReadSet;
+
+/// What the log knows of a read set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No commit since the snapshot touched it.
+    Untouched,
+    /// One did.
+    Touched,
+    /// The log doesn't reach back to the snapshot, or somebody else committed in between.
+    Unknown,
+}
+
+/// The rows that the last commits wrote, for an engine whose versions count commits one by one.
+#[derive(Debug, Default)]
+pub struct CommitLog {
+    /// In the order of their versions, without gaps.
+    commits: VecDeque<(Version, Vec<RowKey>)>,
+    rows: usize,
+}
+
+impl CommitLog {
+    /// Rows remembered at most, in all commits together.
+    const ROWS_MAX: usize = 16_384;
+
+    /// Remembers a commit.
+    pub fn push(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
+        let follows = self
+            .commits
+            .back()
+            .is_none_or(|(last, _)| last.0 + 1 == version.0);
+        if !follows {
+            self.commits.clear();
+            self.rows = 0;
+        }
+        let written: Vec<RowKey> = written.into_iter().collect();
+        self.rows += written.len().max(1);
+        self.commits.push_back((version, written));
+        while self.rows > Self::ROWS_MAX {
+            let Some((_, forgotten)) = self.commits.pop_front() else {
+                break;
+            };
+            self.rows -= forgotten.len().max(1);
+        }
+    }
+
+    /// Whether a commit after `snapshot`, up to and with `current`, touched what was read.
+    pub fn check(&self, reads: &ReadSet, snapshot: Version, current: Version) -> Verdict {
+        if snapshot == current || reads.is_empty() {
+            return Verdict::Untouched;
+        }
+        let reaches_back = self
+            .commits
+            .front()
+            .is_some_and(|(first, _)| first.0 <= snapshot.0 + 1);
+        let is_current = self.commits.back().is_some_and(|(last, _)| *last == current);
+        if !reaches_back || !is_current {
+            return Verdict::Unknown;
+        }
+        let mut since = self
+            .commits
+            .iter()
+            .rev()
+            .take_while(|(version, _)| *version > snapshot);
+        if since.any(|(_, written)| reads.is_touched_by(written)) {
+            Verdict::Touched
+        } else {
+            Verdict::Untouched
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::name::{Key, Namespace};
+
+    fn row(key: &str) -> RowKey {
+        let limits = Limits::default();
+        RowKey {
+            namespace: Namespace::new("n", &limits).unwrap(),
+            key: Key::new(key, &limits).unwrap(),
+        }
+    }
+
+    fn reads(key: &str) -> ReadSet {
+        let mut reads = ReadSet::default();
+        reads.record_row(row(key), Version(1));
+        reads
+    }
+
+    #[test]
+    fn only_commits_after_the_snapshot_count() {
+        let mut log = CommitLog::default();
+        log.push(Version(5), [row("a")]);
+        log.push(Version(6), [row("b")]);
+        assert_eq!(log.check(&reads("a"), Version(5), Version(6)), Verdict::Untouched);
+        assert_eq!(log.check(&reads("a"), Version(4), Version(6)), Verdict::Touched);
+        assert_eq!(log.check(&reads("b"), Version(6), Version(6)), Verdict::Untouched);
+    }
+
+    #[test]
+    fn a_gap_or_a_foreign_commit_is_unknown() {
+        let mut log = CommitLog::default();
+        assert_eq!(log.check(&reads("a"), Version(4), Version(5)), Verdict::Unknown);
+        log.push(Version(5), [row("a")]);
+        assert_eq!(log.check(&reads("b"), Version(3), Version(5)), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(4), Version(6)), Verdict::Unknown);
+        log.push(Version(9), [row("a")]);
+        assert_eq!(log.check(&reads("b"), Version(4), Version(9)), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(8), Version(9)), Verdict::Untouched);
+    }
+
+    #[test]
+    fn the_log_forgets_the_oldest_first() {
+        let mut log = CommitLog::default();
+        for version in 1..=(CommitLog::ROWS_MAX as u64 + 1) {
+            log.push(Version(version), [row("a")]);
+        }
+        let current = Version(CommitLog::ROWS_MAX as u64 + 1);
+        assert_eq!(log.check(&reads("b"), Version(0), current), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(1), current), Verdict::Untouched);
+    }
+}

@@ -1,0 +1,98 @@
+//! Where the next page of a range starts, as a guest carries it.
+
+use crate::error::{Error, LimitKind, Result};
+use crate::limits::Limits;
+use crate::name::Namespace;
+use crate::transaction::Range;
+
+/// Hexadecimal digits of the fingerprint before the key.
+const FINGERPRINT_DIGITS: usize = 16;
+
+/// The cursor behind `last`, the last key of a page.
+pub(crate) fn encode(namespace: &Namespace, range: &Range, last: &str) -> String {
+    format!("{:016x}{last}", fingerprint(namespace, range))
+}
+
+/// The key that a cursor stands behind.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where it is no cursor of this range.
+pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str, limits: &Limits) -> Result<Vec<u8>> {
+    limits.check(
+        LimitKind::KeyBytes,
+        cursor.len().saturating_sub(FINGERPRINT_DIGITS) as u64,
+    )?;
+    let expected = format!("{:016x}", fingerprint(namespace, range));
+    match cursor.strip_prefix(&expected) {
+        Some(last) => Ok(last.as_bytes().to_vec()),
+        None => Err(Error::invalid_argument(
+            "`after` is no cursor of this range; pass `next` of its last page, and the same range",
+        )),
+    }
+}
+
+/// FNV-1a over all that makes a range another one. It finds mistakes, not attacks: a guest that forges a cursor
+/// only moves within its own range.
+fn fingerprint(namespace: &Namespace, range: &Range) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    add(namespace.as_bytes());
+    add(range.prefix.as_bytes());
+    for bound in [&range.start, &range.end] {
+        add(&[u8::from(bound.is_some())]);
+        add(bound.as_deref().unwrap_or_default().as_bytes());
+    }
+    add(&[u8::from(range.reverse)]);
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_good_for_its_own_range_only() {
+        let limits = Limits::default();
+        let namespace = Namespace::new("n", &limits).unwrap();
+        let range = Range {
+            prefix: "a".into(),
+            ..Default::default()
+        };
+        let cursor = encode(&namespace, &range, "a\u{0}b");
+        assert_eq!(decode(&namespace, &range, &cursor, &limits).unwrap(), b"a\0b");
+        let page_size = Range {
+            limit: Some(3),
+            keys_only: true,
+            ..range.clone()
+        };
+        assert_eq!(decode(&namespace, &page_size, &cursor, &limits).unwrap(), b"a\0b");
+        for other in [
+            Range {
+                reverse: true,
+                ..range.clone()
+            },
+            Range {
+                prefix: String::new(),
+                start: Some("a".into()),
+                ..range.clone()
+            },
+            Range {
+                end: Some(String::new()),
+                ..range.clone()
+            },
+        ] {
+            assert!(matches!(
+                decode(&namespace, &other, &cursor, &limits),
+                Err(Error::InvalidArgument(_))
+            ));
+        }
+        assert!(matches!(
+            decode(&namespace, &range, "ä", &limits),
+            Err(Error::InvalidArgument(_))
+        ));
+    }
+}

@@ -1,0 +1,177 @@
+//! Backends by data-source name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::backend::Backend;
+use crate::error::Error;
+
+/// Opens backends of one kind.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// Its name, which no other driver has: `sqlite`.
+    fn name(&self) -> &'static str;
+
+    /// Whether a data-source name is meant for it, right or wrong.
+    fn accepts(&self, dsn: &str) -> bool;
+
+    /// Opens what the data-source name says, and brings larder's own tables up to date.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the name is malformed, and what the engine ran into.
+    async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
+}
+
+/// The drivers that a platform has, a plain value.
+///
+/// ```
+/// let drivers = larder_core::Drivers::with_in_memory();
+/// assert_eq!(drivers.names(), ["memory"]);
+/// ```
+#[derive(Clone, Default)]
+pub struct Drivers {
+    drivers: BTreeMap<&'static str, Arc<dyn Driver>>,
+}
+
+impl std::fmt::Debug for Drivers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Drivers").field(&self.names()).finish()
+    }
+}
+
+/// Why a driver or a store was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// No driver knows the data-source name.
+    #[error("no driver for data-source name {given:?}; there are: {}", registered.join(", "))]
+    Unknown {
+        /// What stands before the first colon, as the rest may hold a password.
+        given: String,
+        /// The names of the drivers, sorted.
+        registered: Vec<&'static str>,
+    },
+    /// A driver of this name is there already.
+    #[error("a driver named {0:?} is registered already")]
+    Duplicate(&'static str),
+    /// The driver could not open the store.
+    #[error("could not open a store with the driver {driver:?}")]
+    Open {
+        /// Its name.
+        driver: &'static str,
+        /// Why.
+        #[source]
+        error: Error,
+    },
+}
+
+impl Drivers {
+    /// No drivers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The driver `memory:` alone.
+    pub fn with_in_memory() -> Self {
+        let mut drivers = Self::new();
+        drivers
+            .drivers
+            .insert("memory", Arc::new(crate::in_memory::InMemoryDriver));
+        drivers
+    }
+
+    /// Adds a driver.
+    ///
+    /// # Errors
+    /// [`DriverError::Duplicate`] where its name is taken; the set is unchanged.
+    pub fn register(&mut self, driver: impl Driver) -> Result<&mut Self, DriverError> {
+        let name = driver.name();
+        if self.drivers.contains_key(name) {
+            return Err(DriverError::Duplicate(name));
+        }
+        self.drivers.insert(name, Arc::new(driver));
+        Ok(self)
+    }
+
+    /// The names of the drivers, sorted.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.drivers.keys().copied().collect()
+    }
+
+    /// Opens a backend.
+    ///
+    /// # Errors
+    /// [`DriverError::Unknown`] says which drivers there are.
+    pub async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
+        let Some(driver) = self.drivers.values().find(|driver| driver.accepts(dsn)) else {
+            let given = dsn.split_inclusive(':').next().unwrap_or_default().to_string();
+            return Err(DriverError::Unknown {
+                given,
+                registered: self.names(),
+            });
+        };
+        driver.open(dsn).await.map_err(|error| DriverError::Open {
+            driver: driver.name(),
+            error,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(&'static str);
+
+    #[async_trait]
+    impl Driver for Failing {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn accepts(&self, dsn: &str) -> bool {
+            dsn.starts_with(self.0)
+        }
+
+        async fn open(&self, _: &str) -> Result<Arc<dyn Backend>, Error> {
+            Err(Error::Closed)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_driver_says_which_there_are_and_keeps_the_password() {
+        let mut drivers = Drivers::with_in_memory();
+        drivers.register(Failing("a-driver")).unwrap();
+        let error = drivers.open("mysql://ann:secret@host/db").await.err().unwrap();
+        let expected = "no driver for data-source name \"mysql:\"; there are: a-driver, memory";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_driver_registered_twice_is_refused_and_names_are_sorted() {
+        let mut drivers = Drivers::with_in_memory();
+        drivers
+            .register(Failing("z"))
+            .unwrap()
+            .register(Failing("b"))
+            .unwrap();
+        assert!(matches!(
+            drivers.register(Failing("z")),
+            Err(DriverError::Duplicate("z"))
+        ));
+        assert_eq!(drivers.names(), ["b", "memory", "z"]);
+    }
+
+    #[tokio::test]
+    async fn the_drivers_own_error_is_reachable() {
+        let mut drivers = Drivers::new();
+        drivers.register(Failing("f")).unwrap();
+        let Err(DriverError::Open { driver, error }) = drivers.open("f:x").await else {
+            panic!("opened")
+        };
+        assert_eq!(driver, "f");
+        assert!(matches!(error, Error::Closed));
+    }
+}

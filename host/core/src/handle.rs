@@ -1,0 +1,148 @@
+//! A store as one user has it: with that user's limits and rights.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::backend::Mode;
+use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::event::Event;
+use crate::limits::Limits;
+use crate::store::Store;
+use crate::transaction::Transaction;
+
+/// What a handle may do.
+#[derive(Clone, Debug, Default)]
+pub struct HandleOptions {
+    /// The name under which its user knows the store.
+    pub name: String,
+    /// Updates are refused.
+    pub read_only: bool,
+    /// The bounds of its transactions.
+    pub limits: Arc<Limits>,
+    /// Counts the transactions that are open; handles that share it share the bound. Default: one of its own,
+    /// with the bound of the default limits.
+    pub open_transactions: OpenTransactions,
+}
+
+/// Counts open transactions against a bound. Clones share the count.
+#[derive(Clone, Debug)]
+pub struct OpenTransactions {
+    count: Arc<AtomicU64>,
+    max: u64,
+}
+
+impl OpenTransactions {
+    /// At most so many.
+    pub fn at_most(max: u64) -> Self {
+        Self {
+            count: Arc::default(),
+            max,
+        }
+    }
+
+    fn permit(&self) -> Result<Permit> {
+        let before = self.count.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit {
+            count: self.count.clone(),
+        };
+        if before < self.max {
+            return Ok(permit);
+        }
+        let requested = before.saturating_add(1);
+        Err(LimitExceeded {
+            kind: LimitKind::OpenTransactions,
+            max: self.max,
+            requested,
+        }
+        .into())
+    }
+}
+
+impl Default for OpenTransactions {
+    fn default() -> Self {
+        Self::at_most(Limits::default().open_transactions)
+    }
+}
+
+/// The right to one open transaction; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    count: Arc<AtomicU64>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A store as one user has it. Dropping it leaves its transactions open; [`Handle::close`] ends them.
+#[derive(Debug)]
+pub struct Handle {
+    store: Store,
+    id: u64,
+    options: HandleOptions,
+    closed: AtomicBool,
+}
+
+impl Handle {
+    pub(crate) fn new(store: Store, id: u64, options: HandleOptions) -> Self {
+        Self {
+            store,
+            id,
+            options,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::AccessDenied`] for an update of a store that may only be read, of which the
+    /// platform is told; [`Error::LimitExceeded`] where too many are open.
+    pub fn begin(&self, mode: Mode) -> Result<Transaction> {
+        self.check_open()?;
+        if self.options.read_only && mode == Mode::Update {
+            return Err(self.deny_update());
+        }
+        let permit = self.options.open_transactions.permit()?;
+        Ok(self
+            .store
+            .begin(mode, self.options.limits.clone(), self.id, permit))
+    }
+
+    /// Whether the backend can be reached.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and those of the backend.
+    pub async fn ping(&self) -> Result<()> {
+        self.check_open()?;
+        self.store.ping().await
+    }
+
+    /// Rolls back the open transactions of this handle; later calls on it and on them get [`Error::Closed`].
+    /// Closing again does nothing.
+    pub fn close(&self) {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.store
+                .end_transactions(|slot| slot.handle == self.id, &Error::Closed);
+        }
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        self.store.check_open()
+    }
+
+    fn deny_update(&self) -> Error {
+        let reason = format!("the store {:?} is granted read-only", self.options.name);
+        self.store.emit(Event::AccessDenied {
+            store: self.options.name.clone(),
+            operation: "begin",
+            reason: reason.clone(),
+        });
+        Error::AccessDenied(reason)
+    }
+}

@@ -1,0 +1,55 @@
+//! The semantics of larder, written once above every engine.
+//!
+//! A [`Store`] is a [`Backend`](backend::Backend) with a clock, a quota and the transactions that are open on it. A
+//! [`Handle`] is a store as one user has it, with that user's [`Limits`] and rights. A [`Transaction`] is a
+//! snapshot, the writes to make, and what was read: serializable, with no lock held while its user computes.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+//! use larder_core::{Error, HandleOptions, InMemory, Mode, Store};
+//!
+//! let handle = Store::builder(InMemory::new()).build()?.handle(HandleOptions::default());
+//! let (mut first, mut second) = (handle.begin(Mode::Update)?, handle.begin(Mode::Update)?);
+//! for transaction in [&mut first, &mut second] {
+//!     assert_eq!(transaction.get("seats".into(), "12A".into()).await?, None);
+//!     transaction.put("seats".into(), "12A".into(), b"taken".to_vec())?;
+//! }
+//! first.commit().await?;
+//! assert!(matches!(second.commit().await, Err(Error::Conflict)));
+//! # Ok(()) }
+//! ```
+//!
+//! The crate knows no WebAssembly and no SQL. It has the backend that keeps rows in memory, [`InMemory`]; others
+//! implement [`backend`], whose documentation is the contract.
+
+pub mod backend;
+pub mod clock;
+pub mod commit;
+pub mod commit_log;
+pub mod counter;
+mod cursor;
+mod drivers;
+pub mod error;
+pub mod event;
+mod handle;
+mod in_memory;
+pub mod limits;
+pub mod name;
+mod quota;
+pub mod read_set;
+mod scan;
+pub mod schema;
+mod slot;
+mod store;
+mod transaction;
+
+pub use backend::{Mode, Version};
+pub use clock::{Clock, MovableClock, SystemClock};
+pub use drivers::{Driver, DriverError, Drivers};
+pub use error::{Error, LimitExceeded, LimitKind, Result};
+pub use event::{Event, EventSink, TracingEvents};
+pub use handle::{Handle, HandleOptions, OpenTransactions};
+pub use in_memory::{InMemory, InMemoryDriver};
+pub use limits::Limits;
+pub use store::{Store, StoreBuilder};
+pub use transaction::{Entry, Page, PutOptions, Range, Transaction};

@@ -1,0 +1,181 @@
+//! How much a guest may ask for.
+
+use std::time::Duration;
+
+use crate::error::{Error, LimitExceeded, LimitKind, Result};
+
+/// The bounds of one guest. Every length and count that a guest sends is checked against one of them
+/// before memory is spent on it. Sizes are in bytes.
+///
+/// ```
+/// let limits = larder_core::Limits { value_bytes: 64 << 10, ..Default::default() };
+/// limits.validate().unwrap();
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A namespace's name. At most [`Limits::NAMESPACE_BYTES_MAX`].
+    pub namespace_bytes: u64,
+    /// A key, a prefix, or a bound of a range. At most [`Limits::KEY_BYTES_MAX`].
+    pub key_bytes: u64,
+    /// One value. At most [`Limits::VALUE_BYTES_MAX`].
+    pub value_bytes: u64,
+    /// What one call returns. At least `key_bytes + value_bytes`, so that a page always holds an entry.
+    pub result_bytes: u64,
+    /// What one transaction stages and remembers. At least `namespace_bytes + key_bytes + value_bytes`.
+    pub transaction_bytes: u64,
+    /// How many rows one transaction stages writes for, or one `get_many` reads.
+    pub transaction_mutations: u64,
+    /// Transactions that one instance has open.
+    pub open_transactions: u64,
+    /// Handles on stores that one instance has open.
+    pub open_stores: u64,
+    /// How long a transaction may be open before it is rolled back.
+    pub transaction_timeout: Duration,
+}
+
+impl Limits {
+    /// The longest namespace that every backend can hold. With the longest key it must fit into one
+    /// B-tree entry of Postgres, which takes 2,704 bytes.
+    pub const NAMESPACE_BYTES_MAX: u64 = 255;
+    /// The longest key that every backend can hold.
+    pub const KEY_BYTES_MAX: u64 = 2_048;
+    /// The largest value that every backend can hold.
+    pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+
+    /// Refuses bounds that contradict each other or that a backend can't keep.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] says which bound is wrong and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
+        at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
+        at_most("value_bytes", self.value_bytes, Self::VALUE_BYTES_MAX)?;
+        let entry = self.key_bytes + self.value_bytes;
+        at_least("result_bytes", self.result_bytes, entry)?;
+        at_least(
+            "transaction_bytes",
+            self.transaction_bytes,
+            self.namespace_bytes + entry,
+        )
+    }
+
+    /// Checks an amount that a guest asked for.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] where it is over the bound.
+    pub fn check(&self, kind: LimitKind, requested: u64) -> Result<()> {
+        check_bound(kind, self.max(kind), requested)
+    }
+
+    /// The bound of one kind. Limits don't bound the whole store: its own quota does.
+    pub const fn max(&self, kind: LimitKind) -> u64 {
+        match kind {
+            LimitKind::NamespaceBytes => self.namespace_bytes,
+            LimitKind::KeyBytes => self.key_bytes,
+            LimitKind::ValueBytes => self.value_bytes,
+            LimitKind::ResultBytes => self.result_bytes,
+            LimitKind::TransactionBytes => self.transaction_bytes,
+            LimitKind::TransactionMutations => self.transaction_mutations,
+            LimitKind::OpenTransactions => self.open_transactions,
+            LimitKind::OpenStores => self.open_stores,
+            LimitKind::StoreBytes => u64::MAX,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            namespace_bytes: Self::NAMESPACE_BYTES_MAX,
+            key_bytes: Self::KEY_BYTES_MAX,
+            value_bytes: 1 << 20,
+            result_bytes: 4 << 20,
+            transaction_bytes: 16 << 20,
+            transaction_mutations: 10_000,
+            open_transactions: 16,
+            open_stores: 64,
+            transaction_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Checks an amount against a bound.
+pub(crate) fn check_bound(kind: LimitKind, max: u64, requested: u64) -> Result<()> {
+    if requested <= max {
+        Ok(())
+    } else {
+        Err(LimitExceeded { kind, max, requested }.into())
+    }
+}
+
+fn at_most(name: &str, value: u64, max: u64) -> Result<()> {
+    if value <= max {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "the limit {name} is {value}, and can be at most {max}"
+    )))
+}
+
+fn at_least(name: &str, value: u64, min: u64) -> Result<()> {
+    if value >= min {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "the limit {name} is {value}, and must be at least {min}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_are_valid() {
+        Limits::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_result_that_holds_no_entry_is_refused() {
+        let limits = Limits {
+            result_bytes: 10,
+            ..Default::default()
+        };
+        let Err(Error::InvalidArgument(reason)) = limits.validate() else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            reason,
+            "the limit result_bytes is 10, and must be at least 1050624"
+        );
+    }
+
+    #[test]
+    fn a_key_longer_than_a_backend_holds_is_refused() {
+        let limits = Limits {
+            key_bytes: 2_049,
+            ..Default::default()
+        };
+        assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn an_amount_at_the_bound_passes_and_one_more_says_both_numbers() {
+        let limits = Limits {
+            open_stores: 3,
+            ..Default::default()
+        };
+        limits.check(LimitKind::OpenStores, 3).unwrap();
+        let Err(Error::LimitExceeded(exceeded)) = limits.check(LimitKind::OpenStores, 4) else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            exceeded,
+            LimitExceeded {
+                kind: LimitKind::OpenStores,
+                max: 3,
+                requested: 4
+            }
+        );
+    }
+}

@@ -1,0 +1,191 @@
+//! What a transaction read, and whether it still holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::backend::Version;
+use crate::clock::UnixMillis;
+use crate::error::Result;
+use crate::name::{KeyRange, RowKey};
+
+/// What one transaction read of the committed state: rows, absent rows and ranges.
+#[derive(Clone, Debug, Default)]
+pub struct ReadSet {
+    rows: BTreeMap<RowKey, Version>,
+    ranges: BTreeSet<RangeRead>,
+    earliest_expiry: Option<UnixMillis>,
+}
+
+/// A range that was read to its end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RangeRead {
+    /// Which keys.
+    pub range: KeyRange,
+    /// How many live rows lay in it. With the newest version in it, this tells every change: a row that came
+    /// or changed is newer than the snapshot, and a row that went is missing.
+    pub rows: u64,
+}
+
+/// What a range holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangeState {
+    /// Its live rows.
+    pub rows: u64,
+    /// The newest version among them.
+    pub newest: Version,
+}
+
+/// The committed state at the moment of a commit.
+pub trait CurrentState {
+    /// The version of a live row, [`Version::ABSENT`] where there is none.
+    fn version(&mut self, row: &RowKey) -> Result<Version>;
+    /// What a range holds.
+    fn range(&mut self, range: &KeyRange) -> Result<RangeState>;
+}
+
+/// Bytes that one recorded read costs beside its names, as the WIT's `transaction-bytes` says.
+pub(crate) const READ_OVERHEAD: u64 = 64;
+
+impl ReadSet {
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.ranges.is_empty()
+    }
+
+    /// Whether a row that was read is gone by `now`, because its time to live is over.
+    pub fn has_expired(&self, now: UnixMillis) -> bool {
+        self.earliest_expiry.is_some_and(|expiry| expiry <= now)
+    }
+
+    /// Whether a commit that wrote these rows changed what was read. The rows are in order.
+    pub fn is_touched_by(&self, written: &[RowKey]) -> bool {
+        written.iter().any(|row| self.rows.contains_key(row))
+            || self.ranges.iter().any(|read| {
+                let first = written.partition_point(|row| {
+                    (row.namespace.as_bytes(), row.key.as_bytes())
+                        < (read.range.namespace().as_bytes(), read.range.start())
+                });
+                written.get(first).is_some_and(|row| read.range.contains(row))
+            })
+    }
+
+    /// Whether everything read is as it was when the store was at version `snapshot`, in an engine whose
+    /// versions grow from commit to commit.
+    ///
+    /// # Errors
+    /// Those of reading `current`.
+    pub fn holds(&self, snapshot: Version, current: &mut dyn CurrentState) -> Result<bool> {
+        for (row, read) in &self.rows {
+            if current.version(row)? != *read {
+                return Ok(false);
+            }
+        }
+        for read in &self.ranges {
+            let now = current.range(&read.range)?;
+            if now.rows != read.rows || now.newest > snapshot {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes that recording a row costs: none where it is recorded already.
+    pub(crate) fn row_cost(&self, row: &RowKey) -> u64 {
+        if self.rows.contains_key(row) {
+            0
+        } else {
+            row.bytes() + READ_OVERHEAD
+        }
+    }
+
+    /// Records a row.
+    pub(crate) fn record_row(&mut self, row: RowKey, version: Version) {
+        self.rows.insert(row, version);
+    }
+
+    /// Bytes that recording a range costs: none where it is recorded already.
+    pub(crate) fn range_cost(&self, read: &RangeRead) -> u64 {
+        if self.ranges.contains(read) {
+            return 0;
+        }
+        let range = &read.range;
+        let names =
+            range.namespace().as_bytes().len() + range.start().len() + range.end().map_or(0, <[u8]>::len);
+        names as u64 + READ_OVERHEAD
+    }
+
+    /// Records a range.
+    pub(crate) fn record_range(&mut self, read: RangeRead) {
+        self.ranges.insert(read);
+    }
+
+    /// Records that a row was read that expires then.
+    pub(crate) fn record_expiry(&mut self, expires_at: Option<UnixMillis>) {
+        self.earliest_expiry = match (self.earliest_expiry, expires_at) {
+            (Some(earliest), Some(expiry)) => Some(earliest.min(expiry)),
+            (earliest, expiry) => earliest.or(expiry),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::name::{Key, Namespace};
+
+    fn row(namespace: &str, key: &str) -> RowKey {
+        let limits = Limits::default();
+        RowKey {
+            namespace: Namespace::new(namespace, &limits).unwrap(),
+            key: Key::new(key, &limits).unwrap(),
+        }
+    }
+
+    fn range(namespace: &str, prefix: &str) -> KeyRange {
+        KeyRange::prefix(row(namespace, "").namespace, prefix.as_bytes())
+    }
+
+    #[test]
+    fn a_write_to_a_row_that_was_read_as_absent_touches_the_read_set() {
+        let mut reads = ReadSet::default();
+        reads.record_row(row("n", "b"), Version::ABSENT);
+        assert!(reads.is_touched_by(&[row("n", "a"), row("n", "b")]));
+        assert!(!reads.is_touched_by(&[row("m", "b"), row("n", "c")]));
+    }
+
+    #[test]
+    fn a_write_within_a_range_touches_it_and_one_beside_it_does_not() {
+        let mut reads = ReadSet::default();
+        reads.record_range(RangeRead {
+            range: range("n", "k"),
+            rows: 0,
+        });
+        assert!(reads.is_touched_by(&[row("a", "k"), row("n", "kz"), row("z", "k")]));
+        assert!(!reads.is_touched_by(&[row("n", "j"), row("n", "l"), row("o", "k")]));
+    }
+
+    #[test]
+    fn a_read_recorded_twice_costs_once() {
+        let mut reads = ReadSet::default();
+        assert_eq!(reads.row_cost(&row("n", "key")), 4 + READ_OVERHEAD);
+        reads.record_row(row("n", "key"), Version(1));
+        assert_eq!(reads.row_cost(&row("n", "key")), 0);
+        let read = RangeRead {
+            range: range("n", "k"),
+            rows: 3,
+        };
+        assert_eq!(reads.range_cost(&read), 3 + READ_OVERHEAD);
+        reads.record_range(read.clone());
+        assert_eq!(reads.range_cost(&read), 0);
+    }
+
+    #[test]
+    fn the_earliest_expiry_counts() {
+        let mut reads = ReadSet::default();
+        reads.record_expiry(Some(50));
+        reads.record_expiry(Some(20));
+        reads.record_expiry(None);
+        assert!(!reads.has_expired(19));
+        assert!(reads.has_expired(20));
+    }
+}

@@ -1,0 +1,232 @@
+//! A range as a transaction sees it: the snapshot's rows with the staged writes on top.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::iter::Peekable;
+
+use crate::backend::{Chunk, ScanOptions, Snapshot, StoredValue};
+use crate::clock::UnixMillis;
+use crate::commit::Mutation;
+use crate::counter;
+use crate::error::Result;
+use crate::name::{Key, KeyRange, RowKey, just_after};
+use crate::read_set::RangeRead;
+
+/// What of a range is wanted.
+pub(crate) struct Scan {
+    pub(crate) range: KeyRange,
+    pub(crate) reverse: bool,
+    pub(crate) keys_only: bool,
+    pub(crate) max_entries: usize,
+    pub(crate) max_bytes: u64,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) entries: Vec<(Key, Vec<u8>)>,
+    /// Keys and values of the entries.
+    pub(crate) bytes: u64,
+    /// Where there is a further entry, the bytes that it would have added.
+    pub(crate) next_entry_bytes: Option<u64>,
+    /// The part of the range that the answer depends on.
+    pub(crate) read: RangeRead,
+    /// When the first of its rows expires.
+    pub(crate) earliest_expiry: Option<UnixMillis>,
+}
+
+/// Rows asked of a backend at once, at most.
+const CHUNK_ROWS_MAX: usize = 1_024;
+
+impl Scan {
+    /// Reads the range.
+    pub(crate) async fn run(
+        self,
+        snapshot: &mut dyn Snapshot,
+        staged: &BTreeMap<RowKey, Mutation>,
+    ) -> Result<Found> {
+        let mut found = Found {
+            entries: Vec::new(),
+            bytes: 0,
+            next_entry_bytes: None,
+            read: RangeRead {
+                range: self.range.clone(),
+                rows: 0,
+            },
+            earliest_expiry: None,
+        };
+        let mut rest = self.range.clone();
+        while !rest.is_empty() {
+            let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;
+            let (covered, remaining) = split(rest, &chunk, self.reverse);
+            if let Some(stop) = self.merge(covered, chunk, staged, &mut found)? {
+                found.read.range = self.read_up_to(stop);
+                return Ok(found);
+            }
+            rest = match remaining {
+                Some(remaining) => remaining,
+                None => break,
+            };
+        }
+        Ok(found)
+    }
+
+    /// One row more than is wanted shows whether there is more.
+    fn chunk_options(&self, found: &Found) -> ScanOptions {
+        let missing = self.max_entries.saturating_sub(found.entries.len());
+        ScanOptions {
+            reverse: self.reverse,
+            keys_only: self.keys_only,
+            max_rows: missing.saturating_add(1).min(CHUNK_ROWS_MAX),
+            max_bytes: self.max_bytes.saturating_sub(found.bytes).saturating_add(1),
+        }
+    }
+
+    /// Adds what lies in `covered`, and gives the key of the first entry that was one too many.
+    fn merge(
+        &self,
+        covered: KeyRange,
+        chunk: Chunk,
+        staged: &BTreeMap<RowKey, Mutation>,
+        found: &mut Found,
+    ) -> Result<Option<Key>> {
+        if covered.is_empty() {
+            return Ok(None);
+        }
+        let staged = staged
+            .range(covered.row_bounds())
+            .map(|(row, mutation)| (&row.key, mutation));
+        if self.reverse {
+            self.take(Merge::new(chunk, staged.rev(), Ordering::Greater), found)
+        } else {
+            self.take(Merge::new(chunk, staged, Ordering::Less), found)
+        }
+    }
+
+    fn take<'a>(&self, merge: impl Iterator<Item = Merged<'a>>, found: &mut Found) -> Result<Option<Key>> {
+        for Merged { key, stored, staged } in merge {
+            if let Some(stored) = &stored {
+                found.read.rows += 1;
+                found.earliest_expiry = earliest(found.earliest_expiry, stored.expires_at);
+            }
+            let Some(value) = self.resolve(stored, staged)? else {
+                continue;
+            };
+            let bytes = (key.as_bytes().len() + value.len()) as u64;
+            if found.entries.len() >= self.max_entries || found.bytes + bytes > self.max_bytes {
+                found.next_entry_bytes = Some(bytes);
+                return Ok(Some(key));
+            }
+            found.bytes += bytes;
+            found.entries.push((key, value));
+        }
+        Ok(None)
+    }
+
+    /// The value that the transaction sees; none for a row that it deleted.
+    fn resolve(&self, stored: Option<StoredValue>, staged: Option<&Mutation>) -> Result<Option<Vec<u8>>> {
+        let stored = stored.map(|stored| stored.value);
+        match staged {
+            Some(Mutation::Delete) => Ok(None),
+            Some(_) if self.keys_only => Ok(Some(Vec::new())),
+            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
+            Some(Mutation::Increment(delta)) => counter::add(stored.as_deref(), *delta).map(Some),
+            None => Ok(stored),
+        }
+    }
+
+    /// The part of the range up to the last key that was looked at.
+    fn read_up_to(self, last: Key) -> KeyRange {
+        if self.reverse {
+            self.range.narrowed_from(last.as_bytes())
+        } else {
+            self.range.narrowed_until(&just_after(last.as_bytes()))
+        }
+    }
+}
+
+/// The part of `rest` that a chunk answers, and the part that is left.
+fn split(rest: KeyRange, chunk: &Chunk, reverse: bool) -> (KeyRange, Option<KeyRange>) {
+    let last = match chunk.rows.last() {
+        Some((last, _)) if !chunk.exhausted => last.as_bytes(),
+        _ => return (rest, None),
+    };
+    if reverse {
+        (rest.clone().narrowed_from(last), Some(rest.narrowed_until(last)))
+    } else {
+        let next = just_after(last);
+        (
+            rest.clone().narrowed_until(&next),
+            Some(rest.narrowed_from(&next)),
+        )
+    }
+}
+
+pub(crate) fn earliest(first: Option<UnixMillis>, second: Option<UnixMillis>) -> Option<UnixMillis> {
+    match (first, second) {
+        (Some(first), Some(second)) => Some(first.min(second)),
+        (first, second) => first.or(second),
+    }
+}
+
+/// One key that the snapshot, the transaction, or both have.
+struct Merged<'a> {
+    key: Key,
+    stored: Option<StoredValue>,
+    staged: Option<&'a Mutation>,
+}
+
+/// Two ordered sequences as one.
+struct Merge<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> {
+    stored: Peekable<std::vec::IntoIter<(Key, StoredValue)>>,
+    staged: Peekable<I>,
+    /// How the key that comes first compares with the other.
+    first: Ordering,
+}
+
+impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Merge<'a, I> {
+    fn new(chunk: Chunk, staged: I, first: Ordering) -> Self {
+        Self {
+            stored: chunk.rows.into_iter().peekable(),
+            staged: staged.peekable(),
+            first,
+        }
+    }
+
+    fn next_stored(&mut self) -> Option<Merged<'a>> {
+        self.stored.next().map(|(key, stored)| Merged {
+            key,
+            stored: Some(stored),
+            staged: None,
+        })
+    }
+
+    fn next_staged(&mut self) -> Option<Merged<'a>> {
+        self.staged.next().map(|(key, staged)| Merged {
+            key: key.clone(),
+            stored: None,
+            staged: Some(staged),
+        })
+    }
+}
+
+impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Iterator for Merge<'a, I> {
+    type Item = Merged<'a>;
+
+    fn next(&mut self) -> Option<Merged<'a>> {
+        let order = match (self.stored.peek(), self.staged.peek()) {
+            (Some((stored, _)), Some((staged, _))) => stored.cmp(staged),
+            (Some(_), None) => self.first,
+            (None, _) => self.first.reverse(),
+        };
+        if order == Ordering::Equal {
+            let staged = self.staged.next().map(|(_, mutation)| mutation);
+            return self.next_stored().map(|merged| Merged { staged, ..merged });
+        }
+        if order == self.first {
+            self.next_stored()
+        } else {
+            self.next_staged()
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Where a transaction keeps its snapshot, so that the store can take it away: at its deadline, or when the
+//! store is closed, a guest that does nothing must not hold a connection.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::backend::Snapshot;
+use crate::error::{Error, Result};
+
+/// The part of a transaction that its store can reach.
+pub(crate) struct Slot {
+    /// On the store's monotonic clock.
+    pub(crate) deadline: Duration,
+    /// How long that was from the beginning.
+    pub(crate) timeout: Duration,
+    /// The handle that began the transaction.
+    pub(crate) handle: u64,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// No call is under way. The snapshot is taken at the first read.
+    Idle(Option<Box<dyn Snapshot>>),
+    /// A call has the snapshot.
+    Leased,
+    /// Every later call gets this.
+    Ended(Error),
+}
+
+impl Slot {
+    pub(crate) fn new(now: Duration, timeout: Duration, handle: u64) -> Self {
+        let deadline = now.saturating_add(timeout);
+        Self {
+            deadline,
+            timeout,
+            handle,
+            state: Mutex::new(State::Idle(None)),
+        }
+    }
+
+    /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.
+    pub(crate) fn end(&self, error: Error) -> bool {
+        let mut state = self.lock();
+        if matches!(*state, State::Ended(_)) {
+            return false;
+        }
+        let before = std::mem::replace(&mut *state, State::Ended(error));
+        drop(state);
+        drop(before);
+        true
+    }
+
+    /// What ended the transaction, if something did.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &*self.lock() {
+            State::Ended(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands the snapshot to a call.
+    pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
+        let mut state = self.lock();
+        match std::mem::replace(&mut *state, State::Leased) {
+            State::Idle(snapshot) => Ok(Lease {
+                slot: self.clone(),
+                snapshot,
+                returned: false,
+            }),
+            State::Leased => Err(cancelled()),
+            State::Ended(error) => {
+                *state = State::Ended(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// A panic elsewhere can't have left the state half changed: it is replaced as a whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The snapshot, for the length of one call. A call that is cancelled drops it, and the transaction with it: nobody
+/// knows how far the call had come.
+pub(crate) struct Lease {
+    slot: Arc<Slot>,
+    pub(crate) snapshot: Option<Box<dyn Snapshot>>,
+    returned: bool,
+}
+
+impl Lease {
+    /// Puts the snapshot back for the next call. An error where the transaction has ended meanwhile.
+    pub(crate) fn give_back(mut self) -> Result<()> {
+        self.returned = true;
+        let mut state = self.slot.lock();
+        match &*state {
+            State::Ended(error) => Err(error.clone()),
+            _ => {
+                *state = State::Idle(self.snapshot.take());
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the snapshot for good; later calls get `ending`. An error where the transaction has ended meanwhile.
+    pub(crate) fn keep(mut self, ending: Error) -> Result<Option<Box<dyn Snapshot>>> {
+        self.returned = true;
+        if self.slot.end(ending) {
+            Ok(self.snapshot.take())
+        } else {
+            Err(self.ended())
+        }
+    }
+
+    fn ended(&self) -> Error {
+        self.slot.check().err().unwrap_or_else(cancelled)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.returned {
+            self.slot.end(cancelled());
+        }
+    }
+}
+
+fn cancelled() -> Error {
+    Error::other("an earlier call of this transaction was cancelled; the transaction was rolled back")
+}

@@ -1,0 +1,371 @@
+//! An open store: a backend with a clock, a quota and the transactions that are open on it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions};
+use crate::clock::{Clock, SystemClock};
+use crate::commit::Commit;
+use crate::error::{Error, Result};
+use crate::event::{Event, EventSink, TracingEvents};
+use crate::handle::{Handle, HandleOptions, Permit};
+use crate::limits::Limits;
+use crate::quota::Quota;
+use crate::slot::Slot;
+use crate::transaction::Transaction;
+
+/// An open store. Clones share it; the last one to go takes the backend with it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    backend: Arc<dyn Backend>,
+    clock: Arc<dyn Clock>,
+    events: Arc<dyn EventSink>,
+    quota: Option<Quota>,
+    closed: AtomicBool,
+    next_id: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<Slot>>>,
+}
+
+/// Sets up a [`Store`].
+pub struct StoreBuilder {
+    name: String,
+    backend: Arc<dyn Backend>,
+    clock: Arc<dyn Clock>,
+    events: Arc<dyn EventSink>,
+    quota_bytes: Option<u64>,
+    sweep_interval: Option<Duration>,
+}
+
+impl StoreBuilder {
+    /// The name that events and logs give the store. Default: `store`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// What times to live and deadlines are measured with. Default: the machine's clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Where events go. Default: `tracing`.
+    pub fn events(mut self, events: Arc<dyn EventSink>) -> Self {
+        self.events = events;
+        self
+    }
+
+    /// How many bytes of namespaces, keys and values the store may hold. A commit that would pass it gets
+    /// `limit-exceeded`. Exact among the commits of this host; what other hosts write to the same database
+    /// is counted within 30 seconds. Each commit has to read the sizes of the rows that it replaces. Default:
+    /// unbounded.
+    pub fn quota_bytes(mut self, bytes: u64) -> Self {
+        self.quota_bytes = Some(bytes);
+        self
+    }
+
+    /// How often expired rows are removed; none for never. Reads don't show them in any case. Default: every
+    /// minute.
+    pub fn sweep_interval(mut self, interval: Option<Duration>) -> Self {
+        self.sweep_interval = interval;
+        self
+    }
+
+    /// Opens the store. It is called within a tokio runtime, which then ends overdue transactions and sweeps
+    /// expired rows; a runtime with several threads does so also while a guest computes.
+    ///
+    /// # Errors
+    /// [`Error::Other`] outside of a tokio runtime.
+    pub fn build(self) -> Result<Store> {
+        let runtime = tokio::runtime::Handle::try_current()
+            .map_err(|error| Error::caused("a store is opened within a tokio runtime", error))?;
+        let inner = Arc::new(Inner {
+            name: self.name,
+            backend: self.backend,
+            clock: self.clock,
+            events: self.events,
+            quota: self.quota_bytes.map(Quota::new),
+            closed: AtomicBool::new(false),
+            next_id: AtomicU64::new(1),
+            open: Mutex::default(),
+        });
+        runtime.spawn(maintain(Arc::downgrade(&inner), self.sweep_interval));
+        Ok(Store { inner })
+    }
+}
+
+/// Rows removed by one step of a sweep, so that commits get in between.
+const SWEEP_ROWS: u32 = 1_000;
+
+/// How often overdue transactions are looked for; a call on one finds out at once.
+const OVERDUE_INTERVAL: Duration = Duration::from_millis(250);
+
+impl Store {
+    /// A store over a backend.
+    pub fn builder(backend: impl Backend) -> StoreBuilder {
+        Self::builder_shared(Arc::new(backend))
+    }
+
+    /// A store over a backend as [`Drivers::open`](crate::Drivers::open) gives it.
+    pub fn builder_shared(backend: Arc<dyn Backend>) -> StoreBuilder {
+        StoreBuilder {
+            name: "store".to_string(),
+            backend,
+            clock: Arc::new(SystemClock::default()),
+            events: Arc::new(TracingEvents),
+            quota_bytes: None,
+            sweep_interval: Some(Duration::from_secs(60)),
+        }
+    }
+
+    /// A handle for one user of the store.
+    pub fn handle(&self, options: HandleOptions) -> Handle {
+        Handle::new(self.clone(), self.next_id(), options)
+    }
+
+    /// Whether the backend can be reached.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and those of the backend.
+    pub async fn ping(&self) -> Result<()> {
+        self.check_open()?;
+        self.inner.backend.ping().await
+    }
+
+    /// Removes expired rows now, and says how many.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and those of the backend.
+    pub async fn sweep(&self) -> Result<u64> {
+        self.check_open()?;
+        let mut rows = 0;
+        loop {
+            let swept = self
+                .inner
+                .backend
+                .sweep(self.inner.clock.unix_millis(), SWEEP_ROWS)
+                .await?;
+            rows += swept.rows;
+            if let Some(quota) = &self.inner.quota {
+                quota.shrink(swept.bytes);
+            }
+            if swept.rows < u64::from(SWEEP_ROWS) {
+                return Ok(rows);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Rolls back every open transaction and gives back what the backend holds. Later calls, on handles and
+    /// transactions too, get [`Error::Closed`]. Closing again does nothing.
+    pub async fn close(&self) {
+        if !self.inner.closed.swap(true, Ordering::AcqRel) {
+            self.end_transactions(|_| true, &Error::Closed);
+            self.inner.backend.close().await;
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            Err(Error::Closed)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn begin(&self, mode: Mode, limits: Arc<Limits>, handle: u64, permit: Permit) -> Transaction {
+        let slot = Arc::new(Slot::new(
+            self.inner.clock.monotonic(),
+            limits.transaction_timeout,
+            handle,
+        ));
+        let id = self.next_id();
+        self.lock_open().insert(id, slot.clone());
+        let open = OpenTransaction {
+            store: self.clone(),
+            slot,
+            id,
+            _permit: permit,
+        };
+        Transaction::new(open, limits, mode)
+    }
+
+    pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
+        let slots: Vec<_> = self
+            .lock_open()
+            .values()
+            .filter(|slot| which(slot))
+            .cloned()
+            .collect();
+        for slot in slots {
+            slot.end(error.clone());
+        }
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.inner.clock.as_ref()
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        self.inner.events.emit(event);
+    }
+
+    pub(crate) async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        self.inner.backend.snapshot(options).await
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        snapshot: Option<Box<dyn Snapshot>>,
+        mut commit: Commit,
+        deadline: Duration,
+    ) -> Result<Committed> {
+        let Some(quota) = &self.inner.quota else {
+            return self.make(snapshot, Arc::new(commit), deadline).await;
+        };
+        let now = self.inner.clock.monotonic();
+        let admission = quota
+            .admit(commit.growth_bound(), self.inner.backend.as_ref(), now)
+            .await?;
+        commit.growth_max = Some(admission.growth_max);
+        let outcome = self.make(snapshot, Arc::new(commit), deadline).await;
+        admission.settle(&outcome);
+        outcome
+    }
+
+    async fn make(
+        &self,
+        snapshot: Option<Box<dyn Snapshot>>,
+        commit: Arc<Commit>,
+        deadline: Duration,
+    ) -> Result<Committed> {
+        match snapshot {
+            Some(snapshot) => snapshot.commit(commit).await,
+            None => self.make_blind(commit, deadline).await,
+        }
+    }
+
+    /// A transaction that read nothing has nothing to disagree about: where an engine finds a conflict all the
+    /// same, it is made again, until its deadline.
+    async fn make_blind(&self, commit: Arc<Commit>, deadline: Duration) -> Result<Committed> {
+        let mut longest_pause = Duration::from_millis(2);
+        loop {
+            let outcome = self.inner.backend.commit(commit.clone()).await;
+            let again = matches!(outcome, Err(Error::Conflict)) && commit.conditions.is_empty();
+            if !again || self.inner.clock.monotonic() >= deadline {
+                return outcome;
+            }
+            tokio::time::sleep(longest_pause.mul_f64(fastrand::f64())).await;
+            longest_pause = (longest_pause * 2).min(Duration::from_millis(64));
+        }
+    }
+
+    fn end_overdue(&self) {
+        let now = self.inner.clock.monotonic();
+        let overdue: Vec<_> = self
+            .lock_open()
+            .values()
+            .filter(|slot| slot.deadline <= now)
+            .cloned()
+            .collect();
+        for slot in overdue {
+            self.time_out(&slot);
+        }
+    }
+
+    fn time_out(&self, slot: &Slot) {
+        if slot.end(Error::TimedOut) {
+            self.emit(Event::TransactionTimedOut {
+                store: self.inner.name.clone(),
+                timeout: slot.timeout,
+            });
+        }
+    }
+
+    fn next_id(&self) -> u64 {
+        self.inner.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A panic elsewhere can't have left the map half changed: each use is one insert, remove or look.
+    fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Store")
+            .field("name", &self.inner.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends overdue transactions and sweeps expired rows, as long as somebody has the store.
+async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
+    let mut until_sweep = sweep_interval;
+    loop {
+        tokio::time::sleep(OVERDUE_INTERVAL).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let store = Store { inner };
+        if store.check_open().is_err() {
+            return;
+        }
+        store.end_overdue();
+        until_sweep = until_sweep.map(|left| left.saturating_sub(OVERDUE_INTERVAL));
+        if until_sweep == Some(Duration::ZERO) {
+            until_sweep = sweep_interval;
+            if let Err(error) = store.sweep().await {
+                store.emit(Event::BackgroundFailed {
+                    store: store.inner.name.clone(),
+                    work: "sweep",
+                    error,
+                });
+            }
+        }
+    }
+}
+
+/// What a transaction has of its store. Dropping it rolls back.
+pub(crate) struct OpenTransaction {
+    pub(crate) store: Store,
+    pub(crate) slot: Arc<Slot>,
+    id: u64,
+    _permit: Permit,
+}
+
+impl OpenTransaction {
+    /// Whether calls may go on.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.slot.check()?;
+        if self.store.inner.clock.monotonic() < self.slot.deadline {
+            return Ok(());
+        }
+        self.store.time_out(&self.slot);
+        Err(Error::TimedOut)
+    }
+
+    /// Ends the transaction after an error; every later call gets it again.
+    pub(crate) fn end(&self, error: Error) {
+        match error {
+            Error::TimedOut => self.store.time_out(&self.slot),
+            error => {
+                self.slot.end(error);
+            }
+        }
+    }
+}
+
+impl Drop for OpenTransaction {
+    fn drop(&mut self) {
+        self.store.lock_open().remove(&self.id);
+        self.slot.end(Error::Closed);
+    }
+}

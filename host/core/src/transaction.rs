@@ -1,0 +1,711 @@
+//! A transaction: a snapshot, the writes to make, and what was read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::backend::{Many, Mode, Snapshot, SnapshotOptions, StoredValue, Version};
+use crate::commit::{Commit, Mutation};
+use crate::counter;
+use crate::cursor;
+use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::limits::Limits;
+use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
+use crate::read_set::ReadSet;
+use crate::scan::{Found, Scan};
+use crate::slot::Lease;
+use crate::store::OpenTransaction;
+
+/// One transaction of a store; dropping it rolls back.
+///
+/// It holds nothing in the engine but the snapshot that its reads answer from, taken at the first of them:
+/// writes are staged here and made at [`Transaction::commit`]. Names and values are given as a guest sends them
+/// and are checked here, against the limits of the handle that began the transaction. What each call means, and
+/// which errors it gives, is said in `larder:storage/tx`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use larder_core::{HandleOptions, InMemory, Mode, Store};
+///
+/// let handle = Store::builder(InMemory::new()).build()?.handle(HandleOptions::default());
+/// let mut transaction = handle.begin(Mode::Update)?;
+/// transaction.put("fruit".into(), "apple".into(), b"red".to_vec())?;
+/// transaction.commit().await?;
+///
+/// let mut view = handle.begin(Mode::View)?;
+/// assert_eq!(view.get("fruit".into(), "apple".into()).await?, Some(b"red".to_vec()));
+/// # Ok(()) }
+/// ```
+pub struct Transaction {
+    open: OpenTransaction,
+    limits: Arc<Limits>,
+    mode: Mode,
+    writes: BTreeMap<RowKey, Mutation>,
+    conditions: BTreeMap<RowKey, Version>,
+    /// Two conditions on one row that can't both hold.
+    contradiction: bool,
+    reads: ReadSet,
+    /// What of `transaction_bytes` is used.
+    bytes: u64,
+}
+
+/// Which keys of a namespace, and how many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// Literal; empty for the whole namespace.
+    pub prefix: String,
+    /// Inclusive lower bound.
+    pub start: Option<String>,
+    /// Exclusive upper bound.
+    pub end: Option<String>,
+    /// From the last key to the first.
+    pub reverse: bool,
+    /// At most so many entries.
+    pub limit: Option<u32>,
+    /// Values are left empty.
+    pub keys_only: bool,
+}
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+}
+
+/// A part of a range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In the range's order.
+    pub entries: Vec<Entry>,
+    /// What to pass as `after` for the next page.
+    pub next: Option<String>,
+}
+
+/// How a row is put.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// How long after its commit the row is there, in milliseconds.
+    pub ttl_millis: Option<u64>,
+    /// The version that the committed row must be at.
+    pub if_version: Option<Version>,
+}
+
+impl Transaction {
+    pub(crate) fn new(open: OpenTransaction, limits: Arc<Limits>, mode: Mode) -> Self {
+        Self {
+            open,
+            limits,
+            mode,
+            writes: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            contradiction: false,
+            reads: ReadSet::default(),
+            bytes: 0,
+        }
+    }
+
+    /// The value of a row.
+    ///
+    /// # Errors
+    /// As `tx.get` of the WIT.
+    pub async fn get(&mut self, namespace: String, key: String) -> Result<Option<Vec<u8>>> {
+        self.check_open()?;
+        let row = self.row(namespace, key)?;
+        match self.writes.get(&row) {
+            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
+            Some(Mutation::Delete) => Ok(None),
+            Some(Mutation::Increment(delta)) => {
+                let delta = *delta;
+                let stored = self.committed(row).await?;
+                counter::add(stored.as_ref().map(|stored| stored.value.as_slice()), delta).map(Some)
+            }
+            None => Ok(self.committed(row).await?.map(|stored| stored.value)),
+        }
+    }
+
+    /// The values of several rows.
+    ///
+    /// # Errors
+    /// As `tx.get-many` of the WIT.
+    pub async fn get_many(&mut self, namespace: String, keys: Vec<String>) -> Result<Vec<Option<Vec<u8>>>> {
+        self.check_open()?;
+        self.limits
+            .check(LimitKind::TransactionMutations, keys.len() as u64)?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let keys: Vec<Key> = keys
+            .into_iter()
+            .map(|key| Key::new(key, &self.limits))
+            .collect::<Result<_>>()?;
+        let rows: Vec<RowKey> = keys
+            .into_iter()
+            .map(|key| RowKey {
+                namespace: namespace.clone(),
+                key,
+            })
+            .collect();
+        let missing: Vec<Key> = rows
+            .iter()
+            .filter(|row| self.needs_committed(row))
+            .map(|row| row.key.clone())
+            .collect();
+        let mut committed = self.committed_many(&namespace, missing).await?.into_iter();
+        let mut values = Vec::with_capacity(rows.len());
+        let mut bytes = 0;
+        for row in &rows {
+            let stored = if self.needs_committed(row) {
+                committed.next().flatten()
+            } else {
+                None
+            };
+            let value = self.on_top(row, stored)?;
+            bytes += value.as_ref().map_or(0, |value| value.len() as u64);
+            self.limits.check(LimitKind::ResultBytes, bytes)?;
+            values.push(value);
+        }
+        Ok(values)
+    }
+
+    /// The value of a row and its version.
+    ///
+    /// # Errors
+    /// As `tx.get-versioned` of the WIT.
+    pub async fn get_versioned(
+        &mut self,
+        namespace: String,
+        key: String,
+    ) -> Result<Option<(Vec<u8>, Version)>> {
+        self.check_open()?;
+        let row = self.row(namespace, key)?;
+        if self.writes.get(&row) == Some(&Mutation::Delete) {
+            return Ok(None);
+        }
+        let stored = self.committed(row.clone()).await?;
+        let version = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
+        Ok(self.on_top(&row, stored)?.map(|value| (value, version)))
+    }
+
+    /// Stages a value.
+    ///
+    /// # Errors
+    /// As `tx.put` of the WIT.
+    pub fn put(&mut self, namespace: String, key: String, value: Vec<u8>) -> Result<()> {
+        self.put_with(namespace, key, value, PutOptions::default())
+    }
+
+    /// Stages several values, or none.
+    ///
+    /// # Errors
+    /// As `tx.put-many` of the WIT.
+    pub fn put_many(&mut self, namespace: String, entries: Vec<Entry>) -> Result<()> {
+        self.check_open()?;
+        self.limits
+            .check(LimitKind::TransactionMutations, entries.len() as u64)?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let mut changes = BTreeMap::new();
+        for Entry { key, value } in entries {
+            let row = RowKey {
+                namespace: namespace.clone(),
+                key: Key::new(key, &self.limits)?,
+            };
+            let value = Value::new(value, &self.limits)?;
+            changes.insert(
+                row,
+                Mutation::Put {
+                    value,
+                    ttl_millis: None,
+                },
+            );
+        }
+        self.check_writable(&namespace)?;
+        self.stage_all(changes)
+    }
+
+    /// Stages a value that expires, or that is written only over a certain version.
+    ///
+    /// # Errors
+    /// As `tx.put-with` of the WIT.
+    pub fn put_with(
+        &mut self,
+        namespace: String,
+        key: String,
+        value: Vec<u8>,
+        options: PutOptions,
+    ) -> Result<()> {
+        self.check_open()?;
+        if options.ttl_millis == Some(0) {
+            return Err(Error::invalid_argument(
+                "a time to live of 0 ms: give at least 1, or none for a permanent row",
+            ));
+        }
+        let row = self.row(namespace, key)?;
+        let value = Value::new(value, &self.limits)?;
+        self.check_writable(&row.namespace)?;
+        self.stage_if(
+            row,
+            Mutation::Put {
+                value,
+                ttl_millis: options.ttl_millis,
+            },
+            options.if_version,
+        )
+    }
+
+    /// Stages a delete.
+    ///
+    /// # Errors
+    /// As `tx.delete` of the WIT.
+    pub fn delete(&mut self, namespace: String, key: String) -> Result<()> {
+        self.check_open()?;
+        let row = self.row(namespace, key)?;
+        self.check_writable(&row.namespace)?;
+        self.stage_if(row, Mutation::Delete, None)
+    }
+
+    /// Stages several deletes, or none.
+    ///
+    /// # Errors
+    /// As `tx.delete-many` of the WIT.
+    pub fn delete_many(&mut self, namespace: String, keys: Vec<String>) -> Result<()> {
+        self.check_open()?;
+        self.limits
+            .check(LimitKind::TransactionMutations, keys.len() as u64)?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let mut changes = BTreeMap::new();
+        for key in keys {
+            let row = RowKey {
+                namespace: namespace.clone(),
+                key: Key::new(key, &self.limits)?,
+            };
+            changes.insert(row, Mutation::Delete);
+        }
+        self.check_writable(&namespace)?;
+        self.stage_all(changes)
+    }
+
+    /// Stages a delete of a row at a certain version.
+    ///
+    /// # Errors
+    /// As `tx.delete-if-version` of the WIT.
+    pub fn delete_if_version(&mut self, namespace: String, key: String, expected: Version) -> Result<()> {
+        self.check_open()?;
+        let row = self.row(namespace, key)?;
+        self.check_writable(&row.namespace)?;
+        self.stage_if(row, Mutation::Delete, Some(expected))
+    }
+
+    /// Stages the deletes of a range, and counts them.
+    ///
+    /// # Errors
+    /// As `tx.delete-range` of the WIT.
+    pub async fn delete_range(&mut self, namespace: String, range: Range) -> Result<u64> {
+        self.check_open()?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let key_range = self.key_range(&namespace, &range)?;
+        self.check_writable(&namespace)?;
+        let at_most = self.limits.transaction_mutations.saturating_add(1);
+        let wanted = range.limit.map_or(at_most, |limit| u64::from(limit).min(at_most));
+        let found = self
+            .find(Scan {
+                range: key_range,
+                reverse: range.reverse,
+                keys_only: true,
+                max_entries: usize::try_from(wanted).unwrap_or(usize::MAX),
+                max_bytes: u64::MAX,
+            })
+            .await?;
+        let count = found.entries.len() as u64;
+        let rows = found.entries.into_iter().map(|(key, _)| RowKey {
+            namespace: namespace.clone(),
+            key,
+        });
+        self.stage_all(rows.map(|row| (row, Mutation::Delete)).collect())?;
+        Ok(count)
+    }
+
+    /// Stages an addition to a counter.
+    ///
+    /// # Errors
+    /// As `tx.increment` of the WIT.
+    pub fn increment(&mut self, namespace: String, key: String, delta: i64) -> Result<()> {
+        self.check_open()?;
+        let row = self.row(namespace, key)?;
+        self.check_writable(&row.namespace)?;
+        let mutation = match self.writes.get(&row) {
+            None => Mutation::Increment(delta),
+            Some(Mutation::Increment(before)) => Mutation::Increment(counter::add_deltas(*before, delta)?),
+            Some(Mutation::Delete) => Mutation::Put {
+                value: Value::trusted(counter::add(None, delta)?),
+                ttl_millis: None,
+            },
+            Some(Mutation::Put { value, ttl_millis }) => {
+                let sum = counter::add(Some(value.as_bytes()), delta)?;
+                Mutation::Put {
+                    value: Value::trusted(sum),
+                    ttl_millis: *ttl_millis,
+                }
+            }
+        };
+        self.stage_if(row, mutation, None)
+    }
+
+    /// Every entry under a prefix.
+    ///
+    /// # Errors
+    /// As `tx.scan` of the WIT.
+    pub async fn scan(&mut self, namespace: String, prefix: String) -> Result<Vec<Entry>> {
+        self.check_open()?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let range = self.key_range(
+            &namespace,
+            &Range {
+                prefix,
+                ..Range::default()
+            },
+        )?;
+        let max_bytes = self.limits.result_bytes;
+        let scan = Scan {
+            range,
+            reverse: false,
+            keys_only: false,
+            max_entries: usize::MAX,
+            max_bytes,
+        };
+        let found = self.find(scan).await?;
+        if let Some(next) = found.next_entry_bytes {
+            self.limits.check(LimitKind::ResultBytes, found.bytes + next)?;
+        }
+        Ok(entries(found))
+    }
+
+    /// The next entries of a range.
+    ///
+    /// # Errors
+    /// As `tx.scan-page` of the WIT.
+    pub async fn scan_page(
+        &mut self,
+        namespace: String,
+        range: Range,
+        after: Option<String>,
+    ) -> Result<Page> {
+        self.check_open()?;
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        let mut key_range = self.key_range(&namespace, &range)?;
+        if let Some(after) = after {
+            let last = cursor::decode(&namespace, &range, &after, &self.limits)?;
+            key_range = if range.reverse {
+                key_range.narrowed_until(&last)
+            } else {
+                key_range.narrowed_from(&just_after(&last))
+            };
+        }
+        if range.limit == Some(0) {
+            return Ok(Page::default());
+        }
+        let found = self
+            .find(Scan {
+                range: key_range,
+                reverse: range.reverse,
+                keys_only: range.keys_only,
+                max_entries: range.limit.map_or(usize::MAX, |limit| limit as usize),
+                max_bytes: self.limits.result_bytes,
+            })
+            .await?;
+        let has_more = found.next_entry_bytes.is_some();
+        let entries = entries(found);
+        let last = entries.last().filter(|_| has_more);
+        let next = last.map(|last| cursor::encode(&namespace, &range, &last.key));
+        Ok(Page { entries, next })
+    }
+
+    /// The first namespace after `after` that holds a row: for operators, guests can't ask. It is not watched for
+    /// conflicts.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn next_namespace(&mut self, after: Option<Namespace>) -> Result<Option<Namespace>> {
+        self.check_open()?;
+        let mut lease = self.open.slot.lease()?;
+        let result = match self.snapshot(&mut lease.snapshot).await {
+            Ok(snapshot) => snapshot.next_namespace(after.as_ref()).await,
+            Err(error) => Err(error),
+        };
+        self.settle(lease, result)
+    }
+
+    /// Makes the staged writes, all or none. Gives the version of the rows written, or
+    /// [`Version::ABSENT`] where there were none.
+    ///
+    /// # Errors
+    /// As `tx.commit` of the WIT.
+    pub async fn commit(mut self) -> Result<Version> {
+        self.check_open()?;
+        let snapshot = self.open.slot.lease()?.keep(Error::Closed)?;
+        let store = self.open.store.clone();
+        if self.writes.is_empty() {
+            return match snapshot {
+                Some(snapshot) => Ok(snapshot.commit(Arc::default()).await?.version),
+                None => Ok(Version::ABSENT),
+            };
+        }
+        let now = store.clock().unix_millis();
+        if self.contradiction || self.reads.has_expired(now) {
+            return Err(Error::Conflict);
+        }
+        let commit = Commit {
+            now,
+            reads: std::mem::take(&mut self.reads),
+            conditions: std::mem::take(&mut self.conditions),
+            writes: std::mem::take(&mut self.writes),
+            growth_max: None,
+        };
+        let deadline = self.open.slot.deadline;
+        Ok(store.commit(snapshot, commit, deadline).await?.version)
+    }
+
+    /// Forgets the staged writes; the same as dropping the transaction.
+    pub fn rollback(self) {}
+
+    fn check_open(&self) -> Result<()> {
+        self.open.check()
+    }
+
+    fn row(&self, namespace: String, key: String) -> Result<RowKey> {
+        let namespace = Namespace::new(namespace, &self.limits)?;
+        Ok(RowKey {
+            namespace,
+            key: Key::new(key, &self.limits)?,
+        })
+    }
+
+    fn key_range(&self, namespace: &Namespace, range: &Range) -> Result<KeyRange> {
+        for text in [Some(&range.prefix), range.start.as_ref(), range.end.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            self.limits.check(LimitKind::KeyBytes, text.len() as u64)?;
+        }
+        let mut keys = KeyRange::prefix(namespace.clone(), range.prefix.as_bytes());
+        if let Some(start) = &range.start {
+            keys = keys.narrowed_from(start.as_bytes());
+        }
+        if let Some(end) = &range.end {
+            keys = keys.narrowed_until(end.as_bytes());
+        }
+        Ok(keys)
+    }
+
+    fn check_writable(&self, namespace: &Namespace) -> Result<()> {
+        if self.mode == Mode::View {
+            return Err(Error::ReadOnly);
+        }
+        if namespace.is_reserved() {
+            return Err(Error::AccessDenied(format!(
+                "namespaces that begin with {:?} are reserved",
+                Namespace::RESERVED_PREFIX
+            )));
+        }
+        Ok(())
+    }
+
+    // Staging.
+
+    fn stage_all(&mut self, changes: BTreeMap<RowKey, Mutation>) -> Result<()> {
+        let mut rows = self.writes.len() as u64;
+        let mut bytes = self.bytes;
+        for (row, mutation) in &changes {
+            rows += u64::from(!self.writes.contains_key(row));
+            bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
+        }
+        self.check_room(rows, bytes)?;
+        self.bytes = bytes;
+        self.writes.extend(changes);
+        Ok(())
+    }
+
+    fn stage_if(&mut self, row: RowKey, mutation: Mutation, expected: Option<Version>) -> Result<()> {
+        let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
+        let bytes = self.bytes - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
+        self.check_room(rows, bytes)?;
+        self.bytes = bytes;
+        if let Some(expected) = expected {
+            let before = self.conditions.insert(row.clone(), expected);
+            self.contradiction |= before.is_some_and(|before| before != expected);
+        }
+        self.writes.insert(row, mutation);
+        Ok(())
+    }
+
+    fn staged_bytes(&self, row: &RowKey) -> u64 {
+        self.writes
+            .get(row)
+            .map_or(0, |mutation| mutation_bytes(row, mutation))
+    }
+
+    fn check_room(&self, rows: u64, bytes: u64) -> Result<()> {
+        self.limits.check(LimitKind::TransactionMutations, rows)?;
+        self.limits.check(LimitKind::TransactionBytes, bytes)
+    }
+
+    // Reading.
+
+    /// Whether a read of the row has to look at what is committed.
+    fn needs_committed(&self, row: &RowKey) -> bool {
+        matches!(self.writes.get(row), None | Some(Mutation::Increment(_)))
+    }
+
+    /// The row as the transaction sees it, given what is committed.
+    fn on_top(&self, row: &RowKey, stored: Option<StoredValue>) -> Result<Option<Vec<u8>>> {
+        let stored = stored.map(|stored| stored.value);
+        match self.writes.get(row) {
+            None => Ok(stored),
+            Some(Mutation::Delete) => Ok(None),
+            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
+            Some(Mutation::Increment(delta)) => counter::add(stored.as_deref(), *delta).map(Some),
+        }
+    }
+
+    async fn committed(&mut self, row: RowKey) -> Result<Option<StoredValue>> {
+        let mut lease = self.open.slot.lease()?;
+        let result = match self.snapshot(&mut lease.snapshot).await {
+            Ok(snapshot) => snapshot.get(&row).await,
+            Err(error) => Err(error),
+        };
+        let stored = self.settle(lease, result)?;
+        self.record_row(row, stored.as_ref())?;
+        Ok(stored)
+    }
+
+    async fn committed_many(
+        &mut self,
+        namespace: &Namespace,
+        keys: Vec<Key>,
+    ) -> Result<Vec<Option<StoredValue>>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let max_bytes = self.limits.result_bytes;
+        let mut lease = self.open.slot.lease()?;
+        let result = match self.snapshot(&mut lease.snapshot).await {
+            Ok(snapshot) => snapshot.get_many(namespace, &keys, max_bytes).await,
+            Err(error) => Err(error),
+        };
+        let rows = match self.settle(lease, result)? {
+            Many::Rows(rows) => rows,
+            Many::TooLarge(requested) => {
+                return Err(LimitExceeded {
+                    kind: LimitKind::ResultBytes,
+                    max: max_bytes,
+                    requested,
+                }
+                .into());
+            }
+        };
+        for (key, stored) in keys.into_iter().zip(&rows) {
+            self.record_row(
+                RowKey {
+                    namespace: namespace.clone(),
+                    key,
+                },
+                stored.as_ref(),
+            )?;
+        }
+        Ok(rows)
+    }
+
+    async fn find(&mut self, scan: Scan) -> Result<Found> {
+        let mut lease = self.open.slot.lease()?;
+        let result = match self.snapshot(&mut lease.snapshot).await {
+            Ok(snapshot) => scan.run(snapshot, &self.writes).await,
+            Err(error) => Err(error),
+        };
+        let found = self.settle(lease, result)?;
+        if self.mode == Mode::Update {
+            self.charge(self.reads.range_cost(&found.read))?;
+            self.reads.record_range(found.read.clone());
+            self.reads.record_expiry(found.earliest_expiry);
+        }
+        Ok(found)
+    }
+
+    /// The snapshot, taken now where this is the first read.
+    async fn snapshot<'s>(&self, leased: &'s mut Option<Box<dyn Snapshot>>) -> Result<&'s mut dyn Snapshot> {
+        let snapshot = match leased.take() {
+            Some(snapshot) => snapshot,
+            None => self.open.store.snapshot(self.snapshot_options()).await?,
+        };
+        Ok(leased.insert(snapshot).as_mut())
+    }
+
+    fn snapshot_options(&self) -> SnapshotOptions {
+        let clock = self.open.store.clock();
+        let left = self.open.slot.deadline.saturating_sub(clock.monotonic());
+        let deadline = std::time::Instant::now() + left;
+        SnapshotOptions {
+            mode: self.mode,
+            now: clock.unix_millis(),
+            deadline,
+        }
+    }
+
+    /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
+    /// is worth: the transaction ends. A guest's mistake leaves it as it was.
+    fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
+        match result {
+            Ok(value) => lease.give_back().map(|()| value),
+            Err(error @ (Error::InvalidArgument(_) | Error::LimitExceeded(_))) => {
+                lease.give_back()?;
+                Err(error)
+            }
+            Err(error) => {
+                self.open.end(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// A view's snapshot is consistent in itself: what it read need not hold later.
+    fn record_row(&mut self, row: RowKey, stored: Option<&StoredValue>) -> Result<()> {
+        if self.mode == Mode::View {
+            return Ok(());
+        }
+        self.charge(self.reads.row_cost(&row))?;
+        self.reads
+            .record_row(row, stored.map_or(Version::ABSENT, |stored| stored.version));
+        self.reads
+            .record_expiry(stored.and_then(|stored| stored.expires_at));
+        Ok(())
+    }
+
+    fn charge(&mut self, bytes: u64) -> Result<()> {
+        let used = self.bytes + bytes;
+        self.limits.check(LimitKind::TransactionBytes, used)?;
+        self.bytes = used;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Transaction")
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
+    row.bytes() + mutation.value_bytes()
+}
+
+fn entries(found: Found) -> Vec<Entry> {
+    found
+        .entries
+        .into_iter()
+        .map(|(key, value)| Entry {
+            key: key.into_string(),
+            value,
+        })
+        .collect()
+}

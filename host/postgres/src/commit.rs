@@ -1,0 +1,246 @@
+//! Commits: what the plan says, in one statement.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::backend::Committed;
+use larder_core::commit::{Commit, CurrentRow, Need, Plan, RowWrite};
+use larder_core::name::RowKey;
+use larder_core::{Error, Result};
+use tokio::time::timeout;
+use tokio_postgres::Row;
+
+use crate::connections::Connections;
+use crate::error::{self, Failure};
+use crate::rows::{column, expires_at, saturating, unsigned, version};
+use crate::session::Session;
+
+/// How long a commit may take. Its transaction's deadline doesn't count any more.
+const COMMIT_MAX: Duration = Duration::from_secs(30);
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
+
+/// The rows as they are, live or not, and locked in key order.
+const CURRENT: &str = "
+    SELECT asked.position, found.version, found.expires_at, octet_length(found.value)::bigint AS value_bytes,
+        CASE WHEN asked.whole THEN found.value END AS value
+    FROM unnest($1::bytea[], $2::bytea[], $3::boolean[]) WITH ORDINALITY AS asked (namespace, key, whole, position)
+    CROSS JOIN LATERAL (
+        SELECT version, expires_at, value FROM larder_entries
+        WHERE namespace = asked.namespace AND key = asked.key
+        FOR UPDATE
+    ) AS found";
+
+/// All changes of a commit, in key order, and their version.
+///
+/// The version is drawn after the transaction has taken its snapshot. Who draws a larger one and commits first has
+/// changed the row since that snapshot, so the smaller one fails to serialize: a row's versions only grow. (A row that
+/// others made and deleted meanwhile is not there to tell; that it was there is not seen either.)
+///
+/// Rows to delete are found one by one: as a join the planner might read the whole index, and thereby watch it.
+const WRITE: &str = "
+    WITH drawn AS MATERIALIZED (
+        SELECT nextval('larder_commit_sequence') AS version
+    ), written AS (
+        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+        SELECT puts.namespace, puts.key, puts.value, puts.expires_at, (SELECT version FROM drawn)
+        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[]) AS puts (namespace, key, value, expires_at)
+        ON CONFLICT (namespace, key) DO UPDATE
+        SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+    ), deleted AS (
+        DELETE FROM larder_entries AS entries
+        USING unnest($5::bytea[], $6::bytea[]) AS deletes (namespace, key)
+        CROSS JOIN LATERAL (
+            SELECT ctid AS place FROM larder_entries
+            WHERE namespace = deletes.namespace AND key = deletes.key
+            LIMIT 1
+        ) AS found
+        WHERE entries.ctid = found.place
+    )
+    SELECT version FROM drawn";
+
+/// Makes the commit of a transaction that read nothing.
+pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -> Result<Committed> {
+    connections.check_open()?;
+    if commit.writes.is_empty() && commit.conditions.is_empty() {
+        return Ok(Committed::default());
+    }
+    let held = connections.clone();
+    to_its_end(connections, async move {
+        let mut session = held.session().await?;
+        match make(&mut session, &commit).await {
+            Err(failure) if failure.is_lost_before() => {
+                held.renew(&mut session).await?;
+                make(&mut session, &commit).await
+            }
+            outcome => outcome,
+        }
+    })
+    .await
+}
+
+/// Makes the commit of a transaction that is open in a session.
+pub(crate) async fn after_reads(
+    connections: &Arc<Connections>,
+    mut session: Session,
+    commit: Arc<Commit>,
+) -> Result<Committed> {
+    connections.check_open()?;
+    to_its_end(connections, async move { make(&mut session, &commit).await }).await
+}
+
+/// A task of its own goes on when its future is dropped.
+async fn to_its_end(
+    connections: &Connections,
+    work: impl Future<Output = error::Result<Committed>> + Send + 'static,
+) -> Result<Committed> {
+    match connections.runtime().spawn(work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(error) => {
+            let reason = "the host is shutting down".to_string();
+            Err(Error::CommitUnknown {
+                reason,
+                cause: Some(Arc::new(error)),
+            })
+        }
+    }
+}
+
+async fn make(session: &mut Session, commit: &Commit) -> error::Result<Committed> {
+    match timeout(COMMIT_MAX, make_unbounded(session, commit)).await {
+        Ok(outcome) => outcome,
+        Err(_) if session.is_committing() => Err(Failure::CommitLost(None)),
+        Err(_) => Err(Failure::Stalled("the database did not get to the commit in time")),
+    }
+}
+
+async fn make_unbounded(session: &mut Session, commit: &Commit) -> error::Result<Committed> {
+    let current = read_current(session, &commit.needs()).await?;
+    let plan = commit.plan(|row, _| Ok(current.get(row).cloned()))?;
+    if plan.writes.is_empty() {
+        if session.is_in_transaction() {
+            session.commit().await?;
+        }
+        return Ok(Committed::default());
+    }
+    let rows = write(session, &Changes::of(&plan)).await?;
+    let drawn = rows
+        .first()
+        .ok_or_else(|| Failure::corrupt("the database gave no version"))
+        .and_then(version);
+    match drawn {
+        Ok(version) => Ok(Committed {
+            version,
+            growth: plan.growth,
+        }),
+        // The rows are written; what as, is not known.
+        Err(failure) => Err(Failure::CommitLost(Some(Box::new(failure)))),
+    }
+}
+
+async fn read_current<'a>(
+    session: &mut Session,
+    needs: &BTreeMap<&'a RowKey, Need>,
+) -> error::Result<BTreeMap<&'a RowKey, CurrentRow>> {
+    if needs.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let namespaces: Vec<&[u8]> = needs.keys().map(|row| row.namespace.as_bytes()).collect();
+    let keys: Vec<&[u8]> = needs.keys().map(|row| row.key.as_bytes()).collect();
+    let whole: Vec<bool> = needs.values().map(|need| *need == Need::Value).collect();
+    let rows = if session.is_in_transaction() {
+        session.query(CURRENT, &[&namespaces, &keys, &whole]).await?
+    } else {
+        session
+            .begin(BEGIN, CURRENT, &[&namespaces, &keys, &whole])
+            .await?
+    };
+    let asked: Vec<&'a RowKey> = needs.keys().copied().collect();
+    rows.iter().map(|row| current_row(row, &asked)).collect()
+}
+
+fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey, CurrentRow)> {
+    let position = usize::try_from(unsigned(row, "position")?).unwrap_or_default();
+    let key = position.checked_sub(1).and_then(|place| asked.get(place));
+    let key = key.ok_or_else(|| Failure::corrupt("the database answered for a row that was not asked"))?;
+    let current = CurrentRow {
+        version: version(row)?,
+        expires_at: expires_at(row)?,
+        value_bytes: unsigned(row, "value_bytes")?,
+        value: column(row, "value")?,
+    };
+    Ok((key, current))
+}
+
+async fn write(session: &mut Session, changes: &Changes<'_>) -> error::Result<Vec<Row>> {
+    let Changes {
+        put_namespaces,
+        put_keys,
+        values,
+        expiries,
+        deleted_namespaces,
+        deleted_keys,
+    } = changes;
+    if session.is_in_transaction() {
+        session
+            .commit_with(
+                WRITE,
+                &[
+                    put_namespaces,
+                    put_keys,
+                    values,
+                    expiries,
+                    deleted_namespaces,
+                    deleted_keys,
+                ],
+            )
+            .await
+    } else {
+        session
+            .commit_alone(
+                WRITE,
+                &[
+                    put_namespaces,
+                    put_keys,
+                    values,
+                    expiries,
+                    deleted_namespaces,
+                    deleted_keys,
+                ],
+            )
+            .await
+    }
+}
+
+/// The parameters of [`WRITE`].
+#[derive(Default)]
+struct Changes<'a> {
+    put_namespaces: Vec<&'a [u8]>,
+    put_keys: Vec<&'a [u8]>,
+    values: Vec<&'a [u8]>,
+    expiries: Vec<Option<i64>>,
+    deleted_namespaces: Vec<&'a [u8]>,
+    deleted_keys: Vec<&'a [u8]>,
+}
+
+impl<'a> Changes<'a> {
+    fn of(plan: &'a Plan<'_>) -> Self {
+        let mut changes = Self::default();
+        for (row, write) in &plan.writes {
+            match write {
+                RowWrite::Put { value, expires_at } => {
+                    changes.put_namespaces.push(row.namespace.as_bytes());
+                    changes.put_keys.push(row.key.as_bytes());
+                    changes.values.push(value);
+                    changes.expiries.push(expires_at.map(saturating));
+                }
+                RowWrite::Delete => {
+                    changes.deleted_namespaces.push(row.namespace.as_bytes());
+                    changes.deleted_keys.push(row.key.as_bytes());
+                }
+            }
+        }
+        changes
+    }
+}

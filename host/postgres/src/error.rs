@@ -1,0 +1,255 @@
+//! Postgres's errors, put into their kind by SQLSTATE.
+
+use deadpool_postgres::{HookError, PoolError, TimeoutType};
+use larder_core::Error;
+use tokio_postgres::error::{DbError, Severity, SqlState};
+
+/// What went wrong between larder and a server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The server's answer, or a broken connection.
+    #[error(transparent)]
+    Database(#[from] tokio_postgres::Error),
+    /// The connection was closed before anything was sent.
+    #[error("the connection was closed")]
+    Gone,
+    /// The deadline of a snapshot passed.
+    #[error("the deadline passed")]
+    Overdue,
+    /// A bound of larder's own passed.
+    #[error("{0}")]
+    Stalled(&'static str),
+    /// `COMMIT` was sent, and what became of it was not heard.
+    #[error("the answer to COMMIT is missing")]
+    CommitLost(#[source] Option<Box<Failure>>),
+    /// It is in the words of larder already.
+    #[error(transparent)]
+    Known(#[from] Error),
+}
+
+const UNREACHABLE: &str = "the database can't be reached";
+
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    /// Stored bytes that are not as larder writes them.
+    pub(crate) fn corrupt(what: &str) -> Self {
+        Self::Known(Error::Corrupt(what.to_string()))
+    }
+
+    /// Whether the connection ended before anything was written, so that all can be done again on another.
+    pub(crate) fn is_lost_before(&self) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Database(error) => is_lost(error),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a statement that failed so leaves its connection of no use.
+pub(crate) fn breaks_connection(error: &tokio_postgres::Error) -> bool {
+    match error.as_db_error() {
+        // A server that has become a standby: the next connection may find the primary.
+        Some(error) => ends_session(error) || *error.code() == SqlState::READ_ONLY_SQL_TRANSACTION,
+        None => true,
+    }
+}
+
+/// Whether an error in answer to `COMMIT` leaves open what became of the transaction: a server that is told to stop
+/// answers so while it waits for a standby, and the transaction is in its log.
+pub(crate) fn leaves_commit_open(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_none_or(ends_session)
+}
+
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    match error.as_db_error() {
+        Some(error) => ends_session(error),
+        None => error.is_closed() || is_io(error),
+    }
+}
+
+fn ends_session(error: &DbError) -> bool {
+    matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
+        || ends_session_by_code(error.code())
+}
+
+fn ends_session_by_code(code: &SqlState) -> bool {
+    code.code().starts_with("08") || code.code().starts_with("57P")
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
+            PoolError::Timeout(TimeoutType::Wait) => {
+                Self::Stalled("no connection to the database became free")
+            }
+            PoolError::Timeout(_) => Self::Stalled("the database could not be connected to in time"),
+            PoolError::Closed => Self::Known(Error::Closed),
+            error @ (PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
+                Self::Known(Error::caused("the connection pool failed", error))
+            }
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Known(error) => error,
+            Failure::Overdue => Self::TimedOut,
+            Failure::Gone => Self::unavailable(UNREACHABLE, failure),
+            Failure::Stalled(reason) => Self::Unavailable {
+                reason: reason.to_string(),
+                cause: None,
+            },
+            Failure::CommitLost(_) => {
+                let reason = "the connection to the database was lost during the commit".to_string();
+                Self::CommitUnknown {
+                    reason,
+                    cause: Some(std::sync::Arc::new(failure)),
+                }
+            }
+            Failure::Database(error) => match error.code() {
+                Some(code) => Kind::of(code).error(error),
+                None if is_lost(&error) => Self::unavailable(UNREACHABLE, error),
+                None => Self::caused("the database's answer was not understood", error),
+            },
+        }
+    }
+}
+
+/// What a SQLSTATE means to larder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Conflict,
+    TimedOut,
+    Corrupt,
+    Unavailable(&'static str),
+    Other(&'static str),
+}
+
+impl Kind {
+    fn of(code: &SqlState) -> Self {
+        match *code {
+            SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => Self::Conflict,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Self::TimedOut,
+            SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => Self::Corrupt,
+            SqlState::QUERY_CANCELED => Self::Unavailable("the database cancelled the statement"),
+            SqlState::LOCK_NOT_AVAILABLE => Self::Unavailable("a lock of the database did not become free"),
+            SqlState::READ_ONLY_SQL_TRANSACTION => Self::Unavailable("the database takes no writes now"),
+            SqlState::INSUFFICIENT_PRIVILEGE => Self::Other("larder's database role lacks a privilege"),
+            SqlState::INVALID_CATALOG_NAME => Self::Other("the database does not exist"),
+            _ => Self::of_class(code),
+        }
+    }
+
+    fn of_class(code: &SqlState) -> Self {
+        match code.code().get(..2) {
+            Some("08" | "57") => Self::Unavailable(UNREACHABLE),
+            Some("53" | "58") => Self::Unavailable("the database lacks a resource"),
+            Some("28") => Self::Other("the database refused larder's login"),
+            _ => Self::Other("the database failed"),
+        }
+    }
+
+    fn error(self, cause: tokio_postgres::Error) -> Error {
+        match self {
+            Self::Conflict => Error::Conflict,
+            Self::TimedOut => Error::TimedOut,
+            Self::Corrupt => Error::Corrupt("the database reports damaged data".to_string()),
+            Self::Unavailable(reason) => Error::unavailable(reason, cause),
+            Self::Other(reason) => Error::caused(reason, cause),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: &str) -> Kind {
+        Kind::of(&SqlState::from_code(code))
+    }
+
+    #[test]
+    fn what_another_transaction_did_is_a_conflict() {
+        assert_eq!([kind("40001"), kind("40P01")], [Kind::Conflict; 2]);
+        assert!(matches!(kind("40003"), Kind::Other(_)));
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_unavailable() {
+        let codes = [
+            "08000", "08003", "08006", "53000", "53100", "53200", "53300", "57P01", "57P02", "57P03",
+            "57P05", "57014", "58030", "55P03", "25006",
+        ];
+        for code in codes {
+            assert!(matches!(kind(code), Kind::Unavailable(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_stays_is_not() {
+        for code in [
+            "28P01", "28000", "3D000", "42501", "42P01", "XX000", "54000", "0A000",
+        ] {
+            assert!(matches!(kind(code), Kind::Other(_)), "{code}");
+        }
+        assert_eq!([kind("XX001"), kind("XX002")], [Kind::Corrupt; 2]);
+        assert_eq!(kind("25P03"), Kind::TimedOut);
+    }
+
+    #[test]
+    fn only_the_end_of_a_session_loses_the_connection() {
+        for (code, ends) in [
+            ("57P01", true),
+            ("08006", true),
+            ("40001", false),
+            ("57014", false),
+            ("53100", false),
+        ] {
+            assert_eq!(ends_session_by_code(&SqlState::from_code(code)), ends, "{code}");
+        }
+    }
+
+    #[test]
+    fn bounds_of_the_pool_are_unavailable_and_a_closed_one_is_closed() {
+        for timeout in [TimeoutType::Wait, TimeoutType::Create, TimeoutType::Recycle] {
+            let failure = Failure::from(PoolError::Timeout(timeout));
+            assert!(!failure.is_lost_before());
+            assert!(matches!(failure.into(), Error::Unavailable { .. }));
+        }
+        assert!(matches!(Failure::from(PoolError::Closed).into(), Error::Closed));
+    }
+
+    #[test]
+    fn a_commit_without_an_answer_is_unknown_and_keeps_its_cause() {
+        let lost = Failure::CommitLost(Some(Box::new(Failure::Stalled("late"))));
+        assert!(!lost.is_lost_before() && Failure::Gone.is_lost_before());
+        let Error::CommitUnknown {
+            cause: Some(cause), ..
+        } = lost.into()
+        else {
+            panic!("known")
+        };
+        assert_eq!(cause.source().unwrap().to_string(), "late");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_listen_is_unavailable() {
+        let config = crate::dsn::parse("postgres://ann:hunter2@127.0.0.1:1/d").unwrap();
+        let Err(error) = config.connect(tokio_postgres::NoTls).await else {
+            panic!("connected")
+        };
+        let Error::Unavailable { reason, .. } = Error::from(Failure::from(error)) else {
+            panic!("other")
+        };
+        assert_eq!(reason, "the database can't be reached");
+    }
+}

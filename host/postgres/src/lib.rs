@@ -1,0 +1,118 @@
+//! The Postgres backend of larder, for stores that several hosts share.
+//!
+//! ```no_run
+//! # async fn example() -> larder_core::Result<()> {
+//! use larder_core::Store;
+//! use larder_postgres::Postgres;
+//!
+//! let backend = Postgres::open("postgres://larder:secret@db.internal/plugins").await?;
+//! let store = Store::builder(backend).build()?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Data-source names
+//!
+//! | form | example |
+//! |---|---|
+//! | URL | `postgres://user:password@host:5432/database?connect_timeout=5`, or with `postgresql://` |
+//! | keywords | `host=/run/postgresql user=larder dbname=plugins` |
+//!
+//! Both take the options of libpq that the `tokio-postgres` crate knows. Several hosts are tried in turn; with
+//! `target_session_attrs=read-write` the one that is primary is taken. larder's tables are made and found in the
+//! first schema of the search path, so `options=-c search_path=tenant_a` (in a URL
+//! `?options=-c%20search_path%3Dtenant_a`) gives each schema a store of its own.
+//!
+//! The crate is built without TLS: `sslmode` is `disable` or `prefer`. For a database across a network that is not
+//! trusted, put a tunnel in between.
+//!
+//! # How it works
+//!
+//! - Every transaction is SERIALIZABLE; the server watches what was read. A failure to serialize (40001) and a
+//!   deadlock (40P01) are [`Error::Conflict`](larder_core::Error::Conflict), on a read too.
+//! - A snapshot begins with its first read, in the same round trip. The writes of a commit are one statement
+//!   over arrays, in the same round trip as `COMMIT`; a commit that reads nothing is that statement alone.
+//! - There are at most [`CONNECTIONS_MAX`] connections, of which snapshots have at most [`SNAPSHOTS_MAX`] so that
+//!   transactions which wait for their guest never keep a commit of another from a connection. Broken
+//!   connections are replaced when they are next asked for.
+//! - The session is set up when a connection is made, and statements are prepared in it: a pooler in between
+//!   must keep a session for a client (`pool_mode=session` of PgBouncer).
+
+mod commit;
+mod connections;
+mod dsn;
+mod error;
+mod maintenance;
+mod migrate;
+mod rows;
+mod session;
+mod snapshot;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use larder_core::Result;
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::Commit;
+
+use connections::Connections;
+pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
+pub use dsn::PostgresDriver;
+use snapshot::PostgresSnapshot;
+
+/// The rows in one schema of a Postgres database.
+pub struct Postgres {
+    connections: Arc<Connections>,
+}
+
+impl Postgres {
+    /// Connects, and brings larder's own tables up to date. It is called within a tokio runtime, which has to live as
+    /// long as the backend does.
+    ///
+    /// # Errors
+    /// [`larder_core::Error::InvalidArgument`] where the data-source name is malformed,
+    /// [`larder_core::Error::Unavailable`] where the server can't be reached, and
+    /// [`larder_core::Error::Other`] where it refuses the login or a newer release of larder has migrated the schema.
+    pub async fn open(dsn: &str) -> Result<Self> {
+        let config = dsn::parse(dsn)?;
+        migrate::migrate(&config).await?;
+        Ok(Self {
+            connections: Arc::new(Connections::new(config)?),
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Postgres {
+    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(
+            PostgresSnapshot::take(&self.connections, options).await?,
+        ))
+    }
+
+    async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
+        commit::blind(&self.connections, commit).await
+    }
+
+    async fn stored_bytes(&self) -> Result<u64> {
+        Ok(maintenance::stored_bytes(&self.connections).await?)
+    }
+
+    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+        Ok(maintenance::sweep(&self.connections, now, max_rows).await?)
+    }
+
+    async fn ping(&self) -> Result<()> {
+        Ok(maintenance::ping(&self.connections).await?)
+    }
+
+    async fn close(&self) {
+        self.connections.close();
+    }
+}
+
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Postgres").finish_non_exhaustive()
+    }
+}

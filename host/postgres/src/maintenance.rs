@@ -1,0 +1,76 @@
+//! What is done beside transactions.
+
+use std::time::Duration;
+
+use larder_core::backend::Swept;
+use larder_core::clock::UnixMillis;
+use tokio::time::timeout;
+use tokio_postgres::Row;
+
+use crate::connections::Connections;
+use crate::error::{Failure, Result};
+use crate::rows::{saturating, unsigned};
+use crate::session::Params;
+
+/// How long a server may take to say that it is there.
+const PING_MAX: Duration = Duration::from_secs(5);
+
+/// Every row is read, which takes as long as it takes.
+const BEGIN_COUNT: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '10min'";
+
+const COUNT: &str = "
+    SELECT coalesce(sum(octet_length(namespace) + octet_length(key) + octet_length(value)), 0)::bigint AS bytes
+    FROM larder_entries";
+
+/// Expired rows are seen by no transaction, so taking them away needn't be watched by any.
+const BEGIN_SWEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
+/// A row that somebody is writing is left for later. So is one that was written since the statement began: its new
+/// place is not visible to the statement.
+const SWEEP: &str = "
+    WITH expired AS MATERIALIZED (
+        SELECT ctid AS place FROM larder_entries WHERE expires_at <= $1
+        ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ), deleted AS (
+        DELETE FROM larder_entries AS entries USING expired WHERE entries.ctid = expired.place
+        RETURNING octet_length(namespace) + octet_length(key) + octet_length(value) AS bytes
+    )
+    SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted";
+
+pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
+    unsigned(&transaction(connections, BEGIN_COUNT, COUNT, &[]).await?, "bytes")
+}
+
+pub(crate) async fn sweep(connections: &Connections, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+    let (now, max_rows) = (saturating(now), i64::from(max_rows));
+    let row = transaction(connections, BEGIN_SWEEP, SWEEP, &[&now, &max_rows]).await?;
+    Ok(Swept {
+        rows: unsigned(&row, "rows")?,
+        bytes: unsigned(&row, "bytes")?,
+    })
+}
+
+pub(crate) async fn ping(connections: &Connections) -> Result<()> {
+    let answer = transaction(connections, "BEGIN READ ONLY", "SELECT 1", &[]);
+    match timeout(PING_MAX, answer).await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => Err(Failure::Stalled("the database did not answer in time")),
+    }
+}
+
+/// Runs a statement that gives one row in a transaction, once more where the connection turns out to be gone.
+async fn transaction(connections: &Connections, begin: &str, sql: &str, params: &Params<'_>) -> Result<Row> {
+    let mut session = connections.session().await?;
+    let rows = match session.enclosed(begin, sql, params).await {
+        Err(failure) if failure.is_lost_before() => {
+            connections.renew(&mut session).await?;
+            session.enclosed(begin, sql, params).await
+        }
+        rows => rows,
+    };
+    rows?
+        .into_iter()
+        .next()
+        .ok_or_else(|| Failure::corrupt("the database gave no row"))
+}

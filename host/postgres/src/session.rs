@@ -1,0 +1,246 @@
+//! A connection on loan, and what is known of the state that it is in.
+
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use futures_util::future::{join, join3};
+use futures_util::{TryStreamExt, pin_mut};
+use larder_core::Error;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row, Statement};
+
+use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+
+/// Parameters of a statement.
+pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
+
+/// How long a rollback may take before the connection is given up instead.
+const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+
+/// How long the server may take to hear that it needn't work on.
+const CANCEL_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Ready for the next.
+    Idle,
+    /// A transaction is open, maybe a failed one.
+    InTransaction,
+    /// An answer is awaited. A future that is dropped leaves it so.
+    Busy,
+    /// The same, and what was sent can commit.
+    Committing,
+    /// Nothing can be sent any more.
+    Broken,
+}
+
+/// A connection on loan. Dropping it gives it back with nothing left behind: what is open is rolled back, and where
+/// that isn't certain the connection is closed.
+///
+/// The statements that are sent at once are answered in their order; a later one that fails because of an earlier one
+/// says less, so the first error counts.
+pub(crate) struct Session {
+    client: Option<Object>,
+    state: State,
+    runtime: Handle,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Session {
+    pub(crate) fn new(client: Object, runtime: Handle) -> Self {
+        Self {
+            client: Some(client),
+            state: State::Idle,
+            runtime,
+            place: None,
+        }
+    }
+
+    /// Holds a place among the snapshots as long as it lives.
+    pub(crate) fn with_place(mut self, place: Option<OwnedSemaphorePermit>) -> Self {
+        self.place = place;
+        self
+    }
+
+    pub(crate) fn take_place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.place.take()
+    }
+
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.state == State::InTransaction
+    }
+
+    /// Whether a commit is under way that nobody has heard the end of.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.state == State::Committing
+    }
+
+    /// Begins a transaction with its first statement.
+    pub(crate) async fn begin(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::Idle).await?;
+        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
+        let (begun, rows) = join(client.batch_execute(begin), client.query(&statement, params)).await;
+        self.settle(begun.and(rows), State::InTransaction)
+    }
+
+    /// Runs a statement of an open transaction.
+    pub(crate) async fn query(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::InTransaction).await?;
+        let client = ready(&self.client, &mut self.state, State::InTransaction, State::Busy)?;
+        let rows = client.query(&statement, params).await;
+        self.settle(rows, State::InTransaction)
+    }
+
+    /// Ends an open transaction that wrote nothing.
+    pub(crate) async fn commit(&mut self) -> Result<()> {
+        let client = ready(&self.client, &mut self.state, State::InTransaction, State::Busy)?;
+        let committed = client.batch_execute("COMMIT").await;
+        self.settle(committed, State::Idle)
+    }
+
+    /// Ends an open transaction with its last statement, which writes.
+    pub(crate) async fn commit_with(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::InTransaction).await?;
+        let client = ready(
+            &self.client,
+            &mut self.state,
+            State::InTransaction,
+            State::Committing,
+        )?;
+        let (rows, committed) = join(client.query(&statement, params), client.batch_execute("COMMIT")).await;
+        // COMMIT of a transaction that has failed is answered as if all were well: it rolled back.
+        match (rows, committed) {
+            (Err(error), _) if error.as_db_error().is_some() => self.settle(Err(error), State::Idle),
+            (Err(error), _) => self.lose(error),
+            (Ok(_), Err(error)) if leaves_commit_open(&error) => self.lose(error),
+            (rows, committed) => self.settle(committed.and(rows), State::Idle),
+        }
+    }
+
+    /// Runs a statement that is a transaction by itself, and writes.
+    pub(crate) async fn commit_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::Idle).await?;
+        let client = ready(&self.client, &mut self.state, State::Idle, State::Committing)?;
+        let mut executed = false;
+        match query_watched(client, &statement, params, &mut executed).await {
+            // The server says that a statement is executed before it commits. As long as it hasn't, an error
+            // that it sends is the statement's own, also where it takes the session with it.
+            Err(error) if error.as_db_error().is_none() || executed && leaves_commit_open(&error) => {
+                self.lose(error)
+            }
+            rows => self.settle(rows, State::Idle),
+        }
+    }
+
+    /// Runs a statement in a transaction of its own kind.
+    pub(crate) async fn enclosed(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::Idle).await?;
+        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
+        let begun = client.batch_execute(begin);
+        let (begun, rows, committed) = join3(
+            begun,
+            client.query(&statement, params),
+            client.batch_execute("COMMIT"),
+        )
+        .await;
+        self.settle(
+            begun.and(rows).and_then(|rows| committed.map(|()| rows)),
+            State::Idle,
+        )
+    }
+
+    /// Prepared statements stay with the connection: this costs a round trip once.
+    async fn prepare(&mut self, sql: &str, state: State) -> Result<Statement> {
+        let client = ready(&self.client, &mut self.state, state, State::Busy)?;
+        let statement = client.prepare_cached(sql).await;
+        self.settle(statement, state)
+    }
+
+    fn settle<T>(&mut self, result: Result<T, tokio_postgres::Error>, state: State) -> Result<T> {
+        let broken = result.as_ref().is_err_and(breaks_connection);
+        self.state = if broken { State::Broken } else { state };
+        Ok(result?)
+    }
+
+    fn lose<T>(&mut self, error: tokio_postgres::Error) -> Result<T> {
+        self.state = State::Broken;
+        Err(Failure::CommitLost(Some(Box::new(error.into()))))
+    }
+}
+
+/// The connection, where it is in the state that is expected, and in the next state from here on.
+fn ready<'a>(
+    client: &'a Option<Object>,
+    state: &mut State,
+    expected: State,
+    next: State,
+) -> Result<&'a Object> {
+    match client {
+        // What was not sent was not done, which can't be told afterwards.
+        Some(client) if *state == expected && client.is_closed() => {
+            *state = State::Broken;
+            Err(Failure::Gone)
+        }
+        Some(client) if *state == expected => {
+            *state = next;
+            Ok(client)
+        }
+        _ => Err(Error::other("an earlier call ended this use of the database connection").into()),
+    }
+}
+
+/// A query that also tells whether the server has said that it was executed.
+async fn query_watched(
+    client: &Object,
+    statement: &Statement,
+    params: &Params<'_>,
+    executed: &mut bool,
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let stream = client.query_raw(statement, params.iter().copied()).await?;
+    pin_mut!(stream);
+    let mut rows = Vec::new();
+    loop {
+        let next = stream.try_next().await;
+        *executed = stream.rows_affected().is_some();
+        match next? {
+            Some(row) => rows.push(row),
+            None => return Ok(rows),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        let place = self.place.take();
+        match self.state {
+            State::Idle => drop(client),
+            State::InTransaction => drop(self.runtime.spawn(roll_back(client, place))),
+            State::Busy | State::Committing => drop(self.runtime.spawn(abandon(client, place))),
+            State::Broken => drop(Object::take(client)),
+        }
+    }
+}
+
+async fn roll_back(client: Object, place: Option<OwnedSemaphorePermit>) {
+    match timeout(ROLLBACK_MAX, client.batch_execute("ROLLBACK")).await {
+        Ok(Ok(())) => drop(client),
+        _ => abandon(client, place).await,
+    }
+}
+
+/// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.
+async fn abandon(client: Object, place: Option<OwnedSemaphorePermit>) {
+    if !client.is_closed() {
+        let cancelled = timeout(CANCEL_MAX, client.cancel_token().cancel_query(NoTls)).await;
+        tracing::debug!(
+            heard = matches!(cancelled, Ok(Ok(()))),
+            "closed a connection to the database in mid-query"
+        );
+    }
+    drop(Object::take(client));
+    drop(place);
+}

@@ -1,0 +1,249 @@
+//! Snapshots: read from within one serializable transaction.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use larder_core::Result;
+use larder_core::backend::{
+    Chunk, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
+};
+use larder_core::commit::Commit;
+use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use tokio::time::timeout_at;
+use tokio_postgres::Row;
+
+use crate::commit;
+use crate::connections::Connections;
+use crate::error::{self, Failure};
+use crate::rows::{column, saturating, stored_value, unsigned};
+use crate::session::{Params, Session};
+
+/// A snapshot. Postgres takes it at the first read.
+pub(crate) struct PostgresSnapshot {
+    connections: Arc<Connections>,
+    session: Session,
+    options: SnapshotOptions,
+}
+
+const GET: &str = "
+    SELECT value, version, expires_at FROM larder_entries
+    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
+
+/// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more. The
+/// length of a value is known without reading it.
+const GET_MANY: &str = "
+    SELECT position, version, expires_at, total, CASE WHEN total <= $4 THEN value END AS value
+    FROM (
+        SELECT asked.position, found.*, coalesce(sum(octet_length(found.value)) OVER (), 0) AS total
+        FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
+        CROSS JOIN LATERAL (
+            SELECT value, version, expires_at FROM larder_entries
+            WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > $3)
+            LIMIT 1
+        ) AS found
+    ) AS counted";
+
+/// A further row is looked for and not sent: it tells whether the range ends.
+macro_rules! scan {
+    ($order:literal, $end:literal) => {
+        concat!(
+            "
+    SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, version, expires_at, is_last
+    FROM (
+        SELECT *, row_number() OVER so_far AS position, sum(size) OVER so_far - size AS before,
+            lead(key) OVER so_far IS NULL AS is_last
+        FROM (
+            SELECT key, value, version, expires_at,
+                octet_length(key) + CASE WHEN $4::boolean THEN 0 ELSE octet_length(value) END AS size
+            FROM larder_entries
+            WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > $3)",
+            $end,
+            " ORDER BY key ",
+            $order,
+            " LIMIT $5::bigint + 1
+        ) AS found
+        WINDOW so_far AS (ORDER BY key ",
+            $order,
+            " ROWS UNBOUNDED PRECEDING)
+    ) AS counted
+    WHERE position <= $5 AND (before < $6 OR position = 1)
+    ORDER BY key ",
+            $order
+        )
+    };
+}
+
+/// The statement for a range. One that is also for ranges without an end would be planned without using the end.
+fn scan_sql(reverse: bool, has_end: bool) -> &'static str {
+    match (reverse, has_end) {
+        (false, false) => scan!("ASC", ""),
+        (false, true) => scan!("ASC", " AND key < $7"),
+        (true, false) => scan!("DESC", ""),
+        (true, true) => scan!("DESC", " AND key < $7"),
+    }
+}
+
+const NEXT_NAMESPACE: &str = "
+    SELECT namespace FROM larder_entries
+    WHERE namespace >= $1 AND (expires_at IS NULL OR expires_at > $2)
+    ORDER BY namespace, key LIMIT 1";
+
+impl PostgresSnapshot {
+    pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
+        let session = in_time(options.deadline, connections.snapshot_session()).await?;
+        Ok(Self {
+            connections: connections.clone(),
+            session,
+            options,
+        })
+    }
+
+    async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+        self.connections.check_open()?;
+        in_time(self.options.deadline, self.read_unbounded(sql, params)).await
+    }
+
+    async fn read_unbounded(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+        if self.session.is_in_transaction() {
+            return self.session.query(sql, params).await;
+        }
+        match self.session.begin(self.begin(), sql, params).await {
+            Err(failure) if failure.is_lost_before() => {
+                self.connections.renew(&mut self.session).await?;
+                self.session.begin(self.begin(), sql, params).await
+            }
+            result => result,
+        }
+    }
+
+    fn begin(&self) -> &'static str {
+        match self.options.mode {
+            Mode::View => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            Mode::Update => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
+        }
+    }
+
+    fn now(&self) -> i64 {
+        saturating(self.options.now)
+    }
+}
+
+async fn in_time<T>(deadline: Instant, work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
+    timeout_at(deadline.into(), work)
+        .await
+        .unwrap_or(Err(Failure::Overdue))
+}
+
+#[async_trait]
+impl Snapshot for PostgresSnapshot {
+    async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
+        let rows = self.read(GET, &[&namespace, &key, &now]).await?;
+        Ok(rows.first().map(stored_value).transpose()?)
+    }
+
+    async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
+        let names: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
+        let (namespace, now, max) = (namespace.as_bytes(), self.now(), saturating(max_bytes));
+        let rows = self.read(GET_MANY, &[&namespace, &names, &now, &max]).await?;
+        Ok(many(&rows, keys.len(), max_bytes)?)
+    }
+
+    async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
+        let (namespace, start, now) = (range.namespace().as_bytes(), range.start(), self.now());
+        // One row more is asked for than may be given.
+        let max_rows = i64::try_from(options.max_rows)
+            .unwrap_or(i64::MAX)
+            .min(i64::MAX - 1);
+        let max_bytes = saturating(options.max_bytes);
+        let sql = scan_sql(options.reverse, range.end().is_some());
+        let rows = match range.end() {
+            None => {
+                self.read(
+                    sql,
+                    &[
+                        &namespace,
+                        &start,
+                        &now,
+                        &options.keys_only,
+                        &max_rows,
+                        &max_bytes,
+                    ],
+                )
+                .await?
+            }
+            Some(end) => {
+                let params: &Params<'_> = &[
+                    &namespace,
+                    &start,
+                    &now,
+                    &options.keys_only,
+                    &max_rows,
+                    &max_bytes,
+                    &end,
+                ];
+                self.read(sql, params).await?
+            }
+        };
+        Ok(chunk(&rows, options)?)
+    }
+
+    async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
+        let now = self.now();
+        let rows = self.read(NEXT_NAMESPACE, &[&first_after(after), &now]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        Namespace::from_stored(column(row, "namespace")?).map(Some)
+    }
+
+    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
+        let Self {
+            connections, session, ..
+        } = *self;
+        if session.is_in_transaction() {
+            return commit::after_reads(&connections, session, commit).await;
+        }
+        // It read nothing, so it is free to begin anew.
+        drop(session);
+        commit::blind(&connections, commit).await
+    }
+}
+
+/// The least name after one: no name lies between it and itself with a NUL.
+fn first_after(namespace: Option<&Namespace>) -> Vec<u8> {
+    let mut first = namespace.map_or(Vec::new(), |namespace| namespace.as_bytes().to_vec());
+    if namespace.is_some() {
+        first.push(0);
+    }
+    first
+}
+
+fn many(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
+    let total = rows.first().map_or(Ok(0), |row| unsigned(row, "total"))?;
+    if total > max_bytes {
+        return Ok(Many::TooLarge(total));
+    }
+    let mut found = vec![None; asked];
+    for row in rows {
+        let place = usize::try_from(unsigned(row, "position")?)
+            .ok()
+            .and_then(|position| position.checked_sub(1));
+        let place = place.and_then(|place| found.get_mut(place));
+        *place.ok_or_else(|| Failure::corrupt("the database answered for a key that was not asked"))? =
+            Some(stored_value(row)?);
+    }
+    Ok(Many::Rows(found))
+}
+
+fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
+    let exhausted = match rows.last() {
+        Some(last) => column(last, "is_last")?,
+        // Where no row may be given, nothing is known.
+        None => options.max_rows > 0,
+    };
+    let entry = |row: &Row| Ok((Key::from_stored(column(row, "key")?)?, stored_value(row)?));
+    Ok(Chunk {
+        rows: rows.iter().map(entry).collect::<error::Result<_>>()?,
+        exhausted,
+    })
+}

@@ -1,0 +1,112 @@
+//! Connections, all set up alike.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use larder_core::Error;
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Result, SqliteError};
+use crate::{Durability, SqliteOptions};
+
+/// How long a connection waits for another process's lock.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Prepared statements kept in each connection; more than larder has.
+const STATEMENTS: usize = 64;
+
+/// Opens a connection that reads and writes.
+pub(crate) fn open(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, options.create);
+    let connection = Connection::open_with_flags(path, flags).map_err(SqliteError::from)?;
+    set_up(&connection, options)?;
+    Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(crate) fn open_reader(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let connection = open(path, options)?;
+    connection
+        .pragma_update(None, "query_only", true)
+        .map_err(SqliteError::from)?;
+    Ok(connection)
+}
+
+fn set_up(connection: &Connection, options: SqliteOptions) -> larder_core::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(SqliteError::from)?;
+    let mode = use_wal(connection)?;
+    if mode != "wal" {
+        return Err(Error::other(
+            "the database can't be used with a write-ahead log where it is",
+        ));
+    }
+    let synchronous = match options.durability {
+        Durability::Off => "OFF",
+        Durability::Normal => "NORMAL",
+        Durability::Full => "FULL",
+    };
+    let pragmas = || -> Result<()> {
+        connection.pragma_update(None, "synchronous", synchronous)?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        // Checkpoints are made beside the commits, not in them.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        Ok(())
+    };
+    Ok(pragmas()?)
+}
+
+/// The first change to a write-ahead log takes an exclusive lock, and SQLite doesn't wait for that one.
+fn use_wal(connection: &Connection) -> Result<String> {
+    let until = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
+        match mode.map_err(SqliteError::from) {
+            Err(error) if error.is_busy() && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_connection_has_the_same_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let options = SqliteOptions {
+            durability: Durability::Full,
+            create: true,
+        };
+        for connection in [
+            open(&path, options).unwrap(),
+            open_reader(&path, options).unwrap(),
+        ] {
+            let setting = |name: &str| -> i64 {
+                connection
+                    .pragma_query_value(None, name, |row| row.get(0))
+                    .unwrap()
+            };
+            assert_eq!(setting("busy_timeout"), 5_000);
+            assert_eq!(setting("foreign_keys"), 1);
+            assert_eq!(setting("synchronous"), 2);
+            assert_eq!(setting("wal_autocheckpoint"), 0);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_corrupt() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        std::fs::write(&path, [b'x'; 4_096]).unwrap();
+        assert!(matches!(
+            open(&path, SqliteOptions::default()),
+            Err(Error::Corrupt(_))
+        ));
+    }
+}

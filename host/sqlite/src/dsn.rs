@@ -1,0 +1,139 @@
+//! Data-source names of SQLite stores.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use larder_core::backend::Backend;
+use larder_core::{Driver, Error, Result};
+use percent_encoding::percent_decode_str;
+
+use crate::{Durability, Sqlite, SqliteOptions};
+
+/// Opens `sqlite:PATH`, `sqlite:PATH?durability=full` and `sqlite::memory:`.
+///
+/// The part behind `?` holds options; a `?` or `%` of the path itself is written `%3F` or `%25`. A file that isn't there
+/// is made, unless `?create=no` is said; its folder must be there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SqliteDriver;
+
+const SCHEME: &str = "sqlite:";
+
+#[async_trait]
+impl Driver for SqliteDriver {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn accepts(&self, dsn: &str) -> bool {
+        dsn.starts_with(SCHEME)
+    }
+
+    async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        let (place, options) = parse(dsn)?;
+        let backend = match place {
+            Place::Private => Sqlite::open_private().await?,
+            Place::File(path) => Sqlite::open(path, options).await?,
+        };
+        Ok(Arc::new(backend))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Private,
+    File(PathBuf),
+}
+
+fn parse(dsn: &str) -> Result<(Place, SqliteOptions)> {
+    let rest = dsn.strip_prefix(SCHEME).unwrap_or(dsn);
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let options = parse_options(query)?;
+    if path == ":memory:" {
+        return match query {
+            "" => Ok((Place::Private, options)),
+            _ => Err(Error::invalid_argument("`sqlite::memory:` takes no options")),
+        };
+    }
+    if path.is_empty() {
+        return Err(Error::invalid_argument(
+            "a SQLite store is named `sqlite:PATH` or `sqlite::memory:`",
+        ));
+    }
+    let path = percent_decode_str(path).decode_utf8().map_err(|error| {
+        Error::caused(
+            "the path in a SQLite store's name is no text once it is decoded",
+            error,
+        )
+    })?;
+    if path.contains('\0') {
+        return Err(Error::invalid_argument(
+            "the path of a SQLite store can't hold NUL",
+        ));
+    }
+    Ok((Place::File(PathBuf::from(path.as_ref())), options))
+}
+
+fn parse_options(query: &str) -> Result<SqliteOptions> {
+    let mut options = SqliteOptions::default();
+    for option in query.split('&').filter(|option| !option.is_empty()) {
+        match option {
+            "durability=normal" => options.durability = Durability::Normal,
+            "durability=full" => options.durability = Durability::Full,
+            "create=yes" => options.create = true,
+            "create=no" => options.create = false,
+            _ => {
+                return Err(Error::invalid_argument(format!(
+                    "unknown option {option:?} of a SQLite store; there are `durability=normal`, \
+                     `durability=full`, `create=yes` and `create=no`"
+                )));
+            }
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(dsn: &str) -> (String, Durability) {
+        let (Place::File(path), options) = parse(dsn).unwrap() else {
+            panic!("no file")
+        };
+        (path.to_str().unwrap().to_string(), options.durability)
+    }
+
+    #[test]
+    fn a_path_may_hold_anything_once_it_is_encoded() {
+        assert_eq!(
+            file("sqlite:/tmp/a b.db"),
+            ("/tmp/a b.db".to_string(), Durability::Normal)
+        );
+        assert_eq!(
+            file("sqlite:a%3Fb%25.db?durability=full"),
+            ("a?b%.db".to_string(), Durability::Full)
+        );
+    }
+
+    #[test]
+    fn memory_is_private_and_takes_no_options() {
+        assert_eq!(parse("sqlite::memory:").unwrap().0, Place::Private);
+        assert!(matches!(
+            parse("sqlite::memory:?durability=full"),
+            Err(Error::InvalidArgument(_))
+        ));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for dsn in [
+            "sqlite:",
+            "sqlite:x?durability=some",
+            "sqlite:x?mode=ro",
+            "sqlite:a%00b",
+        ] {
+            assert!(matches!(parse(dsn), Err(Error::InvalidArgument(_))), "{dsn}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! SQLite's errors, put into their kind by code.
+
+use larder_core::Error;
+use rusqlite::ErrorCode;
+
+/// An error of SQLite, or of what it stored.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct SqliteError(#[from] rusqlite::Error);
+
+pub(crate) type Result<T, E = SqliteError> = std::result::Result<T, E>;
+
+impl SqliteError {
+    /// Whether somebody else holds the lock.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+        )
+    }
+
+    /// Whether a commit that ended so has certainly not happened.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.is_busy() || self.code() == Some(ErrorCode::DiskFull)
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        self.0.sqlite_error_code()
+    }
+}
+
+impl From<SqliteError> for Error {
+    fn from(error: SqliteError) -> Self {
+        match error.code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Self::unavailable("another process holds the database's lock", error)
+            }
+            Some(ErrorCode::DiskFull) => Self::unavailable("the disk is full", error),
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
+                Self::unavailable("the database file can't be read or written", error)
+            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Corrupt("the file is no intact SQLite database".to_string())
+            }
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+                Self::caused("the database file may not be written", error)
+            }
+            Some(_) => Self::caused("the database failed", error),
+            None => match error.0 {
+                rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::Utf8Error(..)
+                | rusqlite::Error::QueryReturnedNoRows => {
+                    Self::Corrupt("a stored row is not as larder writes it".to_string())
+                }
+                _ => Self::caused("the database failed", error),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(code: i32) -> SqliteError {
+        SqliteError(rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(code),
+            None,
+        ))
+    }
+
+    #[test]
+    fn codes_decide_the_kind() {
+        use rusqlite::ffi;
+        for code in [
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR,
+            ffi::SQLITE_CANTOPEN,
+        ] {
+            assert!(
+                matches!(failure(code).into(), Error::Unavailable { .. }),
+                "{code}"
+            );
+        }
+        for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB] {
+            assert!(matches!(failure(code).into(), Error::Corrupt(_)), "{code}");
+        }
+        assert!(matches!(failure(ffi::SQLITE_MISUSE).into(), Error::Other { .. }));
+    }
+
+    #[test]
+    fn only_a_full_disk_or_a_lock_makes_a_failed_commit_certain() {
+        use rusqlite::ffi;
+        assert!(failure(ffi::SQLITE_FULL).is_certain());
+        assert!(!failure(ffi::SQLITE_IOERR_FSYNC).is_certain());
+    }
+}

@@ -1,0 +1,265 @@
+//! The statements on rows.
+
+use larder_core::backend::{Chunk, Many, ManyRows, ScanOptions, StoredValue, Version};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::{CurrentRow, Need, RowWrite};
+use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::read_set::{CurrentState, RangeState};
+use larder_core::{Error, Result};
+use rusqlite::types::Value as SqlValue;
+use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
+
+use crate::error::{Result as SqliteResult, SqliteError};
+
+/// The version of the last commit.
+pub(crate) fn last_version(connection: &Connection) -> Result<Version> {
+    let mut statement = prepare(connection, "SELECT last FROM larder_commit_sequence")?;
+    let last: u64 = statement
+        .query_row([], |row| row.get(0))
+        .map_err(SqliteError::from)?;
+    Ok(Version(last))
+}
+
+pub(crate) fn set_last_version(connection: &Connection, version: Version) -> SqliteResult<()> {
+    connection
+        .prepare_cached("UPDATE larder_commit_sequence SET last = ?1")?
+        .execute([version.0])?;
+    Ok(())
+}
+
+pub(crate) fn get(connection: &Connection, row: &RowKey, now: UnixMillis) -> Result<Option<StoredValue>> {
+    let mut statement = prepare(
+        connection,
+        "SELECT value, version, expires_at FROM larder_entries
+         WHERE namespace = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)",
+    )?;
+    let found = statement
+        .query_row(
+            (row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(now)),
+            stored_value,
+        )
+        .optional();
+    Ok(found.map_err(SqliteError::from)?)
+}
+
+pub(crate) fn get_many(
+    connection: &Connection,
+    namespace: &Namespace,
+    keys: &[Key],
+    max_bytes: u64,
+    now: UnixMillis,
+) -> Result<Many> {
+    let mut rows = ManyRows::new(keys.len(), max_bytes);
+    for key in keys {
+        let row = RowKey {
+            namespace: namespace.clone(),
+            key: key.clone(),
+        };
+        if !rows.push(get(connection, &row, now)?) {
+            break;
+        }
+    }
+    Ok(rows.finish())
+}
+
+pub(crate) fn scan(
+    connection: &Connection,
+    range: &KeyRange,
+    options: ScanOptions,
+    now: UnixMillis,
+) -> Result<Chunk> {
+    let value = if options.keys_only { "x''" } else { "value" };
+    let order = if options.reverse { "DESC" } else { "ASC" };
+    let (bounds, parameters) = range_condition(range, now);
+    let mut statement = prepare(
+        connection,
+        &format!(
+            "SELECT {value}, version, expires_at, key FROM larder_entries WHERE {bounds} ORDER BY key {order}"
+        ),
+    )?;
+    let mut found = statement
+        .query(params_from_iter(parameters))
+        .map_err(SqliteError::from)?;
+    let mut chunk = Chunk::default();
+    let mut bytes = 0;
+    while let Some(row) = found.next().map_err(SqliteError::from)? {
+        if chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes {
+            return Ok(chunk);
+        }
+        let stored = stored_value(row).map_err(SqliteError::from)?;
+        let key = Key::from_stored(row.get(3).map_err(SqliteError::from)?)?;
+        bytes += (key.as_bytes().len() + stored.value.len()) as u64;
+        chunk.rows.push((key, stored));
+    }
+    chunk.exhausted = true;
+    Ok(chunk)
+}
+
+pub(crate) fn next_namespace(
+    connection: &Connection,
+    after: Option<&Namespace>,
+    now: UnixMillis,
+) -> Result<Option<Namespace>> {
+    let condition = if after.is_some() {
+        "namespace > ?2 AND"
+    } else {
+        "?2 IS NULL AND"
+    };
+    let sql = format!(
+        "SELECT namespace FROM larder_entries WHERE {condition} (expires_at IS NULL OR expires_at > ?1)
+         ORDER BY namespace LIMIT 1"
+    );
+    let found = prepare(connection, &sql)?
+        .query_row((sql_millis(now), after.map(Namespace::as_bytes)), |row| {
+            row.get(0)
+        })
+        .optional()
+        .map_err(SqliteError::from)?;
+    found.map(Namespace::from_stored).transpose()
+}
+
+/// A row as it is stored, live or not.
+pub(crate) fn current_row(connection: &Connection, row: &RowKey, need: Need) -> Result<Option<CurrentRow>> {
+    let value = match need {
+        Need::Header => "NULL",
+        Need::Value => "value",
+    };
+    let mut statement = prepare(
+        connection,
+        &format!(
+            "SELECT version, expires_at, length(value), {value} FROM larder_entries
+             WHERE namespace = ?1 AND key = ?2"
+        ),
+    )?;
+    let found = statement.query_row((row.namespace.as_bytes(), row.key.as_bytes()), |row| {
+        Ok(CurrentRow {
+            version: Version(row.get(0)?),
+            expires_at: row.get(1)?,
+            value_bytes: row.get(2)?,
+            value: row.get(3)?,
+        })
+    });
+    Ok(found.optional().map_err(SqliteError::from)?)
+}
+
+pub(crate) fn write(
+    connection: &Connection,
+    row: &RowKey,
+    write: &RowWrite<'_>,
+    version: Version,
+) -> SqliteResult<()> {
+    let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
+    match write {
+        RowWrite::Put { value, expires_at } => connection
+            .prepare_cached(
+                "INSERT INTO larder_entries (namespace, key, value, version, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (namespace, key) DO UPDATE
+                 SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at",
+            )?
+            .execute((namespace, key, value.as_ref(), version.0, *expires_at))?,
+        RowWrite::Delete => connection
+            .prepare_cached("DELETE FROM larder_entries WHERE namespace = ?1 AND key = ?2")?
+            .execute((namespace, key))?,
+    };
+    Ok(())
+}
+
+pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
+    let mut statement = prepare(
+        connection,
+        "SELECT coalesce(sum(length(namespace) + length(key) + length(value)), 0) FROM larder_entries",
+    )?;
+    Ok(statement
+        .query_row([], |row| row.get(0))
+        .map_err(SqliteError::from)?)
+}
+
+/// Removes expired rows, and gives the bytes of each.
+pub(crate) fn sweep(connection: &Connection, now: UnixMillis, max_rows: u32) -> SqliteResult<Vec<u64>> {
+    let mut statement = connection.prepare_cached(
+        "DELETE FROM larder_entries WHERE (namespace, key) IN
+             (SELECT namespace, key FROM larder_entries WHERE expires_at <= ?1 LIMIT ?2)
+         RETURNING length(namespace) + length(key) + length(value)",
+    )?;
+    let swept = statement.query_map((sql_millis(now), max_rows), |row| row.get(0))?;
+    Ok(swept.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The committed state within the writer's transaction.
+pub(crate) struct Current<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) now: UnixMillis,
+}
+
+impl CurrentState for Current<'_> {
+    fn version(&mut self, row: &RowKey) -> Result<Version> {
+        let mut statement = prepare(
+            self.connection,
+            "SELECT version FROM larder_entries
+             WHERE namespace = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)",
+        )?;
+        let found = statement
+            .query_row(
+                (row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(self.now)),
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(SqliteError::from)?;
+        Ok(found.map_or(Version::ABSENT, Version))
+    }
+
+    fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
+        let (bounds, parameters) = range_condition(range, self.now);
+        let sql = format!("SELECT count(*), coalesce(max(version), 0) FROM larder_entries WHERE {bounds}");
+        let mut statement = prepare(self.connection, &sql)?;
+        let state = statement.query_row(params_from_iter(parameters), |row| {
+            Ok(RangeState {
+                rows: row.get(0)?,
+                newest: Version(row.get(1)?),
+            })
+        });
+        Ok(state.map_err(SqliteError::from)?)
+    }
+}
+
+/// The live rows of a range.
+fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlValue>) {
+    let mut parameters = vec![
+        SqlValue::Blob(range.namespace().as_bytes().to_vec()),
+        SqlValue::Blob(range.start().to_vec()),
+        SqlValue::Integer(sql_millis(now)),
+    ];
+    match range.end() {
+        None => (
+            "namespace = ?1 AND key >= ?2 AND (expires_at IS NULL OR expires_at > ?3)",
+            parameters,
+        ),
+        Some(end) => {
+            parameters.push(SqlValue::Blob(end.to_vec()));
+            (
+                "namespace = ?1 AND key >= ?2 AND key < ?4 AND (expires_at IS NULL OR expires_at > ?3)",
+                parameters,
+            )
+        }
+    }
+}
+
+fn stored_value(row: &Row<'_>) -> rusqlite::Result<StoredValue> {
+    Ok(StoredValue {
+        value: row.get(0)?,
+        version: Version(row.get(1)?),
+        expires_at: row.get(2)?,
+    })
+}
+
+fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
+    connection
+        .prepare_cached(sql)
+        .map_err(|error| Error::from(SqliteError::from(error)))
+}
+
+/// A moment that SQLite's signed numbers can't hold never comes.
+fn sql_millis(millis: UnixMillis) -> i64 {
+    i64::try_from(millis).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,270 @@
+//! What is particular to SQLite; what all backends share is in the conformance suite.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use larder_core::{Drivers, Error, Handle, HandleOptions, Limits, Mode, OpenTransactions, Store, Version};
+use larder_sqlite::{Sqlite, SqliteDriver, SqliteOptions};
+use tempfile::TempDir;
+
+fn database() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    (folder, path)
+}
+
+async fn store(path: &Path) -> Store {
+    Store::builder(Sqlite::open(path, SqliteOptions::default()).await.unwrap())
+        .build()
+        .unwrap()
+}
+
+fn handle(store: &Store) -> Handle {
+    store.handle(HandleOptions {
+        open_transactions: OpenTransactions::at_most(1_000),
+        ..Default::default()
+    })
+}
+
+async fn put(handle: &Handle, key: &str, value: &[u8]) -> Version {
+    let mut transaction = handle.begin(Mode::Update).unwrap();
+    transaction.put("n".into(), key.into(), value.to_vec()).unwrap();
+    transaction.commit().await.unwrap()
+}
+
+async fn get(handle: &Handle, key: &str) -> Option<Vec<u8>> {
+    handle
+        .begin(Mode::View)
+        .unwrap()
+        .get("n".into(), key.into())
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn commits_of_many_tasks_are_all_made() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..32 {
+        let handle = handle(&store);
+        tasks.spawn(async move {
+            for turn in 0..50 {
+                let mut transaction = handle.begin(Mode::Update).unwrap();
+                transaction.increment("n".into(), "sum".into(), 1).unwrap();
+                transaction
+                    .put("n".into(), format!("{task}-{turn}"), vec![1])
+                    .unwrap();
+                transaction.commit().await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let handle = handle(&store);
+    assert_eq!(get(&handle, "sum").await, Some(b"1600".to_vec()));
+    let rows = handle
+        .begin(Mode::View)
+        .unwrap()
+        .scan("n".into(), String::new())
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 1_601);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_of_a_group_that_fails_fails_alone() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    put(&handle(&store), "text", b"no counter").await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..64 {
+        let handle = handle(&store);
+        tasks.spawn(async move {
+            let mut transaction = handle.begin(Mode::Update).unwrap();
+            let key = if task % 2 == 0 { "sum" } else { "text" };
+            transaction.increment("n".into(), key.into(), 1).unwrap();
+            (task, transaction.commit().await)
+        });
+    }
+    for (task, outcome) in tasks.join_all().await {
+        match outcome {
+            Ok(version) => assert!(task % 2 == 0 && version > Version::ABSENT),
+            Err(error) => assert!(task % 2 == 1 && matches!(error, Error::InvalidArgument(_))),
+        }
+    }
+    assert_eq!(get(&handle(&store), "sum").await, Some(b"32".to_vec()));
+    assert_eq!(get(&handle(&store), "text").await, Some(b"no counter".to_vec()));
+}
+
+#[tokio::test]
+async fn a_commit_through_a_second_connection_is_seen_by_validation() {
+    let (_folder, path) = database();
+    let (first, second) = (store(&path).await, store(&path).await);
+    put(&handle(&first), "a", b"1").await;
+    let first = handle(&first);
+    let mut transaction = first.begin(Mode::Update).unwrap();
+    assert_eq!(
+        transaction.get("n".into(), "a".into()).await.unwrap(),
+        Some(b"1".to_vec())
+    );
+    transaction.put("n".into(), "b".into(), vec![]).unwrap();
+    put(&handle(&second), "a", b"2").await;
+    assert!(matches!(transaction.commit().await, Err(Error::Conflict)));
+
+    let mut transaction = first.begin(Mode::Update).unwrap();
+    assert_eq!(transaction.scan("n".into(), "x".into()).await.unwrap(), []);
+    transaction.put("n".into(), "b".into(), vec![]).unwrap();
+    put(&handle(&second), "y", b"beside the range").await;
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn another_process_that_holds_the_lock_is_waited_for_without_blocking_the_runtime() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // One thread: a blocking wait would keep the lock's owner from giving it back.
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        other.execute_batch("ROLLBACK").unwrap();
+    };
+    let handle = handle(&store);
+    let (version, ()) = tokio::join!(put(&handle, "a", b"1"), release);
+    assert_eq!(version, Version(1));
+}
+
+#[tokio::test]
+async fn a_path_with_special_characters_is_that_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let dsn = format!(
+        "sqlite:{}/a%3Fb%25 'c.db?durability=full",
+        folder.path().display()
+    );
+    let mut drivers = Drivers::new();
+    drivers.register(SqliteDriver).unwrap();
+    drivers.open(&dsn).await.unwrap().close().await;
+    assert!(folder.path().join("a?b% 'c.db").is_file());
+}
+
+#[tokio::test]
+async fn a_missing_folder_is_unavailable() {
+    let outcome = Sqlite::open("/nowhere/at/all/store.db", SqliteOptions::default()).await;
+    assert!(matches!(outcome, Err(Error::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
+    let (_folder, path) = database();
+    let first = store(&path).await;
+    put(&handle(&first), "a", b"kept").await;
+    let before = put(&handle(&first), "b", b"").await;
+    first.close().await;
+    let second = store(&path).await;
+    assert_eq!(get(&handle(&second), "a").await, Some(b"kept".to_vec()));
+    assert!(put(&handle(&second), "b", b"").await > before);
+}
+
+#[tokio::test]
+async fn a_missing_file_is_only_made_where_that_is_wanted() {
+    let (_folder, path) = database();
+    let options = SqliteOptions {
+        create: false,
+        ..Default::default()
+    };
+    assert!(matches!(
+        Sqlite::open(&path, options).await,
+        Err(Error::Unavailable { .. })
+    ));
+    assert!(!path.exists());
+    store(&path).await.close().await;
+    Sqlite::open(&path, options).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_too_many_waits_until_one_is_given_back() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    let limits = Limits {
+        transaction_timeout: Duration::from_millis(300),
+        ..Default::default()
+    };
+    let short = store.handle(HandleOptions {
+        limits: limits.into(),
+        ..Default::default()
+    });
+    let long = handle(&store);
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        let mut view = long.begin(Mode::View).unwrap();
+        view.get("n".into(), "a".into()).await.unwrap();
+        open.push(view);
+    }
+    let mut refused = short.begin(Mode::View).unwrap();
+    assert!(matches!(
+        refused.get("n".into(), "a".into()).await,
+        Err(Error::Unavailable { .. })
+    ));
+    // Blind writes need no snapshot.
+    put(&long, "a", b"1").await;
+    open.pop();
+    assert_eq!(get(&long, "a").await, Some(b"1".to_vec()));
+}
+
+#[tokio::test]
+async fn a_transaction_nobody_asks_for_any_more_gives_its_connection_back_at_its_deadline() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    let limits = Limits {
+        transaction_timeout: Duration::from_millis(100),
+        ..Default::default()
+    };
+    let options = HandleOptions {
+        limits: limits.into(),
+        open_transactions: OpenTransactions::at_most(100),
+        ..Default::default()
+    };
+    let short = store.handle(options);
+    let mut forgotten = Vec::new();
+    for _ in 0..64 {
+        let mut view = short.begin(Mode::View).unwrap();
+        view.get("n".into(), "a".into()).await.unwrap();
+        forgotten.push(view);
+    }
+    assert_eq!(get(&handle(&store), "a").await, None);
+    let Err(error) = forgotten.pop().unwrap().get("n".into(), "a".into()).await else {
+        panic!("alive")
+    };
+    assert!(matches!(error, Error::TimedOut));
+}
+
+#[tokio::test]
+async fn rows_that_are_not_as_larder_writes_them_are_corrupt() {
+    let (_folder, path) = database();
+    let store = store(&path).await;
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other
+        .execute(
+            "INSERT INTO larder_entries (namespace, key, value, version) VALUES (x'6e', x'ff', x'', 1)",
+            [],
+        )
+        .unwrap();
+    other
+        .execute(
+            "INSERT INTO larder_entries (namespace, key, value, version) VALUES (x'6d', x'61', x'', -1)",
+            [],
+        )
+        .unwrap();
+    let handle = handle(&store);
+    let mut view = handle.begin(Mode::View).unwrap();
+    assert!(matches!(
+        view.scan("n".into(), String::new()).await,
+        Err(Error::Corrupt(_))
+    ));
+    let mut view = handle.begin(Mode::View).unwrap();
+    assert!(matches!(
+        view.get("m".into(), "a".into()).await,
+        Err(Error::Corrupt(_))
+    ));
+}

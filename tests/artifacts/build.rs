@@ -1,0 +1,132 @@
+//! Builds the guests, once for all who test with them.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "wasm32-wasip2";
+const PROFILE: &str = "guest";
+const PACKAGES: [&str; 1] = ["larder-conformance"];
+
+/// What a guest is made of, from the root of the workspace.
+const SOURCES: [&str; 7] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "wit",
+    "guest-sdk",
+    "tests/conformance",
+    "tests/guests",
+    "examples/catalog",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = fs::canonicalize("../..")?;
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    ensure_target()?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    // One folder for every profile and tool, beside the folder of the profile: target/guests.
+    let guests = out
+        .ancestors()
+        .nth(4)
+        .ok_or("OUT_DIR is not within a target folder")?
+        .join("guests");
+    build(&root, &guests)?;
+    let built = guests.join(TARGET).join(PROFILE);
+    let names = vec!["larder_conformance".to_string()];
+    fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;
+    let conformance = built.join("larder_conformance.wasm");
+    println!(
+        "cargo::rustc-env=LARDER_CONFORMANCE_COMPONENT={}",
+        conformance.display()
+    );
+    Ok(())
+}
+
+/// The standard library for guests is not part of a plain Rust installation.
+fn ensure_target() -> Result<(), Box<dyn Error>> {
+    if has_target()? {
+        return Ok(());
+    }
+    let added = Command::new("rustup").args(["target", "add", TARGET]).status();
+    if added.is_ok_and(|status| status.success()) && has_target()? {
+        return Ok(());
+    }
+    Err(format!(
+        "the Rust target {TARGET} is not installed, and `rustup target add {TARGET}` failed. Guests are built \
+         for it. With network access, run that command again; with a Rust that is not rustup's, install your \
+         distribution's standard library for {TARGET} (Debian and its kin: the package \
+         libstd-rust-dev-wasm32 of the same version as your rustc), or point RUSTC at a compiler that has it."
+    )
+    .into())
+}
+
+fn has_target() -> Result<bool, Box<dyn Error>> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .output()?;
+    let folder = String::from_utf8(output.stdout)?;
+    let Ok(mut files) = fs::read_dir(folder.trim()) else {
+        return Ok(false);
+    };
+    Ok(files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libstd-"))))
+}
+
+fn build(root: &Path, target_folder: &Path) -> Result<(), Box<dyn Error>> {
+    let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
+    cargo
+        .current_dir(root)
+        .args(["build", "--target", TARGET, "--profile", PROFILE]);
+    cargo.arg("--target-dir").arg(target_folder);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    // What is set for the host's build (flags, clippy's wrapper) is not meant for the guests.
+    for (name, _) in env::vars_os() {
+        if is_of_the_outer_build(&name) {
+            cargo.env_remove(name);
+        }
+    }
+    if cargo.status()?.success() {
+        Ok(())
+    } else {
+        Err("building the guests failed".into())
+    }
+}
+
+fn is_of_the_outer_build(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTDOC",
+    ]
+    .contains(&name.as_ref())
+        || ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+}
+
+fn constants(folder: &Path, names: &[String]) -> Result<String, Box<dyn Error>> {
+    let mut code = String::new();
+    for name in names {
+        let path = folder.join(format!("{name}.wasm"));
+        if !path.is_file() {
+            return Err(format!("{} was not built", path.display()).into());
+        }
+        writeln!(
+            code,
+            "/// The component `{name}`.\npub const {}: &str = {path:?};",
+            name.to_uppercase()
+        )?;
+    }
+    Ok(code)
+}

@@ -1,0 +1,57 @@
+//! The cases, a module for each group.
+
+use crate::check::Outcome;
+
+/// Lists functions under their own names: `group::sentence_in_words`.
+macro_rules! named {
+    ($group:literal: $($function:ident),* $(,)?) => {
+        &[$((concat!($group, "::", stringify!($function)), $function)),*]
+    };
+}
+
+mod basic;
+mod bytes;
+mod cas;
+mod increment;
+mod lifecycle;
+mod limits;
+mod page;
+mod planted;
+mod scan;
+mod ttl;
+mod two_hosts;
+mod tx;
+
+/// A case and its name.
+pub(crate) type Case = (&'static str, fn() -> Outcome);
+
+/// What one of several instances does at once, and its name.
+pub(crate) type Worker = (&'static str, fn(u32) -> Outcome);
+
+/// The cases that must pass.
+pub(crate) const GROUPS: &[&[Case]] = &[
+    basic::CASES,
+    bytes::CASES,
+    scan::CASES,
+    page::CASES,
+    tx::CASES,
+    cas::CASES,
+    increment::CASES,
+    ttl::CASES,
+    limits::CASES,
+    lifecycle::CASES,
+    two_hosts::CASES,
+];
+
+/// The cases that must fail.
+pub(crate) const PLANTED: &[Case] = planted::CASES;
+
+/// The workers of all groups.
+pub(crate) const WORKERS: &[&[Worker]] = &[
+    basic::WORKERS,
+    tx::WORKERS,
+    cas::WORKERS,
+    increment::WORKERS,
+    two_hosts::WORKERS,
+    planted::WORKERS,
+];

@@ -1,0 +1,444 @@
+//! What cases are written with: short ways to reach the store, and checks that say what they expected.
+
+use std::fmt::{self, Debug, Display};
+use std::hash::{BuildHasher, RandomState};
+use std::panic::Location;
+use std::time::Duration;
+
+pub(crate) use crate::bindings::larder::conformance::probe;
+pub(crate) use crate::bindings::larder::storage::store::Store;
+pub(crate) use crate::bindings::larder::storage::tx::{Entry, Mode, Page, PutOptions, Range, Tx};
+pub(crate) use crate::bindings::larder::storage::types::{Error, LimitExceeded, LimitKind};
+
+/// The namespace of cases that need only one.
+pub(crate) const NS: &str = "shelf";
+
+/// Why a case fails.
+pub(crate) enum Failure {
+    /// A call that should have worked gave an error.
+    Refused {
+        error: Error,
+        at: &'static Location<'static>,
+    },
+    /// Something else came than was expected.
+    Wrong(String),
+}
+
+/// How a case, or a part of it, ends.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+impl Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { error, at } => write!(formatter, "{at}: expected success, got {error:?}"),
+            Self::Wrong(text) => formatter.write_str(text),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        Self::Refused {
+            error,
+            at: Location::caller(),
+        }
+    }
+}
+
+/// Errors of the probe are text.
+impl From<String> for Failure {
+    #[track_caller]
+    fn from(text: String) -> Self {
+        wrong(text)
+    }
+}
+
+/// A failure that names the line of the caller.
+#[track_caller]
+pub(crate) fn wrong(text: impl Display) -> Failure {
+    Failure::Wrong(format!("{}: {text}", Location::caller()))
+}
+
+// Checks
+
+/// Expects a value.
+#[track_caller]
+pub(crate) fn expect_eq<T: Debug + PartialEq>(got: T, expected: T) -> Outcome {
+    if got == expected {
+        return Ok(());
+    }
+    Err(wrong(format!(
+        "expected {}, got {}",
+        shortened(&expected),
+        shortened(&got)
+    )))
+}
+
+/// Expects that something holds; the text says what.
+#[track_caller]
+pub(crate) fn expect(holds: bool, what: impl Display) -> Outcome {
+    if holds {
+        Ok(())
+    } else {
+        Err(wrong(format!("expected that {what}")))
+    }
+}
+
+/// Expects that a row is there, with this value.
+#[track_caller]
+pub(crate) fn expect_value(got: Option<Vec<u8>>, expected: impl AsRef<[u8]>) -> Outcome {
+    expect_eq(got.as_deref().map(readable), Some(readable(expected.as_ref())))
+}
+
+/// Expects that a row is absent.
+#[track_caller]
+pub(crate) fn expect_absent(got: Option<Vec<u8>>) -> Outcome {
+    expect_eq(got.as_deref().map(readable), None)
+}
+
+/// Expects keys and values, in order.
+#[track_caller]
+pub(crate) fn expect_entries(got: &[Entry], expected: &[(&str, &str)]) -> Outcome {
+    let got: Vec<_> = got
+        .iter()
+        .map(|entry| (entry.key.clone(), readable(&entry.value)))
+        .collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(key, value)| (key.to_string(), readable(value.as_bytes())))
+        .collect();
+    expect_eq(got, expected)
+}
+
+/// Expects keys, in order.
+#[track_caller]
+pub(crate) fn expect_keys<K: AsRef<str>>(got: &[Entry], expected: &[K]) -> Outcome {
+    let got: Vec<_> = got.iter().map(|entry| entry.key.as_str()).collect();
+    let expected: Vec<_> = expected.iter().map(K::as_ref).collect();
+    expect_eq(got, expected)
+}
+
+#[track_caller]
+pub(crate) fn expect_closed<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "closed", |error| *error == Error::Closed)
+}
+
+#[track_caller]
+pub(crate) fn expect_read_only<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "read-only", |error| *error == Error::ReadOnly)
+}
+
+#[track_caller]
+pub(crate) fn expect_conflict<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "conflict", |error| *error == Error::Conflict)
+}
+
+#[track_caller]
+pub(crate) fn expect_timed_out<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "timed-out", |error| *error == Error::TimedOut)
+}
+
+#[track_caller]
+pub(crate) fn expect_access_denied<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "access-denied", |error| {
+        matches!(error, Error::AccessDenied(_))
+    })
+}
+
+#[track_caller]
+pub(crate) fn expect_invalid_argument<T: Debug>(got: Result<T, Error>) -> Outcome {
+    expect_error(got, "invalid-argument", |error| {
+        matches!(error, Error::InvalidArgument(_))
+    })
+}
+
+/// Expects that a bound was run into, by exactly so much.
+#[track_caller]
+pub(crate) fn expect_limit<T: Debug>(
+    got: Result<T, Error>,
+    kind: LimitKind,
+    max: u64,
+    requested: u64,
+) -> Outcome {
+    let expected = Error::LimitExceeded(LimitExceeded { kind, max, requested });
+    expect_error(got, &format!("{expected:?}"), |error| *error == expected)
+}
+
+/// Expects that a bound was run into where the host need not count what was asked for to its end.
+#[track_caller]
+pub(crate) fn expect_limit_passed<T: Debug>(got: Result<T, Error>, kind: LimitKind, max: u64) -> Outcome {
+    expect_error(got, &format!("limit-exceeded, {kind:?} over {max}"), |error| {
+        matches!(error, Error::LimitExceeded(found)
+            if found.kind == kind && found.max == max && found.requested > max)
+    })
+}
+
+#[track_caller]
+fn expect_error<T: Debug>(got: Result<T, Error>, expected: &str, is: impl Fn(&Error) -> bool) -> Outcome {
+    match got {
+        Err(error) if is(&error) => Ok(()),
+        got => Err(wrong(format!("expected {expected}, got {}", shortened(&got)))),
+    }
+}
+
+/// Values as they can be read in a message.
+fn readable(value: &[u8]) -> String {
+    value.escape_ascii().to_string()
+}
+
+fn shortened(value: &impl Debug) -> String {
+    const CHARS_MAX: usize = 600;
+    let text = format!("{value:?}");
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", text.get(..end).unwrap_or_default(), text.len()),
+        None => text,
+    }
+}
+
+// Ways to the store
+
+/// A handle on `main`.
+#[track_caller]
+pub(crate) fn main() -> Outcome<Store> {
+    Ok(Store::open("main")?)
+}
+
+/// A handle on the same data in another host.
+#[track_caller]
+pub(crate) fn other() -> Outcome<Store> {
+    Ok(Store::open("other")?)
+}
+
+#[track_caller]
+pub(crate) fn update(store: &Store) -> Outcome<Tx> {
+    Ok(store.begin(Mode::Update)?)
+}
+
+#[track_caller]
+pub(crate) fn view(store: &Store) -> Outcome<Tx> {
+    Ok(store.begin(Mode::View)?)
+}
+
+/// Runs one update of `main` and commits it; gives the version.
+#[track_caller]
+pub(crate) fn write(work: impl FnOnce(&Tx) -> Outcome) -> Outcome<u64> {
+    write_in(&main()?, work)
+}
+
+/// Runs one update and commits it; gives the version.
+#[track_caller]
+pub(crate) fn write_in(store: &Store, work: impl FnOnce(&Tx) -> Outcome) -> Outcome<u64> {
+    let tx = update(store)?;
+    work(&tx)?;
+    Ok(Tx::commit(tx)?)
+}
+
+/// Reads in one view of `main`.
+pub(crate) fn read<T>(work: impl Fn(&Tx) -> Outcome<T>) -> Outcome<T> {
+    let store = main()?;
+    retrying(|| work(&view(&store)?))
+}
+
+/// Commits one row.
+#[track_caller]
+pub(crate) fn put(key: &str, value: impl AsRef<[u8]>) -> Outcome<u64> {
+    write(|tx| Ok(tx.put(NS, key, value.as_ref())?))
+}
+
+/// Commits one row that expires.
+#[track_caller]
+pub(crate) fn put_for(key: &str, value: &str, ttl_ms: u64) -> Outcome<u64> {
+    write(|tx| Ok(tx.put_with(NS, key, value.as_bytes(), ttl(ttl_ms))?))
+}
+
+/// Commits rows that have their key for a value.
+#[track_caller]
+pub(crate) fn put_keys(keys: &[&str]) -> Outcome<u64> {
+    write(|tx| stage_keys(tx, keys))
+}
+
+/// Stages rows that have their key for a value.
+#[track_caller]
+pub(crate) fn stage_keys(tx: &Tx, keys: &[&str]) -> Outcome {
+    keys.iter()
+        .try_for_each(|key| Ok(tx.put(NS, key, key.as_bytes())?))
+}
+
+/// Reads one committed row.
+pub(crate) fn get(key: &str) -> Outcome<Option<Vec<u8>>> {
+    read(|tx| Ok(tx.get(NS, key)?))
+}
+
+/// Reads one committed row's version; 0 where it is absent.
+pub(crate) fn version(key: &str) -> Outcome<u64> {
+    read(|tx| Ok(tx.get_versioned(NS, key)?.map_or(0, |(_, version)| version)))
+}
+
+/// Reads committed rows.
+pub(crate) fn scan(prefix: &str) -> Outcome<Vec<Entry>> {
+    read(|tx| Ok(tx.scan(NS, prefix)?))
+}
+
+/// Removes all rows of the cases' namespace, so that an attempt can start over.
+#[track_caller]
+pub(crate) fn clear() -> Outcome<u64> {
+    write(|tx| Ok(tx.delete_range(NS, &range("")).map(drop)?))
+}
+
+/// Each way to read, on `ns`.
+pub(crate) fn read_calls(tx: &Tx, ns: &str) -> [(&'static str, Result<(), Error>); 5] {
+    [
+        ("get", tx.get(ns, "key").map(drop)),
+        ("get-many", tx.get_many(ns, &keys(&["key"])).map(drop)),
+        ("get-versioned", tx.get_versioned(ns, "key").map(drop)),
+        ("scan", tx.scan(ns, "").map(drop)),
+        ("scan-page", tx.scan_page(ns, &range(""), None).map(drop)),
+    ]
+}
+
+/// Each way to write, on `key` of `ns`.
+pub(crate) fn write_calls(tx: &Tx, ns: &str, key: &str) -> [(&'static str, Result<(), Error>); 8] {
+    [
+        ("put", tx.put(ns, key, b"1")),
+        ("put-many", tx.put_many(ns, &[entry(key, "1")])),
+        ("put-with", tx.put_with(ns, key, b"1", ttl(60_000))),
+        ("delete", tx.delete(ns, key)),
+        ("delete-many", tx.delete_many(ns, &keys(&[key]))),
+        ("delete-if-version", tx.delete_if_version(ns, key, 0)),
+        ("delete-range", tx.delete_range(ns, &range(key)).map(drop)),
+        ("increment", tx.increment(ns, key, 1)),
+    ]
+}
+
+/// Expects one error of each call.
+pub(crate) fn expect_each<const N: usize>(
+    calls: [(&'static str, Result<(), Error>); N],
+    expected: fn(Result<(), Error>) -> Outcome,
+) -> Outcome {
+    calls.into_iter().try_for_each(|(call, got)| {
+        expected(got).map_err(|failure| Failure::Wrong(format!("{call}: {failure}")))
+    })
+}
+
+// Arguments
+
+pub(crate) fn limits() -> probe::Bounds {
+    probe::limits()
+}
+
+pub(crate) fn entry(key: &str, value: &str) -> Entry {
+    Entry {
+        key: key.to_string(),
+        value: value.as_bytes().to_vec(),
+    }
+}
+
+pub(crate) fn keys(keys: &[&str]) -> Vec<String> {
+    keys.iter().map(ToString::to_string).collect()
+}
+
+/// The range of a prefix, without any other bound.
+pub(crate) fn range(prefix: &str) -> Range {
+    Range {
+        prefix: prefix.to_string(),
+        start: None,
+        end: None,
+        reverse: false,
+        limit: None,
+        keys_only: false,
+    }
+}
+
+pub(crate) fn ttl(ms: u64) -> PutOptions {
+    PutOptions {
+        ttl_ms: Some(ms),
+        if_version: None,
+    }
+}
+
+pub(crate) fn if_version(version: u64) -> PutOptions {
+    PutOptions {
+        ttl_ms: None,
+        if_version: Some(version),
+    }
+}
+
+/// Keys and values whose bytes, with those of `ns` once for each row, are together exactly `total`.
+pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, Vec<u8>)> {
+    let key = |number: usize| format!("{prefix}{number:03}");
+    let names = ns.len() + key(0).len();
+    let sizes = shares(total, limits().value_bytes).into_iter().enumerate();
+    sizes
+        .map(|(number, size)| (key(number), vec![b'x'; (size as usize).saturating_sub(names)]))
+        .collect()
+}
+
+/// `total` in equal parts that are at most `max`.
+pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
+    let count = total.div_ceil(max);
+    (0..count)
+        .map(|number| total / count + u64::from(number < total % count))
+        .collect()
+}
+
+// Time and instances
+
+/// Runs a scenario again where it gives `conflict`: transactions that overlap may conflict though they need
+/// not.
+pub(crate) fn retrying<T>(attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
+    retry(20, attempt)
+}
+
+/// The same among many instances that want the same rows.
+pub(crate) fn retrying_in_a_crowd<T>(attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
+    retry(2_000, attempt)
+}
+
+fn retry<T>(attempts: u64, attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
+    for number in 1..attempts {
+        match attempt() {
+            Err(Failure::Refused {
+                error: Error::Conflict,
+                ..
+            }) => pause(number),
+            ended => return ended,
+        }
+    }
+    attempt()
+}
+
+/// Waits for a random time, longer after more attempts.
+fn pause(attempt: u64) {
+    let random = RandomState::new().hash_one(attempt);
+    std::thread::sleep(Duration::from_millis(random % attempt.min(16)));
+}
+
+/// Runs workers at once and expects that all succeed.
+#[track_caller]
+pub(crate) fn in_parallel(worker: &str, instances: u32) -> Outcome {
+    let ended = probe::parallel(worker, instances);
+    expect_eq(ended.len(), instances as usize)?;
+    let failed: Vec<_> = ended.into_iter().filter_map(Result::err).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(wrong(format!(
+        "{} of {instances} workers failed: {}",
+        failed.len(),
+        shortened(&failed)
+    )))
+}
+
+/// Ends the instance in the middle of what it does.
+pub(crate) fn trap() -> ! {
+    #[cfg(target_arch = "wasm32")]
+    core::arch::wasm32::unreachable();
+    #[cfg(not(target_arch = "wasm32"))]
+    std::process::abort();
+}
+
+/// How many events of this name were reported since the last call.
+pub(crate) fn count_events(name: &str) -> usize {
+    probe::events().iter().filter(|event| event.name == name).count()
+}

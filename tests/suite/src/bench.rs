@@ -1,0 +1,234 @@
+//! Fresh stores, one for each case.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use larder_host::larder_core::backend::Backend;
+use larder_host::{Drivers, InMemory};
+use tempfile::TempDir;
+
+/// Makes fresh stores of one kind.
+#[async_trait]
+pub trait Bench: Send + Sync + 'static {
+    /// What the kind is called in reports: `sqlite`.
+    fn name(&self) -> &'static str;
+
+    /// Makes an empty store.
+    ///
+    /// # Errors
+    /// A backend that can't be had fails every case.
+    async fn scratch(&self) -> Result<Box<dyn Scratch>>;
+}
+
+/// One store, which can be opened again and by several hosts at once.
+#[async_trait]
+pub trait Scratch: Send + Sync + 'static {
+    /// Opens it as another process would.
+    async fn open(&self) -> Result<Arc<dyn Backend>>;
+
+    /// Removes it, after every backend of it is closed.
+    async fn remove(self: Box<Self>) -> Result<()>;
+}
+
+/// Makes the bench of a data-source name: fresh stores beside the one that it names, which is never touched.
+///
+/// # Errors
+/// Where the name is of no kind that the suite can make fresh stores of.
+pub fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
+    let sqlite = dsn.strip_prefix("sqlite:");
+    Ok(match (dsn, sqlite) {
+        ("memory:", _) => Arc::new(MemoryBench),
+        (_, Some(":memory:")) => Arc::new(SqliteBench::in_temporary_folder(drivers)),
+        (_, Some(path)) => {
+            let (path, options) = path
+                .split_once('?')
+                .map_or((path, ""), |(path, query)| (path, query));
+            let folder = Path::new(path)
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).to_path_buf();
+            Arc::new(SqliteBench {
+                folder,
+                options: options.to_string(),
+                drivers,
+            })
+        }
+        _ if dsn.parse::<tokio_postgres::Config>().is_ok() => Arc::new(PostgresBench {
+            dsn: dsn.to_string(),
+            drivers,
+        }),
+        _ => {
+            bail!("the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:` and Postgres")
+        }
+    })
+}
+
+/// Stores in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryBench;
+
+#[async_trait]
+impl Bench for MemoryBench {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        Ok(Box::new(MemoryScratch(InMemory::new())))
+    }
+}
+
+struct MemoryScratch(InMemory);
+
+#[async_trait]
+impl Scratch for MemoryScratch {
+    async fn open(&self) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(self.0.attach()))
+    }
+
+    async fn remove(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// SQLite files in temporary folders.
+#[derive(Clone, Debug)]
+pub struct SqliteBench {
+    /// Where the temporary folders are made.
+    pub folder: PathBuf,
+    /// Options of the data-source name: `durability=full`.
+    pub options: String,
+    /// Has the driver `sqlite`.
+    pub drivers: Drivers,
+}
+
+impl SqliteBench {
+    /// In the system's folder for temporary files.
+    pub fn in_temporary_folder(drivers: Drivers) -> Self {
+        Self {
+            folder: std::env::temp_dir(),
+            options: String::new(),
+            drivers,
+        }
+    }
+}
+
+#[async_trait]
+impl Bench for SqliteBench {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        let folder = tempfile::Builder::new()
+            .prefix("larder-conformance-")
+            .tempdir_in(&self.folder)
+            .with_context(|| format!("could not make a temporary folder in {}", self.folder.display()))?;
+        let path = folder.path().join("case.db");
+        let path = path.to_str().context("the temporary folder's path is no text")?;
+        let dsn = format!(
+            "sqlite:{}?{}",
+            path.replace('%', "%25").replace('?', "%3F"),
+            self.options
+        );
+        Ok(Box::new(SqliteScratch {
+            folder,
+            dsn,
+            drivers: self.drivers.clone(),
+        }))
+    }
+}
+
+struct SqliteScratch {
+    folder: TempDir,
+    dsn: String,
+    drivers: Drivers,
+}
+
+#[async_trait]
+impl Scratch for SqliteScratch {
+    async fn open(&self) -> Result<Arc<dyn Backend>> {
+        Ok(self.drivers.open(&self.dsn).await?)
+    }
+
+    async fn remove(self: Box<Self>) -> Result<()> {
+        Ok(self.folder.close()?)
+    }
+}
+
+/// Stores of a Postgres database, each a schema of its own.
+#[derive(Clone)]
+pub struct PostgresBench {
+    /// The database.
+    pub dsn: String,
+    /// Has the driver `postgres`.
+    pub drivers: Drivers,
+}
+
+/// Schemas of one process differ by number, those of two by process.
+static SCHEMAS: AtomicU64 = AtomicU64::new(1);
+
+#[async_trait]
+impl Bench for PostgresBench {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        let number = SCHEMAS.fetch_add(1, Ordering::Relaxed);
+        let schema = format!("larder_conformance_{}_{number}", std::process::id());
+        execute(
+            &self.dsn,
+            &format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}"),
+        )
+        .await?;
+        let dsn = with_schema(&self.dsn, &schema);
+        Ok(Box::new(PostgresScratch {
+            database: self.dsn.clone(),
+            schema,
+            dsn,
+            drivers: self.drivers.clone(),
+        }))
+    }
+}
+
+struct PostgresScratch {
+    database: String,
+    schema: String,
+    dsn: String,
+    drivers: Drivers,
+}
+
+#[async_trait]
+impl Scratch for PostgresScratch {
+    async fn open(&self) -> Result<Arc<dyn Backend>> {
+        Ok(self.drivers.open(&self.dsn).await?)
+    }
+
+    async fn remove(self: Box<Self>) -> Result<()> {
+        execute(&self.database, &format!("DROP SCHEMA {} CASCADE", self.schema)).await
+    }
+}
+
+/// The data-source name with a search path, in the form that it has.
+fn with_schema(dsn: &str, schema: &str) -> String {
+    if !dsn.contains("://") {
+        return format!("{dsn} options='-csearch_path={schema}'");
+    }
+    let separator = if dsn.contains('?') { '&' } else { '?' };
+    format!("{dsn}{separator}options=-csearch_path%3D{schema}")
+}
+
+async fn execute(dsn: &str, sql: &str) -> Result<()> {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls)
+        .await
+        .context("could not connect to Postgres")?;
+    let connection = tokio::spawn(connection);
+    let result = client.batch_execute(sql).await;
+    drop(client);
+    connection.await??;
+    Ok(result?)
+}

@@ -1,0 +1,30 @@
+//! Runs the conformance suite, which is a guest component, on any backend.
+//!
+//! Each case gets a host of its own over a fresh store. A backend joins by implementing [`Bench`], which makes
+//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench`] and [`PostgresBench`].
+
+mod bench;
+mod case;
+mod probe;
+mod suite;
+
+pub use bench::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench, bench_for};
+pub use suite::{CaseResult, Suite, TIMEOUT};
+
+/// The bounds under which every case runs: small, so that reaching them is quick.
+pub fn limits() -> larder_host::Limits {
+    larder_host::Limits {
+        namespace_bytes: 64,
+        key_bytes: 1_024,
+        value_bytes: 64 << 10,
+        result_bytes: 128 << 10,
+        transaction_bytes: 256 << 10,
+        transaction_mutations: 200,
+        open_transactions: 130,
+        open_stores: 8,
+        transaction_timeout: std::time::Duration::from_secs(30),
+    }
+}
+
+/// The quota of the store `main`.
+pub const STORE_BYTES: u64 = 1 << 20;

@@ -1,0 +1,185 @@
+//! Backends that break one promise each: the suite has to catch each of them by name.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use larder_core::InMemory;
+use larder_core::backend::{
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
+};
+use larder_core::commit::{Commit, Mutation};
+use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::read_set::ReadSet;
+use larder_suite::{Bench, Scratch};
+
+/// The promise that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Defect {
+    /// A commit is made whatever happened to what it read.
+    ForgetsReads,
+    /// A commit is made whatever the versions are.
+    ForgetsConditions,
+    /// Rows are shown after their time to live.
+    ShowsExpiredRows,
+    /// Each read sees the newest state.
+    MovingSnapshot,
+    /// A range ends one row early.
+    LosesLastRow,
+    /// Only the first write of a commit is made.
+    TearsCommits,
+    /// A reverse range comes in order.
+    IgnoresReverse,
+    /// Deletes are not made.
+    KeepsDeletedRows,
+    /// What is written through one handle is not seen through another.
+    HostsApart,
+}
+
+/// Stores with a defect.
+pub(crate) struct BrokenBench(pub(crate) Defect);
+
+#[async_trait]
+impl Bench for BrokenBench {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        Ok(Box::new(BrokenScratch {
+            rows: InMemory::new(),
+            defect: self.0,
+        }))
+    }
+}
+
+struct BrokenScratch {
+    rows: InMemory,
+    defect: Defect,
+}
+
+#[async_trait]
+impl Scratch for BrokenScratch {
+    async fn open(&self) -> Result<Arc<dyn Backend>> {
+        let rows = match self.defect {
+            Defect::HostsApart => InMemory::new(),
+            _ => self.rows.attach(),
+        };
+        Ok(Arc::new(Broken {
+            rows: Arc::new(rows),
+            defect: self.defect,
+        }))
+    }
+
+    async fn remove(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Broken {
+    rows: Arc<InMemory>,
+    defect: Defect,
+}
+
+struct BrokenSnapshot {
+    sound: Box<dyn Snapshot>,
+    rows: Arc<InMemory>,
+    options: SnapshotOptions,
+    defect: Defect,
+}
+
+fn damage(commit: &Commit, defect: Defect) -> Arc<Commit> {
+    let mut commit = commit.clone();
+    match defect {
+        Defect::ForgetsReads => commit.reads = ReadSet::default(),
+        Defect::ForgetsConditions => commit.conditions.clear(),
+        Defect::TearsCommits => {
+            let first = commit.writes.pop_first();
+            commit.writes = first.into_iter().collect();
+        }
+        Defect::KeepsDeletedRows => commit.writes.retain(|_, mutation| *mutation != Mutation::Delete),
+        _ => {}
+    }
+    Arc::new(commit)
+}
+
+#[async_trait]
+impl Backend for Broken {
+    async fn snapshot(&self, mut options: SnapshotOptions) -> larder_core::Result<Box<dyn Snapshot>> {
+        if self.defect == Defect::ShowsExpiredRows {
+            options.now = 0;
+        }
+        let sound = self.rows.snapshot(options).await?;
+        Ok(Box::new(BrokenSnapshot {
+            sound,
+            rows: self.rows.clone(),
+            options,
+            defect: self.defect,
+        }))
+    }
+
+    async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+        self.rows.commit(damage(&commit, self.defect)).await
+    }
+
+    async fn stored_bytes(&self) -> larder_core::Result<u64> {
+        self.rows.stored_bytes().await
+    }
+
+    async fn sweep(&self, now: u64, max_rows: u32) -> larder_core::Result<Swept> {
+        self.rows.sweep(now, max_rows).await
+    }
+
+    async fn ping(&self) -> larder_core::Result<()> {
+        self.rows.ping().await
+    }
+
+    async fn close(&self) {
+        self.rows.close().await;
+    }
+}
+
+impl BrokenSnapshot {
+    async fn follow(&mut self) -> larder_core::Result<()> {
+        if self.defect == Defect::MovingSnapshot {
+            self.sound = self.rows.snapshot(self.options).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Snapshot for BrokenSnapshot {
+    async fn get(&mut self, row: &RowKey) -> larder_core::Result<Option<StoredValue>> {
+        self.follow().await?;
+        self.sound.get(row).await
+    }
+
+    async fn get_many(
+        &mut self,
+        namespace: &Namespace,
+        keys: &[Key],
+        max_bytes: u64,
+    ) -> larder_core::Result<Many> {
+        self.follow().await?;
+        self.sound.get_many(namespace, keys, max_bytes).await
+    }
+
+    async fn scan(&mut self, range: &KeyRange, mut options: ScanOptions) -> larder_core::Result<Chunk> {
+        self.follow().await?;
+        options.reverse &= self.defect != Defect::IgnoresReverse;
+        let mut chunk = self.sound.scan(range, options).await?;
+        if self.defect == Defect::LosesLastRow && chunk.exhausted {
+            chunk.rows.pop();
+        }
+        Ok(chunk)
+    }
+
+    async fn next_namespace(&mut self, after: Option<&Namespace>) -> larder_core::Result<Option<Namespace>> {
+        self.sound.next_namespace(after).await
+    }
+
+    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+        self.sound.commit(damage(&commit, self.defect)).await
+    }
+}

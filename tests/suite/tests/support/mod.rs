@@ -1,0 +1,6 @@
+//! What several test programs use.
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+pub(crate) mod broken;
+pub(crate) mod harness;
+pub(crate) mod postgres_server;
