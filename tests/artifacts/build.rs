@@ -10,7 +10,7 @@ use std::process::Command;
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "guest";
-const PACKAGES: [&str; 1] = ["larder-conformance"];
+const PACKAGES: [&str; 3] = ["larder-conformance", "larder-test-guests", "catalog"];
 
 /// What a guest is made of, from the root of the workspace.
 const SOURCES: [&str; 7] = [
@@ -38,7 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
-    let names = vec!["larder_conformance".to_string()];
+    let mut names = vec!["larder_conformance".to_string(), "catalog".to_string()];
+    names.extend(programs(&root.join("tests/guests/src/bin"))?);
     fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;
     let conformance = built.join("larder_conformance.wasm");
     println!(
@@ -113,6 +114,21 @@ fn is_of_the_outer_build(name: &OsStr) -> bool {
         || ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
+}
+
+fn programs(folder: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut names = Vec::new();
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        if let Some(name) = path
+            .file_stem()
+            .filter(|_| path.extension() == Some(OsStr::new("rs")))
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn constants(folder: &Path, names: &[String]) -> Result<String, Box<dyn Error>> {

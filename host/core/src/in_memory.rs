@@ -293,7 +293,8 @@ fn collect<'a>(
     let mut chunk = Chunk::default();
     let mut bytes = 0;
     for (row, stored) in rows.filter(|(_, stored)| is_live(stored.expires_at, now)) {
-        if chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes {
+        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
+        if is_full && !chunk.rows.is_empty() {
             return chunk;
         }
         let value = if options.keys_only {

@@ -29,7 +29,8 @@ pub struct Limits {
     pub open_transactions: u64,
     /// Handles on stores that one instance has open.
     pub open_stores: u64,
-    /// How long a transaction may be open before it is rolled back.
+    /// How long a transaction may be open before it is rolled back. At most
+    /// [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
 }
 
@@ -41,6 +42,8 @@ impl Limits {
     pub const KEY_BYTES_MAX: u64 = 2_048;
     /// The largest value that every backend can hold.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+    /// The longest that a transaction may be open: what a snapshot keeps an engine from cleaning up grows with it.
+    pub const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
     /// Refuses bounds that contradict each other or that a backend can't keep.
     ///
@@ -50,6 +53,12 @@ impl Limits {
         at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
         at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
         at_most("value_bytes", self.value_bytes, Self::VALUE_BYTES_MAX)?;
+        if self.transaction_timeout > Self::TRANSACTION_TIMEOUT_MAX {
+            let max = Self::TRANSACTION_TIMEOUT_MAX.as_secs();
+            return Err(Error::invalid_argument(format!(
+                "the limit transaction_timeout can be at most {max} s"
+            )));
+        }
         let entry = self.key_bytes + self.value_bytes;
         at_least("result_bytes", self.result_bytes, entry)?;
         at_least(
@@ -154,6 +163,15 @@ mod tests {
     fn a_key_longer_than_a_backend_holds_is_refused() {
         let limits = Limits {
             key_bytes: 2_049,
+            ..Default::default()
+        };
+        assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn an_endless_transaction_is_refused() {
+        let limits = Limits {
+            transaction_timeout: Duration::MAX,
             ..Default::default()
         };
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));

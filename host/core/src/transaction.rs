@@ -641,6 +641,8 @@ impl Transaction {
     fn snapshot_options(&self) -> SnapshotOptions {
         let clock = self.open.store.clock();
         let left = self.open.slot.deadline.saturating_sub(clock.monotonic());
+        // Limits that were never validated may hold any timeout.
+        let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = std::time::Instant::now() + left;
         SnapshotOptions {
             mode: self.mode,

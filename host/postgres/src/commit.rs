@@ -119,7 +119,7 @@ async fn make_unbounded(session: &mut Session, commit: &Commit) -> error::Result
     let current = read_current(session, &commit.needs()).await?;
     let plan = commit.plan(|row, _| Ok(current.get(row).cloned()))?;
     if plan.writes.is_empty() {
-        if session.is_in_transaction() {
+        if !session.is_idle() {
             session.commit().await?;
         }
         return Ok(Committed::default());

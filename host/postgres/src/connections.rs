@@ -52,7 +52,7 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    pub(crate) fn new(config: Config) -> Result<Self, Error> {
+    pub(crate) fn new(config: Config, runtime: Handle) -> Result<Self, Error> {
         // A round trip to test a connection would double the cost of most transactions. What has closed is noticed
         // without one, and who finds a connection broken at its first use takes another.
         let manager = ManagerConfig {
@@ -72,7 +72,7 @@ impl Connections {
             pool,
             places,
             closed: AtomicBool::new(false),
-            runtime: Handle::current(),
+            runtime,
         })
     }
 

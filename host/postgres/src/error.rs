@@ -1,6 +1,6 @@
 //! Postgres's errors, put into their kind by SQLSTATE.
 
-use deadpool_postgres::{HookError, PoolError, TimeoutType};
+use deadpool_postgres::{HookError, PoolError};
 use larder_core::Error;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
@@ -86,10 +86,7 @@ impl From<PoolError> for Failure {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
-            PoolError::Timeout(TimeoutType::Wait) => {
-                Self::Stalled("no connection to the database became free")
-            }
-            PoolError::Timeout(_) => Self::Stalled("the database could not be connected to in time"),
+            PoolError::Timeout(_) => Self::Stalled("no connection to the database became free in time"),
             PoolError::Closed => Self::Known(Error::Closed),
             error @ (PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
                 Self::Known(Error::caused("the connection pool failed", error))
@@ -172,6 +169,7 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadpool_postgres::TimeoutType;
 
     fn kind(code: &str) -> Kind {
         Kind::of(&SqlState::from_code(code))
@@ -220,11 +218,9 @@ mod tests {
 
     #[test]
     fn bounds_of_the_pool_are_unavailable_and_a_closed_one_is_closed() {
-        for timeout in [TimeoutType::Wait, TimeoutType::Create, TimeoutType::Recycle] {
-            let failure = Failure::from(PoolError::Timeout(timeout));
-            assert!(!failure.is_lost_before());
-            assert!(matches!(failure.into(), Error::Unavailable { .. }));
-        }
+        let failure = Failure::from(PoolError::Timeout(TimeoutType::Wait));
+        assert!(!failure.is_lost_before());
+        assert!(matches!(failure.into(), Error::Unavailable { .. }));
         assert!(matches!(Failure::from(PoolError::Closed).into(), Error::Closed));
     }
 

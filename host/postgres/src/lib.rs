@@ -28,12 +28,14 @@
 //! # How it works
 //!
 //! - Every transaction is SERIALIZABLE; the server watches what was read. A failure to serialize (40001) and a
-//!   deadlock (40P01) are [`Error::Conflict`](larder_core::Error::Conflict), on a read too.
+//!   deadlock (40P01) are [`Error::Conflict`], on a read too.
 //! - A snapshot begins with its first read, in the same round trip. The writes of a commit are one statement
 //!   over arrays, in the same round trip as `COMMIT`; a commit that reads nothing is that statement alone.
 //! - There are at most [`CONNECTIONS_MAX`] connections, of which snapshots have at most [`SNAPSHOTS_MAX`] so that
 //!   transactions which wait for their guest never keep a commit of another from a connection. Broken
 //!   connections are replaced when they are next asked for.
+//! - The server ends a transaction in which nothing happens for ten minutes, as a net for a host that has gone:
+//!   a longer `transaction_timeout` has no use here.
 //! - The session is set up when a connection is made, and statements are prepared in it: a pooler in between
 //!   must keep a session for a client (`pool_mode=session` of PgBouncer).
 
@@ -50,10 +52,11 @@ mod snapshot;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::Result;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
+use larder_core::{Error, Result};
+use tokio::runtime::Handle;
 
 use connections::Connections;
 pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
@@ -70,14 +73,16 @@ impl Postgres {
     /// long as the backend does.
     ///
     /// # Errors
-    /// [`larder_core::Error::InvalidArgument`] where the data-source name is malformed,
-    /// [`larder_core::Error::Unavailable`] where the server can't be reached, and
-    /// [`larder_core::Error::Other`] where it refuses the login or a newer release of larder has migrated the schema.
+    /// [`Error::InvalidArgument`] where the data-source name is malformed, [`Error::Unavailable`] where the server
+    /// can't be reached, and [`Error::Other`] where it refuses the login or a newer release of larder has migrated the
+    /// schema.
     pub async fn open(dsn: &str) -> Result<Self> {
         let config = dsn::parse(dsn)?;
+        let runtime = Handle::try_current()
+            .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
         migrate::migrate(&config).await?;
         Ok(Self {
-            connections: Arc::new(Connections::new(config)?),
+            connections: Arc::new(Connections::new(config, runtime)?),
         })
     }
 }

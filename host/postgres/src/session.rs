@@ -27,8 +27,11 @@ const CANCEL_MAX: Duration = Duration::from_secs(5);
 enum State {
     /// Ready for the next.
     Idle,
-    /// A transaction is open, maybe a failed one.
+    /// A transaction is open.
     InTransaction,
+    /// A transaction is open in which a statement has failed. The server would take its `COMMIT` for a rollback, and
+    /// call it a success.
+    Failed,
     /// An answer is awaited. A future that is dropped leaves it so.
     Busy,
     /// The same, and what was sent can commit.
@@ -67,6 +70,11 @@ impl Session {
 
     pub(crate) fn take_place(&mut self) -> Option<OwnedSemaphorePermit> {
         self.place.take()
+    }
+
+    /// Whether it has not been used yet.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state == State::Idle
     }
 
     pub(crate) fn is_in_transaction(&self) -> bool {
@@ -156,12 +164,17 @@ impl Session {
     async fn prepare(&mut self, sql: &str, state: State) -> Result<Statement> {
         let client = ready(&self.client, &mut self.state, state, State::Busy)?;
         let statement = client.prepare_cached(sql).await;
+        // A transaction that can't do what it was asked for ends, also where it has not begun.
+        let state = if statement.is_ok() { state } else { State::Failed };
         self.settle(statement, state)
     }
 
     fn settle<T>(&mut self, result: Result<T, tokio_postgres::Error>, state: State) -> Result<T> {
-        let broken = result.as_ref().is_err_and(breaks_connection);
-        self.state = if broken { State::Broken } else { state };
+        self.state = match &result {
+            Err(error) if breaks_connection(error) => State::Broken,
+            Err(_) if state == State::InTransaction => State::Failed,
+            _ => state,
+        };
         Ok(result?)
     }
 
@@ -218,7 +231,7 @@ impl Drop for Session {
         let place = self.place.take();
         match self.state {
             State::Idle => drop(client),
-            State::InTransaction => drop(self.runtime.spawn(roll_back(client, place))),
+            State::InTransaction | State::Failed => drop(self.runtime.spawn(roll_back(client, place))),
             State::Busy | State::Committing => drop(self.runtime.spawn(abandon(client, place))),
             State::Broken => drop(Object::take(client)),
         }

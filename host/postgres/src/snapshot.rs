@@ -200,7 +200,7 @@ impl Snapshot for PostgresSnapshot {
         let Self {
             connections, session, ..
         } = *self;
-        if session.is_in_transaction() {
+        if !session.is_idle() {
             return commit::after_reads(&connections, session, commit).await;
         }
         // It read nothing, so it is free to begin anew.

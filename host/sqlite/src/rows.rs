@@ -83,7 +83,8 @@ pub(crate) fn scan(
     let mut chunk = Chunk::default();
     let mut bytes = 0;
     while let Some(row) = found.next().map_err(SqliteError::from)? {
-        if chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes {
+        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
+        if is_full && !chunk.rows.is_empty() {
             return Ok(chunk);
         }
         let stored = stored_value(row).map_err(SqliteError::from)?;

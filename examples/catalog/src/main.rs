@@ -1,0 +1,100 @@
+//! A catalog of packages: reads Debian control stanzas, keeps one typed row a package, and answers what a package is
+//! and who needs it.
+
+mod load;
+mod package;
+mod stanza;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use larder_guest::{Error, Store, Table};
+use package::Package;
+
+const USAGE: &str = "\
+Keeps a catalog of packages in the store `default`.
+
+  catalog              reads control stanzas from standard input and stores them
+  catalog show NAME    prints a package
+  catalog list PREFIX  prints the packages whose name begins so; all without PREFIX
+  catalog needs NAME   prints the packages that depend on NAME
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        [] => load(),
+        ["show", name] => show(name),
+        ["list"] => list(""),
+        ["list", prefix] => list(prefix),
+        ["needs", name] => needs(name),
+        ["--help" | "-h"] => print(USAGE),
+        _ => {
+            eprint!("catalog: these arguments make no command\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("catalog: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn packages() -> Table<Package> {
+    Table::new("packages")
+}
+
+fn load() -> Outcome {
+    let loaded = load::load(&Store::open("default")?, &packages(), io::stdin().lock())?;
+    print(&format!("{loaded}\n"))
+}
+
+fn show(name: &str) -> Outcome {
+    let found = Store::open("default")?.view(|tx| {
+        let table = packages();
+        let found = table.iterate(tx, &Package::key_prefix(name));
+        found.collect::<Result<Vec<_>, Error>>()
+    })?;
+    if found.is_empty() {
+        return Err(format!("there is no package {name:?}").into());
+    }
+    for package in found {
+        print(&package.to_string())?;
+    }
+    Ok(())
+}
+
+fn list(prefix: &str) -> Outcome {
+    let lines = Store::open("default")?.view(|tx| {
+        let table = packages();
+        let lines = table.iterate(tx, prefix).map(|package| {
+            let Package {
+                name,
+                version,
+                summary,
+                ..
+            } = package?;
+            Ok(format!("{name} {version} - {summary}\n"))
+        });
+        lines.collect::<Result<String, Error>>()
+    })?;
+    print(&lines)
+}
+
+fn needs(name: &str) -> Outcome {
+    let found = Store::open("default")?.view(|tx| packages().find(tx, Package::NEEDS, name))?;
+    for package in &found {
+        print(&format!("{}\n", package.name))?;
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> Outcome {
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,139 @@
+//! What the catalog keeps of a package.
+
+use std::fmt;
+
+use larder_guest::Record;
+use serde::{Deserialize, Serialize};
+
+use crate::stanza::Stanza;
+
+/// A package, one row of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) architecture: String,
+    pub(crate) version: String,
+    pub(crate) summary: String,
+    /// The names of all packages that it can depend on, alternatives included, sorted.
+    pub(crate) depends: Vec<String>,
+}
+
+impl Package {
+    /// The index from a package to those that depend on it.
+    pub(crate) const NEEDS: &'static str = "needs";
+
+    /// What the keys of all architectures of a package begin with. No name holds a colon.
+    pub(crate) fn key_prefix(name: &str) -> String {
+        format!("{name}:")
+    }
+
+    /// Takes from a stanza what the catalog keeps.
+    ///
+    /// # Errors
+    /// Where the stanza names no package.
+    pub(crate) fn from_stanza(stanza: &Stanza) -> Result<Self, String> {
+        let field = |name: &str| stanza.get(name).unwrap_or_default();
+        let name = field("Package").trim();
+        if name.is_empty() {
+            return Err(format!(
+                "the stanza at line {} has no field `Package`",
+                stanza.line()
+            ));
+        }
+        let relations = [field("Pre-Depends"), field("Depends")];
+        let mut depends: Vec<String> = relations.into_iter().flat_map(names).collect();
+        depends.sort();
+        depends.dedup();
+        Ok(Self {
+            name: name.to_string(),
+            architecture: field("Architecture").trim().to_string(),
+            version: field("Version").trim().to_string(),
+            summary: field("Description")
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_string(),
+            depends,
+        })
+    }
+}
+
+impl Record for Package {
+    const INDEXES: &'static [&'static str] = &[Self::NEEDS];
+
+    fn key(&self) -> String {
+        format!("{}{}", Self::key_prefix(&self.name), self.architecture)
+    }
+
+    fn index_values(&self, _needs: &str) -> Vec<String> {
+        self.depends.clone()
+    }
+}
+
+impl fmt::Display for Package {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            architecture,
+            version,
+            summary,
+            depends,
+        } = self;
+        writeln!(formatter, "{name} {version} ({architecture})\n    {summary}")?;
+        if depends.is_empty() {
+            Ok(())
+        } else {
+            writeln!(formatter, "    depends on: {}", depends.join(", "))
+        }
+    }
+}
+
+/// The package names in a relation: `a (>= 1) | b, c:any [amd64]` names a, b and c.
+fn names(relation: &str) -> Vec<String> {
+    let name = |alternative: &str| {
+        let end = |character: char| character.is_whitespace() || "(:[<".contains(character);
+        alternative
+            .trim()
+            .split(end)
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    };
+    relation
+        .split([',', '|'])
+        .map(name)
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stanza::Stanzas;
+
+    fn package(text: &str) -> Result<Package, String> {
+        let stanza = Stanzas::new(text.as_bytes()).next().unwrap().unwrap();
+        Package::from_stanza(&stanza)
+    }
+
+    #[test]
+    fn dependencies_are_names_without_versions_and_architectures() {
+        let text = "Package: p\nPre-Depends: libc6 (>= 2.34)\ndepends: a (>= 1:2) | b,\n c:any, d[amd64], a <!nocheck>,\n";
+        assert_eq!(package(text).unwrap().depends, ["a", "b", "c", "d", "libc6"]);
+    }
+
+    #[test]
+    fn the_summary_is_the_first_line_of_the_description() {
+        let package = package("Package: p\nDescription: short\n long\n .\n longer\n").unwrap();
+        assert_eq!(package.summary, "short");
+    }
+
+    #[test]
+    fn a_stanza_without_a_package_is_refused() {
+        assert_eq!(
+            package("\nVersion: 1\n").unwrap_err(),
+            "the stanza at line 2 has no field `Package`"
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! Serializable storage for WebAssembly components.
+//!
+//! A guest opens the stores that its host granted to it, and reads and writes them in transactions. A complete one, a WASI
+//! command for the target `wasm32-wasip2`:
+//!
+//! ```no_run
+//! use larder_guest::{Error, Store};
+//!
+//! fn main() -> Result<(), Error> {
+//!     let store = Store::open("default")?;
+//!     let visits = store.update(|tx| {
+//!         let visits = tx.get_value::<u64>("counts", "visits")?.unwrap_or(0) + 1;
+//!         tx.put_value("counts", "visits", &visits)?;
+//!         Ok::<_, Error>(visits)
+//!     })?;
+//!     println!("visit number {visits}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`Store::update`] runs its closure again where another transaction committed first: transactions are serializable,
+//! and a closure need not think of others. [`Table`] keeps typed records with secondary indexes. Bounds on sizes and
+//! counts are the host's; [`Error::LimitExceeded`] names the one that was run into.
+
+mod bindings;
+mod error;
+mod range;
+mod retry;
+mod store;
+#[cfg(feature = "serde")]
+mod table;
+mod transaction;
+
+/// The generated bindings of `larder:storage`, for what this crate does not cover.
+pub mod raw {
+    pub use crate::bindings::larder::storage::{store, tx, types};
+}
+
+pub use error::{Error, LimitKind};
+pub use range::Range;
+pub use retry::RetryPolicy;
+pub use store::Store;
+#[cfg(feature = "serde")]
+pub use table::{Record, Table};
+pub use transaction::{Entry, Iter, PutOptions, Update, Version, View};

@@ -1,0 +1,131 @@
+//! Running a transaction again where others committed first.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// How often a transaction is run, and how long is waited in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Runs at most, the first one included; 0 counts as 1.
+    pub attempts: u32,
+    /// The longest pause after the first run. It doubles from run to run, and each pause is a random part of it, so
+    /// that those who collided do not collide again.
+    pub first_pause: Duration,
+    /// No pause is longer.
+    pub longest_pause: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 64,
+            first_pause: Duration::from_millis(1),
+            longest_pause: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What one run came to.
+pub(crate) enum Attempt<T, E> {
+    /// It is over.
+    Done(Result<T, E>),
+    /// Others committed first; the error to give where it is not run again.
+    Conflict(E),
+}
+
+/// Runs `attempt` until it is done or the policy's runs are used up.
+pub(crate) fn run<T, E>(
+    policy: &RetryPolicy,
+    mut pause: impl FnMut(Duration),
+    mut attempt: impl FnMut() -> Attempt<T, E>,
+) -> Result<T, E> {
+    let mut longest = policy.first_pause;
+    let mut left = policy.attempts.max(1);
+    loop {
+        left -= 1;
+        match attempt() {
+            Attempt::Done(outcome) => return outcome,
+            Attempt::Conflict(error) if left == 0 => return Err(error),
+            Attempt::Conflict(_) => {}
+        }
+        pause(random_part(longest));
+        longest = longest.saturating_mul(2).min(policy.longest_pause);
+    }
+}
+
+/// The standard library seeds each of these anew: randomness without a crate.
+fn random_part(longest: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    longest.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(attempts: u32) -> RetryPolicy {
+        RetryPolicy {
+            attempts,
+            ..RetryPolicy::default()
+        }
+    }
+
+    #[test]
+    fn a_conflict_is_run_again_until_it_is_done() {
+        let mut runs = 0;
+        let outcome = run(
+            &policy(5),
+            |_| (),
+            || {
+                runs += 1;
+                if runs < 3 {
+                    Attempt::Conflict("conflict")
+                } else {
+                    Attempt::Done(Ok(runs))
+                }
+            },
+        );
+        assert_eq!(outcome, Ok(3));
+    }
+
+    #[test]
+    fn the_last_conflict_is_given_when_the_runs_are_used_up() {
+        let mut runs = 0;
+        let outcome: Result<(), _> = run(
+            &policy(4),
+            |_| (),
+            || {
+                runs += 1;
+                Attempt::Conflict(runs)
+            },
+        );
+        assert_eq!(outcome, Err(4));
+    }
+
+    #[test]
+    fn another_error_is_not_run_again() {
+        let mut runs = 0;
+        let outcome: Result<(), _> = run(
+            &policy(4),
+            |_| (),
+            || {
+                runs += 1;
+                Attempt::Done(Err("broken"))
+            },
+        );
+        assert_eq!((outcome, runs), (Err("broken"), 1));
+    }
+
+    #[test]
+    fn pauses_grow_up_to_their_bound() {
+        let mut pauses = Vec::new();
+        let _: Result<(), ()> = run(&policy(40), |pause| pauses.push(pause), || Attempt::Conflict(()));
+        assert_eq!(pauses.len(), 39);
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(100)));
+        assert!(
+            pauses
+                .first()
+                .is_some_and(|pause| *pause <= Duration::from_millis(1))
+        );
+    }
+}

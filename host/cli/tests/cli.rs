@@ -1,0 +1,303 @@
+//! The command line as a user meets it.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+struct Larder {
+    folder: TempDir,
+}
+
+impl Larder {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a call that succeeds.
+    fn output(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Standard error of a call that fails with this code: one sentence.
+    fn error(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(
+            !error.contains("backtrace") && !error.contains("panicked"),
+            "{error}"
+        );
+        error
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+const STORE: &str = "default=sqlite:catalog.db";
+
+fn load(larder: &Larder) -> Output {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/catalog/sample/status");
+    let mut command = larder.command(&["run", larder_artifacts::CATALOG, "--store", STORE]);
+    command.stdin(File::open(sample).unwrap()).output().unwrap()
+}
+
+#[test]
+fn a_component_keeps_data_from_run_to_run() {
+    let larder = Larder::new();
+    for _ in 0..2 {
+        let loaded = String::from_utf8(load(&larder).stdout).unwrap();
+        assert!(
+            loaded.starts_with("stored 12 packages with 22 dependencies in 1 transactions: "),
+            "{loaded}"
+        );
+    }
+    let ask = |question: &[&str]| {
+        let run = ["run", larder_artifacts::CATALOG, "--store", STORE, "--"];
+        larder.output(&[run.as_slice(), question].concat())
+    };
+    assert_eq!(ask(&["needs", "libtext"]), "editor\nreader\nshell\n");
+    assert_eq!(
+        ask(&["show", "shell"]),
+        "shell 5.3 (amd64)\n    a command interpreter\n    depends on: libcore, libtext\n"
+    );
+    assert_eq!(
+        ask(&["list", "libt"]),
+        "libtext 1.10 - text handling\nlibtext-small 0.9 - text handling for small systems\n"
+    );
+    let compiled = std::fs::read_dir(larder.path("cache/larder")).unwrap().count();
+    assert!(compiled > 0, "no compiled code was kept");
+}
+
+#[test]
+fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
+    let larder = Larder::new();
+    let run = ["run", larder_artifacts::CATALOG];
+    let missing = larder.error(1, &[run.as_slice(), &["--", "list"]].concat());
+    assert_eq!(missing, "catalog: the host granted no store named \"default\"\n");
+    load(&larder);
+    let read_only = ["--read-only-store", STORE];
+    assert!(
+        larder
+            .output(&[run.as_slice(), &read_only, &["--", "list", "shell"]].concat())
+            .starts_with("shell 5.3")
+    );
+    let mut command = larder.command(&[run.as_slice(), &read_only].concat());
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/catalog/sample/status");
+    let output = command.stdin(File::open(sample).unwrap()).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("access denied: the store \"default\" is granted read-only"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_cannot_run_is_said_in_a_sentence() {
+    let larder = Larder::new();
+    std::fs::write(larder.path("text.wasm"), "no component").unwrap();
+    let error = |component: &str| larder.error(1, &["run", component, "--store", "default=memory:"]);
+    assert!(error("missing.wasm").starts_with("larder: could not read missing.wasm: No such file"));
+    assert!(error("text.wasm").starts_with("larder: text.wasm is no WebAssembly component: "));
+    let unknown = error(larder_artifacts::IMPORT_UNKNOWN);
+    assert!(
+        unknown.ends_with(".wasm imports \"larder:unknown/thing\", which larder does not provide\n"),
+        "{unknown}"
+    );
+    let library = error(larder_artifacts::LARDER_CONFORMANCE);
+    assert!(
+        library.contains("imports \"larder:conformance/probe@0.1.0\", which larder does not provide"),
+        "{library}"
+    );
+    let trapped = error(larder_artifacts::TRAP_IN_UPDATE);
+    assert_eq!(
+        trapped,
+        "larder: the component trapped: wasm trap: wasm `unreachable` instruction executed\n"
+    );
+}
+
+#[test]
+fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
+    let larder = Larder::new();
+    let error = |dsn: &str| larder.error(1, &["get", "--store", dsn, "n", "key"]);
+    let unknown = error("mysql://ann:secret@host/db");
+    assert_eq!(
+        unknown,
+        "larder: no driver for data-source name \"mysql:\"; there are: memory, postgres, sqlite\n"
+    );
+    let unreachable = error("postgres://ann:secret@127.0.0.1:1/db");
+    assert!(
+        unreachable.starts_with("larder: could not open a store with the driver \"postgres\": "),
+        "{unreachable}"
+    );
+    assert!(!unreachable.contains("secret"), "{unreachable}");
+    assert!(error("sqlite:").contains("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
+    assert!(error("memory:x").contains("a store in memory is named `memory:`"));
+    let usage = larder.error(
+        2,
+        &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"],
+    );
+    assert!(usage.contains("it has to be of the form NAME=…"), "{usage}");
+}
+
+#[test]
+fn rows_are_written_and_read_without_a_guest() {
+    let larder = Larder::new();
+    load(&larder);
+    let store = ["--store", "sqlite:catalog.db"];
+    let call = |command: &str, arguments: &[&str]| {
+        larder.output(&[&[command], store.as_slice(), arguments].concat())
+    };
+    assert_eq!(call("put", &["notes", "b", "second"]), "version 2\n");
+    assert_eq!(
+        call("put", &["notes", "a", "first", "--if-version", "0"]),
+        "version 3\n"
+    );
+    assert_eq!(call("get", &["notes", "a"]), "first");
+    let json = "{\"key\":\"a\",\"namespace\":\"notes\",\"value\":\"first\",\"version\":3}\n";
+    assert_eq!(call("get", &["notes", "a", "--json"]), json);
+    assert_eq!(call("namespaces", &[]), "notes\npackages\n");
+    assert_eq!(call("scan", &["notes"]), "a\tfirst\nb\tsecond\n");
+    assert_eq!(
+        call("scan", &["notes", "--reverse", "--limit", "1", "--json"]),
+        "{\"key\":\"b\",\"value\":\"second\"}\n"
+    );
+    assert_eq!(call("delete", &["notes", "a"]), "deleted\n");
+    assert_eq!(call("delete", &["notes", "a"]), "there was no such row\n");
+    let missing = larder.error(1, &[&["get"], store.as_slice(), &["notes", "a"]].concat());
+    assert_eq!(
+        missing,
+        "larder: there is no row \"a\" in the namespace \"notes\"\n"
+    );
+    let conflict = larder.error(
+        1,
+        &[
+            &["put"],
+            store.as_slice(),
+            &["notes", "b", "x", "--if-version", "1"],
+        ]
+        .concat(),
+    );
+    assert!(
+        conflict.starts_with("larder: another transaction committed first"),
+        "{conflict}"
+    );
+}
+
+#[test]
+fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
+    let larder = Larder::new();
+    load(&larder);
+    let store = ["--store", "sqlite:catalog.db"];
+    let call = |arguments: &[&str]| larder.output(&[arguments, store.as_slice()].concat());
+    let keys = call(&[
+        "scan",
+        "packages",
+        "ineeds\\0libtext\\0",
+        "--escaped",
+        "--keys-only",
+    ]);
+    let expected = ["editor", "reader", "shell"]
+        .map(|name| format!("ineeds\\0libtext\\0{name}:amd64\n"))
+        .concat();
+    assert_eq!(keys, expected);
+    assert_eq!(
+        call(&["get", "packages", "ineeds\\0libtext\\0shell:amd64", "--escaped"]),
+        ""
+    );
+}
+
+#[test]
+fn looking_into_a_store_that_is_not_there_makes_none() {
+    let larder = Larder::new();
+    let error = larder.error(1, &["scan", "--store", "sqlite:missing.db", "n"]);
+    assert!(
+        error.starts_with("larder: could not open a store with the driver \"sqlite\": "),
+        "{error}"
+    );
+    assert!(!larder.path("missing.db").exists());
+}
+
+#[test]
+fn a_long_scan_streams_and_may_be_cut_off() {
+    let larder = Larder::new();
+    load(&larder);
+    let mut scan = larder.command(&["scan", "--store", "sqlite:catalog.db", "packages"]);
+    let mut scan = scan.stdout(Stdio::piped()).spawn().unwrap();
+    drop(scan.stdout.take());
+    assert!(scan.wait().unwrap().success());
+}
+
+#[test]
+fn the_conformance_suite_runs_from_the_command_line() {
+    let larder = Larder::new();
+    let run = |arguments: &[&str]| larder.output(&[&["conformance", "--store"], arguments].concat());
+    for store in ["memory:", "sqlite:here.db", "sqlite::memory:"] {
+        let table = run(&[store, "--filter", "basic::"]);
+        assert!(
+            table.starts_with("group            passed failed\nbasic"),
+            "{table}"
+        );
+        assert!(table.ends_with(" passed, 0 failed\n"), "{table}");
+    }
+    assert!(
+        !larder.path("here.db").exists(),
+        "the store that was named was touched"
+    );
+    let json = run(&[
+        "memory:",
+        "--filter",
+        "basic::an_empty_value_is_present",
+        "--json",
+    ]);
+    assert_eq!(
+        json,
+        "{\"case\":\"basic::an_empty_value_is_present\",\"error\":null,\"passed\":true}\n"
+    );
+    let none = larder.error(1, &["conformance", "--store", "memory:", "--filter", "no such"]);
+    assert_eq!(none, "larder: no case's name holds \"no such\"\n");
+}
+
+#[test]
+fn help_names_every_command_and_the_forms_of_a_store() {
+    let help = Larder::new().output(&["--help"]);
+    for word in [
+        "run",
+        "conformance",
+        "get",
+        "put",
+        "delete",
+        "scan",
+        "namespaces",
+        "sqlite:PATH",
+        "postgres://",
+    ] {
+        assert!(help.contains(word), "{help}");
+    }
+}

@@ -1,0 +1,18 @@
+//! Opens transactions with a snapshot, and forgets them, until one is refused; prints how many there were, and why no more.
+
+use larder_guest::raw::types::Error;
+
+fn main() -> Result<(), Error> {
+    let store = larder_test_guests::open()?;
+    for count in 0..100_000 {
+        match larder_test_guests::update_under_way(&store) {
+            Ok(tx) => std::mem::forget(tx),
+            Err(error) => {
+                println!("{count}: {error:?}");
+                return Ok(());
+            }
+        }
+    }
+    println!("never refused");
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! Opens the store and forgets the handle until it is refused; prints how many there were, and why no more.
+
+use larder_guest::raw::types::Error;
+
+fn main() -> Result<(), Error> {
+    for count in 0..100_000 {
+        match larder_test_guests::open() {
+            Ok(store) => std::mem::forget(store),
+            Err(error) => {
+                println!("{count}: {error:?}");
+                return Ok(());
+            }
+        }
+    }
+    println!("never refused");
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! Hostile and odd guests: none may hurt the host, delay others, or leave anything behind.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use larder_host::{
+    Handle, HandleOptions, InMemory, Limits, Mode, StorageCtx, StorageCtxView, StorageView, Store,
+    engine_config,
+};
+use larder_sqlite::{Sqlite, SqliteOptions};
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Engine, Trap};
+use wasmtime_wasi::p2::bindings::Command;
+use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
+use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
+
+struct Instance {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    storage: StorageCtx,
+}
+
+impl WasiView for Instance {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl StorageView for Instance {
+    fn storage(&mut self) -> StorageCtxView<'_> {
+        StorageCtxView {
+            ctx: &mut self.storage,
+            table: &mut self.table,
+        }
+    }
+}
+
+/// Guests that loop are interrupted by epochs, one every 10 ms.
+fn engine() -> Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    let make = || {
+        let mut config = engine_config();
+        config.epoch_interruption(true);
+        let engine = Engine::new(&config).unwrap();
+        let ticking = engine.clone();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(10));
+                ticking.increment_epoch();
+            }
+        });
+        engine
+    };
+    ENGINE.get_or_init(make).clone()
+}
+
+struct Guest {
+    store: wasmtime::Store<Instance>,
+    output: MemoryOutputPipe,
+    program: &'static str,
+}
+
+/// How long a guest may run, in epochs.
+const EPOCHS: u64 = 3_000;
+
+fn guest(program: &'static str, arguments: &[&str], storage: StorageCtx) -> Guest {
+    let output = MemoryOutputPipe::new(1 << 20);
+    let mut wasi = WasiCtx::builder();
+    wasi.stdout(output.clone()).arg(program).args(arguments);
+    let instance = Instance {
+        table: ResourceTable::new(),
+        wasi: wasi.build(),
+        storage,
+    };
+    let mut store = wasmtime::Store::new(&engine(), instance);
+    store.set_hostcall_fuel(32 << 20);
+    store.set_epoch_deadline(EPOCHS);
+    Guest {
+        store,
+        output,
+        program,
+    }
+}
+
+impl Guest {
+    /// Runs it to its end; its data, with all that it left open, stays.
+    async fn run(&mut self) -> wasmtime::Result<Result<(), ()>> {
+        let component = Component::from_file(&engine(), self.program)?;
+        let mut linker = Linker::new(&engine());
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        larder_host::add_to_linker(&mut linker)?;
+        let command = Command::instantiate_async(&mut self.store, &component, &linker).await?;
+        command.wasi_cli_run().call_run(&mut self.store).await
+    }
+
+    fn output(&self) -> String {
+        String::from_utf8(self.output.contents().to_vec()).unwrap()
+    }
+}
+
+struct Database {
+    store: Store,
+    _folder: tempfile::TempDir,
+}
+
+async fn sqlite() -> Database {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Sqlite::open(folder.path().join("store.db"), SqliteOptions::default())
+        .await
+        .unwrap();
+    Database {
+        store: Store::builder(backend).build().unwrap(),
+        _folder: folder,
+    }
+}
+
+fn storage(store: &Store) -> StorageCtx {
+    StorageCtx::builder().grant("default", store).build().unwrap()
+}
+
+fn handle(store: &Store) -> Handle {
+    store.handle(HandleOptions::default())
+}
+
+/// Writes and reads the row that the guests fight over.
+async fn others_go_on(store: &Store) {
+    let handle = handle(store);
+    let mut update = handle.begin(Mode::Update).unwrap();
+    assert_eq!(
+        update.get("n".into(), "key".into()).await.unwrap(),
+        None,
+        "a guest's write was kept"
+    );
+    update
+        .put("n".into(), "key".into(), b"another's".to_vec())
+        .unwrap();
+    update.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
+    let database = sqlite().await;
+    let mut looping = guest(larder_artifacts::LOOP_IN_UPDATE, &[], storage(&database.store));
+    looping.store.set_epoch_deadline(100);
+    let output = looping.output.clone();
+    let running = tokio::spawn(async move {
+        let outcome = looping.run().await;
+        (looping, outcome)
+    });
+    while output.contents().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    others_go_on(&database.store).await;
+    assert!(
+        !running.is_finished(),
+        "the guest had ended before the others went on"
+    );
+    let (_, outcome) = running.await.unwrap();
+    assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&Trap::Interrupt));
+}
+
+#[tokio::test]
+async fn a_trap_in_an_update_rolls_it_back() {
+    let database = sqlite().await;
+    let mut trapping = guest(larder_artifacts::TRAP_IN_UPDATE, &[], storage(&database.store));
+    let error = trapping.run().await.unwrap_err();
+    assert_eq!(error.downcast_ref(), Some(&Trap::UnreachableCodeReached));
+    others_go_on(&database.store).await;
+}
+
+#[tokio::test]
+async fn an_exit_in_an_update_rolls_it_back() {
+    let database = sqlite().await;
+    let mut exiting = guest(larder_artifacts::EXIT_IN_UPDATE, &[], storage(&database.store));
+    let error = exiting.run().await.unwrap_err();
+    assert_eq!(error.downcast_ref::<I32Exit>().map(|exit| exit.0), Some(1));
+    others_go_on(&database.store).await;
+}
+
+#[tokio::test]
+async fn leaked_transactions_are_bounded_and_end_with_their_instance() {
+    let database = sqlite().await;
+    for _ in 0..10 {
+        let mut leaking = guest(larder_artifacts::LEAK_TRANSACTIONS, &[], storage(&database.store));
+        leaking.run().await.unwrap().unwrap();
+        let refused = "16: Error::LimitExceeded(LimitExceeded { kind: LimitKind::OpenTransactions, max: 16, requested: 17 })\n";
+        assert_eq!(leaking.output(), refused);
+    }
+    // 160 leaked snapshots are more than there are connections.
+    others_go_on(&database.store).await;
+}
+
+#[tokio::test]
+async fn leaked_handles_are_bounded() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let mut opening = guest(larder_artifacts::OPEN_STORES_FOREVER, &[], storage(&store));
+    opening.run().await.unwrap().unwrap();
+    let refused =
+        "64: Error::LimitExceeded(LimitExceeded { kind: LimitKind::OpenStores, max: 64, requested: 65 })\n";
+    assert_eq!(opening.output(), refused);
+}
+
+#[tokio::test]
+async fn arguments_over_every_bound_get_typed_errors() {
+    let database = sqlite().await;
+    let mut large = guest(larder_artifacts::LARGE_ARGUMENTS, &[], storage(&database.store));
+    large.run().await.unwrap().unwrap();
+    let limit = |kind: &str, max: u64, requested: u64| {
+        format!(
+            "Err(Error::LimitExceeded(LimitExceeded {{ kind: LimitKind::{kind}, max: {max}, requested: {requested} }}))"
+        )
+    };
+    let expected = [
+        format!("value: {}", limit("ValueBytes", 1 << 20, 8 << 20)),
+        format!("key: {}", limit("KeyBytes", 2_048, 100_000)),
+        format!("namespace: {}", limit("NamespaceBytes", 255, 100_000)),
+        format!("prefix: {}", limit("KeyBytes", 2_048, 100_000)),
+        format!("keys: {}", limit("TransactionMutations", 10_000, 100_000)),
+        format!("deletes: {}", limit("TransactionMutations", 10_000, 100_000)),
+        format!("start: {}", limit("KeyBytes", 2_048, 100_000)),
+        format!("after: {}", limit("KeyBytes", 2_048, 99_984)),
+        "still usable: Ok(None)".to_string(),
+    ];
+    assert_eq!(large.output().lines().collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn an_argument_larger_than_the_host_lifts_is_a_trap_and_costs_no_memory() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let mut sending = guest(larder_artifacts::EXHAUST_HOSTCALL_FUEL, &[], storage(&store));
+    sending.run().await.unwrap_err();
+    assert_eq!(sending.output(), "sending\n");
+    others_go_on(&store).await;
+}
+
+#[tokio::test]
+async fn names_that_were_never_granted_open_nothing() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let mut forging = guest(larder_artifacts::FORGE, &[], storage(&store));
+    forging.run().await.unwrap().unwrap();
+    let output = forging.output();
+    let (long, names) = output
+        .lines()
+        .collect::<Vec<_>>()
+        .split_last()
+        .map(|(last, rest)| (*last, rest.to_vec()))
+        .unwrap();
+    assert_eq!(names.len(), 7);
+    for line in names {
+        let (name, answer) = line.split_once(": Err").unwrap();
+        assert_eq!(answer, format!("(Error::NoSuchStore({name}))"));
+    }
+    let too_long = "the name of a store has 1048576 bytes, and can have 255 at most";
+    assert_eq!(long, format!("1 MiB: Err(Error::InvalidArgument({too_long:?}))"));
+}
+
+#[tokio::test]
+async fn an_import_that_the_host_lacks_is_an_error_of_the_linker() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let mut unknown = guest(larder_artifacts::IMPORT_UNKNOWN, &[], storage(&store));
+    let error = unknown.run().await.unwrap_err();
+    assert!(format!("{error:#}").contains("larder:unknown/thing"), "{error:#}");
+}
+
+#[tokio::test]
+async fn a_guest_past_its_deadline_is_told_and_has_written_nothing() {
+    let database = sqlite().await;
+    let limits = Limits {
+        transaction_timeout: Duration::from_millis(50),
+        ..Default::default()
+    };
+    let storage = StorageCtx::builder()
+        .limits(limits)
+        .grant("default", &database.store)
+        .build()
+        .unwrap();
+    let mut holding = guest(larder_artifacts::HOLD_UPDATE, &["400"], storage);
+    holding.run().await.unwrap().unwrap();
+    assert_eq!(holding.output(), "holding\ncommitted: Err(Error::TimedOut)\n");
+    others_go_on(&database.store).await;
+}
+
+#[tokio::test]
+async fn a_cancelled_call_rolls_back_and_frees_what_it_held() {
+    let database = sqlite().await;
+    for _ in 0..80 {
+        let mut holding = guest(
+            larder_artifacts::HOLD_UPDATE,
+            &["60000"],
+            storage(&database.store),
+        );
+        let output = holding.output.clone();
+        let until_held = async {
+            while output.contents().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            outcome = holding.run() => panic!("it ended: {outcome:?}"),
+            () = until_held => {}
+        }
+    }
+    // 80 abandoned snapshots are more than there are connections.
+    others_go_on(&database.store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_sleeps_in_an_update_delays_no_other() {
+    let database = sqlite().await;
+    let mut sleeping = guest(larder_artifacts::HOLD_UPDATE, &["3000"], storage(&database.store));
+    let output = sleeping.output.clone();
+    let start = Instant::now();
+    let running = tokio::spawn(async move { sleeping.run().await });
+    while output.contents().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    others_go_on(&database.store).await;
+    assert!(!running.is_finished(), "after {:?}", start.elapsed());
+    running.abort();
+}
