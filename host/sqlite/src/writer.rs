@@ -51,6 +51,8 @@ enum Patience {
 enum GroupError {
     /// Another process has the lock; the group may be tried again.
     Busy,
+    /// No transaction could begin: there is no member whose fault it could be.
+    NotBegun(Error),
     /// Nothing was written.
     RolledBack(Error),
     /// The disk gave no answer to the commit.
@@ -168,8 +170,8 @@ impl Writer {
             Err(GroupError::Busy) => self.wait_again(group),
             Err(GroupError::RolledBack(error)) if group.len() == 1 => answer_all(group, &error),
             // One of them can't be written; alone, the others can.
-            Err(GroupError::RolledBack(_)) => commit_one_by_one(state, group),
-            Err(GroupError::Unknown(error)) => answer_all(group, &error),
+            Err(GroupError::RolledBack(_)) => commit_one_by_one(state, group, patience),
+            Err(GroupError::NotBegun(error) | GroupError::Unknown(error)) => answer_all(group, &error),
         }
     }
 
@@ -181,13 +183,12 @@ impl Writer {
     }
 }
 
-fn commit_one_by_one(state: &mut State, group: Vec<Request>) {
+fn commit_one_by_one(state: &mut State, group: Vec<Request>, patience: Patience) {
     for request in group {
         let alone = vec![request];
-        match state.commit_group(&alone, Patience::BusyTimeout) {
+        match state.commit_group(&alone, patience) {
             Ok(outcomes) => answer(alone, outcomes),
-            Err(GroupError::Busy) => answer_all(alone, &busy()),
-            Err(GroupError::RolledBack(error) | GroupError::Unknown(error)) => answer_all(alone, &error),
+            Err(error) => answer_all(alone, &error.into()),
         }
     }
 }
@@ -205,10 +206,15 @@ fn answer_all(group: Vec<Request>, error: &Error) {
     }
 }
 
-fn busy() -> Error {
-    Error::Unavailable {
-        reason: "another process holds the database's lock".to_string(),
-        cause: None,
+impl From<GroupError> for Error {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::Busy => Self::Unavailable {
+                reason: "another process holds the database's lock".to_string(),
+                cause: None,
+            },
+            GroupError::NotBegun(error) | GroupError::RolledBack(error) | GroupError::Unknown(error) => error,
+        }
     }
 }
 
@@ -221,18 +227,18 @@ impl State {
         patience: Patience,
     ) -> Result<Vec<Result<Committed>>, GroupError> {
         if self.failed {
-            return Err(GroupError::RolledBack(Error::Unavailable {
+            return Err(GroupError::NotBegun(Error::Unavailable {
                 reason: "an earlier commit got no answer from the disk; open the store again".to_string(),
                 cause: None,
             }));
         }
         let Some(connection) = &self.connection else {
-            return Err(GroupError::RolledBack(Error::Closed));
+            return Err(GroupError::NotBegun(Error::Closed));
         };
         match begin(connection, patience) {
             Ok(()) => {}
             Err(error) if error.is_busy() && patience == Patience::None => return Err(GroupError::Busy),
-            Err(error) => return Err(GroupError::RolledBack(error.into())),
+            Err(error) => return Err(GroupError::NotBegun(error.into())),
         }
         let outcomes = apply_group(connection, &mut self.log, group);
         let result = match outcomes {

@@ -70,7 +70,10 @@ const EPOCHS: u64 = 3_000;
 fn guest(program: &'static str, arguments: &[&str], storage: StorageCtx) -> Guest {
     let output = MemoryOutputPipe::new(1 << 20);
     let mut wasi = WasiCtx::builder();
-    wasi.stdout(output.clone()).arg(program).args(arguments);
+    wasi.stdout(output.clone())
+        .inherit_stderr()
+        .arg(program)
+        .args(arguments);
     let instance = Instance {
         table: ResourceTable::new(),
         wasi: wasi.build(),
@@ -161,6 +164,17 @@ async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
     );
     let (_, outcome) = running.await.unwrap();
     assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&Trap::Interrupt));
+}
+
+#[tokio::test]
+async fn the_sdk_does_what_it_says() {
+    let database = sqlite().await;
+    for store in [&database.store, &Store::builder(InMemory::new()).build().unwrap()] {
+        let mut checking = guest(larder_artifacts::SDK, &[], storage(store));
+        let outcome = checking.run().await.unwrap();
+        assert_eq!(checking.output(), "the SDK does what it says\n");
+        outcome.unwrap();
+    }
 }
 
 #[tokio::test]
