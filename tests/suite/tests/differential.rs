@@ -1,0 +1,355 @@
+//! The same random transactions on several backends have to answer the same.
+//!
+//! In memory and on SQLite whole schedules of overlapping transactions are compared, with their conflicts and versions.
+//! Postgres may refuse more, and numbers versions otherwise: there transactions follow one another, and what is compared
+//! are answers. A failure prints the seed, and with it the whole script can be run again.
+#![allow(clippy::expect_used, reason = "tests")]
+
+mod support;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use larder_core::{
+    Entry, Error, Handle, HandleOptions, Limits, Mode, MovableClock, OpenTransactions, PutOptions, Range,
+    Store, Transaction, Version,
+};
+use larder_host::drivers;
+use larder_suite::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench};
+use support::broken::{BrokenBench, Defect};
+use support::{harness, postgres_server};
+
+/// Schedules that are compared, and calls in each.
+const SCHEDULES: u64 = 150;
+const CALLS: usize = 120;
+
+/// Defects that the schedules have to find, or they prove nothing.
+const DEFECTS: [Defect; 8] = [
+    Defect::ForgetsReads,
+    Defect::ForgetsConditions,
+    Defect::ShowsExpiredRows,
+    Defect::MovingSnapshot,
+    Defect::LosesLastRow,
+    Defect::TearsCommits,
+    Defect::IgnoresReverse,
+    Defect::KeepsDeletedRows,
+];
+
+fn main() {
+    let arguments = harness::arguments();
+    let runtime = harness::runtime();
+    let schedules = harness::trial(
+        &runtime,
+        "memory_and_sqlite_answer_overlapping_transactions_alike",
+        || async {
+            let sqlite = SqliteBench::in_temporary_folder(drivers());
+            for seed in 0..SCHEDULES {
+                compare(seed, &MemoryBench, &sqlite, 4).await?;
+            }
+            Ok(())
+        },
+    );
+    let postgres = if arguments.list {
+        Err("only listed".to_string())
+    } else {
+        start_postgres()
+    };
+    let (server, postgres) = match postgres {
+        Ok((server, bench)) => (server, Ok(bench)),
+        Err(error) => (None, Err(error)),
+    };
+    let sequences = harness::trial(
+        &runtime,
+        "memory_and_postgres_answer_one_transaction_after_the_other_alike",
+        || async {
+            let postgres = postgres?;
+            for seed in 0..SCHEDULES / 3 {
+                compare(seed, &MemoryBench, &postgres, 1).await?;
+            }
+            Ok(())
+        },
+    );
+    let mut trials = vec![schedules, sequences];
+    trials.extend(DEFECTS.map(|defect| {
+        let name = format!("a_backend_that_{defect:?}_is_told_apart");
+        harness::trial(&runtime, name, move || async move {
+            for seed in 0..SCHEDULES {
+                if compare(seed, &MemoryBench, &BrokenBench(defect), 4)
+                    .await
+                    .is_err()
+                {
+                    return Ok(());
+                }
+            }
+            Err(format!("{SCHEDULES} schedules did not tell {defect:?} apart"))
+        })
+    }));
+    harness::run(&arguments, trials, || drop(server));
+}
+
+fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {
+    let (server, dsn) = postgres_server::server_or_url().map_err(|error| format!("{error:#}"))?;
+    Ok((
+        server,
+        PostgresBench {
+            dsn,
+            drivers: drivers(),
+        },
+    ))
+}
+
+/// A store that is driven by a script, and the versions that it gave to rows.
+struct Driven {
+    handle: Handle,
+    store: Store,
+    scratch: Box<dyn Scratch>,
+    clock: Arc<MovableClock>,
+    open: Vec<Option<Transaction>>,
+    /// The last version that was read, for conditions.
+    seen: Version,
+    /// Whether versions are part of the answers.
+    compares_versions: bool,
+}
+
+impl Driven {
+    async fn new(bench: &dyn Bench, transactions: usize) -> Result<Self, String> {
+        let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+        let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
+        let clock = Arc::new(MovableClock::default());
+        let store = Store::builder_shared(backend)
+            .clock(clock.clone())
+            .sweep_interval(None)
+            .build();
+        let store = store.map_err(|error| error.to_string())?;
+        let limits = Limits {
+            value_bytes: 40,
+            key_bytes: 20,
+            result_bytes: 90,
+            transaction_bytes: 2_000,
+            transaction_mutations: 12,
+            transaction_timeout: Duration::from_secs(3_000),
+            ..Limits::default()
+        };
+        let handle = store.handle(HandleOptions {
+            limits: limits.into(),
+            open_transactions: OpenTransactions::at_most(8),
+            ..HandleOptions::default()
+        });
+        let open = (0..transactions).map(|_| None).collect();
+        Ok(Self {
+            handle,
+            store,
+            scratch,
+            clock,
+            open,
+            seen: Version(0),
+            compares_versions: transactions > 1,
+        })
+    }
+
+    /// Makes the next call of the script, and says what came of it.
+    async fn step(&mut self, random: &mut Rng) -> String {
+        if random.u8(..) < 8 {
+            self.clock.advance(Duration::from_secs(random.u64(1..40)));
+            return "time passes".to_string();
+        }
+        if random.u8(..) < 3 {
+            return shown(self.store.sweep().await);
+        }
+        let place = random.usize(..self.open.len());
+        let Some(slot) = self.open.get_mut(place) else {
+            return "no such place".to_string();
+        };
+        let Some(transaction) = slot else {
+            let mode = if random.u8(..) < 60 {
+                Mode::View
+            } else {
+                Mode::Update
+            };
+            *slot = self.handle.begin(mode).ok();
+            return format!("begin {mode:?}");
+        };
+        if random.u8(..) < 24 {
+            let ended = slot.take();
+            return match ended {
+                Some(transaction) if random.u8(..) < 200 => self.version(transaction.commit().await),
+                _ => "rolled back".to_string(),
+            };
+        }
+        let call = Call::random(random);
+        call.make(transaction, &mut self.seen, self.compares_versions, random)
+            .await
+    }
+
+    fn version(&self, outcome: Result<Version, Error>) -> String {
+        match outcome {
+            Ok(version) if !self.compares_versions => {
+                format!("committed, written: {}", version > Version::ABSENT)
+            }
+            outcome => shown(outcome),
+        }
+    }
+
+    async fn end(mut self) -> Result<(), String> {
+        self.open.clear();
+        self.store.close().await;
+        self.scratch.remove().await.map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// One call of a transaction, with small names so that transactions meet.
+struct Call {
+    namespace: String,
+    key: String,
+    kind: u8,
+}
+
+impl Call {
+    fn random(random: &mut Rng) -> Self {
+        let namespace = ["", "n", "n\0"]
+            .get(random.usize(..3))
+            .copied()
+            .unwrap_or_default()
+            .to_string();
+        Self {
+            namespace,
+            key: key(random),
+            kind: random.u8(..13),
+        }
+    }
+
+    async fn make(
+        self,
+        tx: &mut Transaction,
+        seen: &mut Version,
+        versions: bool,
+        random: &mut Rng,
+    ) -> String {
+        let Self { namespace, key, kind } = self;
+        match kind {
+            0 | 1 => shown(tx.get(namespace, key).await),
+            2 => {
+                let keys = (0..random.usize(..6)).map(|_| self::key(random)).collect();
+                shown(tx.get_many(namespace, keys).await)
+            }
+            3 => {
+                let found = tx.get_versioned(namespace, key).await;
+                if let Ok(found) = &found {
+                    *seen = found.as_ref().map_or(Version(0), |(_, version)| *version);
+                }
+                if versions {
+                    shown(found)
+                } else {
+                    shown(found.map(|found| found.map(|(value, _)| value)))
+                }
+            }
+            4 => shown(tx.put(namespace, key, value(random))),
+            5 => {
+                let ttl_millis = random.bool().then(|| random.u64(1..60_000));
+                let if_version = random.bool().then_some(*seen);
+                shown(tx.put_with(
+                    namespace,
+                    key,
+                    value(random),
+                    PutOptions {
+                        ttl_millis,
+                        if_version,
+                    },
+                ))
+            }
+            6 => {
+                let entries = (0..random.usize(..5)).map(|_| Entry {
+                    key: self::key(random),
+                    value: value(random),
+                });
+                shown(tx.put_many(namespace, entries.collect()))
+            }
+            7 => shown(tx.delete(namespace, key)),
+            8 => shown(tx.delete_if_version(namespace, key, *seen)),
+            9 => shown(tx.delete_range(namespace, range(random)).await),
+            10 => shown(tx.increment(namespace, key, random.i64(-3..4))),
+            11 => shown(tx.scan(namespace, prefix(random)).await),
+            _ => pages(tx, namespace, range(random)).await,
+        }
+    }
+}
+
+/// Every page of a range.
+async fn pages(tx: &mut Transaction, namespace: String, range: Range) -> String {
+    let (mut said, mut after) = (String::new(), None);
+    loop {
+        match tx.scan_page(namespace.clone(), range.clone(), after).await {
+            Ok(page) => {
+                said.push_str(&shown::<_>(Ok(&page)));
+                after = page.next;
+            }
+            Err(error) => return said + &shown::<()>(Err(error)),
+        }
+        if after.is_none() {
+            return said;
+        }
+    }
+}
+
+fn key(random: &mut Rng) -> String {
+    let characters = ['a', 'b', 'A', '%', '\0', 'ä', '\u{ffff}', '\u{10000}'];
+    (0..random.usize(..3))
+        .map(|_| *random.choice(&characters).unwrap_or(&'a'))
+        .collect()
+}
+
+fn prefix(random: &mut Rng) -> String {
+    if random.bool() { String::new() } else { key(random) }
+}
+
+fn range(random: &mut Rng) -> Range {
+    Range {
+        prefix: prefix(random),
+        start: (random.u8(..) < 80).then(|| key(random)),
+        end: (random.u8(..) < 80).then(|| key(random)),
+        reverse: random.bool(),
+        limit: (random.u8(..) < 100).then(|| random.u32(..4)),
+        keys_only: random.u8(..) < 60,
+    }
+}
+
+/// Often a counter, sometimes other bytes, and now and then one too many.
+fn value(random: &mut Rng) -> Vec<u8> {
+    match random.u8(..10) {
+        0..6 => random.i64(-5..100).to_string().into_bytes(),
+        6..9 => vec![random.u8(..); random.usize(..40)],
+        _ => vec![0; 41],
+    }
+}
+
+fn shown<T: Debug>(outcome: Result<T, Error>) -> String {
+    format!("{outcome:?}")
+}
+
+/// Runs one script on both, call by call.
+async fn compare(
+    seed: u64,
+    first: &dyn Bench,
+    second: &dyn Bench,
+    transactions: usize,
+) -> Result<(), String> {
+    let mut one = Driven::new(first, transactions).await?;
+    let mut other = Driven::new(second, transactions).await?;
+    let (mut random_one, mut random_other) = (Rng::with_seed(seed), Rng::with_seed(seed));
+    let mut said = Vec::new();
+    for call in 0..CALLS {
+        let answer = one.step(&mut random_one).await;
+        let same = other.step(&mut random_other).await;
+        if answer != same {
+            let before = said.join("\n");
+            return Err(format!(
+                "seed {seed}, call {call}: {answer} and {same}, after\n{before}"
+            ));
+        }
+        said.push(answer);
+    }
+    one.end().await?;
+    other.end().await
+}
