@@ -44,9 +44,11 @@ pub(crate) const CASES: &[Case] = named!("tx":
     transactions_of_one_instance_are_apart,
     a_trap_rolls_back_and_frees_everything,
     a_hundred_and_twenty_eight_updates_of_one_row_lose_nothing,
+    transfers_keep_their_sum_in_every_view,
 );
 
-pub(crate) const WORKERS: &[Worker] = named!("tx": write_then_trap, add_one_by_read_and_write);
+pub(crate) const WORKERS: &[Worker] =
+    named!("tx": write_then_trap, add_one_by_read_and_write, transfer_or_add_up);
 
 /// One call of a transaction.
 type Call = fn(&Tx) -> Result<(), Error>;
@@ -673,6 +675,54 @@ fn add_one_by_read_and_write(_: u32) -> Outcome {
         })
     })?;
     Ok(())
+}
+
+fn transfers_keep_their_sum_in_every_view() -> Outcome {
+    let accounts = accounts();
+    write(|tx| {
+        accounts
+            .iter()
+            .try_for_each(|account| Ok(tx.put(NS, account, b"100")?))
+    })?;
+    in_parallel("tx::transfer_or_add_up", 16)?;
+    expect_eq(read(sum)?, 500)
+}
+
+/// Every fourth worker looks; the others move money between two accounts.
+fn transfer_or_add_up(index: u32) -> Outcome {
+    let accounts = accounts();
+    let account = |place: u32| {
+        accounts
+            .get(place as usize % accounts.len())
+            .map_or("", String::as_str)
+    };
+    for turn in 0..8 {
+        if index.is_multiple_of(4) {
+            expect_eq(retrying_in_a_crowd(|| read(sum))?, 500)?;
+            continue;
+        }
+        let (from, to) = (account(index + turn), account(index + 2 * turn + 1));
+        retrying_in_a_crowd(|| {
+            write(|tx| {
+                let (give, take) = (number(tx.get(NS, from)?)?, number(tx.get(NS, to)?)?);
+                if from == to || give < 7 {
+                    return Ok(());
+                }
+                tx.put(NS, from, (give - 7).to_string().as_bytes())?;
+                Ok(tx.put(NS, to, (take + 7).to_string().as_bytes())?)
+            })
+        })?;
+    }
+    Ok(())
+}
+
+fn accounts() -> Vec<String> {
+    (0..5).map(|number| format!("account:{number}")).collect()
+}
+
+fn sum(tx: &Tx) -> Outcome<u64> {
+    let accounts = tx.scan(NS, "account:")?;
+    accounts.into_iter().map(|entry| number(Some(entry.value))).sum()
 }
 
 /// The number that a row holds.
