@@ -86,15 +86,8 @@ impl fmt::Display for Error {
                 write!(formatter, "the outcome of the commit is unknown: {reason}")
             }
             Self::Corrupt(reason) => write!(formatter, "stored data is corrupt: {reason}"),
-            Self::Decode {
-                namespace,
-                key,
-                reason,
-            } => {
-                write!(
-                    formatter,
-                    "the row {key:?} in {namespace:?} is not of the expected type: {reason}"
-                )
+            Self::Decode { namespace, key, reason } => {
+                write!(formatter, "the row {key:?} in {namespace:?} is not of the expected type: {reason}")
             }
             Self::Encode(reason) => write!(formatter, "the value can't be encoded: {reason}"),
             Self::Other(reason) => formatter.write_str(reason),
@@ -148,14 +141,7 @@ mod tests {
 
     #[test]
     fn a_limit_says_both_numbers() {
-        let error = Error::LimitExceeded {
-            kind: LimitKind::KeyBytes,
-            max: 10,
-            requested: 11,
-        };
-        assert_eq!(
-            error.to_string(),
-            "limit exceeded: key-bytes is at most 10, 11 were asked for"
-        );
+        let error = Error::LimitExceeded { kind: LimitKind::KeyBytes, max: 10, requested: 11 };
+        assert_eq!(error.to_string(), "limit exceeded: key-bytes is at most 10, 11 were asked for");
     }
 }

@@ -27,10 +27,7 @@ impl Range {
 
     /// The keys that begin with `prefix`; no character of it is a wildcard.
     pub fn prefix(prefix: impl Into<String>) -> Self {
-        Self {
-            prefix: prefix.into(),
-            ..Self::default()
-        }
+        Self { prefix: prefix.into(), ..Self::default() }
     }
 
     /// Only keys at or after `start`.
@@ -68,21 +65,7 @@ impl Range {
     }
 
     pub(crate) fn into_raw(self) -> tx::Range {
-        let Self {
-            prefix,
-            start,
-            end,
-            reverse,
-            limit,
-            keys_only,
-        } = self;
-        tx::Range {
-            prefix,
-            start,
-            end,
-            reverse,
-            limit,
-            keys_only,
-        }
+        let Self { prefix, start, end, reverse, limit, keys_only } = self;
+        tx::Range { prefix, start, end, reverse, limit, keys_only }
     }
 }

@@ -64,10 +64,7 @@ mod tests {
     use super::*;
 
     fn policy(attempts: u32) -> RetryPolicy {
-        RetryPolicy {
-            attempts,
-            ..RetryPolicy::default()
-        }
+        RetryPolicy { attempts, ..RetryPolicy::default() }
     }
 
     #[test]
@@ -78,11 +75,7 @@ mod tests {
             |_| (),
             || {
                 runs += 1;
-                if runs < 3 {
-                    Attempt::Conflict("conflict")
-                } else {
-                    Attempt::Done(Ok(runs))
-                }
+                if runs < 3 { Attempt::Conflict("conflict") } else { Attempt::Done(Ok(runs)) }
             },
         );
         assert_eq!(outcome, Ok(3));
@@ -122,10 +115,6 @@ mod tests {
         let _: Result<(), ()> = run(&policy(40), |pause| pauses.push(pause), || Attempt::Conflict(()));
         assert_eq!(pauses.len(), 39);
         assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(100)));
-        assert!(
-            pauses
-                .first()
-                .is_some_and(|pause| *pause <= Duration::from_millis(1))
-        );
+        assert!(pauses.first().is_some_and(|pause| *pause <= Duration::from_millis(1)));
     }
 }

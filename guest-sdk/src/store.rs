@@ -18,10 +18,7 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchStore`] where none is, [`Error::LimitExceeded`] where too many are open.
     pub fn open(name: &str) -> Result<Self, Error> {
-        Ok(Self {
-            raw: raw::store::Store::open(name)?,
-            policy: RetryPolicy::default(),
-        })
+        Ok(Self { raw: raw::store::Store::open(name)?, policy: RetryPolicy::default() })
     }
 
     /// How transactions are run again after conflicts.
@@ -103,9 +100,6 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Store")
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Store").field("policy", &self.policy).finish_non_exhaustive()
     }
 }

@@ -67,10 +67,7 @@ const FETCH: usize = 64;
 impl<R: Record> Table<R> {
     /// The table in `namespace`, which must hold nothing else.
     pub fn new(namespace: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            records: PhantomData,
-        }
+        Self { namespace: namespace.into(), records: PhantomData }
     }
 
     /// The record under `key`.
@@ -107,14 +104,8 @@ impl<R: Record> Table<R> {
             for ((record, key), before) in records.iter().zip(&keys).zip(before) {
                 let old = before.as_ref().map(index_keys).unwrap_or_default();
                 let new = index_keys(record);
-                puts.push(Entry {
-                    key: row_key(key),
-                    value: encode(record)?,
-                });
-                puts.extend(new.difference(&old).map(|key| Entry {
-                    key: key.clone(),
-                    value: Vec::new(),
-                }));
+                puts.push(Entry { key: row_key(key), value: encode(record)? });
+                puts.extend(new.difference(&old).map(|key| Entry { key: key.clone(), value: Vec::new() }));
                 deletes.extend(old.difference(&new).cloned());
             }
             tx.put_many(&self.namespace, puts)?;
@@ -181,17 +172,14 @@ impl<R: Record> Table<R> {
         match tx.get_many(&self.namespace, keys.iter().map(|key| row_key(key))) {
             Ok(values) => {
                 let record = |(key, value): (&String, Option<Vec<u8>>)| {
-                    value
-                        .map(|value| decode(&self.namespace, &row_key(key), &value))
-                        .transpose()
+                    value.map(|value| decode(&self.namespace, &row_key(key), &value)).transpose()
                 };
                 keys.iter().zip(values).map(record).collect()
             }
             // Large records: one by one each fits.
-            Err(Error::LimitExceeded {
-                kind: LimitKind::ResultBytes,
-                ..
-            }) => keys.iter().map(|key| self.get(tx, key)).collect(),
+            Err(Error::LimitExceeded { kind: LimitKind::ResultBytes, .. }) => {
+                keys.iter().map(|key| self.get(tx, key)).collect()
+            }
             Err(error) => Err(error),
         }
     }
@@ -244,33 +232,20 @@ mod tests {
         }
 
         fn index_values(&self, index: &str) -> Vec<String> {
-            if index == "label" {
-                self.labels.clone()
-            } else {
-                Vec::new()
-            }
+            if index == "label" { self.labels.clone() } else { Vec::new() }
         }
     }
 
     #[test]
     fn a_record_has_one_entry_for_each_value() {
         let labels = vec!["b".to_string(), "a".to_string(), "b".to_string()];
-        let keys = index_keys(&Task {
-            id: "1".into(),
-            labels,
-        });
-        assert_eq!(
-            keys.into_iter().collect::<Vec<_>>(),
-            ["ilabel\0a\x001", "ilabel\0b\x001"]
-        );
+        let keys = index_keys(&Task { id: "1".into(), labels });
+        assert_eq!(keys.into_iter().collect::<Vec<_>>(), ["ilabel\0a\x001", "ilabel\0b\x001"]);
     }
 
     fn text() -> impl Strategy<Value = String> {
-        proptest::collection::vec(
-            prop_oneof![Just('\0'), Just('\u{1}'), Just('\u{2}'), any::<char>()],
-            0..6,
-        )
-        .prop_map(|characters| characters.into_iter().collect())
+        proptest::collection::vec(prop_oneof![Just('\0'), Just('\u{1}'), Just('\u{2}'), any::<char>()], 0..6)
+            .prop_map(|characters| characters.into_iter().collect())
     }
 
     proptest! {

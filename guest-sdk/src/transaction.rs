@@ -50,10 +50,7 @@ pub struct Update {
 
 impl View {
     pub(crate) fn new(raw: tx::Tx) -> Self {
-        Self {
-            raw,
-            conflict: Cell::new(false),
-        }
+        Self { raw, conflict: Cell::new(false) }
     }
 
     /// The value of a row. An empty value is not an absent row.
@@ -91,11 +88,7 @@ impl View {
     /// # Errors
     /// As [`View::get`], and [`Error::LimitExceeded`] for too large a result: then [`View::iterate`].
     pub fn scan(&self, namespace: &str, prefix: &str) -> Result<Vec<Entry>, Error> {
-        Ok(self
-            .note(self.raw.scan(namespace, prefix))?
-            .into_iter()
-            .map(Entry::from)
-            .collect())
+        Ok(self.note(self.raw.scan(namespace, prefix))?.into_iter().map(Entry::from).collect())
     }
 
     /// The entries of a range, fetched page by page.
@@ -151,11 +144,7 @@ impl View {
     pub(crate) fn fail<T, E>(self, error: E) -> Attempt<T, E> {
         let is_conflict = self.conflict.get();
         tx::Tx::rollback(self.raw);
-        if is_conflict {
-            Attempt::Conflict(error)
-        } else {
-            Attempt::Done(Err(error))
-        }
+        if is_conflict { Attempt::Conflict(error) } else { Attempt::Done(Err(error)) }
     }
 
     fn note<T>(&self, outcome: Result<T, types::Error>) -> Result<T, Error> {
@@ -197,10 +186,8 @@ impl Update {
     /// # Errors
     /// As [`Update::put`].
     pub fn put_many(&self, namespace: &str, entries: impl IntoIterator<Item = Entry>) -> Result<(), Error> {
-        let entries: Vec<types::Entry> = entries
-            .into_iter()
-            .map(|Entry { key, value }| types::Entry { key, value })
-            .collect();
+        let entries: Vec<types::Entry> =
+            entries.into_iter().map(|Entry { key, value }| types::Entry { key, value }).collect();
         self.note(self.raw.put_many(namespace, &entries))
     }
 
@@ -216,10 +203,7 @@ impl Update {
         options: PutOptions,
     ) -> Result<(), Error> {
         let if_version = options.if_version.map(|version| version.0);
-        let options = tx::PutOptions {
-            ttl_ms: options.ttl_ms,
-            if_version,
-        };
+        let options = tx::PutOptions { ttl_ms: options.ttl_ms, if_version };
         self.note(self.raw.put_with(namespace, key, value.as_ref(), options))
     }
 
@@ -303,10 +287,7 @@ pub(crate) fn decode<T: serde::de::DeserializeOwned>(
 
 impl From<types::Entry> for Entry {
     fn from(entry: types::Entry) -> Self {
-        Self {
-            key: entry.key,
-            value: entry.value,
-        }
+        Self { key: entry.key, value: entry.value }
     }
 }
 
@@ -352,14 +333,8 @@ impl Iter<'_> {
             return Ok(());
         }
         self.range.limit = self.left;
-        let page = self.view.note(
-            self.view
-                .raw
-                .scan_page(&self.namespace, &self.range, after.as_deref()),
-        )?;
-        self.left = self
-            .left
-            .map(|left| left.saturating_sub(page.entries.len() as u32));
+        let page = self.view.note(self.view.raw.scan_page(&self.namespace, &self.range, after.as_deref()))?;
+        self.left = self.left.map(|left| left.saturating_sub(page.entries.len() as u32));
         self.page = page.entries.into();
         if let Some(cursor) = page.next {
             self.next = Next::After(cursor);

@@ -13,15 +13,8 @@ const PROFILE: &str = "guest";
 const PACKAGES: [&str; 3] = ["larder-conformance", "larder-test-guests", "catalog"];
 
 /// What a guest is made of, from the root of the workspace.
-const SOURCES: [&str; 7] = [
-    "Cargo.lock",
-    "Cargo.toml",
-    "wit",
-    "guest-sdk",
-    "tests/conformance",
-    "tests/guests",
-    "examples/catalog",
-];
+const SOURCES: [&str; 7] =
+    ["Cargo.lock", "Cargo.toml", "wit", "guest-sdk", "tests/conformance", "tests/guests", "examples/catalog"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = fs::canonicalize("../..")?;
@@ -31,21 +24,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     ensure_target()?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // One folder for every profile and tool, beside the folder of the profile: target/guests.
-    let guests = out
-        .ancestors()
-        .nth(4)
-        .ok_or("OUT_DIR is not within a target folder")?
-        .join("guests");
+    let guests = out.ancestors().nth(4).ok_or("OUT_DIR is not within a target folder")?.join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
     let mut names = vec!["larder_conformance".to_string(), "catalog".to_string()];
     names.extend(programs(&root.join("tests/guests/src/bin"))?);
     fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;
     let conformance = built.join("larder_conformance.wasm");
-    println!(
-        "cargo::rustc-env=LARDER_CONFORMANCE_COMPONENT={}",
-        conformance.display()
-    );
+    println!("cargo::rustc-env=LARDER_CONFORMANCE_COMPONENT={}", conformance.display());
     Ok(())
 }
 
@@ -69,9 +55,7 @@ fn ensure_target() -> Result<(), Box<dyn Error>> {
 
 fn has_target() -> Result<bool, Box<dyn Error>> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", TARGET])
-        .output()?;
+    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output()?;
     let folder = String::from_utf8(output.stdout)?;
     let Ok(mut files) = fs::read_dir(folder.trim()) else {
         return Ok(false);
@@ -81,9 +65,7 @@ fn has_target() -> Result<bool, Box<dyn Error>> {
 
 fn build(root: &Path, target_folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
-    cargo
-        .current_dir(root)
-        .args(["build", "--target", TARGET, "--profile", PROFILE]);
+    cargo.current_dir(root).args(["build", "--target", TARGET, "--profile", PROFILE]);
     cargo.arg("--target-dir").arg(target_folder);
     for package in PACKAGES {
         cargo.args(["--package", package]);
@@ -94,36 +76,21 @@ fn build(root: &Path, target_folder: &Path) -> Result<(), Box<dyn Error>> {
             cargo.env_remove(name);
         }
     }
-    if cargo.status()?.success() {
-        Ok(())
-    } else {
-        Err("building the guests failed".into())
-    }
+    if cargo.status()?.success() { Ok(()) } else { Err("building the guests failed".into()) }
 }
 
 fn is_of_the_outer_build(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    [
-        "CARGO_ENCODED_RUSTFLAGS",
-        "RUSTFLAGS",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTDOC",
-    ]
-    .contains(&name.as_ref())
-        || ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+    ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC"]
+        .contains(&name.as_ref())
+        || ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn programs(folder: &Path) -> Result<Vec<String>, Box<dyn Error>> {
     let mut names = Vec::new();
     for file in fs::read_dir(folder)? {
         let path = file?.path();
-        if let Some(name) = path
-            .file_stem()
-            .filter(|_| path.extension() == Some(OsStr::new("rs")))
-        {
+        if let Some(name) = path.file_stem().filter(|_| path.extension() == Some(OsStr::new("rs"))) {
             names.push(name.to_string_lossy().into_owned());
         }
     }
@@ -138,11 +105,7 @@ fn constants(folder: &Path, names: &[String]) -> Result<String, Box<dyn Error>> 
         if !path.is_file() {
             return Err(format!("{} was not built", path.display()).into());
         }
-        writeln!(
-            code,
-            "/// The component `{name}`.\npub const {}: &str = {path:?};",
-            name.to_uppercase()
-        )?;
+        writeln!(code, "/// The component `{name}`.\npub const {}: &str = {path:?};", name.to_uppercase())?;
     }
     Ok(code)
 }

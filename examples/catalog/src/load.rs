@@ -22,12 +22,7 @@ pub(crate) struct Loaded {
 
 impl fmt::Display for Loaded {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            packages,
-            dependencies,
-            transactions,
-            time,
-        } = self;
+        let Self { packages, dependencies, transactions, time } = self;
         let seconds = time.as_secs_f64();
         let rate = *packages as f64 / seconds.max(f64::MIN_POSITIVE);
         write!(
@@ -46,12 +41,7 @@ pub(crate) fn load(
     input: impl BufRead,
 ) -> Result<Loaded, Box<dyn std::error::Error>> {
     let start = Instant::now();
-    let mut loaded = Loaded {
-        packages: 0,
-        dependencies: 0,
-        transactions: 0,
-        time: Duration::ZERO,
-    };
+    let mut loaded = Loaded { packages: 0, dependencies: 0, transactions: 0, time: Duration::ZERO };
     let mut batch = Vec::new();
     let mut rows = 0;
     for stanza in Stanzas::new(input) {

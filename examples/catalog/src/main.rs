@@ -74,12 +74,7 @@ fn list(prefix: &str) -> Outcome {
     let lines = Store::open("default")?.view(|tx| {
         let table = packages();
         let lines = table.iterate(tx, prefix).map(|package| {
-            let Package {
-                name,
-                version,
-                summary,
-                ..
-            } = package?;
+            let Package { name, version, summary, .. } = package?;
             Ok(format!("{name} {version} - {summary}\n"))
         });
         lines.collect::<Result<String, Error>>()

@@ -35,10 +35,7 @@ impl Package {
         let field = |name: &str| stanza.get(name).unwrap_or_default();
         let name = field("Package").trim();
         if name.is_empty() {
-            return Err(format!(
-                "the stanza at line {} has no field `Package`",
-                stanza.line()
-            ));
+            return Err(format!("the stanza at line {} has no field `Package`", stanza.line()));
         }
         let relations = [field("Pre-Depends"), field("Depends")];
         let mut depends: Vec<String> = relations.into_iter().flat_map(names).collect();
@@ -48,12 +45,7 @@ impl Package {
             name: name.to_string(),
             architecture: field("Architecture").trim().to_string(),
             version: field("Version").trim().to_string(),
-            summary: field("Description")
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_string(),
+            summary: field("Description").lines().next().unwrap_or_default().trim().to_string(),
             depends,
         })
     }
@@ -73,13 +65,7 @@ impl Record for Package {
 
 impl fmt::Display for Package {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            architecture,
-            version,
-            summary,
-            depends,
-        } = self;
+        let Self { name, architecture, version, summary, depends } = self;
         writeln!(formatter, "{name} {version} ({architecture})\n    {summary}")?;
         if depends.is_empty() {
             Ok(())
@@ -93,18 +79,9 @@ impl fmt::Display for Package {
 fn names(relation: &str) -> Vec<String> {
     let name = |alternative: &str| {
         let end = |character: char| character.is_whitespace() || "(:[<".contains(character);
-        alternative
-            .trim()
-            .split(end)
-            .next()
-            .unwrap_or_default()
-            .to_string()
+        alternative.trim().split(end).next().unwrap_or_default().to_string()
     };
-    relation
-        .split([',', '|'])
-        .map(name)
-        .filter(|name| !name.is_empty())
-        .collect()
+    relation.split([',', '|']).map(name).filter(|name| !name.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -131,9 +108,6 @@ mod tests {
 
     #[test]
     fn a_stanza_without_a_package_is_refused() {
-        assert_eq!(
-            package("\nVersion: 1\n").unwrap_err(),
-            "the stanza at line 2 has no field `Package`"
-        );
+        assert_eq!(package("\nVersion: 1\n").unwrap_err(), "the stanza at line 2 has no field `Package`");
     }
 }

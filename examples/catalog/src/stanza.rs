@@ -25,17 +25,13 @@ impl Stanza {
 
     fn add(&mut self, text: &str, line: usize) -> Result<(), String> {
         if text.starts_with([' ', '\t']) {
-            let (_, value) = self
-                .fields
-                .last_mut()
-                .ok_or_else(|| format!("line {line} continues no field"))?;
+            let (_, value) =
+                self.fields.last_mut().ok_or_else(|| format!("line {line} continues no field"))?;
             value.push('\n');
             value.push_str(text.trim());
             return Ok(());
         }
-        let (name, value) = text
-            .split_once(':')
-            .ok_or_else(|| format!("line {line} has no colon"))?;
+        let (name, value) = text.split_once(':').ok_or_else(|| format!("line {line} has no colon"))?;
         if self.get(name).is_some() {
             return Err(format!("line {line} has a second field {name:?} in one stanza"));
         }
@@ -82,9 +78,7 @@ impl<R: BufRead> Stanzas<R> {
         if count == 0 {
             return Ok(None);
         }
-        String::from_utf8(bytes)
-            .map(Some)
-            .map_err(|_| format!("line {line} is no UTF-8 text"))
+        String::from_utf8(bytes).map(Some).map_err(|_| format!("line {line} is no UTF-8 text"))
     }
 }
 
@@ -107,10 +101,7 @@ mod tests {
     #[test]
     fn blank_lines_part_stanzas_however_many_there_are() {
         let stanzas = read(b"\n\nA: 1\r\nB: 2\n \n\n# note\nA: 3").unwrap();
-        let found: Vec<_> = stanzas
-            .iter()
-            .map(|stanza| (stanza.line(), stanza.get("a")))
-            .collect();
+        let found: Vec<_> = stanzas.iter().map(|stanza| (stanza.line(), stanza.get("a"))).collect();
         assert_eq!(found, [(3, Some("1")), (8, Some("3"))]);
     }
 
@@ -125,10 +116,7 @@ mod tests {
     fn what_is_no_stanza_is_refused_with_its_line() {
         assert_eq!(read(b"A: 1\nno colon\n").unwrap_err(), "line 2 has no colon");
         assert_eq!(read(b" indented\n").unwrap_err(), "line 1 continues no field");
-        assert_eq!(
-            read(b"A: 1\na: 2\n").unwrap_err(),
-            "line 2 has a second field \"a\" in one stanza"
-        );
+        assert_eq!(read(b"A: 1\na: 2\n").unwrap_err(), "line 2 has a second field \"a\" in one stanza");
         assert_eq!(read(b"A: \xff\n").unwrap_err(), "line 1 is no UTF-8 text");
     }
 

@@ -21,19 +21,13 @@ struct Plugin {
 
 impl WasiView for Plugin {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl StorageView for Plugin {
     fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView {
-            ctx: &mut self.storage,
-            table: &mut self.table,
-        }
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
     }
 }
 
@@ -65,27 +59,14 @@ impl Platform {
     async fn run(&self, storage: StorageCtx, arguments: &[&str], input: &'static str) -> Result<Said> {
         let (output, errors) = (MemoryOutputPipe::new(1 << 16), MemoryOutputPipe::new(1 << 16));
         let mut wasi = WasiCtx::builder();
-        wasi.arg("catalog")
-            .args(arguments)
-            .stdin(MemoryInputPipe::new(input));
+        wasi.arg("catalog").args(arguments).stdin(MemoryInputPipe::new(input));
         wasi.stdout(output.clone()).stderr(errors.clone());
-        let plugin = Plugin {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            storage,
-        };
+        let plugin = Plugin { table: ResourceTable::new(), wasi: wasi.build(), storage };
         let mut store = wasmtime::Store::new(&self.engine, plugin);
         let command = self.catalog.instantiate_async(&mut store).await?;
-        let succeeded = command
-            .wasi_cli_run()
-            .call_run(&mut store)
-            .await
-            .is_ok_and(|outcome| outcome.is_ok());
-        Ok(Said {
-            succeeded,
-            output: text(&output)?,
-            errors: text(&errors)?,
-        })
+        let succeeded =
+            command.wasi_cli_run().call_run(&mut store).await.is_ok_and(|outcome| outcome.is_ok());
+        Ok(Said { succeeded, output: text(&output)?, errors: text(&errors)? })
     }
 }
 
@@ -98,10 +79,7 @@ const STANZAS: &str = "Package: shell\nVersion: 5.3\nDepends: libcore\n\nPackage
 #[tokio::main]
 async fn main() -> Result<()> {
     let platform = Platform::new()?;
-    let shelf = Store::builder(InMemory::new())
-        .name("shelf")
-        .quota_bytes(1 << 20)
-        .build()?;
+    let shelf = Store::builder(InMemory::new()).name("shelf").quota_bytes(1 << 20).build()?;
 
     let inventory = StorageCtx::builder().grant("default", &shelf).build()?;
     let loaded = platform.run(inventory, &[], STANZAS).await?;
@@ -109,39 +87,21 @@ async fn main() -> Result<()> {
     ensure!(loaded.succeeded, "inventory could not load: {}", loaded.errors);
 
     // The same store under the same name, with fewer rights and tighter limits.
-    let limits = || Limits {
-        open_transactions: 1,
-        ..Limits::default()
-    };
-    let audit = || {
-        StorageCtx::builder()
-            .grant_read_only("default", &shelf)
-            .limits(limits())
-            .build()
-    };
+    let limits = || Limits { open_transactions: 1, ..Limits::default() };
+    let audit = || StorageCtx::builder().grant_read_only("default", &shelf).limits(limits()).build();
     let needs = platform.run(audit()?, &["needs", "libcore"], "").await?;
     print!("audit: libcore is needed by {}", needs.output);
-    ensure!(
-        needs.output == "shell\n",
-        "audit read something else: {}",
-        needs.output
-    );
+    ensure!(needs.output == "shell\n", "audit read something else: {}", needs.output);
     let refused = platform.run(audit()?, &[], STANZAS).await?;
     print!("audit: {}", refused.errors);
-    ensure!(
-        !refused.succeeded && refused.errors.contains("granted read-only"),
-        "audit could write"
-    );
+    ensure!(!refused.succeeded && refused.errors.contains("granted read-only"), "audit could write");
 
     // A plugin that was granted a store under another name can't open this one.
     let own = Store::builder(InMemory::new()).name("own").build()?;
     let stranger = StorageCtx::builder().grant("own", &own).build()?;
     let refused = platform.run(stranger, &["list"], "").await?;
     print!("stranger: {}", refused.errors);
-    ensure!(
-        !refused.succeeded && refused.errors.contains("granted no store"),
-        "stranger could read"
-    );
+    ensure!(!refused.succeeded && refused.errors.contains("granted no store"), "stranger could read");
 
     shelf.close().await;
     own.close().await;

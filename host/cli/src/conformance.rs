@@ -37,12 +37,8 @@ impl Conformance {
         let bench = bench_for(&self.store, drivers())?;
         let suite = Suite::load().await?;
         check_suite(&suite, bench.as_ref()).await?;
-        let cases: Vec<String> = suite
-            .cases()
-            .iter()
-            .filter(|name| name.contains(&self.filter))
-            .cloned()
-            .collect();
+        let cases: Vec<String> =
+            suite.cases().iter().filter(|name| name.contains(&self.filter)).cloned().collect();
         if cases.is_empty() {
             bail!("no case's name holds {:?}", self.filter);
         }
@@ -53,11 +49,7 @@ impl Conformance {
             print_table(&results)
         }
         let has_failed = results.values().any(Result::is_err);
-        Ok(if has_failed {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        })
+        Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
@@ -103,10 +95,7 @@ async fn run_all(
 fn print_json(results: &BTreeMap<String, CaseResult>) {
     for (name, result) in results {
         let error = result.as_ref().err();
-        println!(
-            "{}",
-            serde_json::json!({ "case": name, "passed": error.is_none(), "error": error })
-        );
+        println!("{}", serde_json::json!({ "case": name, "passed": error.is_none(), "error": error }));
     }
 }
 

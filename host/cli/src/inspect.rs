@@ -117,10 +117,7 @@ impl StoreArguments {
             transaction_timeout: Duration::from_secs(3_600),
             ..Limits::default()
         };
-        let handle = store.handle(HandleOptions {
-            limits: limits.into(),
-            ..HandleOptions::default()
-        });
+        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
         Ok((store, handle))
     }
 
@@ -142,10 +139,7 @@ impl Get {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.open().await?;
         let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
-        let found = handle
-            .begin(Mode::View)?
-            .get_versioned(namespace.clone(), key.clone())
-            .await?;
+        let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
         store.close().await;
         let Some((value, version)) = found else {
             eprintln!("larder: there is no row {:?} in the namespace {namespace:?}", key);
@@ -174,10 +168,7 @@ impl Put {
         };
         let (store, handle) = self.store.open().await?;
         let mut transaction = handle.begin(Mode::Update)?;
-        let options = PutOptions {
-            ttl_millis: self.ttl_ms,
-            if_version: self.if_version.map(Version),
-        };
+        let options = PutOptions { ttl_millis: self.ttl_ms, if_version: self.if_version.map(Version) };
         let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
         transaction.put_with(namespace, key, value, options)?;
         let committed = transaction.commit().await;
@@ -203,22 +194,12 @@ impl Delete {
         let (store, handle) = self.store.open().await?;
         let mut transaction = handle.begin(Mode::Update)?;
         let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
-        let was_there = transaction
-            .get_versioned(namespace.clone(), key.clone())
-            .await?
-            .is_some();
+        let was_there = transaction.get_versioned(namespace.clone(), key.clone()).await?.is_some();
         transaction.delete(namespace, key)?;
         let committed = transaction.commit().await;
         store.close().await;
         committed?;
-        println!(
-            "{}",
-            if was_there {
-                "deleted"
-            } else {
-                "there was no such row"
-            }
-        );
+        println!("{}", if was_there { "deleted" } else { "there was no such row" });
         Ok(ExitCode::SUCCESS)
     }
 }

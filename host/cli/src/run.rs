@@ -56,19 +56,13 @@ struct Instance {
 
 impl WasiView for Instance {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl StorageView for Instance {
     fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView {
-            ctx: &mut self.storage,
-            table: &mut self.table,
-        }
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
     }
 }
 
@@ -90,16 +84,9 @@ impl Run {
         let read_only = self.read_only_stores.iter().map(|store| (store, true));
         let mut grants = Vec::new();
         for ((name, dsn), read_only) in writable.chain(read_only) {
-            let backend = drivers
-                .open(dsn)
-                .await
-                .with_context(|| format!("the store {name:?}"))?;
+            let backend = drivers.open(dsn).await.with_context(|| format!("the store {name:?}"))?;
             let store = Store::builder_shared(backend).name(name).build()?;
-            grants.push(Grant {
-                name: name.clone(),
-                store,
-                read_only,
-            });
+            grants.push(Grant { name: name.clone(), store, read_only });
         }
         Ok(grants)
     }
@@ -112,15 +99,10 @@ impl Run {
     ) -> Result<ExitCode> {
         let limits = Limits::default();
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stdio()
-            .arg(self.component.to_string_lossy())
-            .args(&self.arguments);
+        wasi.inherit_stdio().arg(self.component.to_string_lossy()).args(&self.arguments);
         wasi.envs(&self.environment);
-        let instance = Instance {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            storage: storage(grants, &limits)?,
-        };
+        let instance =
+            Instance { table: ResourceTable::new(), wasi: wasi.build(), storage: storage(grants, &limits)? };
         let mut store = wasmtime::Store::new(engine, instance);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
@@ -139,12 +121,7 @@ struct Grant {
 
 fn storage(grants: &[Grant], limits: &Limits) -> Result<StorageCtx> {
     let mut builder = StorageCtx::builder().limits(limits.clone());
-    for Grant {
-        name,
-        store,
-        read_only,
-    } in grants
-    {
+    for Grant { name, store, read_only } in grants {
         builder = match read_only {
             true => builder.grant_read_only(name, store),
             false => builder.grant(name, store),
@@ -157,10 +134,7 @@ fn exit_code(outcome: wasmtime::Result<Result<(), ()>>) -> Result<ExitCode> {
     match outcome {
         Ok(Ok(())) => Ok(ExitCode::SUCCESS),
         Ok(Err(())) => Ok(ExitCode::FAILURE),
-        Err(error) => match (
-            error.downcast_ref::<I32Exit>(),
-            error.downcast_ref::<wasmtime::Trap>(),
-        ) {
+        Err(error) => match (error.downcast_ref::<I32Exit>(), error.downcast_ref::<wasmtime::Trap>()) {
             (Some(exit), _) => Ok(u8::try_from(exit.0).map_or(ExitCode::FAILURE, ExitCode::from)),
             (None, Some(trap)) => bail!("the component trapped: {trap}"),
             (None, None) => bail!("the component failed: {}", error.root_cause()),
@@ -181,11 +155,7 @@ fn engine() -> Result<Engine> {
 }
 
 fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
     Some(folder.join("larder"))
 }
@@ -217,16 +187,8 @@ mod tests {
     #[test]
     fn a_grant_has_a_name_and_the_rest_is_the_store() {
         let grant = parse_grant("default=postgres://host/db?a=b").unwrap();
-        assert_eq!(
-            grant,
-            ("default".to_string(), "postgres://host/db?a=b".to_string())
-        );
-        for wrong in [
-            "sqlite:a.db",
-            "=sqlite:a.db",
-            "default=",
-            "postgres://host/db?a=b",
-        ] {
+        assert_eq!(grant, ("default".to_string(), "postgres://host/db?a=b".to_string()));
+        for wrong in ["sqlite:a.db", "=sqlite:a.db", "default=", "postgres://host/db?a=b"] {
             parse_grant(wrong).unwrap_err();
         }
     }

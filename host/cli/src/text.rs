@@ -41,9 +41,7 @@ pub(crate) fn unescape(text: &str) -> Result<String> {
 
 fn code_point(rest: &mut std::str::Chars<'_>) -> Result<char> {
     let digits: String = rest.by_ref().take_while(|character| *character != '}').collect();
-    let digits = digits
-        .strip_prefix('{')
-        .context("an escape `\\u` goes on with `{`")?;
+    let digits = digits.strip_prefix('{').context("an escape `\\u` goes on with `{`")?;
     let number =
         u32::from_str_radix(digits, 16).with_context(|| format!("`{digits}` is no hexadecimal number"))?;
     char::from_u32(number).with_context(|| format!("`{digits}` is no character"))
@@ -65,14 +63,7 @@ pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
 pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
     match String::from_utf8(bytes) {
         Ok(text) => ("value", text),
-        Err(error) => (
-            "value_hex",
-            error
-                .as_bytes()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        ),
+        Err(error) => ("value_hex", error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()),
     }
 }
 
@@ -82,15 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_escaped_is_unescaped_to_the_same_text() {
-        for text in [
-            "plain",
-            "it's \"quoted\"",
-            "a\\b",
-            "\0\n\t\r\u{1b}",
-            "é\u{301}\u{200b}",
-            "😀",
-            "",
-        ] {
+        for text in ["plain", "it's \"quoted\"", "a\\b", "\0\n\t\r\u{1b}", "é\u{301}\u{200b}", "😀", ""] {
             assert_eq!(unescape(&escape(text)).unwrap(), text, "{}", escape(text));
         }
         assert_eq!(escape("a\0b\\"), "a\\0b\\\\");

@@ -13,17 +13,12 @@ struct Larder {
 
 impl Larder {
     fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Self { folder: tempfile::tempdir().unwrap() }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        command
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null());
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
         command
     }
@@ -35,11 +30,7 @@ impl Larder {
     /// Standard output of a call that succeeds.
     fn output(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -48,10 +39,7 @@ impl Larder {
         let output = self.run(arguments);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
-        assert!(
-            !error.contains("backtrace") && !error.contains("panicked"),
-            "{error}"
-        );
+        assert!(!error.contains("backtrace") && !error.contains("panicked"), "{error}");
         error
     }
 
@@ -112,10 +100,7 @@ fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/catalog/sample/status");
     let output = command.stdin(File::open(sample).unwrap()).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        error.contains("access denied: the store \"default\" is granted read-only"),
-        "{error}"
-    );
+    assert!(error.contains("access denied: the store \"default\" is granted read-only"), "{error}");
 }
 
 #[test]
@@ -159,10 +144,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     assert!(!unreachable.contains("secret"), "{unreachable}");
     assert!(error("sqlite:").contains("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
     assert!(error("memory:x").contains("a store in memory is named `memory:`"));
-    let usage = larder.error(
-        2,
-        &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"],
-    );
+    let usage = larder.error(2, &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"]);
     assert!(usage.contains("it has to be of the form NAME=…"), "{usage}");
 }
 
@@ -175,10 +157,7 @@ fn rows_are_written_and_read_without_a_guest() {
         larder.output(&[&[command], store.as_slice(), arguments].concat())
     };
     assert_eq!(call("put", &["notes", "b", "second"]), "version 2\n");
-    assert_eq!(
-        call("put", &["notes", "a", "first", "--if-version", "0"]),
-        "version 3\n"
-    );
+    assert_eq!(call("put", &["notes", "a", "first", "--if-version", "0"]), "version 3\n");
     assert_eq!(call("get", &["notes", "a"]), "first");
     let json = "{\"key\":\"a\",\"namespace\":\"notes\",\"value\":\"first\",\"version\":3}\n";
     assert_eq!(call("get", &["notes", "a", "--json"]), json);
@@ -191,23 +170,10 @@ fn rows_are_written_and_read_without_a_guest() {
     assert_eq!(call("delete", &["notes", "a"]), "deleted\n");
     assert_eq!(call("delete", &["notes", "a"]), "there was no such row\n");
     let missing = larder.error(1, &[&["get"], store.as_slice(), &["notes", "a"]].concat());
-    assert_eq!(
-        missing,
-        "larder: there is no row \"a\" in the namespace \"notes\"\n"
-    );
-    let conflict = larder.error(
-        1,
-        &[
-            &["put"],
-            store.as_slice(),
-            &["notes", "b", "x", "--if-version", "1"],
-        ]
-        .concat(),
-    );
-    assert!(
-        conflict.starts_with("larder: another transaction committed first"),
-        "{conflict}"
-    );
+    assert_eq!(missing, "larder: there is no row \"a\" in the namespace \"notes\"\n");
+    let conflict =
+        larder.error(1, &[&["put"], store.as_slice(), &["notes", "b", "x", "--if-version", "1"]].concat());
+    assert!(conflict.starts_with("larder: another transaction committed first"), "{conflict}");
 }
 
 #[test]
@@ -216,31 +182,18 @@ fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
     load(&larder);
     let store = ["--store", "sqlite:catalog.db"];
     let call = |arguments: &[&str]| larder.output(&[arguments, store.as_slice()].concat());
-    let keys = call(&[
-        "scan",
-        "packages",
-        "ineeds\\0libtext\\0",
-        "--escaped",
-        "--keys-only",
-    ]);
-    let expected = ["editor", "reader", "shell"]
-        .map(|name| format!("ineeds\\0libtext\\0{name}:amd64\n"))
-        .concat();
+    let keys = call(&["scan", "packages", "ineeds\\0libtext\\0", "--escaped", "--keys-only"]);
+    let expected =
+        ["editor", "reader", "shell"].map(|name| format!("ineeds\\0libtext\\0{name}:amd64\n")).concat();
     assert_eq!(keys, expected);
-    assert_eq!(
-        call(&["get", "packages", "ineeds\\0libtext\\0shell:amd64", "--escaped"]),
-        ""
-    );
+    assert_eq!(call(&["get", "packages", "ineeds\\0libtext\\0shell:amd64", "--escaped"]), "");
 }
 
 #[test]
 fn looking_into_a_store_that_is_not_there_makes_none() {
     let larder = Larder::new();
     let error = larder.error(1, &["scan", "--store", "sqlite:missing.db", "n"]);
-    assert!(
-        error.starts_with("larder: could not open a store with the driver \"sqlite\": "),
-        "{error}"
-    );
+    assert!(error.starts_with("larder: could not open a store with the driver \"sqlite\": "), "{error}");
     assert!(!larder.path("missing.db").exists());
 }
 
@@ -260,26 +213,12 @@ fn the_conformance_suite_runs_from_the_command_line() {
     let run = |arguments: &[&str]| larder.output(&[&["conformance", "--store"], arguments].concat());
     for store in ["memory:", "sqlite:here.db", "sqlite::memory:"] {
         let table = run(&[store, "--filter", "basic::"]);
-        assert!(
-            table.starts_with("group            passed failed\nbasic"),
-            "{table}"
-        );
+        assert!(table.starts_with("group            passed failed\nbasic"), "{table}");
         assert!(table.ends_with(" passed, 0 failed\n"), "{table}");
     }
-    assert!(
-        !larder.path("here.db").exists(),
-        "the store that was named was touched"
-    );
-    let json = run(&[
-        "memory:",
-        "--filter",
-        "basic::an_empty_value_is_present",
-        "--json",
-    ]);
-    assert_eq!(
-        json,
-        "{\"case\":\"basic::an_empty_value_is_present\",\"error\":null,\"passed\":true}\n"
-    );
+    assert!(!larder.path("here.db").exists(), "the store that was named was touched");
+    let json = run(&["memory:", "--filter", "basic::an_empty_value_is_present", "--json"]);
+    assert_eq!(json, "{\"case\":\"basic::an_empty_value_is_present\",\"error\":null,\"passed\":true}\n");
     let none = larder.error(1, &["conformance", "--store", "memory:", "--filter", "no such"]);
     assert_eq!(none, "larder: no case's name holds \"no such\"\n");
 }
@@ -287,17 +226,9 @@ fn the_conformance_suite_runs_from_the_command_line() {
 #[test]
 fn help_names_every_command_and_the_forms_of_a_store() {
     let help = Larder::new().output(&["--help"]);
-    for word in [
-        "run",
-        "conformance",
-        "get",
-        "put",
-        "delete",
-        "scan",
-        "namespaces",
-        "sqlite:PATH",
-        "postgres://",
-    ] {
+    for word in
+        ["run", "conformance", "get", "put", "delete", "scan", "namespaces", "sqlite:PATH", "postgres://"]
+    {
         assert!(help.contains(word), "{help}");
     }
 }

@@ -60,11 +60,7 @@ impl From<LimitExceeded> for types::LimitExceeded {
             LimitKind::OpenStores => types::LimitKind::OpenStores,
             LimitKind::StoreBytes => types::LimitKind::StoreBytes,
         };
-        Self {
-            kind,
-            max: exceeded.max,
-            requested: exceeded.requested,
-        }
+        Self { kind, max: exceeded.max, requested: exceeded.requested }
     }
 }
 
@@ -79,57 +75,31 @@ impl From<tx::Mode> for Mode {
 
 impl From<tx::Range> for Range {
     fn from(range: tx::Range) -> Self {
-        let tx::Range {
-            prefix,
-            start,
-            end,
-            reverse,
-            limit,
-            keys_only,
-        } = range;
-        Self {
-            prefix,
-            start,
-            end,
-            reverse,
-            limit,
-            keys_only,
-        }
+        let tx::Range { prefix, start, end, reverse, limit, keys_only } = range;
+        Self { prefix, start, end, reverse, limit, keys_only }
     }
 }
 
 impl From<tx::PutOptions> for PutOptions {
     fn from(options: tx::PutOptions) -> Self {
-        Self {
-            ttl_millis: options.ttl_ms,
-            if_version: options.if_version.map(Version),
-        }
+        Self { ttl_millis: options.ttl_ms, if_version: options.if_version.map(Version) }
     }
 }
 
 impl From<Entry> for types::Entry {
     fn from(entry: Entry) -> Self {
-        Self {
-            key: entry.key,
-            value: entry.value,
-        }
+        Self { key: entry.key, value: entry.value }
     }
 }
 
 impl From<types::Entry> for Entry {
     fn from(entry: types::Entry) -> Self {
-        Self {
-            key: entry.key,
-            value: entry.value,
-        }
+        Self { key: entry.key, value: entry.value }
     }
 }
 
 impl From<Page> for tx::Page {
     fn from(page: Page) -> Self {
-        Self {
-            entries: page.entries.into_iter().map(Into::into).collect(),
-            next: page.next,
-        }
+        Self { entries: page.entries.into_iter().map(Into::into).collect(), next: page.next }
     }
 }

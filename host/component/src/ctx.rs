@@ -36,25 +36,13 @@ pub struct StorageCtxBuilder {
 impl StorageCtxBuilder {
     /// Lets the component open `store` under `name`.
     pub fn grant(mut self, name: impl Into<String>, store: &Store) -> Self {
-        self.grants.push((
-            name.into(),
-            Grant {
-                store: store.clone(),
-                read_only: false,
-            },
-        ));
+        self.grants.push((name.into(), Grant { store: store.clone(), read_only: false }));
         self
     }
 
     /// Lets the component open `store` under `name`, for views only.
     pub fn grant_read_only(mut self, name: impl Into<String>, store: &Store) -> Self {
-        self.grants.push((
-            name.into(),
-            Grant {
-                store: store.clone(),
-                read_only: true,
-            },
-        ));
+        self.grants.push((name.into(), Grant { store: store.clone(), read_only: true }));
         self
     }
 
@@ -87,12 +75,7 @@ impl StorageCtxBuilder {
             }
         }
         let open_transactions = OpenTransactions::at_most(self.limits.open_transactions);
-        Ok(StorageCtx {
-            grants,
-            limits: Arc::new(self.limits),
-            open_transactions,
-            open_stores: 0,
-        })
+        Ok(StorageCtx { grants, limits: Arc::new(self.limits), open_transactions, open_stores: 0 })
     }
 }
 

@@ -104,10 +104,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         value: Vec<u8>,
         options: tx::PutOptions,
     ) -> StorageResult<()> {
-        Ok(self
-            .table
-            .get_mut(&tx)?
-            .put_with(ns, key, value, options.into())?)
+        Ok(self.table.get_mut(&tx)?.put_with(ns, key, value, options.into())?)
     }
 
     fn delete(&mut self, tx: Resource<Transaction>, ns: String, key: String) -> StorageResult<()> {
@@ -125,10 +122,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         key: String,
         expected: types::Version,
     ) -> StorageResult<()> {
-        Ok(self
-            .table
-            .get_mut(&tx)?
-            .delete_if_version(ns, key, Version(expected))?)
+        Ok(self.table.get_mut(&tx)?.delete_if_version(ns, key, Version(expected))?)
     }
 
     async fn delete_range(
@@ -167,12 +161,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         range: tx::Range,
         after: Option<String>,
     ) -> StorageResult<tx::Page> {
-        Ok(self
-            .table
-            .get_mut(&tx)?
-            .scan_page(ns, range.into(), after)
-            .await?
-            .into())
+        Ok(self.table.get_mut(&tx)?.scan_page(ns, range.into(), after).await?.into())
     }
 
     async fn commit(&mut self, tx: Resource<Transaction>) -> StorageResult<types::Version> {

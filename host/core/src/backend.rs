@@ -181,11 +181,7 @@ pub struct ManyRows {
 impl ManyRows {
     /// Room for the rows of so many keys.
     pub fn new(keys: usize, max_bytes: u64) -> Self {
-        Self {
-            rows: Vec::with_capacity(keys),
-            bytes: 0,
-            max_bytes,
-        }
+        Self { rows: Vec::with_capacity(keys), bytes: 0, max_bytes }
     }
 
     /// Takes the next row; false where the values have become too large.
@@ -197,10 +193,6 @@ impl ManyRows {
 
     /// The answer.
     pub fn finish(self) -> Many {
-        if self.bytes > self.max_bytes {
-            Many::TooLarge(self.bytes)
-        } else {
-            Many::Rows(self.rows)
-        }
+        if self.bytes > self.max_bytes { Many::TooLarge(self.bytes) } else { Many::Rows(self.rows) }
     }
 }

@@ -22,9 +22,7 @@ pub struct SystemClock {
 
 impl Default for SystemClock {
     fn default() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 }
 
@@ -56,9 +54,7 @@ impl MovableClock {
 
 impl Clock for MovableClock {
     fn unix_millis(&self) -> UnixMillis {
-        self.system
-            .unix_millis()
-            .saturating_add(self.ahead_millis.load(Ordering::Relaxed))
+        self.system.unix_millis().saturating_add(self.ahead_millis.load(Ordering::Relaxed))
     }
 
     fn monotonic(&self) -> Duration {

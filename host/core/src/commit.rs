@@ -27,6 +27,15 @@ pub enum Mutation {
 }
 
 impl Mutation {
+    /// The value of the row after it, given the live one before; none where the row is gone.
+    pub(crate) fn applied_to(&self, stored: Option<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+        match self {
+            Self::Put { value, .. } => Ok(Some(value.as_bytes().to_vec())),
+            Self::Delete => Ok(None),
+            Self::Increment(delta) => counter::add(stored.as_deref(), *delta).map(Some),
+        }
+    }
+
     /// Bytes of its value.
     pub(crate) fn value_bytes(&self) -> u64 {
         match self {
@@ -155,9 +164,7 @@ impl Commit {
                 Some(need) => current(row, need)?,
                 None => None,
             };
-            let before = stored
-                .as_ref()
-                .map_or(0, |stored| row.bytes() + stored.value_bytes);
+            let before = stored.as_ref().map_or(0, |stored| row.bytes() + stored.value_bytes);
             let write = self.resolve(mutation, stored)?;
             plan.growth += row_bytes(row, &write) as i64 - before as i64;
             plan.writes.push((row, write));
@@ -202,12 +209,7 @@ impl Commit {
         if growth <= 0 || requested <= quota {
             return Ok(());
         }
-        Err(LimitExceeded {
-            kind: LimitKind::StoreBytes,
-            max: quota,
-            requested,
-        }
-        .into())
+        Err(LimitExceeded { kind: LimitKind::StoreBytes, max: quota, requested }.into())
     }
 
     /// The most bytes by which the writes can grow a store.
@@ -235,17 +237,11 @@ mod tests {
 
     fn row(key: &str) -> RowKey {
         let limits = Limits::default();
-        RowKey {
-            namespace: Namespace::new("n", &limits).unwrap(),
-            key: Key::new(key, &limits).unwrap(),
-        }
+        RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
     }
 
     fn put(value: &[u8], ttl_millis: Option<u64>) -> Mutation {
-        Mutation::Put {
-            value: Value::trusted(value.to_vec()),
-            ttl_millis,
-        }
+        Mutation::Put { value: Value::trusted(value.to_vec()), ttl_millis }
     }
 
     fn stored(value: &[u8], expires_at: Option<u64>) -> CurrentRow {
@@ -260,59 +256,30 @@ mod tests {
     #[test]
     fn a_condition_on_an_expired_row_sees_no_row() {
         let conditions = BTreeMap::from([(row("a"), Version::ABSENT)]);
-        let commit = Commit {
-            now: 100,
-            conditions,
-            ..Default::default()
-        };
+        let commit = Commit { now: 100, conditions, ..Default::default() };
         commit.plan(|_, _| Ok(Some(stored(b"x", Some(100))))).unwrap();
-        assert!(matches!(
-            commit.plan(|_, _| Ok(Some(stored(b"x", Some(101))))),
-            Err(Error::Conflict)
-        ));
+        assert!(matches!(commit.plan(|_, _| Ok(Some(stored(b"x", Some(101))))), Err(Error::Conflict)));
     }
 
     #[test]
     fn a_counter_keeps_its_time_to_live_and_an_expired_one_starts_anew() {
         let writes = BTreeMap::from([(row("a"), Mutation::Increment(2))]);
-        let commit = Commit {
-            now: 100,
-            writes,
-            ..Default::default()
-        };
-        let value = |stored: CurrentRow| {
-            commit
-                .plan(|_, _| Ok(Some(stored.clone())))
-                .unwrap()
-                .writes
-                .remove(0)
-                .1
-        };
-        let seven = RowWrite::Put {
-            value: Cow::Borrowed(b"7".as_slice()),
-            expires_at: Some(101),
-        };
+        let commit = Commit { now: 100, writes, ..Default::default() };
+        let value =
+            |stored: CurrentRow| commit.plan(|_, _| Ok(Some(stored.clone()))).unwrap().writes.remove(0).1;
+        let seven = RowWrite::Put { value: Cow::Borrowed(b"7".as_slice()), expires_at: Some(101) };
         assert_eq!(value(stored(b"5", Some(101))), seven);
-        let two = RowWrite::Put {
-            value: Cow::Borrowed(b"2".as_slice()),
-            expires_at: None,
-        };
+        let two = RowWrite::Put { value: Cow::Borrowed(b"2".as_slice()), expires_at: None };
         assert_eq!(value(stored(b"5", Some(100))), two);
     }
 
     #[test]
     fn a_time_to_live_beyond_all_time_never_ends() {
         let writes = BTreeMap::from([(row("a"), put(b"x", Some(u64::MAX)))]);
-        let commit = Commit {
-            now: 100,
-            writes,
-            ..Default::default()
-        };
+        let commit = Commit { now: 100, writes, ..Default::default() };
         let plan = commit.plan(|_, _| Ok(None)).unwrap();
-        let forever = RowWrite::Put {
-            value: Cow::Borrowed(b"x".as_slice()),
-            expires_at: Some(i64::MAX as u64),
-        };
+        let forever =
+            RowWrite::Put { value: Cow::Borrowed(b"x".as_slice()), expires_at: Some(i64::MAX as u64) };
         assert_eq!(plan.writes.first().unwrap().1, forever);
     }
 
@@ -324,24 +291,14 @@ mod tests {
             writes: BTreeMap::from([(row("a"), mutation)]),
             ..Default::default()
         };
-        let plan = |commit: Commit| {
-            commit
-                .plan(|_, _| Ok(Some(stored(b"12345678", None))))
-                .map(|plan| plan.growth)
-        };
+        let plan =
+            |commit: Commit| commit.plan(|_, _| Ok(Some(stored(b"12345678", None)))).map(|plan| plan.growth);
         assert_eq!(plan(commit(put(b"1234567", None))).unwrap(), -1);
         assert_eq!(plan(commit(Mutation::Delete)).unwrap(), -10);
         let Err(Error::LimitExceeded(exceeded)) = plan(commit(put(b"123456789", None))) else {
             panic!("accepted")
         };
-        assert_eq!(
-            exceeded,
-            LimitExceeded {
-                kind: LimitKind::StoreBytes,
-                max: 10,
-                requested: 11
-            }
-        );
+        assert_eq!(exceeded, LimitExceeded { kind: LimitKind::StoreBytes, max: 10, requested: 11 });
     }
 
     #[test]
@@ -352,16 +309,8 @@ mod tests {
             (row("c"), Mutation::Delete),
         ]);
         let conditions = BTreeMap::from([(row("b"), Version(1)), (row("d"), Version(1))]);
-        let mut commit = Commit {
-            writes,
-            conditions,
-            ..Default::default()
-        };
-        let needs: Vec<_> = commit
-            .needs()
-            .into_iter()
-            .map(|(row, need)| (row.clone(), need))
-            .collect();
+        let mut commit = Commit { writes, conditions, ..Default::default() };
+        let needs: Vec<_> = commit.needs().into_iter().map(|(row, need)| (row.clone(), need)).collect();
         assert_eq!(needs, [(row("b"), Need::Value), (row("d"), Need::Header)]);
         commit.growth_max = Some(GrowthMax { used: 0, quota: 100 });
         assert_eq!(commit.needs().len(), 4);

@@ -31,10 +31,7 @@ impl CommitLog {
 
     /// Remembers a commit.
     pub fn push(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
-        let follows = self
-            .commits
-            .back()
-            .is_none_or(|(last, _)| last.0 + 1 == version.0);
+        let follows = self.commits.back().is_none_or(|(last, _)| last.0 + 1 == version.0);
         if !follows {
             self.commits.clear();
             self.rows = 0;
@@ -55,19 +52,12 @@ impl CommitLog {
         if snapshot == current || reads.is_empty() {
             return Verdict::Untouched;
         }
-        let reaches_back = self
-            .commits
-            .front()
-            .is_some_and(|(first, _)| first.0 <= snapshot.0 + 1);
+        let reaches_back = self.commits.front().is_some_and(|(first, _)| first.0 <= snapshot.0 + 1);
         let is_current = self.commits.back().is_some_and(|(last, _)| *last == current);
         if !reaches_back || !is_current {
             return Verdict::Unknown;
         }
-        let mut since = self
-            .commits
-            .iter()
-            .rev()
-            .take_while(|(version, _)| *version > snapshot);
+        let mut since = self.commits.iter().rev().take_while(|(version, _)| *version > snapshot);
         if since.any(|(_, written)| reads.is_touched_by(written)) {
             Verdict::Touched
         } else {
@@ -84,10 +74,7 @@ mod tests {
 
     fn row(key: &str) -> RowKey {
         let limits = Limits::default();
-        RowKey {
-            namespace: Namespace::new("n", &limits).unwrap(),
-            key: Key::new(key, &limits).unwrap(),
-        }
+        RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
     }
 
     fn reads(key: &str) -> ReadSet {

@@ -24,9 +24,7 @@ pub fn add_deltas(first: i64, second: i64) -> Result<i64> {
 
 /// Only the text that `add` itself writes is a counter, so that every backend agrees on what one is.
 fn parse(stored: &[u8]) -> Result<i64> {
-    let number = std::str::from_utf8(stored)
-        .ok()
-        .and_then(|text| text.parse::<i64>().ok());
+    let number = std::str::from_utf8(stored).ok().and_then(|text| text.parse::<i64>().ok());
     match number {
         Some(number) if number.to_string().as_bytes() == stored => Ok(number),
         _ => Err(Error::invalid_argument(
@@ -46,22 +44,8 @@ mod tests {
 
     #[test]
     fn only_canonical_text_is_a_counter() {
-        for text in [
-            "",
-            "+5",
-            " 5",
-            "05",
-            "-0",
-            "5\n",
-            "0x5",
-            "1_0",
-            "٣",
-            "9223372036854775808",
-        ] {
-            assert!(
-                matches!(add(Some(text.as_bytes()), 1), Err(Error::InvalidArgument(_))),
-                "{text:?}"
-            );
+        for text in ["", "+5", " 5", "05", "-0", "5\n", "0x5", "1_0", "٣", "9223372036854775808"] {
+            assert!(matches!(add(Some(text.as_bytes()), 1), Err(Error::InvalidArgument(_))), "{text:?}");
         }
         assert_eq!(add(Some(b"-1"), 1).unwrap(), b"0");
     }
@@ -70,9 +54,6 @@ mod tests {
     fn a_sum_out_of_bounds_is_refused() {
         let largest = i64::MAX.to_string();
         assert_eq!(add(Some(largest.as_bytes()), 0).unwrap(), largest.as_bytes());
-        assert!(matches!(
-            add(Some(largest.as_bytes()), 1),
-            Err(Error::InvalidArgument(_))
-        ));
+        assert!(matches!(add(Some(largest.as_bytes()), 1), Err(Error::InvalidArgument(_))));
     }
 }

@@ -18,10 +18,7 @@ pub(crate) fn encode(namespace: &Namespace, range: &Range, last: &str) -> String
 /// # Errors
 /// [`Error::InvalidArgument`] where it is no cursor of this range.
 pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str, limits: &Limits) -> Result<Vec<u8>> {
-    limits.check(
-        LimitKind::KeyBytes,
-        cursor.len().saturating_sub(FINGERPRINT_DIGITS) as u64,
-    )?;
+    limits.check(LimitKind::KeyBytes, cursor.len().saturating_sub(FINGERPRINT_DIGITS) as u64)?;
     let expected = format!("{:016x}", fingerprint(namespace, range));
     match cursor.strip_prefix(&expected) {
         Some(last) => Ok(last.as_bytes().to_vec()),
@@ -58,41 +55,18 @@ mod tests {
     fn a_cursor_is_good_for_its_own_range_only() {
         let limits = Limits::default();
         let namespace = Namespace::new("n", &limits).unwrap();
-        let range = Range {
-            prefix: "a".into(),
-            ..Default::default()
-        };
+        let range = Range { prefix: "a".into(), ..Default::default() };
         let cursor = encode(&namespace, &range, "a\u{0}b");
         assert_eq!(decode(&namespace, &range, &cursor, &limits).unwrap(), b"a\0b");
-        let page_size = Range {
-            limit: Some(3),
-            keys_only: true,
-            ..range.clone()
-        };
+        let page_size = Range { limit: Some(3), keys_only: true, ..range.clone() };
         assert_eq!(decode(&namespace, &page_size, &cursor, &limits).unwrap(), b"a\0b");
         for other in [
-            Range {
-                reverse: true,
-                ..range.clone()
-            },
-            Range {
-                prefix: String::new(),
-                start: Some("a".into()),
-                ..range.clone()
-            },
-            Range {
-                end: Some(String::new()),
-                ..range.clone()
-            },
+            Range { reverse: true, ..range.clone() },
+            Range { prefix: String::new(), start: Some("a".into()), ..range.clone() },
+            Range { end: Some(String::new()), ..range.clone() },
         ] {
-            assert!(matches!(
-                decode(&namespace, &other, &cursor, &limits),
-                Err(Error::InvalidArgument(_))
-            ));
+            assert!(matches!(decode(&namespace, &other, &cursor, &limits), Err(Error::InvalidArgument(_))));
         }
-        assert!(matches!(
-            decode(&namespace, &range, "ä", &limits),
-            Err(Error::InvalidArgument(_))
-        ));
+        assert!(matches!(decode(&namespace, &range, "ä", &limits), Err(Error::InvalidArgument(_))));
     }
 }

@@ -76,9 +76,7 @@ impl Drivers {
     /// The driver `memory:` alone.
     pub fn with_in_memory() -> Self {
         let mut drivers = Self::new();
-        drivers
-            .drivers
-            .insert("memory", Arc::new(crate::in_memory::InMemoryDriver));
+        drivers.drivers.insert("memory", Arc::new(crate::in_memory::InMemoryDriver));
         drivers
     }
 
@@ -107,15 +105,9 @@ impl Drivers {
     pub async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
         let Some(driver) = self.drivers.values().find(|driver| driver.accepts(dsn)) else {
             let given = dsn.split_inclusive(':').next().unwrap_or_default().to_string();
-            return Err(DriverError::Unknown {
-                given,
-                registered: self.names(),
-            });
+            return Err(DriverError::Unknown { given, registered: self.names() });
         };
-        driver.open(dsn).await.map_err(|error| DriverError::Open {
-            driver: driver.name(),
-            error,
-        })
+        driver.open(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
     }
 }
 
@@ -152,15 +144,8 @@ mod tests {
     #[test]
     fn a_driver_registered_twice_is_refused_and_names_are_sorted() {
         let mut drivers = Drivers::with_in_memory();
-        drivers
-            .register(Failing("z"))
-            .unwrap()
-            .register(Failing("b"))
-            .unwrap();
-        assert!(matches!(
-            drivers.register(Failing("z")),
-            Err(DriverError::Duplicate("z"))
-        ));
+        drivers.register(Failing("z")).unwrap().register(Failing("b")).unwrap();
+        assert!(matches!(drivers.register(Failing("z")), Err(DriverError::Duplicate("z"))));
         assert_eq!(drivers.names(), ["b", "memory", "z"]);
     }
 
@@ -168,9 +153,7 @@ mod tests {
     async fn the_drivers_own_error_is_reachable() {
         let mut drivers = Drivers::new();
         drivers.register(Failing("f")).unwrap();
-        let Err(DriverError::Open { driver, error }) = drivers.open("f:x").await else {
-            panic!("opened")
-        };
+        let Err(DriverError::Open { driver, error }) = drivers.open("f:x").await else { panic!("opened") };
         assert_eq!(driver, "f");
         assert!(matches!(error, Error::Closed));
     }

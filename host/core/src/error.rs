@@ -83,26 +83,17 @@ impl Error {
         reason: impl Into<String>,
         cause: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        Self::Unavailable {
-            reason: reason.into(),
-            cause: Some(Arc::new(cause)),
-        }
+        Self::Unavailable { reason: reason.into(), cause: Some(Arc::new(cause)) }
     }
 
     /// An [`Error::Other`] without a cause beneath it.
     pub fn other(reason: impl Into<String>) -> Self {
-        Self::Other {
-            reason: reason.into(),
-            cause: None,
-        }
+        Self::Other { reason: reason.into(), cause: None }
     }
 
     /// An [`Error::Other`] over what caused it.
     pub fn caused(reason: impl Into<String>, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Other {
-            reason: reason.into(),
-            cause: Some(Arc::new(cause)),
-        }
+        Self::Other { reason: reason.into(), cause: Some(Arc::new(cause)) }
     }
 }
 

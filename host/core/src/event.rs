@@ -48,11 +48,7 @@ impl Event {
     /// Its fields as text.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::AccessDenied {
-                store,
-                operation,
-                reason,
-            } => {
+            Self::AccessDenied { store, operation, reason } => {
                 vec![
                     ("store", store.clone()),
                     ("operation", operation.to_string()),
@@ -60,17 +56,10 @@ impl Event {
                 ]
             }
             Self::TransactionTimedOut { store, timeout } => {
-                vec![
-                    ("store", store.clone()),
-                    ("timeout_ms", timeout.as_millis().to_string()),
-                ]
+                vec![("store", store.clone()), ("timeout_ms", timeout.as_millis().to_string())]
             }
             Self::BackgroundFailed { store, work, error } => {
-                vec![
-                    ("store", store.clone()),
-                    ("work", work.to_string()),
-                    ("error", error.to_string()),
-                ]
+                vec![("store", store.clone()), ("work", work.to_string()), ("error", error.to_string())]
             }
         }
     }

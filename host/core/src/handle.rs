@@ -34,27 +34,17 @@ pub struct OpenTransactions {
 impl OpenTransactions {
     /// At most so many.
     pub fn at_most(max: u64) -> Self {
-        Self {
-            count: Arc::default(),
-            max,
-        }
+        Self { count: Arc::default(), max }
     }
 
     fn permit(&self) -> Result<Permit> {
         let before = self.count.fetch_add(1, Ordering::Relaxed);
-        let permit = Permit {
-            count: self.count.clone(),
-        };
+        let permit = Permit { count: self.count.clone() };
         if before < self.max {
             return Ok(permit);
         }
         let requested = before.saturating_add(1);
-        Err(LimitExceeded {
-            kind: LimitKind::OpenTransactions,
-            max: self.max,
-            requested,
-        }
-        .into())
+        Err(LimitExceeded { kind: LimitKind::OpenTransactions, max: self.max, requested }.into())
     }
 }
 
@@ -87,12 +77,7 @@ pub struct Handle {
 
 impl Handle {
     pub(crate) fn new(store: Store, id: u64, options: HandleOptions) -> Self {
-        Self {
-            store,
-            id,
-            options,
-            closed: AtomicBool::new(false),
-        }
+        Self { store, id, options, closed: AtomicBool::new(false) }
     }
 
     /// Begins a transaction.
@@ -106,9 +91,7 @@ impl Handle {
             return Err(self.deny_update());
         }
         let permit = self.options.open_transactions.permit()?;
-        Ok(self
-            .store
-            .begin(mode, self.options.limits.clone(), self.id, permit))
+        Ok(self.store.begin(mode, self.options.limits.clone(), self.id, permit))
     }
 
     /// Whether the backend can be reached.
@@ -124,8 +107,7 @@ impl Handle {
     /// Closing again does nothing.
     pub fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
-            self.store
-                .end_transactions(|slot| slot.handle == self.id, &Error::Closed);
+            self.store.end_transactions(|slot| slot.handle == self.id, &Error::Closed);
         }
     }
 

@@ -48,10 +48,7 @@ impl InMemory {
     /// A second handle on the same rows, as a second process on one file would be; closing one leaves the
     /// other open.
     pub fn attach(&self) -> Self {
-        Self {
-            database: self.database.clone(),
-            closed: AtomicBool::new(false),
-        }
+        Self { database: self.database.clone(), closed: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, Database>> {
@@ -74,12 +71,7 @@ impl Backend for InMemory {
             let database = self.lock()?;
             (database.rows.clone(), database.last)
         };
-        Ok(Box::new(InMemorySnapshot {
-            rows,
-            last,
-            now: options.now,
-            database: self.database.clone(),
-        }))
+        Ok(Box::new(InMemorySnapshot { rows, last, now: options.now, database: self.database.clone() }))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
@@ -99,11 +91,7 @@ impl Backend for InMemory {
         let mut swept = Swept::default();
         for (row, stored) in expired {
             // The row may have been written since the snapshot was taken.
-            if database
-                .rows
-                .get(row)
-                .is_some_and(|current| current.version == stored.version)
-            {
+            if database.rows.get(row).is_some_and(|current| current.version == stored.version) {
                 database.rows.remove(row);
                 swept.rows += 1;
                 swept.bytes += row_bytes(row, stored);
@@ -137,11 +125,7 @@ impl Database {
         for (row, write) in plan.writes {
             match write {
                 RowWrite::Put { value, expires_at } => {
-                    let stored = StoredValue {
-                        value: value.into_owned(),
-                        version,
-                        expires_at,
-                    };
+                    let stored = StoredValue { value: value.into_owned(), version, expires_at };
                     self.rows.insert(row.clone(), Arc::new(stored));
                 }
                 RowWrite::Delete => {
@@ -151,23 +135,16 @@ impl Database {
         }
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
-        Ok(Committed {
-            version,
-            growth: plan.growth,
-        })
+        Ok(Committed { version, growth: plan.growth })
     }
 
     fn validate(&self, snapshot: Version, commit: &Commit) -> Result<()> {
         let holds = match self.log.check(&commit.reads, snapshot, self.last) {
             Verdict::Untouched => true,
             Verdict::Touched => false,
-            Verdict::Unknown => commit.reads.holds(
-                snapshot,
-                &mut Current {
-                    rows: &self.rows,
-                    now: commit.now,
-                },
-            )?,
+            Verdict::Unknown => {
+                commit.reads.holds(snapshot, &mut Current { rows: &self.rows, now: commit.now })?
+            }
         };
         if holds { Ok(()) } else { Err(Error::Conflict) }
     }
@@ -189,10 +166,7 @@ struct Current<'a> {
 
 impl CurrentState for Current<'_> {
     fn version(&mut self, row: &RowKey) -> Result<Version> {
-        let live = self
-            .rows
-            .get(row)
-            .filter(|stored| is_live(stored.expires_at, self.now));
+        let live = self.rows.get(row).filter(|stored| is_live(stored.expires_at, self.now));
         Ok(live.map_or(Version::ABSENT, |stored| stored.version))
     }
 
@@ -220,10 +194,7 @@ struct InMemorySnapshot {
 
 impl InMemorySnapshot {
     fn live(&self, row: &RowKey) -> Option<StoredValue> {
-        let stored = self
-            .rows
-            .get(row)
-            .filter(|stored| is_live(stored.expires_at, self.now))?;
+        let stored = self.rows.get(row).filter(|stored| is_live(stored.expires_at, self.now))?;
         Some(StoredValue::clone(stored))
     }
 }
@@ -237,10 +208,7 @@ impl Snapshot for InMemorySnapshot {
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
         for key in keys {
-            let row = RowKey {
-                namespace: namespace.clone(),
-                key: key.clone(),
-            };
+            let row = RowKey { namespace: namespace.clone(), key: key.clone() };
             if !rows.push(self.live(&row)) {
                 break;
             }
@@ -277,9 +245,7 @@ impl Snapshot for InMemorySnapshot {
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
         // The shared map must not be held while it is changed: the change would copy what it need not.
-        let Self {
-            rows, last, database, ..
-        } = *self;
+        let Self { rows, last, database, .. } = *self;
         drop(rows);
         lock(&database).commit(last, &commit)
     }
@@ -297,17 +263,9 @@ fn collect<'a>(
         if is_full && !chunk.rows.is_empty() {
             return chunk;
         }
-        let value = if options.keys_only {
-            Vec::new()
-        } else {
-            stored.value.clone()
-        };
+        let value = if options.keys_only { Vec::new() } else { stored.value.clone() };
         bytes += (row.key.as_bytes().len() + value.len()) as u64;
-        let stored = StoredValue {
-            value,
-            version: stored.version,
-            expires_at: stored.expires_at,
-        };
+        let stored = StoredValue { value, version: stored.version, expires_at: stored.expires_at };
         chunk.rows.push((row.key.clone(), stored));
     }
     chunk.exhausted = true;

@@ -61,11 +61,7 @@ impl Limits {
         }
         let entry = self.key_bytes + self.value_bytes;
         at_least("result_bytes", self.result_bytes, entry)?;
-        at_least(
-            "transaction_bytes",
-            self.transaction_bytes,
-            self.namespace_bytes + entry,
-        )
+        at_least("transaction_bytes", self.transaction_bytes, self.namespace_bytes + entry)
     }
 
     /// Checks an amount that a guest asked for.
@@ -110,29 +106,21 @@ impl Default for Limits {
 
 /// Checks an amount against a bound.
 pub(crate) fn check_bound(kind: LimitKind, max: u64, requested: u64) -> Result<()> {
-    if requested <= max {
-        Ok(())
-    } else {
-        Err(LimitExceeded { kind, max, requested }.into())
-    }
+    if requested <= max { Ok(()) } else { Err(LimitExceeded { kind, max, requested }.into()) }
 }
 
 fn at_most(name: &str, value: u64, max: u64) -> Result<()> {
     if value <= max {
         return Ok(());
     }
-    Err(Error::invalid_argument(format!(
-        "the limit {name} is {value}, and can be at most {max}"
-    )))
+    Err(Error::invalid_argument(format!("the limit {name} is {value}, and can be at most {max}")))
 }
 
 fn at_least(name: &str, value: u64, min: u64) -> Result<()> {
     if value >= min {
         return Ok(());
     }
-    Err(Error::invalid_argument(format!(
-        "the limit {name} is {value}, and must be at least {min}"
-    )))
+    Err(Error::invalid_argument(format!("the limit {name} is {value}, and must be at least {min}")))
 }
 
 #[cfg(test)]
@@ -146,54 +134,30 @@ mod tests {
 
     #[test]
     fn a_result_that_holds_no_entry_is_refused() {
-        let limits = Limits {
-            result_bytes: 10,
-            ..Default::default()
-        };
-        let Err(Error::InvalidArgument(reason)) = limits.validate() else {
-            panic!("accepted")
-        };
-        assert_eq!(
-            reason,
-            "the limit result_bytes is 10, and must be at least 1050624"
-        );
+        let limits = Limits { result_bytes: 10, ..Default::default() };
+        let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
+        assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050624");
     }
 
     #[test]
     fn a_key_longer_than_a_backend_holds_is_refused() {
-        let limits = Limits {
-            key_bytes: 2_049,
-            ..Default::default()
-        };
+        let limits = Limits { key_bytes: 2_049, ..Default::default() };
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn an_endless_transaction_is_refused() {
-        let limits = Limits {
-            transaction_timeout: Duration::MAX,
-            ..Default::default()
-        };
+        let limits = Limits { transaction_timeout: Duration::MAX, ..Default::default() };
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn an_amount_at_the_bound_passes_and_one_more_says_both_numbers() {
-        let limits = Limits {
-            open_stores: 3,
-            ..Default::default()
-        };
+        let limits = Limits { open_stores: 3, ..Default::default() };
         limits.check(LimitKind::OpenStores, 3).unwrap();
         let Err(Error::LimitExceeded(exceeded)) = limits.check(LimitKind::OpenStores, 4) else {
             panic!("accepted")
         };
-        assert_eq!(
-            exceeded,
-            LimitExceeded {
-                kind: LimitKind::OpenStores,
-                max: 3,
-                requested: 4
-            }
-        );
+        assert_eq!(exceeded, LimitExceeded { kind: LimitKind::OpenStores, max: 3, requested: 4 });
     }
 }

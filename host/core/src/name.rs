@@ -143,20 +143,12 @@ pub struct KeyRange {
 impl KeyRange {
     /// The keys of `namespace` from `start` on, and before `end` where one is given.
     pub fn new(namespace: Namespace, start: Vec<u8>, end: Option<Vec<u8>>) -> Self {
-        Self {
-            namespace,
-            start,
-            end,
-        }
+        Self { namespace, start, end }
     }
 
     /// The keys that begin with `prefix`.
     pub fn prefix(namespace: Namespace, prefix: &[u8]) -> Self {
-        Self {
-            namespace,
-            start: prefix.to_vec(),
-            end: successor_of_prefix(prefix),
-        }
+        Self { namespace, start: prefix.to_vec(), end: successor_of_prefix(prefix) }
     }
 
     /// The namespace.
@@ -208,17 +200,11 @@ impl KeyRange {
     /// cross.
     pub(crate) fn row_bounds(&self) -> (std::ops::Bound<RowKey>, std::ops::Bound<RowKey>) {
         use std::ops::Bound;
-        let row = |key: &[u8]| RowKey {
-            namespace: self.namespace.clone(),
-            key: Key(key.to_vec()),
-        };
+        let row = |key: &[u8]| RowKey { namespace: self.namespace.clone(), key: Key(key.to_vec()) };
         let end = match &self.end {
             Some(end) => row(end),
             // The least row of the next namespace: no name lies between a name and the name with a NUL.
-            None => RowKey {
-                namespace: Namespace(just_after(&self.namespace.0)),
-                key: Key(Vec::new()),
-            },
+            None => RowKey { namespace: Namespace(just_after(&self.namespace.0)), key: Key(Vec::new()) },
         };
         (Bound::Included(row(&self.start)), Bound::Excluded(end))
     }
@@ -265,10 +251,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_measured_in_bytes() {
-        let limits = Limits {
-            namespace_bytes: 4,
-            ..Default::default()
-        };
+        let limits = Limits { namespace_bytes: 4, ..Default::default() };
         Namespace::new("ääa", &limits).unwrap_err();
         Namespace::new("ää", &limits).unwrap();
     }

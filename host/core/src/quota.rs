@@ -36,11 +36,7 @@ struct Count {
 
 impl Quota {
     pub(crate) fn new(max: u64) -> Self {
-        Self {
-            max,
-            gate: RwLock::default(),
-            used: Mutex::default(),
-        }
+        Self { max, gate: RwLock::default(), used: Mutex::default() }
     }
 
     /// Lets a commit go ahead that adds `bound` bytes at most. Commits under way count in full until they are
@@ -61,19 +57,10 @@ impl Quota {
         let shared = self.gate.read().await;
         let mut used = self.lock();
         let counted = used.counted.as_ref().map_or(0, |count| count.bytes);
-        let growth_max = GrowthMax {
-            used: counted.saturating_add(used.reserved),
-            quota: self.max,
-        };
+        let growth_max = GrowthMax { used: counted.saturating_add(used.reserved), quota: self.max };
         used.reserved += bound;
         drop(used);
-        Ok(Admission {
-            quota: self,
-            bound,
-            growth_max,
-            settled: false,
-            _shared: shared,
-        })
+        Ok(Admission { quota: self, bound, growth_max, settled: false, _shared: shared })
     }
 
     /// Counts rows that went without a commit.
@@ -84,10 +71,7 @@ impl Quota {
     }
 
     fn is_stale(&self, now: Duration) -> bool {
-        self.lock()
-            .counted
-            .as_ref()
-            .is_none_or(|count| now.saturating_sub(count.at) > COUNT_AGE_MAX)
+        self.lock().counted.as_ref().is_none_or(|count| now.saturating_sub(count.at) > COUNT_AGE_MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {

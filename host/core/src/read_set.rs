@@ -90,11 +90,7 @@ impl ReadSet {
 
     /// Bytes that recording a row costs: none where it is recorded already.
     pub(crate) fn row_cost(&self, row: &RowKey) -> u64 {
-        if self.rows.contains_key(row) {
-            0
-        } else {
-            row.bytes() + READ_OVERHEAD
-        }
+        if self.rows.contains_key(row) { 0 } else { row.bytes() + READ_OVERHEAD }
     }
 
     /// Records a row.
@@ -156,10 +152,7 @@ mod tests {
     #[test]
     fn a_write_within_a_range_touches_it_and_one_beside_it_does_not() {
         let mut reads = ReadSet::default();
-        reads.record_range(RangeRead {
-            range: range("n", "k"),
-            rows: 0,
-        });
+        reads.record_range(RangeRead { range: range("n", "k"), rows: 0 });
         assert!(reads.is_touched_by(&[row("a", "k"), row("n", "kz"), row("z", "k")]));
         assert!(!reads.is_touched_by(&[row("n", "j"), row("n", "l"), row("o", "k")]));
     }
@@ -170,10 +163,7 @@ mod tests {
         assert_eq!(reads.row_cost(&row("n", "key")), 4 + READ_OVERHEAD);
         reads.record_row(row("n", "key"), Version(1));
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
-        let read = RangeRead {
-            range: range("n", "k"),
-            rows: 3,
-        };
+        let read = RangeRead { range: range("n", "k"), rows: 3 };
         assert_eq!(reads.range_cost(&read), 3 + READ_OVERHEAD);
         reads.record_range(read.clone());
         assert_eq!(reads.range_cost(&read), 0);

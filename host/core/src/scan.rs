@@ -7,7 +7,6 @@ use std::iter::Peekable;
 use crate::backend::{Chunk, ScanOptions, Snapshot, StoredValue};
 use crate::clock::UnixMillis;
 use crate::commit::Mutation;
-use crate::counter;
 use crate::error::Result;
 use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::read_set::RangeRead;
@@ -49,10 +48,7 @@ impl Scan {
             entries: Vec::new(),
             bytes: 0,
             next_entry_bytes: None,
-            read: RangeRead {
-                range: self.range.clone(),
-                rows: 0,
-            },
+            read: RangeRead { range: self.range.clone(), rows: 0 },
             earliest_expiry: None,
         };
         let mut rest = self.range.clone();
@@ -93,9 +89,7 @@ impl Scan {
         if covered.is_empty() {
             return Ok(None);
         }
-        let staged = staged
-            .range(covered.row_bounds())
-            .map(|(row, mutation)| (&row.key, mutation));
+        let staged = staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation));
         if self.reverse {
             self.take(Merge::new(chunk, staged.rev(), Ordering::Greater), found)
         } else {
@@ -125,13 +119,11 @@ impl Scan {
 
     /// The value that the transaction sees; none for a row that it deleted.
     fn resolve(&self, stored: Option<StoredValue>, staged: Option<&Mutation>) -> Result<Option<Vec<u8>>> {
-        let stored = stored.map(|stored| stored.value);
         match staged {
+            None => Ok(stored.map(|stored| stored.value)),
             Some(Mutation::Delete) => Ok(None),
             Some(_) if self.keys_only => Ok(Some(Vec::new())),
-            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
-            Some(Mutation::Increment(delta)) => counter::add(stored.as_deref(), *delta).map(Some),
-            None => Ok(stored),
+            Some(mutation) => mutation.applied_to(stored.map(|stored| stored.value)),
         }
     }
 
@@ -155,10 +147,7 @@ fn split(rest: KeyRange, chunk: &Chunk, reverse: bool) -> (KeyRange, Option<KeyR
         (rest.clone().narrowed_from(last), Some(rest.narrowed_until(last)))
     } else {
         let next = just_after(last);
-        (
-            rest.clone().narrowed_until(&next),
-            Some(rest.narrowed_from(&next)),
-        )
+        (rest.clone().narrowed_until(&next), Some(rest.narrowed_from(&next)))
     }
 }
 
@@ -186,19 +175,11 @@ struct Merge<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> {
 
 impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Merge<'a, I> {
     fn new(chunk: Chunk, staged: I, first: Ordering) -> Self {
-        Self {
-            stored: chunk.rows.into_iter().peekable(),
-            staged: staged.peekable(),
-            first,
-        }
+        Self { stored: chunk.rows.into_iter().peekable(), staged: staged.peekable(), first }
     }
 
     fn next_stored(&mut self) -> Option<Merged<'a>> {
-        self.stored.next().map(|(key, stored)| Merged {
-            key,
-            stored: Some(stored),
-            staged: None,
-        })
+        self.stored.next().map(|(key, stored)| Merged { key, stored: Some(stored), staged: None })
     }
 
     fn next_staged(&mut self) -> Option<Merged<'a>> {
@@ -223,10 +204,6 @@ impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Iterator for Merge<'a, I> 
             let staged = self.staged.next().map(|(_, mutation)| mutation);
             return self.next_stored().map(|merged| Merged { staged, ..merged });
         }
-        if order == self.first {
-            self.next_stored()
-        } else {
-            self.next_staged()
-        }
+        if order == self.first { self.next_stored() } else { self.next_staged() }
     }
 }

@@ -60,10 +60,7 @@ pub enum SchemaError {
 
 impl From<SchemaError> for Error {
     fn from(error: SchemaError) -> Self {
-        Self::caused(
-            "the schema of the database does not fit this release of larder",
-            error,
-        )
+        Self::caused("the schema of the database does not fit this release of larder", error)
     }
 }
 
@@ -78,16 +75,8 @@ pub fn pending<'a>(steps: &'a [Step], applied: &[AppliedStep]) -> Result<&'a [St
         }
     }
     let known = steps.len() as u32;
-    if let Some(newest) = applied
-        .iter()
-        .map(|step| step.number)
-        .max()
-        .filter(|newest| *newest > known)
-    {
-        return Err(SchemaError::Newer {
-            applied: newest,
-            known,
-        });
+    if let Some(newest) = applied.iter().map(|step| step.number).max().filter(|newest| *newest > known) {
+        return Err(SchemaError::Newer { applied: newest, known });
     }
     for (step, applied) in steps.iter().zip(applied) {
         if applied.number != step.number {
@@ -105,47 +94,22 @@ mod tests {
     use super::*;
 
     const STEPS: [Step; 3] = [
-        Step {
-            number: 1,
-            name: "one",
-            sql: "1",
-        },
-        Step {
-            number: 2,
-            name: "two",
-            sql: "2",
-        },
-        Step {
-            number: 3,
-            name: "three",
-            sql: "3",
-        },
+        Step { number: 1, name: "one", sql: "1" },
+        Step { number: 2, name: "two", sql: "2" },
+        Step { number: 3, name: "three", sql: "3" },
     ];
 
     fn applied(numbers: &[u32]) -> Vec<AppliedStep> {
         let checksum = |number: &u32| {
-            STEPS
-                .iter()
-                .find(|step| step.number == *number)
-                .map_or(vec![0], |step| step.checksum().to_vec())
+            STEPS.iter().find(|step| step.number == *number).map_or(vec![0], |step| step.checksum().to_vec())
         };
-        numbers
-            .iter()
-            .map(|number| AppliedStep {
-                number: *number,
-                checksum: checksum(number),
-            })
-            .collect()
+        numbers.iter().map(|number| AppliedStep { number: *number, checksum: checksum(number) }).collect()
     }
 
     #[test]
     fn what_is_not_applied_is_pending_in_order() {
         let numbers = |applied: &[AppliedStep]| -> Vec<u32> {
-            pending(&STEPS, applied)
-                .unwrap()
-                .iter()
-                .map(|step| step.number)
-                .collect()
+            pending(&STEPS, applied).unwrap().iter().map(|step| step.number).collect()
         };
         assert_eq!(numbers(&[]), [1, 2, 3]);
         assert_eq!(numbers(&applied(&[1])), [2, 3]);
@@ -167,13 +131,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_found_in_the_ledger_and_in_the_release() {
-        assert_eq!(
-            pending(&STEPS, &applied(&[1, 3])).unwrap_err(),
-            SchemaError::Missing(2)
-        );
-        assert_eq!(
-            pending(&STEPS[1..], &[]).unwrap_err(),
-            SchemaError::OutOfSequence(2)
-        );
+        assert_eq!(pending(&STEPS, &applied(&[1, 3])).unwrap_err(), SchemaError::Missing(2));
+        assert_eq!(pending(&STEPS[1..], &[]).unwrap_err(), SchemaError::OutOfSequence(2));
     }
 }

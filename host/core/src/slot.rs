@@ -30,12 +30,7 @@ enum State {
 impl Slot {
     pub(crate) fn new(now: Duration, timeout: Duration, handle: u64) -> Self {
         let deadline = now.saturating_add(timeout);
-        Self {
-            deadline,
-            timeout,
-            handle,
-            state: Mutex::new(State::Idle(None)),
-        }
+        Self { deadline, timeout, handle, state: Mutex::new(State::Idle(None)) }
     }
 
     /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.
@@ -62,11 +57,7 @@ impl Slot {
     pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Leased) {
-            State::Idle(snapshot) => Ok(Lease {
-                slot: self.clone(),
-                snapshot,
-                returned: false,
-            }),
+            State::Idle(snapshot) => Ok(Lease { slot: self.clone(), snapshot, returned: false }),
             State::Leased => Err(cancelled()),
             State::Ended(error) => {
                 *state = State::Ended(error.clone());
@@ -106,11 +97,7 @@ impl Lease {
     /// Takes the snapshot for good; later calls get `ending`. An error where the transaction has ended meanwhile.
     pub(crate) fn keep(mut self, ending: Error) -> Result<Option<Box<dyn Snapshot>>> {
         self.returned = true;
-        if self.slot.end(ending) {
-            Ok(self.snapshot.take())
-        } else {
-            Err(self.ended())
-        }
+        if self.slot.end(ending) { Ok(self.snapshot.take()) } else { Err(self.ended()) }
     }
 
     fn ended(&self) -> Error {

@@ -147,11 +147,7 @@ impl Store {
         self.check_open()?;
         let mut rows = 0;
         loop {
-            let swept = self
-                .inner
-                .backend
-                .sweep(self.inner.clock.unix_millis(), SWEEP_ROWS)
-                .await?;
+            let swept = self.inner.backend.sweep(self.inner.clock.unix_millis(), SWEEP_ROWS).await?;
             rows += swept.rows;
             if let Some(quota) = &self.inner.quota {
                 quota.shrink(swept.bytes);
@@ -173,37 +169,19 @@ impl Store {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.inner.closed.load(Ordering::Acquire) {
-            Err(Error::Closed)
-        } else {
-            Ok(())
-        }
+        if self.inner.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
     pub(crate) fn begin(&self, mode: Mode, limits: Arc<Limits>, handle: u64, permit: Permit) -> Transaction {
-        let slot = Arc::new(Slot::new(
-            self.inner.clock.monotonic(),
-            limits.transaction_timeout,
-            handle,
-        ));
+        let slot = Arc::new(Slot::new(self.inner.clock.monotonic(), limits.transaction_timeout, handle));
         let id = self.next_id();
         self.lock_open().insert(id, slot.clone());
-        let open = OpenTransaction {
-            store: self.clone(),
-            slot,
-            id,
-            _permit: permit,
-        };
+        let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };
         Transaction::new(open, limits, mode)
     }
 
     pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
-        let slots: Vec<_> = self
-            .lock_open()
-            .values()
-            .filter(|slot| which(slot))
-            .cloned()
-            .collect();
+        let slots: Vec<_> = self.lock_open().values().filter(|slot| which(slot)).cloned().collect();
         for slot in slots {
             slot.end(error.clone());
         }
@@ -231,9 +209,7 @@ impl Store {
             return self.make(snapshot, Arc::new(commit), deadline).await;
         };
         let now = self.inner.clock.monotonic();
-        let admission = quota
-            .admit(commit.growth_bound(), self.inner.backend.as_ref(), now)
-            .await?;
+        let admission = quota.admit(commit.growth_bound(), self.inner.backend.as_ref(), now).await?;
         commit.growth_max = Some(admission.growth_max);
         let outcome = self.make(snapshot, Arc::new(commit), deadline).await;
         admission.settle(&outcome);
@@ -269,12 +245,8 @@ impl Store {
 
     fn end_overdue(&self) {
         let now = self.inner.clock.monotonic();
-        let overdue: Vec<_> = self
-            .lock_open()
-            .values()
-            .filter(|slot| slot.deadline <= now)
-            .cloned()
-            .collect();
+        let overdue: Vec<_> =
+            self.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
         for slot in overdue {
             self.time_out(&slot);
         }
@@ -282,10 +254,7 @@ impl Store {
 
     fn time_out(&self, slot: &Slot) {
         if slot.end(Error::TimedOut) {
-            self.emit(Event::TransactionTimedOut {
-                store: self.inner.name.clone(),
-                timeout: slot.timeout,
-            });
+            self.emit(Event::TransactionTimedOut { store: self.inner.name.clone(), timeout: slot.timeout });
         }
     }
 
@@ -301,10 +270,7 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Store")
-            .field("name", &self.inner.name)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Store").field("name", &self.inner.name).finish_non_exhaustive()
     }
 }
 
@@ -323,11 +289,7 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
         if until_sweep == Some(Duration::ZERO) {
             until_sweep = sweep_interval;
             if let Err(error) = store.sweep().await {
-                store.emit(Event::BackgroundFailed {
-                    store: store.inner.name.clone(),
-                    work: "sweep",
-                    error,
-                });
+                store.emit(Event::BackgroundFailed { store: store.inner.name.clone(), work: "sweep", error });
             }
         }
     }

@@ -1,18 +1,20 @@
 //! A transaction: a snapshot, the writes to make, and what was read.
 
+mod reading;
+mod staging;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::backend::{Many, Mode, Snapshot, SnapshotOptions, StoredValue, Version};
+use crate::backend::{Mode, Version};
 use crate::commit::{Commit, Mutation};
 use crate::counter;
 use crate::cursor;
-use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
 use crate::read_set::ReadSet;
 use crate::scan::{Found, Scan};
-use crate::slot::Lease;
 use crate::store::OpenTransaction;
 
 /// One transaction of a store; dropping it rolls back.
@@ -113,16 +115,8 @@ impl Transaction {
     pub async fn get(&mut self, namespace: String, key: String) -> Result<Option<Vec<u8>>> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
-        match self.writes.get(&row) {
-            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
-            Some(Mutation::Delete) => Ok(None),
-            Some(Mutation::Increment(delta)) => {
-                let delta = *delta;
-                let stored = self.committed(row).await?;
-                counter::add(stored.as_ref().map(|stored| stored.value.as_slice()), delta).map(Some)
-            }
-            None => Ok(self.committed(row).await?.map(|stored| stored.value)),
-        }
+        let stored = if self.needs_committed(&row) { self.committed(&row).await? } else { None };
+        self.on_top(&row, stored)
     }
 
     /// The values of several rows.
@@ -131,34 +125,19 @@ impl Transaction {
     /// As `tx.get-many` of the WIT.
     pub async fn get_many(&mut self, namespace: String, keys: Vec<String>) -> Result<Vec<Option<Vec<u8>>>> {
         self.check_open()?;
-        self.limits
-            .check(LimitKind::TransactionMutations, keys.len() as u64)?;
+        self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
-        let keys: Vec<Key> = keys
-            .into_iter()
-            .map(|key| Key::new(key, &self.limits))
-            .collect::<Result<_>>()?;
-        let rows: Vec<RowKey> = keys
-            .into_iter()
-            .map(|key| RowKey {
-                namespace: namespace.clone(),
-                key,
-            })
-            .collect();
-        let missing: Vec<Key> = rows
-            .iter()
-            .filter(|row| self.needs_committed(row))
-            .map(|row| row.key.clone())
-            .collect();
+        let keys: Vec<Key> =
+            keys.into_iter().map(|key| Key::new(key, &self.limits)).collect::<Result<_>>()?;
+        let rows: Vec<RowKey> =
+            keys.into_iter().map(|key| RowKey { namespace: namespace.clone(), key }).collect();
+        let missing: Vec<Key> =
+            rows.iter().filter(|row| self.needs_committed(row)).map(|row| row.key.clone()).collect();
         let mut committed = self.committed_many(&namespace, missing).await?.into_iter();
         let mut values = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for row in &rows {
-            let stored = if self.needs_committed(row) {
-                committed.next().flatten()
-            } else {
-                None
-            };
+            let stored = if self.needs_committed(row) { committed.next().flatten() } else { None };
             let value = self.on_top(row, stored)?;
             bytes += value.as_ref().map_or(0, |value| value.len() as u64);
             self.limits.check(LimitKind::ResultBytes, bytes)?;
@@ -181,7 +160,7 @@ impl Transaction {
         if self.writes.get(&row) == Some(&Mutation::Delete) {
             return Ok(None);
         }
-        let stored = self.committed(row.clone()).await?;
+        let stored = self.committed(&row).await?;
         let version = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
         Ok(self.on_top(&row, stored)?.map(|value| (value, version)))
     }
@@ -200,23 +179,13 @@ impl Transaction {
     /// As `tx.put-many` of the WIT.
     pub fn put_many(&mut self, namespace: String, entries: Vec<Entry>) -> Result<()> {
         self.check_open()?;
-        self.limits
-            .check(LimitKind::TransactionMutations, entries.len() as u64)?;
+        self.limits.check(LimitKind::TransactionMutations, entries.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
         let mut changes = BTreeMap::new();
         for Entry { key, value } in entries {
-            let row = RowKey {
-                namespace: namespace.clone(),
-                key: Key::new(key, &self.limits)?,
-            };
+            let row = RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? };
             let value = Value::new(value, &self.limits)?;
-            changes.insert(
-                row,
-                Mutation::Put {
-                    value,
-                    ttl_millis: None,
-                },
-            );
+            changes.insert(row, Mutation::Put { value, ttl_millis: None });
         }
         self.check_writable(&namespace)?;
         self.stage_all(changes)
@@ -242,14 +211,7 @@ impl Transaction {
         let row = self.row(namespace, key)?;
         let value = Value::new(value, &self.limits)?;
         self.check_writable(&row.namespace)?;
-        self.stage_if(
-            row,
-            Mutation::Put {
-                value,
-                ttl_millis: options.ttl_millis,
-            },
-            options.if_version,
-        )
+        self.stage_if(row, Mutation::Put { value, ttl_millis: options.ttl_millis }, options.if_version)
     }
 
     /// Stages a delete.
@@ -269,15 +231,11 @@ impl Transaction {
     /// As `tx.delete-many` of the WIT.
     pub fn delete_many(&mut self, namespace: String, keys: Vec<String>) -> Result<()> {
         self.check_open()?;
-        self.limits
-            .check(LimitKind::TransactionMutations, keys.len() as u64)?;
+        self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
         let mut changes = BTreeMap::new();
         for key in keys {
-            let row = RowKey {
-                namespace: namespace.clone(),
-                key: Key::new(key, &self.limits)?,
-            };
+            let row = RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? };
             changes.insert(row, Mutation::Delete);
         }
         self.check_writable(&namespace)?;
@@ -316,10 +274,7 @@ impl Transaction {
             })
             .await?;
         let count = found.entries.len() as u64;
-        let rows = found.entries.into_iter().map(|(key, _)| RowKey {
-            namespace: namespace.clone(),
-            key,
-        });
+        let rows = found.entries.into_iter().map(|(key, _)| RowKey { namespace: namespace.clone(), key });
         self.stage_all(rows.map(|row| (row, Mutation::Delete)).collect())?;
         Ok(count)
     }
@@ -335,16 +290,12 @@ impl Transaction {
         let mutation = match self.writes.get(&row) {
             None => Mutation::Increment(delta),
             Some(Mutation::Increment(before)) => Mutation::Increment(counter::add_deltas(*before, delta)?),
-            Some(Mutation::Delete) => Mutation::Put {
-                value: Value::trusted(counter::add(None, delta)?),
-                ttl_millis: None,
-            },
+            Some(Mutation::Delete) => {
+                Mutation::Put { value: Value::trusted(counter::add(None, delta)?), ttl_millis: None }
+            }
             Some(Mutation::Put { value, ttl_millis }) => {
                 let sum = counter::add(Some(value.as_bytes()), delta)?;
-                Mutation::Put {
-                    value: Value::trusted(sum),
-                    ttl_millis: *ttl_millis,
-                }
+                Mutation::Put { value: Value::trusted(sum), ttl_millis: *ttl_millis }
             }
         };
         self.stage_if(row, mutation, None)
@@ -357,21 +308,9 @@ impl Transaction {
     pub async fn scan(&mut self, namespace: String, prefix: String) -> Result<Vec<Entry>> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
-        let range = self.key_range(
-            &namespace,
-            &Range {
-                prefix,
-                ..Range::default()
-            },
-        )?;
+        let range = self.key_range(&namespace, &Range { prefix, ..Range::default() })?;
         let max_bytes = self.limits.result_bytes;
-        let scan = Scan {
-            range,
-            reverse: false,
-            keys_only: false,
-            max_entries: usize::MAX,
-            max_bytes,
-        };
+        let scan = Scan { range, reverse: false, keys_only: false, max_entries: usize::MAX, max_bytes };
         let found = self.find(scan).await?;
         if let Some(next) = found.next_entry_bytes {
             self.limits.check(LimitKind::ResultBytes, found.bytes + next)?;
@@ -473,17 +412,11 @@ impl Transaction {
 
     fn row(&self, namespace: String, key: String) -> Result<RowKey> {
         let namespace = Namespace::new(namespace, &self.limits)?;
-        Ok(RowKey {
-            namespace,
-            key: Key::new(key, &self.limits)?,
-        })
+        Ok(RowKey { namespace, key: Key::new(key, &self.limits)? })
     }
 
     fn key_range(&self, namespace: &Namespace, range: &Range) -> Result<KeyRange> {
-        for text in [Some(&range.prefix), range.start.as_ref(), range.end.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for text in [Some(&range.prefix), range.start.as_ref(), range.end.as_ref()].into_iter().flatten() {
             self.limits.check(LimitKind::KeyBytes, text.len() as u64)?;
         }
         let mut keys = KeyRange::prefix(namespace.clone(), range.prefix.as_bytes());
@@ -508,206 +441,14 @@ impl Transaction {
         }
         Ok(())
     }
-
-    // Staging.
-
-    fn stage_all(&mut self, changes: BTreeMap<RowKey, Mutation>) -> Result<()> {
-        let mut rows = self.writes.len() as u64;
-        let mut bytes = self.bytes;
-        for (row, mutation) in &changes {
-            rows += u64::from(!self.writes.contains_key(row));
-            bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
-        }
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
-        self.writes.extend(changes);
-        Ok(())
-    }
-
-    fn stage_if(&mut self, row: RowKey, mutation: Mutation, expected: Option<Version>) -> Result<()> {
-        let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
-        let bytes = self.bytes - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
-        if let Some(expected) = expected {
-            let before = self.conditions.insert(row.clone(), expected);
-            self.contradiction |= before.is_some_and(|before| before != expected);
-        }
-        self.writes.insert(row, mutation);
-        Ok(())
-    }
-
-    fn staged_bytes(&self, row: &RowKey) -> u64 {
-        self.writes
-            .get(row)
-            .map_or(0, |mutation| mutation_bytes(row, mutation))
-    }
-
-    fn check_room(&self, rows: u64, bytes: u64) -> Result<()> {
-        self.limits.check(LimitKind::TransactionMutations, rows)?;
-        self.limits.check(LimitKind::TransactionBytes, bytes)
-    }
-
-    // Reading.
-
-    /// Whether a read of the row has to look at what is committed.
-    fn needs_committed(&self, row: &RowKey) -> bool {
-        matches!(self.writes.get(row), None | Some(Mutation::Increment(_)))
-    }
-
-    /// The row as the transaction sees it, given what is committed.
-    fn on_top(&self, row: &RowKey, stored: Option<StoredValue>) -> Result<Option<Vec<u8>>> {
-        let stored = stored.map(|stored| stored.value);
-        match self.writes.get(row) {
-            None => Ok(stored),
-            Some(Mutation::Delete) => Ok(None),
-            Some(Mutation::Put { value, .. }) => Ok(Some(value.as_bytes().to_vec())),
-            Some(Mutation::Increment(delta)) => counter::add(stored.as_deref(), *delta).map(Some),
-        }
-    }
-
-    async fn committed(&mut self, row: RowKey) -> Result<Option<StoredValue>> {
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get(&row).await,
-            Err(error) => Err(error),
-        };
-        let stored = self.settle(lease, result)?;
-        self.record_row(row, stored.as_ref())?;
-        Ok(stored)
-    }
-
-    async fn committed_many(
-        &mut self,
-        namespace: &Namespace,
-        keys: Vec<Key>,
-    ) -> Result<Vec<Option<StoredValue>>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let max_bytes = self.limits.result_bytes;
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get_many(namespace, &keys, max_bytes).await,
-            Err(error) => Err(error),
-        };
-        let rows = match self.settle(lease, result)? {
-            Many::Rows(rows) => rows,
-            Many::TooLarge(requested) => {
-                return Err(LimitExceeded {
-                    kind: LimitKind::ResultBytes,
-                    max: max_bytes,
-                    requested,
-                }
-                .into());
-            }
-        };
-        for (key, stored) in keys.into_iter().zip(&rows) {
-            self.record_row(
-                RowKey {
-                    namespace: namespace.clone(),
-                    key,
-                },
-                stored.as_ref(),
-            )?;
-        }
-        Ok(rows)
-    }
-
-    async fn find(&mut self, scan: Scan) -> Result<Found> {
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => scan.run(snapshot, &self.writes).await,
-            Err(error) => Err(error),
-        };
-        let found = self.settle(lease, result)?;
-        if self.mode == Mode::Update {
-            self.charge(self.reads.range_cost(&found.read))?;
-            self.reads.record_range(found.read.clone());
-            self.reads.record_expiry(found.earliest_expiry);
-        }
-        Ok(found)
-    }
-
-    /// The snapshot, taken now where this is the first read.
-    async fn snapshot<'s>(&self, leased: &'s mut Option<Box<dyn Snapshot>>) -> Result<&'s mut dyn Snapshot> {
-        let snapshot = match leased.take() {
-            Some(snapshot) => snapshot,
-            None => self.open.store.snapshot(self.snapshot_options()).await?,
-        };
-        Ok(leased.insert(snapshot).as_mut())
-    }
-
-    fn snapshot_options(&self) -> SnapshotOptions {
-        let clock = self.open.store.clock();
-        let left = self.open.slot.deadline.saturating_sub(clock.monotonic());
-        // Limits that were never validated may hold any timeout.
-        let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
-        let deadline = std::time::Instant::now() + left;
-        SnapshotOptions {
-            mode: self.mode,
-            now: clock.unix_millis(),
-            deadline,
-        }
-    }
-
-    /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
-    /// is worth: the transaction ends. A guest's mistake leaves it as it was.
-    fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
-        match result {
-            Ok(value) => lease.give_back().map(|()| value),
-            Err(error @ (Error::InvalidArgument(_) | Error::LimitExceeded(_))) => {
-                lease.give_back()?;
-                Err(error)
-            }
-            Err(error) => {
-                self.open.end(error.clone());
-                Err(error)
-            }
-        }
-    }
-
-    /// A view's snapshot is consistent in itself: what it read need not hold later.
-    fn record_row(&mut self, row: RowKey, stored: Option<&StoredValue>) -> Result<()> {
-        if self.mode == Mode::View {
-            return Ok(());
-        }
-        self.charge(self.reads.row_cost(&row))?;
-        self.reads
-            .record_row(row, stored.map_or(Version::ABSENT, |stored| stored.version));
-        self.reads
-            .record_expiry(stored.and_then(|stored| stored.expires_at));
-        Ok(())
-    }
-
-    fn charge(&mut self, bytes: u64) -> Result<()> {
-        let used = self.bytes + bytes;
-        self.limits.check(LimitKind::TransactionBytes, used)?;
-        self.bytes = used;
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for Transaction {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Transaction")
-            .field("mode", &self.mode)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Transaction").field("mode", &self.mode).finish_non_exhaustive()
     }
 }
 
-fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
-    row.bytes() + mutation.value_bytes()
-}
-
 fn entries(found: Found) -> Vec<Entry> {
-    found
-        .entries
-        .into_iter()
-        .map(|(key, value)| Entry {
-            key: key.into_string(),
-            value,
-        })
-        .collect()
+    found.entries.into_iter().map(|(key, value)| Entry { key: key.into_string(), value }).collect()
 }

@@ -99,10 +99,7 @@ async fn to_its_end(
         Ok(outcome) => Ok(outcome?),
         Err(error) => {
             let reason = "the host is shutting down".to_string();
-            Err(Error::CommitUnknown {
-                reason,
-                cause: Some(Arc::new(error)),
-            })
+            Err(Error::CommitUnknown { reason, cause: Some(Arc::new(error)) })
         }
     }
 }
@@ -125,15 +122,10 @@ async fn make_unbounded(session: &mut Session, commit: &Commit) -> error::Result
         return Ok(Committed::default());
     }
     let rows = write(session, &Changes::of(&plan)).await?;
-    let drawn = rows
-        .first()
-        .ok_or_else(|| Failure::corrupt("the database gave no version"))
-        .and_then(version);
+    let drawn =
+        rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version);
     match drawn {
-        Ok(version) => Ok(Committed {
-            version,
-            growth: plan.growth,
-        }),
+        Ok(version) => Ok(Committed { version, growth: plan.growth }),
         // The rows are written; what as, is not known.
         Err(failure) => Err(Failure::CommitLost(Some(Box::new(failure)))),
     }
@@ -152,9 +144,7 @@ async fn read_current<'a>(
     let rows = if session.is_in_transaction() {
         session.query(CURRENT, &[&namespaces, &keys, &whole]).await?
     } else {
-        session
-            .begin(BEGIN, CURRENT, &[&namespaces, &keys, &whole])
-            .await?
+        session.begin(BEGIN, CURRENT, &[&namespaces, &keys, &whole]).await?
     };
     let asked: Vec<&'a RowKey> = needs.keys().copied().collect();
     rows.iter().map(|row| current_row(row, &asked)).collect()
@@ -174,40 +164,19 @@ fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey
 }
 
 async fn write(session: &mut Session, changes: &Changes<'_>) -> error::Result<Vec<Row>> {
-    let Changes {
-        put_namespaces,
-        put_keys,
-        values,
-        expiries,
-        deleted_namespaces,
-        deleted_keys,
-    } = changes;
+    let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } = changes;
     if session.is_in_transaction() {
         session
             .commit_with(
                 WRITE,
-                &[
-                    put_namespaces,
-                    put_keys,
-                    values,
-                    expiries,
-                    deleted_namespaces,
-                    deleted_keys,
-                ],
+                &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys],
             )
             .await
     } else {
         session
             .commit_alone(
                 WRITE,
-                &[
-                    put_namespaces,
-                    put_keys,
-                    values,
-                    expiries,
-                    deleted_namespaces,
-                    deleted_keys,
-                ],
+                &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys],
             )
             .await
     }

@@ -55,9 +55,7 @@ impl Connections {
     pub(crate) fn new(config: Config, runtime: Handle) -> Result<Self, Error> {
         // A round trip to test a connection would double the cost of most transactions. What has closed is noticed
         // without one, and who finds a connection broken at its first use takes another.
-        let manager = ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
-        };
+        let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let pool = Pool::builder(Manager::from_config(config, NoTls, manager))
             .max_size(CONNECTIONS_MAX)
             // The latest has its statements prepared.
@@ -68,20 +66,11 @@ impl Connections {
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         let places = Arc::new(Semaphore::new(SNAPSHOTS_MAX));
-        Ok(Self {
-            pool,
-            places,
-            closed: AtomicBool::new(false),
-            runtime,
-        })
+        Ok(Self { pool, places, closed: AtomicBool::new(false), runtime })
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            Err(Error::Closed.into())
-        } else {
-            Ok(())
-        }
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed.into()) } else { Ok(()) }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -92,9 +81,7 @@ impl Connections {
     pub(crate) async fn session(&self) -> Result<Session> {
         self.check_open()?;
         let Ok(client) = timeout(WAIT_MAX, self.pool.get()).await else {
-            return Err(Failure::Stalled(
-                "no connection to the database became free in time",
-            ));
+            return Err(Failure::Stalled("no connection to the database became free in time"));
         };
         Ok(Session::new(client?, self.runtime.clone()))
     }
@@ -103,9 +90,7 @@ impl Connections {
     pub(crate) async fn snapshot_session(&self) -> Result<Session> {
         self.check_open()?;
         let Ok(place) = timeout(WAIT_MAX, self.places.clone().acquire_owned()).await else {
-            return Err(Failure::Stalled(
-                "too many transactions have a connection to the database",
-            ));
+            return Err(Failure::Stalled("too many transactions have a connection to the database"));
         };
         let place = place.map_err(|_| Error::Closed)?;
         Ok(self.session().await?.with_place(Some(place)))

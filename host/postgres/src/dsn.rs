@@ -131,33 +131,18 @@ mod tests {
     use tokio_postgres::config::Host;
 
     fn reason(dsn: &str) -> String {
-        let Err(Error::InvalidArgument(reason)) = parse(dsn) else {
-            panic!("accepted {dsn}")
-        };
+        let Err(Error::InvalidArgument(reason)) = parse(dsn) else { panic!("accepted {dsn}") };
         reason
     }
 
     #[test]
     fn the_driver_takes_urls_and_keywords_and_nothing_else() {
-        let taken = [
-            "postgres://h/d",
-            "postgresql://h/d",
-            "host=h dbname=d",
-            "application_name=x",
-            "postgres:h",
-        ];
+        let taken =
+            ["postgres://h/d", "postgresql://h/d", "host=h dbname=d", "application_name=x", "postgres:h"];
         for dsn in taken {
             assert!(PostgresDriver.accepts(dsn), "{dsn}");
         }
-        for dsn in [
-            "memory:",
-            "sqlite:a=b",
-            "",
-            "=",
-            "mysql://h/d?a=b",
-            "plugins.db",
-            "Host=h",
-        ] {
+        for dsn in ["memory:", "sqlite:a=b", "", "=", "mysql://h/d?a=b", "plugins.db", "Host=h"] {
             assert!(!PostgresDriver.accepts(dsn), "{dsn}");
         }
     }
@@ -185,10 +170,7 @@ mod tests {
     #[test]
     fn modes_that_need_tls_are_refused_by_name() {
         for mode in ["require", "verify-ca", "verify-full"] {
-            for dsn in [
-                format!("postgres://h/d?sslmode={mode}"),
-                format!("host=h sslmode={mode}"),
-            ] {
+            for dsn in [format!("postgres://h/d?sslmode={mode}"), format!("host=h sslmode={mode}")] {
                 assert!(reason(&dsn).contains("without TLS"), "{dsn}");
             }
         }

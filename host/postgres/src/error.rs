@@ -101,16 +101,10 @@ impl From<Failure> for Error {
             Failure::Known(error) => error,
             Failure::Overdue => Self::TimedOut,
             Failure::Gone => Self::unavailable(UNREACHABLE, failure),
-            Failure::Stalled(reason) => Self::Unavailable {
-                reason: reason.to_string(),
-                cause: None,
-            },
+            Failure::Stalled(reason) => Self::Unavailable { reason: reason.to_string(), cause: None },
             Failure::CommitLost(_) => {
                 let reason = "the connection to the database was lost during the commit".to_string();
-                Self::CommitUnknown {
-                    reason,
-                    cause: Some(std::sync::Arc::new(failure)),
-                }
+                Self::CommitUnknown { reason, cause: Some(std::sync::Arc::new(failure)) }
             }
             Failure::Database(error) => match error.code() {
                 Some(code) => Kind::of(code).error(error),
@@ -194,9 +188,7 @@ mod tests {
 
     #[test]
     fn what_stays_is_not() {
-        for code in [
-            "28P01", "28000", "3D000", "42501", "42P01", "XX000", "54000", "0A000",
-        ] {
+        for code in ["28P01", "28000", "3D000", "42501", "42P01", "XX000", "54000", "0A000"] {
             assert!(matches!(kind(code), Kind::Other(_)), "{code}");
         }
         assert_eq!([kind("XX001"), kind("XX002")], [Kind::Corrupt; 2]);
@@ -205,13 +197,9 @@ mod tests {
 
     #[test]
     fn only_the_end_of_a_session_loses_the_connection() {
-        for (code, ends) in [
-            ("57P01", true),
-            ("08006", true),
-            ("40001", false),
-            ("57014", false),
-            ("53100", false),
-        ] {
+        for (code, ends) in
+            [("57P01", true), ("08006", true), ("40001", false), ("57014", false), ("53100", false)]
+        {
             assert_eq!(ends_session_by_code(&SqlState::from_code(code)), ends, "{code}");
         }
     }
@@ -228,24 +216,15 @@ mod tests {
     fn a_commit_without_an_answer_is_unknown_and_keeps_its_cause() {
         let lost = Failure::CommitLost(Some(Box::new(Failure::Stalled("late"))));
         assert!(!lost.is_lost_before() && Failure::Gone.is_lost_before());
-        let Error::CommitUnknown {
-            cause: Some(cause), ..
-        } = lost.into()
-        else {
-            panic!("known")
-        };
+        let Error::CommitUnknown { cause: Some(cause), .. } = lost.into() else { panic!("known") };
         assert_eq!(cause.source().unwrap().to_string(), "late");
     }
 
     #[tokio::test]
     async fn a_server_that_does_not_listen_is_unavailable() {
         let config = crate::dsn::parse("postgres://ann:hunter2@127.0.0.1:1/d").unwrap();
-        let Err(error) = config.connect(tokio_postgres::NoTls).await else {
-            panic!("connected")
-        };
-        let Error::Unavailable { reason, .. } = Error::from(Failure::from(error)) else {
-            panic!("other")
-        };
+        let Err(error) = config.connect(tokio_postgres::NoTls).await else { panic!("connected") };
+        let Error::Unavailable { reason, .. } = Error::from(Failure::from(error)) else { panic!("other") };
         assert_eq!(reason, "the database can't be reached");
     }
 }

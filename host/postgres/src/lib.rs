@@ -81,18 +81,14 @@ impl Postgres {
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
         migrate::migrate(&config).await?;
-        Ok(Self {
-            connections: Arc::new(Connections::new(config, runtime)?),
-        })
+        Ok(Self { connections: Arc::new(Connections::new(config, runtime)?) })
     }
 }
 
 #[async_trait]
 impl Backend for Postgres {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(
-            PostgresSnapshot::take(&self.connections, options).await?,
-        ))
+        Ok(Box::new(PostgresSnapshot::take(&self.connections, options).await?))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {

@@ -45,10 +45,7 @@ pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
 pub(crate) async fn sweep(connections: &Connections, now: UnixMillis, max_rows: u32) -> Result<Swept> {
     let (now, max_rows) = (saturating(now), i64::from(max_rows));
     let row = transaction(connections, BEGIN_SWEEP, SWEEP, &[&now, &max_rows]).await?;
-    Ok(Swept {
-        rows: unsigned(&row, "rows")?,
-        bytes: unsigned(&row, "bytes")?,
-    })
+    Ok(Swept { rows: unsigned(&row, "rows")?, bytes: unsigned(&row, "bytes")? })
 }
 
 pub(crate) async fn ping(connections: &Connections) -> Result<()> {
@@ -69,8 +66,5 @@ async fn transaction(connections: &Connections, begin: &str, sql: &str, params: 
         }
         rows => rows,
     };
-    rows?
-        .into_iter()
-        .next()
-        .ok_or_else(|| Failure::corrupt("the database gave no row"))
+    rows?.into_iter().next().ok_or_else(|| Failure::corrupt("the database gave no row"))
 }

@@ -71,9 +71,7 @@ async fn migrate_alone(mut client: Client) -> Result<()> {
     let key = lock_key(&current_schema(&client).await?);
     client.batch_execute(LOCK_WAIT).await?;
     let Ok(locked) = timeout(LOCK_MAX, client.execute("SELECT pg_advisory_lock($1)", &[&key])).await else {
-        return Err(Failure::Stalled(
-            "another process has been changing the database's schema for too long",
-        ));
+        return Err(Failure::Stalled("another process has been changing the database's schema for too long"));
     };
     locked?;
     // What others did while this one waited counts.
@@ -97,9 +95,7 @@ async fn current_schema(client: &Client) -> Result<String> {
 fn lock_key(schema: &str) -> i64 {
     let bytes = "larder schema ".bytes().chain(schema.bytes());
     bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
         .cast_signed()
 }
 
@@ -109,20 +105,12 @@ async fn ledger(client: &mut Client) -> Result<Vec<AppliedStep>> {
     if !column::<bool>(&client.query_one(HAS_LEDGER, &[]).await?, "has_ledger")? {
         client.batch_execute(CREATE_LEDGER).await?;
     }
-    let rows = client
-        .query(
-            "SELECT number, checksum FROM larder_migrations ORDER BY number",
-            &[],
-        )
-        .await?;
+    let rows = client.query("SELECT number, checksum FROM larder_migrations ORDER BY number", &[]).await?;
     rows.iter()
         .map(|row| {
             let number = u32::try_from(column::<i32>(row, "number")?)
                 .map_err(|_| Failure::corrupt("the ledger of schema steps has a negative number"))?;
-            Ok(AppliedStep {
-                number,
-                checksum: column(row, "checksum")?,
-            })
+            Ok(AppliedStep { number, checksum: column(row, "checksum")? })
         })
         .collect()
 }

@@ -10,8 +10,7 @@ use crate::error::{Failure, Result};
 
 /// A column by its name.
 pub(crate) fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T> {
-    row.try_get(name)
-        .map_err(|_| Failure::corrupt("a stored row is not as larder writes it"))
+    row.try_get(name).map_err(|_| Failure::corrupt("a stored row is not as larder writes it"))
 }
 
 /// A column with a size, a count or a time.
@@ -31,11 +30,7 @@ pub(crate) fn version(row: &Row) -> Result<Version> {
 
 /// A row's value and what belongs to it.
 pub(crate) fn stored_value(row: &Row) -> Result<StoredValue> {
-    Ok(StoredValue {
-        value: column(row, "value")?,
-        version: version(row)?,
-        expires_at: expires_at(row)?,
-    })
+    Ok(StoredValue { value: column(row, "value")?, version: version(row)?, expires_at: expires_at(row)? })
 }
 
 fn checked(number: i64) -> Result<u64> {

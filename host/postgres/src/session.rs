@@ -54,12 +54,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(client: Object, runtime: Handle) -> Self {
-        Self {
-            client: Some(client),
-            state: State::Idle,
-            runtime,
-            place: None,
-        }
+        Self { client: Some(client), state: State::Idle, runtime, place: None }
     }
 
     /// Holds a place among the snapshots as long as it lives.
@@ -112,12 +107,7 @@ impl Session {
     /// Ends an open transaction with its last statement, which writes.
     pub(crate) async fn commit_with(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::InTransaction).await?;
-        let client = ready(
-            &self.client,
-            &mut self.state,
-            State::InTransaction,
-            State::Committing,
-        )?;
+        let client = ready(&self.client, &mut self.state, State::InTransaction, State::Committing)?;
         let (rows, committed) = join(client.query(&statement, params), client.batch_execute("COMMIT")).await;
         // COMMIT of a transaction that has failed is answered as if all were well: it rolled back.
         match (rows, committed) {
@@ -148,16 +138,9 @@ impl Session {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
         let begun = client.batch_execute(begin);
-        let (begun, rows, committed) = join3(
-            begun,
-            client.query(&statement, params),
-            client.batch_execute("COMMIT"),
-        )
-        .await;
-        self.settle(
-            begun.and(rows).and_then(|rows| committed.map(|()| rows)),
-            State::Idle,
-        )
+        let (begun, rows, committed) =
+            join3(begun, client.query(&statement, params), client.batch_execute("COMMIT")).await;
+        self.settle(begun.and(rows).and_then(|rows| committed.map(|()| rows)), State::Idle)
     }
 
     /// Prepared statements stay with the connection: this costs a round trip once.

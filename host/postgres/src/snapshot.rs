@@ -92,11 +92,7 @@ const NEXT_NAMESPACE: &str = "
 impl PostgresSnapshot {
     pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
         let session = in_time(options.deadline, connections.snapshot_session()).await?;
-        Ok(Self {
-            connections: connections.clone(),
-            session,
-            options,
-        })
+        Ok(Self { connections: connections.clone(), session, options })
     }
 
     async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
@@ -130,9 +126,7 @@ impl PostgresSnapshot {
 }
 
 async fn in_time<T>(deadline: Instant, work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
-    timeout_at(deadline.into(), work)
-        .await
-        .unwrap_or(Err(Failure::Overdue))
+    timeout_at(deadline.into(), work).await.unwrap_or(Err(Failure::Overdue))
 }
 
 #[async_trait]
@@ -153,36 +147,16 @@ impl Snapshot for PostgresSnapshot {
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
         let (namespace, start, now) = (range.namespace().as_bytes(), range.start(), self.now());
         // One row more is asked for than may be given.
-        let max_rows = i64::try_from(options.max_rows)
-            .unwrap_or(i64::MAX)
-            .min(i64::MAX - 1);
+        let max_rows = i64::try_from(options.max_rows).unwrap_or(i64::MAX).min(i64::MAX - 1);
         let max_bytes = saturating(options.max_bytes);
         let sql = scan_sql(options.reverse, range.end().is_some());
         let rows = match range.end() {
             None => {
-                self.read(
-                    sql,
-                    &[
-                        &namespace,
-                        &start,
-                        &now,
-                        &options.keys_only,
-                        &max_rows,
-                        &max_bytes,
-                    ],
-                )
-                .await?
+                self.read(sql, &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes]).await?
             }
             Some(end) => {
-                let params: &Params<'_> = &[
-                    &namespace,
-                    &start,
-                    &now,
-                    &options.keys_only,
-                    &max_rows,
-                    &max_bytes,
-                    &end,
-                ];
+                let params: &Params<'_> =
+                    &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes, &end];
                 self.read(sql, params).await?
             }
         };
@@ -197,9 +171,7 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self {
-            connections, session, ..
-        } = *self;
+        let Self { connections, session, .. } = *self;
         if !session.is_idle() {
             return commit::after_reads(&connections, session, commit).await;
         }
@@ -225,9 +197,8 @@ fn many(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
     }
     let mut found = vec![None; asked];
     for row in rows {
-        let place = usize::try_from(unsigned(row, "position")?)
-            .ok()
-            .and_then(|position| position.checked_sub(1));
+        let place =
+            usize::try_from(unsigned(row, "position")?).ok().and_then(|position| position.checked_sub(1));
         let place = place.and_then(|place| found.get_mut(place));
         *place.ok_or_else(|| Failure::corrupt("the database answered for a key that was not asked"))? =
             Some(stored_value(row)?);
@@ -242,8 +213,5 @@ fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
         None => options.max_rows > 0,
     };
     let entry = |row: &Row| Ok((Key::from_stored(column(row, "key")?)?, stored_value(row)?));
-    Ok(Chunk {
-        rows: rows.iter().map(entry).collect::<error::Result<_>>()?,
-        exhausted,
-    })
+    Ok(Chunk { rows: rows.iter().map(entry).collect::<error::Result<_>>()?, exhausted })
 }

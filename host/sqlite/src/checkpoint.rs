@@ -54,17 +54,11 @@ fn checkpoint(path: &Path, options: SqliteOptions, log_bytes: u64) -> larder_cor
 }
 
 fn run(connection: &Connection, log_bytes: u64) -> Result<()> {
-    let mode = if log_bytes < TRUNCATE_BYTES {
-        "PASSIVE"
-    } else {
-        "TRUNCATE"
-    };
+    let mode = if log_bytes < TRUNCATE_BYTES { "PASSIVE" } else { "TRUNCATE" };
     connection.busy_timeout(TRUNCATE_WAIT)?;
     // The first column tells that a reader or writer was in the way: the next one goes further.
     let sql = format!("PRAGMA wal_checkpoint({mode})");
-    connection
-        .query_row(&sql, [], |row| row.get::<_, i64>(0))
-        .map_err(SqliteError::from)?;
+    connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).map_err(SqliteError::from)?;
     Ok(())
 }
 
@@ -88,9 +82,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         let writer = connection::open(&path, SqliteOptions::default()).unwrap();
-        writer
-            .execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000))")
-            .unwrap();
+        writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000))").unwrap();
         let bytes = || std::fs::metadata(log_path(&path)).unwrap().len();
         assert!(bytes() > 100_000);
         checkpoint(&path, SqliteOptions::default(), TRUNCATE_BYTES).unwrap();

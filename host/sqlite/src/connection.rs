@@ -27,9 +27,7 @@ pub(crate) fn open(path: &Path, options: SqliteOptions) -> larder_core::Result<C
 /// Opens a connection that only reads.
 pub(crate) fn open_reader(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
     let connection = open(path, options)?;
-    connection
-        .pragma_update(None, "query_only", true)
-        .map_err(SqliteError::from)?;
+    connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
     Ok(connection)
 }
 
@@ -37,9 +35,7 @@ fn set_up(connection: &Connection, options: SqliteOptions) -> larder_core::Resul
     connection.busy_timeout(BUSY_TIMEOUT).map_err(SqliteError::from)?;
     let mode = use_wal(connection)?;
     if mode != "wal" {
-        return Err(Error::other(
-            "the database can't be used with a write-ahead log where it is",
-        ));
+        return Err(Error::other("the database can't be used with a write-ahead log where it is"));
     }
     let synchronous = match options.durability {
         Durability::Off => "OFF",
@@ -79,19 +75,10 @@ mod tests {
     fn every_connection_has_the_same_settings() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
-        let options = SqliteOptions {
-            durability: Durability::Full,
-            create: true,
-        };
-        for connection in [
-            open(&path, options).unwrap(),
-            open_reader(&path, options).unwrap(),
-        ] {
-            let setting = |name: &str| -> i64 {
-                connection
-                    .pragma_query_value(None, name, |row| row.get(0))
-                    .unwrap()
-            };
+        let options = SqliteOptions { durability: Durability::Full, create: true };
+        for connection in [open(&path, options).unwrap(), open_reader(&path, options).unwrap()] {
+            let setting =
+                |name: &str| -> i64 { connection.pragma_query_value(None, name, |row| row.get(0)).unwrap() };
             assert_eq!(setting("busy_timeout"), 5_000);
             assert_eq!(setting("foreign_keys"), 1);
             assert_eq!(setting("synchronous"), 2);
@@ -104,9 +91,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         std::fs::write(&path, [b'x'; 4_096]).unwrap();
-        assert!(matches!(
-            open(&path, SqliteOptions::default()),
-            Err(Error::Corrupt(_))
-        ));
+        assert!(matches!(open(&path, SqliteOptions::default()), Err(Error::Corrupt(_))));
     }
 }

@@ -56,20 +56,13 @@ fn parse(dsn: &str) -> Result<(Place, SqliteOptions)> {
         };
     }
     if path.is_empty() {
-        return Err(Error::invalid_argument(
-            "a SQLite store is named `sqlite:PATH` or `sqlite::memory:`",
-        ));
+        return Err(Error::invalid_argument("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
     }
     let path = percent_decode_str(path).decode_utf8().map_err(|error| {
-        Error::caused(
-            "the path in a SQLite store's name is no text once it is decoded",
-            error,
-        )
+        Error::caused("the path in a SQLite store's name is no text once it is decoded", error)
     })?;
     if path.contains('\0') {
-        return Err(Error::invalid_argument(
-            "the path of a SQLite store can't hold NUL",
-        ));
+        return Err(Error::invalid_argument("the path of a SQLite store can't hold NUL"));
     }
     Ok((Place::File(PathBuf::from(path.as_ref())), options))
 }
@@ -98,41 +91,25 @@ mod tests {
     use super::*;
 
     fn file(dsn: &str) -> (String, Durability) {
-        let (Place::File(path), options) = parse(dsn).unwrap() else {
-            panic!("no file")
-        };
+        let (Place::File(path), options) = parse(dsn).unwrap() else { panic!("no file") };
         (path.to_str().unwrap().to_string(), options.durability)
     }
 
     #[test]
     fn a_path_may_hold_anything_once_it_is_encoded() {
-        assert_eq!(
-            file("sqlite:/tmp/a b.db"),
-            ("/tmp/a b.db".to_string(), Durability::Normal)
-        );
-        assert_eq!(
-            file("sqlite:a%3Fb%25.db?durability=full"),
-            ("a?b%.db".to_string(), Durability::Full)
-        );
+        assert_eq!(file("sqlite:/tmp/a b.db"), ("/tmp/a b.db".to_string(), Durability::Normal));
+        assert_eq!(file("sqlite:a%3Fb%25.db?durability=full"), ("a?b%.db".to_string(), Durability::Full));
     }
 
     #[test]
     fn memory_is_private_and_takes_no_options() {
         assert_eq!(parse("sqlite::memory:").unwrap().0, Place::Private);
-        assert!(matches!(
-            parse("sqlite::memory:?durability=full"),
-            Err(Error::InvalidArgument(_))
-        ));
+        assert!(matches!(parse("sqlite::memory:?durability=full"), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn what_is_wrong_is_said() {
-        for dsn in [
-            "sqlite:",
-            "sqlite:x?durability=some",
-            "sqlite:x?mode=ro",
-            "sqlite:a%00b",
-        ] {
+        for dsn in ["sqlite:", "sqlite:x?durability=some", "sqlite:x?mode=ro", "sqlite:a%00b"] {
             assert!(matches!(parse(dsn), Err(Error::InvalidArgument(_))), "{dsn}");
         }
     }

@@ -13,10 +13,7 @@ pub(crate) type Result<T, E = SqliteError> = std::result::Result<T, E>;
 impl SqliteError {
     /// Whether somebody else holds the lock.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(
-            self.code(),
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-        )
+        matches!(self.code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
     /// Whether a commit that ended so has certainly not happened.
@@ -65,25 +62,14 @@ mod tests {
     use super::*;
 
     fn failure(code: i32) -> SqliteError {
-        SqliteError(rusqlite::Error::SqliteFailure(
-            rusqlite::ffi::Error::new(code),
-            None,
-        ))
+        SqliteError(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None))
     }
 
     #[test]
     fn codes_decide_the_kind() {
         use rusqlite::ffi;
-        for code in [
-            ffi::SQLITE_BUSY,
-            ffi::SQLITE_FULL,
-            ffi::SQLITE_IOERR,
-            ffi::SQLITE_CANTOPEN,
-        ] {
-            assert!(
-                matches!(failure(code).into(), Error::Unavailable { .. }),
-                "{code}"
-            );
+        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_IOERR, ffi::SQLITE_CANTOPEN] {
+            assert!(matches!(failure(code).into(), Error::Unavailable { .. }), "{code}");
         }
         for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB] {
             assert!(matches!(failure(code).into(), Error::Corrupt(_)), "{code}");

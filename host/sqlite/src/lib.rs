@@ -66,10 +66,7 @@ pub struct SqliteOptions {
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self {
-            durability: Durability::Normal,
-            create: true,
-        }
+        Self { durability: Durability::Normal, create: true }
     }
 }
 
@@ -104,15 +101,7 @@ impl Sqlite {
             .tempdir()
             .map_err(|error| Error::unavailable("a temporary folder can't be made", error))?;
         let path = folder.path().join("private.db");
-        Self::open_in(
-            path,
-            SqliteOptions {
-                durability: Durability::Off,
-                create: true,
-            },
-            Some(folder),
-        )
-        .await
+        Self::open_in(path, SqliteOptions { durability: Durability::Off, create: true }, Some(folder)).await
     }
 
     async fn open_in(path: PathBuf, options: SqliteOptions, private: Option<TempDir>) -> Result<Self> {
@@ -126,20 +115,11 @@ impl Sqlite {
         let writer = Writer::new(connection, tokio::runtime::Handle::current());
         checkpoint::spawn(&path, options, &writer);
         let readers = Arc::new(Readers::new(path, options));
-        Ok(Self {
-            readers,
-            writer,
-            closed: AtomicBool::new(false),
-            private,
-        })
+        Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
     }
 
     fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            Err(Error::Closed)
-        } else {
-            Ok(())
-        }
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 }
 
@@ -147,9 +127,7 @@ impl Sqlite {
 impl Backend for Sqlite {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         self.check_open()?;
-        Ok(Box::new(
-            SqliteSnapshot::take(&self.readers, &self.writer, options).await?,
-        ))
+        Ok(Box::new(SqliteSnapshot::take(&self.readers, &self.writer, options).await?))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
@@ -159,10 +137,7 @@ impl Backend for Sqlite {
 
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
-        let reader = self
-            .readers
-            .take(Instant::now() + connection::BUSY_TIMEOUT)
-            .await?;
+        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
         blocking(move || rows::stored_bytes(reader.connection()?)).await
     }
 
@@ -174,10 +149,7 @@ impl Backend for Sqlite {
 
     async fn ping(&self) -> Result<()> {
         self.check_open()?;
-        let reader = self
-            .readers
-            .take(Instant::now() + connection::BUSY_TIMEOUT)
-            .await?;
+        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
         rows::last_version(reader.connection()?).map(drop)
     }
 
@@ -198,9 +170,7 @@ impl std::fmt::Debug for Sqlite {
 
 /// Runs what takes long on a thread that may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::caused("the work was cancelled", error))?
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::caused("the work was cancelled", error))?
 }
 
 #[cfg(test)]

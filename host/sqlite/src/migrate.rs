@@ -7,11 +7,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::error::{Result as SqliteResult, SqliteError};
 
 /// The steps, in order. The files are the same numbers as those of the other engine.
-const STEPS: &[Step] = &[Step {
-    number: 1,
-    name: "entries",
-    sql: include_str!("../../../migrations/sqlite/0001_entries.sql"),
-}];
+const STEPS: &[Step] =
+    &[Step { number: 1, name: "entries", sql: include_str!("../../../migrations/sqlite/0001_entries.sql") }];
 
 /// Brings the schema up to date. Each step is one transaction that holds the writer's lock from its beginning and
 /// looks at the ledger again, so that two processes apply each step once.
@@ -47,12 +44,8 @@ fn ledger(transaction: &Transaction<'_>) -> SqliteResult<Vec<AppliedStep>> {
     )?;
     let mut statement =
         transaction.prepare("SELECT number, checksum FROM larder_migrations ORDER BY number")?;
-    let rows = statement.query_map([], |row| {
-        Ok(AppliedStep {
-            number: row.get(0)?,
-            checksum: row.get(1)?,
-        })
-    })?;
+    let rows =
+        statement.query_map([], |row| Ok(AppliedStep { number: row.get(0)?, checksum: row.get(1)? }))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -76,14 +69,9 @@ mod tests {
     use super::*;
 
     fn tables(connection: &Connection) -> Vec<String> {
-        let mut statement = connection
-            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
-            .unwrap();
-        statement
-            .query_map([], |row| row.get(0))
-            .unwrap()
-            .collect::<rusqlite::Result<_>>()
-            .unwrap()
+        let mut statement =
+            connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
     }
 
     #[test]
@@ -91,10 +79,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(
-            tables(&connection),
-            ["larder_commit_sequence", "larder_entries", "larder_migrations"]
-        );
+        assert_eq!(tables(&connection), ["larder_commit_sequence", "larder_entries", "larder_migrations"]);
         let applied = connection.query_row("SELECT count(*) FROM larder_migrations", [], |row| row.get(0));
         assert_eq!(applied, Ok(STEPS.len() as i64));
     }
@@ -102,16 +87,8 @@ mod tests {
     #[test]
     fn a_failed_step_is_rolled_back_and_those_before_it_stay() {
         let steps = [
-            Step {
-                number: 1,
-                name: "good",
-                sql: "CREATE TABLE one (x)",
-            },
-            Step {
-                number: 2,
-                name: "bad",
-                sql: "CREATE TABLE two (x); INSERT INTO nowhere VALUES (1)",
-            },
+            Step { number: 1, name: "good", sql: "CREATE TABLE one (x)" },
+            Step { number: 2, name: "bad", sql: "CREATE TABLE two (x); INSERT INTO nowhere VALUES (1)" },
         ];
         let mut connection = Connection::open_in_memory().unwrap();
         assert!(apply_next(&mut connection, &steps).unwrap());
@@ -123,31 +100,14 @@ mod tests {
     fn a_newer_database_and_an_edited_step_are_refused() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        connection
-            .execute("UPDATE larder_migrations SET checksum = x'00'", [])
-            .unwrap();
+        connection.execute("UPDATE larder_migrations SET checksum = x'00'", []).unwrap();
         assert_eq!(refusal(&mut connection), SchemaError::Edited(1));
-        connection
-            .execute("UPDATE larder_migrations SET number = 99", [])
-            .unwrap();
-        assert_eq!(
-            refusal(&mut connection),
-            SchemaError::Newer {
-                applied: 99,
-                known: STEPS.len() as u32
-            }
-        );
+        connection.execute("UPDATE larder_migrations SET number = 99", []).unwrap();
+        assert_eq!(refusal(&mut connection), SchemaError::Newer { applied: 99, known: STEPS.len() as u32 });
     }
 
     fn refusal(connection: &mut Connection) -> SchemaError {
         let error = migrate(connection).unwrap_err();
-        error
-            .source()
-            .unwrap()
-            .downcast_ref::<Cause>()
-            .unwrap()
-            .downcast_ref()
-            .cloned()
-            .unwrap()
+        error.source().unwrap().downcast_ref::<Cause>().unwrap().downcast_ref().cloned().unwrap()
     }
 }

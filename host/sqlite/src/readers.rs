@@ -30,12 +30,7 @@ pub(crate) struct Readers {
 
 impl Readers {
     pub(crate) fn new(path: PathBuf, options: SqliteOptions) -> Self {
-        Self {
-            path,
-            options,
-            permits: Arc::new(Semaphore::new(READERS_MAX)),
-            idle: Mutex::default(),
-        }
+        Self { path, options, permits: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
     }
 
     /// A connection, outside of a transaction.
@@ -46,11 +41,7 @@ impl Readers {
             Some(connection) => connection,
             None => connection::open_reader(&self.path, self.options)?,
         };
-        Ok(Reader {
-            connection: Some(connection),
-            readers: self.clone(),
-            _permit: permit,
-        })
+        Ok(Reader { connection: Some(connection), readers: self.clone(), _permit: permit })
     }
 
     /// Refuses new readers, and drops the idle ones.

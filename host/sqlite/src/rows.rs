@@ -14,16 +14,12 @@ use crate::error::{Result as SqliteResult, SqliteError};
 /// The version of the last commit.
 pub(crate) fn last_version(connection: &Connection) -> Result<Version> {
     let mut statement = prepare(connection, "SELECT last FROM larder_commit_sequence")?;
-    let last: u64 = statement
-        .query_row([], |row| row.get(0))
-        .map_err(SqliteError::from)?;
+    let last: u64 = statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?;
     Ok(Version(last))
 }
 
 pub(crate) fn set_last_version(connection: &Connection, version: Version) -> SqliteResult<()> {
-    connection
-        .prepare_cached("UPDATE larder_commit_sequence SET last = ?1")?
-        .execute([version.0])?;
+    connection.prepare_cached("UPDATE larder_commit_sequence SET last = ?1")?.execute([version.0])?;
     Ok(())
 }
 
@@ -34,10 +30,7 @@ pub(crate) fn get(connection: &Connection, row: &RowKey, now: UnixMillis) -> Res
          WHERE namespace = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)",
     )?;
     let found = statement
-        .query_row(
-            (row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(now)),
-            stored_value,
-        )
+        .query_row((row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(now)), stored_value)
         .optional();
     Ok(found.map_err(SqliteError::from)?)
 }
@@ -51,10 +44,7 @@ pub(crate) fn get_many(
 ) -> Result<Many> {
     let mut rows = ManyRows::new(keys.len(), max_bytes);
     for key in keys {
-        let row = RowKey {
-            namespace: namespace.clone(),
-            key: key.clone(),
-        };
+        let row = RowKey { namespace: namespace.clone(), key: key.clone() };
         if !rows.push(get(connection, &row, now)?) {
             break;
         }
@@ -77,9 +67,7 @@ pub(crate) fn scan(
             "SELECT {value}, version, expires_at, key FROM larder_entries WHERE {bounds} ORDER BY key {order}"
         ),
     )?;
-    let mut found = statement
-        .query(params_from_iter(parameters))
-        .map_err(SqliteError::from)?;
+    let mut found = statement.query(params_from_iter(parameters)).map_err(SqliteError::from)?;
     let mut chunk = Chunk::default();
     let mut bytes = 0;
     while let Some(row) = found.next().map_err(SqliteError::from)? {
@@ -101,19 +89,13 @@ pub(crate) fn next_namespace(
     after: Option<&Namespace>,
     now: UnixMillis,
 ) -> Result<Option<Namespace>> {
-    let condition = if after.is_some() {
-        "namespace > ?2 AND"
-    } else {
-        "?2 IS NULL AND"
-    };
+    let condition = if after.is_some() { "namespace > ?2 AND" } else { "?2 IS NULL AND" };
     let sql = format!(
         "SELECT namespace FROM larder_entries WHERE {condition} (expires_at IS NULL OR expires_at > ?1)
          ORDER BY namespace LIMIT 1"
     );
     let found = prepare(connection, &sql)?
-        .query_row((sql_millis(now), after.map(Namespace::as_bytes)), |row| {
-            row.get(0)
-        })
+        .query_row((sql_millis(now), after.map(Namespace::as_bytes)), |row| row.get(0))
         .optional()
         .map_err(SqliteError::from)?;
     found.map(Namespace::from_stored).transpose()
@@ -171,9 +153,7 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
         connection,
         "SELECT coalesce(sum(length(namespace) + length(key) + length(value)), 0) FROM larder_entries",
     )?;
-    Ok(statement
-        .query_row([], |row| row.get(0))
-        .map_err(SqliteError::from)?)
+    Ok(statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?)
 }
 
 /// Removes expired rows, and gives the bytes of each.
@@ -201,10 +181,7 @@ impl CurrentState for Current<'_> {
              WHERE namespace = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)",
         )?;
         let found = statement
-            .query_row(
-                (row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(self.now)),
-                |row| row.get(0),
-            )
+            .query_row((row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(self.now)), |row| row.get(0))
             .optional()
             .map_err(SqliteError::from)?;
         Ok(found.map_or(Version::ABSENT, Version))
@@ -215,10 +192,7 @@ impl CurrentState for Current<'_> {
         let sql = format!("SELECT count(*), coalesce(max(version), 0) FROM larder_entries WHERE {bounds}");
         let mut statement = prepare(self.connection, &sql)?;
         let state = statement.query_row(params_from_iter(parameters), |row| {
-            Ok(RangeState {
-                rows: row.get(0)?,
-                newest: Version(row.get(1)?),
-            })
+            Ok(RangeState { rows: row.get(0)?, newest: Version(row.get(1)?) })
         });
         Ok(state.map_err(SqliteError::from)?)
     }
@@ -232,10 +206,7 @@ fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlV
         SqlValue::Integer(sql_millis(now)),
     ];
     match range.end() {
-        None => (
-            "namespace = ?1 AND key >= ?2 AND (expires_at IS NULL OR expires_at > ?3)",
-            parameters,
-        ),
+        None => ("namespace = ?1 AND key >= ?2 AND (expires_at IS NULL OR expires_at > ?3)", parameters),
         Some(end) => {
             parameters.push(SqlValue::Blob(end.to_vec()));
             (
@@ -247,17 +218,11 @@ fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlV
 }
 
 fn stored_value(row: &Row<'_>) -> rusqlite::Result<StoredValue> {
-    Ok(StoredValue {
-        value: row.get(0)?,
-        version: Version(row.get(1)?),
-        expires_at: row.get(2)?,
-    })
+    Ok(StoredValue { value: row.get(0)?, version: Version(row.get(1)?), expires_at: row.get(2)? })
 }
 
 fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
-    connection
-        .prepare_cached(sql)
-        .map_err(|error| Error::from(SqliteError::from(error)))
+    connection.prepare_cached(sql).map_err(|error| Error::from(SqliteError::from(error)))
 }
 
 /// A moment that SQLite's signed numbers can't hold never comes.

@@ -38,12 +38,7 @@ impl SqliteSnapshot {
             .map_err(SqliteError::from)?;
         // The first read is what fixes the state that the transaction sees.
         let version = rows::last_version(connection)?;
-        Ok(Self {
-            reader,
-            version,
-            now: options.now,
-            writer: writer.clone(),
-        })
+        Ok(Self { reader, version, now: options.now, writer: writer.clone() })
     }
 }
 
@@ -66,12 +61,7 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self {
-            reader,
-            version,
-            writer,
-            ..
-        } = *self;
+        let Self { reader, version, writer, .. } = *self;
         // An open reader keeps the log from being used again: it goes before the commit waits.
         drop(reader);
         if commit.writes.is_empty() && commit.conditions.is_empty() {
@@ -83,9 +73,6 @@ impl Snapshot for SqliteSnapshot {
 
 impl std::fmt::Debug for SqliteSnapshot {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("SqliteSnapshot")
-            .field("version", &self.version)
-            .finish_non_exhaustive()
+        formatter.debug_struct("SqliteSnapshot").field("version", &self.version).finish_non_exhaustive()
     }
 }

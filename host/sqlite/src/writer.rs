@@ -64,11 +64,7 @@ const GROUP_MAX: usize = 256;
 
 impl Writer {
     pub(crate) fn new(connection: Connection, runtime: Handle) -> Arc<Self> {
-        let state = State {
-            connection: Some(connection),
-            log: CommitLog::default(),
-            failed: false,
-        };
+        let state = State { connection: Some(connection), log: CommitLog::default(), failed: false };
         Arc::new(Self {
             waiting: Mutex::default(),
             state: Mutex::new(state),
@@ -85,11 +81,7 @@ impl Writer {
         snapshot: Version,
     ) -> Result<Committed> {
         let (answer, answered) = oneshot::channel();
-        lock(&self.waiting).push_back(Request {
-            commit,
-            snapshot,
-            answer,
-        });
+        lock(&self.waiting).push_back(Request { commit, snapshot, answer });
         if let Some(state) = self.try_state() {
             self.lead(state);
         }
@@ -104,10 +96,7 @@ impl Writer {
         self.dirty.store(true, Ordering::Release);
         self.serve_waiting();
         let bytes = swept?;
-        Ok(Swept {
-            rows: bytes.len() as u64,
-            bytes: bytes.iter().sum(),
-        })
+        Ok(Swept { rows: bytes.len() as u64, bytes: bytes.iter().sum() })
     }
 
     /// Whether there has been a commit since the last call.
@@ -143,8 +132,7 @@ impl Writer {
     fn serve_waiting(self: &Arc<Self>) {
         if !lock(&self.waiting).is_empty() {
             let writer = self.clone();
-            self.runtime
-                .spawn_blocking(move || writer.drain(Patience::BusyTimeout));
+            self.runtime.spawn_blocking(move || writer.drain(Patience::BusyTimeout));
         }
     }
 
@@ -254,12 +242,8 @@ impl State {
     fn sweep(&mut self, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
         begin(connection, Patience::BusyTimeout)?;
-        let swept = rows::sweep(connection, now, max_rows).and_then(|swept| {
-            connection
-                .execute_batch("COMMIT")
-                .map(|()| swept)
-                .map_err(SqliteError::from)
-        });
+        let swept = rows::sweep(connection, now, max_rows)
+            .and_then(|swept| connection.execute_batch("COMMIT").map(|()| swept).map_err(SqliteError::from));
         if swept.is_err() {
             self.abandon(false);
         }
@@ -297,9 +281,7 @@ fn begin_immediate(connection: &Connection) -> SqliteResult<()> {
 }
 
 fn commit(connection: &Connection) -> Result<(), GroupError> {
-    let committed = connection
-        .prepare_cached("COMMIT")
-        .and_then(|mut commit| commit.execute([]));
+    let committed = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
     match committed.map_err(SqliteError::from) {
         Ok(_) => Ok(()),
         Err(error) if error.is_certain() => Err(GroupError::RolledBack(error.into())),
@@ -342,13 +324,9 @@ fn plan<'a>(
     let holds = match log.check(&commit.reads, *snapshot, last) {
         Verdict::Untouched => true,
         Verdict::Touched => false,
-        Verdict::Unknown => commit.reads.holds(
-            *snapshot,
-            &mut rows::Current {
-                connection,
-                now: commit.now,
-            },
-        )?,
+        Verdict::Unknown => {
+            commit.reads.holds(*snapshot, &mut rows::Current { connection, now: commit.now })?
+        }
     };
     if !holds {
         return Err(Error::Conflict);
@@ -373,10 +351,7 @@ fn apply(
     }
     *last = version;
     log.push(version, request.commit.writes.keys().cloned());
-    Ok(Committed {
-        version,
-        growth: plan.growth,
-    })
+    Ok(Committed { version, growth: plan.growth })
 }
 
 /// A panic while a lock was held can't have left a commit half made: SQLite rolls it back, and the next

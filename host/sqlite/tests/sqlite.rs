@@ -15,16 +15,11 @@ fn database() -> (TempDir, PathBuf) {
 }
 
 async fn store(path: &Path) -> Store {
-    Store::builder(Sqlite::open(path, SqliteOptions::default()).await.unwrap())
-        .build()
-        .unwrap()
+    Store::builder(Sqlite::open(path, SqliteOptions::default()).await.unwrap()).build().unwrap()
 }
 
 fn handle(store: &Store) -> Handle {
-    store.handle(HandleOptions {
-        open_transactions: OpenTransactions::at_most(1_000),
-        ..Default::default()
-    })
+    store.handle(HandleOptions { open_transactions: OpenTransactions::at_most(1_000), ..Default::default() })
 }
 
 async fn put(handle: &Handle, key: &str, value: &[u8]) -> Version {
@@ -34,12 +29,7 @@ async fn put(handle: &Handle, key: &str, value: &[u8]) -> Version {
 }
 
 async fn get(handle: &Handle, key: &str) -> Option<Vec<u8>> {
-    handle
-        .begin(Mode::View)
-        .unwrap()
-        .get("n".into(), key.into())
-        .await
-        .unwrap()
+    handle.begin(Mode::View).unwrap().get("n".into(), key.into()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -53,9 +43,7 @@ async fn commits_of_many_tasks_are_all_made() {
             for turn in 0..50 {
                 let mut transaction = handle.begin(Mode::Update).unwrap();
                 transaction.increment("n".into(), "sum".into(), 1).unwrap();
-                transaction
-                    .put("n".into(), format!("{task}-{turn}"), vec![1])
-                    .unwrap();
+                transaction.put("n".into(), format!("{task}-{turn}"), vec![1]).unwrap();
                 transaction.commit().await.unwrap();
             }
         });
@@ -63,12 +51,7 @@ async fn commits_of_many_tasks_are_all_made() {
     tasks.join_all().await;
     let handle = handle(&store);
     assert_eq!(get(&handle, "sum").await, Some(b"1600".to_vec()));
-    let rows = handle
-        .begin(Mode::View)
-        .unwrap()
-        .scan("n".into(), String::new())
-        .await
-        .unwrap();
+    let rows = handle.begin(Mode::View).unwrap().scan("n".into(), String::new()).await.unwrap();
     assert_eq!(rows.len(), 1_601);
 }
 
@@ -104,10 +87,7 @@ async fn a_commit_through_a_second_connection_is_seen_by_validation() {
     put(&handle(&first), "a", b"1").await;
     let first = handle(&first);
     let mut transaction = first.begin(Mode::Update).unwrap();
-    assert_eq!(
-        transaction.get("n".into(), "a".into()).await.unwrap(),
-        Some(b"1".to_vec())
-    );
+    assert_eq!(transaction.get("n".into(), "a".into()).await.unwrap(), Some(b"1".to_vec()));
     transaction.put("n".into(), "b".into(), vec![]).unwrap();
     put(&handle(&second), "a", b"2").await;
     assert!(matches!(transaction.commit().await, Err(Error::Conflict)));
@@ -138,10 +118,7 @@ async fn another_process_that_holds_the_lock_is_waited_for_without_blocking_the_
 #[tokio::test]
 async fn a_path_with_special_characters_is_that_file() {
     let folder = tempfile::tempdir().unwrap();
-    let dsn = format!(
-        "sqlite:{}/a%3Fb%25 'c.db?durability=full",
-        folder.path().display()
-    );
+    let dsn = format!("sqlite:{}/a%3Fb%25 'c.db?durability=full", folder.path().display());
     let mut drivers = Drivers::new();
     drivers.register(SqliteDriver).unwrap();
     drivers.open(&dsn).await.unwrap().close().await;
@@ -169,14 +146,8 @@ async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
 #[tokio::test]
 async fn a_missing_file_is_only_made_where_that_is_wanted() {
     let (_folder, path) = database();
-    let options = SqliteOptions {
-        create: false,
-        ..Default::default()
-    };
-    assert!(matches!(
-        Sqlite::open(&path, options).await,
-        Err(Error::Unavailable { .. })
-    ));
+    let options = SqliteOptions { create: false, ..Default::default() };
+    assert!(matches!(Sqlite::open(&path, options).await, Err(Error::Unavailable { .. })));
     assert!(!path.exists());
     store(&path).await.close().await;
     Sqlite::open(&path, options).await.unwrap();
@@ -186,14 +157,8 @@ async fn a_missing_file_is_only_made_where_that_is_wanted() {
 async fn a_snapshot_too_many_waits_until_one_is_given_back() {
     let (_folder, path) = database();
     let store = store(&path).await;
-    let limits = Limits {
-        transaction_timeout: Duration::from_millis(300),
-        ..Default::default()
-    };
-    let short = store.handle(HandleOptions {
-        limits: limits.into(),
-        ..Default::default()
-    });
+    let limits = Limits { transaction_timeout: Duration::from_millis(300), ..Default::default() };
+    let short = store.handle(HandleOptions { limits: limits.into(), ..Default::default() });
     let long = handle(&store);
     let mut open = Vec::new();
     for _ in 0..64 {
@@ -202,10 +167,7 @@ async fn a_snapshot_too_many_waits_until_one_is_given_back() {
         open.push(view);
     }
     let mut refused = short.begin(Mode::View).unwrap();
-    assert!(matches!(
-        refused.get("n".into(), "a".into()).await,
-        Err(Error::Unavailable { .. })
-    ));
+    assert!(matches!(refused.get("n".into(), "a".into()).await, Err(Error::Unavailable { .. })));
     // Blind writes need no snapshot.
     put(&long, "a", b"1").await;
     open.pop();
@@ -216,10 +178,7 @@ async fn a_snapshot_too_many_waits_until_one_is_given_back() {
 async fn a_transaction_nobody_asks_for_any_more_gives_its_connection_back_at_its_deadline() {
     let (_folder, path) = database();
     let store = store(&path).await;
-    let limits = Limits {
-        transaction_timeout: Duration::from_millis(100),
-        ..Default::default()
-    };
+    let limits = Limits { transaction_timeout: Duration::from_millis(100), ..Default::default() };
     let options = HandleOptions {
         limits: limits.into(),
         open_transactions: OpenTransactions::at_most(100),
@@ -233,9 +192,7 @@ async fn a_transaction_nobody_asks_for_any_more_gives_its_connection_back_at_its
         forgotten.push(view);
     }
     assert_eq!(get(&handle(&store), "a").await, None);
-    let Err(error) = forgotten.pop().unwrap().get("n".into(), "a".into()).await else {
-        panic!("alive")
-    };
+    let Err(error) = forgotten.pop().unwrap().get("n".into(), "a".into()).await else { panic!("alive") };
     assert!(matches!(error, Error::TimedOut));
 }
 
@@ -258,13 +215,7 @@ async fn rows_that_are_not_as_larder_writes_them_are_corrupt() {
         .unwrap();
     let handle = handle(&store);
     let mut view = handle.begin(Mode::View).unwrap();
-    assert!(matches!(
-        view.scan("n".into(), String::new()).await,
-        Err(Error::Corrupt(_))
-    ));
+    assert!(matches!(view.scan("n".into(), String::new()).await, Err(Error::Corrupt(_))));
     let mut view = handle.begin(Mode::View).unwrap();
-    assert!(matches!(
-        view.get("m".into(), "a".into()).await,
-        Err(Error::Corrupt(_))
-    ));
+    assert!(matches!(view.get("m".into(), "a".into()).await, Err(Error::Corrupt(_))));
 }

@@ -16,10 +16,7 @@ pub(crate) const NS: &str = "shelf";
 /// Why a case fails.
 pub(crate) enum Failure {
     /// A call that should have worked gave an error.
-    Refused {
-        error: Error,
-        at: &'static Location<'static>,
-    },
+    Refused { error: Error, at: &'static Location<'static> },
     /// Something else came than was expected.
     Wrong(String),
 }
@@ -39,10 +36,7 @@ impl Display for Failure {
 impl From<Error> for Failure {
     #[track_caller]
     fn from(error: Error) -> Self {
-        Self::Refused {
-            error,
-            at: Location::caller(),
-        }
+        Self::Refused { error, at: Location::caller() }
     }
 }
 
@@ -68,21 +62,13 @@ pub(crate) fn expect_eq<T: Debug + PartialEq>(got: T, expected: T) -> Outcome {
     if got == expected {
         return Ok(());
     }
-    Err(wrong(format!(
-        "expected {}, got {}",
-        shortened(&expected),
-        shortened(&got)
-    )))
+    Err(wrong(format!("expected {}, got {}", shortened(&expected), shortened(&got))))
 }
 
 /// Expects that something holds; the text says what.
 #[track_caller]
 pub(crate) fn expect(holds: bool, what: impl Display) -> Outcome {
-    if holds {
-        Ok(())
-    } else {
-        Err(wrong(format!("expected that {what}")))
-    }
+    if holds { Ok(()) } else { Err(wrong(format!("expected that {what}"))) }
 }
 
 /// Expects that a row is there, with this value.
@@ -100,14 +86,9 @@ pub(crate) fn expect_absent(got: Option<Vec<u8>>) -> Outcome {
 /// Expects keys and values, in order.
 #[track_caller]
 pub(crate) fn expect_entries(got: &[Entry], expected: &[(&str, &str)]) -> Outcome {
-    let got: Vec<_> = got
-        .iter()
-        .map(|entry| (entry.key.clone(), readable(&entry.value)))
-        .collect();
-    let expected: Vec<_> = expected
-        .iter()
-        .map(|(key, value)| (key.to_string(), readable(value.as_bytes())))
-        .collect();
+    let got: Vec<_> = got.iter().map(|entry| (entry.key.clone(), readable(&entry.value))).collect();
+    let expected: Vec<_> =
+        expected.iter().map(|(key, value)| (key.to_string(), readable(value.as_bytes()))).collect();
     expect_eq(got, expected)
 }
 
@@ -141,16 +122,12 @@ pub(crate) fn expect_timed_out<T: Debug>(got: Result<T, Error>) -> Outcome {
 
 #[track_caller]
 pub(crate) fn expect_access_denied<T: Debug>(got: Result<T, Error>) -> Outcome {
-    expect_error(got, "access-denied", |error| {
-        matches!(error, Error::AccessDenied(_))
-    })
+    expect_error(got, "access-denied", |error| matches!(error, Error::AccessDenied(_)))
 }
 
 #[track_caller]
 pub(crate) fn expect_invalid_argument<T: Debug>(got: Result<T, Error>) -> Outcome {
-    expect_error(got, "invalid-argument", |error| {
-        matches!(error, Error::InvalidArgument(_))
-    })
+    expect_error(got, "invalid-argument", |error| matches!(error, Error::InvalidArgument(_)))
 }
 
 /// Expects that a bound was run into, by exactly so much.
@@ -261,8 +238,7 @@ pub(crate) fn put_keys(keys: &[&str]) -> Outcome<u64> {
 /// Stages rows that have their key for a value.
 #[track_caller]
 pub(crate) fn stage_keys(tx: &Tx, keys: &[&str]) -> Outcome {
-    keys.iter()
-        .try_for_each(|key| Ok(tx.put(NS, key, key.as_bytes())?))
+    keys.iter().try_for_each(|key| Ok(tx.put(NS, key, key.as_bytes())?))
 }
 
 /// Reads one committed row.
@@ -328,10 +304,7 @@ pub(crate) fn limits() -> probe::Bounds {
 }
 
 pub(crate) fn entry(key: &str, value: &str) -> Entry {
-    Entry {
-        key: key.to_string(),
-        value: value.as_bytes().to_vec(),
-    }
+    Entry { key: key.to_string(), value: value.as_bytes().to_vec() }
 }
 
 pub(crate) fn keys(keys: &[&str]) -> Vec<String> {
@@ -351,17 +324,11 @@ pub(crate) fn range(prefix: &str) -> Range {
 }
 
 pub(crate) fn ttl(ms: u64) -> PutOptions {
-    PutOptions {
-        ttl_ms: Some(ms),
-        if_version: None,
-    }
+    PutOptions { ttl_ms: Some(ms), if_version: None }
 }
 
 pub(crate) fn if_version(version: u64) -> PutOptions {
-    PutOptions {
-        ttl_ms: None,
-        if_version: Some(version),
-    }
+    PutOptions { ttl_ms: None, if_version: Some(version) }
 }
 
 /// Keys and values whose bytes, with those of `ns` once for each row, are together exactly `total`.
@@ -369,17 +336,13 @@ pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, V
     let key = |number: usize| format!("{prefix}{number:03}");
     let names = ns.len() + key(0).len();
     let sizes = shares(total, limits().value_bytes).into_iter().enumerate();
-    sizes
-        .map(|(number, size)| (key(number), vec![b'x'; (size as usize).saturating_sub(names)]))
-        .collect()
+    sizes.map(|(number, size)| (key(number), vec![b'x'; (size as usize).saturating_sub(names)])).collect()
 }
 
 /// `total` in equal parts that are at most `max`.
 pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
     let count = total.div_ceil(max);
-    (0..count)
-        .map(|number| total / count + u64::from(number < total % count))
-        .collect()
+    (0..count).map(|number| total / count + u64::from(number < total % count)).collect()
 }
 
 // Time and instances
@@ -398,10 +361,7 @@ pub(crate) fn retrying_in_a_crowd<T>(attempt: impl Fn() -> Outcome<T>) -> Outcom
 fn retry<T>(attempts: u64, attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
     for number in 1..attempts {
         match attempt() {
-            Err(Failure::Refused {
-                error: Error::Conflict,
-                ..
-            }) => pause(number),
+            Err(Failure::Refused { error: Error::Conflict, .. }) => pause(number),
             ended => return ended,
         }
     }
@@ -423,11 +383,7 @@ pub(crate) fn in_parallel(worker: &str, instances: u32) -> Outcome {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(wrong(format!(
-        "{} of {instances} workers failed: {}",
-        failed.len(),
-        shortened(&failed)
-    )))
+    Err(wrong(format!("{} of {instances} workers failed: {}", failed.len(), shortened(&failed))))
 }
 
 /// Ends the instance in the middle of what it does.

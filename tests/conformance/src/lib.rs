@@ -24,12 +24,7 @@ struct Suite;
 
 impl bindings::Guest for Suite {
     fn cases() -> Vec<String> {
-        cases::GROUPS
-            .iter()
-            .copied()
-            .flatten()
-            .map(|(name, _)| name.to_string())
-            .collect()
+        cases::GROUPS.iter().copied().flatten().map(|(name, _)| name.to_string()).collect()
     }
 
     fn planted() -> Vec<String> {

@@ -43,23 +43,14 @@ pub fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
         ("memory:", _) => Arc::new(MemoryBench),
         (_, Some(":memory:")) => Arc::new(SqliteBench::in_temporary_folder(drivers)),
         (_, Some(path)) => {
-            let (path, options) = path
-                .split_once('?')
-                .map_or((path, ""), |(path, query)| (path, query));
-            let folder = Path::new(path)
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty());
+            let (path, options) = path.split_once('?').map_or((path, ""), |(path, query)| (path, query));
+            let folder = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty());
             let folder = folder.unwrap_or(Path::new(".")).to_path_buf();
-            Arc::new(SqliteBench {
-                folder,
-                options: options.to_string(),
-                drivers,
-            })
+            Arc::new(SqliteBench { folder, options: options.to_string(), drivers })
         }
-        _ if dsn.parse::<tokio_postgres::Config>().is_ok() => Arc::new(PostgresBench {
-            dsn: dsn.to_string(),
-            drivers,
-        }),
+        _ if dsn.parse::<tokio_postgres::Config>().is_ok() => {
+            Arc::new(PostgresBench { dsn: dsn.to_string(), drivers })
+        }
         _ => {
             bail!("the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:` and Postgres")
         }
@@ -108,11 +99,7 @@ pub struct SqliteBench {
 impl SqliteBench {
     /// In the system's folder for temporary files.
     pub fn in_temporary_folder(drivers: Drivers) -> Self {
-        Self {
-            folder: std::env::temp_dir(),
-            options: String::new(),
-            drivers,
-        }
+        Self { folder: std::env::temp_dir(), options: String::new(), drivers }
     }
 }
 
@@ -129,16 +116,8 @@ impl Bench for SqliteBench {
             .with_context(|| format!("could not make a temporary folder in {}", self.folder.display()))?;
         let path = folder.path().join("case.db");
         let path = path.to_str().context("the temporary folder's path is no text")?;
-        let dsn = format!(
-            "sqlite:{}?{}",
-            path.replace('%', "%25").replace('?', "%3F"),
-            self.options
-        );
-        Ok(Box::new(SqliteScratch {
-            folder,
-            dsn,
-            drivers: self.drivers.clone(),
-        }))
+        let dsn = format!("sqlite:{}?{}", path.replace('%', "%25").replace('?', "%3F"), self.options);
+        Ok(Box::new(SqliteScratch { folder, dsn, drivers: self.drivers.clone() }))
     }
 }
 
@@ -180,11 +159,8 @@ impl Bench for PostgresBench {
     async fn scratch(&self) -> Result<Box<dyn Scratch>> {
         let number = SCHEMAS.fetch_add(1, Ordering::Relaxed);
         let schema = format!("larder_conformance_{}_{number}", std::process::id());
-        execute(
-            &self.dsn,
-            &format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}"),
-        )
-        .await?;
+        execute(&self.dsn, &format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}"))
+            .await?;
         let dsn = with_schema(&self.dsn, &schema);
         Ok(Box::new(PostgresScratch {
             database: self.dsn.clone(),
@@ -223,9 +199,8 @@ fn with_schema(dsn: &str, schema: &str) -> String {
 }
 
 async fn execute(dsn: &str, sql: &str) -> Result<()> {
-    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls)
-        .await
-        .context("could not connect to Postgres")?;
+    let (client, connection) =
+        tokio_postgres::connect(dsn, tokio_postgres::NoTls).await.context("could not connect to Postgres")?;
     let connection = tokio::spawn(connection);
     let result = client.batch_execute(sql).await;
     drop(client);

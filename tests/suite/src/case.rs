@@ -96,12 +96,7 @@ impl Case {
 
     pub(crate) async fn reopen(&self) -> Result<()> {
         self.main().close().await;
-        let main = open(
-            self.scratch.open().await?,
-            &self.clock,
-            &self.events,
-            Some(STORE_BYTES),
-        )?;
+        let main = open(self.scratch.open().await?, &self.clock, &self.events, Some(STORE_BYTES))?;
         *self.lock_main() = main;
         Ok(())
     }
@@ -128,10 +123,7 @@ fn open(
     events: &Arc<Events>,
     quota: Option<u64>,
 ) -> Result<Store> {
-    let builder = Store::builder_shared(backend)
-        .name("main")
-        .clock(clock.clone())
-        .events(events.clone());
+    let builder = Store::builder_shared(backend).name("main").clock(clock.clone()).events(events.clone());
     // Cases see expired rows before any sweep, and sweep when they want to.
     let builder = builder.sweep_interval(None);
     let builder = match quota {
@@ -143,18 +135,12 @@ fn open(
 
 impl WasiView for Instance {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl StorageView for Instance {
     fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView {
-            ctx: &mut self.storage,
-            table: &mut self.table,
-        }
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
     }
 }

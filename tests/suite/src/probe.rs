@@ -39,15 +39,13 @@ impl Host for Instance {
     }
 
     async fn reopen(&mut self) -> wasmtime::Result<Result<(), String>> {
-        Ok(
-            match self.case.reopen().await.and_then(|()| self.case.storage()) {
-                Ok(storage) => {
-                    self.storage = storage;
-                    Ok(())
-                }
-                Err(error) => Err(format!("{error:#}")),
-            },
-        )
+        Ok(match self.case.reopen().await.and_then(|()| self.case.storage()) {
+            Ok(storage) => {
+                self.storage = storage;
+                Ok(())
+            }
+            Err(error) => Err(format!("{error:#}")),
+        })
     }
 
     async fn close_from_host(&mut self) -> wasmtime::Result<()> {
@@ -67,11 +65,7 @@ impl Host for Instance {
     async fn events(&mut self) -> wasmtime::Result<Vec<Event>> {
         let event = |event: larder_host::Event| Event {
             name: event.name().to_string(),
-            fields: event
-                .fields()
-                .into_iter()
-                .map(|(name, value)| (name.to_string(), value))
-                .collect(),
+            fields: event.fields().into_iter().map(|(name, value)| (name.to_string(), value)).collect(),
         };
         Ok(self.case.events.take().into_iter().map(event).collect())
     }

@@ -39,12 +39,7 @@ impl Suite {
         larder_host::add_to_linker(&mut linker)?;
         probe::add_to_linker::<Instance, HasSelf<Instance>>(&mut linker, |instance| instance)?;
         let component = SuitePre::new(linker.instantiate_pre(&component)?)?;
-        let mut suite = Self {
-            engine,
-            component,
-            cases: Arc::new([]),
-            planted: Arc::new([]),
-        };
+        let mut suite = Self { engine, component, cases: Arc::new([]), planted: Arc::new([]) };
         let case = Case::new(&suite.engine, &suite.component, &MemoryBench).await?;
         let mut store = case.instance()?;
         let instance = suite.instantiate(&mut store).await?;

@@ -16,56 +16,27 @@ use tokio::runtime::Runtime;
 /// Backends that break a promise, and a case that has to notice.
 const CAUGHT: &[(Defect, &str)] = &[
     (Defect::ForgetsReads, "tx::a_lost_update_is_a_conflict"),
-    (
-        Defect::ForgetsReads,
-        "tx::a_lost_update_is_found_through_every_read",
-    ),
+    (Defect::ForgetsReads, "tx::a_lost_update_is_found_through_every_read"),
     (Defect::ForgetsReads, "tx::write_skew_is_a_conflict"),
     (Defect::ForgetsReads, "tx::write_skew_over_ranges_is_a_conflict"),
     (Defect::ForgetsReads, "tx::a_phantom_insert_is_a_conflict"),
-    (
-        Defect::ForgetsReads,
-        "two_hosts::a_row_changed_by_the_other_host_is_a_conflict",
-    ),
-    (
-        Defect::ForgetsConditions,
-        "cas::put_at_a_wrong_version_is_a_conflict",
-    ),
-    (
-        Defect::ForgetsConditions,
-        "cas::of_many_puts_if_absent_exactly_one_wins",
-    ),
-    (
-        Defect::ShowsExpiredRows,
-        "ttl::an_expired_row_is_gone_for_every_read",
-    ),
+    (Defect::ForgetsReads, "two_hosts::a_row_changed_by_the_other_host_is_a_conflict"),
+    (Defect::ForgetsConditions, "cas::put_at_a_wrong_version_is_a_conflict"),
+    (Defect::ForgetsConditions, "cas::of_many_puts_if_absent_exactly_one_wins"),
+    (Defect::ShowsExpiredRows, "ttl::an_expired_row_is_gone_for_every_read"),
     (Defect::MovingSnapshot, "tx::a_view_shows_one_snapshot"),
-    (
-        Defect::MovingSnapshot,
-        "page::pages_of_one_view_show_one_snapshot",
-    ),
-    (
-        Defect::LosesLastRow,
-        "scan::entries_come_in_order_with_their_values",
-    ),
+    (Defect::MovingSnapshot, "page::pages_of_one_view_show_one_snapshot"),
+    (Defect::LosesLastRow, "scan::entries_come_in_order_with_their_values"),
     (Defect::TearsCommits, "basic::put_many_puts_every_entry"),
-    (
-        Defect::IgnoresReverse,
-        "page::reverse_goes_from_the_last_key_to_the_first",
-    ),
+    (Defect::IgnoresReverse, "page::reverse_goes_from_the_last_key_to_the_first"),
     (Defect::KeepsDeletedRows, "basic::a_deleted_row_is_gone"),
-    (
-        Defect::HostsApart,
-        "two_hosts::a_commit_of_one_host_is_seen_by_the_other",
-    ),
+    (Defect::HostsApart, "two_hosts::a_commit_of_one_host_is_seen_by_the_other"),
 ];
 
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
-    let suite = runtime
-        .block_on(Suite::load())
-        .expect("the suite can't be loaded");
+    let suite = runtime.block_on(Suite::load()).expect("the suite can't be loaded");
     let mut trials = self_check(&runtime, &suite);
     trials.extend(cases(&runtime, &suite, "memory", Ok(Arc::new(MemoryBench))));
     trials.extend(cases(
@@ -78,13 +49,9 @@ fn main() {
         (None, Err("only listed".to_string()))
     } else {
         match postgres_server::server_or_url() {
-            Ok((server, dsn)) => (
-                server,
-                Ok(Arc::new(PostgresBench {
-                    dsn,
-                    drivers: drivers(),
-                }) as Arc<dyn Bench>),
-            ),
+            Ok((server, dsn)) => {
+                (server, Ok(Arc::new(PostgresBench { dsn, drivers: drivers() }) as Arc<dyn Bench>))
+            }
             Err(error) => (None, Err(format!("{error:#}"))),
         }
     };
@@ -111,30 +78,22 @@ fn cases(
 fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
     let planted = suite.planted().iter().map(|name| {
         let (suite, case) = (suite.clone(), name.clone());
-        harness::trial(
-            runtime,
-            format!("self_check::{name}_is_seen_failing"),
-            || async move {
-                match suite.run(&case, &MemoryBench).await {
-                    Ok(()) => Err(format!("{case} passed, and is wrong on purpose")),
-                    Err(_) => Ok(()),
-                }
-            },
-        )
+        harness::trial(runtime, format!("self_check::{name}_is_seen_failing"), || async move {
+            match suite.run(&case, &MemoryBench).await {
+                Ok(()) => Err(format!("{case} passed, and is wrong on purpose")),
+                Err(_) => Ok(()),
+            }
+        })
     });
     let caught = CAUGHT.iter().map(|(defect, case)| {
         let suite = suite.clone();
-        harness::trial(
-            runtime,
-            format!("self_check::{defect:?}_is_caught_by_{case}"),
-            move || async move {
-                suite.run(case, &MemoryBench).await?;
-                match suite.run(case, &BrokenBench(*defect)).await {
-                    Ok(()) => Err(format!("{case} passed on a backend with the defect {defect:?}")),
-                    Err(_) => Ok(()),
-                }
-            },
-        )
+        harness::trial(runtime, format!("self_check::{defect:?}_is_caught_by_{case}"), move || async move {
+            suite.run(case, &MemoryBench).await?;
+            match suite.run(case, &BrokenBench(*defect)).await {
+                Ok(()) => Err(format!("{case} passed on a backend with the defect {defect:?}")),
+                Err(_) => Ok(()),
+            }
+        })
     });
     let count = suite.cases().len();
     let enough = harness::trial(runtime, "self_check::the_suite_lists_its_cases_once", {
@@ -142,11 +101,7 @@ fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
         move || async move {
             names.sort();
             names.dedup();
-            if names.len() == count && count >= 90 {
-                Ok(())
-            } else {
-                Err(format!("{count} cases"))
-            }
+            if names.len() == count && count >= 90 { Ok(()) } else { Err(format!("{count} cases")) }
         }
     });
     planted.chain(caught).chain([enough]).collect()

@@ -40,22 +40,15 @@ const DEFECTS: [Defect; 8] = [
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
-    let schedules = harness::trial(
-        &runtime,
-        "memory_and_sqlite_answer_overlapping_transactions_alike",
-        || async {
+    let schedules =
+        harness::trial(&runtime, "memory_and_sqlite_answer_overlapping_transactions_alike", || async {
             let sqlite = SqliteBench::in_temporary_folder(drivers());
             for seed in 0..SCHEDULES {
                 compare(seed, &MemoryBench, &sqlite, 4).await?;
             }
             Ok(())
-        },
-    );
-    let postgres = if arguments.list {
-        Err("only listed".to_string())
-    } else {
-        start_postgres()
-    };
+        });
+    let postgres = if arguments.list { Err("only listed".to_string()) } else { start_postgres() };
     let (server, postgres) = match postgres {
         Ok((server, bench)) => (server, Ok(bench)),
         Err(error) => (None, Err(error)),
@@ -76,10 +69,7 @@ fn main() {
         let name = format!("a_backend_that_{defect:?}_is_told_apart");
         harness::trial(&runtime, name, move || async move {
             for seed in 0..SCHEDULES {
-                if compare(seed, &MemoryBench, &BrokenBench(defect), 4)
-                    .await
-                    .is_err()
-                {
+                if compare(seed, &MemoryBench, &BrokenBench(defect), 4).await.is_err() {
                     return Ok(());
                 }
             }
@@ -91,13 +81,7 @@ fn main() {
 
 fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {
     let (server, dsn) = postgres_server::server_or_url().map_err(|error| format!("{error:#}"))?;
-    Ok((
-        server,
-        PostgresBench {
-            dsn,
-            drivers: drivers(),
-        },
-    ))
+    Ok((server, PostgresBench { dsn, drivers: drivers() }))
 }
 
 /// A store that is driven by a script, and the versions that it gave to rows.
@@ -118,10 +102,7 @@ impl Driven {
         let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
         let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
         let clock = Arc::new(MovableClock::default());
-        let store = Store::builder_shared(backend)
-            .clock(clock.clone())
-            .sweep_interval(None)
-            .build();
+        let store = Store::builder_shared(backend).clock(clock.clone()).sweep_interval(None).build();
         let store = store.map_err(|error| error.to_string())?;
         let limits = Limits {
             value_bytes: 40,
@@ -163,11 +144,7 @@ impl Driven {
             return "no such place".to_string();
         };
         let Some(transaction) = slot else {
-            let mode = if random.u8(..) < 60 {
-                Mode::View
-            } else {
-                Mode::Update
-            };
+            let mode = if random.u8(..) < 60 { Mode::View } else { Mode::Update };
             *slot = self.handle.begin(mode).ok();
             return format!("begin {mode:?}");
         };
@@ -179,8 +156,7 @@ impl Driven {
             };
         }
         let call = Call::random(random);
-        call.make(transaction, &mut self.seen, self.compares_versions, random)
-            .await
+        call.make(transaction, &mut self.seen, self.compares_versions, random).await
     }
 
     fn version(&self, outcome: Result<Version, Error>) -> String {
@@ -208,16 +184,8 @@ struct Call {
 
 impl Call {
     fn random(random: &mut Rng) -> Self {
-        let namespace = ["", "n", "n\0"]
-            .get(random.usize(..3))
-            .copied()
-            .unwrap_or_default()
-            .to_string();
-        Self {
-            namespace,
-            key: key(random),
-            kind: random.u8(..13),
-        }
+        let namespace = ["", "n", "n\0"].get(random.usize(..3)).copied().unwrap_or_default().to_string();
+        Self { namespace, key: key(random), kind: random.u8(..13) }
     }
 
     async fn make(
@@ -239,31 +207,17 @@ impl Call {
                 if let Ok(found) = &found {
                     *seen = found.as_ref().map_or(Version(0), |(_, version)| *version);
                 }
-                if versions {
-                    shown(found)
-                } else {
-                    shown(found.map(|found| found.map(|(value, _)| value)))
-                }
+                if versions { shown(found) } else { shown(found.map(|found| found.map(|(value, _)| value))) }
             }
             4 => shown(tx.put(namespace, key, value(random))),
             5 => {
                 let ttl_millis = random.bool().then(|| random.u64(1..60_000));
                 let if_version = random.bool().then_some(*seen);
-                shown(tx.put_with(
-                    namespace,
-                    key,
-                    value(random),
-                    PutOptions {
-                        ttl_millis,
-                        if_version,
-                    },
-                ))
+                shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_millis, if_version }))
             }
             6 => {
-                let entries = (0..random.usize(..5)).map(|_| Entry {
-                    key: self::key(random),
-                    value: value(random),
-                });
+                let entries =
+                    (0..random.usize(..5)).map(|_| Entry { key: self::key(random), value: value(random) });
                 shown(tx.put_many(namespace, entries.collect()))
             }
             7 => shown(tx.delete(namespace, key)),
@@ -295,9 +249,7 @@ async fn pages(tx: &mut Transaction, namespace: String, range: Range) -> String 
 
 fn key(random: &mut Rng) -> String {
     let characters = ['a', 'b', 'A', '%', '\0', 'ä', '\u{ffff}', '\u{10000}'];
-    (0..random.usize(..3))
-        .map(|_| *random.choice(&characters).unwrap_or(&'a'))
-        .collect()
+    (0..random.usize(..3)).map(|_| *random.choice(&characters).unwrap_or(&'a')).collect()
 }
 
 fn prefix(random: &mut Rng) -> String {
@@ -344,9 +296,7 @@ async fn compare(
         let same = other.step(&mut random_other).await;
         if answer != same {
             let before = said.join("\n");
-            return Err(format!(
-                "seed {seed}, call {call}: {answer} and {same}, after\n{before}"
-            ));
+            return Err(format!("seed {seed}, call {call}: {answer} and {same}, after\n{before}"));
         }
         said.push(answer);
     }

@@ -23,19 +23,13 @@ struct Instance {
 
 impl WasiView for Instance {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl StorageView for Instance {
     fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView {
-            ctx: &mut self.storage,
-            table: &mut self.table,
-        }
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
     }
 }
 
@@ -70,23 +64,12 @@ const EPOCHS: u64 = 3_000;
 fn guest(program: &'static str, arguments: &[&str], storage: StorageCtx) -> Guest {
     let output = MemoryOutputPipe::new(1 << 20);
     let mut wasi = WasiCtx::builder();
-    wasi.stdout(output.clone())
-        .inherit_stderr()
-        .arg(program)
-        .args(arguments);
-    let instance = Instance {
-        table: ResourceTable::new(),
-        wasi: wasi.build(),
-        storage,
-    };
+    wasi.stdout(output.clone()).inherit_stderr().arg(program).args(arguments);
+    let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
     let mut store = wasmtime::Store::new(&engine(), instance);
     store.set_hostcall_fuel(32 << 20);
     store.set_epoch_deadline(EPOCHS);
-    Guest {
-        store,
-        output,
-        program,
-    }
+    Guest { store, output, program }
 }
 
 impl Guest {
@@ -112,13 +95,8 @@ struct Database {
 
 async fn sqlite() -> Database {
     let folder = tempfile::tempdir().unwrap();
-    let backend = Sqlite::open(folder.path().join("store.db"), SqliteOptions::default())
-        .await
-        .unwrap();
-    Database {
-        store: Store::builder(backend).build().unwrap(),
-        _folder: folder,
-    }
+    let backend = Sqlite::open(folder.path().join("store.db"), SqliteOptions::default()).await.unwrap();
+    Database { store: Store::builder(backend).build().unwrap(), _folder: folder }
 }
 
 fn storage(store: &Store) -> StorageCtx {
@@ -133,14 +111,8 @@ fn handle(store: &Store) -> Handle {
 async fn others_go_on(store: &Store) {
     let handle = handle(store);
     let mut update = handle.begin(Mode::Update).unwrap();
-    assert_eq!(
-        update.get("n".into(), "key".into()).await.unwrap(),
-        None,
-        "a guest's write was kept"
-    );
-    update
-        .put("n".into(), "key".into(), b"another's".to_vec())
-        .unwrap();
+    assert_eq!(update.get("n".into(), "key".into()).await.unwrap(), None, "a guest's write was kept");
+    update.put("n".into(), "key".into(), b"another's".to_vec()).unwrap();
     update.commit().await.unwrap();
 }
 
@@ -158,10 +130,7 @@ async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     others_go_on(&database.store).await;
-    assert!(
-        !running.is_finished(),
-        "the guest had ended before the others went on"
-    );
+    assert!(!running.is_finished(), "the guest had ended before the others went on");
     let (_, outcome) = running.await.unwrap();
     assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&Trap::Interrupt));
 }
@@ -257,12 +226,8 @@ async fn names_that_were_never_granted_open_nothing() {
     let mut forging = guest(larder_artifacts::FORGE, &[], storage(&store));
     forging.run().await.unwrap().unwrap();
     let output = forging.output();
-    let (long, names) = output
-        .lines()
-        .collect::<Vec<_>>()
-        .split_last()
-        .map(|(last, rest)| (*last, rest.to_vec()))
-        .unwrap();
+    let (long, names) =
+        output.lines().collect::<Vec<_>>().split_last().map(|(last, rest)| (*last, rest.to_vec())).unwrap();
     assert_eq!(names.len(), 7);
     for line in names {
         let (name, answer) = line.split_once(": Err").unwrap();
@@ -283,15 +248,8 @@ async fn an_import_that_the_host_lacks_is_an_error_of_the_linker() {
 #[tokio::test]
 async fn a_guest_past_its_deadline_is_told_and_has_written_nothing() {
     let database = sqlite().await;
-    let limits = Limits {
-        transaction_timeout: Duration::from_millis(50),
-        ..Default::default()
-    };
-    let storage = StorageCtx::builder()
-        .limits(limits)
-        .grant("default", &database.store)
-        .build()
-        .unwrap();
+    let limits = Limits { transaction_timeout: Duration::from_millis(50), ..Default::default() };
+    let storage = StorageCtx::builder().limits(limits).grant("default", &database.store).build().unwrap();
     let mut holding = guest(larder_artifacts::HOLD_UPDATE, &["400"], storage);
     holding.run().await.unwrap().unwrap();
     assert_eq!(holding.output(), "holding\ncommitted: Err(Error::TimedOut)\n");
@@ -302,11 +260,7 @@ async fn a_guest_past_its_deadline_is_told_and_has_written_nothing() {
 async fn a_cancelled_call_rolls_back_and_frees_what_it_held() {
     let database = sqlite().await;
     for _ in 0..80 {
-        let mut holding = guest(
-            larder_artifacts::HOLD_UPDATE,
-            &["60000"],
-            storage(&database.store),
-        );
+        let mut holding = guest(larder_artifacts::HOLD_UPDATE, &["60000"], storage(&database.store));
         let output = holding.output.clone();
         let until_held = async {
             while output.contents().is_empty() {

@@ -59,10 +59,7 @@ fn an_empty_value_is_present() -> Outcome {
     put("empty", "")?;
     expect_value(get("empty")?, "")?;
     expect_entries(&scan("")?, &[("empty", "")])?;
-    expect_eq(
-        read(|tx| Ok(tx.get_many(NS, &keys(&["empty"]))?))?,
-        vec![Some(Vec::new())],
-    )
+    expect_eq(read(|tx| Ok(tx.get_many(NS, &keys(&["empty"]))?))?, vec![Some(Vec::new())])
 }
 
 fn one_key_in_two_namespaces_is_two_rows() -> Outcome {
@@ -159,9 +156,8 @@ fn a_namespace_that_only_resembles_a_reserved_one_can_be_written() -> Outcome {
 
 fn eight_workers_write_and_read_at_once() -> Outcome {
     in_parallel("basic::write_and_read_25_rows", 8)?;
-    let mut expected: Vec<_> = (0..8)
-        .flat_map(|worker| (0..25).map(move |row| format!("{worker}/{row:02}")))
-        .collect();
+    let mut expected: Vec<_> =
+        (0..8).flat_map(|worker| (0..25).map(move |row| format!("{worker}/{row:02}"))).collect();
     expected.sort();
     expect_keys(&scan("")?, &expected)
 }

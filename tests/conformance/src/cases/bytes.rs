@@ -64,11 +64,7 @@ fn names_hold_what_other_languages_quote() -> Outcome {
 fn each_name_is_a_row_of_its_own(names: &[&str]) -> Outcome {
     let value = |ns: &str, key: &str| format!("{ns:?} / {key:?}");
     for ns in names {
-        write(|tx| {
-            names
-                .iter()
-                .try_for_each(|key| Ok(tx.put(ns, key, value(ns, key).as_bytes())?))
-        })?;
+        write(|tx| names.iter().try_for_each(|key| Ok(tx.put(ns, key, value(ns, key).as_bytes())?)))?;
     }
     let mut sorted = names.to_vec();
     sorted.sort_unstable();
@@ -129,10 +125,7 @@ fn an_empty_namespace_and_an_empty_key_are_names() -> Outcome {
     })?;
     read(|tx| {
         expect_value(tx.get("", "")?, "both empty")?;
-        expect_entries(
-            &tx.scan("", "")?,
-            &[("", "both empty"), ("key", "namespace empty")],
-        )?;
+        expect_entries(&tx.scan("", "")?, &[("", "both empty"), ("key", "namespace empty")])?;
         expect_entries(&tx.scan(NS, "")?, &[("", "key empty")])
     })?;
     write(|tx| Ok(tx.delete("", "")?))?;

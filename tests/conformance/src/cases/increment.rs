@@ -183,13 +183,9 @@ fn the_bounds_are_counters() -> Outcome {
 }
 
 fn a_sum_out_of_bounds_fails_the_commit() -> Outcome {
-    for (stored, delta) in [
-        (i64::MAX, 1),
-        (i64::MIN, -1),
-        (1, i64::MAX),
-        (-1, i64::MIN),
-        (i64::MIN, i64::MIN),
-    ] {
+    for (stored, delta) in
+        [(i64::MAX, 1), (i64::MIN, -1), (1, i64::MAX), (-1, i64::MIN), (i64::MIN, i64::MIN)]
+    {
         put("count", stored.to_string())?;
         let store = main()?;
         let tx = update(&store)?;

@@ -327,25 +327,10 @@ fn errors_of_arguments_come_before_read_only_and_access_denied() -> Outcome {
     let store = main()?;
     let (view, update) = (view(&store)?, update(&store)?);
     for (tx, ns) in [(&view, NS), (&view, "__reserved"), (&update, "__reserved")] {
-        expect_limit(
-            tx.put(ns, &long, b""),
-            LimitKind::KeyBytes,
-            limits.key_bytes,
-            limits.key_bytes + 1,
-        )?;
+        expect_limit(tx.put(ns, &long, b""), LimitKind::KeyBytes, limits.key_bytes, limits.key_bytes + 1)?;
         let got = tx.put(ns, "a", &large);
-        expect_limit(
-            got,
-            LimitKind::ValueBytes,
-            limits.value_bytes,
-            limits.value_bytes + 1,
-        )?;
-        expect_limit(
-            tx.delete(ns, &long),
-            LimitKind::KeyBytes,
-            limits.key_bytes,
-            limits.key_bytes + 1,
-        )?;
+        expect_limit(got, LimitKind::ValueBytes, limits.value_bytes, limits.value_bytes + 1)?;
+        expect_limit(tx.delete(ns, &long), LimitKind::KeyBytes, limits.key_bytes, limits.key_bytes + 1)?;
         expect_limit(
             tx.increment(ns, &long, 1),
             LimitKind::KeyBytes,

@@ -40,10 +40,7 @@ fn calls(tx: &Tx, ns: &str, key: &str) -> Vec<Result<(), Error>> {
         tx.scan(ns, key).map(drop),
         tx.scan_page(ns, &range(key), None).map(drop),
     ];
-    reads
-        .into_iter()
-        .chain(write_calls(tx, ns, key).map(|(_, got)| got))
-        .collect()
+    reads.into_iter().chain(write_calls(tx, ns, key).map(|(_, got)| got)).collect()
 }
 
 fn a_namespace_at_the_bound_passes() -> Outcome {
@@ -89,15 +86,7 @@ fn a_value_at_the_bound_passes() -> Outcome {
     let value = vec![7; limits().value_bytes as usize];
     put("by put", &value)?;
     write(|tx| Ok(tx.put_with(NS, "by put-with", &value, ttl(60_000))?))?;
-    write(|tx| {
-        Ok(tx.put_many(
-            NS,
-            &[Entry {
-                key: "by put-many".to_string(),
-                value: value.clone(),
-            }],
-        )?)
-    })?;
+    write(|tx| Ok(tx.put_many(NS, &[Entry { key: "by put-many".to_string(), value: value.clone() }])?))?;
     for key in ["by put", "by put-with", "by put-many"] {
         expect_value(get(key)?, &value)?;
     }
@@ -109,13 +98,7 @@ fn a_value_past_the_bound_is_refused() -> Outcome {
     let value = vec![7; max as usize + 1];
     write(|tx| {
         tx.put(NS, "before", b"1")?;
-        let entries = [
-            entry("beside", ""),
-            Entry {
-                key: "large".to_string(),
-                value: value.clone(),
-            },
-        ];
+        let entries = [entry("beside", ""), Entry { key: "large".to_string(), value: value.clone() }];
         for got in [
             tx.put(NS, "large", &value),
             tx.put_with(NS, "large", &value, ttl(60_000)),
@@ -134,12 +117,7 @@ fn bounds_count_bytes_and_not_characters() -> Outcome {
     let key = "\u{e9}".repeat(limits.key_bytes as usize / 2 + 1);
     write(|tx| {
         let got = tx.put(&ns, "key", b"");
-        expect_limit(
-            got,
-            LimitKind::NamespaceBytes,
-            limits.namespace_bytes,
-            ns.len() as u64,
-        )?;
+        expect_limit(got, LimitKind::NamespaceBytes, limits.namespace_bytes, ns.len() as u64)?;
         let got = tx.put(NS, &key, b"");
         expect_limit(got, LimitKind::KeyBytes, limits.key_bytes, key.len() as u64)
     })?;
@@ -192,10 +170,7 @@ fn get_many_of_too_many_keys_is_refused() -> Outcome {
     let at_the_bound = vec!["a".to_string(); max as usize];
     let past_the_bound = vec!["a".to_string(); max as usize + 1];
     read(|tx| {
-        expect_eq(
-            tx.get_many(NS, &at_the_bound)?,
-            vec![Some(b"1".to_vec()); max as usize],
-        )?;
+        expect_eq(tx.get_many(NS, &at_the_bound)?, vec![Some(b"1".to_vec()); max as usize])?;
         let got = tx.get_many(NS, &past_the_bound);
         expect_limit(got, LimitKind::TransactionMutations, max, max + 1)
     })
@@ -203,9 +178,7 @@ fn get_many_of_too_many_keys_is_refused() -> Outcome {
 
 /// Stages rows of exactly so many bytes.
 fn stage_bytes(tx: &Tx, prefix: &str, bytes: u64) -> Outcome {
-    rows_of_size(NS, prefix, bytes)
-        .iter()
-        .try_for_each(|(key, value)| Ok(tx.put(NS, key, value)?))
+    rows_of_size(NS, prefix, bytes).iter().try_for_each(|(key, value)| Ok(tx.put(NS, key, value)?))
 }
 
 fn a_transaction_at_the_bound_of_bytes_commits() -> Outcome {
@@ -219,11 +192,7 @@ fn a_transaction_past_the_bound_of_bytes_keeps_what_it_staged() -> Outcome {
     write(|tx| {
         stage_bytes(tx, "row", max)?;
         expect_limit_passed(tx.put(NS, "z", b"z"), LimitKind::TransactionBytes, max)?;
-        expect_limit_passed(
-            tx.put_with(NS, "z", b"", ttl(60_000)),
-            LimitKind::TransactionBytes,
-            max,
-        )?;
+        expect_limit_passed(tx.put_with(NS, "z", b"", ttl(60_000)), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.delete(NS, "z"), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.increment(NS, "z", 1), LimitKind::TransactionBytes, max)
     })?;
@@ -233,10 +202,8 @@ fn a_transaction_past_the_bound_of_bytes_keeps_what_it_staged() -> Outcome {
 
 fn put_many_past_the_bound_of_bytes_stages_nothing() -> Outcome {
     let max = limits().transaction_bytes;
-    let entries: Vec<_> = rows_of_size(NS, "row", max)
-        .into_iter()
-        .map(|(key, value)| Entry { key, value })
-        .collect();
+    let entries: Vec<_> =
+        rows_of_size(NS, "row", max).into_iter().map(|(key, value)| Entry { key, value }).collect();
     write(|tx| {
         tx.put(NS, "a", b"1")?;
         expect_limit_passed(tx.put_many(NS, &entries), LimitKind::TransactionBytes, max)?;
@@ -263,9 +230,7 @@ fn reads_at_most() -> (u64, impl Fn(u64) -> String) {
     let limits = limits();
     let key_bytes = limits.key_bytes as usize;
     let cost = NS.len() as u64 + limits.key_bytes + 64;
-    (limits.transaction_bytes / cost, move |number| {
-        format!("{number:0key_bytes$}")
-    })
+    (limits.transaction_bytes / cost, move |number| format!("{number:0key_bytes$}"))
 }
 
 fn reads_of_an_update_count_for_transaction_bytes() -> Outcome {
@@ -276,11 +241,7 @@ fn reads_of_an_update_count_for_transaction_bytes() -> Outcome {
             expect_absent(tx.get(NS, &key(number))?)?;
         }
         expect_limit_passed(tx.get(NS, &key(reads)), LimitKind::TransactionBytes, max)?;
-        expect_limit_passed(
-            tx.get_versioned(NS, &key(reads)),
-            LimitKind::TransactionBytes,
-            max,
-        )?;
+        expect_limit_passed(tx.get_versioned(NS, &key(reads)), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.get_many(NS, &[key(reads)]), LimitKind::TransactionBytes, max)?;
         // What was read before is remembered already.
         expect_absent(tx.get(NS, &key(0))?)
@@ -349,10 +310,7 @@ fn put_many_and_delete_many_past_the_bound_stage_nothing() -> Outcome {
         tx.put(NS, "a", b"1")?;
         expect_limit_passed(tx.put_many(NS, &entries), LimitKind::TransactionMutations, max)?;
         expect_limit_passed(tx.delete_many(NS, &names), LimitKind::TransactionMutations, max)?;
-        expect_entries(
-            &tx.scan(NS, "")?,
-            &[("000000", "000000"), ("000001", "000001"), ("a", "1")],
-        )
+        expect_entries(&tx.scan(NS, "")?, &[("000000", "000000"), ("000001", "000001"), ("a", "1")])
     })?;
     expect_keys(&scan("")?, &["000000", "000001", "a"])
 }
@@ -374,30 +332,18 @@ fn open_transactions_are_bounded() -> Outcome {
     let max = limits().open_transactions;
     let store = main()?;
     let modes = [Mode::View, Mode::Update].into_iter().cycle();
-    let mut open = (0..max)
-        .zip(modes)
-        .map(|(_, mode)| Ok(store.begin(mode)?))
-        .collect::<Outcome<Vec<_>>>()?;
+    let mut open =
+        (0..max).zip(modes).map(|(_, mode)| Ok(store.begin(mode)?)).collect::<Outcome<Vec<_>>>()?;
     for mode in [Mode::View, Mode::Update] {
         expect_limit(store.begin(mode), LimitKind::OpenTransactions, max, max + 1)?;
     }
     let elsewhere = other()?;
-    expect_limit(
-        elsewhere.begin(Mode::View),
-        LimitKind::OpenTransactions,
-        max,
-        max + 1,
-    )?;
+    expect_limit(elsewhere.begin(Mode::View), LimitKind::OpenTransactions, max, max + 1)?;
     let last = open.pop().ok_or_else(|| wrong("no transaction is open"))?;
     last.put(NS, "a", b"1")?;
     Tx::commit(last)?;
     open.push(update(&store)?);
-    expect_limit(
-        store.begin(Mode::Update),
-        LimitKind::OpenTransactions,
-        max,
-        max + 1,
-    )?;
+    expect_limit(store.begin(Mode::Update), LimitKind::OpenTransactions, max, max + 1)?;
     drop(open.pop());
     open.push(update(&store)?);
     if let Some(last) = open.pop() {
@@ -427,11 +373,7 @@ fn stored_bytes() -> Outcome<u64> {
         let (mut bytes, mut after) = (0, None);
         loop {
             let page = tx.scan_page(NS, &range(""), after.as_deref())?;
-            bytes += page
-                .entries
-                .iter()
-                .map(|row| NS.len() + row.key.len() + row.value.len())
-                .sum::<usize>();
+            bytes += page.entries.iter().map(|row| NS.len() + row.key.len() + row.value.len()).sum::<usize>();
             match page.next {
                 Some(next) => after = Some(next),
                 None => return Ok(bytes as u64),
@@ -443,10 +385,7 @@ fn stored_bytes() -> Outcome<u64> {
 /// Fills the store up to its bound, in as few transactions as may do it.
 fn fill_store(put: fn(&Tx, &str, &[u8]) -> Result<(), Error>) -> Outcome {
     let limits = limits();
-    for (number, share) in shares(limits.store_bytes, limits.transaction_bytes)
-        .into_iter()
-        .enumerate()
-    {
+    for (number, share) in shares(limits.store_bytes, limits.transaction_bytes).into_iter().enumerate() {
         let rows = rows_of_size(NS, &format!("{number:03}/"), share);
         write(|tx| rows.iter().try_for_each(|(key, value)| Ok(put(tx, key, value)?)))?;
     }
@@ -474,17 +413,7 @@ fn a_store_at_the_bound_takes_no_byte_more() -> Outcome {
 fn replaced_and_deleted_rows_give_their_bytes_back() -> Outcome {
     let max = limits().store_bytes;
     fill_store(|tx, key, value| tx.put(NS, key, value))?;
-    let first = read(|tx| {
-        Ok(tx.scan_page(
-            NS,
-            &Range {
-                limit: Some(2),
-                ..range("")
-            },
-            None,
-        )?)
-    })?
-    .entries;
+    let first = read(|tx| Ok(tx.scan_page(NS, &Range { limit: Some(2), ..range("") }, None)?))?.entries;
     let [replaced, deleted] = first.as_slice() else {
         return Err(wrong("expected two rows"));
     };

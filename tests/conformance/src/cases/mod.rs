@@ -47,11 +47,5 @@ pub(crate) const GROUPS: &[&[Case]] = &[
 pub(crate) const PLANTED: &[Case] = planted::CASES;
 
 /// The workers of all groups.
-pub(crate) const WORKERS: &[&[Worker]] = &[
-    basic::WORKERS,
-    tx::WORKERS,
-    cas::WORKERS,
-    increment::WORKERS,
-    two_hosts::WORKERS,
-    planted::WORKERS,
-];
+pub(crate) const WORKERS: &[&[Worker]] =
+    &[basic::WORKERS, tx::WORKERS, cas::WORKERS, increment::WORKERS, two_hosts::WORKERS, planted::WORKERS];

@@ -54,34 +54,21 @@ fn page(range: &Range, after: Option<&str>) -> Outcome<Page> {
 /// The cursor of a page that is not the last.
 #[track_caller]
 fn next_of(page: &Page) -> Outcome<String> {
-    page.next
-        .clone()
-        .ok_or_else(|| wrong("expected a further page, got none"))
+    page.next.clone().ok_or_else(|| wrong("expected a further page, got none"))
 }
 
 fn limited(prefix: &str, limit: u32) -> Range {
-    Range {
-        limit: Some(limit),
-        ..range(prefix)
-    }
+    Range { limit: Some(limit), ..range(prefix) }
 }
 
 fn between(prefix: &str, start: &str, end: &str) -> Range {
-    Range {
-        start: Some(start.to_string()),
-        end: Some(end.to_string()),
-        ..range(prefix)
-    }
+    Range { start: Some(start.to_string()), end: Some(end.to_string()), ..range(prefix) }
 }
 
 /// Commits the rows `row00`, `row01`, …
 fn put_rows(count: u32) -> Outcome<Vec<String>> {
     let names: Vec<_> = (0..count).map(|number| format!("row{number:02}")).collect();
-    write(|tx| {
-        names
-            .iter()
-            .try_for_each(|name| Ok(tx.put(NS, name, name.as_bytes())?))
-    })?;
+    write(|tx| names.iter().try_for_each(|name| Ok(tx.put(NS, name, name.as_bytes())?)))?;
     Ok(names)
 }
 
@@ -133,18 +120,9 @@ fn pages_give_every_entry_once_and_in_order() -> Outcome {
 
 fn reverse_goes_from_the_last_key_to_the_first() -> Outcome {
     put_keys(&["a", "b1", "b2", "b3", "c"])?;
-    let reversed = Range {
-        reverse: true,
-        ..range("b")
-    };
-    expect_entries(
-        &page(&reversed, None)?.entries,
-        &[("b3", "b3"), ("b2", "b2"), ("b1", "b1")],
-    )?;
-    let bounded = Range {
-        reverse: true,
-        ..between("", "b1", "b3")
-    };
+    let reversed = Range { reverse: true, ..range("b") };
+    expect_entries(&page(&reversed, None)?.entries, &[("b3", "b3"), ("b2", "b2"), ("b1", "b1")])?;
+    let bounded = Range { reverse: true, ..between("", "b1", "b3") };
     expect_keys(&page(&bounded, None)?.entries, &["b2", "b1"])
 }
 
@@ -152,10 +130,7 @@ fn reverse_pages_give_every_entry_once() -> Outcome {
     let mut names = put_rows(23)?;
     names.reverse();
     for limit in [1, 4, 23] {
-        let reversed = Range {
-            reverse: true,
-            ..limited("", limit)
-        };
+        let reversed = Range { reverse: true, ..limited("", limit) };
         expect_keys(&read(|tx| all_pages(tx, &reversed))?, &names)?;
     }
     Ok(())
@@ -164,26 +139,16 @@ fn reverse_pages_give_every_entry_once() -> Outcome {
 fn start_is_included_and_end_is_not() -> Outcome {
     put_keys(&["a", "b", "b\0", "c", "d"])?;
     expect_keys(&page(&between("", "b", "d"), None)?.entries, &["b", "b\0", "c"])?;
-    let from = Range {
-        start: Some("b\0".to_string()),
-        ..range("")
-    };
+    let from = Range { start: Some("b\0".to_string()), ..range("") };
     expect_keys(&page(&from, None)?.entries, &["b\0", "c", "d"])?;
-    let until = Range {
-        end: Some("b\0".to_string()),
-        ..range("")
-    };
+    let until = Range { end: Some("b\0".to_string()), ..range("") };
     expect_keys(&page(&until, None)?.entries, &["a", "b"])
 }
 
 fn bounds_need_not_be_keys() -> Outcome {
     put_keys(&["aa", "b", "bb", "c"])?;
     expect_keys(&page(&between("", "ab", "bc"), None)?.entries, &["b", "bb"])?;
-    let narrowed = Range {
-        limit: Some(1),
-        reverse: true,
-        ..between("b", "a", "bb")
-    };
+    let narrowed = Range { limit: Some(1), reverse: true, ..between("b", "a", "bb") };
     expect_keys(&page(&narrowed, None)?.entries, &["b"])
 }
 
@@ -191,10 +156,7 @@ fn a_range_that_ends_before_it_starts_is_empty() -> Outcome {
     put_keys(&["a", "b", "c"])?;
     for (start, end) in [("c", "a"), ("b", "b"), ("a", "")] {
         for reverse in [false, true] {
-            let empty = Range {
-                reverse,
-                ..between("", start, end)
-            };
+            let empty = Range { reverse, ..between("", start, end) };
             let found = page(&empty, None)?;
             expect_entries(&found.entries, &[])?;
             expect_eq(found.next, None)?;
@@ -223,13 +185,7 @@ fn bounds_that_miss_the_prefix_leave_nothing() -> Outcome {
 fn an_empty_range_is_an_empty_page() -> Outcome {
     put_keys(&["a", "c"])?;
     for reverse in [false, true] {
-        let found = page(
-            &Range {
-                reverse,
-                ..range("b")
-            },
-            None,
-        )?;
+        let found = page(&Range { reverse, ..range("b") }, None)?;
         expect_entries(&found.entries, &[])?;
         expect_eq(found.next, None)?;
     }
@@ -238,19 +194,12 @@ fn an_empty_range_is_an_empty_page() -> Outcome {
 
 fn keys_only_leaves_values_empty() -> Outcome {
     put_keys(&["a", "b", "c"])?;
-    let names = Range {
-        keys_only: true,
-        limit: Some(2),
-        ..range("")
-    };
+    let names = Range { keys_only: true, limit: Some(2), ..range("") };
     write(|tx| {
         stage_keys(tx, &["aa", "b"])?;
         tx.increment(NS, "count", 3)?;
         let entries = all_pages(tx, &names)?;
-        expect_entries(
-            &entries,
-            &[("a", ""), ("aa", ""), ("b", ""), ("c", ""), ("count", "")],
-        )
+        expect_entries(&entries, &[("a", ""), ("aa", ""), ("b", ""), ("c", ""), ("count", "")])
     })?;
     Ok(())
 }
@@ -262,13 +211,7 @@ fn keys_only_values_do_not_count_for_the_bound() -> Outcome {
     for row in 0..rows {
         put(&format!("{row:02}"), &large)?;
     }
-    let names = page(
-        &Range {
-            keys_only: true,
-            ..range("")
-        },
-        None,
-    )?;
+    let names = page(&Range { keys_only: true, ..range("") }, None)?;
     expect_eq(names.entries.len() as u64, rows)?;
     expect_eq(names.next, None)
 }
@@ -316,10 +259,7 @@ fn the_largest_entry_fits_a_page() -> Outcome {
     put(&key, &value)?;
     let found = page(&range(""), None)?;
     expect_keys(&found.entries, &[key])?;
-    expect_eq(
-        found.entries.into_iter().map(|entry| entry.value.len()).collect(),
-        vec![value.len()],
-    )?;
+    expect_eq(found.entries.into_iter().map(|entry| entry.value.len()).collect(), vec![value.len()])?;
     expect_eq(found.next, None)
 }
 
@@ -371,10 +311,7 @@ fn own_writes_are_on_the_pages() -> Outcome {
         tx.delete_many(NS, &keys(&["b", "d"]))?;
         for limit in 1..=6 {
             expect_keys(&all_pages(tx, &limited("", limit))?, &staged)?;
-            let reversed = Range {
-                reverse: true,
-                ..limited("", limit)
-            };
+            let reversed = Range { reverse: true, ..limited("", limit) };
             let mut entries = all_pages(tx, &reversed)?;
             entries.reverse();
             expect_keys(&entries, &staged)?;
@@ -401,14 +338,7 @@ fn own_writes_between_pages_are_seen_ahead_of_the_cursor() -> Outcome {
 
 fn an_after_that_is_no_cursor_is_refused() -> Outcome {
     put_keys(&["a", "b", "c"])?;
-    let mut garbage = keys(&[
-        "",
-        "a",
-        "garbage",
-        "0000000000000000a",
-        "\0",
-        "\u{1f980}\u{1f980}\u{1f980}",
-    ]);
+    let mut garbage = keys(&["", "a", "garbage", "0000000000000000a", "\0", "\u{1f980}\u{1f980}\u{1f980}"]);
     let next = next_of(&page(&limited("", 1), None)?)?;
     garbage.push(format!(" {next}"));
     read(|tx| {
@@ -426,18 +356,9 @@ fn an_after_of_another_range_is_refused() -> Outcome {
     let others = [
         limited("", 1),
         limited("k1", 1),
-        Range {
-            reverse: true,
-            ..one.clone()
-        },
-        Range {
-            start: Some("k1".to_string()),
-            ..one.clone()
-        },
-        Range {
-            end: Some("k3".to_string()),
-            ..one.clone()
-        },
+        Range { reverse: true, ..one.clone() },
+        Range { start: Some("k1".to_string()), ..one.clone() },
+        Range { end: Some("k3".to_string()), ..one.clone() },
     ];
     read(|tx| {
         for other in &others {
@@ -452,14 +373,8 @@ fn an_overlong_bound_is_refused() -> Outcome {
     let long = "k".repeat(max as usize + 1);
     let overlong = [
         range(&long),
-        Range {
-            start: Some(long.clone()),
-            ..range("")
-        },
-        Range {
-            end: Some(long.clone()),
-            ..range("")
-        },
+        Range { start: Some(long.clone()), ..range("") },
+        Range { end: Some(long.clone()), ..range("") },
     ];
     write(|tx| {
         for range in &overlong {

@@ -30,10 +30,7 @@ fn entries_come_in_order_with_their_values() -> Outcome {
     for (key, value) in [("task:c", "3"), ("obs:x", "9"), ("task:a", "1"), ("task:b", "2")] {
         put(key, value)?;
     }
-    expect_entries(
-        &scan("task:")?,
-        &[("task:a", "1"), ("task:b", "2"), ("task:c", "3")],
-    )?;
+    expect_entries(&scan("task:")?, &[("task:a", "1"), ("task:b", "2"), ("task:c", "3")])?;
     expect_keys(&scan("")?, &["obs:x", "task:a", "task:b", "task:c"])
 }
 
@@ -75,9 +72,7 @@ fn wildcards_are_literal() -> Outcome {
     let wildcards = ["%", "_", "\\", "*", "?", "[", "]", ".", "^", "$", "#", "+"];
     write(|tx| {
         stage_keys(tx, &["axb", "ab", "a"])?;
-        wildcards
-            .iter()
-            .try_for_each(|wildcard| Ok(tx.put(NS, &format!("a{wildcard}b"), b"")?))
+        wildcards.iter().try_for_each(|wildcard| Ok(tx.put(NS, &format!("a{wildcard}b"), b"")?))
     })?;
     for wildcard in wildcards {
         expect_keys(&scan(&format!("a{wildcard}"))?, &[format!("a{wildcard}b")])?;
@@ -146,32 +141,15 @@ fn order_is_by_bytes() -> Outcome {
 }
 
 fn a_prefix_may_end_in_the_last_character() -> Outcome {
-    put_keys(&[
-        "a\u{10fffe}",
-        "a\u{10ffff}",
-        "a\u{10ffff}b",
-        "b",
-        "\u{10ffff}",
-        "\u{10ffff}\u{10ffff}",
-    ])?;
+    put_keys(&["a\u{10fffe}", "a\u{10ffff}", "a\u{10ffff}b", "b", "\u{10ffff}", "\u{10ffff}\u{10ffff}"])?;
     expect_keys(&scan("a\u{10ffff}")?, &["a\u{10ffff}", "a\u{10ffff}b"])?;
     expect_keys(&scan("\u{10ffff}")?, &["\u{10ffff}", "\u{10ffff}\u{10ffff}"])?;
     expect_keys(&scan("\u{10ffff}\u{10ffff}")?, &["\u{10ffff}\u{10ffff}"])
 }
 
 fn a_prefix_may_end_in_the_last_one_byte_character() -> Outcome {
-    put_keys(&[
-        "a~",
-        "a\u{7f}",
-        "a\u{7f}\u{7f}",
-        "a\u{7f}\u{10ffff}",
-        "a\u{80}",
-        "b",
-    ])?;
-    expect_keys(
-        &scan("a\u{7f}")?,
-        &["a\u{7f}", "a\u{7f}\u{7f}", "a\u{7f}\u{10ffff}"],
-    )
+    put_keys(&["a~", "a\u{7f}", "a\u{7f}\u{7f}", "a\u{7f}\u{10ffff}", "a\u{80}", "b"])?;
+    expect_keys(&scan("a\u{7f}")?, &["a\u{7f}", "a\u{7f}\u{7f}", "a\u{7f}\u{10ffff}"])
 }
 
 fn characters_that_share_bytes_are_apart() -> Outcome {
@@ -183,14 +161,7 @@ fn characters_that_share_bytes_are_apart() -> Outcome {
 
 fn a_prefix_of_100_kb_is_refused() -> Outcome {
     let prefix = "a".repeat(100_000);
-    read(|tx| {
-        expect_limit(
-            tx.scan(NS, &prefix),
-            LimitKind::KeyBytes,
-            limits().key_bytes,
-            100_000,
-        )
-    })
+    read(|tx| expect_limit(tx.scan(NS, &prefix), LimitKind::KeyBytes, limits().key_bytes, 100_000))
 }
 
 fn own_puts_are_merged_in() -> Outcome {
@@ -246,10 +217,7 @@ fn put_result_of(bytes: u64) -> Outcome {
 fn a_result_at_the_bound_passes() -> Outcome {
     let max = limits().result_bytes;
     put_result_of(max)?;
-    let bytes: usize = scan("")?
-        .iter()
-        .map(|entry| entry.key.len() + entry.value.len())
-        .sum();
+    let bytes: usize = scan("")?.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
     expect_eq(bytes as u64, max)
 }
 
@@ -272,10 +240,7 @@ fn own_writes_count_for_the_bound() -> Outcome {
         tx.delete(NS, "a")?;
         tx.delete(NS, "row000")?;
         tx.put(NS, "b", b"fits again")?;
-        expect_value(
-            tx.scan(NS, "")?.into_iter().next().map(|first| first.value),
-            "fits again",
-        )
+        expect_value(tx.scan(NS, "")?.into_iter().next().map(|first| first.value), "fits again")
     })?;
     Ok(())
 }

@@ -53,25 +53,15 @@ fn an_expired_row_is_gone_for_every_read() -> Outcome {
         let store = main()?;
         let tx = store.begin(mode)?;
         expect_absent(tx.get(NS, "b")?)?;
-        expect_eq(
-            tx.get_many(NS, &keys(&["b", "a"]))?,
-            vec![None, Some(b"a".to_vec())],
-        )?;
+        expect_eq(tx.get_many(NS, &keys(&["b", "a"]))?, vec![None, Some(b"a".to_vec())])?;
         expect_eq(tx.get_versioned(NS, "b")?, None)?;
         expect_keys(&tx.scan(NS, "")?, &["a", "c"])?;
         expect_entries(&tx.scan(NS, "b")?, &[])?;
-        let two = Range {
-            limit: Some(2),
-            ..range("")
-        };
+        let two = Range { limit: Some(2), ..range("") };
         let page = tx.scan_page(NS, &two, None)?;
         expect_keys(&page.entries, &["a", "c"])?;
         expect_eq(page.next, None)?;
-        let reversed = Range {
-            reverse: true,
-            keys_only: true,
-            ..range("")
-        };
+        let reversed = Range { reverse: true, keys_only: true, ..range("") };
         expect_keys(&tx.scan_page(NS, &reversed, None)?.entries, &["c", "a"])?;
     }
     Ok(())
@@ -107,10 +97,7 @@ fn a_put_without_a_time_to_live_makes_the_row_permanent() -> Outcome {
     }
     put("by put", "2")?;
     write(|tx| Ok(tx.put_many(NS, &[entry("by put-many", "2")])?))?;
-    let no_options = PutOptions {
-        ttl_ms: None,
-        if_version: None,
-    };
+    let no_options = PutOptions { ttl_ms: None, if_version: None };
     write(|tx| Ok(tx.put_with(NS, "by put-with", b"2", no_options)?))?;
     write(|tx| {
         tx.put_with(NS, "in one transaction", b"1", ttl(5 * SECOND))?;
@@ -119,12 +106,7 @@ fn a_put_without_a_time_to_live_makes_the_row_permanent() -> Outcome {
     probe::advance_clock(10 * SECOND);
     expect_entries(
         &scan("")?,
-        &[
-            ("by put", "2"),
-            ("by put-many", "2"),
-            ("by put-with", "2"),
-            ("in one transaction", "2"),
-        ],
+        &[("by put", "2"), ("by put-many", "2"), ("by put-with", "2"), ("in one transaction", "2")],
     )
 }
 

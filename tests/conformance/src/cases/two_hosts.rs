@@ -114,11 +114,7 @@ fn a_snapshot_is_stable_while_the_other_host_commits() -> Outcome {
 fn versions_grow_from_host_to_host() -> Outcome {
     let mut last = 0;
     for round in 0..6 {
-        let next = if round % 2 == 0 {
-            put("a", "here")?
-        } else {
-            put_elsewhere("a", "elsewhere")?
-        };
+        let next = if round % 2 == 0 { put("a", "here")? } else { put_elsewhere("a", "elsewhere")? };
         expect(next > last, format!("{next} is larger than {last}"))?;
         expect_eq(version("a")?, next)?;
         last = next;
@@ -174,9 +170,7 @@ fn add_one_in_turns(worker: u32) -> Outcome {
     let store = host_of(worker)?;
     retrying_in_a_crowd(|| {
         write_in(&store, |tx| {
-            let mut sum = tx
-                .get(NS, "sum")?
-                .ok_or_else(|| wrong("expected a sum, got none"))?;
+            let mut sum = tx.get(NS, "sum")?.ok_or_else(|| wrong("expected a sum, got none"))?;
             sum.push(b'x');
             Ok(tx.put(NS, "sum", &sum)?)
         })

@@ -87,9 +87,8 @@ fn writes_are_unseen_before_the_commit() -> Outcome {
 
 fn many_transactions_are_open_at_once() -> Outcome {
     let store = main()?;
-    let names: Vec<_> = (0..limits().open_transactions.min(100))
-        .map(|number| format!("{number:03}"))
-        .collect();
+    let names: Vec<_> =
+        (0..limits().open_transactions.min(100)).map(|number| format!("{number:03}")).collect();
     let open: Vec<_> = names.iter().map(|_| update(&store)).collect::<Outcome<_>>()?;
     for (tx, name) in open.iter().zip(&names) {
         tx.put(NS, name, name.as_bytes())?;
@@ -241,10 +240,7 @@ fn blind_writes_never_conflict() -> Outcome {
     for tx in open {
         Tx::commit(tx)?;
     }
-    expect_entries(
-        &scan("")?,
-        &[("a", "a"), ("c", "by many"), ("count", "9"), ("new", "new")],
-    )
+    expect_entries(&scan("")?, &[("a", "a"), ("c", "by many"), ("count", "9"), ("new", "new")])
 }
 
 fn a_lost_update_is_a_conflict() -> Outcome {
@@ -269,17 +265,7 @@ fn a_lost_update_is_found_through_every_read() -> Outcome {
         |tx| tx.get_many(NS, &keys(&["z", "a"])).map(drop),
         |tx| tx.get_versioned(NS, "a").map(drop),
         |tx| tx.scan(NS, "").map(drop),
-        |tx| {
-            tx.scan_page(
-                NS,
-                &Range {
-                    reverse: true,
-                    ..range("")
-                },
-                None,
-            )
-            .map(drop)
-        },
+        |tx| tx.scan_page(NS, &Range { reverse: true, ..range("") }, None).map(drop),
     ];
     let store = main()?;
     for read in reads {
@@ -389,15 +375,7 @@ fn a_change_within_a_range_is_a_conflict() -> Outcome {
 
 fn a_change_within_a_page_is_a_conflict() -> Outcome {
     let read_page = |tx: &Tx| {
-        let page = tx.scan_page(
-            NS,
-            &Range {
-                limit: Some(2),
-                keys_only: true,
-                ..range("row/")
-            },
-            None,
-        )?;
+        let page = tx.scan_page(NS, &Range { limit: Some(2), keys_only: true, ..range("row/") }, None)?;
         expect_keys(&page.entries, &["row/1", "row/3"])
     };
     changes_a_range_under_its_reader(read_page, |tx| tx.put(NS, "row/2", b""))?;
@@ -483,35 +461,19 @@ fn a_failed_commit_undoes_every_write() -> Outcome {
     tx.increment(NS, "text", 1)?;
     tx.delete(NS, "z")?;
     expect_invalid_argument(Tx::commit(tx))?;
-    expect_entries(
-        &scan("")?,
-        &[("a", "before"), ("text", "no counter"), ("z", "before")],
-    )
+    expect_entries(&scan("")?, &[("a", "before"), ("text", "no counter"), ("z", "before")])
 }
 
 fn put_many_stages_all_or_none() -> Outcome {
     let limits = limits();
-    let large = Entry {
-        key: "b".to_string(),
-        value: vec![0; limits.value_bytes as usize + 1],
-    };
+    let large = Entry { key: "b".to_string(), value: vec![0; limits.value_bytes as usize + 1] };
     let long = entry(&"k".repeat(limits.key_bytes as usize + 1), "");
     let version = write(|tx| {
         let with_large = [entry("a", "1"), large.clone(), entry("c", "3")];
         let refused = tx.put_many(NS, &with_large);
-        expect_limit(
-            refused,
-            LimitKind::ValueBytes,
-            limits.value_bytes,
-            limits.value_bytes + 1,
-        )?;
+        expect_limit(refused, LimitKind::ValueBytes, limits.value_bytes, limits.value_bytes + 1)?;
         let refused = tx.put_many(NS, &[entry("a", "1"), long.clone()]);
-        expect_limit(
-            refused,
-            LimitKind::KeyBytes,
-            limits.key_bytes,
-            limits.key_bytes + 1,
-        )?;
+        expect_limit(refused, LimitKind::KeyBytes, limits.key_bytes, limits.key_bytes + 1)?;
         expect_entries(&tx.scan(NS, "")?, &[])
     })?;
     expect_eq(version, 0)?;
@@ -534,11 +496,7 @@ fn delete_many_stages_all_or_none() -> Outcome {
 fn delete_range_counts_what_it_deletes() -> Outcome {
     put_keys(&["a", "b1", "b2", "b3", "b4", "c"])?;
     write(|tx| {
-        let bounds = Range {
-            start: Some("b2".into()),
-            end: Some("b4".into()),
-            ..range("b")
-        };
+        let bounds = Range { start: Some("b2".into()), end: Some("b4".into()), ..range("b") };
         expect_eq(tx.delete_range(NS, &bounds)?, 2)?;
         expect_eq(tx.delete_range(NS, &bounds)?, 0)?;
         expect_eq(tx.delete_range("another", &range(""))?, 0)?;
@@ -565,28 +523,13 @@ fn delete_range_counts_own_writes() -> Outcome {
 fn delete_range_keeps_to_its_limit() -> Outcome {
     put_keys(&["a", "b", "c", "d", "e"])?;
     write(|tx| {
-        let first = |limit| Range {
-            limit: Some(limit),
-            ..range("")
-        };
+        let first = |limit| Range { limit: Some(limit), ..range("") };
         expect_eq(tx.delete_range(NS, &first(0))?, 0)?;
         expect_eq(tx.delete_range(NS, &first(2))?, 2)?;
         expect_keys(&tx.scan(NS, "")?, &["c", "d", "e"])?;
-        let last = Range {
-            reverse: true,
-            ..first(1)
-        };
+        let last = Range { reverse: true, ..first(1) };
         expect_eq(tx.delete_range(NS, &last)?, 1)?;
-        expect_eq(
-            tx.delete_range(
-                NS,
-                &Range {
-                    keys_only: true,
-                    ..first(1)
-                },
-            )?,
-            1,
-        )
+        expect_eq(tx.delete_range(NS, &Range { keys_only: true, ..first(1) })?, 1)
     })?;
     expect_keys(&scan("")?, &["d"])
 }
@@ -604,10 +547,7 @@ fn delete_range_deletes_all_or_none() -> Outcome {
     })?;
     expect_eq(version, 0)?;
     expect_keys(&scan("")?, &names)?;
-    let all_but_one = Range {
-        limit: Some(max as u32),
-        ..range("")
-    };
+    let all_but_one = Range { limit: Some(max as u32), ..range("") };
     write(|tx| expect_eq(tx.delete_range(NS, &all_but_one)?, max))?;
     expect_keys(&scan("")?, &[last])
 }
@@ -640,10 +580,7 @@ fn a_trap_rolls_back_and_frees_everything() -> Outcome {
     put("a", "before")?;
     // More than a host has connections: what a trap holds on to is missing afterwards.
     let instances = 40;
-    expect_eq(
-        probe::parallel_traps("tx::write_then_trap", instances),
-        vec![true; instances as usize],
-    )?;
+    expect_eq(probe::parallel_traps("tx::write_then_trap", instances), vec![true; instances as usize])?;
     expect_entries(&scan("")?, &[("a", "before")])?;
     write(|tx| {
         expect_value(tx.get(NS, "a")?, "before")?;
@@ -679,11 +616,7 @@ fn add_one_by_read_and_write(_: u32) -> Outcome {
 
 fn transfers_keep_their_sum_in_every_view() -> Outcome {
     let accounts = accounts();
-    write(|tx| {
-        accounts
-            .iter()
-            .try_for_each(|account| Ok(tx.put(NS, account, b"100")?))
-    })?;
+    write(|tx| accounts.iter().try_for_each(|account| Ok(tx.put(NS, account, b"100")?)))?;
     in_parallel("tx::transfer_or_add_up", 16)?;
     expect_eq(read(sum)?, 500)
 }
@@ -691,11 +624,7 @@ fn transfers_keep_their_sum_in_every_view() -> Outcome {
 /// Every fourth worker looks; the others move money between two accounts.
 fn transfer_or_add_up(index: u32) -> Outcome {
     let accounts = accounts();
-    let account = |place: u32| {
-        accounts
-            .get(place as usize % accounts.len())
-            .map_or("", String::as_str)
-    };
+    let account = |place: u32| accounts.get(place as usize % accounts.len()).map_or("", String::as_str);
     for turn in 0..8 {
         if index.is_multiple_of(4) {
             expect_eq(retrying_in_a_crowd(|| read(sum))?, 500)?;

@@ -3,15 +3,9 @@
 use larder_guest::raw::store::Store;
 
 fn main() {
-    for name in [
-        "",
-        "../default",
-        "default\0",
-        "DEFAULT",
-        "default ",
-        "sqlite:other.db",
-        "__store_migrations__",
-    ] {
+    for name in
+        ["", "../default", "default\0", "DEFAULT", "default ", "sqlite:other.db", "__store_migrations__"]
+    {
         println!("{name:?}: {:?}", Store::open(name).map(|_| ()));
     }
     let long = "x".repeat(1 << 20);

@@ -6,10 +6,7 @@ use larder_guest::raw::tx::Tx;
 use larder_guest::raw::types::Error;
 
 fn main() -> Result<(), Error> {
-    let millis = std::env::args()
-        .nth(1)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(100);
+    let millis = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(100);
     let store = larder_test_guests::open()?;
     let tx = larder_test_guests::update_under_way(&store)?;
     println!("holding");

@@ -12,10 +12,7 @@ fn main() -> Result<(), Error> {
     println!("namespace: {:?}", tx.get(&long, "key"));
     println!("prefix: {:?}", tx.scan("n", &long));
     println!("keys: {:?}", tx.get_many("n", &vec![String::new(); 100_000]));
-    println!(
-        "deletes: {:?}",
-        tx.delete_many("n", &vec![String::new(); 100_000])
-    );
+    println!("deletes: {:?}", tx.delete_many("n", &vec![String::new(); 100_000]));
     let range = Range {
         prefix: String::new(),
         start: Some(long.clone()),

@@ -42,10 +42,7 @@ fn put(store: &Store, key: &str, value: &str) -> Result<(), Error> {
 fn rows_are_written_and_read(store: &Store) -> Outcome {
     store.update(|tx| {
         tx.put("n", "a", "1")?;
-        let entry = |key: &str| Entry {
-            key: key.to_string(),
-            value: key.as_bytes().to_vec(),
-        };
+        let entry = |key: &str| Entry { key: key.to_string(), value: key.as_bytes().to_vec() };
         tx.put_many("n", ["b", "c", "d", "e"].map(entry))?;
         tx.delete("n", "b")?;
         tx.delete_many("n", ["c", "absent"])?;
@@ -54,34 +51,18 @@ fn rows_are_written_and_read(store: &Store) -> Outcome {
             "n",
             "expires",
             "soon",
-            PutOptions {
-                ttl_ms: Some(600_000),
-                if_version: Some(Version::ABSENT),
-            },
+            PutOptions { ttl_ms: Some(600_000), if_version: Some(Version::ABSENT) },
         )
     })?;
     let (many, versioned) =
         store.view(|tx| Ok::<_, Error>((tx.get_many("n", ["a", "b", "e"])?, tx.get_versioned("n", "e")?)))?;
-    expect(
-        "get_many",
-        many,
-        vec![Some(b"1".to_vec()), None, Some(b"e".to_vec())],
-    )?;
+    expect("get_many", many, vec![Some(b"1".to_vec()), None, Some(b"e".to_vec())])?;
     let (_, version) = versioned.ok_or("a row has no version")?;
     store.update(|tx| tx.delete_if_version("n", "e", version))?;
     let keys = store.view(|tx| {
-        Ok::<_, Error>(
-            tx.scan("n", "")?
-                .into_iter()
-                .map(|entry| entry.key)
-                .collect::<Vec<_>>(),
-        )
+        Ok::<_, Error>(tx.scan("n", "")?.into_iter().map(|entry| entry.key).collect::<Vec<_>>())
     })?;
-    expect(
-        "scan",
-        keys,
-        ["a", "count", "d", "expires"].map(String::from).to_vec(),
-    )?;
+    expect("scan", keys, ["a", "count", "d", "expires"].map(String::from).to_vec())?;
     let deleted = store.update(|tx| tx.delete_range("n", Range::all().from("count").until("e")))?;
     expect("delete_range", deleted, 2)
 }
@@ -105,11 +86,7 @@ fn an_error_of_the_closure_rolls_back_and_comes_back_as_it_was(store: &Store) ->
         Err(Own::Refused(7))
     });
     expect("the closure's error", outcome, Err(Own::Refused(7)))?;
-    expect(
-        "what it had written",
-        get(store, "kept")?,
-        Some(b"before".to_vec()),
-    )
+    expect("what it had written", get(store, "kept")?, Some(b"before".to_vec()))
 }
 
 fn a_conflict_runs_the_closure_again(store: &Store) -> Outcome {
@@ -124,19 +101,12 @@ fn a_conflict_runs_the_closure_again(store: &Store) -> Outcome {
         tx.put("n", "fought over", [seen.as_slice(), b" and mine"].concat())
     })?;
     expect("runs", runs.get(), 3)?;
-    expect(
-        "the last run's write",
-        get(store, "fought over")?,
-        Some(b"other 2 and mine".to_vec()),
-    )
+    expect("the last run's write", get(store, "fought over")?, Some(b"other 2 and mine".to_vec()))
 }
 
 fn a_conflict_that_stays_is_given_up(store: &Store) -> Outcome {
-    let policy = RetryPolicy {
-        attempts: 3,
-        first_pause: Duration::from_micros(10),
-        ..RetryPolicy::default()
-    };
+    let policy =
+        RetryPolicy { attempts: 3, first_pause: Duration::from_micros(10), ..RetryPolicy::default() };
     let impatient = Store::open("default")?.with_retry_policy(policy);
     let runs = Cell::new(0);
     let outcome: Result<(), Error> = impatient.update(|tx| {
@@ -156,32 +126,14 @@ fn pages_are_fetched_as_they_are_needed(store: &Store) -> Outcome {
     }
     let keys = |range: Range| {
         store.view(|tx| {
-            tx.iterate("large", range.clone())
-                .map(|entry| Ok(entry?.key))
-                .collect::<Result<String, Error>>()
+            tx.iterate("large", range.clone()).map(|entry| Ok(entry?.key)).collect::<Result<String, Error>>()
         })
     };
-    expect(
-        "six entries of 1 MiB, over several pages",
-        keys(Range::all())?,
-        "012345".to_string(),
-    )?;
-    expect(
-        "a limit is of the whole range",
-        keys(Range::all().limit(5))?,
-        "01234".to_string(),
-    )?;
-    expect(
-        "in reverse",
-        keys(Range::all().reversed().limit(4))?,
-        "5432".to_string(),
-    )?;
+    expect("six entries of 1 MiB, over several pages", keys(Range::all())?, "012345".to_string())?;
+    expect("a limit is of the whole range", keys(Range::all().limit(5))?, "01234".to_string())?;
+    expect("in reverse", keys(Range::all().reversed().limit(4))?, "5432".to_string())?;
     expect("none", keys(Range::all().limit(0))?, String::new())?;
-    expect(
-        "keys only",
-        keys(Range::prefix("3").keys_only())?,
-        "3".to_string(),
-    )?;
+    expect("keys only", keys(Range::prefix("3").keys_only())?, "3".to_string())?;
     let too_large = store.view(|tx| tx.scan("large", ""));
     let is_refused = matches!(too_large, Err(Error::LimitExceeded { max: 4_194_304, .. }));
     expect("one scan of 6 MiB is refused", is_refused, true)
@@ -189,11 +141,7 @@ fn pages_are_fetched_as_they_are_needed(store: &Store) -> Outcome {
 
 fn typed_values_say_where_they_do_not_fit(store: &Store) -> Outcome {
     store.update(|tx| tx.put_value("n", "number", &7_u32))?;
-    expect(
-        "a number",
-        store.view(|tx| tx.get_value::<u32>("n", "number"))?,
-        Some(7),
-    )?;
+    expect("a number", store.view(|tx| tx.get_value::<u32>("n", "number"))?, Some(7))?;
     let outcome = store.view(|tx| tx.get_value::<String>("n", "number"));
     let is_named =
         matches!(&outcome, Err(Error::Decode { namespace, key, .. }) if namespace == "n" && key == "number");
@@ -219,49 +167,27 @@ impl Record for Task {
 }
 
 fn task(id: &str, labels: &[&str]) -> Task {
-    Task {
-        id: id.to_string(),
-        labels: labels.iter().map(|label| label.to_string()).collect(),
-    }
+    Task { id: id.to_string(), labels: labels.iter().map(|label| label.to_string()).collect() }
 }
 
 fn an_index_follows_its_records(store: &Store) -> Outcome {
     let tasks = Table::<Task>::new("tasks");
     let find = |label: &str| store.view(|tx| tasks.find_keys(tx, "label", label));
     store.update(|tx| {
-        tasks.put_many(
-            tx,
-            &[task("1", &["a", "b"]), task("2", &["b"]), task("22", &["b\0"])],
-        )
+        tasks.put_many(tx, &[task("1", &["a", "b"]), task("2", &["b"]), task("22", &["b\0"])])
     })?;
     expect("two under b", find("b")?, vec!["1".to_string(), "2".to_string()])?;
     expect("one under b and NUL", find("b\0")?, vec!["22".to_string()])?;
     store.update(|tx| tasks.put(tx, &task("1", &["c"])))?;
     expect("none under a any more", find("a")?, Vec::new())?;
-    expect(
-        "the record",
-        store.view(|tx| tasks.find(tx, "label", "c"))?,
-        vec![task("1", &["c"])],
-    )?;
+    expect("the record", store.view(|tx| tasks.find(tx, "label", "c"))?, vec![task("1", &["c"])])?;
     let twice = [task("3", &["old"]), task("3", &["new"])];
     store.update(|tx| tasks.put_many(tx, &twice))?;
-    expect(
-        "the first of equal keys leaves no entry",
-        find("old")?,
-        Vec::new(),
-    )?;
+    expect("the first of equal keys leaves no entry", find("old")?, Vec::new())?;
     expect("deleted", store.update(|tx| tasks.delete(tx, "2"))?, true)?;
-    expect(
-        "not there to delete",
-        store.update(|tx| tasks.delete(tx, "2"))?,
-        false,
-    )?;
+    expect("not there to delete", store.update(|tx| tasks.delete(tx, "2"))?, false)?;
     expect("its entry went with it", find("b")?, Vec::new())?;
-    let left = store.view(|tx| {
-        tasks
-            .iterate(tx, "")
-            .map(|task| Ok(task?.id))
-            .collect::<Result<Vec<_>, Error>>()
-    })?;
+    let left =
+        store.view(|tx| tasks.iterate(tx, "").map(|task| Ok(task?.id)).collect::<Result<Vec<_>, Error>>())?;
     expect("what is left", left, ["1", "22", "3"].map(String::from).to_vec())
 }

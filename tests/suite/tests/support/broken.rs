@@ -46,10 +46,7 @@ impl Bench for BrokenBench {
     }
 
     async fn scratch(&self) -> Result<Box<dyn Scratch>> {
-        Ok(Box::new(BrokenScratch {
-            rows: InMemory::new(),
-            defect: self.0,
-        }))
+        Ok(Box::new(BrokenScratch { rows: InMemory::new(), defect: self.0 }))
     }
 }
 
@@ -65,10 +62,7 @@ impl Scratch for BrokenScratch {
             Defect::HostsApart => InMemory::new(),
             _ => self.rows.attach(),
         };
-        Ok(Arc::new(Broken {
-            rows: Arc::new(rows),
-            defect: self.defect,
-        }))
+        Ok(Arc::new(Broken { rows: Arc::new(rows), defect: self.defect }))
     }
 
     async fn remove(self: Box<Self>) -> Result<()> {
@@ -110,12 +104,7 @@ impl Backend for Broken {
             options.now = 0;
         }
         let sound = self.rows.snapshot(options).await?;
-        Ok(Box::new(BrokenSnapshot {
-            sound,
-            rows: self.rows.clone(),
-            options,
-            defect: self.defect,
-        }))
+        Ok(Box::new(BrokenSnapshot { sound, rows: self.rows.clone(), options, defect: self.defect }))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {

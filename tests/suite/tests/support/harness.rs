@@ -17,10 +17,7 @@ pub(crate) fn arguments() -> Arguments {
 }
 
 pub(crate) fn runtime() -> Arc<Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     Arc::new(runtime.expect("no runtime"))
 }
 

@@ -43,19 +43,10 @@ impl PostgresServer {
         let owner = owner()?;
         let folder = tempfile::Builder::new().prefix("larder-pg-").tempdir()?;
         if let Some((user, group)) = owner {
-            nix::unistd::chown(
-                folder.path(),
-                Some(Uid::from_raw(user)),
-                Some(Gid::from_raw(group)),
-            )?;
+            nix::unistd::chown(folder.path(), Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
         }
         fs::set_permissions(folder.path(), Permissions::from_mode(0o700))?;
-        let mut server = Self {
-            folder,
-            binaries,
-            owner,
-            child: None,
-        };
+        let mut server = Self { folder, binaries, owner, child: None };
         server.make_cluster()?;
         server.launch()?;
         Ok(server)
@@ -63,10 +54,7 @@ impl PostgresServer {
 
     /// The data-source name of its database.
     pub(crate) fn dsn(&self) -> String {
-        format!(
-            "host={} user=larder dbname=postgres",
-            self.folder.path().display()
-        )
+        format!("host={} user=larder dbname=postgres", self.folder.path().display())
     }
 
     /// Starts it again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
@@ -74,12 +62,7 @@ impl PostgresServer {
         let data = self.data();
         let mut command = self.command("postgres");
         command.arg("-D").arg(&data).arg("-k").arg(self.folder.path());
-        for setting in [
-            "listen_addresses=",
-            "max_connections=400",
-            "shared_buffers=64MB",
-            "fsync=off",
-        ] {
+        for setting in ["listen_addresses=", "max_connections=400", "shared_buffers=64MB", "fsync=off"] {
             command.args(["-c", setting]);
         }
         let log = fs::File::create(self.folder.path().join("log"))?;
@@ -122,13 +105,7 @@ impl PostgresServer {
     fn make_cluster(&self) -> Result<()> {
         let mut command = self.command("initdb");
         command.arg("-D").arg(self.data());
-        command.args([
-            "--username=larder",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-        ]);
+        command.args(["--username=larder", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
         let output = command.output().context("could not start initdb")?;
         if !output.status.success() {
             bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -162,10 +139,7 @@ impl PostgresServer {
 
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(self.binaries.join(program));
-        command
-            .current_dir(self.folder.path())
-            .env_remove("PGOPTIONS")
-            .env("LC_ALL", "C");
+        command.current_dir(self.folder.path()).env_remove("PGOPTIONS").env("LC_ALL", "C");
         if let Some((user, group)) = self.owner {
             command.uid(user).gid(group);
         }
@@ -182,25 +156,18 @@ impl Drop for PostgresServer {
 /// Where the server's programs are: the newest of those that Debian and its kin install, or of the folder that the
 /// test command has filled.
 fn binaries() -> Result<PathBuf> {
-    let mut folders: Vec<PathBuf> = std::env::var_os("LARDER_TEST_POSTGRES_BIN")
-        .map(PathBuf::from)
-        .into_iter()
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("LARDER_TEST_POSTGRES_BIN").map(PathBuf::from).into_iter().collect();
     if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
         let mut versions: Vec<_> = versions.flatten().map(|version| version.path()).collect();
         versions.sort_by_key(|path| {
-            path.file_name()
-                .and_then(OsStr::to_str)
-                .and_then(|name| name.parse::<u32>().ok())
+            path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<u32>().ok())
         });
         folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
     }
-    folders
-        .into_iter()
-        .find(|folder| folder.join("initdb").is_file())
-        .context(
-            "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_URL",
-        )
+    folders.into_iter().find(|folder| folder.join("initdb").is_file()).context(
+        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_URL",
+    )
 }
 
 /// Postgres refuses root: then the server belongs to somebody else.

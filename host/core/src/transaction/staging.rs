@@ -1,0 +1,55 @@
+//! Writes that a transaction is going to make.
+
+use std::collections::BTreeMap;
+
+use super::Transaction;
+use crate::backend::Version;
+use crate::commit::Mutation;
+use crate::error::{LimitKind, Result};
+use crate::name::RowKey;
+
+impl Transaction {
+    pub(super) fn stage_all(&mut self, changes: BTreeMap<RowKey, Mutation>) -> Result<()> {
+        let mut rows = self.writes.len() as u64;
+        let mut bytes = self.bytes;
+        for (row, mutation) in &changes {
+            rows += u64::from(!self.writes.contains_key(row));
+            bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
+        }
+        self.check_room(rows, bytes)?;
+        self.bytes = bytes;
+        self.writes.extend(changes);
+        Ok(())
+    }
+
+    pub(super) fn stage_if(
+        &mut self,
+        row: RowKey,
+        mutation: Mutation,
+        expected: Option<Version>,
+    ) -> Result<()> {
+        let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
+        let bytes = self.bytes - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
+        self.check_room(rows, bytes)?;
+        self.bytes = bytes;
+        if let Some(expected) = expected {
+            let before = self.conditions.insert(row.clone(), expected);
+            self.contradiction |= before.is_some_and(|before| before != expected);
+        }
+        self.writes.insert(row, mutation);
+        Ok(())
+    }
+
+    fn staged_bytes(&self, row: &RowKey) -> u64 {
+        self.writes.get(row).map_or(0, |mutation| mutation_bytes(row, mutation))
+    }
+
+    fn check_room(&self, rows: u64, bytes: u64) -> Result<()> {
+        self.limits.check(LimitKind::TransactionMutations, rows)?;
+        self.limits.check(LimitKind::TransactionBytes, bytes)
+    }
+}
+
+fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
+    row.bytes() + mutation.value_bytes()
+}
