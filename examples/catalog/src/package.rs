@@ -22,9 +22,10 @@ impl Package {
     /// The index from a package to those that depend on it.
     pub(crate) const NEEDS: &'static str = "needs";
 
-    /// What the keys of all architectures of a package begin with. No name holds a colon.
+    /// What the keys of all architectures of a package begin with. No name holds a space, and every character of a
+    /// name comes after it: keys are in the order of names.
     pub(crate) fn key_prefix(name: &str) -> String {
-        format!("{name}:")
+        format!("{name} ")
     }
 
     /// Takes from a stanza what the catalog keeps.

@@ -184,9 +184,9 @@ fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
     let call = |arguments: &[&str]| larder.output(&[arguments, store.as_slice()].concat());
     let keys = call(&["scan", "packages", "ineeds\\0libtext\\0", "--escaped", "--keys-only"]);
     let expected =
-        ["editor", "reader", "shell"].map(|name| format!("ineeds\\0libtext\\0{name}:amd64\n")).concat();
+        ["editor", "reader", "shell"].map(|name| format!("ineeds\\0libtext\\0{name} amd64\n")).concat();
     assert_eq!(keys, expected);
-    assert_eq!(call(&["get", "packages", "ineeds\\0libtext\\0shell:amd64", "--escaped"]), "");
+    assert_eq!(call(&["get", "packages", "ineeds\\0libtext\\0shell amd64", "--escaped"]), "");
 }
 
 #[test]
