@@ -31,6 +31,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 ///   table, and a bitmap scan reads a range past its `LIMIT`. Without them every read is a walk along the primary key,
 ///   which is what a small table would not get by its costs. With one plan left, planning anew is a waste.
 /// - A disabled plan's cost would start the compiler for a statement that takes microseconds.
+/// - A cancel request can come before the statement that it is meant for. The server then notices by itself that nobody
+///   is there any more, also while it waits for a lock.
 /// - The timeouts are nets under those of larder, which are shorter: for a process that is stopped in the middle.
 const SETUP: &str = "
     SET default_transaction_isolation = 'serializable';
@@ -38,6 +40,7 @@ const SETUP: &str = "
     SET enable_bitmapscan = off;
     SET plan_cache_mode = force_generic_plan;
     SET jit = off;
+    SET client_connection_check_interval = '1s';
     SET idle_in_transaction_session_timeout = '10min';
     SET statement_timeout = '60s'";
 

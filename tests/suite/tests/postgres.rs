@@ -1,3 +1,527 @@
-//! The conformance suite on every backend, each case a test: `sqlite::tx::lost_update_is_a_conflict`.
+//! What only a networked backend can run into: servers that stop, connections that break, processes that meet.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-fn main() {}
+mod support;
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use larder_core::error::Cause;
+use larder_core::schema::SchemaError;
+use larder_core::{
+    Error, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions, Store, Transaction,
+};
+use larder_postgres::{Postgres, SNAPSHOTS_MAX};
+use libtest_mimic::Trial;
+use support::harness;
+use support::postgres_server::PostgresServer;
+use support::proxy::{Cut, Proxy};
+use tokio_postgres::{Client, NoTls};
+
+type Outcome = Result<(), String>;
+
+fn main() {
+    let arguments = harness::arguments();
+    let runtime = harness::runtime();
+    let server = if arguments.list { Err("only listed".to_string()) } else { start() };
+    let shared = server.as_ref().map(PostgresServer::dsn).map_err(Clone::clone);
+    // Servers end with the thread that started them, so the one that is stopped and started again runs here too.
+    let restarted = if arguments.list { Err("only listed".to_string()) } else { start() };
+    let restarted = Arc::new(Mutex::new(restarted));
+
+    let mut trials = Vec::new();
+    macro_rules! tests {
+        ($($test:ident),* $(,)?) => {
+            $(
+                let dsn = shared.clone();
+                trials.push(harness::trial(&runtime, stringify!($test), move || async move { $test(&dsn?).await }));
+            )*
+        };
+    }
+    tests!(
+        a_connection_cut_after_the_commit_leaves_its_outcome_unknown,
+        a_connection_cut_before_the_commit_leaves_nothing,
+        a_connection_cut_in_a_read_is_unavailable,
+        a_session_that_the_server_ends_is_unavailable_and_the_next_one_works,
+        updates_of_one_row_by_many_tasks_lose_nothing,
+        blind_increments_by_many_tasks_never_fail,
+        sixteen_hosts_that_open_one_fresh_schema_migrate_it_once,
+        transactions_that_nobody_ends_leave_no_session_behind,
+        a_read_that_waits_for_a_lock_ends_at_its_deadline,
+        snapshots_without_end_never_keep_a_commit_waiting,
+        a_schema_that_does_not_fit_is_refused,
+        a_schema_that_is_not_there_is_said,
+        both_engines_have_the_same_tables,
+        a_quota_is_never_passed_by_commits_at_once,
+    );
+    let server_of_its_own = restarted.clone();
+    trials.push(Trial::test("a_server_that_stops_and_starts_again_is_found_again", {
+        let runtime = runtime.clone();
+        move || {
+            let mut server = server_of_its_own.lock().unwrap();
+            let server = server.as_mut().map_err(|error| error.clone())?;
+            Ok(a_server_that_stops_and_starts_again_is_found_again(&runtime, server)?)
+        }
+    }));
+    harness::run(&arguments, trials, || {
+        drop(server);
+        drop(restarted);
+    });
+}
+
+fn start() -> Result<PostgresServer, String> {
+    PostgresServer::start().map_err(|error| format!("{error:#}"))
+}
+
+// What the tests share.
+
+async fn connect(dsn: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A schema of its own for a test, in the server that `dsn` names.
+async fn schema(dsn: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let name = format!("fault_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    connect(dsn).await.batch_execute(&format!("CREATE SCHEMA {name}")).await.unwrap();
+    format!("{dsn} options='-csearch_path={name}' application_name={name}")
+}
+
+async fn open(dsn: &str) -> Store {
+    Store::builder(Postgres::open(dsn).await.unwrap()).sweep_interval(None).build().unwrap()
+}
+
+fn handle(store: &Store) -> Handle {
+    handle_with(store, Duration::from_secs(30))
+}
+
+fn handle_with(store: &Store, timeout: Duration) -> Handle {
+    store.handle(HandleOptions {
+        limits: Limits { transaction_timeout: timeout, ..Limits::default() }.into(),
+        open_transactions: OpenTransactions::at_most(1_000),
+        ..HandleOptions::default()
+    })
+}
+
+async fn put(handle: &Handle, key: &str, value: &str) -> Result<(), Error> {
+    let mut update = handle.begin(Mode::Update)?;
+    update.put("n".into(), key.into(), value.into())?;
+    update.commit().await.map(drop)
+}
+
+async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Error> {
+    let value = handle.begin(Mode::View)?.get("n".into(), key.into()).await?;
+    Ok(value.map(|value| String::from_utf8(value).unwrap()))
+}
+
+/// An update that has read the row that it is going to write.
+async fn read_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.get("n".into(), key.into()).await.unwrap();
+    update.put("n".into(), key.into(), value.into()).unwrap();
+    update
+}
+
+/// Asks again until the pool has noticed what happened to its connections.
+async fn soon<T, F: Future<Output = Result<T, Error>>>(mut ask: impl FnMut() -> F) -> T {
+    for _ in 0..100 {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(Error::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    panic!("still unavailable after 5 s");
+}
+
+fn expect(holds: bool, what: impl std::fmt::Debug) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("{what:?}")) }
+}
+
+/// How many sessions of the test's stores are in this state.
+async fn sessions(dsn: &str, condition: &str) -> i64 {
+    let name = dsn.rsplit('=').next().unwrap();
+    // Conditions are evaluated in any order, and some do something: only its own sessions are asked.
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE CASE WHEN application_name = '{name}' THEN {condition} END"
+    );
+    let observer = dsn.split(" options=").next().unwrap();
+    connect(observer).await.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
+// Connections that break.
+
+/// A store whose connection goes through a proxy, and one that sees what is really there.
+async fn through_a_proxy(dsn: &str) -> (Proxy, Store, Store) {
+    let dsn = schema(dsn).await;
+    let folder = dsn.split_whitespace().next().unwrap().strip_prefix("host=").unwrap().to_string();
+    let proxy = Proxy::start(folder.as_ref()).unwrap();
+    let proxied = dsn.replacen(&folder, proxy.folder().to_str().unwrap(), 1);
+    (proxy, open(&proxied).await, open(&dsn).await)
+}
+
+async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str) -> Outcome {
+    let (proxy, store, direct) = through_a_proxy(dsn).await;
+    let (store, direct) = (handle(&store), handle(&direct));
+    // Once before, so that the statements are prepared and the cut meets the commit itself.
+    read_and_put(&store, "read", "before").await.commit().await.unwrap();
+    put(&store, "blind", "before").await.unwrap();
+
+    let update = read_and_put(&store, "read", "after").await;
+    proxy.cut_next(Cut::Answer);
+    let outcome = update.commit().await;
+    expect(matches!(outcome, Err(Error::CommitUnknown { .. })), outcome)?;
+    expect(get(&direct, "read").await.unwrap().as_deref() == Some("after"), "the commit was not made")?;
+
+    put(&store, "blind", "again").await.unwrap();
+    proxy.cut_next(Cut::Answer);
+    let outcome = put(&store, "blind", "after").await;
+    expect(matches!(outcome, Err(Error::CommitUnknown { .. })), outcome)?;
+    expect(get(&direct, "blind").await.unwrap().as_deref() == Some("after"), "the commit was not made")
+}
+
+async fn a_connection_cut_before_the_commit_leaves_nothing(dsn: &str) -> Outcome {
+    let (proxy, store, direct) = through_a_proxy(dsn).await;
+    let (store, direct) = (handle(&store), handle(&direct));
+    read_and_put(&store, "read", "before").await.commit().await.unwrap();
+    let update = read_and_put(&store, "read", "after").await;
+    proxy.cut_next(Cut::Request);
+    let outcome = update.commit().await;
+    // The client can't tell that the server never had it.
+    let is_honest = matches!(outcome, Err(Error::CommitUnknown { .. } | Error::Unavailable { .. }));
+    expect(is_honest, outcome)?;
+    expect(get(&direct, "read").await.unwrap().as_deref() == Some("before"), "something was written")?;
+    soon(|| put(&store, "read", "later")).await;
+    expect(get(&direct, "read").await.unwrap().as_deref() == Some("later"), "the store did not recover")
+}
+
+async fn a_connection_cut_in_a_read_is_unavailable(dsn: &str) -> Outcome {
+    let (proxy, store, _direct) = through_a_proxy(dsn).await;
+    let store = handle(&store);
+    put(&store, "key", "value").await.unwrap();
+    let mut view = store.begin(Mode::View).unwrap();
+    view.get("n".into(), "key".into()).await.unwrap();
+    proxy.cut_next(Cut::Answer);
+    let outcome = view.get("n".into(), "key".into()).await;
+    expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+    let again = view.get("n".into(), "key".into()).await;
+    expect(matches!(again, Err(Error::Unavailable { .. })), again)?;
+    expect(soon(|| get(&store, "key")).await.as_deref() == Some("value"), "the store did not recover")
+}
+
+async fn a_session_that_the_server_ends_is_unavailable_and_the_next_one_works(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = handle(&open(&dsn).await);
+    let update = read_and_put(&store, "key", "lost").await;
+    let mut view = store.begin(Mode::View).unwrap();
+    view.get("n".into(), "key".into()).await.unwrap();
+    let ended = sessions(&dsn, "pg_terminate_backend(pid)").await;
+    expect(ended == 2, ended)?;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let outcome = view.get("n".into(), "key".into()).await;
+    expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+    let outcome = update.commit().await;
+    expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+    soon(|| put(&store, "key", "kept")).await;
+    expect(get(&store, "key").await.unwrap().as_deref() == Some("kept"), "the store did not recover")
+}
+
+fn a_server_that_stops_and_starts_again_is_found_again(
+    runtime: &tokio::runtime::Runtime,
+    server: &mut PostgresServer,
+) -> Outcome {
+    let dsn = runtime.block_on(schema(&server.dsn()));
+    let store = runtime.block_on(open(&dsn));
+    let store = handle(&store);
+    for (round, crash) in [false, true].into_iter().enumerate() {
+        let round = round.to_string();
+        runtime.block_on(put(&store, "kept", &round)).map_err(|error| format!("before: {error:?}"))?;
+        let open_view = runtime.block_on(read_and_put(&store, "never", "written"));
+        if crash {
+            server.crash()
+        } else {
+            server.stop()
+        }
+        let outcome = runtime.block_on(put(&store, "down", "never written"));
+        expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+        let outcome = runtime.block_on(get(&store, "kept"));
+        expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+        server.launch().map_err(|error| format!("{error:#}"))?;
+        let outcome = runtime.block_on(open_view.commit());
+        expect(matches!(outcome, Err(Error::Unavailable { .. })), outcome)?;
+        let kept = runtime.block_on(soon(|| get(&store, "kept")));
+        expect(kept.as_deref() == Some(round.as_str()), kept)?;
+        for key in ["never", "down"] {
+            let lost = runtime.block_on(get(&store, key));
+            expect(matches!(lost, Ok(None)), lost)?;
+        }
+    }
+    Ok(())
+}
+
+// Transactions that meet.
+
+async fn updates_of_one_row_by_many_tasks_lose_nothing(dsn: &str) -> Outcome {
+    let store = open(&schema(dsn).await).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..128 {
+        let handle = handle(&store);
+        tasks.spawn(async move {
+            loop {
+                match add_one(&handle).await {
+                    Err(Error::Conflict) => {
+                        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..40))).await
+                    }
+                    outcome => return outcome,
+                }
+            }
+        });
+    }
+    for outcome in tasks.join_all().await {
+        outcome.map_err(|error| format!("{error:?}"))?;
+    }
+    expect(get(&handle(&store), "count").await.unwrap().as_deref() == Some("128"), "an update was lost")
+}
+
+async fn add_one(handle: &Handle) -> Result<(), Error> {
+    let mut update = handle.begin(Mode::Update)?;
+    let count = update.get("n".into(), "count".into()).await?;
+    let count: u32 = count.map_or(0, |count| String::from_utf8(count).unwrap().parse().unwrap());
+    update.put("n".into(), "count".into(), (count + 1).to_string().into_bytes())?;
+    update.commit().await.map(drop)
+}
+
+async fn blind_increments_by_many_tasks_never_fail(dsn: &str) -> Outcome {
+    let store = open(&schema(dsn).await).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let handle = handle(&store);
+        tasks.spawn(async move {
+            let mut update = handle.begin(Mode::Update)?;
+            update.increment("n".into(), "count".into(), 1)?;
+            update.commit().await
+        });
+    }
+    let mut versions = Vec::new();
+    for outcome in tasks.join_all().await {
+        versions.push(outcome.map_err(|error| format!("{error:?}"))?);
+    }
+    versions.sort();
+    versions.dedup();
+    expect(versions.len() == 64, "a version was used twice")?;
+    expect(get(&handle(&store), "count").await.unwrap().as_deref() == Some("64"), "an increment was lost")
+}
+
+async fn a_quota_is_never_passed_by_commits_at_once(dsn: &str) -> Outcome {
+    const ROW: u64 = 1_000;
+    const ROWS: u64 = 20;
+    let backend = Postgres::open(&schema(dsn).await).await.unwrap();
+    let store = Store::builder(backend).quota_bytes(ROW * ROWS).sweep_interval(None).build().unwrap();
+    let row = |number: u64| (format!("{number:03}"), vec![b'x'; ROW as usize - 4]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..32 {
+        let (handle, (key, value)) = (handle(&store), row(number));
+        tasks.spawn(async move {
+            let mut update = handle.begin(Mode::Update)?;
+            update.put("n".into(), key, value)?;
+            update.commit().await
+        });
+    }
+    let fitted = tasks.join_all().await.into_iter().filter(Result::is_ok).count() as u64;
+    expect((1..=ROWS).contains(&fitted), fitted)?;
+    // One after the other the quota is reached exactly.
+    let handle = handle(&store);
+    for number in 100..100 + ROWS - fitted {
+        let (key, value) = row(number);
+        let mut update = handle.begin(Mode::Update).unwrap();
+        update.put("n".into(), key, value).unwrap();
+        update.commit().await.map_err(|error| format!("{error:?}"))?;
+    }
+    let outcome = put(&handle, "one more", "").await;
+    let is_full = matches!(&outcome, Err(Error::LimitExceeded(exceeded))
+        if exceeded.kind == LimitKind::StoreBytes && exceeded.requested == ROW * ROWS + 9);
+    expect(is_full, outcome)
+}
+
+// Transactions that nobody ends.
+
+async fn transactions_that_nobody_ends_leave_no_session_behind(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    let short = handle_with(&store, Duration::from_millis(300));
+    let mut forgotten = Vec::new();
+    for round in 0..100 {
+        let update = read_and_put(&short, "key", "never").await;
+        if round < 10 { forgotten.push(update) } else { drop(update) }
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = sessions(&dsn, "state <> 'idle'").await;
+    expect(left == 0, format!("{left} sessions are not idle"))?;
+    let outcome = forgotten.pop().unwrap().commit().await;
+    expect(matches!(outcome, Err(Error::TimedOut)), outcome)?;
+    expect(get(&handle(&store), "key").await.unwrap().is_none(), "something was written")
+}
+
+async fn a_read_that_waits_for_a_lock_ends_at_its_deadline(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    put(&handle(&store), "key", "value").await.unwrap();
+    let locker = connect(&dsn).await;
+    locker.batch_execute("BEGIN; LOCK TABLE larder_entries IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let short = handle_with(&store, Duration::from_millis(200));
+    for _ in 0..2 * SNAPSHOTS_MAX {
+        let mut view = short.begin(Mode::View).unwrap();
+        let reading = view.get("n".into(), "key".into());
+        // Half of them are cancelled by the caller, half by their deadline.
+        if fastrand::bool() {
+            let _ = tokio::time::timeout(Duration::from_millis(20), reading).await;
+        } else {
+            let outcome = reading.await;
+            expect(matches!(outcome, Err(Error::TimedOut)), outcome)?;
+        }
+    }
+    let mut waiting = i64::MAX;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        waiting = sessions(&dsn, "wait_event_type = 'Lock'").await;
+        if waiting == 0 {
+            break;
+        }
+    }
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    expect(waiting == 0, format!("{waiting} sessions still wait for the lock"))?;
+    expect(
+        get(&handle(&store), "key").await.unwrap().as_deref() == Some("value"),
+        "the store did not recover",
+    )
+}
+
+async fn snapshots_without_end_never_keep_a_commit_waiting(dsn: &str) -> Outcome {
+    let store = open(&schema(dsn).await).await;
+    let patient = handle(&store);
+    let mut open = Vec::new();
+    for _ in 0..SNAPSHOTS_MAX {
+        open.push(read_and_put(&patient, "key", "held").await);
+    }
+    let hasty = handle_with(&store, Duration::from_millis(200));
+    let mut refused = hasty.begin(Mode::View).unwrap();
+    let outcome = refused.get("n".into(), "key".into()).await;
+    expect(matches!(outcome, Err(Error::TimedOut | Error::Unavailable { .. })), outcome)?;
+    put(&patient, "other", "at once").await.map_err(|error| format!("{error:?}"))?;
+    drop(open);
+    expect(soon(|| get(&patient, "other")).await.as_deref() == Some("at once"), "not written")
+}
+
+// The schema.
+
+async fn sixteen_hosts_that_open_one_fresh_schema_migrate_it_once(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let dsn = dsn.clone();
+        tasks.spawn(async move { Postgres::open(&dsn).await.map(drop) });
+    }
+    for outcome in tasks.join_all().await {
+        outcome.map_err(|error| format!("{error:?}"))?;
+    }
+    let numbers =
+        connect(&dsn).await.query("SELECT number FROM larder_migrations ORDER BY number", &[]).await;
+    let numbers: Vec<i32> = numbers.unwrap().iter().map(|row| row.get(0)).collect();
+    expect(numbers == [1], numbers)?;
+    let held =
+        "EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = pg_stat_activity.pid AND locktype = 'advisory')";
+    let held = sessions(&dsn, held).await;
+    expect(held == 0, format!("{held} advisory locks are left"))
+}
+
+async fn a_schema_that_does_not_fit_is_refused(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    drop(open(&dsn).await);
+    let client = connect(&dsn).await;
+    for (damage, expected) in [
+        ("UPDATE larder_migrations SET checksum = '\\x00'", SchemaError::Edited(1)),
+        ("UPDATE larder_migrations SET number = 99", SchemaError::Newer { applied: 99, known: 1 }),
+    ] {
+        client.batch_execute(damage).await.unwrap();
+        let error = Postgres::open(&dsn).await.expect_err("it was opened");
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<Cause>());
+        let found = cause.and_then(|cause| cause.downcast_ref::<SchemaError>());
+        expect(found == Some(&expected), &error)?;
+    }
+    Ok(())
+}
+
+async fn a_schema_that_is_not_there_is_said(dsn: &str) -> Outcome {
+    let outcome = Postgres::open(&format!("{dsn} options='-csearch_path=missing'")).await;
+    expect(matches!(outcome, Err(Error::InvalidArgument(_))), outcome)
+}
+
+/// Name, type, whether it may be null, and its place in the primary key, of every column of larder's tables.
+type Tables = BTreeMap<String, Vec<(String, String, bool, i64)>>;
+
+async fn both_engines_have_the_same_tables(dsn: &str) -> Outcome {
+    let folder = |engine: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").join(engine);
+        let mut names: Vec<_> =
+            std::fs::read_dir(path).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    expect(folder("sqlite") == folder("postgres"), "the migrations have other numbers or names")?;
+
+    let mut sqlite = sqlite_tables().await;
+    let postgres = postgres_tables(&schema(dsn).await).await;
+    // Postgres has a sequence for it, so that updates don't meet on one row.
+    expect(sqlite.remove("larder_commit_sequence").is_some(), &sqlite)?;
+    expect(!postgres.contains_key("larder_commit_sequence"), &postgres)?;
+    expect(sqlite.len() == 2 && sqlite == postgres, (sqlite, postgres))
+}
+
+async fn sqlite_tables() -> Tables {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let database = larder_sqlite::Sqlite::open(&path, Default::default()).await.unwrap();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let sql = "SELECT tables.name, columns.name, columns.type, columns.\"notnull\", columns.pk
+               FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns
+               WHERE tables.type = 'table' AND tables.name LIKE 'larder%'";
+    let mut statement = connection.prepare(sql).unwrap();
+    let mut tables = Tables::new();
+    let mut rows = statement.query([]).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let (kind, not_null, place): (String, bool, i64) =
+            (row.get(2).unwrap(), row.get(3).unwrap(), row.get(4).unwrap());
+        let column = (row.get(1).unwrap(), kind, !not_null && place == 0, place);
+        tables.entry(row.get(0).unwrap()).or_default().push(column);
+    }
+    drop(database);
+    tables
+}
+
+async fn postgres_tables(dsn: &str) -> Tables {
+    drop(open(dsn).await);
+    let sql = "SELECT columns.table_name::text, columns.column_name::text, columns.data_type::text,
+                   columns.is_nullable = 'YES', coalesce(keys.ordinal_position, 0)::bigint
+               FROM information_schema.columns AS columns
+               LEFT JOIN information_schema.key_column_usage AS keys
+                   USING (table_schema, table_name, column_name)
+               WHERE columns.table_schema = current_schema()
+               ORDER BY columns.table_name, columns.ordinal_position";
+    let mut tables = Tables::new();
+    for row in connect(dsn).await.query(sql, &[]).await.unwrap() {
+        let kind = match row.get::<_, String>(2).as_str() {
+            "bytea" => "BLOB",
+            "bigint" | "integer" => "INTEGER",
+            "text" => "TEXT",
+            other => panic!("a column of the type {other}"),
+        };
+        let column = (row.get(1), kind.to_string(), row.get(3), row.get(4));
+        tables.entry(row.get(0)).or_default().push(column);
+    }
+    tables
+}

@@ -4,3 +4,4 @@
 pub(crate) mod broken;
 pub(crate) mod harness;
 pub(crate) mod postgres_server;
+pub(crate) mod proxy;

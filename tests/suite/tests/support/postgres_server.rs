@@ -57,6 +57,11 @@ impl PostgresServer {
         format!("host={} user=larder dbname=postgres", self.folder.path().display())
     }
 
+    /// Where its socket is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Starts it again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
     pub(crate) fn launch(&mut self) -> Result<()> {
         let data = self.data();
