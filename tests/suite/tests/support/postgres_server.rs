@@ -171,7 +171,7 @@ fn binaries() -> Result<PathBuf> {
         folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
     }
     folders.into_iter().find(|folder| folder.join("initdb").is_file()).context(
-        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_URL",
+        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
     )
 }
 
