@@ -64,7 +64,7 @@ impl StoreBuilder {
 
     /// How many bytes of namespaces, keys and values the store may hold. A commit that would pass it gets
     /// `limit-exceeded`. Exact among the commits of this host; what other hosts write to the same database
-    /// is counted within 30 seconds. Each commit has to read the sizes of the rows that it replaces. Default:
+    /// is counted within 30 seconds, by counting every row anew, for which commits wait. Each commit has to read the sizes of the rows that it replaces. Default:
     /// unbounded.
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
         self.quota_bytes = Some(bytes);

@@ -116,7 +116,9 @@ impl Transaction {
         self.check_open()?;
         let row = self.row(namespace, key)?;
         let stored = if self.needs_committed(&row) { self.committed(&row).await? } else { None };
-        self.on_top(&row, stored)
+        let value = self.on_top(&row, stored)?;
+        self.limits.check(LimitKind::ResultBytes, value.as_ref().map_or(0, |value| value.len() as u64))?;
+        Ok(value)
     }
 
     /// The values of several rows.
@@ -162,7 +164,9 @@ impl Transaction {
         }
         let stored = self.committed(&row).await?;
         let version = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
-        Ok(self.on_top(&row, stored)?.map(|value| (value, version)))
+        let value = self.on_top(&row, stored)?;
+        self.limits.check(LimitKind::ResultBytes, value.as_ref().map_or(0, |value| value.len() as u64))?;
+        Ok(value.map(|value| (value, version)))
     }
 
     /// Stages a value.
@@ -351,6 +355,10 @@ impl Transaction {
                 max_bytes: self.limits.result_bytes,
             })
             .await?;
+        if let (Some(next), true) = (found.next_entry_bytes, found.entries.is_empty()) {
+            // Somebody with wider limits wrote an entry that fits on no page of this guest.
+            self.limits.check(LimitKind::ResultBytes, next)?;
+        }
         let has_more = found.next_entry_bytes.is_some();
         let entries = entries(found);
         let last = entries.last().filter(|_| has_more);

@@ -85,7 +85,10 @@ impl Writer {
         if let Some(state) = self.try_state() {
             self.lead(state);
         }
-        answered.await.map_err(|_| Error::Closed)?
+        answered.await.unwrap_or_else(|error| {
+            let reason = "the writer ended before it answered".to_string();
+            Err(Error::CommitUnknown { reason, cause: Some(Arc::new(error)) })
+        })
     }
 
     /// Removes expired rows.

@@ -1,0 +1,128 @@
+//! Handles with different limits and rights on one store.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::{
+    Error, Handle, HandleOptions, InMemory, LimitExceeded, LimitKind, Limits, Mode, MovableClock,
+    OpenTransactions, Range, Store,
+};
+
+fn handle(store: &Store, limits: Limits) -> Handle {
+    limits.validate().unwrap();
+    store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+}
+
+async fn put(handle: &Handle, key: &str, value: &[u8]) {
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put("n".into(), key.into(), value.to_vec()).unwrap();
+    update.commit().await.unwrap();
+}
+
+fn too_large<T: std::fmt::Debug>(outcome: Result<T, Error>, requested: u64) {
+    let Err(Error::LimitExceeded(exceeded)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(exceeded, LimitExceeded { kind: LimitKind::ResultBytes, max: 50, requested });
+}
+
+#[tokio::test]
+async fn a_row_written_under_wider_limits_is_refused_and_never_left_out() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let wide = handle(&store, Limits::default());
+    put(&wide, "a", b"small").await;
+    put(&wide, "b", &[0; 60]).await;
+    let limits = Limits { key_bytes: 10, value_bytes: 40, result_bytes: 50, ..Limits::default() };
+    let narrow = handle(&store, limits);
+
+    let mut view = narrow.begin(Mode::View).unwrap();
+    too_large(view.get("n".into(), "b".into()).await, 60);
+    too_large(view.get_versioned("n".into(), "b".into()).await, 60);
+    too_large(view.get_many("n".into(), vec!["b".into()]).await, 60);
+    too_large(view.scan("n".into(), "b".into()).await, 61);
+    let first = view.scan_page("n".into(), Range::default(), None).await.unwrap();
+    assert_eq!(first.entries.len(), 1);
+    too_large(view.scan_page("n".into(), Range::default(), first.next).await, 61);
+    let keys = Range { keys_only: true, ..Range::default() };
+    assert_eq!(view.scan_page("n".into(), keys, None).await.unwrap().entries.len(), 2);
+}
+
+#[tokio::test]
+async fn handles_that_share_a_count_share_its_bound() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let open_transactions = OpenTransactions::at_most(2);
+    let options = HandleOptions { open_transactions, ..HandleOptions::default() };
+    let (first, second) = (store.handle(options.clone()), store.handle(options));
+    let held = first.begin(Mode::View).unwrap();
+    let _other = second.begin(Mode::View).unwrap();
+    assert!(matches!(second.begin(Mode::View), Err(Error::LimitExceeded(_))));
+    drop(held);
+    second.begin(Mode::View).unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_is_closed_is_closed_for_every_handle() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let handle = handle(&store, Limits::default());
+    let mut view = handle.begin(Mode::View).unwrap();
+    view.get("n".into(), "a".into()).await.unwrap();
+    store.close().await;
+    store.close().await;
+    assert!(matches!(view.get("n".into(), "a".into()).await, Err(Error::Closed)));
+    assert!(matches!(handle.begin(Mode::View), Err(Error::Closed)));
+    assert!(matches!(store.ping().await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn an_error_that_ended_a_transaction_is_given_again() {
+    let clock = Arc::new(MovableClock::default());
+    let store = Store::builder(InMemory::new()).clock(clock.clone()).build().unwrap();
+    let handle = handle(&store, Limits::default());
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put("n".into(), "a".into(), vec![]).unwrap();
+    clock.advance(Duration::from_secs(6));
+    assert!(matches!(update.get("n".into(), "a".into()).await, Err(Error::TimedOut)));
+    handle.close();
+    assert!(matches!(update.put("n".into(), "a".into(), vec![]), Err(Error::TimedOut)));
+    assert!(matches!(update.commit().await, Err(Error::TimedOut)));
+}
+
+#[tokio::test]
+async fn what_a_quota_counts_is_given_back_by_deletes_and_sweeps() {
+    let clock = Arc::new(MovableClock::default());
+    let builder = Store::builder(InMemory::new()).clock(clock.clone()).quota_bytes(10);
+    let store = builder.sweep_interval(None).build().unwrap();
+    let handle = handle(&store, Limits::default());
+    let put = async |key: &str, bytes: usize, ttl_millis: Option<u64>| {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        let options = larder_core::PutOptions { ttl_millis, if_version: None };
+        update.put_with("n".into(), key.into(), vec![0; bytes], options).unwrap();
+        update.commit().await
+    };
+    put("a", 8, Some(1_000)).await.unwrap();
+    assert!(matches!(put("b", 0, None).await, Err(Error::LimitExceeded(_))));
+    put("a", 6, Some(1_000)).await.unwrap();
+    put("b", 0, None).await.unwrap();
+    clock.advance(Duration::from_secs(2));
+    assert!(
+        matches!(put("c", 0, None).await, Err(Error::LimitExceeded(_))),
+        "expired rows count until a sweep"
+    );
+    assert_eq!(store.sweep().await.unwrap(), 1);
+    put("c", 6, None).await.unwrap();
+    assert!(matches!(put("c", 7, None).await, Err(Error::LimitExceeded(_))));
+}
+
+#[tokio::test]
+async fn expired_rows_are_swept_without_being_asked_for() {
+    let clock = Arc::new(MovableClock::default());
+    let builder = Store::builder(InMemory::new()).clock(clock.clone());
+    let store = builder.sweep_interval(Some(Duration::from_millis(10))).build().unwrap();
+    let handle = handle(&store, Limits::default());
+    let mut update = handle.begin(Mode::Update).unwrap();
+    let options = larder_core::PutOptions { ttl_millis: Some(1_000), if_version: None };
+    update.put_with("n".into(), "a".into(), vec![], options).unwrap();
+    update.commit().await.unwrap();
+    clock.advance(Duration::from_secs(2));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(store.sweep().await.unwrap(), 0, "the row was still there");
+}
