@@ -13,7 +13,8 @@ pub enum Error {
     Closed,
     /// A write in a view.
     ReadOnly,
-    /// Other transactions committed first, as often as the retry policy allows.
+    /// Other transactions committed first, or a version was not the expected one, in every run that the retry policy
+    /// allows.
     Conflict,
     /// The transaction outlived its deadline and was rolled back.
     TimedOut,

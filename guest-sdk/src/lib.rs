@@ -3,7 +3,8 @@
 //! A guest opens the stores that its host granted to it, and reads and writes them in transactions. A complete one, a WASI
 //! command for the target `wasm32-wasip2`:
 //!
-//! ```no_run
+#![cfg_attr(feature = "serde", doc = "```no_run")]
+#![cfg_attr(not(feature = "serde"), doc = "```ignore")]
 //! use larder_guest::{Error, Store};
 //!
 //! fn main() -> Result<(), Error> {
@@ -18,9 +19,17 @@
 //! }
 //! ```
 //!
+//! `cargo build --target wasm32-wasip2` makes the component.
+//!
 //! [`Store::update`] runs its closure again where another transaction committed first: transactions are serializable,
-//! and a closure need not think of others. [`Table`] keeps typed records with secondary indexes. Bounds on sizes and
-//! counts are the host's; [`Error::LimitExceeded`] names the one that was run into.
+//! and a closure need not think of others. The closure's own error, of any type that an [`Error`] turns into, rolls back
+//! and comes out as it was. [`Store::view`] gives a [`View`], which can't write.
+//!
+//! Bounds on sizes and counts are the host's; [`Error::LimitExceeded`] names the one that was run into. What is too large
+//! for one [`View::scan`], [`View::iterate`] fetches page by page.
+//!
+//! With the feature `serde`, on by default, values are typed (`get_value`, `put_value`: JSON), and `Table` keeps typed
+//! records with secondary indexes in the same transaction.
 
 mod bindings;
 mod error;

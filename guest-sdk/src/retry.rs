@@ -3,7 +3,14 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// How often a transaction is run, and how long is waited in between.
+use crate::error::Error;
+
+/// How often a transaction is run, and how long is waited in between. By default 64 runs, with pauses from 1 ms to 100 ms.
+///
+/// ```
+/// use larder_guest::RetryPolicy;
+/// let only_once = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Runs at most, the first one included; 0 counts as 1.
@@ -29,24 +36,25 @@ impl Default for RetryPolicy {
 pub(crate) enum Attempt<T, E> {
     /// It is over.
     Done(Result<T, E>),
-    /// Others committed first; the error to give where it is not run again.
-    Conflict(E),
+    /// Others committed first.
+    Conflict,
 }
 
-/// Runs `attempt` until it is done or the policy's runs are used up.
-pub(crate) fn run<T, E>(
+/// Runs `attempt` until it is done or the policy's runs are used up, which is [`Error::Conflict`]: what a closure made
+/// of a conflict is not what became of the transaction.
+pub(crate) fn run<T, E: From<Error>>(
     policy: &RetryPolicy,
     mut pause: impl FnMut(Duration),
     mut attempt: impl FnMut() -> Attempt<T, E>,
 ) -> Result<T, E> {
-    let mut longest = policy.first_pause;
+    let mut longest = policy.first_pause.min(policy.longest_pause);
     let mut left = policy.attempts.max(1);
     loop {
         left -= 1;
         match attempt() {
             Attempt::Done(outcome) => return outcome,
-            Attempt::Conflict(error) if left == 0 => return Err(error),
-            Attempt::Conflict(_) => {}
+            Attempt::Conflict if left == 0 => return Err(Error::Conflict.into()),
+            Attempt::Conflict => {}
         }
         pause(random_part(longest));
         longest = longest.saturating_mul(2).min(policy.longest_pause);
@@ -67,54 +75,69 @@ mod tests {
         RetryPolicy { attempts, ..RetryPolicy::default() }
     }
 
+    /// The pauses of a transaction that always meets a conflict.
+    fn pauses(policy: &RetryPolicy) -> Vec<Duration> {
+        let mut pauses = Vec::new();
+        let outcome: Result<(), Error> = run(policy, |pause| pauses.push(pause), || Attempt::Conflict);
+        assert_eq!(outcome, Err(Error::Conflict));
+        pauses
+    }
+
     #[test]
     fn a_conflict_is_run_again_until_it_is_done() {
         let mut runs = 0;
-        let outcome = run(
+        let outcome: Result<_, Error> = run(
             &policy(5),
             |_| (),
             || {
                 runs += 1;
-                if runs < 3 { Attempt::Conflict("conflict") } else { Attempt::Done(Ok(runs)) }
+                if runs < 3 { Attempt::Conflict } else { Attempt::Done(Ok(runs)) }
             },
         );
         assert_eq!(outcome, Ok(3));
     }
 
     #[test]
-    fn the_last_conflict_is_given_when_the_runs_are_used_up() {
+    fn a_conflict_is_given_when_the_runs_are_used_up() {
         let mut runs = 0;
-        let outcome: Result<(), _> = run(
+        let outcome: Result<(), Error> = run(
             &policy(4),
             |_| (),
             || {
                 runs += 1;
-                Attempt::Conflict(runs)
+                Attempt::Conflict
             },
         );
-        assert_eq!(outcome, Err(4));
+        assert_eq!((outcome, runs), (Err(Error::Conflict), 4));
     }
 
     #[test]
     fn another_error_is_not_run_again() {
+        let unknown = Error::CommitUnknown("the connection was lost".to_string());
         let mut runs = 0;
         let outcome: Result<(), _> = run(
             &policy(4),
             |_| (),
             || {
                 runs += 1;
-                Attempt::Done(Err("broken"))
+                Attempt::Done(Err(unknown.clone()))
             },
         );
-        assert_eq!((outcome, runs), (Err("broken"), 1));
+        assert_eq!((outcome, runs), (Err(unknown), 1));
     }
 
     #[test]
     fn pauses_grow_up_to_their_bound() {
-        let mut pauses = Vec::new();
-        let _: Result<(), ()> = run(&policy(40), |pause| pauses.push(pause), || Attempt::Conflict(()));
+        let pauses = pauses(&policy(40));
         assert_eq!(pauses.len(), 39);
         assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(100)));
         assert!(pauses.first().is_some_and(|pause| *pause <= Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn the_first_pause_is_bounded_too() {
+        let longest_pause = Duration::from_nanos(1);
+        let policy = RetryPolicy { attempts: 9, first_pause: Duration::from_secs(9), longest_pause };
+        assert!(pauses(&policy).iter().all(|pause| *pause <= longest_pause));
     }
 }

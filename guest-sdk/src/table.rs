@@ -1,6 +1,6 @@
 //! A typed table over one namespace, with secondary indexes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::marker::PhantomData;
 
 use serde::Serialize;
@@ -8,11 +8,12 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, LimitKind};
 use crate::range::Range;
-use crate::transaction::{Entry, Update, View, decode, encode};
+use crate::transaction::{Entry, Iter, Update, View, decode, encode};
 
 /// A record of a [`Table`].
 pub trait Record: Serialize + DeserializeOwned {
-    /// The names of its indexes.
+    /// The names of its indexes. A record that was written before an index was added is not in it until it is deleted
+    /// and put again, which one transaction can do.
     const INDEXES: &'static [&'static str] = &[];
 
     /// Its key, unique within the table.
@@ -140,9 +141,31 @@ impl<R: Record> Table<R> {
     /// The records that `index` has under `value`, in the byte order of their keys.
     ///
     /// # Errors
-    /// As [`View::get_many`].
+    /// As [`View::get_many`], and [`Error::InvalidArgument`] where the records have no such index.
     pub fn find(&self, tx: &View, index: &str, value: &str) -> Result<Vec<R>, Error> {
-        let keys = self.find_keys(tx, index, value)?;
+        self.indexed(tx, index, &self.find_keys(tx, index, value)?)
+    }
+
+    /// The records that `index` has under values that begin with `prefix`, in the byte order of these values and then of
+    /// the keys; each record once, at the first of its values.
+    ///
+    /// # Errors
+    /// As [`Table::find`].
+    pub fn find_prefix(&self, tx: &View, index: &str, prefix: &str) -> Result<Vec<R>, Error> {
+        let entries = self.entries(tx, index, values_prefix(index, prefix))?;
+        let mut seen = HashSet::new();
+        let mut keys = Vec::new();
+        for entry in entries {
+            let key = record_key(index, &entry?.key).to_string();
+            if seen.insert(key.clone()) {
+                keys.push(key);
+            }
+        }
+        self.indexed(tx, index, &keys)
+    }
+
+    /// The records that an index names, in the order of `keys`.
+    fn indexed(&self, tx: &View, index: &str, keys: &[String]) -> Result<Vec<R>, Error> {
         let mut records = Vec::with_capacity(keys.len());
         for keys in keys.chunks(FETCH) {
             for (record, key) in self.fetch(tx, keys)?.into_iter().zip(keys) {
@@ -157,15 +180,21 @@ impl<R: Record> Table<R> {
     /// The keys of the records that `index` has under `value`, in byte order, without fetching the records.
     ///
     /// # Errors
-    /// As [`View::get`].
+    /// As [`View::get`], and [`Error::InvalidArgument`] where the records have no such index.
     pub fn find_keys(&self, tx: &View, index: &str, value: &str) -> Result<Vec<String>, Error> {
-        let prefix = index_prefix(index, value);
-        let range = Range::prefix(prefix.clone()).keys_only();
-        let keys = tx.iterate(&self.namespace, range).map(|entry| {
-            let key = entry?.key;
-            Ok(key.strip_prefix(&prefix).unwrap_or_default().to_string())
-        });
-        keys.collect()
+        let entries = self.entries(tx, index, index_prefix(index, value))?;
+        entries.map(|entry| Ok(record_key(index, &entry?.key).to_string())).collect()
+    }
+
+    /// The entries of an index under a prefix of their keys. An index that no record has would always be empty, which
+    /// is a slip and no answer.
+    fn entries<'a>(&self, tx: &'a View, index: &str, prefix: String) -> Result<Iter<'a>, Error> {
+        if !R::INDEXES.contains(&index) {
+            let reason =
+                format!("{:?} has no index {index:?}; its indexes are {:?}", self.namespace, R::INDEXES);
+            return Err(Error::InvalidArgument(reason));
+        }
+        Ok(tx.iterate(&self.namespace, Range::prefix(prefix).keys_only()))
     }
 
     fn fetch(&self, tx: &View, keys: &[String]) -> Result<Vec<Option<R>>, Error> {
@@ -176,7 +205,7 @@ impl<R: Record> Table<R> {
                 };
                 keys.iter().zip(values).map(record).collect()
             }
-            // Large records: one by one each fits.
+            // Large records: one by one each fits that this guest could have written.
             Err(Error::LimitExceeded { kind: LimitKind::ResultBytes, .. }) => {
                 keys.iter().map(|key| self.get(tx, key)).collect()
             }
@@ -203,7 +232,18 @@ fn index_keys<R: Record>(record: &R) -> BTreeSet<String> {
 
 /// What the keys of the entries of one value begin with; the key of the record follows.
 fn index_prefix(index: &str, value: &str) -> String {
-    format!("i{}\0{}\0", escape(index), escape(value))
+    format!("{}\0", values_prefix(index, value))
+}
+
+/// What the keys of the entries of all values that begin with `prefix` begin with.
+fn values_prefix(index: &str, prefix: &str) -> String {
+    format!("i{}\0{}", escape(index), escape(prefix))
+}
+
+/// The key of the record that an entry of `index` names: what follows the value.
+fn record_key<'a>(index: &str, entry: &'a str) -> &'a str {
+    let values = values_prefix(index, "");
+    entry.strip_prefix(&values).and_then(|rest| rest.split_once('\0')).map_or("", |(_, key)| key)
 }
 
 /// Text without NUL, in the same order, and never the same for two texts: a NUL can then end it.
@@ -262,6 +302,18 @@ mod tests {
             let key = format!("{}{}", index_prefix(&first.0, &first.1), first.2);
             let is_under = key.starts_with(&index_prefix(&second.0, &second.1));
             prop_assert_eq!(is_under, (first.0, first.1) == (second.0, second.1));
+        }
+
+        #[test]
+        fn an_entry_is_under_the_prefixes_of_its_value_and_names_its_record(
+            index in text(), value in text(), key in text(), prefix in text()
+        ) {
+            let entry = format!("{}{key}", index_prefix(&index, &value));
+            prop_assert_eq!(record_key(&index, &entry), key.as_str());
+            for prefix in value.char_indices().map(|(end, _)| &value[..end]).chain([prefix.as_str()]) {
+                let is_under = entry.starts_with(&values_prefix(&index, prefix));
+                prop_assert_eq!(is_under, value.starts_with(prefix));
+            }
         }
     }
 }

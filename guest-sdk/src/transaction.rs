@@ -32,7 +32,9 @@ pub struct Entry {
 pub struct PutOptions {
     /// The row is gone so many milliseconds after its commit; at least 1.
     pub ttl_ms: Option<u64>,
-    /// Write only if the committed row is at this version when the transaction commits.
+    /// Write only if the committed row is at this version when the transaction commits. [`Version::ABSENT`]: only if
+    /// there is none. A version that was read in an earlier transaction is still wrong in the next run, so such an update
+    /// is for a store whose [`RetryPolicy`](crate::RetryPolicy) allows one attempt.
     pub if_version: Option<Version>,
 }
 
@@ -56,7 +58,8 @@ impl View {
     /// The value of a row. An empty value is not an absent row.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] for names that are too long, and what the backend ran into.
+    /// [`Error::LimitExceeded`] for names that are too long and for a value that is larger than one call may return, and
+    /// what the backend ran into.
     pub fn get(&self, namespace: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
         self.note(self.raw.get(namespace, key))
     }
@@ -131,11 +134,11 @@ impl View {
     /// Ends a transaction whose closure is content.
     pub(crate) fn finish<T, E: From<Error>>(self, value: T) -> Attempt<T, E> {
         if self.conflict.get() {
-            return Attempt::Conflict(Error::Conflict.into());
+            return Attempt::Conflict;
         }
         match tx::Tx::commit(self.raw) {
             Ok(_) => Attempt::Done(Ok(value)),
-            Err(types::Error::Conflict) => Attempt::Conflict(Error::Conflict.into()),
+            Err(types::Error::Conflict) => Attempt::Conflict,
             Err(error) => Attempt::Done(Err(Error::from(error).into())),
         }
     }
@@ -144,7 +147,7 @@ impl View {
     pub(crate) fn fail<T, E>(self, error: E) -> Attempt<T, E> {
         let is_conflict = self.conflict.get();
         tx::Tx::rollback(self.raw);
-        if is_conflict { Attempt::Conflict(error) } else { Attempt::Done(Err(error)) }
+        if is_conflict { Attempt::Conflict } else { Attempt::Done(Err(error)) }
     }
 
     fn note<T>(&self, outcome: Result<T, types::Error>) -> Result<T, Error> {
@@ -347,10 +350,11 @@ impl Iterator for Iter<'_> {
     type Item = Result<Entry, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.page.is_empty()
-            && let Err(error) = self.fetch()
-        {
-            return Some(Err(error));
+        // A page may be empty and still not be the last.
+        while self.page.is_empty() && !matches!(self.next, Next::End) {
+            if let Err(error) = self.fetch() {
+                return Some(Err(error));
+            }
         }
         self.page.pop_front().map(|entry| Ok(entry.into()))
     }

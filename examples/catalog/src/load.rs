@@ -4,13 +4,18 @@ use std::fmt;
 use std::io::BufRead;
 use std::time::{Duration, Instant};
 
-use larder_guest::{Error, Store, Table};
+use larder_guest::{Error, LimitKind, Store, Table};
 
 use crate::package::Package;
 use crate::stanza::Stanzas;
 
 /// Rows and index entries of one transaction, about; the host's default allows 10,000.
 const BATCH_ROWS: usize = 2_000;
+
+/// Bytes of one transaction, about; the host's default allows 16 MiB.
+const BATCH_BYTES: usize = 4 << 20;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// What was loaded.
 pub(crate) struct Loaded {
@@ -35,38 +40,155 @@ impl fmt::Display for Loaded {
 
 /// Stores every package of `input`, in the place of those of the same name and architecture. A batch is stored
 /// whole or not at all; those before it stay.
-pub(crate) fn load(
-    store: &Store,
-    table: &Table<Package>,
-    input: impl BufRead,
-) -> Result<Loaded, Box<dyn std::error::Error>> {
+pub(crate) fn load(store: &Store, table: &Table<Package>, input: impl BufRead) -> Outcome<Loaded> {
     let start = Instant::now();
     let mut loaded = Loaded { packages: 0, dependencies: 0, transactions: 0, time: Duration::ZERO };
-    let mut batch = Vec::new();
-    let mut rows = 0;
+    let mut put = |packages: &[Package]| store.update(|tx| table.put_many(tx, packages));
+    let mut batch = Batch::default();
     for stanza in Stanzas::new(input) {
-        let package = Package::from_stanza(&stanza?)?;
-        rows += 1 + package.depends.len();
-        batch.push(package);
-        if rows >= BATCH_ROWS {
-            loaded.add(store, table, &batch)?;
-            batch.clear();
-            rows = 0;
+        batch.push(Package::from_stanza(&stanza?)?);
+        if batch.is_full() {
+            loaded.add(&std::mem::take(&mut batch).packages, &mut put)?;
         }
     }
-    if !batch.is_empty() {
-        loaded.add(store, table, &batch)?;
-    }
+    loaded.add(&batch.packages, &mut put)?;
     loaded.time = start.elapsed();
     Ok(loaded)
 }
 
+/// Packages for one transaction.
+#[derive(Default)]
+struct Batch {
+    packages: Vec<Package>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, package: Package) {
+        self.rows += 1 + package.depends.len();
+        self.bytes += package.stored_bytes();
+        self.packages.push(package);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= BATCH_ROWS || self.bytes >= BATCH_BYTES
+    }
+}
+
 impl Loaded {
-    fn add(&mut self, store: &Store, table: &Table<Package>, batch: &[Package]) -> Result<(), Error> {
-        store.update(|tx| table.put_many(tx, batch))?;
-        self.packages += batch.len();
-        self.dependencies += batch.iter().map(|package| package.depends.len()).sum::<usize>();
-        self.transactions += 1;
+    /// Puts packages in one transaction, or in several where one can't hold them: what of the rows that they replace is
+    /// to be deleted is known only then, and a host may have smaller bounds than the default ones.
+    fn add(
+        &mut self,
+        packages: &[Package],
+        put: &mut impl FnMut(&[Package]) -> Result<(), Error>,
+    ) -> Outcome<()> {
+        let Some(first) = packages.first() else { return Ok(()) };
+        match put(packages) {
+            Ok(()) => self.count(packages),
+            Err(error) if !is_too_much(&error) => return Err(error.into()),
+            Err(error) if packages.len() == 1 => {
+                return Err(format!("the package {:?} can't be stored: {error}", first.name).into());
+            }
+            Err(_) => {
+                let (front, back) = packages.split_at(packages.len() / 2);
+                self.add(front, put)?;
+                self.add(back, put)?;
+            }
+        }
         Ok(())
+    }
+
+    fn count(&mut self, packages: &[Package]) {
+        self.packages += packages.len();
+        self.dependencies += packages.iter().map(|package| package.depends.len()).sum::<usize>();
+        self.transactions += 1;
+    }
+}
+
+fn is_too_much(error: &Error) -> bool {
+    use LimitKind::{TransactionBytes, TransactionMutations};
+    matches!(error, Error::LimitExceeded { kind: TransactionBytes | TransactionMutations, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, summary: &str, dependencies: usize) -> Package {
+        Package {
+            name: name.to_string(),
+            architecture: String::new(),
+            version: String::new(),
+            summary: summary.to_string(),
+            depends: (0..dependencies).map(|number| number.to_string()).collect(),
+        }
+    }
+
+    fn batch(packages: impl IntoIterator<Item = Package>) -> Batch {
+        let mut batch = Batch::default();
+        packages.into_iter().for_each(|package| batch.push(package));
+        batch
+    }
+
+    #[test]
+    fn a_batch_is_full_by_rows_or_by_bytes() {
+        assert!(!batch([package("a", "", 1_998)]).is_full());
+        assert!(batch([package("a", "", 1_999)]).is_full());
+        let large = "x".repeat(1 << 20);
+        assert!(!batch([package("a", &large, 0)]).is_full());
+        assert!(batch((0..4).map(|_| package("a", &large, 0))).is_full());
+    }
+
+    fn too_many() -> Error {
+        Error::LimitExceeded { kind: LimitKind::TransactionMutations, max: 2, requested: 3 }
+    }
+
+    fn loaded() -> Loaded {
+        Loaded { packages: 0, dependencies: 0, transactions: 0, time: Duration::ZERO }
+    }
+
+    #[test]
+    fn what_one_transaction_can_not_hold_goes_into_several() {
+        let packages = ["a", "b", "c", "d", "e"].map(|name| package(name, "", 1));
+        let mut stored = Vec::new();
+        let mut put = |packages: &[Package]| {
+            if packages.len() > 2 {
+                return Err(too_many());
+            }
+            stored.push(packages.iter().map(|package| package.name.as_str()).collect::<String>());
+            Ok(())
+        };
+        let mut loaded = loaded();
+        loaded.add(&packages, &mut put).unwrap();
+        assert_eq!(stored, ["ab", "c", "de"]);
+        assert_eq!((loaded.packages, loaded.dependencies, loaded.transactions), (5, 5, 3));
+    }
+
+    #[test]
+    fn a_package_that_no_transaction_can_hold_is_named() {
+        let packages = ["a", "b"].map(|name| package(name, "", 0));
+        let mut put = |packages: &[Package]| {
+            if packages.iter().any(|package| package.name == "b") { Err(too_many()) } else { Ok(()) }
+        };
+        let error = loaded().add(&packages, &mut put).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the package \"b\" can't be stored: limit exceeded: transaction-mutations is at most 2, 3 were asked for"
+        );
+    }
+
+    #[test]
+    fn another_error_is_given_at_once() {
+        let packages = ["a", "b"].map(|name| package(name, "", 0));
+        let mut calls = 0;
+        let mut put = |_: &[Package]| {
+            calls += 1;
+            Err(Error::TimedOut)
+        };
+        let error = loaded().add(&packages, &mut put).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Error::TimedOut));
+        assert_eq!(calls, 1);
     }
 }

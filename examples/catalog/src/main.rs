@@ -18,6 +18,7 @@ Keeps a catalog of packages in the store `default`.
   catalog show NAME    prints a package
   catalog list PREFIX  prints the packages whose name begins so; all without PREFIX
   catalog needs NAME   prints the packages that depend on NAME
+  catalog --help       prints this
 ";
 
 fn main() -> ExitCode {
@@ -30,8 +31,9 @@ fn main() -> ExitCode {
         ["list", prefix] => list(prefix),
         ["needs", name] => needs(name),
         ["--help" | "-h"] => print(USAGE),
-        _ => {
-            eprint!("catalog: these arguments make no command\n\n{USAGE}");
+        [command, ..] => {
+            eprintln!("catalog: {}", misuse(command));
+            // WASI 0.2 tells its host success or failure and no number: there this comes out as 1.
             return ExitCode::from(2);
         }
     };
@@ -41,6 +43,16 @@ fn main() -> ExitCode {
             eprintln!("catalog: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What is wrong with the arguments, and what would be right.
+fn misuse(command: &str) -> String {
+    match command {
+        "show" | "needs" => format!("`{command}` takes one NAME"),
+        "list" => "`list` takes one PREFIX or none".to_string(),
+        "--help" | "-h" => format!("`{command}` takes no arguments"),
+        _ => format!("there is no command {command:?}; `--help` lists them"),
     }
 }
 

@@ -31,12 +31,18 @@ impl Package {
     /// Takes from a stanza what the catalog keeps.
     ///
     /// # Errors
-    /// Where the stanza names no package.
+    /// Where the stanza names no package, or where its name has a space: no package has such a name.
     pub(crate) fn from_stanza(stanza: &Stanza) -> Result<Self, String> {
         let field = |name: &str| stanza.get(name).unwrap_or_default();
         let name = field("Package").trim();
         if name.is_empty() {
             return Err(format!("the stanza at line {} has no field `Package`", stanza.line()));
+        }
+        if name.contains(char::is_whitespace) {
+            return Err(format!(
+                "the stanza at line {} names a package {name:?}; a name has no spaces",
+                stanza.line()
+            ));
         }
         let relations = [field("Pre-Depends"), field("Depends")];
         let mut depends: Vec<String> = relations.into_iter().flat_map(names).collect();
@@ -49,6 +55,14 @@ impl Package {
             summary: field("Description").lines().next().unwrap_or_default().trim().to_string(),
             depends,
         })
+    }
+
+    /// The bytes of its row and its index entries, about. A dependency stands in both.
+    pub(crate) fn stored_bytes(&self) -> usize {
+        let Self { name, architecture, version, summary, depends } = self;
+        let key = "packages".len() + name.len() + architecture.len() + 8;
+        let depends: usize = depends.iter().map(|depended| 2 * depended.len() + key).sum();
+        key + name.len() + architecture.len() + version.len() + summary.len() + depends
     }
 }
 
@@ -110,5 +124,11 @@ mod tests {
     #[test]
     fn a_stanza_without_a_package_is_refused() {
         assert_eq!(package("\nVersion: 1\n").unwrap_err(), "the stanza at line 2 has no field `Package`");
+    }
+
+    #[test]
+    fn a_name_with_spaces_is_refused() {
+        let expected = "the stanza at line 1 names a package \"two words\"; a name has no spaces";
+        assert_eq!(package("Package: two words\n").unwrap_err(), expected);
     }
 }

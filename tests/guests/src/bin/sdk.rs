@@ -178,6 +178,15 @@ fn an_index_follows_its_records(store: &Store) -> Outcome {
     })?;
     expect("two under b", find("b")?, vec!["1".to_string(), "2".to_string()])?;
     expect("one under b and NUL", find("b\0")?, vec!["22".to_string()])?;
+    let under = |prefix: &str| {
+        let found = store.view(|tx| tasks.find_prefix(tx, "label", prefix))?;
+        Ok::<_, Error>(found.into_iter().map(|task| task.id).collect::<String>())
+    };
+    expect("all, each once, by label and then by key", under("")?, "1222".to_string())?;
+    expect("under b and what begins with it", under("b")?, "1222".to_string())?;
+    expect("under b and NUL", under("b\0")?, "22".to_string())?;
+    let slip = store.view(|tx| tasks.find(tx, "lable", "b"));
+    expect("no such index", matches!(slip, Err(Error::InvalidArgument(_))), true)?;
     store.update(|tx| tasks.put(tx, &task("1", &["c"])))?;
     expect("none under a any more", find("a")?, Vec::new())?;
     expect("the record", store.view(|tx| tasks.find(tx, "label", "c"))?, vec![task("1", &["c"])])?;
