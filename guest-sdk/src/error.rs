@@ -9,7 +9,7 @@ pub use crate::raw::types::LimitKind;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The store was closed, by the guest or by the host.
+    /// The store or the memory was closed, by the guest or by the host.
     Closed,
     /// A write in a view.
     ReadOnly,
@@ -37,7 +37,8 @@ pub enum Error {
     },
     /// An applied migration was reordered, removed or edited.
     MigrationMismatch(String),
-    /// Bytes that are no snapshot, or one of another strategy.
+    /// Bytes that are no snapshot, or one of another strategy; or a session that was kept by another strategy than the
+    /// host declares now.
     InvalidSnapshot(String),
     /// The backend can't be reached now; the same call may work later.
     Unavailable(String),
@@ -63,7 +64,7 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Closed => formatter.write_str("the store is closed"),
+            Self::Closed => formatter.write_str("the store or the memory is closed"),
             Self::ReadOnly => formatter.write_str("a view can't write"),
             Self::Conflict => formatter.write_str("other transactions committed first, again and again"),
             Self::TimedOut => {
@@ -109,6 +110,10 @@ fn name(kind: LimitKind) -> &'static str {
         LimitKind::OpenTransactions => "open-transactions",
         LimitKind::OpenStores => "open-stores",
         LimitKind::StoreBytes => "store-bytes",
+        LimitKind::IdentityBytes => "identity-bytes",
+        LimitKind::TurnBytes => "turn-bytes",
+        LimitKind::MemoryBytes => "memory-bytes",
+        LimitKind::OpenMemories => "open-memories",
     }
 }
 

@@ -30,25 +30,36 @@
 //!
 //! With the feature `serde`, on by default, values are typed (`get_value`, `put_value`: JSON), and `Table` keeps typed
 //! records with secondary indexes in the same transaction.
+//!
+//! [`Memory`] keeps the conversation of a session, by the strategy that the host declared for it. A component that makes
+//! the summaries for such a host exports a [`Summarizer`].
 
 mod bindings;
 mod error;
+mod memory;
 mod range;
 mod retry;
 mod store;
+mod summarizer;
 #[cfg(feature = "serde")]
 mod table;
 mod transaction;
 
 /// The generated bindings of `larder:storage`, for what this crate does not cover.
 pub mod raw {
-    pub use crate::bindings::larder::storage::{store, tx, types};
+    pub use crate::bindings::larder::storage::{memory, store, tx, types};
 }
 
+/// What [`export_summarizer!`] expands to, which happens in other crates.
+#[doc(hidden)]
+pub use bindings::summarizer_plugin as __summarizer_plugin;
+
 pub use error::{Error, LimitKind};
+pub use memory::{Context, Health, Identity, Memory, Snapshot, Strategy, TrajectoryDigest, Turn};
 pub use range::Range;
 pub use retry::RetryPolicy;
 pub use store::Store;
+pub use summarizer::{Summarizer, SummaryRequest};
 #[cfg(feature = "serde")]
 pub use table::{Record, Table};
 pub use transaction::{Entry, Iter, PutOptions, Update, Version, View};

@@ -10,11 +10,21 @@ use std::process::Command;
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "guest";
-const PACKAGES: [&str; 3] = ["larder-conformance", "larder-test-guests", "catalog"];
+const PACKAGES: [&str; 5] =
+    ["larder-conformance", "larder-test-guests", "assistant", "catalog", "keyword-summarizer"];
 
 /// What a guest is made of, from the root of the workspace.
-const SOURCES: [&str; 7] =
-    ["Cargo.lock", "Cargo.toml", "wit", "guest-sdk", "tests/conformance", "tests/guests", "examples/catalog"];
+const SOURCES: [&str; 9] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "wit",
+    "guest-sdk",
+    "tests/conformance",
+    "tests/guests",
+    "examples/assistant",
+    "examples/catalog",
+    "examples/summarizer",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = fs::canonicalize("../..")?;
@@ -27,7 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let guests = out.ancestors().nth(4).ok_or("OUT_DIR is not within a target folder")?.join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
-    let mut names = vec!["larder_conformance".to_string(), "catalog".to_string()];
+    let mut names =
+        ["larder_conformance", "assistant", "catalog", "keyword_summarizer"].map(String::from).to_vec();
     names.extend(programs(&root.join("tests/guests/src/bin"))?);
     fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;
     let conformance = built.join("larder_conformance.wasm");

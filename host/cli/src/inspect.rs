@@ -127,7 +127,7 @@ impl StoreArguments {
 }
 
 /// Looking into a store must not make one.
-fn existing(dsn: &str) -> String {
+pub(crate) fn existing(dsn: &str) -> String {
     if !dsn.starts_with("sqlite:") || dsn == "sqlite::memory:" {
         return dsn.to_string();
     }
@@ -288,7 +288,7 @@ async fn print_namespaces(mut view: Transaction, json: bool) -> Result<()> {
 }
 
 /// Somebody who reads only the first rows (`| head`) has what they want.
-fn done(printed: Result<()>) -> Result<ExitCode> {
+pub(crate) fn done(printed: Result<()>) -> Result<ExitCode> {
     match printed {
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         printed => printed.map(|()| ExitCode::SUCCESS),

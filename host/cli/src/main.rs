@@ -2,7 +2,9 @@
 
 mod conformance;
 mod inspect;
+mod memory;
 mod run;
+mod run_memory;
 mod text;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ enum Command {
     Scan(inspect::Scan),
     /// Print the namespaces of a store
     Namespaces(inspect::Namespaces),
+    /// See, move and delete what is kept of conversations
+    Memory(memory::Memory),
 }
 
 #[tokio::main]
@@ -50,13 +54,14 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let outcome = match arguments.command {
-        Command::Run(run) => run.execute().await,
+        Command::Run(run) => Box::pin(run.execute()).await,
         Command::Conformance(conformance) => conformance.execute().await,
         Command::Get(get) => get.execute().await,
         Command::Put(put) => put.execute().await,
         Command::Delete(delete) => delete.execute().await,
         Command::Scan(scan) => scan.execute().await,
         Command::Namespaces(namespaces) => namespaces.execute().await,
+        Command::Memory(memory) => memory.execute().await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("larder: {error:#}");

@@ -5,11 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use larder_host::{Limits, StorageCtx, StorageCtxView, StorageView, Store, drivers, engine_config};
+use larder_host::{
+    IdentityScope, Limits, MemoryStore, StorageCtx, StorageCtxView, StorageView, Store, drivers,
+    engine_config,
+};
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Engine};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
+
+use crate::run_memory::RunMemory;
 
 /// Run a WASI command component with stores
 #[derive(Args)]
@@ -25,6 +30,8 @@ pub(crate) struct Run {
     /// Let the component see an environment variable
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
     environment: Vec<(String, String)>,
+    #[command(flatten)]
+    memory: RunMemory,
     /// Arguments for the component
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -71,7 +78,12 @@ impl Run {
         let engine = engine()?;
         let command = load(&engine, &self.component)?;
         let opened = self.open_stores().await?;
-        let outcome = self.run(&engine, &command, &opened).await;
+        let memory = self.open_memory(&opened).await?;
+        let outcome = self.run(&engine, &command, &opened, memory.as_ref()).await;
+        if let Some(memory) = memory {
+            memory.memories.close().await;
+            memory.store.close().await;
+        }
         for grant in &opened {
             grant.store.close().await;
         }
@@ -86,9 +98,24 @@ impl Run {
         for ((name, dsn), read_only) in writable.chain(read_only) {
             let backend = drivers.open(dsn).await.with_context(|| format!("the store {name:?}"))?;
             let store = Store::builder_shared(backend).name(name).build()?;
-            grants.push(Grant { name: name.clone(), store, read_only });
+            grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only });
         }
         Ok(grants)
+    }
+
+    async fn open_memory(&self, grants: &[Grant]) -> Result<Option<GrantedMemory>> {
+        let Some(dsn) = &self.memory.dsn else { return Ok(None) };
+        // One that is open already has its connections; one in memory is another each time.
+        let is_shared = |grant: &&Grant| grant.dsn == *dsn && !dsn.ends_with("memory:");
+        let store = match grants.iter().find(is_shared) {
+            Some(grant) => grant.store.clone(),
+            None => {
+                let backend = drivers().open(dsn).await.context("the store of the memory")?;
+                Store::builder_shared(backend).name("memory").build()?
+            }
+        };
+        let (memories, scope) = self.memory.build(&store)?;
+        Ok(Some(GrantedMemory { store, memories, scope }))
     }
 
     async fn run(
@@ -96,13 +123,14 @@ impl Run {
         engine: &Engine,
         command: &CommandPre<Instance>,
         grants: &[Grant],
+        memory: Option<&GrantedMemory>,
     ) -> Result<ExitCode> {
         let limits = Limits::default();
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stdio().arg(self.component.to_string_lossy()).args(&self.arguments);
         wasi.envs(&self.environment);
-        let instance =
-            Instance { table: ResourceTable::new(), wasi: wasi.build(), storage: storage(grants, &limits)? };
+        let storage = storage(grants, memory, &limits)?;
+        let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
         let mut store = wasmtime::Store::new(engine, instance);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
@@ -115,13 +143,23 @@ impl Run {
 
 struct Grant {
     name: String,
+    dsn: String,
     store: Store,
     read_only: bool,
 }
 
-fn storage(grants: &[Grant], limits: &Limits) -> Result<StorageCtx> {
+struct GrantedMemory {
+    store: Store,
+    memories: MemoryStore,
+    scope: IdentityScope,
+}
+
+fn storage(grants: &[Grant], memory: Option<&GrantedMemory>, limits: &Limits) -> Result<StorageCtx> {
     let mut builder = StorageCtx::builder().limits(limits.clone());
-    for Grant { name, store, read_only } in grants {
+    if let Some(GrantedMemory { memories, scope, .. }) = memory {
+        builder = builder.memory(memories, scope.clone());
+    }
+    for Grant { name, store, read_only, .. } in grants {
         builder = match read_only {
             true => builder.grant_read_only(name, store),
             false => builder.grant(name, store),

@@ -20,12 +20,16 @@ mod generated {
             "larder:storage/store.[method]store.begin": trappable,
             "larder:storage/store.[method]store.close": trappable,
             "larder:storage/store.[drop]store": trappable,
+            "larder:storage/memory.[static]memory.open": trappable,
+            "larder:storage/memory.[method]memory.close": trappable,
+            "larder:storage/memory.[drop]memory": trappable,
             default: async | trappable,
         },
         trappable_error_type: { "larder:storage/types.error" => crate::StorageError },
         with: {
             "larder:storage/store.store": larder_core::Handle,
             "larder:storage/tx.tx": larder_core::Transaction,
+            "larder:storage/memory.memory": larder_core::Memory,
         },
         require_store_data_send: true,
     });
@@ -33,3 +37,22 @@ mod generated {
 
 pub use generated::larder::storage::*;
 pub use generated::{Imports, ImportsPre};
+
+/// What a host calls where a component does the summarising.
+pub mod summarizer {
+    mod generated {
+        wasmtime::component::bindgen!({
+            path: "../../wit",
+            world: "larder:storage/summarizer-plugin",
+            exports: { default: async },
+            with: {
+                "larder:storage/types": crate::bindings::types,
+                "larder:storage/memory": crate::bindings::memory,
+            },
+            require_store_data_send: true,
+        });
+    }
+
+    pub use generated::exports::larder::storage::summarizer::*;
+    pub use generated::{SummarizerPlugin, SummarizerPluginPre};
+}

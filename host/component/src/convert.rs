@@ -1,8 +1,11 @@
 //! larder's types as the WIT has them.
 
-use larder_core::{Entry, Error, LimitExceeded, LimitKind, Mode, Page, PutOptions, Range, Version};
+use larder_core::{
+    Context, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Mode, Page,
+    PutOptions, Range, Strategy, TrajectoryDigest, Turn, Version,
+};
 
-use crate::bindings::{tx, types};
+use crate::bindings::{memory, tx, types};
 
 /// Why a call from a guest failed: an error for the guest, or a trap.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ impl From<Error> for types::Error {
             Error::TimedOut => Self::TimedOut,
             Error::NoSuchStore(name) => Self::NoSuchStore(name),
             Error::AccessDenied(reason) => Self::AccessDenied(reason),
+            Error::IdentityRequired(reason) => Self::IdentityRequired(reason),
+            Error::InvalidSnapshot(reason) => Self::InvalidSnapshot(reason),
             Error::InvalidArgument(reason) => Self::InvalidArgument(reason),
             Error::LimitExceeded(exceeded) => Self::LimitExceeded(exceeded.into()),
             Error::Unavailable { reason, .. } => Self::Unavailable(reason),
@@ -59,6 +64,10 @@ impl From<LimitExceeded> for types::LimitExceeded {
             LimitKind::OpenTransactions => types::LimitKind::OpenTransactions,
             LimitKind::OpenStores => types::LimitKind::OpenStores,
             LimitKind::StoreBytes => types::LimitKind::StoreBytes,
+            LimitKind::IdentityBytes => types::LimitKind::IdentityBytes,
+            LimitKind::TurnBytes => types::LimitKind::TurnBytes,
+            LimitKind::MemoryBytes => types::LimitKind::MemoryBytes,
+            LimitKind::OpenMemories => types::LimitKind::OpenMemories,
         };
         Self { kind, max: exceeded.max, requested: exceeded.requested }
     }
@@ -101,5 +110,120 @@ impl From<types::Entry> for Entry {
 impl From<Page> for tx::Page {
     fn from(page: Page) -> Self {
         Self { entries: page.entries.into_iter().map(Into::into).collect(), next: page.next }
+    }
+}
+
+impl From<memory::Identity> for IdentityParts {
+    fn from(identity: memory::Identity) -> Self {
+        let memory::Identity { tenant, user, session, run } = identity;
+        Self { tenant, user, session, run }
+    }
+}
+
+impl From<IdentityParts> for memory::Identity {
+    fn from(parts: IdentityParts) -> Self {
+        let IdentityParts { tenant, user, session, run } = parts;
+        Self { tenant, user, session, run }
+    }
+}
+
+impl From<memory::Turn> for Turn {
+    fn from(turn: memory::Turn) -> Self {
+        Self {
+            user_message: turn.user_message,
+            assistant_response: turn.assistant_response,
+            trajectory: turn.trajectory.map(Into::into),
+            artifacts_shown: turn.artifacts_shown,
+            artifacts_hidden: turn.artifacts_hidden,
+            timestamp_millis: turn.timestamp_ms,
+        }
+    }
+}
+
+impl From<Turn> for memory::Turn {
+    fn from(turn: Turn) -> Self {
+        Self {
+            user_message: turn.user_message,
+            assistant_response: turn.assistant_response,
+            trajectory: turn.trajectory.map(Into::into),
+            artifacts_shown: turn.artifacts_shown,
+            artifacts_hidden: turn.artifacts_hidden,
+            timestamp_ms: turn.timestamp_millis,
+        }
+    }
+}
+
+impl From<memory::TrajectoryDigest> for TrajectoryDigest {
+    fn from(digest: memory::TrajectoryDigest) -> Self {
+        let memory::TrajectoryDigest {
+            tools_invoked,
+            observations_summary,
+            reasoning_summary,
+            artifact_refs,
+        } = digest;
+        Self { tools_invoked, observations_summary, reasoning_summary, artifact_refs }
+    }
+}
+
+impl From<TrajectoryDigest> for memory::TrajectoryDigest {
+    fn from(digest: TrajectoryDigest) -> Self {
+        let TrajectoryDigest { tools_invoked, observations_summary, reasoning_summary, artifact_refs } =
+            digest;
+        Self { tools_invoked, observations_summary, reasoning_summary, artifact_refs }
+    }
+}
+
+impl From<memory::Strategy> for Strategy {
+    fn from(strategy: memory::Strategy) -> Self {
+        match strategy {
+            memory::Strategy::None => Self::None,
+            memory::Strategy::Truncation => Self::Truncation,
+            memory::Strategy::RollingSummary => Self::RollingSummary,
+        }
+    }
+}
+
+impl From<Strategy> for memory::Strategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::None => Self::None,
+            Strategy::Truncation => Self::Truncation,
+            Strategy::RollingSummary => Self::RollingSummary,
+        }
+    }
+}
+
+impl From<Health> for memory::Health {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Healthy => Self::Healthy,
+            Health::Retry => Self::Retry,
+            Health::Degraded => Self::Degraded,
+            Health::Recovering => Self::Recovering,
+        }
+    }
+}
+
+impl From<Context> for memory::ContextPatch {
+    fn from(context: Context) -> Self {
+        Self {
+            strategy: context.strategy.into(),
+            summary: context.summary,
+            recent_turns: context.recent_turns.into_iter().map(Into::into).collect(),
+            tokens: context.tokens,
+            over_budget: context.over_budget,
+        }
+    }
+}
+
+impl From<memory::Snapshot> for MemorySnapshot {
+    fn from(snapshot: memory::Snapshot) -> Self {
+        Self { strategy: snapshot.strategy.into(), bytes: snapshot.bytes }
+    }
+}
+
+impl From<MemorySnapshot> for memory::Snapshot {
+    fn from(snapshot: MemorySnapshot) -> Self {
+        Self { strategy: snapshot.strategy.into(), bytes: snapshot.bytes }
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use larder_core::{Error, Handle, HandleOptions, LimitKind, Limits, OpenTransactions, Result, Store};
+use larder_core::{
+    Error, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind, Limits, Memory, MemoryStore,
+    OpenTransactions, Result, Store,
+};
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
 use crate::bindings;
@@ -18,6 +21,9 @@ pub struct StorageCtx {
     limits: Arc<Limits>,
     open_transactions: OpenTransactions,
     open_stores: u64,
+    memory: Option<MemoryStore>,
+    identities: IdentityScope,
+    open_memories: u64,
 }
 
 #[derive(Debug)]
@@ -31,6 +37,8 @@ struct Grant {
 pub struct StorageCtxBuilder {
     grants: Vec<(String, Grant)>,
     limits: Limits,
+    memory: Option<MemoryStore>,
+    identities: IdentityScope,
 }
 
 impl StorageCtxBuilder {
@@ -43,6 +51,13 @@ impl StorageCtxBuilder {
     /// Lets the component open `store` under `name`, for views only.
     pub fn grant_read_only(mut self, name: impl Into<String>, store: &Store) -> Self {
         self.grants.push((name.into(), Grant { store: store.clone(), read_only: true }));
+        self
+    }
+
+    /// Where the component's conversations are kept, and which of them it may open.
+    pub fn memory(mut self, memories: &MemoryStore, identities: IdentityScope) -> Self {
+        self.memory = Some(memories.clone());
+        self.identities = identities;
         self
     }
 
@@ -75,7 +90,15 @@ impl StorageCtxBuilder {
             }
         }
         let open_transactions = OpenTransactions::at_most(self.limits.open_transactions);
-        Ok(StorageCtx { grants, limits: Arc::new(self.limits), open_transactions, open_stores: 0 })
+        Ok(StorageCtx {
+            grants,
+            limits: Arc::new(self.limits),
+            open_transactions,
+            open_stores: 0,
+            memory: self.memory,
+            identities: self.identities,
+            open_memories: 0,
+        })
     }
 }
 
@@ -102,6 +125,20 @@ impl StorageCtx {
 
     pub(crate) fn forget_open(&mut self) {
         self.open_stores = self.open_stores.saturating_sub(1);
+    }
+
+    pub(crate) fn open_memory(&mut self, identity: IdentityParts) -> Result<Memory> {
+        let Some(memories) = &self.memory else {
+            return Err(Error::AccessDenied("the host granted no memory".to_string()));
+        };
+        let memory = memories.open(identity, &self.identities, &self.limits)?;
+        self.limits.check(LimitKind::OpenMemories, self.open_memories + 1)?;
+        self.open_memories += 1;
+        Ok(memory)
+    }
+
+    pub(crate) fn forget_open_memory(&mut self) {
+        self.open_memories = self.open_memories.saturating_sub(1);
     }
 }
 
@@ -160,5 +197,6 @@ impl HasData for HasStorage {
 pub fn add_to_linker<T: StorageView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     bindings::types::add_to_linker::<T, HasStorage>(linker, T::storage)?;
     bindings::store::add_to_linker::<T, HasStorage>(linker, T::storage)?;
-    bindings::tx::add_to_linker::<T, HasStorage>(linker, T::storage)
+    bindings::tx::add_to_linker::<T, HasStorage>(linker, T::storage)?;
+    bindings::memory::add_to_linker::<T, HasStorage>(linker, T::storage)
 }

@@ -1,10 +1,10 @@
 //! The host functions: each looks up its handle, converts, and calls.
 
-use larder_core::{Handle, Transaction, Version};
+use larder_core::{Handle, Memory, Transaction, Version};
 use wasmtime::component::Resource;
 
 use crate::StorageCtxView;
-use crate::bindings::{store, tx, types};
+use crate::bindings::{memory, store, tx, types};
 use crate::convert::{StorageError, StorageResult};
 
 impl types::Host for StorageCtxView<'_> {
@@ -175,6 +175,54 @@ impl tx::HostTx for StorageCtxView<'_> {
 
     fn drop(&mut self, tx: Resource<Transaction>) -> wasmtime::Result<()> {
         self.table.delete(tx)?;
+        Ok(())
+    }
+}
+
+impl memory::Host for StorageCtxView<'_> {}
+
+impl memory::HostMemory for StorageCtxView<'_> {
+    fn open(&mut self, identity: memory::Identity) -> StorageResult<Resource<Memory>> {
+        let memory = self.ctx.open_memory(identity.into())?;
+        Ok(self.table.push(memory)?)
+    }
+
+    async fn add_turn(&mut self, memory: Resource<Memory>, turn: memory::Turn) -> StorageResult<()> {
+        Ok(self.table.get(&memory)?.add_turn(turn.into()).await?)
+    }
+
+    async fn llm_context(&mut self, memory: Resource<Memory>) -> StorageResult<memory::ContextPatch> {
+        Ok(self.table.get(&memory)?.context().await?.into())
+    }
+
+    async fn estimate_tokens(&mut self, memory: Resource<Memory>) -> StorageResult<u64> {
+        Ok(self.table.get(&memory)?.estimate_tokens().await?)
+    }
+
+    async fn flush(&mut self, memory: Resource<Memory>) -> StorageResult<()> {
+        Ok(self.table.get(&memory)?.flush().await?)
+    }
+
+    async fn health(&mut self, memory: Resource<Memory>) -> StorageResult<memory::Health> {
+        Ok(self.table.get(&memory)?.health().await?.into())
+    }
+
+    async fn snapshot(&mut self, memory: Resource<Memory>) -> StorageResult<memory::Snapshot> {
+        Ok(self.table.get(&memory)?.snapshot().await?.into())
+    }
+
+    async fn restore(&mut self, memory: Resource<Memory>, snapshot: memory::Snapshot) -> StorageResult<()> {
+        Ok(self.table.get(&memory)?.restore(snapshot.into()).await?)
+    }
+
+    fn close(&mut self, memory: Resource<Memory>) -> wasmtime::Result<()> {
+        self.table.get(&memory)?.close();
+        Ok(())
+    }
+
+    fn drop(&mut self, memory: Resource<Memory>) -> wasmtime::Result<()> {
+        self.table.delete(memory)?;
+        self.ctx.forget_open_memory();
         Ok(())
     }
 }

@@ -71,13 +71,22 @@ pub mod bindings;
 mod convert;
 mod ctx;
 mod host;
+mod summarizer;
 
 pub use convert::{StorageError, StorageResult};
 pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView, add_to_linker};
 pub use larder_core::{
-    Clock, DriverError, Drivers, Error, Event, EventSink, Handle, HandleOptions, InMemory, LimitExceeded,
-    LimitKind, Limits, Mode, MovableClock, Store, StoreBuilder, SystemClock, TracingEvents, Version,
+    ByteTokens, Clock, Context, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel, EventSink,
+    EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope, InMemory,
+    LimitExceeded, LimitKind, Limits, Memory, MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder,
+    Missed, Mode, MovableClock, Store, StoreBuilder, Strategy, Summarizer, SummaryError, SummaryRequest,
+    SystemClock, TokenEstimator, TracingEvents, TrajectoryDigest, Turn, Version,
 };
+#[cfg(feature = "tokenizer")]
+pub use larder_llm::ModelTokens;
+#[cfg(feature = "http-summarizer")]
+pub use larder_llm::{ApiKey, HttpError, HttpOptions, HttpOptionsError, HttpSummarizer, TokenField};
+pub use summarizer::ComponentSummarizer;
 pub use {larder_core, larder_postgres, larder_sqlite};
 
 /// The drivers `memory`, `postgres` and `sqlite`.

@@ -17,6 +17,9 @@
 //! - The versions that a commit gives are larger than every version that its rows ever had, in the whole store
 //!   never reused, and below 2⁶³.
 //! - A commit that has begun runs to its end, also when its future is dropped.
+//! - Of memory it keeps records: a [`RecordKey`], bytes, and a [`Version`] that this crate draws. A write of one is
+//!   atomic, and made only where the record is at [`RecordWrite::expected`]; otherwise it gives [`Error::Conflict`]. It
+//!   survives what a commit survives, and runs to its end as a commit does.
 //! - Errors are put into their kind by codes and types, never by texts. What can't be reached is
 //!   [`Error::Unavailable`]; stored bytes that fail a check are [`Error::Corrupt`]. Nothing read from an engine
 //!   is unwrapped.
@@ -32,6 +35,7 @@ use crate::commit::Commit;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
+use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 
 /// Whether a transaction may write.
@@ -128,11 +132,23 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes the commit of a transaction that read nothing.
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed>;
 
-    /// Bytes of namespace, key and value of every row, expired ones included.
+    /// Bytes of namespace, key and value of every row, expired ones included, and of key and bytes of every record.
     async fn stored_bytes(&self) -> Result<u64>;
 
     /// Removes up to `max_rows` rows that are no longer live at `now`. It changes no version.
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept>;
+
+    /// The record, if it is there.
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>>;
+
+    /// Makes one change of one record.
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()>;
+
+    /// The first keys of records after `after`, in their order, up to `max`. `after` need not be there.
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>>;
+
+    /// Keys of records with a [`StoredRecord::due_at`] of `now` or before, the longest due first, up to `max`.
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>>;
 
     /// Whether the engine can be reached.
     async fn ping(&self) -> Result<()>;

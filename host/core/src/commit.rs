@@ -74,6 +74,17 @@ pub struct GrowthMax {
     pub quota: u64,
 }
 
+impl GrowthMax {
+    /// Refuses growth past the quota. A store that is already over it may still shrink.
+    pub(crate) fn check(self, growth: i64) -> Result<()> {
+        let requested = self.used.saturating_add_signed(growth);
+        if growth <= 0 || requested <= self.quota {
+            return Ok(());
+        }
+        Err(LimitExceeded { kind: LimitKind::StoreBytes, max: self.quota, requested }.into())
+    }
+}
+
 /// A row as it is stored at the moment of the commit, live or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CurrentRow {
@@ -201,15 +212,7 @@ impl Commit {
     }
 
     fn check_growth(&self, growth: i64) -> Result<()> {
-        let Some(GrowthMax { used, quota }) = self.growth_max else {
-            return Ok(());
-        };
-        let requested = used.saturating_add_signed(growth);
-        // A store that is already over its quota may still shrink.
-        if growth <= 0 || requested <= quota {
-            return Ok(());
-        }
-        Err(LimitExceeded { kind: LimitKind::StoreBytes, max: quota, requested }.into())
+        self.growth_max.map_or(Ok(()), |max| max.check(growth))
     }
 
     /// The most bytes by which the writes can grow a store.

@@ -34,12 +34,18 @@ pub enum Error {
     /// The host did not grant this, or the name is reserved.
     #[error("access denied: {0}")]
     AccessDenied(String),
+    /// Tenant, user or session is missing.
+    #[error("an identity needs tenant, user and session: {0}")]
+    IdentityRequired(String),
     /// An argument has no meaning here.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
     /// A bound was run into.
     #[error(transparent)]
     LimitExceeded(#[from] LimitExceeded),
+    /// A snapshot, or what is stored, is of another strategy; or bytes are no snapshot.
+    #[error("invalid snapshot: {0}")]
+    InvalidSnapshot(String),
     /// The backend can't be reached now; nothing was written.
     #[error("the store is unavailable: {reason}")]
     Unavailable {
@@ -118,6 +124,14 @@ pub enum LimitKind {
     OpenStores,
     /// The whole store.
     StoreBytes,
+    /// A part of an identity.
+    IdentityBytes,
+    /// One turn of a conversation.
+    TurnBytes,
+    /// What is kept of one session.
+    MemoryBytes,
+    /// Memories that one instance has open.
+    OpenMemories,
 }
 
 impl LimitKind {
@@ -133,6 +147,10 @@ impl LimitKind {
             Self::OpenTransactions => "open-transactions",
             Self::OpenStores => "open-stores",
             Self::StoreBytes => "store-bytes",
+            Self::IdentityBytes => "identity-bytes",
+            Self::TurnBytes => "turn-bytes",
+            Self::MemoryBytes => "memory-bytes",
+            Self::OpenMemories => "open-memories",
         }
     }
 }

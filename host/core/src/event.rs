@@ -1,8 +1,12 @@
 //! What the platform that embeds larder is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast;
+
 use crate::error::Error;
+use crate::memory::{Health, IdentityParts};
 
 /// Something that the platform may want to log, count or act on. Guests never see it.
 #[derive(Clone, Debug)]
@@ -24,6 +28,43 @@ pub enum Event {
         /// How long it may have been open.
         timeout: Duration,
     },
+    /// A guest named an identity that it may not open, or none.
+    MemoryIdentityRejected {
+        /// What it called.
+        operation: &'static str,
+        /// Why it was refused.
+        reason: String,
+        /// What it named; tenant, user and session are `<missing>` where they were empty.
+        identity: IdentityParts,
+    },
+    /// Summarising goes another way in a session.
+    MemoryHealthChanged {
+        /// Whose session.
+        identity: IdentityParts,
+        /// What it was.
+        prior: Health,
+        /// What it is.
+        new: Health,
+        /// Why: `summarizer_failed`, `retries_exhausted`, `summarizer_succeeded`, `recovery_attempt`,
+        /// `recovery_failed`, `recovery_batch_summarised`, `recovered`, `host_closed` or `host_lost`.
+        reason: &'static str,
+    },
+    /// Turns were dropped that waited for a summary.
+    MemoryRecoveryDropped {
+        /// Whose session.
+        identity: IdentityParts,
+        /// Why: `backlog_overflow`.
+        reason: &'static str,
+        /// How many.
+        turns: usize,
+    },
+    /// What is stored of a session can't be read. It is left as it is.
+    MemoryRecordCorrupt {
+        /// Whose session.
+        identity: IdentityParts,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Work that no caller waits for failed; it is tried again.
     BackgroundFailed {
         /// The store's name in the host.
@@ -41,6 +82,10 @@ impl Event {
         match self {
             Self::AccessDenied { .. } => "store.access_denied",
             Self::TransactionTimedOut { .. } => "transaction.timed_out",
+            Self::MemoryIdentityRejected { .. } => "memory.identity_rejected",
+            Self::MemoryHealthChanged { .. } => "memory.health_changed",
+            Self::MemoryRecoveryDropped { .. } => "memory.recovery_dropped",
+            Self::MemoryRecordCorrupt { .. } => "memory.record_corrupt",
             Self::BackgroundFailed { .. } => "store.background_failed",
         }
     }
@@ -58,11 +103,35 @@ impl Event {
             Self::TransactionTimedOut { store, timeout } => {
                 vec![("store", store.clone()), ("timeout_ms", timeout.as_millis().to_string())]
             }
+            Self::MemoryIdentityRejected { operation, reason, identity } => {
+                let said = [("operation", operation.to_string()), ("reason", reason.clone())];
+                said.into_iter().chain(identity_fields(identity)).collect()
+            }
+            Self::MemoryHealthChanged { identity, prior, new, reason } => {
+                let said = [
+                    ("prior_health", prior.name().to_string()),
+                    ("new_health", new.name().to_string()),
+                    ("reason", reason.to_string()),
+                ];
+                said.into_iter().chain(identity_fields(identity)).collect()
+            }
+            Self::MemoryRecoveryDropped { identity, reason, turns } => {
+                let said = [("reason", reason.to_string()), ("turns", turns.to_string())];
+                said.into_iter().chain(identity_fields(identity)).collect()
+            }
+            Self::MemoryRecordCorrupt { identity, reason } => {
+                [("reason", reason.clone())].into_iter().chain(identity_fields(identity)).collect()
+            }
             Self::BackgroundFailed { store, work, error } => {
                 vec![("store", store.clone()), ("work", work.to_string()), ("error", error.to_string())]
             }
         }
     }
+}
+
+fn identity_fields(identity: &IdentityParts) -> [(&'static str, String); 4] {
+    let IdentityParts { tenant, user, session, run } = identity.clone();
+    [("tenant", tenant), ("user", user), ("session", session), ("run", run)]
 }
 
 /// Where events go. Called on the path of the guest's call: it must not block.
@@ -78,5 +147,69 @@ pub struct TracingEvents;
 impl EventSink for TracingEvents {
     fn emit(&self, event: Event) {
         tracing::warn!(target: "larder", event = event.name(), fields = ?event.fields());
+    }
+}
+
+/// Gives events to whoever subscribes, and to another sink. A subscriber that is slow loses the oldest, and delays
+/// nobody.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::sync::Arc;
+/// use larder_core::{Event, EventChannel, EventSink, Missed, TracingEvents};
+///
+/// let events = EventChannel::new(2, Arc::new(TracingEvents));
+/// let mut subscriber = events.subscribe();
+/// for reason in ["a", "b", "c"] {
+///     let (store, operation) = ("notes".to_string(), "begin");
+///     events.emit(Event::AccessDenied { store, operation, reason: reason.to_string() });
+/// }
+/// assert_eq!(subscriber.next().await.unwrap().unwrap_err(), Missed(1));
+/// assert_eq!(subscriber.next().await.unwrap().unwrap().fields()[2].1, "b");
+/// # }
+/// ```
+pub struct EventChannel {
+    sender: broadcast::Sender<Event>,
+    next: Arc<dyn EventSink>,
+}
+
+/// So many events were lost, as the subscriber was too slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed(pub u64);
+
+impl EventChannel {
+    /// A channel that keeps at least `capacity` events, 1 to 65,536, for each subscriber. Each event also goes to
+    /// `next`.
+    pub fn new(capacity: usize, next: Arc<dyn EventSink>) -> Self {
+        Self { sender: broadcast::Sender::new(capacity.clamp(1, 1 << 16)), next }
+    }
+
+    /// The events from now on.
+    pub fn subscribe(&self) -> EventSubscriber {
+        EventSubscriber { receiver: self.sender.subscribe() }
+    }
+}
+
+impl EventSink for EventChannel {
+    fn emit(&self, event: Event) {
+        // Nobody has to subscribe.
+        drop(self.sender.send(event.clone()));
+        self.next.emit(event);
+    }
+}
+
+/// Hears the events of an [`EventChannel`].
+pub struct EventSubscriber {
+    receiver: broadcast::Receiver<Event>,
+}
+
+impl EventSubscriber {
+    /// The next event, or how many were lost before it; none once the channel is gone.
+    pub async fn next(&mut self) -> Option<Result<Event, Missed>> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(Ok(event)),
+            Err(broadcast::error::RecvError::Lagged(count)) => Some(Err(Missed(count))),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The backend that keeps rows in memory.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +17,7 @@ use crate::commit::{Commit, CurrentRow, RowWrite};
 use crate::commit_log::{CommitLog, Verdict};
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
+use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::read_set::{CurrentState, RangeState};
 
@@ -37,6 +40,7 @@ struct Database {
     rows: OrdMap<RowKey, Arc<StoredValue>>,
     last: Version,
     log: CommitLog,
+    records: BTreeMap<RecordKey, StoredRecord>,
 }
 
 impl InMemory {
@@ -79,8 +83,13 @@ impl Backend for InMemory {
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
-        let rows = self.lock()?.rows.clone();
-        Ok(rows.iter().map(|(row, stored)| row_bytes(row, stored)).sum())
+        let (rows, records) = {
+            let database = self.lock()?;
+            let records = database.records.iter();
+            let records: u64 = records.map(|(key, record)| key.bytes() + record.bytes.len() as u64).sum();
+            (database.rows.clone(), records)
+        };
+        Ok(records + rows.iter().map(|(row, stored)| row_bytes(row, stored)).sum::<u64>())
     }
 
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
@@ -98,6 +107,38 @@ impl Backend for InMemory {
             }
         }
         Ok(swept)
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        Ok(self.lock()?.records.get(key).cloned())
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
+        let mut database = self.lock()?;
+        let current = database.records.get(&write.key).map_or(Version::ABSENT, |record| record.version);
+        if current != write.expected {
+            return Err(Error::Conflict);
+        }
+        match &write.record {
+            Some(record) => database.records.insert(write.key.clone(), record.clone()),
+            None => database.records.remove(&write.key),
+        };
+        Ok(())
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let database = self.lock()?;
+        let records = database.records.range((start, Bound::Unbounded));
+        Ok(records.take(max as usize).map(|(key, _)| key.clone()).collect())
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
+        let database = self.lock()?;
+        let due = database.records.iter().filter_map(|(key, record)| Some((record.due_at?, key)));
+        let mut due: Vec<_> = due.filter(|(due_at, _)| *due_at <= now).collect();
+        due.sort();
+        Ok(due.into_iter().take(max as usize).map(|(_, key)| key.clone()).collect())
     }
 
     async fn ping(&self) -> Result<()> {
@@ -235,7 +276,7 @@ impl Snapshot for InMemorySnapshot {
             Some(after) => {
                 let rest = KeyRange::new(after.clone(), Vec::new(), None);
                 let (_, end) = rest.row_bounds();
-                let std::ops::Bound::Excluded(start) = end else {
+                let Bound::Excluded(start) = end else {
                     return Ok(None);
                 };
                 self.rows.range(start..).find_map(live)

@@ -1,5 +1,7 @@
 //! The semantics of larder, written once above every engine.
 //!
+//! A [`MemoryStore`] keeps conversations in a store: a [`Memory`] is one of them, as its user has it.
+//!
 //! A [`Store`] is a [`Backend`](backend::Backend) with a clock, a quota and the transactions that are open on it. A
 //! [`Handle`] is a store as one user has it, with that user's [`Limits`] and rights. A [`Transaction`] is a
 //! snapshot, the writes to make, and what was read: serializable, with no lock held while its user computes.
@@ -34,6 +36,7 @@ pub mod event;
 mod handle;
 mod in_memory;
 pub mod limits;
+pub mod memory;
 pub mod name;
 mod quota;
 pub mod read_set;
@@ -47,9 +50,14 @@ pub use backend::{Mode, Version};
 pub use clock::{Clock, MovableClock, SystemClock};
 pub use drivers::{Driver, DriverError, Drivers};
 pub use error::{Error, LimitExceeded, LimitKind, Result};
-pub use event::{Event, EventSink, TracingEvents};
+pub use event::{Event, EventChannel, EventSink, EventSubscriber, Missed, TracingEvents};
 pub use handle::{Handle, HandleOptions, OpenTransactions};
 pub use in_memory::{InMemory, InMemoryDriver};
 pub use limits::Limits;
+pub use memory::{
+    ByteTokens, Context, EchoSummarizer, Health, Identity, IdentityParts, IdentityScope, Memory,
+    MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder, Strategy, Summarizer, SummaryError,
+    SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
+};
 pub use store::{Store, StoreBuilder};
 pub use transaction::{Entry, Page, PutOptions, Range, Transaction};

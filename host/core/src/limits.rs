@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::memory::Identity;
 
 /// The bounds of one guest. Every length and count that a guest sends is checked against one of them
 /// before memory is spent on it. Sizes are in bytes.
@@ -29,6 +30,12 @@ pub struct Limits {
     pub open_transactions: u64,
     /// Handles on stores that one instance has open.
     pub open_stores: u64,
+    /// A part of an identity. At most [`Identity::PART_BYTES_MAX`].
+    pub identity_bytes: u64,
+    /// One turn of a conversation: its texts, and 16 bytes for each element of a list.
+    pub turn_bytes: u64,
+    /// Memories that one instance has open.
+    pub open_memories: u64,
     /// How long a transaction may be open before it is rolled back. At most
     /// [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
@@ -52,6 +59,7 @@ impl Limits {
     pub fn validate(&self) -> Result<()> {
         at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
         at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
+        at_most("identity_bytes", self.identity_bytes, Identity::PART_BYTES_MAX)?;
         at_most("value_bytes", self.value_bytes, Self::VALUE_BYTES_MAX)?;
         if self.transaction_timeout > Self::TRANSACTION_TIMEOUT_MAX {
             let max = Self::TRANSACTION_TIMEOUT_MAX.as_secs();
@@ -72,7 +80,7 @@ impl Limits {
         check_bound(kind, self.max(kind), requested)
     }
 
-    /// The bound of one kind. Limits don't bound the whole store: its own quota does.
+    /// The bound of one kind. Limits bound neither the whole store nor a session's memory: options of their own do.
     pub const fn max(&self, kind: LimitKind) -> u64 {
         match kind {
             LimitKind::NamespaceBytes => self.namespace_bytes,
@@ -83,7 +91,10 @@ impl Limits {
             LimitKind::TransactionMutations => self.transaction_mutations,
             LimitKind::OpenTransactions => self.open_transactions,
             LimitKind::OpenStores => self.open_stores,
-            LimitKind::StoreBytes => u64::MAX,
+            LimitKind::IdentityBytes => self.identity_bytes,
+            LimitKind::TurnBytes => self.turn_bytes,
+            LimitKind::OpenMemories => self.open_memories,
+            LimitKind::StoreBytes | LimitKind::MemoryBytes => u64::MAX,
         }
     }
 }
@@ -99,6 +110,9 @@ impl Default for Limits {
             transaction_mutations: 10_000,
             open_transactions: 16,
             open_stores: 64,
+            identity_bytes: Identity::PART_BYTES_MAX,
+            turn_bytes: 256 << 10,
+            open_memories: 64,
             transaction_timeout: Duration::from_secs(5),
         }
     }

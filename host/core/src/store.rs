@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions};
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, Version};
 use crate::clock::{Clock, SystemClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink, TracingEvents};
 use crate::handle::{Handle, HandleOptions, Permit};
 use crate::limits::Limits;
+use crate::memory::records::RecordWrite;
 use crate::quota::Quota;
 use crate::slot::Slot;
 use crate::transaction::Transaction;
@@ -62,7 +63,7 @@ impl StoreBuilder {
         self
     }
 
-    /// How many bytes of namespaces, keys and values the store may hold. A commit that would pass it gets
+    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. A commit that would pass it gets
     /// `limit-exceeded`. Exact among the commits of this host; what other hosts write to the same database
     /// is counted within 30 seconds, by counting every row anew, for which commits wait. Each commit has to read the sizes of the rows that it replaces. Default:
     /// unbounded.
@@ -187,6 +188,14 @@ impl Store {
         }
     }
 
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        self.inner.backend.as_ref()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.inner.name
+    }
+
     pub(crate) fn clock(&self) -> &dyn Clock {
         self.inner.clock.as_ref()
     }
@@ -213,6 +222,23 @@ impl Store {
         commit.growth_max = Some(admission.growth_max);
         let outcome = self.make(snapshot, Arc::new(commit), deadline).await;
         admission.settle(&outcome);
+        outcome
+    }
+
+    /// Writes a record of memory, which grows the store by so many bytes.
+    pub(crate) async fn write_record(&self, write: RecordWrite, growth: i64) -> Result<()> {
+        self.check_open()?;
+        let Some(quota) = &self.inner.quota else {
+            return self.inner.backend.write_record(Arc::new(write)).await;
+        };
+        let now = self.inner.clock.monotonic();
+        let bound = u64::try_from(growth).unwrap_or_default();
+        let admission = quota.admit(bound, self.inner.backend.as_ref(), now).await?;
+        let outcome = match admission.growth_max.check(growth) {
+            Ok(()) => self.inner.backend.write_record(Arc::new(write)).await,
+            refused => refused,
+        };
+        admission.settle(&outcome.clone().map(|()| Committed { version: Version::ABSENT, growth }));
         outcome
     }
 

@@ -91,10 +91,10 @@ pub(crate) async fn after_reads(
 }
 
 /// A task of its own goes on when its future is dropped.
-async fn to_its_end(
+pub(crate) async fn to_its_end<T: Send + 'static>(
     connections: &Connections,
-    work: impl Future<Output = error::Result<Committed>> + Send + 'static,
-) -> Result<Committed> {
+    work: impl Future<Output = error::Result<T>> + Send + 'static,
+) -> Result<T> {
     match connections.runtime().spawn(work).await {
         Ok(outcome) => Ok(outcome?),
         Err(error) => {
@@ -105,7 +105,15 @@ async fn to_its_end(
 }
 
 async fn make(session: &mut Session, commit: &Commit) -> error::Result<Committed> {
-    match timeout(COMMIT_MAX, make_unbounded(session, commit)).await {
+    in_time(session, async |session| make_unbounded(session, commit).await).await
+}
+
+/// Gives up on work that may commit, and says whether it did not.
+pub(crate) async fn in_time<T>(
+    session: &mut Session,
+    work: impl AsyncFnOnce(&mut Session) -> error::Result<T>,
+) -> error::Result<T> {
+    match timeout(COMMIT_MAX, work(session)).await {
         Ok(outcome) => outcome,
         Err(_) if session.is_committing() => Err(Failure::CommitLost(None)),
         Err(_) => Err(Failure::Stalled("the database did not get to the commit in time")),

@@ -45,6 +45,7 @@ mod dsn;
 mod error;
 mod maintenance;
 mod migrate;
+mod records;
 mod rows;
 mod session;
 mod snapshot;
@@ -55,6 +56,7 @@ use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, Result};
 use tokio::runtime::Handle;
 
@@ -101,6 +103,22 @@ impl Backend for Postgres {
 
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
         Ok(maintenance::sweep(&self.connections, now, max_rows).await?)
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        Ok(records::load(&self.connections, key).await?)
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
+        records::write(&self.connections, write).await
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        Ok(records::list(&self.connections, after, max).await?)
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
+        Ok(records::due(&self.connections, now, max).await?)
     }
 
     async fn ping(&self) -> Result<()> {

@@ -20,8 +20,12 @@ const BEGIN_COUNT: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '10min'";
 
 const COUNT: &str = "
-    SELECT coalesce(sum(octet_length(namespace) + octet_length(key) + octet_length(value)), 0)::bigint AS bytes
-    FROM larder_entries";
+    SELECT (
+        (SELECT coalesce(sum(octet_length(namespace) + octet_length(key) + octet_length(value)), 0)
+            FROM larder_entries)
+        + (SELECT coalesce(sum(octet_length(tenant_id) + octet_length(user_id) + octet_length(session_id)
+            + octet_length(run_id) + octet_length(kind) + octet_length(bytes)), 0) FROM larder_memory_state)
+    )::bigint AS bytes";
 
 /// Expired rows are seen by no transaction, so taking them away needn't be watched by any.
 const BEGIN_SWEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -39,13 +43,14 @@ const SWEEP: &str = "
     SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted";
 
 pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
-    unsigned(&transaction(connections, BEGIN_COUNT, COUNT, &[]).await?, "bytes")
+    unsigned(one(&transaction(connections, BEGIN_COUNT, COUNT, &[]).await?)?, "bytes")
 }
 
 pub(crate) async fn sweep(connections: &Connections, now: UnixMillis, max_rows: u32) -> Result<Swept> {
     let (now, max_rows) = (saturating(now), i64::from(max_rows));
-    let row = transaction(connections, BEGIN_SWEEP, SWEEP, &[&now, &max_rows]).await?;
-    Ok(Swept { rows: unsigned(&row, "rows")?, bytes: unsigned(&row, "bytes")? })
+    let rows = transaction(connections, BEGIN_SWEEP, SWEEP, &[&now, &max_rows]).await?;
+    let row = one(&rows)?;
+    Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }
 
 pub(crate) async fn ping(connections: &Connections) -> Result<()> {
@@ -56,15 +61,23 @@ pub(crate) async fn ping(connections: &Connections) -> Result<()> {
     }
 }
 
-/// Runs a statement that gives one row in a transaction, once more where the connection turns out to be gone.
-async fn transaction(connections: &Connections, begin: &str, sql: &str, params: &Params<'_>) -> Result<Row> {
+fn one(rows: &[Row]) -> Result<&Row> {
+    rows.first().ok_or_else(|| Failure::corrupt("the database gave no row"))
+}
+
+/// Runs a statement in a transaction, once more where the connection turns out to be gone.
+pub(crate) async fn transaction(
+    connections: &Connections,
+    begin: &str,
+    sql: &str,
+    params: &Params<'_>,
+) -> Result<Vec<Row>> {
     let mut session = connections.session().await?;
-    let rows = match session.enclosed(begin, sql, params).await {
+    match session.enclosed(begin, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;
             session.enclosed(begin, sql, params).await
         }
         rows => rows,
-    };
-    rows?.into_iter().next().ok_or_else(|| Failure::corrupt("the database gave no row"))
+    }
 }

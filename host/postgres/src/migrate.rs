@@ -11,11 +11,14 @@ use tokio_postgres::{Client, Config, IsolationLevel, NoTls};
 use crate::error::{Failure, Result};
 use crate::rows::{column, saturating};
 
-const STEPS: &[Step] = &[Step {
-    number: 1,
-    name: "entries",
-    sql: include_str!("../../../migrations/postgres/0001_entries.sql"),
-}];
+const STEPS: &[Step] = &[
+    Step { number: 1, name: "entries", sql: include_str!("../../../migrations/postgres/0001_entries.sql") },
+    Step {
+        number: 2,
+        name: "memory_state",
+        sql: include_str!("../../../migrations/postgres/0002_memory_state.sql"),
+    },
+];
 
 /// How long to wait for the server.
 const CONNECT_MAX: Duration = Duration::from_secs(10);

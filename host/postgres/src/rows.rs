@@ -33,7 +33,8 @@ pub(crate) fn stored_value(row: &Row) -> Result<StoredValue> {
     Ok(StoredValue { value: column(row, "value")?, version: version(row)?, expires_at: expires_at(row)? })
 }
 
-fn checked(number: i64) -> Result<u64> {
+/// A number that the server keeps with a sign that it never has.
+pub(crate) fn checked(number: i64) -> Result<u64> {
     u64::try_from(number).map_err(|_| Failure::corrupt("a stored row has a negative version or time"))
 }
 

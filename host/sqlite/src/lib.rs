@@ -22,6 +22,7 @@ mod dsn;
 mod error;
 mod migrate;
 mod readers;
+mod records;
 mod rows;
 mod snapshot;
 mod writer;
@@ -35,7 +36,9 @@ use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, Result};
+use rusqlite::Connection;
 use tempfile::TempDir;
 
 pub use dsn::SqliteDriver;
@@ -118,6 +121,13 @@ impl Sqlite {
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
     }
 
+    /// Reads the newest state with one statement, on this thread.
+    async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
+        self.check_open()?;
+        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        work(reader.connection()?)
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
@@ -147,10 +157,25 @@ impl Backend for Sqlite {
         blocking(move || writer.sweep(now, max_rows)).await
     }
 
-    async fn ping(&self) -> Result<()> {
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        self.read(|connection| records::load(connection, key)).await
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
         self.check_open()?;
-        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
-        rows::last_version(reader.connection()?).map(drop)
+        self.writer.write_record(write).await
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        self.read(|connection| records::list(connection, after, max)).await
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
+        self.read(|connection| records::due(connection, now, max)).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.read(rows::last_version).await.map(drop)
     }
 
     async fn close(&self) {

@@ -7,8 +7,14 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::error::{Result as SqliteResult, SqliteError};
 
 /// The steps, in order. The files are the same numbers as those of the other engine.
-const STEPS: &[Step] =
-    &[Step { number: 1, name: "entries", sql: include_str!("../../../migrations/sqlite/0001_entries.sql") }];
+const STEPS: &[Step] = &[
+    Step { number: 1, name: "entries", sql: include_str!("../../../migrations/sqlite/0001_entries.sql") },
+    Step {
+        number: 2,
+        name: "memory_state",
+        sql: include_str!("../../../migrations/sqlite/0002_memory_state.sql"),
+    },
+];
 
 /// Brings the schema up to date. Each step is one transaction that holds the writer's lock from its beginning and
 /// looks at the ledger again, so that two processes apply each step once.
@@ -79,7 +85,10 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(tables(&connection), ["larder_commit_sequence", "larder_entries", "larder_migrations"]);
+        assert_eq!(
+            tables(&connection),
+            ["larder_commit_sequence", "larder_entries", "larder_memory_state", "larder_migrations"]
+        );
         let applied = connection.query_row("SELECT count(*) FROM larder_migrations", [], |row| row.get(0));
         assert_eq!(applied, Ok(STEPS.len() as i64));
     }
@@ -100,9 +109,9 @@ mod tests {
     fn a_newer_database_and_an_edited_step_are_refused() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        connection.execute("UPDATE larder_migrations SET checksum = x'00'", []).unwrap();
+        connection.execute("UPDATE larder_migrations SET checksum = x'00' WHERE number = 1", []).unwrap();
         assert_eq!(refusal(&mut connection), SchemaError::Edited(1));
-        connection.execute("UPDATE larder_migrations SET number = 99", []).unwrap();
+        connection.execute("UPDATE larder_migrations SET number = 99 WHERE number = 2", []).unwrap();
         assert_eq!(refusal(&mut connection), SchemaError::Newer { applied: 99, known: STEPS.len() as u32 });
     }
 

@@ -151,7 +151,9 @@ pub(crate) fn write(
 pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
     let mut statement = prepare(
         connection,
-        "SELECT coalesce(sum(length(namespace) + length(key) + length(value)), 0) FROM larder_entries",
+        "SELECT (SELECT coalesce(sum(length(namespace) + length(key) + length(value)), 0) FROM larder_entries)
+             + (SELECT coalesce(sum(length(tenant_id) + length(user_id) + length(session_id) + length(run_id)
+                    + octet_length(kind) + length(bytes)), 0) FROM larder_memory_state)",
     )?;
     Ok(statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?)
 }
@@ -221,11 +223,11 @@ fn stored_value(row: &Row<'_>) -> rusqlite::Result<StoredValue> {
     Ok(StoredValue { value: row.get(0)?, version: Version(row.get(1)?), expires_at: row.get(2)? })
 }
 
-fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
+pub(crate) fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
     connection.prepare_cached(sql).map_err(|error| Error::from(SqliteError::from(error)))
 }
 
 /// A moment that SQLite's signed numbers can't hold never comes.
-fn sql_millis(millis: UnixMillis) -> i64 {
+pub(crate) fn sql_millis(millis: UnixMillis) -> i64 {
     i64::try_from(millis).unwrap_or(i64::MAX)
 }

@@ -9,6 +9,7 @@ use larder_core::backend::{Committed, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{Commit, Plan};
 use larder_core::commit_log::{CommitLog, Verdict};
+use larder_core::memory::records::RecordWrite;
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::rows;
+use crate::{records, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
 pub(crate) struct Writer {
@@ -35,9 +36,15 @@ struct State {
 }
 
 struct Request {
-    commit: Arc<Commit>,
-    snapshot: Version,
+    work: Work,
     answer: oneshot::Sender<Result<Committed>>,
+}
+
+enum Work {
+    /// The commit of a transaction, with the version of what it read.
+    Commit(Arc<Commit>, Version),
+    /// One record of memory.
+    Record(Arc<RecordWrite>),
 }
 
 /// Whether the writer may wait for another process's lock, which blocks its thread.
@@ -80,8 +87,17 @@ impl Writer {
         commit: Arc<Commit>,
         snapshot: Version,
     ) -> Result<Committed> {
+        self.make(Work::Commit(commit, snapshot)).await
+    }
+
+    /// Writes a record of memory, as a commit is made and together with others.
+    pub(crate) async fn write_record(self: &Arc<Self>, write: Arc<RecordWrite>) -> Result<()> {
+        self.make(Work::Record(write)).await.map(drop)
+    }
+
+    async fn make(self: &Arc<Self>, work: Work) -> Result<Committed> {
         let (answer, answered) = oneshot::channel();
-        lock(&self.waiting).push_back(Request { commit, snapshot, answer });
+        lock(&self.waiting).push_back(Request { work, answer });
         if let Some(state) = self.try_state() {
             self.lead(state);
         }
@@ -304,9 +320,13 @@ fn apply_group(
     let before = last;
     let mut outcomes = Vec::with_capacity(group.len());
     for request in group {
-        let outcome = match plan(connection, log, request, last) {
-            Ok(plan) => Ok(apply(connection, log, request, plan, &mut last)?),
-            Err(error) => Err(error),
+        let outcome = match &request.work {
+            Work::Commit(commit, snapshot) => match plan(connection, log, commit, *snapshot, last) {
+                Ok(plan) => Ok(apply(connection, log, commit, plan, &mut last)?),
+                Err(error) => Err(error),
+            },
+            Work::Record(write) if records::write(connection, write)? => Ok(Committed::default()),
+            Work::Record(_) => Err(Error::Conflict),
         };
         outcomes.push(outcome);
     }
@@ -320,15 +340,15 @@ fn apply_group(
 fn plan<'a>(
     connection: &Connection,
     log: &CommitLog,
-    request: &'a Request,
+    commit: &'a Commit,
+    snapshot: Version,
     last: Version,
 ) -> Result<Plan<'a>> {
-    let Request { commit, snapshot, .. } = request;
-    let holds = match log.check(&commit.reads, *snapshot, last) {
+    let holds = match log.check(&commit.reads, snapshot, last) {
         Verdict::Untouched => true,
         Verdict::Touched => false,
         Verdict::Unknown => {
-            commit.reads.holds(*snapshot, &mut rows::Current { connection, now: commit.now })?
+            commit.reads.holds(snapshot, &mut rows::Current { connection, now: commit.now })?
         }
     };
     if !holds {
@@ -341,7 +361,7 @@ fn plan<'a>(
 fn apply(
     connection: &Connection,
     log: &mut CommitLog,
-    request: &Request,
+    commit: &Commit,
     plan: Plan<'_>,
     last: &mut Version,
 ) -> Result<Committed> {
@@ -353,7 +373,7 @@ fn apply(
         rows::write(connection, row, write, version)?;
     }
     *last = version;
-    log.push(version, request.commit.writes.keys().cloned());
+    log.push(version, commit.writes.keys().cloned());
     Ok(Committed { version, growth: plan.growth })
 }
 

@@ -151,8 +151,13 @@ pub(crate) fn expect_limit_passed<T: Debug>(got: Result<T, Error>, kind: LimitKi
     })
 }
 
+/// Expects an error that the text describes.
 #[track_caller]
-fn expect_error<T: Debug>(got: Result<T, Error>, expected: &str, is: impl Fn(&Error) -> bool) -> Outcome {
+pub(crate) fn expect_error<T: Debug>(
+    got: Result<T, Error>,
+    expected: &str,
+    is: impl Fn(&Error) -> bool,
+) -> Outcome {
     match got {
         Err(error) if is(&error) => Ok(()),
         got => Err(wrong(format!("expected {expected}, got {}", shortened(&got)))),

@@ -2,13 +2,20 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use larder_host::bindings::memory::Identity as WitIdentity;
 use larder_host::larder_core::backend::Backend;
-use larder_host::{Event, EventSink, MovableClock, StorageCtx, StorageCtxView, StorageView, Store};
+use larder_host::larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_host::{
+    Event, EventSink, Identity, IdentityScope, MemoryOptions, MemoryStore, MovableClock, StorageCtx,
+    StorageCtxView, StorageView, Store, Version,
+};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bench::{Bench, Scratch};
+use crate::memory::ScriptedSummarizer;
+use crate::probe::HostName;
 use crate::probe::bindings::SuitePre;
 use crate::{STORE_BYTES, limits};
 
@@ -21,12 +28,24 @@ pub(crate) struct Case {
     scratch: Box<dyn Scratch>,
     main: Mutex<Store>,
     other: Store,
+    pub(crate) summarizer: Arc<ScriptedSummarizer>,
+    memory: Mutex<Option<DeclaredMemory>>,
+    /// Beside both hosts, to look at what they wrote.
+    records: Arc<dyn Backend>,
+}
+
+/// How memory is kept, and the stores that keep it.
+struct DeclaredMemory {
+    main: MemoryStore,
+    other: MemoryStore,
 }
 
 /// The data of one instance.
 pub(crate) struct Instance {
     pub(crate) case: Arc<Case>,
     pub(crate) storage: StorageCtx,
+    pub(crate) memory_of: HostName,
+    pub(crate) identities: IdentityScope,
     table: ResourceTable,
     wasi: WasiCtx,
 }
@@ -58,6 +77,7 @@ impl Case {
         let scratch = bench.scratch().await?;
         let main = open(scratch.open().await?, &clock, &events, Some(STORE_BYTES))?;
         let other = open(scratch.open().await?, &clock, &events, None)?;
+        let records = scratch.open().await?;
         Ok(Arc::new(Self {
             engine: engine.clone(),
             component: component.clone(),
@@ -66,6 +86,9 @@ impl Case {
             scratch,
             main: Mutex::new(main),
             other,
+            summarizer: Arc::default(),
+            memory: Mutex::default(),
+            records,
         }))
     }
 
@@ -73,7 +96,9 @@ impl Case {
     pub(crate) fn instance(self: &Arc<Self>) -> Result<wasmtime::Store<Instance>> {
         let instance = Instance {
             case: self.clone(),
-            storage: self.storage()?,
+            storage: self.storage(HostName::Main, IdentityScope::Any)?,
+            memory_of: HostName::Main,
+            identities: IdentityScope::Any,
             table: ResourceTable::new(),
             wasi: WasiCtx::builder().inherit_stderr().build(),
         };
@@ -83,9 +108,13 @@ impl Case {
         Ok(store)
     }
 
-    pub(crate) fn storage(&self) -> Result<StorageCtx> {
+    pub(crate) fn storage(&self, memory_of: HostName, identities: IdentityScope) -> Result<StorageCtx> {
         let main = self.main();
         let builder = StorageCtx::builder().limits(limits());
+        let builder = match self.memory(memory_of) {
+            Some(memories) => builder.memory(&memories, identities),
+            None => builder,
+        };
         let builder = builder.grant("main", &main).grant("other", &self.other);
         Ok(builder.grant_read_only("read-only", &main).build()?)
     }
@@ -95,16 +124,61 @@ impl Case {
     }
 
     pub(crate) async fn reopen(&self) -> Result<()> {
+        let memory = self.memory(HostName::Main);
+        if let Some(memories) = &memory {
+            memories.close().await;
+        }
         self.main().close().await;
         let main = open(self.scratch.open().await?, &self.clock, &self.events, Some(STORE_BYTES))?;
         *self.lock_main() = main;
+        match memory {
+            Some(memories) => self.declare_memory(memories.options().clone()),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn declare_memory(&self, options: MemoryOptions) -> Result<()> {
+        let keep = |store: &Store| {
+            let builder = MemoryStore::builder(store, options.clone()).summarizer(self.summarizer.clone());
+            // Cases do what is due when they want to.
+            builder.background(false).build()
+        };
+        let (main, other) = (keep(&self.main())?, keep(&self.other)?);
+        *lock(&self.memory) = Some(DeclaredMemory { main, other });
         Ok(())
+    }
+
+    pub(crate) fn memory(&self, host: HostName) -> Option<MemoryStore> {
+        lock(&self.memory).as_ref().map(|declared| match host {
+            HostName::Main => declared.main.clone(),
+            HostName::Other => declared.other.clone(),
+        })
+    }
+
+    pub(crate) async fn damage_record(&self, identity: WitIdentity, bytes: Vec<u8>) -> Result<()> {
+        let key = RecordKey::conversation(Identity::new(identity.into(), &limits())?);
+        let stored = self.records.load_record(&key).await?;
+        let expected = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
+        let stored = stored.context("nothing is stored of this session")?;
+        let record = Some(StoredRecord { bytes, version: Version(expected.0 ^ 1), ..stored });
+        Ok(self.records.write_record(Arc::new(RecordWrite { key, expected, record })).await?)
+    }
+
+    pub(crate) async fn stored_record(&self, identity: WitIdentity) -> Result<Option<Vec<u8>>> {
+        let key = RecordKey::conversation(Identity::new(identity.into(), &limits())?);
+        Ok(self.records.load_record(&key).await?.map(|stored| stored.bytes))
     }
 
     /// Closes everything and removes the store.
     pub(crate) async fn end(self: Arc<Self>) -> Result<()> {
+        for host in [HostName::Main, HostName::Other] {
+            if let Some(memories) = self.memory(host) {
+                memories.close().await;
+            }
+        }
         self.main().close().await;
         self.other.close().await;
+        self.records.close().await;
         match Arc::try_unwrap(self) {
             Ok(case) => case.scratch.remove().await,
             // An instance that was cut off still has it; what is left is removed with it.
@@ -113,8 +187,20 @@ impl Case {
     }
 
     fn lock_main(&self) -> MutexGuard<'_, Store> {
-        self.main.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.main)
     }
+}
+
+impl Instance {
+    /// Lets the instance open what the case has by now.
+    pub(crate) fn renew_storage(&mut self) -> Result<()> {
+        self.storage = self.case.storage(self.memory_of, self.identities.clone())?;
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(

@@ -5,6 +5,7 @@
 
 mod bench;
 mod case;
+mod memory;
 mod probe;
 mod suite;
 
@@ -22,6 +23,9 @@ pub fn limits() -> larder_host::Limits {
         transaction_mutations: 200,
         open_transactions: 130,
         open_stores: 8,
+        identity_bytes: 128,
+        turn_bytes: 8 << 10,
+        open_memories: 6,
         transaction_timeout: std::time::Duration::from_secs(30),
     }
 }

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use larder_host::IdentityScope;
+use larder_host::bindings::memory::Identity;
+
 use crate::case::{Case, Instance};
-use crate::{STORE_BYTES, limits};
-use bindings::larder::conformance::probe::{Bounds, Event, Host};
+use crate::{STORE_BYTES, limits, memory};
+pub(crate) use bindings::larder::conformance::probe::WhichHost as HostName;
+use bindings::larder::conformance::probe::{Bounds, Event, Host, MemoryOptions, Summaries, SummaryCall};
 
 pub(crate) mod bindings {
     #![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
@@ -35,17 +39,15 @@ impl Host for Instance {
             open_stores: limits.open_stores,
             store_bytes: STORE_BYTES,
             transaction_timeout_ms: limits.transaction_timeout.as_millis() as u64,
+            identity_bytes: limits.identity_bytes,
+            turn_bytes: limits.turn_bytes,
+            open_memories: limits.open_memories,
         })
     }
 
     async fn reopen(&mut self) -> wasmtime::Result<Result<(), String>> {
-        Ok(match self.case.reopen().await.and_then(|()| self.case.storage()) {
-            Ok(storage) => {
-                self.storage = storage;
-                Ok(())
-            }
-            Err(error) => Err(format!("{error:#}")),
-        })
+        let reopened = self.case.reopen().await.and_then(|()| self.renew_storage());
+        Ok(reopened.map_err(|error| format!("{error:#}")))
     }
 
     async fn close_from_host(&mut self) -> wasmtime::Result<()> {
@@ -60,6 +62,84 @@ impl Host for Instance {
 
     async fn sweep(&mut self) -> wasmtime::Result<Result<u64, String>> {
         Ok(self.case.main().sweep().await.map_err(|error| error.to_string()))
+    }
+
+    async fn declare_memory(&mut self, options: MemoryOptions) -> wasmtime::Result<Result<(), String>> {
+        let declared = memory::options(options).and_then(|options| self.case.declare_memory(options));
+        Ok(declared.and_then(|()| self.renew_storage()).map_err(|error| format!("{error:#}")))
+    }
+
+    async fn use_memory_of(&mut self, host: HostName) -> wasmtime::Result<()> {
+        self.memory_of = host;
+        self.renew_storage().map_err(wasmtime::Error::from_anyhow)
+    }
+
+    async fn bind_identity(
+        &mut self,
+        tenant: String,
+        user: String,
+        session: Option<String>,
+    ) -> wasmtime::Result<Result<(), String>> {
+        let scope = match session {
+            Some(session) => IdentityScope::session(tenant, user, session),
+            None => IdentityScope::user(tenant, user),
+        };
+        let bound = scope.map_err(anyhow::Error::from).and_then(|scope| {
+            self.identities = scope;
+            self.renew_storage()
+        });
+        Ok(bound.map_err(|error| format!("{error:#}")))
+    }
+
+    async fn set_summaries(&mut self, to: Summaries) -> wasmtime::Result<()> {
+        self.case.summarizer.set(to);
+        Ok(())
+    }
+
+    async fn summary_calls(&mut self) -> wasmtime::Result<Vec<SummaryCall>> {
+        Ok(self.case.summarizer.take_calls())
+    }
+
+    async fn await_summary_calls(&mut self, count: u32) -> wasmtime::Result<Result<(), String>> {
+        let called = self.case.summarizer.called(count);
+        let waited = tokio::time::timeout(Duration::from_secs(60), called).await;
+        Ok(waited.map_err(|_| format!("the summariser was not called {count} times")))
+    }
+
+    async fn release_summaries(&mut self) -> wasmtime::Result<()> {
+        self.case.summarizer.release();
+        Ok(())
+    }
+
+    async fn run_due(&mut self, host: HostName) -> wasmtime::Result<Result<u32, String>> {
+        Ok(match self.case.memory(host) {
+            Some(memories) => {
+                memories.run_due().await.map(|count| count as u32).map_err(|error| error.to_string())
+            }
+            None => Err("no memory was declared".to_string()),
+        })
+    }
+
+    async fn close_memory_from_host(&mut self) -> wasmtime::Result<()> {
+        if let Some(memories) = self.case.memory(HostName::Main) {
+            memories.close().await;
+        }
+        Ok(())
+    }
+
+    async fn damage_record(
+        &mut self,
+        identity: Identity,
+        bytes: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.case.damage_record(identity, bytes).await.map_err(|error| format!("{error:#}")))
+    }
+
+    async fn stored_record(
+        &mut self,
+        identity: Identity,
+    ) -> wasmtime::Result<Result<Option<Vec<u8>>, String>> {
+        Ok(self.case.stored_record(identity).await.map_err(|error| format!("{error:#}")))
     }
 
     async fn events(&mut self) -> wasmtime::Result<Vec<Event>> {

@@ -138,7 +138,7 @@ async fn processes_that_open_one_fresh_file_all_succeed() -> Outcome {
     let connection = rusqlite::Connection::open(&file).unwrap();
     let steps: i64 =
         connection.query_row("SELECT count(*) FROM larder_migrations", [], |row| row.get(0)).unwrap();
-    if steps == 1 { Ok(()) } else { Err(format!("{steps} steps are recorded")) }
+    if steps == 2 { Ok(()) } else { Err(format!("{steps} steps are recorded")) }
 }
 
 // Processes that are killed.

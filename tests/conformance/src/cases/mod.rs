@@ -15,6 +15,7 @@ mod cas;
 mod increment;
 mod lifecycle;
 mod limits;
+mod memory;
 mod page;
 mod planted;
 mod scan;
@@ -28,8 +29,10 @@ pub(crate) type Case = (&'static str, fn() -> Outcome);
 /// What one of several instances does at once, and its name.
 pub(crate) type Worker = (&'static str, fn(u32) -> Outcome);
 
-/// The cases that must pass.
-pub(crate) const GROUPS: &[&[Case]] = &[
+/// The groups of cases that must pass.
+pub(crate) const GROUPS: &[&[&[Case]]] = &[STORE, memory::CASES];
+
+const STORE: &[&[Case]] = &[
     basic::CASES,
     bytes::CASES,
     scan::CASES,
@@ -47,5 +50,7 @@ pub(crate) const GROUPS: &[&[Case]] = &[
 pub(crate) const PLANTED: &[Case] = planted::CASES;
 
 /// The workers of all groups.
-pub(crate) const WORKERS: &[&[Worker]] =
+pub(crate) const WORKERS: &[&[&[Worker]]] = &[STORE_WORKERS, memory::WORKERS];
+
+const STORE_WORKERS: &[&[Worker]] =
     &[basic::WORKERS, tx::WORKERS, cas::WORKERS, increment::WORKERS, two_hosts::WORKERS, planted::WORKERS];

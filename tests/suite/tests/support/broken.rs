@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use async_trait::async_trait;
-use larder_core::InMemory;
 use larder_core::backend::{
     Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
 };
 use larder_core::commit::{Commit, Mutation};
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::read_set::ReadSet;
+use larder_core::{Identity, IdentityParts, InMemory, Limits, Version};
 use larder_suite::{Bench, Scratch};
 
 /// The promise that is broken.
@@ -34,6 +35,10 @@ pub(crate) enum Defect {
     KeepsDeletedRows,
     /// What is written through one handle is not seen through another.
     HostsApart,
+    /// A record of memory is written whatever its version is.
+    ForgetsRecordVersions,
+    /// A run's record is kept as that of the whole session.
+    MixesRuns,
 }
 
 /// Stores with a defect.
@@ -97,6 +102,26 @@ fn damage(commit: &Commit, defect: Defect) -> Arc<Commit> {
     Arc::new(commit)
 }
 
+async fn damage_record(
+    rows: &InMemory,
+    write: Arc<RecordWrite>,
+    defect: Defect,
+) -> larder_core::Result<Arc<RecordWrite>> {
+    let mut damaged = RecordWrite::clone(&write);
+    match defect {
+        Defect::ForgetsRecordVersions => {
+            let current = rows.load_record(&write.key).await?;
+            damaged.expected = current.map_or(Version::ABSENT, |record| record.version);
+        }
+        Defect::MixesRuns => {
+            let parts = IdentityParts { run: String::new(), ..write.key.identity.parts() };
+            damaged.key = RecordKey::conversation(Identity::new(parts, &Limits::default())?);
+        }
+        _ => {}
+    }
+    Ok(Arc::new(damaged))
+}
+
 #[async_trait]
 impl Backend for Broken {
     async fn snapshot(&self, mut options: SnapshotOptions) -> larder_core::Result<Box<dyn Snapshot>> {
@@ -117,6 +142,22 @@ impl Backend for Broken {
 
     async fn sweep(&self, now: u64, max_rows: u32) -> larder_core::Result<Swept> {
         self.rows.sweep(now, max_rows).await
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> larder_core::Result<Option<StoredRecord>> {
+        self.rows.load_record(key).await
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> larder_core::Result<()> {
+        self.rows.write_record(damage_record(&self.rows, write, self.defect).await?).await
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> larder_core::Result<Vec<RecordKey>> {
+        self.rows.list_records(after, max).await
+    }
+
+    async fn due_records(&self, now: u64, max: u32) -> larder_core::Result<Vec<RecordKey>> {
+        self.rows.due_records(now, max).await
     }
 
     async fn ping(&self) -> larder_core::Result<()> {

@@ -1,0 +1,395 @@
+//! `larder memory`: what is kept of whose conversations.
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use larder_host::larder_core::memory::operator::{
+    MemoryOperator, SessionContent, SessionFilter, SessionOverview,
+};
+use larder_host::{Error, IdentityParts, MemorySnapshot, Store, Strategy, Turn, drivers};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::inspect::{done, existing};
+use crate::text::escape;
+
+/// See, move and delete what is kept of conversations
+#[derive(Args)]
+pub(crate) struct Memory {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the sessions, one a line
+    List(List),
+    /// Print what is kept of one session
+    Show(Show),
+    /// Print sessions as JSON, one a line, for `import`
+    Export(Export),
+    /// Read sessions from standard input, as `export` prints them
+    Import(Import),
+    /// Delete all sessions of a user, or one of them
+    Forget(Forget),
+}
+
+#[derive(Args)]
+struct List {
+    #[command(flatten)]
+    from: Sessions,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Show {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// Whoever must never see another's data
+    #[arg(long)]
+    tenant: String,
+    /// The user
+    #[arg(long)]
+    user: String,
+    /// The conversation
+    #[arg(long)]
+    session: String,
+    /// A run of the conversation; the whole of it where it is left out
+    #[arg(long, default_value = "")]
+    run: String,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Export {
+    #[command(flatten)]
+    from: Sessions,
+}
+
+#[derive(Args)]
+struct Import {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// Replace sessions that are there
+    #[arg(long)]
+    replace: bool,
+}
+
+#[derive(Args)]
+struct Forget {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// The user's tenant
+    #[arg(long)]
+    tenant: String,
+    /// The user
+    #[arg(long)]
+    user: String,
+    /// Only this conversation, with all its runs
+    #[arg(long)]
+    session: Option<String>,
+}
+
+#[derive(Args)]
+struct StoreArgument {
+    /// The store's data-source name
+    #[arg(long, value_name = "DSN")]
+    store: String,
+}
+
+#[derive(Args)]
+struct Sessions {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// Only sessions of this tenant
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only sessions of this user
+    #[arg(long, requires = "tenant")]
+    user: Option<String>,
+    /// Only this conversation, with all its runs
+    #[arg(long, requires = "user")]
+    session: Option<String>,
+}
+
+impl Sessions {
+    fn filter(&self) -> SessionFilter {
+        match (&self.tenant, &self.user, &self.session) {
+            (Some(tenant), Some(user), Some(session)) => SessionFilter::session(tenant, user, session),
+            (Some(tenant), Some(user), None) => SessionFilter::user(tenant, user),
+            (Some(tenant), None, _) => SessionFilter::tenant(tenant),
+            (None, ..) => SessionFilter::all(),
+        }
+    }
+}
+
+impl StoreArgument {
+    async fn open(&self) -> Result<Store> {
+        let backend = drivers().open(&existing(&self.store)).await?;
+        Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
+    }
+}
+
+impl Memory {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let store = match &self.command {
+            Command::List(List { from, .. }) | Command::Export(Export { from }) => &from.store,
+            Command::Show(Show { store, .. })
+            | Command::Import(Import { store, .. })
+            | Command::Forget(Forget { store, .. }) => store,
+        };
+        let store = store.open().await?;
+        let operator = MemoryOperator::new(&store);
+        let outcome = match self.command {
+            Command::List(list) => done(list.execute(&operator).await),
+            Command::Show(show) => show.execute(&operator).await,
+            Command::Export(export) => done(export.execute(&operator).await),
+            Command::Import(import) => import.execute(&operator).await,
+            Command::Forget(forget) => forget.execute(&operator).await,
+        };
+        store.close().await;
+        outcome
+    }
+}
+
+impl List {
+    async fn execute(self, operator: &MemoryOperator) -> Result<()> {
+        if !self.json {
+            writeln!(
+                std::io::stdout(),
+                "TENANT\tUSER\tSESSION\tRUN\tSTRATEGY\tHEALTH\tTURNS\tWAITING\tTOKENS\tUPDATED"
+            )?;
+        }
+        for_each(operator, &self.from.filter(), async |session| {
+            let mut output = std::io::stdout().lock();
+            match self.json {
+                true => writeln!(output, "{}", overview_json(&session))?,
+                false => writeln!(output, "{}", overview_line(&session))?,
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Does something for every session, a page at a time.
+async fn for_each(
+    operator: &MemoryOperator,
+    filter: &SessionFilter,
+    mut work: impl AsyncFnMut(SessionOverview) -> Result<()>,
+) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = operator.list(filter, after).await?;
+        for session in page.sessions {
+            work(session).await?;
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+fn overview_line(session: &SessionOverview) -> String {
+    let IdentityParts { tenant, user, session: of, run } = &session.identity;
+    let names = [tenant, user, of, run, &session.strategy].map(|name| escape(name)).join("\t");
+    let updated = time(session.updated_at);
+    match &session.content {
+        Ok(counts) => format!(
+            "{names}\t{}\t{}\t{}\t{}\t{updated}",
+            counts.health.name(),
+            counts.turns,
+            counts.waiting,
+            counts.tokens
+        ),
+        Err(reason) => format!("{names}\tcorrupt: {reason}\t\t\t\t{updated}"),
+    }
+}
+
+fn overview_json(session: &SessionOverview) -> Value {
+    let IdentityParts { tenant, user, session: of, run } = &session.identity;
+    let mut object = json!({
+        "tenant": tenant, "user": user, "session": of, "run": run,
+        "strategy": session.strategy, "bytes": session.bytes,
+        "created_at": time(session.created_at), "updated_at": time(session.updated_at),
+    });
+    let content = match &session.content {
+        Ok(counts) => json!({
+            "health": counts.health.name(), "turns": counts.turns, "waiting": counts.waiting,
+            "tokens": counts.tokens,
+        }),
+        Err(reason) => json!({ "corrupt": reason }),
+    };
+    if let (Some(object), Value::Object(content)) = (object.as_object_mut(), content) {
+        object.extend(content);
+    }
+    object
+}
+
+/// A time as RFC 3339 writes it.
+fn time(unix_millis: u64) -> String {
+    // The last moment of the year 9999, after which there is no such text.
+    const LAST: u64 = 253_402_300_799_999;
+    let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+impl Show {
+    async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
+        let Self { tenant, user, session, run, json, .. } = self;
+        let Some(content) = operator.show(IdentityParts { tenant, user, session, run }).await? else {
+            eprintln!("larder: nothing is kept of this session");
+            return Ok(ExitCode::FAILURE);
+        };
+        let shown = if json { content_json(&content).to_string() + "\n" } else { content_text(&content) };
+        std::io::stdout().write_all(shown.as_bytes())?;
+        Ok(match content.overview.content {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        })
+    }
+}
+
+fn content_json(content: &SessionContent) -> Value {
+    let mut object = overview_json(&content.overview);
+    if let Some(object) = object.as_object_mut() {
+        object.insert("summary".to_string(), json!(content.summary));
+        object.insert("waiting_turns".to_string(), json!(content.waiting));
+        object.insert("recent_turns".to_string(), json!(content.recent));
+    }
+    object
+}
+
+fn content_text(content: &SessionContent) -> String {
+    let counts = match &content.overview.content {
+        Ok(counts) => counts,
+        Err(reason) => return format!("corrupt: {reason}\n"),
+    };
+    let mut text = format!(
+        "strategy {}, {}, {} turns, {} tokens, updated {}\n",
+        content.overview.strategy,
+        counts.health.name(),
+        counts.turns,
+        counts.tokens,
+        time(content.overview.updated_at)
+    );
+    if !content.summary.is_empty() {
+        text += &format!("\nsummary:\n{}\n", indented(&content.summary));
+    }
+    for (title, turns) in [("waiting for a summary", &content.waiting), ("recent", &content.recent)] {
+        if !turns.is_empty() {
+            text += &format!("\n{title}:\n");
+            text.extend(turns.iter().map(turn_text));
+        }
+    }
+    text
+}
+
+fn turn_text(turn: &Turn) -> String {
+    let at = time(turn.timestamp_millis);
+    let (user, assistant) = (indented(&turn.user_message), indented(&turn.assistant_response));
+    format!("  {at}\n  user:\n{user}\n  assistant:\n{assistant}\n")
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {}", escape(line))).collect::<Vec<_>>().join("\n")
+}
+
+/// One session, as `export` prints it and `import` reads it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Exported {
+    tenant: String,
+    user: String,
+    session: String,
+    run: String,
+    strategy: String,
+    record: Value,
+}
+
+impl Export {
+    async fn execute(self, operator: &MemoryOperator) -> Result<()> {
+        for_each(operator, &self.from.filter(), async |session| {
+            let identity = session.identity;
+            let named = name(&identity);
+            // It may have been forgotten since it was listed.
+            let Some(snapshot) = operator.export(identity.clone()).await.context(named)? else {
+                return Ok(());
+            };
+            let IdentityParts { tenant, user, session, run } = identity;
+            let record = serde_json::from_slice(&snapshot.bytes)?;
+            let strategy = snapshot.strategy.name().to_string();
+            let exported = Exported { tenant, user, session, run, strategy, record };
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&exported)?)?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn name(identity: &IdentityParts) -> String {
+    let IdentityParts { tenant, user, session, run } = identity;
+    format!("the session {session:?} of {user:?} of {tenant:?}, run {run:?}")
+}
+
+impl Import {
+    async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
+        let mut imported = 0_u64;
+        for (number, line) in (1_u64..).zip(std::io::stdin().lock().lines()) {
+            let line = line.context("could not read standard input")?;
+            if line.is_empty() {
+                continue;
+            }
+            let done = self.import(operator, &line).await;
+            done.with_context(|| format!("line {number}, after {imported} sessions were imported"))?;
+            imported += 1;
+        }
+        println!("imported {imported} sessions");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn import(&self, operator: &MemoryOperator, line: &str) -> Result<()> {
+        let exported: Exported =
+            serde_json::from_str(line).context("it is no session that `larder memory export` printed")?;
+        let Exported { tenant, user, session, run, strategy, record } = exported;
+        let identity = IdentityParts { tenant, user, session, run };
+        let strategy: Strategy = strategy.parse()?;
+        let snapshot = MemorySnapshot { strategy, bytes: serde_json::to_vec(&record)? };
+        match operator.import(identity.clone(), &snapshot, self.replace).await {
+            Err(Error::Conflict) if !self.replace => {
+                bail!("{} is there already; --replace replaces it", name(&identity))
+            }
+            imported => imported.with_context(|| name(&identity)),
+        }
+    }
+}
+
+impl Forget {
+    async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
+        let filter = match &self.session {
+            Some(session) => SessionFilter::session(&self.tenant, &self.user, session),
+            None => SessionFilter::user(&self.tenant, &self.user),
+        };
+        let (mut sessions, mut turns) = (0_u64, 0);
+        let forgotten = operator
+            .forget(&filter, |removed| {
+                sessions += 1;
+                let counts = removed.content.map_or(0, |counts| counts.turns);
+                turns += counts;
+                let IdentityParts { session, run, .. } = &removed.identity;
+                println!("removed session {} {}\t{counts} turns in full", escape(session), escape(run));
+            })
+            .await;
+        println!("removed {sessions} sessions with {turns} turns in full, and their summaries");
+        forgotten?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

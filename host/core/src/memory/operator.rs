@@ -1,0 +1,402 @@
+//! What is kept for whom, for the operator of a store: every session, whatever its strategy, also those that can't be
+//! read.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+//! use larder_core::memory::operator::{MemoryOperator, SessionFilter};
+//! use larder_core::{InMemory, Store};
+//!
+//! let store = Store::builder(InMemory::new()).build()?;
+//! let operator = MemoryOperator::new(&store);
+//! assert!(operator.list(&SessionFilter::all(), None).await?.sessions.is_empty());
+//! # Ok(()) }
+//! ```
+
+use crate::backend::Version;
+use crate::clock::UnixMillis;
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::memory::health::Health;
+use crate::memory::identity::{Identity, IdentityParts};
+use crate::memory::record::Record;
+use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use crate::memory::session::{MemorySnapshot, parse_snapshot, snapshot_of};
+use crate::memory::strategy::MemoryOptions;
+use crate::memory::tokens::{ByteTokens, TokenEstimator, summary_tokens, turn_tokens};
+use crate::memory::turn::Turn;
+use crate::store::Store;
+
+/// Which sessions: all, those of a tenant, or those of one of its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionFilter {
+    tenant: Option<String>,
+    user: Option<String>,
+    session: Option<String>,
+}
+
+impl SessionFilter {
+    /// Every session of the store.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Those of a tenant.
+    pub fn tenant(tenant: impl Into<String>) -> Self {
+        Self { tenant: Some(tenant.into()), ..Self::default() }
+    }
+
+    /// Those of a user of a tenant.
+    pub fn user(tenant: impl Into<String>, user: impl Into<String>) -> Self {
+        Self { user: Some(user.into()), ..Self::tenant(tenant) }
+    }
+
+    /// All runs of one session.
+    pub fn session(tenant: impl Into<String>, user: impl Into<String>, session: impl Into<String>) -> Self {
+        Self { session: Some(session.into()), ..Self::user(tenant, user) }
+    }
+
+    fn matches(&self, identity: &Identity) -> bool {
+        let is = |asked: &Option<String>, part: &str| asked.as_ref().is_none_or(|asked| asked == part);
+        is(&self.tenant, identity.tenant())
+            && is(&self.user, identity.user())
+            && is(&self.session, identity.session())
+    }
+
+    /// Comes before every key that matches, and after those before them. No stored part of it is empty.
+    fn before(&self) -> RecordKey {
+        let part = |asked: &Option<String>| asked.clone().unwrap_or_default();
+        let parts = IdentityParts {
+            tenant: part(&self.tenant),
+            user: part(&self.user),
+            session: part(&self.session),
+            run: String::new(),
+        };
+        RecordKey { identity: Identity::unchecked(parts), kind: String::new() }
+    }
+}
+
+/// One session, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionOverview {
+    /// Whose it is.
+    pub identity: IdentityParts,
+    /// The strategy's name, as it is stored.
+    pub strategy: String,
+    /// What is in it, or why it can't be read.
+    pub content: Result<SessionCounts, String>,
+    /// Bytes of its record.
+    pub bytes: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub created_at: UnixMillis,
+    /// When it was last written, in milliseconds since 1970.
+    pub updated_at: UnixMillis,
+}
+
+/// What is in a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionCounts {
+    /// How summarising goes.
+    pub health: Health,
+    /// Turns that are kept in full.
+    pub turns: usize,
+    /// How many of them wait for a summary.
+    pub waiting: usize,
+    /// Tokens of the summary and of all turns, by the byte rule.
+    pub tokens: u64,
+}
+
+/// One session, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionContent {
+    /// As it is listed.
+    pub overview: SessionOverview,
+    /// The summary, also where it is not shown to a guest; empty where the session can't be read.
+    pub summary: String,
+    /// Turns that wait for a summary, the oldest first.
+    pub waiting: Vec<Turn>,
+    /// The newest turns.
+    pub recent: Vec<Turn>,
+}
+
+/// Some sessions, in the order of their identities.
+#[derive(Clone, Debug, Default)]
+pub struct SessionPage {
+    /// The sessions.
+    pub sessions: Vec<SessionOverview>,
+    /// Where the next page starts; none at the end.
+    pub next: Option<RecordKey>,
+}
+
+/// How many sessions a page has.
+const PAGE_SESSIONS: u32 = 100;
+
+/// Looks after the memory in a store.
+#[derive(Clone, Debug)]
+pub struct MemoryOperator {
+    store: Store,
+}
+
+impl MemoryOperator {
+    /// For the memory in `store`.
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.clone() }
+    }
+
+    /// The sessions that match, a page at a time. A session that is made or deleted meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and those of the backend.
+    pub async fn list(&self, filter: &SessionFilter, after: Option<RecordKey>) -> Result<SessionPage> {
+        let mut page = SessionPage::default();
+        let (keys, next) = self.keys(filter, after).await?;
+        for key in keys {
+            if let Some(stored) = self.load(&key).await? {
+                page.sessions.push(overview(&key, &stored));
+            }
+        }
+        page.next = next;
+        Ok(page)
+    }
+
+    /// One session, whole; none where nothing is kept.
+    ///
+    /// # Errors
+    /// As [`MemoryOperator::list`], and [`Error::IdentityRequired`] where a part is missing.
+    pub async fn show(&self, identity: IdentityParts) -> Result<Option<SessionContent>> {
+        let key = key(identity)?;
+        let Some(stored) = self.load(&key).await? else { return Ok(None) };
+        let overview = overview(&key, &stored);
+        let record = Record::parse(&stored.bytes).ok().map(|record| record.at_rest());
+        let waiting = record.iter().flat_map(waiting).cloned().collect();
+        let (summary, recent) = record.map(|record| (record.summary, record.turns)).unwrap_or_default();
+        Ok(Some(SessionContent { overview, summary, waiting, recent }))
+    }
+
+    /// A snapshot of one session, to be imported elsewhere; none where nothing is kept.
+    ///
+    /// # Errors
+    /// As [`MemoryOperator::show`], and [`Error::Corrupt`] where the session can't be read.
+    pub async fn export(&self, identity: IdentityParts) -> Result<Option<MemorySnapshot>> {
+        let Some(stored) = self.load(&key(identity)?).await? else { return Ok(None) };
+        let record = Record::parse(&stored.bytes)
+            .map_err(|reason| Error::Corrupt(format!("the memory of this session: {reason}")))?;
+        snapshot_of(&record).map(Some)
+    }
+
+    /// Makes a session of a snapshot, instead of one that is there only where `replace` says so.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSnapshot`] where the bytes are none; [`Error::Conflict`] where there is a session that is not to
+    /// be replaced, or somebody is changing it; and as [`MemoryOperator::show`].
+    pub async fn import(
+        &self,
+        identity: IdentityParts,
+        snapshot: &MemorySnapshot,
+        replace: bool,
+    ) -> Result<()> {
+        let key = key(identity)?;
+        let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX)?;
+        let bytes = snapshot_of(&record)?.bytes;
+        let stored = if replace { self.load(&key).await? } else { None };
+        let now = self.store.clock().unix_millis();
+        let imported = StoredRecord {
+            strategy: record.strategy.name().to_string(),
+            bytes,
+            version: StoredRecord::draw_version(),
+            due_at: record.due_at(),
+            created_at: now,
+            updated_at: now,
+        };
+        self.write(key, stored, Some(imported)).await
+    }
+
+    /// Deletes the sessions that match, one after the other, and tells of each that is gone. What was deleted stays so
+    /// where a later one fails.
+    ///
+    /// # Errors
+    /// As [`MemoryOperator::list`].
+    pub async fn forget(
+        &self,
+        filter: &SessionFilter,
+        mut removed: impl FnMut(SessionOverview),
+    ) -> Result<()> {
+        let mut after = None;
+        loop {
+            let (keys, next) = self.keys(filter, after).await?;
+            for key in keys {
+                if let Some(overview) = self.delete(&key).await? {
+                    removed(overview);
+                }
+            }
+            if next.is_none() {
+                return Ok(());
+            }
+            after = next;
+        }
+    }
+
+    async fn delete(&self, key: &RecordKey) -> Result<Option<SessionOverview>> {
+        loop {
+            let Some(stored) = self.load(key).await? else { return Ok(None) };
+            let overview = overview(key, &stored);
+            match self.write(key.clone(), Some(stored), None).await {
+                Ok(()) => return Ok(Some(overview)),
+                // It was written meanwhile: what is deleted is what it says then.
+                Err(Error::Conflict) => tokio::task::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn keys(
+        &self,
+        filter: &SessionFilter,
+        after: Option<RecordKey>,
+    ) -> Result<(Vec<RecordKey>, Option<RecordKey>)> {
+        self.store.check_open()?;
+        let after = after.unwrap_or_else(|| filter.before());
+        let mut keys = self.store.backend().list_records(Some(&after), PAGE_SESSIONS).await?;
+        let found = keys.len();
+        keys.retain(|key| filter.matches(&key.identity));
+        // What matches stands together: the first that does not is the end.
+        let is_full = found == PAGE_SESSIONS as usize && keys.len() == found;
+        let next = if is_full { keys.last().cloned() } else { None };
+        Ok((keys, next))
+    }
+
+    async fn load(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        self.store.check_open()?;
+        self.store.backend().load_record(key).await
+    }
+
+    async fn write(
+        &self,
+        key: RecordKey,
+        old: Option<StoredRecord>,
+        new: Option<StoredRecord>,
+    ) -> Result<()> {
+        let growth = RecordWrite::growth(&key, old.as_ref(), new.as_ref());
+        let expected = old.map_or(Version::ABSENT, |old| old.version);
+        self.store.write_record(RecordWrite { key, expected, record: new }, growth).await
+    }
+}
+
+fn key(parts: IdentityParts) -> Result<RecordKey> {
+    Ok(RecordKey::conversation(Identity::new(parts, &Limits::default())?))
+}
+
+fn waiting(record: &Record) -> impl Iterator<Item = &Turn> {
+    record.backlog.iter().flatten().chain(&record.pending)
+}
+
+fn overview(key: &RecordKey, stored: &StoredRecord) -> SessionOverview {
+    SessionOverview {
+        identity: key.identity.parts(),
+        strategy: stored.strategy.clone(),
+        content: Record::parse(&stored.bytes).map(|record| counts(&record.at_rest())),
+        bytes: stored.bytes.len() as u64,
+        created_at: stored.created_at,
+        updated_at: stored.updated_at,
+    }
+}
+
+fn counts(record: &Record) -> SessionCounts {
+    let tokens: &dyn TokenEstimator = &ByteTokens;
+    let turns = record.all_turns().map(|turn| turn_tokens(tokens, turn)).sum::<u64>();
+    SessionCounts {
+        health: record.health,
+        turns: record.all_turns().count(),
+        waiting: waiting(record).count(),
+        tokens: turns + summary_tokens(tokens, &record.summary),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::in_memory::InMemory;
+    use crate::memory::{IdentityScope, MemoryStore, Strategy};
+
+    fn store() -> Store {
+        Store::builder(InMemory::new()).build().unwrap()
+    }
+
+    async fn talk(store: &Store, tenant: &str, user: &str, session: &str) {
+        let memories = MemoryStore::builder(store, MemoryOptions::new(Strategy::Truncation)).build().unwrap();
+        let parts = IdentityParts::session(tenant, user, session);
+        let memory = memories.open(parts, &IdentityScope::Any, &Arc::default()).unwrap();
+        memory.add_turn(Turn { user_message: session.into(), ..Turn::default() }).await.unwrap();
+    }
+
+    async fn listed(store: &Store, filter: &SessionFilter) -> Vec<String> {
+        let operator = MemoryOperator::new(store);
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let page = operator.list(filter, after).await.unwrap();
+            found.extend(page.sessions.into_iter().map(|session| {
+                let IdentityParts { tenant, user, session, .. } = session.identity;
+                format!("{tenant}/{user}/{session}")
+            }));
+            after = page.next;
+            if after.is_none() {
+                return found;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_are_listed_by_tenant_and_user_over_pages() {
+        let store = store();
+        for number in 0..250 {
+            talk(&store, "b", "u", &format!("{number:03}")).await;
+        }
+        for (tenant, user) in [("a", "u"), ("b", "t"), ("b", "v"), ("bb", "u"), ("c", "u")] {
+            talk(&store, tenant, user, "s").await;
+        }
+        assert_eq!(listed(&store, &SessionFilter::all()).await.len(), 255);
+        assert_eq!(listed(&store, &SessionFilter::tenant("b")).await.len(), 252);
+        let of_user = listed(&store, &SessionFilter::user("b", "u")).await;
+        assert_eq!((of_user.len(), of_user[0].as_str(), of_user[249].as_str()), (250, "b/u/000", "b/u/249"));
+        assert_eq!(listed(&store, &SessionFilter::session("b", "u", "007")).await, ["b/u/007"]);
+        assert_eq!(listed(&store, &SessionFilter::tenant("")).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn forgetting_a_user_says_what_it_removed_and_leaves_the_others() {
+        let store = store();
+        for (user, session) in [("ann", "1"), ("ann", "2"), ("bob", "1")] {
+            talk(&store, "acme", user, session).await;
+        }
+        let mut removed = Vec::new();
+        let filter = SessionFilter::user("acme", "ann");
+        MemoryOperator::new(&store)
+            .forget(&filter, |session| {
+                removed.push((session.identity.session, session.content.unwrap().turns))
+            })
+            .await
+            .unwrap();
+        assert_eq!(removed, [("1".to_string(), 1), ("2".to_string(), 1)]);
+        assert_eq!(listed(&store, &SessionFilter::all()).await, ["acme/bob/1"]);
+    }
+
+    #[tokio::test]
+    async fn an_export_is_imported_elsewhere_and_replaces_only_when_told() {
+        let (from, to) = (store(), store());
+        talk(&from, "acme", "ann", "monday").await;
+        let parts = IdentityParts::session("acme", "ann", "monday");
+        let snapshot = MemoryOperator::new(&from).export(parts.clone()).await.unwrap().unwrap();
+        let operator = MemoryOperator::new(&to);
+        assert_eq!(operator.export(parts.clone()).await.unwrap(), None);
+        operator.import(parts.clone(), &snapshot, false).await.unwrap();
+        assert_eq!(operator.export(parts.clone()).await.unwrap().unwrap(), snapshot);
+        let again = operator.import(parts.clone(), &snapshot, false).await;
+        assert!(matches!(again, Err(Error::Conflict)));
+        operator.import(parts.clone(), &snapshot, true).await.unwrap();
+        let shown = operator.show(parts).await.unwrap().unwrap();
+        assert_eq!(shown.recent[0].user_message, "monday");
+        assert_eq!(shown.overview.content.unwrap().tokens, 3);
+    }
+}

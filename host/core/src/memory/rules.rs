@@ -1,0 +1,264 @@
+//! What becomes of a record: pure functions, without a backend, a clock or a summariser.
+//!
+//! With a rolling summary a turn goes from the window to `pending`, to the summariser, and into the summary. Where
+//! summaries fail for good, it waits in the backlog in between. It is taken out of one place in the step that puts it
+//! into the next, so that it is counted once wherever a host stops.
+
+use crate::clock::UnixMillis;
+use crate::memory::health::Health;
+use crate::memory::record::{InFlight, Record};
+use crate::memory::strategy::{MemoryOptions, Strategy};
+use crate::memory::tokens::{TokenEstimator, summary_tokens, turn_tokens};
+use crate::memory::turn::Turn;
+
+/// What the platform is to be told of a step, once it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    HealthChanged {
+        prior: Health,
+        new: Health,
+        reason: &'static str,
+    },
+    /// So many turns were dropped with the oldest batch of the backlog.
+    RecoveryDropped {
+        turns: usize,
+    },
+}
+
+/// What a model is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    /// How the conversation is kept.
+    pub strategy: Strategy,
+    /// Stands for all turns before the recent ones. Empty where there are none, and while turns wait in the backlog.
+    pub summary: String,
+    /// The newest turns, in order.
+    pub recent_turns: Vec<Turn>,
+    /// Tokens of both.
+    pub tokens: u64,
+    /// The newest turn does not fit into what the summary leaves of the budget: it is kept, alone.
+    pub over_budget: bool,
+}
+
+/// What the host declared, and how it counts.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub(crate) options: &'a MemoryOptions,
+    pub(crate) tokens: &'a dyn TokenEstimator,
+}
+
+/// What a summariser is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Begun {
+    pub(crate) claim: u64,
+    pub(crate) previous_summary: String,
+    pub(crate) turns: Vec<Turn>,
+}
+
+/// The doublings of the backoff after which it stays.
+const BACKOFF_DOUBLINGS_MAX: u32 = 16;
+
+impl Rules<'_> {
+    /// Adds a turn.
+    pub(crate) fn add(self, record: &mut Record, turn: Turn) -> Vec<Effect> {
+        record.turns.push(turn);
+        self.fit(record)
+    }
+
+    /// Brings a record that was made under other options under these.
+    pub(crate) fn fit(self, record: &mut Record) -> Vec<Effect> {
+        let spilled = self.spill(record);
+        match record.strategy {
+            Strategy::None | Strategy::Truncation => Vec::new(),
+            Strategy::RollingSummary => {
+                record.pending.extend(spilled);
+                if record.health.is_behind() { self.queue_pending(record) } else { Vec::new() }
+            }
+        }
+    }
+
+    /// What a model is given.
+    pub(crate) fn context(self, record: &Record) -> Context {
+        let is_shown = !record.health.is_behind();
+        let summary = if is_shown { record.summary.clone() } else { String::new() };
+        let tokens = summary_tokens(self.tokens, &summary) + self.window_tokens(record);
+        let over_budget = self.options.budget_tokens > 0 && tokens > self.options.budget_tokens;
+        let recent_turns = record.turns.clone();
+        Context { strategy: record.strategy, summary, recent_turns, tokens, over_budget }
+    }
+
+    /// Gives turns to a summariser, if there are any, it is time, and no other has some.
+    pub(crate) fn begin(
+        self,
+        record: &mut Record,
+        now: UnixMillis,
+        claim: u64,
+    ) -> Option<(Begun, Vec<Effect>)> {
+        if record.due_at().is_none_or(|due_at| due_at > now) {
+            return None;
+        }
+        let mut effects = Vec::new();
+        // Whoever had them has died, and did not fail.
+        if record.health == Health::Recovering {
+            become_(record, Health::Degraded, "host_lost", &mut effects);
+        }
+        record.take_back();
+        let turns = if record.health == Health::Degraded {
+            become_(record, Health::Recovering, "recovery_attempt", &mut effects);
+            record.backlog.pop_front()?
+        } else {
+            std::mem::take(&mut record.pending)
+        };
+        let until = now.saturating_add(millis(self.options.summary_timeout * 2));
+        record.in_flight = Some(InFlight { claim, until, turns: turns.clone() });
+        Some((Begun { claim, previous_summary: record.summary.clone(), turns }, effects))
+    }
+
+    /// Takes a summary. A summary whose claim is gone changes nothing: the session was flushed or restored, or
+    /// another host took over.
+    pub(crate) fn succeed(
+        self,
+        record: &mut Record,
+        claim: u64,
+        now: UnixMillis,
+        summary: String,
+    ) -> Option<Vec<Effect>> {
+        if !holds(record, claim) {
+            return None;
+        }
+        let mut effects = Vec::new();
+        record.in_flight = None;
+        record.summary = summary;
+        record.retry_at = None;
+        match record.health {
+            Health::Recovering if record.backlog.is_empty() => {
+                record.retries = 0;
+                become_(record, Health::Healthy, "recovered", &mut effects);
+            }
+            Health::Recovering => {
+                record.retry_at = Some(now);
+                become_(record, Health::Degraded, "recovery_batch_summarised", &mut effects);
+            }
+            _ => {
+                record.retries = 0;
+                become_(record, Health::Healthy, "summarizer_succeeded", &mut effects);
+            }
+        }
+        // The new summary may leave less room for turns.
+        effects.extend(self.fit(record));
+        Some(effects)
+    }
+
+    /// Takes note that no summary came.
+    pub(crate) fn fail(self, record: &mut Record, claim: u64, now: UnixMillis) -> Option<Vec<Effect>> {
+        if !holds(record, claim) {
+            return None;
+        }
+        let mut effects = Vec::new();
+        let recovers = record.health == Health::Recovering;
+        // It goes back to degraded with its turns; said here, so that the platform is told why.
+        if recovers {
+            become_(record, Health::Degraded, "recovery_failed", &mut effects);
+        }
+        record.take_back();
+        if recovers {
+            record.retry_at = Some(self.recovery_at(now));
+            return Some(effects);
+        }
+        record.retries = record.retries.saturating_add(1);
+        become_(record, Health::Retry, "summarizer_failed", &mut effects);
+        let doublings = record.retries.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
+        let wait = self.options.retry_backoff.saturating_mul(1 << doublings);
+        record.retry_at = Some(now.saturating_add(millis(wait)));
+        if record.retries >= self.options.retry_count {
+            become_(record, Health::Degraded, "retries_exhausted", &mut effects);
+            effects.extend(self.queue_pending(record));
+            record.retry_at = Some(self.recovery_at(now));
+        }
+        Some(effects)
+    }
+
+    /// Gives turns back that no summariser will see to the end, through nobody's fault.
+    pub(crate) fn abandon(self, record: &mut Record, claim: u64, now: UnixMillis) -> Option<Vec<Effect>> {
+        if !holds(record, claim) {
+            return None;
+        }
+        let mut effects = Vec::new();
+        if record.health == Health::Recovering {
+            become_(record, Health::Degraded, "host_closed", &mut effects);
+        }
+        record.take_back();
+        record.retry_at = Some(now);
+        Some(effects)
+    }
+
+    /// When a session that is degraded now is tried again.
+    pub(crate) fn recovery_at(self, now: UnixMillis) -> UnixMillis {
+        now.saturating_add(millis(self.options.recovery_interval))
+    }
+
+    /// Takes the oldest turns out of the window until the rest fits. The newest stays in any case.
+    fn spill(self, record: &mut Record) -> Vec<Turn> {
+        let window = match record.strategy {
+            Strategy::None => 0,
+            Strategy::Truncation => usize::MAX,
+            Strategy::RollingSummary => self.options.window_turns,
+        };
+        let budget = match self.options.budget_tokens {
+            0 => u64::MAX,
+            tokens => tokens.saturating_sub(summary_tokens(self.tokens, &record.summary)),
+        };
+        let mut left: u64 = self.window_tokens(record);
+        let mut count = 0;
+        for turn in &record.turns {
+            let rest = record.turns.len() - count;
+            let is_newest = rest == 1 && window > 0;
+            if is_newest || (rest <= window && left <= budget) {
+                break;
+            }
+            left -= turn_tokens(self.tokens, turn);
+            count += 1;
+        }
+        record.turns.drain(..count).collect()
+    }
+
+    fn window_tokens(self, record: &Record) -> u64 {
+        record.turns.iter().map(|turn| turn_tokens(self.tokens, turn)).sum()
+    }
+
+    /// Moves what is pending to the end of the backlog, and drops the oldest batches that it has no room for. What a
+    /// summariser has is one of them, and is not dropped.
+    fn queue_pending(self, record: &mut Record) -> Vec<Effect> {
+        let pending = std::mem::take(&mut record.pending);
+        if !pending.is_empty() {
+            record.backlog.push_back(pending);
+        }
+        let in_flight = usize::from(record.in_flight.is_some());
+        let mut effects = Vec::new();
+        while record.backlog.len() + in_flight > self.options.backlog_max {
+            let Some(dropped) = record.backlog.pop_front() else { break };
+            effects.push(Effect::RecoveryDropped { turns: dropped.len() });
+        }
+        effects
+    }
+}
+
+fn holds(record: &Record, claim: u64) -> bool {
+    record.in_flight.as_ref().is_some_and(|in_flight| in_flight.claim == claim)
+}
+
+fn become_(record: &mut Record, new: Health, reason: &'static str, effects: &mut Vec<Effect>) {
+    let prior = record.health;
+    debug_assert!(prior.can_become(new), "{prior:?} can't become {new:?}");
+    if prior != new {
+        effects.push(Effect::HealthChanged { prior, new, reason });
+    }
+    record.health = new;
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! Changes a record where nobody else has, and again from what is there where somebody has.
+
+use std::time::{Duration, Instant};
+
+use crate::backend::Version;
+use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::event::Event;
+use crate::memory::memory_store::Inner;
+use crate::memory::record::Record;
+use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use crate::memory::rules::Effect;
+use crate::memory::strategy::Strategy;
+
+/// What becomes of a record, and what the caller gets once that is stored.
+pub(crate) enum Change<T> {
+    /// It stays as it is.
+    Leave(T),
+    /// It is written, and the platform is told.
+    Write(T, Vec<Effect>),
+}
+
+/// How long a change is tried. Others change the same session all the time only where somebody is hostile.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
+
+/// How often a change is made again whose outcome is unknown.
+const UNKNOWN_MAX: usize = 2;
+
+/// Changes the record of a session. `change` is called again where somebody else wrote it meanwhile.
+pub(crate) async fn update<T>(
+    inner: &Inner,
+    key: &RecordKey,
+    mut change: impl FnMut(&mut Option<Record>) -> Result<Change<T>>,
+) -> Result<T> {
+    change_stored(inner, key, |stored| {
+        let mut record = stored.map(|stored| read(inner, key, stored)).transpose()?;
+        Ok(match (change(&mut record)?, record) {
+            (Change::Write(outcome, effects), Some(mut record)) => {
+                let bytes = encode(&mut record, inner.options.memory_bytes)?;
+                let due_at = record.due_at();
+                let next = Next { strategy: record.strategy, bytes, due_at };
+                Step { outcome, effects, write: Some(Some(next)) }
+            }
+            (Change::Leave(outcome) | Change::Write(outcome, _), _) => {
+                Step { outcome, effects: Vec::new(), write: None }
+            }
+        })
+    })
+    .await
+}
+
+/// Deletes the record of a session, also one that can't be read; true where there was one.
+pub(crate) async fn delete(inner: &Inner, key: &RecordKey) -> Result<bool> {
+    change_stored(inner, key, |stored| {
+        let write = stored.map(|_| None);
+        Ok(Step { outcome: stored.is_some(), effects: Vec::new(), write })
+    })
+    .await
+}
+
+/// The record of a session, as it is stored.
+pub(crate) async fn load(inner: &Inner, key: &RecordKey) -> Result<Option<Record>> {
+    let stored = inner.store.backend().load_record(key).await?;
+    stored.map(|stored| read(inner, key, &stored)).transpose()
+}
+
+fn read(inner: &Inner, key: &RecordKey, stored: &StoredRecord) -> Result<Record> {
+    let record = Record::parse(&stored.bytes).map_err(|reason| {
+        let identity = key.identity.parts();
+        inner.store.emit(Event::MemoryRecordCorrupt { identity, reason: reason.clone() });
+        Error::Corrupt(format!("the memory of this session: {reason}"))
+    })?;
+    let declared = inner.options.strategy;
+    if record.strategy == declared {
+        return Ok(record);
+    }
+    Err(Error::InvalidSnapshot(format!(
+        "this session was kept by the strategy {}, and the host declares {}; flush it, or declare that one",
+        record.strategy.name(),
+        declared.name()
+    )))
+}
+
+/// The bytes of a record that is not too large. Under truncation the oldest turns make room.
+fn encode(record: &mut Record, max: u64) -> Result<Vec<u8>> {
+    let write = |record: &Record| {
+        record.to_bytes().map_err(|error| Error::caused("the memory could not be written down", error))
+    };
+    let bytes = write(record)?;
+    let excess = (bytes.len() as u64).saturating_sub(max);
+    if excess == 0 {
+        return Ok(bytes);
+    }
+    if record.strategy == Strategy::Truncation {
+        drop_oldest(record, excess)?;
+    }
+    let bytes = write(record)?;
+    let requested = bytes.len() as u64;
+    if requested <= max {
+        return Ok(bytes);
+    }
+    Err(LimitExceeded { kind: LimitKind::MemoryBytes, max, requested }.into())
+}
+
+fn drop_oldest(record: &mut Record, excess: u64) -> Result<()> {
+    let (mut dropped, mut count) = (0, 0);
+    while dropped < excess && count + 1 < record.turns.len() {
+        let Some(turn) = record.turns.get(count) else { break };
+        let bytes = serde_json::to_vec(turn)
+            .map_err(|error| Error::caused("the memory could not be written down", error))?;
+        // With the comma after it.
+        dropped += bytes.len() as u64 + 1;
+        count += 1;
+    }
+    record.turns.drain(..count);
+    Ok(())
+}
+
+/// What a record becomes.
+struct Next {
+    strategy: Strategy,
+    bytes: Vec<u8>,
+    due_at: Option<u64>,
+}
+
+/// One attempt: what to write, if anything, where an inner none deletes.
+struct Step<T> {
+    outcome: T,
+    effects: Vec<Effect>,
+    write: Option<Option<Next>>,
+}
+
+/// A write of which it is not known whether it was made.
+struct Unknown<T> {
+    version: Version,
+    expected: Version,
+    outcome: T,
+    effects: Vec<Effect>,
+    error: Error,
+}
+
+async fn change_stored<T>(
+    inner: &Inner,
+    key: &RecordKey,
+    mut step: impl FnMut(Option<&StoredRecord>) -> Result<Step<T>>,
+) -> Result<T> {
+    let give_up = Instant::now() + CHANGE_MAX;
+    let Ok(_turn) = tokio::time::timeout(CHANGE_MAX, inner.turn_of(key)).await else {
+        return Err(Error::Conflict);
+    };
+    let mut unknown: Vec<Unknown<T>> = Vec::new();
+    let mut longest_pause = Duration::from_millis(2);
+    loop {
+        let stored = match inner.store.backend().load_record(key).await {
+            Ok(stored) => stored,
+            Err(error) => return Err(unknown.pop().map_or(error, |unknown| unknown.error)),
+        };
+        let current = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
+        if let Some(made) = unknown.iter().position(|unknown| unknown.version == current) {
+            let made = unknown.swap_remove(made);
+            inner.emit(&key.identity, made.effects);
+            return Ok(made.outcome);
+        }
+        // Somebody has written after that write, or in its stead.
+        if let Some(last) = unknown.pop_if(|last| last.expected != current) {
+            return Err(last.error);
+        }
+        let Step { outcome, effects, write } = step(stored.as_ref())?;
+        let Some(next) = write else { return Ok(outcome) };
+        let (write, growth) = record_write(key, stored, next, inner.now());
+        let version = write.record.as_ref().map_or(Version::ABSENT, |record| record.version);
+        match inner.store.write_record(write, growth).await {
+            Ok(()) => {
+                inner.emit(&key.identity, effects);
+                return Ok(outcome);
+            }
+            Err(Error::Conflict) if Instant::now() < give_up => {
+                tokio::time::sleep(longest_pause.mul_f64(fastrand::f64())).await;
+                longest_pause = (longest_pause * 2).min(Duration::from_millis(64));
+            }
+            Err(error @ Error::CommitUnknown { .. }) if unknown.len() < UNKNOWN_MAX => {
+                unknown.push(Unknown { version, expected: current, outcome, effects, error });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The write that makes `next` of what is stored, and by how much the store grows with it.
+fn record_write(
+    key: &RecordKey,
+    stored: Option<StoredRecord>,
+    next: Option<Next>,
+    now: u64,
+) -> (RecordWrite, i64) {
+    let record = next.map(|Next { strategy, bytes, due_at }| StoredRecord {
+        strategy: strategy.name().to_string(),
+        bytes,
+        version: StoredRecord::draw_version(),
+        due_at,
+        created_at: stored.as_ref().map_or(now, |stored| stored.created_at),
+        updated_at: now,
+    });
+    let growth = RecordWrite::growth(key, stored.as_ref(), record.as_ref());
+    let expected = stored.map_or(Version::ABSENT, |stored| stored.version);
+    (RecordWrite { key: key.clone(), expected, record }, growth)
+}

@@ -1,0 +1,29 @@
+//! What larder's memory asks of a language model: [`HttpSummarizer`] has one make the summaries, and `ModelTokens` counts
+//! tokens as a model does.
+//!
+#![cfg_attr(feature = "http", doc = "```no_run")]
+#![cfg_attr(not(feature = "http"), doc = "```ignore")]
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use larder_core::Summarizer;
+//! use larder_llm::{ApiKey, HttpOptions, HttpSummarizer};
+//!
+//! let options = HttpOptions {
+//!     key: ApiKey::from_env("OPENAI_API_KEY")?,
+//!     ..HttpOptions::new("https://api.openai.com/v1", "gpt-4o-mini")
+//! };
+//! let summarizer: Box<dyn Summarizer> = Box::new(HttpSummarizer::new(options)?);
+//! # Ok(()) }
+//! ```
+//!
+//! Features: `http`, on by default, is the summarizer; `tokenizer` is `ModelTokens`, which makes a program larger by
+//! the vocabularies in use.
+
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "tokenizer")]
+mod tokenizer;
+
+#[cfg(feature = "http")]
+pub use http::{ApiKey, HttpError, HttpOptions, HttpOptionsError, HttpSummarizer, TokenField};
+#[cfg(feature = "tokenizer")]
+pub use tokenizer::ModelTokens;
