@@ -10,17 +10,24 @@ use std::process::Command;
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "guest";
-const PACKAGES: [&str; 5] =
-    ["larder-conformance", "larder-test-guests", "assistant", "catalog", "keyword-summarizer"];
+const PACKAGES: [&str; 6] = [
+    "larder-conformance",
+    "larder-test-guests",
+    "larder-hostile-summarizer",
+    "assistant",
+    "catalog",
+    "keyword-summarizer",
+];
 
 /// What a guest is made of, from the root of the workspace.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
     "wit",
     "guest-sdk",
     "tests/conformance",
     "tests/guests",
+    "tests/hostile-summarizer",
     "examples/assistant",
     "examples/catalog",
     "examples/summarizer",
@@ -37,8 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let guests = out.ancestors().nth(4).ok_or("OUT_DIR is not within a target folder")?.join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
-    let mut names =
-        ["larder_conformance", "assistant", "catalog", "keyword_summarizer"].map(String::from).to_vec();
+    let libraries =
+        ["larder_conformance", "larder_hostile_summarizer", "assistant", "catalog", "keyword_summarizer"];
+    let mut names = libraries.map(String::from).to_vec();
     names.extend(programs(&root.join("tests/guests/src/bin"))?);
     fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;
     let conformance = built.join("larder_conformance.wasm");

@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = with_each_strategy!("identity":
 fn what_is_missing_is_refused_and_the_host_told_once(strategy: Strategy) -> Outcome {
     declare(&options(strategy))?;
     let missing = "<missing>";
-    for (parts, reason, shown) in [
+    for (parts, reason, [tenant_shown, user_shown, session_shown]) in [
         (["", "", ""], "tenant, user and session empty", [missing, missing, missing]),
         (["", "u", "s"], "tenant empty", [missing, "u", "s"]),
         (["t", "", "s"], "user empty", ["t", missing, "s"]),
@@ -36,18 +36,18 @@ fn what_is_missing_is_refused_and_the_host_told_once(strategy: Strategy) -> Outc
         let expected = [
             ("operation", "open"),
             ("reason", reason),
-            ("tenant", shown[0]),
-            ("user", shown[1]),
-            ("session", shown[2]),
+            ("tenant", tenant_shown),
+            ("user", user_shown),
+            ("session", session_shown),
             ("run", "r"),
         ]
         .map(|(name, value)| (name.to_string(), value.to_string()));
         let events = probe::events();
-        expect_eq(
-            events.iter().map(|event| event.name.as_str()).collect(),
-            vec!["memory.identity_rejected"],
-        )?;
-        expect_eq(events[0].fields.clone(), expected.to_vec())?;
+        expect_eq(events.len(), 1)?;
+        for event in events {
+            expect_eq(event.name.as_str(), "memory.identity_rejected")?;
+            expect_eq(event.fields, expected.to_vec())?;
+        }
     }
     // White space is no missing part.
     open(&identity_of(" ", "\t", "\0", "")).map(drop)
@@ -59,7 +59,8 @@ fn expect_denied_once(identity: &Identity) -> Outcome {
     expect_access_denied(Memory::open(identity))?;
     let events = events_of("memory.identity_rejected");
     expect_eq(events.len(), 1)?;
-    expect_eq(events[0][2].clone(), ("tenant".to_string(), identity.tenant.clone()))
+    let tenant = ("tenant".to_string(), identity.tenant.clone());
+    expect(events.iter().flatten().any(|field| *field == tenant), format!("{events:?} name the tenant"))
 }
 
 fn a_bound_guest_can_not_open_what_is_another_s(strategy: Strategy) -> Outcome {
@@ -126,9 +127,10 @@ fn what_differs_in_one_part_is_another_memory(strategy: Strategy) -> Outcome {
         expect_context(&memory, summarised, recent)?;
     }
     // Forgetting one forgets no other.
-    open(&identities[0])?.flush()?;
-    expect_context(&open(&identities[0])?, &[], &[])?;
-    let left = identities[1..].iter().filter(|identity| probe::stored_record(identity) != Ok(None)).count();
+    let [first, others @ ..] = &identities;
+    open(first)?.flush()?;
+    expect_context(&open(first)?, &[], &[])?;
+    let left = others.iter().filter(|identity| probe::stored_record(identity) != Ok(None)).count();
     expect_eq(left, if strategy == Strategy::None { 0 } else { 5 })
 }
 

@@ -1,0 +1,453 @@
+//! Conversation memory as an embedder meets it: between backends, through kills, without calls, and with components that
+//! make the summaries.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use larder_core::{
+    EchoSummarizer, Event, EventChannel, EventSink, Health, IdentityParts, IdentityScope, Memory,
+    MemoryOptions, MemoryStore, MovableClock, Store, Strategy, Summarizer, SummaryError, SummaryRequest,
+    Turn,
+};
+use larder_host::{ComponentSummarizer, drivers, engine_config};
+use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
+use support::{assistant, harness, postgres_server};
+use wasmtime::component::ResourceTable;
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+type Outcome = Result<(), String>;
+type Benches = Vec<Result<Arc<dyn Bench>, String>>;
+
+/// What a started process is to do, and on which store.
+const ROLE: &str = "LARDER_MEMORY_ROLE";
+const STORE: &str = "LARDER_MEMORY_STORE";
+
+fn main() {
+    let runtime = harness::runtime();
+    if let (Ok(strategy), Ok(dsn)) = (std::env::var(ROLE), std::env::var(STORE)) {
+        return runtime.block_on(talk_until_killed(&strategy, &dsn));
+    }
+    let arguments = harness::arguments();
+    let (server, postgres) = if arguments.list {
+        (None, Err("only listed".to_string()))
+    } else {
+        match postgres_server::server_or_url() {
+            Ok((server, dsn)) => (server, Ok(dsn)),
+            Err(error) => (None, Err(format!("{error:#}"))),
+        }
+    };
+    let bench = |dsn: String| Arc::new(PostgresBench { dsn, drivers: drivers() }) as Arc<dyn Bench>;
+    let benches: Benches = vec![
+        Ok(Arc::new(MemoryBench)),
+        Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))),
+        postgres.clone().map(bench),
+    ];
+    let mut trials = vec![
+        harness::trial(&runtime, "what_is_due_is_done_without_a_call", what_is_due_is_done_without_a_call),
+        harness::trial(
+            &runtime,
+            "closing_with_a_summariser_that_hangs_returns_in_time",
+            closing_with_a_summariser_that_hangs_returns_in_time,
+        ),
+        harness::trial(&runtime, "a_subscriber_hears_of_health", a_subscriber_hears_of_health),
+        harness::trial(
+            &runtime,
+            "a_component_makes_summaries_and_none_of_its_crimes_gets_out",
+            a_component_makes_summaries_and_none_of_its_crimes_gets_out,
+        ),
+        harness::trial(
+            &runtime,
+            "what_is_no_summariser_is_refused_with_a_reason",
+            what_is_no_summariser_is_refused_with_a_reason,
+        ),
+    ];
+    let pairs = benches.iter().flat_map(|from| benches.iter().map(move |to| (from.clone(), to.clone())));
+    for (number, (from, to)) in pairs.enumerate() {
+        let names = ["memory", "sqlite", "postgres"];
+        let name = format!("snapshots_go_from_{}_to_{}", names[number / 3], names[number % 3]);
+        trials.push(harness::trial(&runtime, name, || async move { snapshots_go(from?, to?).await }));
+    }
+    for (name, bench) in ["sqlite", "postgres"].into_iter().zip(benches.into_iter().skip(1)) {
+        for strategy in [Strategy::Truncation, Strategy::RollingSummary] {
+            let (bench, dsn) = (bench.clone(), postgres.clone());
+            let title = format!("{name}_{}_keeps_every_acknowledged_turn_through_kills", strategy.name());
+            trials.push(harness::trial(&runtime, title, move || async move {
+                survives_kills(name, strategy, dsn).await.and(bench.map(drop))
+            }));
+        }
+        let title = format!("the_assistant_continues_its_conversation_on_{name}");
+        trials.push(harness::trial(&runtime, title, || async move { assistant::continues(bench?).await }));
+    }
+    harness::run(&arguments, trials, || drop(server));
+}
+
+fn expect(holds: bool, found: impl std::fmt::Debug) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("{found:?}")) }
+}
+
+fn turn(text: &str) -> Turn {
+    Turn { user_message: text.into(), ..Turn::default() }
+}
+
+fn open(memories: &MemoryStore, session: &str) -> Memory {
+    let parts = IdentityParts::session("acme", "ann", session);
+    memories.open(parts, &IdentityScope::Any, &Arc::default()).unwrap()
+}
+
+async fn in_memory() -> Store {
+    Store::builder(larder_core::InMemory::new()).build().unwrap()
+}
+
+// Between backends.
+
+async fn snapshots_go(from: Arc<dyn Bench>, to: Arc<dyn Bench>) -> Outcome {
+    let (from, to) = (from.scratch().await.unwrap(), to.scratch().await.unwrap());
+    let stores = [from.open().await.unwrap(), to.open().await.unwrap()]
+        .map(|backend| Store::builder_shared(backend).sweep_interval(None).build().unwrap());
+    for strategy in Strategy::ALL {
+        for fails in [false, true] {
+            snapshot_goes(&stores, strategy, fails).await?;
+        }
+    }
+    for store in &stores {
+        store.close().await;
+    }
+    from.remove().await.unwrap();
+    to.remove().await.map_err(|error| format!("{error:#}"))
+}
+
+async fn snapshot_goes([from, to]: &[Store; 2], strategy: Strategy, fails: bool) -> Outcome {
+    let options = MemoryOptions {
+        window_turns: 2,
+        retry_backoff: Duration::ZERO,
+        recovery_interval: Duration::from_secs(3_600),
+        ..MemoryOptions::new(strategy)
+    };
+    let summarizer: Arc<dyn Summarizer> = if fails { Arc::new(Fails) } else { Arc::new(EchoSummarizer) };
+    let memories = [from, to].map(|store| {
+        MemoryStore::builder(store, options.clone())
+            .summarizer(summarizer.clone())
+            .background(false)
+            .build()
+            .unwrap()
+    });
+    let [here, there] = memories.each_ref().map(|memories| open(memories, "monday"));
+    for memory in [&here, &there] {
+        memory.flush().await.unwrap();
+    }
+    for number in 0..7 {
+        here.add_turn(turn(&format!("turn \0 {number} \u{1F980}"))).await.unwrap();
+    }
+    let taken = here.snapshot().await.unwrap();
+    there.restore(taken.clone()).await.unwrap();
+    let again = there.snapshot().await.unwrap();
+    expect(again == taken, (&again, &taken))?;
+    expect(there.context().await.unwrap() == here.context().await.unwrap(), "the contexts differ")?;
+    expect(there.health().await.unwrap() == here.health().await.unwrap(), "the health differs")?;
+    // The same calls give the same bytes.
+    for memory in [&here, &there] {
+        memory.add_turn(turn("one more")).await.unwrap();
+    }
+    expect(here.snapshot().await.unwrap() == there.snapshot().await.unwrap(), "they differ afterwards")
+}
+
+struct Fails;
+
+#[async_trait]
+impl Summarizer for Fails {
+    async fn summarize(&self, _: SummaryRequest) -> Result<String, SummaryError> {
+        Err(SummaryError::new("it always does"))
+    }
+}
+
+struct Hangs;
+
+#[async_trait]
+impl Summarizer for Hangs {
+    async fn summarize(&self, _: SummaryRequest) -> Result<String, SummaryError> {
+        std::future::pending().await
+    }
+}
+
+// Without calls.
+
+fn rolling(window_turns: usize) -> MemoryOptions {
+    MemoryOptions { window_turns, ..MemoryOptions::new(Strategy::RollingSummary) }
+}
+
+/// Fails so often, then echoes.
+struct FailsAtFirst(Mutex<u32>);
+
+#[async_trait]
+impl Summarizer for FailsAtFirst {
+    async fn summarize(&self, request: SummaryRequest) -> Result<String, SummaryError> {
+        {
+            let mut left = self.0.lock().unwrap();
+            if *left > 0 {
+                *left -= 1;
+                return Err(SummaryError::new("not yet"));
+            }
+        }
+        EchoSummarizer.summarize(request).await
+    }
+}
+
+async fn what_is_due_is_done_without_a_call() -> Outcome {
+    let clock = Arc::new(MovableClock::default());
+    let store = Store::builder(larder_core::InMemory::new()).clock(clock.clone()).build().unwrap();
+    let memories = MemoryStore::builder(&store, rolling(1))
+        .summarizer(Arc::new(FailsAtFirst(Mutex::new(3))))
+        .build()
+        .unwrap();
+    let memory = open(&memories, "monday");
+    memory.add_turn(turn("a")).await.unwrap();
+    memory.add_turn(turn("b")).await.unwrap();
+    // Two retries and a recovery, each of which is due by the clock alone.
+    let until = Instant::now() + Duration::from_secs(60);
+    while memory.context().await.unwrap().summary != "U:a A:" {
+        if Instant::now() > until {
+            return Err(format!("it is still {:?}", memory.health().await));
+        }
+        clock.advance(Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    expect(memory.health().await.unwrap() == Health::Healthy, memory.health().await)
+}
+
+async fn closing_with_a_summariser_that_hangs_returns_in_time() -> Outcome {
+    let store = in_memory().await;
+    let memories = MemoryStore::builder(&store, rolling(1)).summarizer(Arc::new(Hangs)).build().unwrap();
+    let memory = Arc::new(open(&memories, "monday"));
+    memory.add_turn(turn("a")).await.unwrap();
+    let adding = tokio::spawn({
+        let memory = memory.clone();
+        async move { memory.add_turn(turn("b")).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    expect(!adding.is_finished(), "the turn did not wait for its summary")?;
+    tokio::time::timeout(Duration::from_secs(10), memories.close()).await.map_err(|_| "close hangs")?;
+    let added = tokio::time::timeout(Duration::from_secs(10), adding).await.map_err(|_| "adding hangs")?;
+    added.unwrap().map_err(|error| error.to_string())?;
+    // Another host takes it up at once.
+    let next = MemoryStore::builder(&store, rolling(1)).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
+    next.run_due().await.unwrap();
+    let context = open(&next, "monday").context().await.unwrap();
+    expect(context.summary == "U:a A:", context)
+}
+
+async fn a_subscriber_hears_of_health() -> Outcome {
+    struct Nowhere;
+    impl EventSink for Nowhere {
+        fn emit(&self, _: Event) {}
+    }
+    let channel = Arc::new(EventChannel::new(16, Arc::new(Nowhere)));
+    let mut subscriber = channel.subscribe();
+    let store = Store::builder(larder_core::InMemory::new()).events(channel).build().unwrap();
+    let options = MemoryOptions { retry_count: 1, ..rolling(1) };
+    let memories =
+        MemoryStore::builder(&store, options).summarizer(Arc::new(Fails)).background(false).build().unwrap();
+    let memory = open(&memories, "monday");
+    memory.add_turn(turn("a")).await.unwrap();
+    memory.add_turn(turn("b")).await.unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        match subscriber.next().await {
+            Some(Ok(Event::MemoryHealthChanged { prior, new, reason, identity })) => {
+                heard.push((prior, new, reason, identity.session));
+            }
+            other => return Err(format!("{other:?}")),
+        }
+    }
+    let session = || "monday".to_string();
+    let expected = [
+        (Health::Healthy, Health::Retry, "summarizer_failed", session()),
+        (Health::Retry, Health::Degraded, "retries_exhausted", session()),
+    ];
+    expect(heard == expected, heard)
+}
+
+// Components that make summaries.
+
+struct Plugin {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    limits: StoreLimits,
+}
+
+impl WasiView for Plugin {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+fn component(path: &str) -> wasmtime::Result<ComponentSummarizer<Plugin>> {
+    ComponentSummarizer::from_file(path, wasmtime_wasi::p2::add_to_linker_async, |engine| {
+        let limits = StoreLimitsBuilder::new().memory_size(64 << 20).build();
+        let plugin = Plugin { table: ResourceTable::new(), wasi: WasiCtx::builder().build(), limits };
+        let mut store = wasmtime::Store::new(engine, plugin);
+        store.limiter(|plugin| &mut plugin.limits);
+        store.set_hostcall_fuel(1 << 20);
+        store
+    })
+}
+
+async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcome {
+    let summarizer =
+        component(larder_artifacts::LARDER_HOSTILE_SUMMARIZER).map_err(|error| format!("{error:#}"))?;
+    let store = in_memory().await;
+    let options = MemoryOptions { summary_timeout: Duration::from_millis(500), ..rolling(1) };
+    let memories = MemoryStore::builder(&store, options)
+        .summarizer(Arc::new(summarizer))
+        .background(false)
+        .build()
+        .unwrap();
+    for crime in ["refuse", "loop", "trap", "allocate", "flood"] {
+        let memory = open(&memories, crime);
+        for text in ["good", crime, "next"] {
+            memory.add_turn(turn(text)).await.map_err(|error| format!("{crime}: {error}"))?;
+        }
+        let health = memory.health().await.unwrap();
+        expect(health == Health::Retry, (crime, health))?;
+        let context = memory.context().await.unwrap();
+        expect(context.summary == "good;" && context.recent_turns == [turn("next")], (crime, context))?;
+        let kept = String::from_utf8(memory.snapshot().await.unwrap().bytes).unwrap();
+        expect(kept.contains(&format!("\"pending\":[{{\"user_message\":\"{crime}\"")), kept)?;
+    }
+    let memory = open(&memories, "good");
+    for text in ["one", "two", "three"] {
+        memory.add_turn(turn(text)).await.unwrap();
+    }
+    let context = memory.context().await.unwrap();
+    expect(context.summary == "one;two;", context)
+}
+
+async fn what_is_no_summariser_is_refused_with_a_reason() -> Outcome {
+    let Err(error) = component(larder_artifacts::CATALOG) else { return Err("it was taken".to_string()) };
+    let reason = error.to_string();
+    expect(reason == "it exports no `larder:storage/summarizer@0.1.0`", reason)?;
+    // The embedder's engine needs no special setting.
+    wasmtime::Engine::new(&engine_config()).map(drop).map_err(|error| error.to_string())
+}
+
+// Processes that are killed.
+
+const KILLS: u32 = 50;
+
+async fn survives_kills(backend: &str, strategy: Strategy, postgres: Result<String, String>) -> Outcome {
+    let folder = tempfile::Builder::new().prefix("larder-memory-").tempdir().unwrap();
+    let dsn = match backend {
+        "sqlite" => format!("sqlite:{}", folder.path().join("store.db").display()),
+        _ => {
+            let (dsn, schema) = (postgres?, format!("memory_{}_{}", std::process::id(), strategy as u8));
+            execute(&dsn, &format!("CREATE SCHEMA {schema}")).await;
+            if dsn.contains("://") {
+                let separator = if dsn.contains('?') { '&' } else { '?' };
+                format!("{dsn}{separator}options=-csearch_path%3D{schema}")
+            } else {
+                format!("{dsn} options='-csearch_path={schema}'")
+            }
+        }
+    };
+    let mut acknowledged = 0_u64;
+    for round in 0..KILLS {
+        let mut child = start(strategy, &dsn);
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = said.next();
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..40))).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        first.ok_or("the process said nothing")?.map_err(|error| error.to_string())?;
+        let last =
+            said.map_while(Result::ok).filter_map(|line| line.strip_suffix('.')?.parse::<u64>().ok()).last();
+        acknowledged = acknowledged.max(last.unwrap_or_default());
+        let kept = kept(strategy, &dsn).await;
+        let whole: Vec<u64> = (1..=kept.len() as u64).collect();
+        expect(
+            kept == whole && kept.len() as u64 >= acknowledged,
+            format!("round {round}: {} turns, not each once and in order, after {acknowledged}", kept.len()),
+        )?;
+    }
+    expect(acknowledged >= u64::from(KILLS), format!("only {acknowledged} turns in all"))
+}
+
+async fn execute(dsn: &str, sql: &str) {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(sql).await.unwrap();
+}
+
+fn start(strategy: Strategy, dsn: &str) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(ROLE, strategy.name()).env(STORE, dsn).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+async fn conversations(strategy: Strategy, dsn: &str) -> (Store, MemoryStore) {
+    let backend = drivers().open(dsn).await.unwrap();
+    let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
+    // A claim of a host that was killed must not hold the next one up.
+    let options = MemoryOptions { summary_timeout: Duration::from_millis(20), ..rolling(2) };
+    let memories = MemoryStore::builder(&store, MemoryOptions { strategy, ..options })
+        .summarizer(Arc::new(Numbers))
+        .background(false)
+        .build()
+        .unwrap();
+    (store, memories)
+}
+
+/// Makes a summary of the numbers that turns have.
+struct Numbers;
+
+#[async_trait]
+impl Summarizer for Numbers {
+    async fn summarize(&self, request: SummaryRequest) -> Result<String, SummaryError> {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let numbers = request.turns.iter().map(|turn| turn.user_message.as_str());
+        let previous = Some(request.previous_summary.as_str()).filter(|previous| !previous.is_empty());
+        Ok(previous.into_iter().chain(numbers).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Adds the next number as a turn, and says so once it is acknowledged.
+async fn talk_until_killed(strategy: &str, dsn: &str) {
+    let strategy = strategy.parse().unwrap();
+    let mut next = 1 + kept(strategy, dsn).await.last().copied().unwrap_or_default();
+    let (_store, memories) = conversations(strategy, dsn).await;
+    let memory = open(&memories, "monday");
+    loop {
+        memory.add_turn(turn(&next.to_string())).await.unwrap();
+        // The full stop tells that the line is whole.
+        println!("{next}.");
+        std::io::stdout().flush().unwrap();
+        next += 1;
+    }
+}
+
+/// The numbers that are there, in order, after everything that is due.
+async fn kept(strategy: Strategy, dsn: &str) -> Vec<u64> {
+    let (store, memories) = conversations(strategy, dsn).await;
+    let memory = open(&memories, "monday");
+    let until = Instant::now() + Duration::from_secs(60);
+    let context = loop {
+        memories.run_due().await.unwrap();
+        let snapshot = memory.snapshot().await.unwrap();
+        let text = String::from_utf8(snapshot.bytes).unwrap();
+        if !text.contains("pending") && !text.contains("backlog") {
+            break memory.context().await.unwrap();
+        }
+        assert!(Instant::now() < until, "the summaries never came: {text}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    memories.close().await;
+    store.close().await;
+    let summarised = context.summary.split_whitespace();
+    let recent = context.recent_turns.iter().map(|turn| turn.user_message.as_str());
+    summarised.chain(recent).map(|number| number.parse().unwrap()).collect()
+}

@@ -1,0 +1,105 @@
+//! The example `assistant` in a host of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use larder_host::{
+    ComponentSummarizer, IdentityScope, MemoryOptions, MemoryStore, StorageCtx, StorageCtxView, StorageView,
+    Store, Strategy, engine_config,
+};
+use larder_suite::Bench;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime_wasi::p2::bindings::Command;
+use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+struct Instance {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    storage: StorageCtx,
+}
+
+impl WasiView for Instance {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl StorageView for Instance {
+    fn storage(&mut self) -> StorageCtxView<'_> {
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
+    }
+}
+
+struct Summaries {
+    table: ResourceTable,
+    wasi: WasiCtx,
+}
+
+impl WasiView for Summaries {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+const TRANSCRIPT: &str = include_str!("../../../../examples/assistant/sample/transcript.txt");
+
+/// Half of a conversation, then the whole of it in a second host.
+pub(crate) async fn continues(bench: Arc<dyn Bench>) -> Result<(), String> {
+    converse(bench.as_ref()).await.map_err(|error| format!("{error:#}"))
+}
+
+async fn converse(bench: &dyn Bench) -> Result<()> {
+    let scratch = bench.scratch().await?;
+    let turns = TRANSCRIPT.lines().filter(|line| line.starts_with("user:")).count();
+    let half: Vec<_> = TRANSCRIPT.match_indices("\nuser:").map(|(place, _)| place).collect();
+    let half = TRANSCRIPT.get(..half[turns / 2 - 1]).unwrap_or_default();
+    let first = run(Store::builder_shared(scratch.open().await?).build()?, half).await?;
+    let second = run(Store::builder_shared(scratch.open().await?).build()?, TRANSCRIPT).await?;
+    scratch.remove().await?;
+    let kept = |output: &str| output.lines().filter(|line| line.ends_with(" is kept")).count();
+    anyhow::ensure!(kept(&first) == turns / 2, "{turns} turns, and the first run said {first}");
+    anyhow::ensure!(kept(&second) == turns - turns / 2, "{turns} turns, and the second run said {second}");
+    // What was said in the first run is in the summary of the second.
+    anyhow::ensure!(second.contains("order 48213"), "{second}");
+    Ok(())
+}
+
+async fn run(store: Store, transcript: &str) -> Result<String> {
+    let summarizer = ComponentSummarizer::from_file(
+        larder_artifacts::KEYWORD_SUMMARIZER,
+        wasmtime_wasi::p2::add_to_linker_async,
+        |engine| {
+            let data = Summaries { table: ResourceTable::new(), wasi: WasiCtx::builder().build() };
+            wasmtime::Store::new(engine, data)
+        },
+    )?;
+    let options = MemoryOptions {
+        budget_tokens: 600,
+        summary_timeout: Duration::from_secs(60),
+        ..MemoryOptions::new(Strategy::RollingSummary)
+    };
+    let memories = MemoryStore::builder(&store, options).summarizer(Arc::new(summarizer)).build()?;
+    let scope = IdentityScope::user("acme", "ann")?;
+    let storage = StorageCtx::builder().grant("default", &store).memory(&memories, scope).build()?;
+    let output = MemoryOutputPipe::new(1 << 20);
+    let mut wasi = WasiCtx::builder();
+    wasi.args(&["assistant", "acme", "ann", "monday"]);
+    wasi.stdin(MemoryInputPipe::new(transcript.to_string())).stdout(output.clone()).inherit_stderr();
+    let engine = Engine::new(&engine_config())?;
+    let mut linker = Linker::new(&engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    larder_host::add_to_linker(&mut linker)?;
+    let component = Component::from_file(&engine, larder_artifacts::ASSISTANT)?;
+    let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
+    let mut instance = wasmtime::Store::new(&engine, instance);
+    let command = Command::instantiate_async(&mut instance, &component, &linker).await?;
+    let outcome = command.wasi_cli_run().call_run(&mut instance).await?;
+    drop(instance);
+    memories.close().await;
+    store.close().await;
+    anyhow::ensure!(outcome.is_ok(), "the assistant failed");
+    Ok(String::from_utf8(output.contents().to_vec())?)
+}
