@@ -3,10 +3,12 @@
 //! the summary and the recent turns, shortened.
 //!
 //! ```text
-//! larder run assistant.wasm --store default=sqlite:assistant.db -- acme ann ticket-4711 < sample/transcript.txt
+//! larder run assistant.wasm --store default=sqlite:assistant.db --memory sqlite:assistant.db \
+//!     --memory-strategy rolling-summary --summarizer component:keyword_summarizer.wasm \
+//!     --tenant acme --user ann -- acme ann ticket-4711 < sample/transcript.txt
 //! ```
 //!
-//! with the memory that its host declares. Run again, it goes on where it stopped, so a transcript may grow; with
+//! Run again, it goes on where it stopped, so a transcript may grow; with
 //! `--reset` it forgets the session. A transcript is plain text:
 //!
 //! ```text

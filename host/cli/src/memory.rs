@@ -131,8 +131,10 @@ impl Sessions {
 }
 
 impl StoreArgument {
-    async fn open(&self) -> Result<Store> {
-        let backend = drivers().open(&existing(&self.store)).await?;
+    /// Opens the store, and makes it only where something is to be put into it.
+    async fn open(&self, create: bool) -> Result<Store> {
+        let dsn = if create { self.store.clone() } else { existing(&self.store) };
+        let backend = drivers().open(&dsn).await?;
         Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
     }
 }
@@ -145,7 +147,7 @@ impl Memory {
             | Command::Import(Import { store, .. })
             | Command::Forget(Forget { store, .. }) => store,
         };
-        let store = store.open().await?;
+        let store = store.open(matches!(self.command, Command::Import(_))).await?;
         let operator = MemoryOperator::new(&store);
         let outcome = match self.command {
             Command::List(list) => done(list.execute(&operator).await),

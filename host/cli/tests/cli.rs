@@ -223,12 +223,122 @@ fn the_conformance_suite_runs_from_the_command_line() {
     assert_eq!(none, "larder: no case's name holds \"no such\"\n");
 }
 
+const TRANSCRIPT: &str = include_str!("../../../examples/assistant/sample/transcript.txt");
+
+/// Runs the assistant for a user with a transcript, in `sqlite:talk.db`.
+fn converse(larder: &Larder, user: &str, transcript: &str) -> Output {
+    let summarizer = format!("component:{}", larder_artifacts::KEYWORD_SUMMARIZER);
+    let run = ["run", larder_artifacts::ASSISTANT, "--store", "default=sqlite:talk.db"];
+    let memory =
+        ["--memory", "sqlite:talk.db", "--memory-strategy", "rolling-summary", "--memory-window", "2"];
+    let whose =
+        ["--summarizer", &summarizer, "--tenant", "acme", "--user", user, "--", "acme", user, "monday"];
+    let mut command = larder.command(&[run.as_slice(), &memory, &whose].concat());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), transcript.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn what_is_kept_of_conversations_is_seen_moved_and_forgotten() {
+    let larder = Larder::new();
+    for user in ["ann", "bob"] {
+        let said = converse(&larder, user, TRANSCRIPT);
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    }
+    let memory = |arguments: &[&str]| {
+        larder.output(&[&["memory"], arguments, &["--store", "sqlite:talk.db"]].concat())
+    };
+    let listed = memory(&["list"]);
+    let lines: Vec<_> = listed.lines().collect();
+    assert_eq!(lines.len(), 3, "{listed}");
+    assert!(lines[1].starts_with("acme\tann\tmonday\t\trolling-summary\thealthy\t2\t0\t"), "{listed}");
+    let json: Vec<serde_json::Value> = memory(&["list", "--tenant", "acme", "--user", "bob", "--json"])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!((json.len(), &json[0]["user"], &json[0]["turns"]), (1, &"bob".into(), &2.into()));
+    let ann = ["--tenant", "acme", "--user", "ann", "--session", "monday"];
+    let shown = memory(&[&["show"], ann.as_slice()].concat());
+    assert!(shown.contains("summary:\n    - user asked: Hello, my order 48213"), "{shown}");
+
+    // To another store and back.
+    let exported = memory(&["export"]);
+    let import = |arguments: &[&str], input: &str| {
+        let mut command =
+            larder.command(&[&["memory", "import", "--store", "sqlite:other.db"], arguments].concat());
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert_eq!(String::from_utf8(import(&[], &exported).stdout).unwrap(), "imported 2 sessions\n");
+    assert_eq!(larder.output(&["memory", "export", "--store", "sqlite:other.db"]), exported);
+    let again = String::from_utf8(import(&[], &exported).stderr).unwrap();
+    assert!(
+        again.starts_with("larder: line 1, after 0 sessions were imported: the session \"monday\""),
+        "{again}"
+    );
+    assert!(import(&["--replace"], &exported).status.success());
+    let broken = String::from_utf8(import(&[], "no session\n").stderr).unwrap();
+    assert!(broken.contains("it is no session that `larder memory export` printed"), "{broken}");
+
+    let forgotten = memory(&["forget", "--tenant", "acme", "--user", "ann"]);
+    assert_eq!(
+        forgotten,
+        "removed session monday \t2 turns in full\nremoved 1 sessions with 2 turns in full, and their summaries\n"
+    );
+    assert_eq!(memory(&["list"]).lines().count(), 2);
+    let gone = larder.error(1, &[&["memory", "show", "--store", "sqlite:talk.db"], ann.as_slice()].concat());
+    assert_eq!(gone, "larder: nothing is kept of this session\n");
+}
+
+#[test]
+fn memory_that_can_not_be_had_is_said_in_a_sentence() {
+    let larder = Larder::new();
+    let run = ["run", larder_artifacts::ASSISTANT, "--store", "default=memory:", "--memory", "memory:"];
+    let error = |code, arguments: &[&str]| larder.error(code, &[run.as_slice(), arguments].concat());
+    assert!(error(2, &[]).contains("--tenant <TENANT>"));
+    let whose = ["--tenant", "acme", "--user", "ann"];
+    let error = |code, arguments: &[&str]| error(code, &[whose.as_slice(), arguments].concat());
+    let unknown = error(2, &["--memory-strategy", "episodic"]);
+    assert!(unknown.contains("no strategy is named \"episodic\"; there are none, truncation"), "{unknown}");
+    let rolling = ["--memory-strategy", "rolling-summary"];
+    let none = error(1, &rolling);
+    assert!(
+        none.starts_with("larder: the strategy rolling-summary needs --summarizer component:FILE"),
+        "{none}"
+    );
+    let catalog = format!("component:{}", larder_artifacts::CATALOG);
+    let wrong = error(1, &[rolling.as_slice(), &["--summarizer", &catalog]].concat());
+    assert!(
+        wrong.ends_with("is no summarizer: it exports no `larder:storage/summarizer@0.1.0`\n"),
+        "{wrong}"
+    );
+    let other = error(1, &[rolling.as_slice(), &["--summarizer", "gpt"]].concat());
+    assert!(other.contains("and not \"gpt\""), "{other}");
+    let forged = converse(&larder, "ann", "user: hello\n");
+    assert!(!forged.status.success(), "an unanswered question was taken");
+    let missing = larder.error(1, &["memory", "list", "--store", "sqlite:missing.db"]);
+    assert!(missing.starts_with("larder: could not open a store with the driver \"sqlite\""), "{missing}");
+}
+
 #[test]
 fn help_names_every_command_and_the_forms_of_a_store() {
     let help = Larder::new().output(&["--help"]);
-    for word in
-        ["run", "conformance", "get", "put", "delete", "scan", "namespaces", "sqlite:PATH", "postgres://"]
-    {
+    for word in [
+        "run",
+        "conformance",
+        "get",
+        "put",
+        "delete",
+        "scan",
+        "namespaces",
+        "memory",
+        "sqlite:PATH",
+        "postgres://",
+    ] {
         assert!(help.contains(word), "{help}");
     }
 }

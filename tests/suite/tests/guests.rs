@@ -1,12 +1,12 @@
 //! Hostile and odd guests: none may hurt the host, delay others, or leave anything behind.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use larder_host::{
-    Handle, HandleOptions, InMemory, Limits, Mode, StorageCtx, StorageCtxView, StorageView, Store,
-    engine_config,
+    EchoSummarizer, Handle, HandleOptions, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore, Mode,
+    StorageCtx, StorageCtxView, StorageView, Store, Strategy, engine_config,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
 use wasmtime::component::{Component, Linker, ResourceTable};
@@ -139,7 +139,12 @@ async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
 async fn the_sdk_does_what_it_says() {
     let database = sqlite().await;
     for store in [&database.store, &Store::builder(InMemory::new()).build().unwrap()] {
-        let mut checking = guest(larder_artifacts::SDK, &[], storage(store));
+        let options = MemoryOptions { window_turns: 2, ..MemoryOptions::new(Strategy::RollingSummary) };
+        let memories =
+            MemoryStore::builder(store, options).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
+        let scope = IdentityScope::user("acme", "ann").unwrap();
+        let storage = StorageCtx::builder().grant("default", store).memory(&memories, scope).build().unwrap();
+        let mut checking = guest(larder_artifacts::SDK, &[], storage);
         let outcome = checking.run().await.unwrap();
         assert_eq!(checking.output(), "the SDK does what it says\n");
         outcome.unwrap();

@@ -3,7 +3,10 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use larder_guest::{Entry, Error, PutOptions, Range, Record, RetryPolicy, Store, Table, Version};
+use larder_guest::{
+    Entry, Error, Health, Identity, Memory, PutOptions, Range, Record, RetryPolicy, Store, Strategy, Table,
+    Turn, Version,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -17,10 +20,39 @@ fn main() -> Outcome {
     pages_are_fetched_as_they_are_needed(&store)?;
     typed_values_say_where_they_do_not_fit(&store)?;
     an_index_follows_its_records(&store)?;
+    a_conversation_is_kept()?;
     store.close();
     expect("after close", store.ping(), Err(Error::Closed))?;
     println!("the SDK does what it says");
     Ok(())
+}
+
+fn a_conversation_is_kept() -> Outcome {
+    let memory = Memory::open(Identity::session("acme", "ann", "monday").with_run("first"))?;
+    for text in ["a", "b", "c"] {
+        memory.add_turn(Turn::new(text, text).show_artifact("chart", &[1, 2])?)?;
+    }
+    let context = memory.context()?;
+    let recent: Vec<_> = context.recent_turns.iter().map(|turn| turn.user_message.as_str()).collect();
+    expect("the recent turns", recent, vec!["b", "c"])?;
+    expect(
+        "the summary",
+        (context.summary.as_str(), context.strategy),
+        ("U:a A:a", Strategy::RollingSummary),
+    )?;
+    let shown = context.recent_turns.first().map(|turn| turn.artifacts_shown.clone());
+    expect("the artifact", shown, Some(vec![("chart".to_string(), "[1,2]".to_string())]))?;
+    expect("the tokens", (memory.estimate_tokens()?, context.over_budget), (context.tokens, false))?;
+    expect("the health", memory.health()?, Health::Healthy)?;
+    let taken = memory.snapshot()?;
+    memory.flush()?;
+    expect("flushed", memory.context()?.recent_turns, vec![])?;
+    memory.restore(&taken)?;
+    expect("restored", memory.context()?, context)?;
+    memory.close();
+    expect("after close", memory.health(), Err(Error::Closed))?;
+    let missing = Memory::open(Identity::session("acme", "", "monday")).map(drop);
+    expect("no user", missing, Err(Error::IdentityRequired("user empty".to_string())))
 }
 
 /// Compares, and says what was looked at.
