@@ -1,6 +1,6 @@
 //! Conversation memory as an embedder meets it: between backends, through kills, without calls, and with components that
 //! make the summaries.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use larder_host::{
     ComponentSummarizer, IdentityScope, MemoryOptions, MemoryStore, StorageCtx, StorageCtxView, StorageView,
     Store, Strategy, engine_config,
@@ -54,8 +54,8 @@ pub(crate) async fn continues(bench: Arc<dyn Bench>) -> Result<(), String> {
 async fn converse(bench: &dyn Bench) -> Result<()> {
     let scratch = bench.scratch().await?;
     let turns = TRANSCRIPT.lines().filter(|line| line.starts_with("user:")).count();
-    let half: Vec<_> = TRANSCRIPT.match_indices("\nuser:").map(|(place, _)| place).collect();
-    let half = TRANSCRIPT.get(..half[turns / 2 - 1]).unwrap_or_default();
+    let half = TRANSCRIPT.match_indices("\nuser:").nth(turns / 2 - 1);
+    let half = half.and_then(|(end, _)| TRANSCRIPT.get(..end)).context("the transcript has no half")?;
     let first = run(Store::builder_shared(scratch.open().await?).build()?, half).await?;
     let second = run(Store::builder_shared(scratch.open().await?).build()?, TRANSCRIPT).await?;
     scratch.remove().await?;
