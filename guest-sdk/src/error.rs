@@ -35,7 +35,7 @@ pub enum Error {
         /// The amount that was asked for.
         requested: u64,
     },
-    /// An applied migration was reordered, removed or edited.
+    /// An applied migration was reordered, removed or edited, or the store is newer than the set.
     MigrationMismatch(String),
     /// Bytes that are no snapshot, or one of another strategy; or a session that was kept by another strategy than the
     /// host declares now.

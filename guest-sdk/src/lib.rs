@@ -31,12 +31,15 @@
 //! With the feature `serde`, on by default, values are typed (`get_value`, `put_value`: JSON), and `Table` keeps typed
 //! records with secondary indexes in the same transaction.
 //!
+//! [`MigrationSet`] declares how a store came to its layout, step by step; [`Store::migrate`] applies what is new.
+//!
 //! [`Memory`] keeps the conversation of a session, by the strategy that the host declared for it. A component that makes
 //! the summaries for such a host exports a [`Summarizer`].
 
 mod bindings;
 mod error;
 mod memory;
+mod migrations;
 mod range;
 mod retry;
 mod store;
@@ -50,12 +53,17 @@ pub mod raw {
     pub use crate::bindings::larder::storage::{memory, store, tx, types};
 }
 
+/// What [`migration!`] expands to, which happens in other crates.
+#[doc(hidden)]
+pub use larder_guest_macros::checksum as __checksum;
+
 /// What [`export_summarizer!`] expands to, which happens in other crates.
 #[doc(hidden)]
 pub use bindings::summarizer_plugin as __summarizer_plugin;
 
 pub use error::{Error, LimitKind};
 pub use memory::{Context, Health, Identity, Memory, Snapshot, Strategy, TrajectoryDigest, Turn};
+pub use migrations::{MigrateError, Migration, MigrationSet, StepError};
 pub use range::Range;
 pub use retry::RetryPolicy;
 pub use store::Store;

@@ -92,9 +92,16 @@ impl Store {
         &self,
         mut attempt: impl FnMut() -> Result<Attempt<T, E>, Error>,
     ) -> Result<T, E> {
-        run(&self.policy, std::thread::sleep, || {
-            attempt().unwrap_or_else(|error| Attempt::Done(Err(error.into())))
-        })
+        self.retry(|| attempt().unwrap_or_else(|error| Attempt::Done(Err(error.into()))))
+    }
+
+    /// Runs an attempt as often as the policy allows.
+    pub(crate) fn retry<T, E: From<Error>>(&self, attempt: impl FnMut() -> Attempt<T, E>) -> Result<T, E> {
+        run(&self.policy, std::thread::sleep, attempt)
+    }
+
+    pub(crate) fn raw(&self) -> &raw::store::Store {
+        &self.raw
     }
 }
 

@@ -1,11 +1,11 @@
 //! larder's types as the WIT has them.
 
 use larder_core::{
-    Context, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Mode, Page,
-    PutOptions, Range, Strategy, TrajectoryDigest, Turn, Version,
+    Context, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Migration, Mode,
+    Page, PutOptions, Range, Strategy, TrajectoryDigest, Turn, Version,
 };
 
-use crate::bindings::{memory, tx, types};
+use crate::bindings::{memory, store, tx, types};
 
 /// Why a call from a guest failed: an error for the guest, or a trap.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl From<Error> for types::Error {
             Error::NoSuchStore(name) => Self::NoSuchStore(name),
             Error::AccessDenied(reason) => Self::AccessDenied(reason),
             Error::IdentityRequired(reason) => Self::IdentityRequired(reason),
+            Error::MigrationMismatch(reason) => Self::MigrationMismatch(reason),
             Error::InvalidSnapshot(reason) => Self::InvalidSnapshot(reason),
             Error::InvalidArgument(reason) => Self::InvalidArgument(reason),
             Error::LimitExceeded(exceeded) => Self::LimitExceeded(exceeded.into()),
@@ -104,6 +105,13 @@ impl From<Entry> for types::Entry {
 impl From<types::Entry> for Entry {
     fn from(entry: types::Entry) -> Self {
         Self { key: entry.key, value: entry.value }
+    }
+}
+
+impl From<store::Migration> for Migration {
+    fn from(step: store::Migration) -> Self {
+        let store::Migration { id, checksum } = step;
+        Self { id, checksum }
     }
 }
 

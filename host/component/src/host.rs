@@ -1,6 +1,6 @@
 //! The host functions: each looks up its handle, converts, and calls.
 
-use larder_core::{Handle, Memory, Transaction, Version};
+use larder_core::{Handle, Memory, NextMigration, Transaction, Version};
 use wasmtime::component::Resource;
 
 use crate::StorageCtxView;
@@ -27,6 +27,28 @@ impl store::HostStore for StorageCtxView<'_> {
     fn begin(&mut self, store: Resource<Handle>, mode: tx::Mode) -> StorageResult<Resource<Transaction>> {
         let transaction = self.table.get(&store)?.begin(mode.into())?;
         Ok(self.table.push(transaction)?)
+    }
+
+    async fn pending_migrations(
+        &mut self,
+        store: Resource<Handle>,
+        component: String,
+        declared: Vec<store::Migration>,
+    ) -> StorageResult<Vec<String>> {
+        let declared = declared.into_iter().map(Into::into).collect();
+        Ok(self.table.get(&store)?.pending_migrations(component, declared).await?)
+    }
+
+    async fn begin_migration(
+        &mut self,
+        store: Resource<Handle>,
+        component: String,
+        declared: Vec<store::Migration>,
+    ) -> StorageResult<Option<(String, Resource<Transaction>)>> {
+        let declared = declared.into_iter().map(Into::into).collect();
+        let next = self.table.get(&store)?.begin_migration(component, declared).await?;
+        let Some(NextMigration { id, transaction }) = next else { return Ok(None) };
+        Ok(Some((id, self.table.push(transaction)?)))
     }
 
     async fn ping(&mut self, store: Resource<Handle>) -> StorageResult<()> {

@@ -43,6 +43,9 @@ pub enum Error {
     /// A bound was run into.
     #[error(transparent)]
     LimitExceeded(#[from] LimitExceeded),
+    /// An applied migration was reordered, removed or edited, or the store is newer than the set.
+    #[error("migrations do not match: {0}")]
+    MigrationMismatch(String),
     /// A snapshot, or what is stored, is of another strategy; or bytes are no snapshot.
     #[error("invalid snapshot: {0}")]
     InvalidSnapshot(String),

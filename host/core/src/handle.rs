@@ -7,6 +7,7 @@ use crate::backend::Mode;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
 use crate::limits::Limits;
+use crate::migrations::{self, Migration, NextMigration};
 use crate::store::Store;
 use crate::transaction::Transaction;
 
@@ -92,6 +93,39 @@ impl Handle {
         }
         let permit = self.options.open_transactions.permit()?;
         Ok(self.store.begin(mode, self.options.limits.clone(), self.id, permit))
+    }
+
+    /// Holds the set of steps that a component declares against what was applied, and gives the ids that are still to
+    /// apply, in the set's order. The empty set has nothing to apply on any store.
+    ///
+    /// # Errors
+    /// [`Error::MigrationMismatch`] where what was applied is not the beginning of the set: a step was reordered,
+    /// removed or edited, or the store is newer. [`Error::InvalidArgument`] for a set with empty or repeated ids, or
+    /// checksums that are no SHA-256; and as a view that reads.
+    pub async fn pending_migrations(
+        &self,
+        component: String,
+        declared: Vec<Migration>,
+    ) -> Result<Vec<String>> {
+        self.check_open()?;
+        let limits = &self.options.limits;
+        migrations::pending(|mode| self.begin(mode), component, declared, limits).await
+    }
+
+    /// Begins the first step of the set that is not yet applied, or gives none where all are. The transaction's commit
+    /// also records the step; where another host has applied a step of this component meanwhile, it gives
+    /// [`Error::Conflict`].
+    ///
+    /// # Errors
+    /// As [`Handle::pending_migrations`], and [`Error::AccessDenied`] for a store that may only be read.
+    pub async fn begin_migration(
+        &self,
+        component: String,
+        declared: Vec<Migration>,
+    ) -> Result<Option<NextMigration>> {
+        self.check_open()?;
+        let limits = &self.options.limits;
+        migrations::begin_next(|mode| self.begin(mode), component, declared, limits).await
     }
 
     /// Whether the backend can be reached.

@@ -37,6 +37,7 @@ mod handle;
 mod in_memory;
 pub mod limits;
 pub mod memory;
+pub mod migrations;
 pub mod name;
 mod quota;
 pub mod read_set;
@@ -59,5 +60,6 @@ pub use memory::{
     MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder, Strategy, Summarizer, SummaryError,
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
+pub use migrations::{AppliedMigration, Migration, NextMigration};
 pub use store::{Store, StoreBuilder};
 pub use transaction::{Entry, Page, PutOptions, Range, Transaction};

@@ -1,5 +1,6 @@
 //! A transaction: a snapshot, the writes to make, and what was read.
 
+mod ledger;
 mod reading;
 mod staging;
 

@@ -16,6 +16,7 @@ mod increment;
 mod lifecycle;
 mod limits;
 mod memory;
+mod migrations;
 mod page;
 mod planted;
 mod scan;
@@ -44,6 +45,7 @@ const STORE: &[&[Case]] = &[
     limits::CASES,
     lifecycle::CASES,
     two_hosts::CASES,
+    migrations::CASES,
 ];
 
 /// The cases that must fail.
@@ -52,5 +54,12 @@ pub(crate) const PLANTED: &[Case] = planted::CASES;
 /// The workers of all groups.
 pub(crate) const WORKERS: &[&[&[Worker]]] = &[STORE_WORKERS, memory::WORKERS];
 
-const STORE_WORKERS: &[&[Worker]] =
-    &[basic::WORKERS, tx::WORKERS, cas::WORKERS, increment::WORKERS, two_hosts::WORKERS, planted::WORKERS];
+const STORE_WORKERS: &[&[Worker]] = &[
+    basic::WORKERS,
+    tx::WORKERS,
+    cas::WORKERS,
+    increment::WORKERS,
+    two_hosts::WORKERS,
+    migrations::WORKERS,
+    planted::WORKERS,
+];

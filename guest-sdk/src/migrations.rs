@@ -1,0 +1,431 @@
+//! Migrations: forward-only steps, each applied once.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use crate::error::Error;
+use crate::raw;
+use crate::raw::types;
+use crate::retry::Attempt;
+use crate::store::Store;
+use crate::transaction::Update;
+
+/// What a step's closure may fail with.
+pub type StepError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One forward-only step; see [`MigrationSet`].
+pub struct Migration {
+    id: String,
+    checksum: [u8; 32],
+    up: Box<dyn Fn(&Update) -> Result<(), StepError>>,
+}
+
+impl Migration {
+    /// A step with a checksum of its author's, for steps that the tokens of a closure don't tell: those that run a script,
+    /// or whose helpers matter. It must change whenever the step does something else, and never otherwise. Mostly it is
+    /// the SHA-256 of a file.
+    pub fn with_checksum(
+        id: impl Into<String>,
+        checksum: [u8; 32],
+        up: impl Fn(&Update) -> Result<(), StepError> + 'static,
+    ) -> Self {
+        Self { id: id.into(), checksum, up: Box::new(up) }
+    }
+
+    /// What tells it from the other steps of its component.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What tells it from an edited one.
+    pub fn checksum(&self) -> [u8; 32] {
+        self.checksum
+    }
+}
+
+impl fmt::Debug for Migration {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Migration").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Declares a step: an id, and a closure that takes an [`Update`]. The checksum is the SHA-256 of the closure's tokens, made
+/// when the component is compiled, so that a store finds a step that was edited after it was applied.
+///
+/// What changes the checksum: every name, literal, sign and bracket within the closure. `1_000` is another literal than
+/// `1000`, and a renamed variable another name.
+///
+/// What doesn't: formatting, comments and documentation; the id; the compiler's release; and whatever is not written
+/// within the closure: **the body of a function that it calls, a constant that it names, what a macro expands to**. Write
+/// out in a step what it depends on, or give it a checksum with [`Migration::with_checksum`].
+///
+/// ```
+/// use larder_guest::migration;
+///
+/// let step = migration!("0001_greet", |tx| {
+///     tx.put("greetings", "en", "hello")?;
+///     Ok(())
+/// });
+/// let formatted = migration!("0001_greet", |tx| { /* politely */ tx.put("greetings", "en", "hello")?; Ok(()) });
+/// let edited = migration!("0001_greet", |tx| { tx.put("greetings", "en", "hi")?; Ok(()) });
+/// assert_eq!(step.checksum(), formatted.checksum());
+/// assert_ne!(step.checksum(), edited.checksum());
+/// ```
+#[macro_export]
+macro_rules! migration {
+    ($id:expr, $($up:tt)+) => {
+        $crate::Migration::with_checksum($id, $crate::__checksum!($($up)+), $($up)+)
+    };
+}
+
+/// The steps of a component, in their order, and those of others that it is composed of.
+///
+/// A set only grows at its end. What a store has applied must be its beginning: [`Store::migrate`] finds a step that was
+/// reordered, removed or edited, and a store that is newer than the set. Steps are never undone; what was wrong is put
+/// right by another one.
+///
+/// Each component's steps are numbered on their own: two components in one store append to their sets without disturbing
+/// each other, whichever way they are composed.
+///
+/// ```no_run
+/// use larder_guest::{Error, Migration, MigrationSet, Range, Store, migration};
+///
+/// fn migrations() -> Result<MigrationSet, Error> {
+///     let mut set = MigrationSet::new("tasks");
+///     // A step written out here. Its checksum is that of the closure's tokens.
+///     set.add(migration!("0001_first_list", |tx| {
+///         tx.put("lists", "inbox", "")?;
+///         Ok(())
+///     }))?;
+///     // One that goes through what is there.
+///     set.add(migration!("0002_states", |tx| {
+///         for entry in tx.iterate("tasks", Range::all()) {
+///             let entry = entry?;
+///             tx.put("tasks", &entry.key, [b"open ", entry.value.as_slice()].concat())?;
+///         }
+///         Ok(())
+///     }))?;
+///     // One with an explicit checksum, as the tokens of a call don't say what it does.
+///     set.add(Migration::with_checksum("0003_defaults", DEFAULTS_SHA256, |tx| {
+///         load(tx, DEFAULTS)
+///     }))?;
+///     // The steps of a library that keeps its own rows in the same store.
+///     set.extend(search_index())?;
+///     Ok(set)
+/// }
+///
+/// fn search_index() -> MigrationSet {
+///     MigrationSet::new("search")
+/// }
+/// # const DEFAULTS: &str = "";
+/// # const DEFAULTS_SHA256: [u8; 32] = [0; 32];
+/// # fn load(_: &larder_guest::Update, _: &str) -> Result<(), larder_guest::StepError> { Ok(()) }
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let store = Store::open("default")?;
+///     for applied in store.migrate(&migrations()?)? {
+///         println!("applied {applied}");
+///     }
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct MigrationSet {
+    own: Component,
+    others: Vec<Component>,
+}
+
+#[derive(Debug)]
+struct Component {
+    name: String,
+    steps: Vec<Migration>,
+}
+
+impl MigrationSet {
+    /// The empty set of a component. Its name stands in the store for ever.
+    pub fn new(component: impl Into<String>) -> Self {
+        Self { own: Component { name: component.into(), steps: Vec::new() }, others: Vec::new() }
+    }
+
+    /// Appends a step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an empty id, or one that the set has; the set is unchanged.
+    pub fn add(&mut self, step: Migration) -> Result<&mut Self, Error> {
+        self.own.check([&step])?;
+        self.own.steps.push(step);
+        Ok(self)
+    }
+
+    /// Appends the steps of another set: to those of the same component where this set has it, and as a component of
+    /// their own otherwise.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an id that its component has already; the set is unchanged.
+    pub fn extend(&mut self, other: Self) -> Result<&mut Self, Error> {
+        for component in other.components() {
+            if let Some(known) = self.components().find(|known| known.name == component.name) {
+                known.check(&component.steps)?;
+            }
+        }
+        for component in std::iter::once(other.own).chain(other.others) {
+            let mut known = std::iter::once(&mut self.own).chain(&mut self.others);
+            match known.find(|known| known.name == component.name) {
+                Some(known) => known.steps.extend(component.steps),
+                None => self.others.push(component),
+            }
+        }
+        Ok(self)
+    }
+
+    /// How many steps it has, those of all its components together.
+    pub fn len(&self) -> usize {
+        self.components().map(|component| component.steps.len()).sum()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn components(&self) -> impl Iterator<Item = &Component> {
+        std::iter::once(&self.own).chain(&self.others)
+    }
+}
+
+impl Component {
+    /// Whether steps can be appended.
+    fn check<'a>(&'a self, steps: impl IntoIterator<Item = &'a Migration>) -> Result<(), Error> {
+        let mut ids: HashSet<&str> = self.steps.iter().map(Migration::id).collect();
+        for Migration { id, .. } in steps {
+            if id.is_empty() {
+                return Err(invalid(format!("a migration of {:?} has an empty id; give it one", self.name)));
+            }
+            if !ids.insert(id) {
+                return Err(invalid(format!(
+                    "{:?} has a migration {id:?} already; ids are unique",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn declared(&self) -> Vec<raw::store::Migration> {
+        let declared = |step: &Migration| raw::store::Migration {
+            id: step.id.clone(),
+            checksum: step.checksum.to_vec(),
+        };
+        self.steps.iter().map(declared).collect()
+    }
+}
+
+fn invalid(text: String) -> Error {
+    Error::InvalidArgument(text)
+}
+
+/// Why a store was not migrated. The steps before the one that failed are applied.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// The store refused: most of all [`Error::MigrationMismatch`].
+    Store(Error),
+    /// A step failed, and was rolled back. The next run goes on from it.
+    Step {
+        /// Its component.
+        component: String,
+        /// Its id.
+        id: String,
+        /// What its closure said.
+        error: StepError,
+    },
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(formatter),
+            Self::Step { component, id, error } => {
+                write!(formatter, "the migration {id:?} of {component:?} failed and was rolled back: {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for MigrateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Step { error, .. } => Some(error.as_ref()),
+        }
+    }
+}
+
+impl From<Error> for MigrateError {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Store {
+    /// Applies what of a set is not yet applied, each step in a transaction of its own that also records it, and gives
+    /// the ids of those that this call applied. Others may do the same at the same time: each step is applied once, and
+    /// all end well.
+    ///
+    /// # Errors
+    /// [`MigrateError::Step`] where a closure fails: it and those after it are not applied. Otherwise
+    /// [`MigrateError::Store`], with [`Error::MigrationMismatch`] where the store's steps are not the beginning of the
+    /// set, and [`Error::Conflict`] when the runs of the retry policy are used up on one step.
+    pub fn migrate(&self, set: &MigrationSet) -> Result<Vec<String>, MigrateError> {
+        let mut applied = Vec::new();
+        for component in set.components() {
+            let declared = component.declared();
+            while let Some(id) = self.retry(|| self.apply_next(component, &declared))? {
+                applied.push(id);
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Applies the first step that is not yet applied; none where all are.
+    fn apply_next(
+        &self,
+        component: &Component,
+        declared: &[raw::store::Migration],
+    ) -> Attempt<Option<String>, MigrateError> {
+        let (id, tx) = match self.raw().begin_migration(&component.name, declared) {
+            Ok(Some(next)) => next,
+            Ok(None) => return Attempt::Done(Ok(None)),
+            Err(types::Error::Conflict) => return Attempt::Conflict,
+            Err(error) => return Attempt::Done(Err(Error::from(error).into())),
+        };
+        let Some(step) = component.steps.iter().find(|step| step.id == id) else {
+            let text = format!("the host began {id:?}, which is not declared");
+            return Attempt::Done(Err(Error::Other(text).into()));
+        };
+        let update = Update::new(tx);
+        match (step.up)(&update) {
+            // Where nobody knows whether it is applied, the next look at the ledger tells.
+            Ok(()) => match update.into_view().finish(Some(id)) {
+                Attempt::Done(Err(Error::CommitUnknown(_))) | Attempt::Conflict => Attempt::Conflict,
+                Attempt::Done(outcome) => Attempt::Done(outcome.map_err(MigrateError::Store)),
+            },
+            Err(error) => {
+                let component = component.name.clone();
+                update.into_view().fail(MigrateError::Step { component, id, error })
+            }
+        }
+    }
+
+    /// What of a set is not yet applied, as `component` and id, in the order in which it would be.
+    ///
+    /// # Errors
+    /// As [`Store::migrate`] before it does anything.
+    pub fn pending_migrations(&self, set: &MigrationSet) -> Result<Vec<(String, String)>, Error> {
+        let mut pending = Vec::new();
+        for component in set.components() {
+            let ids = self.raw().pending_migrations(&component.name, &component.declared())?;
+            pending.extend(ids.into_iter().map(|id| (component.name.clone(), id)));
+        }
+        Ok(pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(id: &str) -> Migration {
+        Migration::with_checksum(id, [0; 32], |_| Ok(()))
+    }
+
+    fn set(component: &str, ids: &[&str]) -> MigrationSet {
+        let mut set = MigrationSet::new(component);
+        for id in ids {
+            set.add(step(id)).unwrap();
+        }
+        set
+    }
+
+    /// Components and their steps.
+    fn steps(set: &MigrationSet) -> Vec<(&str, Vec<&str>)> {
+        let steps = set
+            .components()
+            .map(|component| (component.name.as_str(), component.steps.iter().map(Migration::id).collect()));
+        steps.collect()
+    }
+
+    fn refused<T: fmt::Debug>(outcome: Result<T, Error>) -> String {
+        match outcome {
+            Err(Error::InvalidArgument(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn steps_are_kept_in_their_order() {
+        let set = set("tasks", &["b", "a"]);
+        assert_eq!((set.len(), set.is_empty()), (2, false));
+        assert_eq!(steps(&set), [("tasks", vec!["b", "a"])]);
+        assert!(MigrationSet::new("tasks").is_empty());
+    }
+
+    #[test]
+    fn a_refused_step_leaves_the_set_as_it_was() {
+        let mut set = set("tasks", &["a"]);
+        assert_eq!(refused(set.add(step("a"))), "\"tasks\" has a migration \"a\" already; ids are unique");
+        assert_eq!(refused(set.add(step(""))), "a migration of \"tasks\" has an empty id; give it one");
+        assert_eq!(steps(&set), [("tasks", vec!["a"])]);
+    }
+
+    #[test]
+    fn a_set_is_extended_with_its_own_steps_and_with_other_components() {
+        let mut whole = set("tasks", &["a"]);
+        whole.extend(set("search", &["a"])).unwrap().extend(set("tasks", &["b"])).unwrap();
+        assert_eq!(steps(&whole), [("tasks", vec!["a", "b"]), ("search", vec!["a"])]);
+        assert_eq!(whole.len(), 3);
+        whole.extend(MigrationSet::new("empty")).unwrap();
+        assert_eq!(whole.len(), 3);
+    }
+
+    #[test]
+    fn a_refused_extension_appends_nothing() {
+        let mut whole = set("tasks", &["a"]);
+        whole.extend(set("search", &["x"])).unwrap();
+        let mut other = set("search", &["y"]);
+        other.extend(set("tasks", &["b", "a"])).unwrap();
+        assert_eq!(refused(whole.extend(other)), "\"tasks\" has a migration \"a\" already; ids are unique");
+        assert_eq!(steps(&whole), [("tasks", vec!["a"]), ("search", vec!["x"])]);
+    }
+
+    #[test]
+    fn sets_of_many_threads_are_apart() {
+        let make = |number: usize| {
+            let ids: Vec<_> = (0..number).map(|id| id.to_string()).collect();
+            set("tasks", &ids.iter().map(String::as_str).collect::<Vec<_>>()).len()
+        };
+        let lengths: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..32).map(|number| scope.spawn(move || make(number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(lengths, (0..32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_id_may_be_any_expression() {
+        let number = 7;
+        let step = crate::migration!(format!("{number:04}_seventh"), |_| Ok(()),);
+        assert_eq!(step.id(), "0007_seventh");
+    }
+
+    #[test]
+    fn a_failed_step_says_which_and_why() {
+        let error = MigrateError::Step {
+            component: "tasks".to_string(),
+            id: "0002".to_string(),
+            error: "the row is broken".into(),
+        };
+        let text = "the migration \"0002\" of \"tasks\" failed and was rolled back: the row is broken";
+        assert_eq!(error.to_string(), text);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the ledger keeps of a step.
+
+use serde::{Deserialize, Serialize};
+
+use super::Migration;
+use crate::clock::UnixMillis;
+use crate::error::{Error, Result};
+
+/// A step that was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedMigration {
+    /// Whose step it is.
+    pub component: String,
+    /// Its id.
+    pub id: String,
+    /// Its place among the steps of its component, from 1.
+    pub ordinal: u64,
+    /// SHA-256 of its content when it was applied, in hexadecimal digits.
+    pub checksum: String,
+    /// When.
+    pub applied_at: UnixMillis,
+    /// The release of larder that applied it.
+    pub larder: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Value {
+    ordinal: u64,
+    checksum: String,
+    applied_at: UnixMillis,
+    larder: String,
+}
+
+impl AppliedMigration {
+    /// Reads a row of the ledger.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where it is none.
+    pub fn from_row(key: &[u8], value: &[u8]) -> Result<Self> {
+        let corrupt = || Error::Corrupt("an entry in the ledger of migrations can't be read".to_string());
+        let (component, id) =
+            std::str::from_utf8(key).ok().and_then(|key| key.split_once('\0')).ok_or_else(corrupt)?;
+        let Value { ordinal, checksum, applied_at, larder } =
+            serde_json::from_slice(value).map_err(|_| corrupt())?;
+        let (component, id) = (component.to_string(), id.to_string());
+        Ok(Self { component, id, ordinal, checksum, applied_at, larder })
+    }
+}
+
+/// The value of a step's row.
+pub(crate) fn value(step: &Migration, applied: usize, now: UnixMillis) -> Result<Vec<u8>> {
+    let value = Value {
+        ordinal: applied as u64 + 1,
+        checksum: hex(&step.checksum),
+        applied_at: now,
+        larder: env!("CARGO_PKG_VERSION").to_string(),
+    };
+    serde_json::to_vec(&value).map_err(|error| Error::caused("a migration can't be recorded", error))
+}
+
+/// Sorts a component's entries by their ordinals, which must be 1, 2, 3, ….
+pub(crate) fn in_order(mut applied: Vec<AppliedMigration>) -> Result<Vec<AppliedMigration>> {
+    applied.sort_by_key(|entry| entry.ordinal);
+    if applied.iter().zip(1..).all(|(entry, ordinal)| entry.ordinal == ordinal) {
+        return Ok(applied);
+    }
+    Err(Error::Corrupt("the ledger of migrations has a gap".to_string()))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(ordinal: u64) -> AppliedMigration {
+        let step = Migration { id: format!("{ordinal}"), checksum: vec![0xab; 32] };
+        let value = value(&step, ordinal as usize - 1, 7).unwrap();
+        AppliedMigration::from_row(format!("tasks\0{ordinal}").as_bytes(), &value).unwrap()
+    }
+
+    #[test]
+    fn an_entry_is_read_as_it_was_written() {
+        let expected = AppliedMigration {
+            component: "tasks".to_string(),
+            id: "3".to_string(),
+            ordinal: 3,
+            checksum: "ab".repeat(32),
+            applied_at: 7,
+            larder: env!("CARGO_PKG_VERSION").to_string(),
+        };
+        assert_eq!(entry(3), expected);
+    }
+
+    #[test]
+    fn entries_come_in_the_order_of_their_ordinals_and_a_gap_is_corrupt() {
+        let numbers: Vec<u64> = (1..=11).rev().collect();
+        let sorted = in_order(numbers.iter().map(|ordinal| entry(*ordinal)).collect()).unwrap();
+        assert_eq!(
+            sorted.iter().map(|entry| entry.ordinal).collect::<Vec<_>>(),
+            (1..=11).collect::<Vec<_>>()
+        );
+        for broken in [vec![entry(2)], vec![entry(1), entry(3)], vec![entry(1), entry(1)]] {
+            assert!(matches!(in_order(broken), Err(Error::Corrupt(_))));
+        }
+    }
+
+    #[test]
+    fn what_is_no_entry_is_corrupt() {
+        for (key, value) in [
+            (&b"tasks"[..], &b"{}"[..]),
+            (b"tasks\x001", b"{}"),
+            (b"tasks\x001", b"\xff"),
+            (b"\xff\x001", br#"{"ordinal":1,"checksum":"","applied_at":1,"larder":""}"#),
+        ] {
+            assert!(matches!(AppliedMigration::from_row(key, value), Err(Error::Corrupt(_))));
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The ledger of migrations, as transactions read and write it.
+
+use super::Transaction;
+use crate::commit::Mutation;
+use crate::error::{LimitKind, Result};
+use crate::migrations::{AppliedMigration, LEDGER_NAMESPACE, Migration, entry};
+use crate::name::{Key, KeyRange, Namespace, RowKey, Value};
+use crate::scan::Scan;
+
+impl Transaction {
+    /// What the ledger holds of one component, in the order in which it was applied. An update watches it.
+    pub(crate) async fn ledger(&mut self, component: &str) -> Result<Vec<AppliedMigration>> {
+        let max = self.limits.transaction_mutations;
+        let found = self
+            .find(Scan {
+                range: KeyRange::prefix(ledger()?, format!("{component}\0").as_bytes()),
+                reverse: false,
+                keys_only: false,
+                max_entries: usize::try_from(max.saturating_add(1)).unwrap_or(usize::MAX),
+                max_bytes: u64::MAX,
+            })
+            .await?;
+        self.limits.check(LimitKind::TransactionMutations, found.entries.len() as u64)?;
+        let applied =
+            found.entries.iter().map(|(key, value)| AppliedMigration::from_row(key.as_bytes(), value));
+        entry::in_order(applied.collect::<Result<_>>()?)
+    }
+
+    /// Stages the entry of a step that follows `applied` others.
+    pub(crate) fn record_migration(
+        &mut self,
+        component: &str,
+        step: &Migration,
+        applied: usize,
+    ) -> Result<()> {
+        let key = Key::new(format!("{component}\0{}", step.id), &self.limits)?;
+        let now = self.open.store.clock().unix_millis();
+        let value = entry::value(step, applied, now)?;
+        let row = RowKey { namespace: ledger()?, key };
+        self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_millis: None }, None)
+    }
+}
+
+/// The limits of a guest don't bind larder's own name.
+fn ledger() -> Result<Namespace> {
+    Namespace::from_stored(LEDGER_NAMESPACE.into())
+}
