@@ -280,11 +280,26 @@ impl Store {
         let mut applied = Vec::new();
         for component in set.components() {
             let declared = component.declared();
+            // Mostly there is nothing to do, and a view says so, of a store that is granted read-only too.
+            if self.pending_in(component, &declared)?.is_empty() {
+                continue;
+            }
             while let Some(id) = self.retry(|| self.apply_next(component, &declared))? {
                 applied.push(id);
             }
         }
         Ok(applied)
+    }
+
+    fn pending_in(
+        &self,
+        component: &Component,
+        declared: &[raw::store::Migration],
+    ) -> Result<Vec<String>, Error> {
+        self.retry(|| match self.raw().pending_migrations(&component.name, declared) {
+            Err(types::Error::Conflict) => Attempt::Conflict,
+            outcome => Attempt::Done(outcome.map_err(Error::from)),
+        })
     }
 
     /// Applies the first step that is not yet applied; none where all are.
@@ -324,7 +339,8 @@ impl Store {
     pub fn pending_migrations(&self, set: &MigrationSet) -> Result<Vec<(String, String)>, Error> {
         let mut pending = Vec::new();
         for component in set.components() {
-            let ids = self.raw().pending_migrations(&component.name, &component.declared())?;
+            let declared = component.declared();
+            let ids = self.pending_in(component, &declared)?;
             pending.extend(ids.into_iter().map(|id| (component.name.clone(), id)));
         }
         Ok(pending)

@@ -12,8 +12,8 @@ use crate::transaction::{Entry, Iter, Update, View, decode, encode};
 
 /// A record of a [`Table`].
 pub trait Record: Serialize + DeserializeOwned {
-    /// The names of its indexes. A record that was written before an index was added is not in it until it is deleted
-    /// and put again, which one transaction can do.
+    /// The names of its indexes. A record that was written before an index was added is not in it:
+    /// [`Table::build_index`] puts it there, in a step of a [`MigrationSet`](crate::MigrationSet).
     const INDEXES: &'static [&'static str] = &[];
 
     /// Its key, unique within the table.
@@ -69,6 +69,25 @@ impl<R: Record> Table<R> {
     /// The table in `namespace`, which must hold nothing else.
     pub fn new(namespace: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), records: PhantomData }
+    }
+
+    /// Puts every record into an index that was added after they were written, and says how many entries it has. All of
+    /// it is in one transaction, which the host bounds.
+    ///
+    /// # Errors
+    /// As [`Update::put_many`], [`Error::Decode`] for what is no record, and [`Error::InvalidArgument`] where the records
+    /// have no such index.
+    pub fn build_index(&self, tx: &Update, index: &str) -> Result<usize, Error> {
+        self.check_index(index)?;
+        let mut keys = Vec::new();
+        for record in self.iterate(tx, "") {
+            keys.extend(index_keys_of(&record?, index));
+        }
+        for keys in keys.chunks(FETCH) {
+            let entries = keys.iter().map(|key| Entry { key: key.clone(), value: Vec::new() });
+            tx.put_many(&self.namespace, entries)?;
+        }
+        Ok(keys.len())
     }
 
     /// The record under `key`.
@@ -189,12 +208,16 @@ impl<R: Record> Table<R> {
     /// The entries of an index under a prefix of their keys. An index that no record has would always be empty, which
     /// is a slip and no answer.
     fn entries<'a>(&self, tx: &'a View, index: &str, prefix: String) -> Result<Iter<'a>, Error> {
-        if !R::INDEXES.contains(&index) {
-            let reason =
-                format!("{:?} has no index {index:?}; its indexes are {:?}", self.namespace, R::INDEXES);
-            return Err(Error::InvalidArgument(reason));
-        }
+        self.check_index(index)?;
         Ok(tx.iterate(&self.namespace, Range::prefix(prefix).keys_only()))
+    }
+
+    fn check_index(&self, index: &str) -> Result<(), Error> {
+        if R::INDEXES.contains(&index) {
+            return Ok(());
+        }
+        let reason = format!("{:?} has no index {index:?}; its indexes are {:?}", self.namespace, R::INDEXES);
+        Err(Error::InvalidArgument(reason))
     }
 
     fn fetch(&self, tx: &View, keys: &[String]) -> Result<Vec<Option<R>>, Error> {
@@ -220,14 +243,14 @@ fn row_key(key: &str) -> String {
 }
 
 fn index_keys<R: Record>(record: &R) -> BTreeSet<String> {
+    R::INDEXES.iter().flat_map(|index| index_keys_of(record, index)).collect()
+}
+
+/// The keys of a record's entries in one index.
+fn index_keys_of<R: Record>(record: &R, index: &str) -> BTreeSet<String> {
     let key = record.key();
-    let mut keys = BTreeSet::new();
-    for index in R::INDEXES {
-        for value in record.index_values(index) {
-            keys.insert(format!("{}{key}", index_prefix(index, &value)));
-        }
-    }
-    keys
+    let values = record.index_values(index).into_iter();
+    values.map(|value| format!("{}{key}", index_prefix(index, &value))).collect()
 }
 
 /// What the keys of the entries of one value begin with; the key of the record follows.

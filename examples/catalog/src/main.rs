@@ -1,6 +1,7 @@
 //! A catalog of packages: reads Debian control stanzas, keeps one typed row a package, and answers what a package is
 //! and who needs it.
 
+mod layout;
 mod load;
 mod package;
 mod stanza;
@@ -8,7 +9,8 @@ mod stanza;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use larder_guest::{Error, Store, Table};
+use larder_guest::Error;
+use layout::packages;
 use package::Package;
 
 const USAGE: &str = "\
@@ -18,6 +20,7 @@ Keeps a catalog of packages in the store `default`.
   catalog show NAME    prints a package
   catalog list PREFIX  prints the packages whose name begins so; all without PREFIX
   catalog needs NAME   prints the packages that depend on NAME
+  catalog of ARCH      prints the packages of an architecture
   catalog --help       prints this
 ";
 
@@ -29,7 +32,8 @@ fn main() -> ExitCode {
         ["show", name] => show(name),
         ["list"] => list(""),
         ["list", prefix] => list(prefix),
-        ["needs", name] => needs(name),
+        ["needs", name] => print_names(Package::NEEDS, name),
+        ["of", architecture] => print_names(Package::ARCHITECTURE, architecture),
         ["--help" | "-h"] => print(USAGE),
         [command, ..] => {
             eprintln!("catalog: {}", misuse(command));
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
 fn misuse(command: &str) -> String {
     match command {
         "show" | "needs" => format!("`{command}` takes one NAME"),
+        "of" => "`of` takes one ARCH".to_string(),
         "list" => "`list` takes one PREFIX or none".to_string(),
         "--help" | "-h" => format!("`{command}` takes no arguments"),
         _ => format!("there is no command {command:?}; `--help` lists them"),
@@ -58,17 +63,13 @@ fn misuse(command: &str) -> String {
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-fn packages() -> Table<Package> {
-    Table::new("packages")
-}
-
 fn load() -> Outcome {
-    let loaded = load::load(&Store::open("default")?, &packages(), io::stdin().lock())?;
+    let loaded = load::load(&layout::open()?, &packages(), io::stdin().lock())?;
     print(&format!("{loaded}\n"))
 }
 
 fn show(name: &str) -> Outcome {
-    let found = Store::open("default")?.view(|tx| {
+    let found = layout::open()?.view(|tx| {
         let table = packages();
         let found = table.iterate(tx, &Package::key_prefix(name));
         found.collect::<Result<Vec<_>, Error>>()
@@ -83,7 +84,7 @@ fn show(name: &str) -> Outcome {
 }
 
 fn list(prefix: &str) -> Outcome {
-    let lines = Store::open("default")?.view(|tx| {
+    let lines = layout::open()?.view(|tx| {
         let table = packages();
         let lines = table.iterate(tx, prefix).map(|package| {
             let Package { name, version, summary, .. } = package?;
@@ -94,8 +95,9 @@ fn list(prefix: &str) -> Outcome {
     print(&lines)
 }
 
-fn needs(name: &str) -> Outcome {
-    let found = Store::open("default")?.view(|tx| packages().find(tx, Package::NEEDS, name))?;
+/// The names of the packages that an index has under a value.
+fn print_names(index: &str, value: &str) -> Outcome {
+    let found = layout::open()?.view(|tx| packages().find(tx, index, value))?;
     for package in &found {
         print(&format!("{}\n", package.name))?;
     }

@@ -22,6 +22,9 @@ impl Package {
     /// The index from a package to those that depend on it.
     pub(crate) const NEEDS: &'static str = "needs";
 
+    /// The index from an architecture to its packages.
+    pub(crate) const ARCHITECTURE: &'static str = "architecture";
+
     /// What the keys of all architectures of a package begin with. No name holds a space, and every character of a
     /// name comes after it: keys are in the order of names.
     pub(crate) fn key_prefix(name: &str) -> String {
@@ -57,24 +60,30 @@ impl Package {
         })
     }
 
-    /// The bytes of its row and its index entries, about. A dependency stands in both.
+    /// The bytes of its row and its index entries, about. A dependency and the architecture stand in both.
     pub(crate) fn stored_bytes(&self) -> usize {
         let Self { name, architecture, version, summary, depends } = self;
         let key = "packages".len() + name.len() + architecture.len() + 8;
         let depends: usize = depends.iter().map(|depended| 2 * depended.len() + key).sum();
-        key + name.len() + architecture.len() + version.len() + summary.len() + depends
+        2 * key
+            + architecture.len()
+            + name.len()
+            + architecture.len()
+            + version.len()
+            + summary.len()
+            + depends
     }
 }
 
 impl Record for Package {
-    const INDEXES: &'static [&'static str] = &[Self::NEEDS];
+    const INDEXES: &'static [&'static str] = &[Self::NEEDS, Self::ARCHITECTURE];
 
     fn key(&self) -> String {
         format!("{}{}", Self::key_prefix(&self.name), self.architecture)
     }
 
-    fn index_values(&self, _needs: &str) -> Vec<String> {
-        self.depends.clone()
+    fn index_values(&self, index: &str) -> Vec<String> {
+        if index == Self::NEEDS { self.depends.clone() } else { vec![self.architecture.clone()] }
     }
 }
 

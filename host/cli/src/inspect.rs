@@ -2,14 +2,14 @@
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use larder_host::larder_core::name::Namespace;
 use larder_host::larder_core::{PutOptions, Range, Transaction};
-use larder_host::{Handle, HandleOptions, Limits, Mode, Store, Version, drivers};
+use larder_host::{Handle, Limits, Mode, Store, Version};
 
+use crate::store::{StoreArgument, operator};
 use crate::text::{escape, escape_bytes, json_value, unescape};
 
 /// Print the value of a row
@@ -98,9 +98,8 @@ pub(crate) struct Namespaces {
 
 #[derive(Args)]
 struct StoreArguments {
-    /// The store's data-source name
-    #[arg(long, value_name = "DSN")]
-    store: String,
+    #[command(flatten)]
+    store: StoreArgument,
     /// Namespaces and keys are given as `scan` prints them, with escapes such as `\u{0}`
     #[arg(long)]
     escaped: bool,
@@ -108,31 +107,14 @@ struct StoreArguments {
 
 impl StoreArguments {
     async fn open(&self) -> Result<(Store, Handle)> {
-        let backend = drivers().open(&existing(&self.store)).await?;
-        let store = Store::builder_shared(backend).sweep_interval(None).build()?;
-        let limits = Limits {
-            value_bytes: Limits::VALUE_BYTES_MAX,
-            result_bytes: Limits::VALUE_BYTES_MAX * 2,
-            transaction_bytes: Limits::VALUE_BYTES_MAX * 2,
-            transaction_timeout: Duration::from_secs(3_600),
-            ..Limits::default()
-        };
-        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        let store = self.store.open().await?;
+        let handle = operator(&store);
         Ok((store, handle))
     }
 
     fn name(&self, text: String) -> Result<String> {
         if self.escaped { unescape(&text) } else { Ok(text) }
     }
-}
-
-/// Looking into a store must not make one.
-pub(crate) fn existing(dsn: &str) -> String {
-    if !dsn.starts_with("sqlite:") || dsn == "sqlite::memory:" {
-        return dsn.to_string();
-    }
-    let separator = if dsn.contains('?') { '&' } else { '?' };
-    format!("{dsn}{separator}create=no")
 }
 
 impl Get {

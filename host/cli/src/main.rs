@@ -3,8 +3,10 @@
 mod conformance;
 mod inspect;
 mod memory;
+mod migrations;
 mod run;
 mod run_memory;
+mod store;
 mod text;
 
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ enum Command {
     Scan(inspect::Scan),
     /// Print the namespaces of a store
     Namespaces(inspect::Namespaces),
+    /// Print the migrations of components that a store has applied
+    Migrations(migrations::Migrations),
     /// See, move and delete what is kept of conversations
     Memory(memory::Memory),
 }
@@ -61,6 +65,7 @@ async fn main() -> ExitCode {
         Command::Delete(delete) => delete.execute().await,
         Command::Scan(scan) => scan.execute().await,
         Command::Namespaces(namespaces) => namespaces.execute().await,
+        Command::Migrations(migrations) => migrations.execute().await,
         Command::Memory(memory) => memory.execute().await,
     };
     outcome.unwrap_or_else(|error| {

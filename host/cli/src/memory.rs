@@ -2,19 +2,19 @@
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use larder_host::larder_core::memory::operator::{
     MemoryOperator, SessionContent, SessionFilter, SessionOverview,
 };
-use larder_host::{Error, IdentityParts, MemorySnapshot, Store, Strategy, Turn, drivers};
+use larder_host::{Error, IdentityParts, MemorySnapshot, Strategy, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::inspect::{done, existing};
-use crate::text::escape;
+use crate::inspect::done;
+use crate::store::StoreArgument;
+use crate::text::{escape, time};
 
 /// See, move and delete what is kept of conversations
 #[derive(Args)]
@@ -98,13 +98,6 @@ struct Forget {
 }
 
 #[derive(Args)]
-struct StoreArgument {
-    /// The store's data-source name
-    #[arg(long, value_name = "DSN")]
-    store: String,
-}
-
-#[derive(Args)]
 struct Sessions {
     #[command(flatten)]
     store: StoreArgument,
@@ -130,15 +123,6 @@ impl Sessions {
     }
 }
 
-impl StoreArgument {
-    /// Opens the store, and makes it only where something is to be put into it.
-    async fn open(&self, create: bool) -> Result<Store> {
-        let dsn = if create { self.store.clone() } else { existing(&self.store) };
-        let backend = drivers().open(&dsn).await?;
-        Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
-    }
-}
-
 impl Memory {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let store = match &self.command {
@@ -147,7 +131,10 @@ impl Memory {
             | Command::Import(Import { store, .. })
             | Command::Forget(Forget { store, .. }) => store,
         };
-        let store = store.open(matches!(self.command, Command::Import(_))).await?;
+        let store = match self.command {
+            Command::Import(_) => store.open_or_create().await?,
+            _ => store.open().await?,
+        };
         let operator = MemoryOperator::new(&store);
         let outcome = match self.command {
             Command::List(list) => done(list.execute(&operator).await),
@@ -234,14 +221,6 @@ fn overview_json(session: &SessionOverview) -> Value {
         object.extend(content);
     }
     object
-}
-
-/// A time as RFC 3339 writes it.
-fn time(unix_millis: u64) -> String {
-    // The last moment of the year 9999, after which there is no such text.
-    const LAST: u64 = 253_402_300_799_999;
-    let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 impl Show {

@@ -1,5 +1,7 @@
 //! Keys and values as a terminal shows them.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use anyhow::{Context, Result, bail};
 
 /// The text with what is not printable, and the backslash, escaped: `\n`, `\u{0}`, `\\`.
@@ -65,6 +67,14 @@ pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
         Ok(text) => ("value", text),
         Err(error) => ("value_hex", error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()),
     }
+}
+
+/// A time as RFC 3339 writes it.
+pub(crate) fn time(unix_millis: u64) -> String {
+    // The last moment of the year 9999, after which there is no such text.
+    const LAST: u64 = 253_402_300_799_999;
+    let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]

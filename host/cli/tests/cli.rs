@@ -84,6 +84,49 @@ fn a_component_keeps_data_from_run_to_run() {
 }
 
 #[test]
+fn a_store_of_an_earlier_release_is_migrated_by_the_component_with_its_data() {
+    let larder = Larder::new();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/catalog/sample/first-layout.db");
+    std::fs::copy(sample, larder.path("catalog.db")).unwrap();
+    let migrations = ["migrations", "--store", "sqlite:catalog.db"];
+    let header = "COMPONENT\tNUMBER\tMIGRATION\tAPPLIED\tLARDER\tCHECKSUM\n";
+    assert_eq!(larder.output(&migrations), header);
+
+    let ask = |grant: &str, question: &[&str]| {
+        let run = ["run", larder_artifacts::CATALOG, grant, STORE, "--"];
+        larder.run(&[run.as_slice(), question].concat())
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let refused = text(ask("--read-only-store", &["of", "all"]).stderr);
+    assert!(
+        refused.ends_with("catalog: access denied: the store \"default\" is granted read-only\n"),
+        "{refused}"
+    );
+    assert_eq!(larder.output(&migrations), header);
+    assert_eq!(text(ask("--store", &["of", "all"]).stdout), "base-layout\ncertificates\n");
+    assert_eq!(text(ask("--store", &["needs", "libtext"]).stdout), "editor\nreader\nshell\n");
+    // Now there is nothing to do, and reading is enough.
+    assert_eq!(text(ask("--read-only-store", &["of", "all"]).stdout), "base-layout\ncertificates\n");
+
+    let printed = larder.output(&migrations);
+    let lines: Vec<Vec<_>> = printed.lines().map(|line| line.split('\t').collect()).collect();
+    let steps: Vec<_> = lines.iter().map(|fields| fields.get(..3).unwrap()).collect();
+    assert_eq!(
+        steps,
+        [
+            ["COMPONENT", "NUMBER", "MIGRATION"],
+            ["catalog", "1", "0001_packages"],
+            ["catalog", "2", "0002_index_by_architecture"],
+        ]
+    );
+    let none = larder.output(&[migrations.as_slice(), &["--component", "cat", "--json"]].concat());
+    assert_eq!(none, "");
+    let json = larder.output(&[migrations.as_slice(), &["--component", "catalog", "--json"]].concat());
+    let last = json.lines().last().unwrap();
+    assert!(last.contains(r#""migration":"0002_index_by_architecture","number":2"#), "{last}");
+}
+
+#[test]
 fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
     let larder = Larder::new();
     let run = ["run", larder_artifacts::CATALOG];
@@ -156,12 +199,12 @@ fn rows_are_written_and_read_without_a_guest() {
     let call = |command: &str, arguments: &[&str]| {
         larder.output(&[&[command], store.as_slice(), arguments].concat())
     };
-    assert_eq!(call("put", &["notes", "b", "second"]), "version 2\n");
-    assert_eq!(call("put", &["notes", "a", "first", "--if-version", "0"]), "version 3\n");
+    assert_eq!(call("put", &["notes", "b", "second"]), "version 4\n");
+    assert_eq!(call("put", &["notes", "a", "first", "--if-version", "0"]), "version 5\n");
     assert_eq!(call("get", &["notes", "a"]), "first");
-    let json = "{\"key\":\"a\",\"namespace\":\"notes\",\"value\":\"first\",\"version\":3}\n";
+    let json = "{\"key\":\"a\",\"namespace\":\"notes\",\"value\":\"first\",\"version\":5}\n";
     assert_eq!(call("get", &["notes", "a", "--json"]), json);
-    assert_eq!(call("namespaces", &[]), "notes\npackages\n");
+    assert_eq!(call("namespaces", &[]), "__store_migrations__\nnotes\npackages\n");
     assert_eq!(call("scan", &["notes"]), "a\tfirst\nb\tsecond\n");
     assert_eq!(
         call("scan", &["notes", "--reverse", "--limit", "1", "--json"]),

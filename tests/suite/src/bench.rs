@@ -29,6 +29,11 @@ pub trait Scratch: Send + Sync + 'static {
     /// Opens it as another process would.
     async fn open(&self) -> Result<Arc<dyn Backend>>;
 
+    /// The data-source name by which another process opens it; none where none can.
+    fn dsn(&self) -> Option<&str> {
+        None
+    }
+
     /// Removes it, after every backend of it is closed.
     async fn remove(self: Box<Self>) -> Result<()>;
 }
@@ -133,6 +138,10 @@ impl Scratch for SqliteScratch {
         Ok(self.drivers.open(&self.dsn).await?)
     }
 
+    fn dsn(&self) -> Option<&str> {
+        Some(&self.dsn)
+    }
+
     async fn remove(self: Box<Self>) -> Result<()> {
         Ok(self.folder.close()?)
     }
@@ -182,6 +191,10 @@ struct PostgresScratch {
 impl Scratch for PostgresScratch {
     async fn open(&self) -> Result<Arc<dyn Backend>> {
         Ok(self.drivers.open(&self.dsn).await?)
+    }
+
+    fn dsn(&self) -> Option<&str> {
+        Some(&self.dsn)
     }
 
     async fn remove(self: Box<Self>) -> Result<()> {

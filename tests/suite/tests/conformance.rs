@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 
 use larder_host::drivers;
-use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench, Suite};
+use larder_suite::{Bench, MemoryBench, SqliteBench, Suite};
 use libtest_mimic::Trial;
 use support::broken::{BrokenBench, Defect};
 use support::{harness, postgres_server};
@@ -51,16 +51,7 @@ fn main() {
         "sqlite",
         Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))),
     ));
-    let (server, postgres) = if arguments.list {
-        (None, Err("only listed".to_string()))
-    } else {
-        match postgres_server::server_or_url() {
-            Ok((server, dsn)) => {
-                (server, Ok(Arc::new(PostgresBench { dsn, drivers: drivers() }) as Arc<dyn Bench>))
-            }
-            Err(error) => (None, Err(format!("{error:#}"))),
-        }
-    };
+    let (server, postgres) = postgres_server::bench(&arguments);
     trials.extend(cases(&runtime, &suite, "postgres", postgres));
     harness::run(&arguments, trials, || drop(server));
 }

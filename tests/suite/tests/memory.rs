@@ -16,7 +16,7 @@ use larder_core::{
     Turn,
 };
 use larder_host::{ComponentSummarizer, drivers, engine_config};
-use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
+use larder_suite::{Bench, MemoryBench, SqliteBench};
 use support::{assistant, harness, postgres_server};
 use wasmtime::component::ResourceTable;
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
@@ -35,20 +35,9 @@ fn main() {
         return runtime.block_on(talk_until_killed(&strategy, &dsn));
     }
     let arguments = harness::arguments();
-    let (server, postgres) = if arguments.list {
-        (None, Err("only listed".to_string()))
-    } else {
-        match postgres_server::server_or_url() {
-            Ok((server, dsn)) => (server, Ok(dsn)),
-            Err(error) => (None, Err(format!("{error:#}"))),
-        }
-    };
-    let bench = |dsn: String| Arc::new(PostgresBench { dsn, drivers: drivers() }) as Arc<dyn Bench>;
-    let benches: Benches = vec![
-        Ok(Arc::new(MemoryBench)),
-        Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))),
-        postgres.clone().map(bench),
-    ];
+    let (server, postgres) = postgres_server::bench(&arguments);
+    let benches: Benches =
+        vec![Ok(Arc::new(MemoryBench)), Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))), postgres];
     let mut trials = vec![
         harness::trial(&runtime, "what_is_due_is_done_without_a_call", what_is_due_is_done_without_a_call),
         harness::trial(
@@ -76,10 +65,10 @@ fn main() {
     }
     for (name, bench) in ["sqlite", "postgres"].into_iter().zip(benches.into_iter().skip(1)) {
         for strategy in [Strategy::Truncation, Strategy::RollingSummary] {
-            let (bench, dsn) = (bench.clone(), postgres.clone());
+            let bench = bench.clone();
             let title = format!("{name}_{}_keeps_every_acknowledged_turn_through_kills", strategy.name());
             trials.push(harness::trial(&runtime, title, move || async move {
-                survives_kills(name, strategy, dsn).await.and(bench.map(drop))
+                survives_kills(bench?, strategy).await
             }));
         }
         let title = format!("the_assistant_continues_its_conversation_on_{name}");
@@ -340,21 +329,9 @@ async fn what_is_no_summariser_is_refused_with_a_reason() -> Outcome {
 
 const KILLS: u32 = 50;
 
-async fn survives_kills(backend: &str, strategy: Strategy, postgres: Result<String, String>) -> Outcome {
-    let folder = tempfile::Builder::new().prefix("larder-memory-").tempdir().unwrap();
-    let dsn = match backend {
-        "sqlite" => format!("sqlite:{}", folder.path().join("store.db").display()),
-        _ => {
-            let (dsn, schema) = (postgres?, format!("memory_{}_{}", std::process::id(), strategy as u8));
-            execute(&dsn, &format!("CREATE SCHEMA {schema}")).await;
-            if dsn.contains("://") {
-                let separator = if dsn.contains('?') { '&' } else { '?' };
-                format!("{dsn}{separator}options=-csearch_path%3D{schema}")
-            } else {
-                format!("{dsn} options='-csearch_path={schema}'")
-            }
-        }
-    };
+async fn survives_kills(bench: Arc<dyn Bench>, strategy: Strategy) -> Outcome {
+    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    let dsn = scratch.dsn().ok_or("no other process can open it")?.to_string();
     let mut acknowledged = 0_u64;
     for round in 0..KILLS {
         let mut child = start(strategy, &dsn);
@@ -374,13 +351,8 @@ async fn survives_kills(backend: &str, strategy: Strategy, postgres: Result<Stri
             format!("round {round}: {} turns, not each once and in order, after {acknowledged}", kept.len()),
         )?;
     }
+    scratch.remove().await.map_err(|error| format!("{error:#}"))?;
     expect(acknowledged >= u64::from(KILLS), format!("only {acknowledged} turns in all"))
-}
-
-async fn execute(dsn: &str, sql: &str) {
-    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client.batch_execute(sql).await.unwrap();
 }
 
 fn start(strategy: Strategy, dsn: &str) -> Child {

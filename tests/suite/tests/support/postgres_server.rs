@@ -6,9 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use larder_host::drivers;
+use larder_suite::{Bench, PostgresBench};
+use libtest_mimic::Arguments;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, User};
@@ -24,6 +28,18 @@ pub(crate) struct PostgresServer {
 
 /// Names a server that is used instead of a private one.
 const URL_VARIABLE: &str = "LARDER_TEST_POSTGRES_URL";
+
+/// A bench on the server that the environment names, or on a private one, which is to be dropped last. Where tests are only
+/// listed, none is started.
+pub(crate) fn bench(arguments: &Arguments) -> (Option<PostgresServer>, Result<Arc<dyn Bench>, String>) {
+    if arguments.list {
+        return (None, Err("only listed".to_string()));
+    }
+    match server_or_url() {
+        Ok((server, dsn)) => (server, Ok(Arc::new(PostgresBench { dsn, drivers: drivers() }))),
+        Err(error) => (None, Err(format!("{error:#}"))),
+    }
+}
 
 /// The server that the environment names, or a private one.
 pub(crate) fn server_or_url() -> Result<(Option<PostgresServer>, String)> {

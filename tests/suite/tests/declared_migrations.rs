@@ -1,0 +1,191 @@
+//! Migrations that components declare, by many processes at once, and by processes that are killed.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::migrations::LEDGER_NAMESPACE;
+use larder_core::{AppliedMigration, Error, Handle, HandleOptions, Migration, Mode, NextMigration, Store};
+use larder_host::drivers;
+use larder_suite::{Bench, SqliteBench};
+use support::{harness, postgres_server};
+
+type Outcome = Result<(), String>;
+
+/// How many steps a started process is to apply, and to which store.
+const STEPS: &str = "LARDER_MIGRATION_STEPS";
+const STORE: &str = "LARDER_MIGRATION_STORE";
+
+const HOSTS: usize = 16;
+const KILLS: usize = 50;
+
+fn main() {
+    let runtime = harness::runtime();
+    if let (Ok(steps), Ok(dsn)) = (std::env::var(STEPS), std::env::var(STORE)) {
+        return runtime.block_on(migrate(&dsn, steps.parse().unwrap()));
+    }
+    let arguments = harness::arguments();
+    let (server, postgres) = postgres_server::bench(&arguments);
+    let sqlite: Arc<dyn Bench> = Arc::new(SqliteBench::in_temporary_folder(drivers()));
+    let mut trials = Vec::new();
+    for (engine, bench) in [("sqlite", Ok(sqlite)), ("postgres", postgres)] {
+        let crowd = bench.clone();
+        let name = format!("{engine}_hosts_that_migrate_at_once_apply_each_step_once");
+        trials.push(harness::trial(&runtime, name, move || async move { on(crowd?, migrate_at_once).await }));
+        let name = format!("{engine}_keeps_a_clean_prefix_of_steps_through_kills");
+        trials.push(harness::trial(&runtime, name, move || async move {
+            on(bench?, migrate_through_kills).await
+        }));
+    }
+    harness::run(&arguments, trials, || drop(server));
+}
+
+/// Runs a test on an empty database, named by its data-source name.
+async fn on(bench: Arc<dyn Bench>, test: impl AsyncFnOnce(&Database) -> Outcome) -> Outcome {
+    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    let dsn = scratch.dsn().ok_or("no other process can open it")?.to_string();
+    let outcome = test(&Database { dsn }).await;
+    scratch.remove().await.map_err(|error| format!("{error:#}"))?;
+    outcome
+}
+
+struct Database {
+    dsn: String,
+}
+
+impl Database {
+    fn start(&self, steps: usize) -> Child {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(STEPS, steps.to_string()).env(STORE, &self.dsn);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The steps that were applied, and how often.
+    async fn applied(&self) -> (Vec<AppliedMigration>, Vec<String>) {
+        let (store, handle) = open(&self.dsn).await;
+        let mut view = handle.begin(Mode::View).unwrap();
+        let rows = view.scan(LEDGER_NAMESPACE.into(), String::new()).await.unwrap();
+        let counts = view.scan("counts".into(), String::new()).await.unwrap();
+        drop(view);
+        store.close().await;
+        let row = |row: &larder_core::Entry| AppliedMigration::from_row(row.key.as_bytes(), &row.value);
+        let mut steps: Vec<_> = rows.iter().map(row).collect::<Result<_, _>>().unwrap();
+        steps.sort_by_key(|step| step.ordinal);
+        let count =
+            |row: larder_core::Entry| format!("{} {}", row.key, String::from_utf8(row.value).unwrap());
+        (steps, counts.into_iter().map(count).collect())
+    }
+
+    /// Expects that just the first steps are applied, each once, and gives their number.
+    async fn expect_prefix(&self) -> Result<usize, String> {
+        let (steps, counts) = self.applied().await;
+        let expected: Vec<_> = (0..steps.len()).map(id).collect();
+        let found: Vec<_> = steps.into_iter().map(|step| step.id).collect();
+        let once: Vec<_> = expected.iter().map(|id| format!("{id} 1")).collect();
+        if found == expected && counts == once {
+            return Ok(found.len());
+        }
+        Err(format!("{found:?} are applied, with {counts:?}"))
+    }
+}
+
+fn id(number: usize) -> String {
+    format!("{number:04}")
+}
+
+async fn open(dsn: &str) -> (Store, Handle) {
+    let backend = drivers().open(dsn).await.unwrap();
+    let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
+    let handle = store.handle(HandleOptions::default());
+    (store, handle)
+}
+
+/// What a host does at its start. It says each step that it applied.
+async fn migrate(dsn: &str, steps: usize) {
+    let (store, handle) = open(dsn).await;
+    while let Some(id) = apply_next(&handle, steps).await {
+        println!("{id}");
+    }
+    store.close().await;
+}
+
+async fn apply_next(handle: &Handle, steps: usize) -> Option<String> {
+    let declared: Vec<_> =
+        (0..steps).map(|number| Migration { id: id(number), checksum: vec![number as u8; 32] }).collect();
+    loop {
+        let begun = handle.begin_migration("crowd".into(), declared.clone()).await;
+        let outcome = match begun {
+            Ok(None) => return None,
+            Ok(Some(NextMigration { id, mut transaction })) => {
+                transaction.increment("counts".into(), id.clone(), 1).unwrap();
+                // Long enough that kills hit it.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                transaction.commit().await.map(|_| id)
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(id) => return Some(id),
+            Err(Error::Conflict) => tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn migrate_at_once(database: &Database) -> Outcome {
+    const COUNT: usize = 12;
+    let hosts: Vec<_> = (0..HOSTS).map(|_| database.start(COUNT)).collect();
+    let mut said = Vec::new();
+    for host in hosts {
+        let output = host.wait_with_output().unwrap();
+        if !output.status.success() {
+            return Err(format!("a host ended with {}", output.status));
+        }
+        said.extend(String::from_utf8(output.stdout).unwrap().lines().map(str::to_string));
+    }
+    said.sort();
+    let expected: Vec<_> = (0..COUNT).map(id).collect();
+    if said != expected {
+        return Err(format!("the hosts say that they applied {said:?}"));
+    }
+    match database.expect_prefix().await? {
+        COUNT => Ok(()),
+        other => Err(format!("{other} steps are applied")),
+    }
+}
+
+async fn migrate_through_kills(database: &Database) -> Outcome {
+    const STEPS_A_ROUND: usize = 25;
+    let (mut applied, mut interrupted) = (0, 0);
+    for round in 0..KILLS {
+        let mut host = database.start((round + 1) * STEPS_A_ROUND);
+        let mut said = BufReader::new(host.stdout.take().unwrap()).lines();
+        let first = said.next();
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
+        host.kill().unwrap();
+        host.wait().unwrap();
+        let last = said.map_while(Result::ok).chain(first.and_then(Result::ok)).max();
+        let acknowledged = last.and_then(|id| id.parse::<usize>().ok()).map_or(0, |number| number + 1);
+        let kept = database.expect_prefix().await?;
+        if kept < acknowledged.max(applied) {
+            return Err(format!("round {round}: {kept} steps, after {acknowledged} were acknowledged"));
+        }
+        applied = kept;
+        interrupted += usize::from(kept < (round + 1) * STEPS_A_ROUND);
+    }
+    if interrupted == 0 {
+        return Err("no kill hit a migration".to_string());
+    }
+    let all = KILLS * STEPS_A_ROUND;
+    let (store, handle) = open(&database.dsn).await;
+    while apply_next(&handle, all).await.is_some() {}
+    store.close().await;
+    match database.expect_prefix().await? {
+        count if count == all => Ok(()),
+        other => Err(format!("{other} steps are applied instead of {all}")),
+    }
+}
