@@ -41,6 +41,7 @@ pub mod migrations;
 pub mod name;
 mod quota;
 pub mod read_set;
+pub mod redo;
 mod scan;
 pub mod schema;
 mod slot;

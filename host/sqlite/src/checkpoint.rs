@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::SqliteOptions;
-use crate::connection;
 use crate::error::{Result, SqliteError};
+use crate::readers::Readers;
 use crate::writer::Writer;
 
 /// How often the log is looked at, after a commit.
@@ -23,9 +22,8 @@ const TRUNCATE_BYTES: u64 = 64 << 20;
 /// How long a checkpoint that cuts the log off waits for readers, and lets commits wait.
 const TRUNCATE_WAIT: Duration = Duration::from_millis(100);
 
-/// Watches the log of one database, until its writer is gone.
-pub(crate) async fn watch(path: PathBuf, options: SqliteOptions, writer: Weak<Writer>) {
-    let log = log_path(&path);
+/// Watches the log of one database, until its writer or its connections are gone.
+async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         match writer.upgrade() {
@@ -33,24 +31,26 @@ pub(crate) async fn watch(path: PathBuf, options: SqliteOptions, writer: Weak<Wr
             Some(writer) if !writer.take_dirty() => continue,
             Some(_) => {}
         }
-        let bytes = std::fs::metadata(&log).map_or(0, |file| file.len());
+        let Some(readers) = readers.upgrade() else { return };
+        let bytes = std::fs::metadata(log_path(readers.path())).map_or(0, |file| file.len());
         if bytes < PASSIVE_BYTES {
             continue;
         }
-        let path = path.clone();
-        let checkpointed = tokio::task::spawn_blocking(move || checkpoint(&path, options, bytes)).await;
-        if let Ok(Err(error)) = checkpointed {
-            tracing::warn!(
+        let checkpointed = tokio::task::spawn_blocking(move || checkpoint(&readers, bytes)).await;
+        match checkpointed {
+            Ok(Err(larder_core::Error::Closed)) => return,
+            Ok(Err(error)) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "a checkpoint failed; it is tried again"
-            );
+            ),
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 }
 
-fn checkpoint(path: &Path, options: SqliteOptions, log_bytes: u64) -> larder_core::Result<()> {
-    let connection = connection::open(path, options)?;
-    Ok(run(&connection, log_bytes)?)
+fn checkpoint(readers: &Arc<Readers>, log_bytes: u64) -> larder_core::Result<()> {
+    let beside = readers.open_beside()?;
+    Ok(run(&beside.connection, log_bytes)?)
 }
 
 fn run(connection: &Connection, log_bytes: u64) -> Result<()> {
@@ -62,20 +62,23 @@ fn run(connection: &Connection, log_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn log_path(path: &Path) -> PathBuf {
+/// Where SQLite keeps what is not yet in the database.
+pub(crate) fn log_path(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_os_string();
     log.push("-wal");
     PathBuf::from(log)
 }
 
 /// Starts watching.
-pub(crate) fn spawn(path: &Path, options: SqliteOptions, writer: &Arc<Writer>) {
-    tokio::spawn(watch(path.to_path_buf(), options, Arc::downgrade(writer)));
+pub(crate) fn spawn(readers: &Arc<Readers>, writer: &Arc<Writer>) {
+    tokio::spawn(watch(Arc::downgrade(readers), Arc::downgrade(writer)));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SqliteOptions;
+    use crate::connection;
 
     #[test]
     fn a_long_log_is_moved_and_cut_off() {
@@ -85,7 +88,8 @@ mod tests {
         writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000))").unwrap();
         let bytes = || std::fs::metadata(log_path(&path)).unwrap().len();
         assert!(bytes() > 100_000);
-        checkpoint(&path, SqliteOptions::default(), TRUNCATE_BYTES).unwrap();
+        let readers = Arc::new(Readers::new(path.clone(), SqliteOptions::default()));
+        checkpoint(&readers, TRUNCATE_BYTES).unwrap();
         assert_eq!(bytes(), 0);
     }
 }

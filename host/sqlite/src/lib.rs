@@ -16,31 +16,38 @@
 //! SQLite itself is always the one built with this crate: releases before 3.51.3 can corrupt a database in WAL
 //! mode.
 
+mod backup;
 mod checkpoint;
 mod connection;
 mod dsn;
 mod error;
+mod file;
+mod journal;
 mod migrate;
 mod readers;
 mod records;
+mod redo;
 mod rows;
 mod snapshot;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::redo::{self as core_redo, Journal};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
+pub use backup::BackupInfo;
 pub use dsn::SqliteDriver;
 use readers::Readers;
 use snapshot::SqliteSnapshot;
@@ -73,6 +80,13 @@ impl Default for SqliteOptions {
     }
 }
 
+/// What is done for a copy elsewhere.
+enum Keeping {
+    Plain,
+    Positioned,
+    Journaled(Arc<dyn Journal>),
+}
+
 /// A SQLite database.
 pub struct Sqlite {
     readers: Arc<Readers>,
@@ -91,7 +105,35 @@ impl Sqlite {
     /// [`Error::Unavailable`] where the file can't be opened, [`Error::Corrupt`] where it is no database, and
     /// [`Error::Other`] where a newer release of larder has migrated it.
     pub async fn open(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
-        Self::open_in(path.into(), options, None).await
+        Self::open_in(path.into(), options, None, Keeping::Plain).await
+    }
+
+    /// Opens a database in which every change moves [`Sqlite::redo_position`], so that two copies with one history are the
+    /// same where their positions are. That stays so, whoever opens the file. It costs a write of records one page more.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub async fn open_positioned(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
+        Self::open_in(path.into(), options, None, Keeping::Positioned).await
+    }
+
+    /// Opens a database, as [`Sqlite::open_positioned`], whose commits are acknowledged only once a journal has kept their
+    /// redo.
+    ///
+    /// They are made in the file first, so a reader of this process may see one that the journal has not kept yet;
+    /// [`Sqlite::settled`] waits for it. Where the journal fails, its commits and those behind them get its error,
+    /// and the database refuses everything but [`Sqlite::backup`], [`Sqlite::redo_position`] and [`Sqlite::changes`]:
+    /// reads too, as they would show what was never acknowledged to those who look after the outcome of a commit. After
+    /// a crash the file may hold such commits as well: [`Sqlite::redo_position`] tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub async fn open_journaled(
+        path: impl Into<PathBuf>,
+        options: SqliteOptions,
+        journal: Arc<dyn Journal>,
+    ) -> Result<Self> {
+        Self::open_in(path.into(), options, None, Keeping::Journaled(journal)).await
     }
 
     /// Opens a private database in a temporary folder, which is removed with the last handle.
@@ -104,28 +146,147 @@ impl Sqlite {
             .tempdir()
             .map_err(|error| Error::unavailable("a temporary folder can't be made", error))?;
         let path = folder.path().join("private.db");
-        Self::open_in(path, SqliteOptions { durability: Durability::Off, create: true }, Some(folder)).await
+        Self::open_in(
+            path,
+            SqliteOptions { durability: Durability::Off, create: true },
+            Some(folder),
+            Keeping::Plain,
+        )
+        .await
     }
 
-    async fn open_in(path: PathBuf, options: SqliteOptions, private: Option<TempDir>) -> Result<Self> {
+    async fn open_in(
+        path: PathBuf,
+        options: SqliteOptions,
+        private: Option<TempDir>,
+        keeping: Keeping,
+    ) -> Result<Self> {
+        let positioned = !matches!(keeping, Keeping::Plain);
         let opened = path.clone();
-        let connection = blocking(move || {
+        let (connection, positioned) = blocking(move || {
             let mut connection = connection::open(&opened, options)?;
+            file::mark(&mut connection)?;
             migrate::migrate(&mut connection)?;
-            Ok(connection)
+            let positioned = file::is_positioned(&connection, positioned)?;
+            Ok((connection, positioned))
         })
         .await?;
-        let writer = Writer::new(connection, tokio::runtime::Handle::current());
-        checkpoint::spawn(&path, options, &writer);
+        let journal = match keeping {
+            Keeping::Plain | Keeping::Positioned => None,
+            Keeping::Journaled(journal) => Some(journal),
+        };
+        let writer = Writer::new(connection, positioned, journal)?;
         let readers = Arc::new(Readers::new(path, options));
+        checkpoint::spawn(&readers, &writer);
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
+    }
+
+    /// Checks that a file is an intact database of larder: its header, whose it is, and how its pages hang together. What
+    /// a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where it isn't, and [`Error::Unavailable`] where it can't be read.
+    pub async fn verify(path: impl Into<PathBuf>) -> Result<()> {
+        let path = path.into();
+        blocking(move || file::verify(&path)).await
+    }
+
+    /// Copies the database to a new file, while commits go on: one committed state, whose position the answer gives.
+    /// The copy is a single file, and is on disk when this returns; nothing is left of it after an error.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and [`Error::Unavailable`] where there is such a file already, or it can't be written.
+    pub async fn backup(&self, to: &Path) -> Result<BackupInfo> {
+        self.check_open()?;
+        let (readers, writer, to) = (self.readers.clone(), self.writer.clone(), to.to_path_buf());
+        blocking(move || backup::backup(&readers, &writer, &to)).await
+    }
+
+    /// The position of the last commit in the file. It grows with every commit of rows, and in a database that was ever
+    /// opened with [`Sqlite::open_positioned`] or a journal, with every group of commits that writes anything. A sweep
+    /// leaves it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and where the file can't be read.
+    pub async fn redo_position(&self) -> Result<Version> {
+        self.check_open()?;
+        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        rows::last_version(reader.connection()?)
+    }
+
+    /// Makes what a redo holds, or many one after the other, as far as the database does not hold it yet: all of it or
+    /// nothing. A journal is not asked, as it is where redos come from.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the bytes are no redo, or it does not follow on what the database holds.
+    pub async fn replay(&self, redo: &[u8]) -> Result<()> {
+        self.check_open()?;
+        let groups = core_redo::decode(redo)?;
+        let writer = self.writer.clone();
+        blocking(move || writer.replay(&groups)).await.map(drop)
+    }
+
+    /// Waits until the journal has kept every commit that was asked for before. Without a journal, it is enough that they
+    /// are made.
+    ///
+    /// # Errors
+    /// The journal's, as the members of those commits get it.
+    pub async fn settled(&self) -> Result<()> {
+        self.check_open()?;
+        let writer = self.writer.clone();
+        match blocking(move || Ok(writer.settle())).await? {
+            None => Ok(()),
+            Some(kept) => kept
+                .await
+                .map_err(|error| Error::caused("the journal's task ended before it answered", error))?
+                .map(drop),
+        }
+    }
+
+    /// How many commits, writes of records and sweeps changed something since this was opened. Each grows it by one.
+    pub fn changes(&self) -> u64 {
+        *self.writer.changes().borrow()
+    }
+
+    /// [`Sqlite::changes`], to wait for the next.
+    pub fn watch_changes(&self) -> watch::Receiver<u64> {
+        self.writer.changes().subscribe()
+    }
+
+    /// Closes, and makes sure that the database is one file: everything in it, and no log beside it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where a log is left, because another process or a snapshot that was not given back still
+    /// reads it, or the disk is full. The journal's, where it did not keep everything. The database is closed all the same.
+    pub async fn finish(&self) -> Result<()> {
+        self.close().await;
+        if let Some(failure) = self.writer.journal_failure() {
+            return Err(failure);
+        }
+        let log = checkpoint::log_path(self.readers.path());
+        match log.try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(Error::Unavailable {
+                reason: "the database's log could not be moved into it: somebody else has it open"
+                    .to_string(),
+                cause: None,
+            }),
+            Err(error) => Err(Error::unavailable("the database's folder can't be read", error)),
+        }
     }
 
     /// Reads the newest state with one statement, on this thread.
     async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
-        self.check_open()?;
+        self.check_readable()?;
         let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
         work(reader.connection()?)
+    }
+
+    /// After a commit whose outcome is unknown, guests and memory look for it in the database. What the journal did
+    /// not keep must not be found there.
+    fn check_readable(&self) -> Result<()> {
+        self.check_open()?;
+        self.writer.journal_failure().map_or(Ok(()), Err)
     }
 
     fn check_open(&self) -> Result<()> {
@@ -136,7 +297,7 @@ impl Sqlite {
 #[async_trait]
 impl Backend for Sqlite {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        self.check_open()?;
+        self.check_readable()?;
         Ok(Box::new(SqliteSnapshot::take(&self.readers, &self.writer, options).await?))
     }
 
@@ -181,11 +342,22 @@ impl Backend for Sqlite {
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.readers.close();
+        // Reads that are under way end; whoever keeps a snapshot for longer moves the log with its end.
+        if !self.readers.wait_until_gone(CLOSE_WAIT).await {
+            tracing::warn!("snapshots of a closed database were not given back");
+        }
         let writer = self.writer.clone();
         // It only fails where the runtime is shutting down, which drops the connection too.
-        let _ = tokio::task::spawn_blocking(move || writer.close()).await;
+        let shipper = tokio::task::spawn_blocking(move || writer.close()).await;
+        if let Ok(Some(shipper)) = shipper {
+            // It never panics: the journal is called in a task of its own.
+            let _ = shipper.await;
+        }
     }
 }
+
+/// How long a close waits for snapshots to be given back.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 impl std::fmt::Debug for Sqlite {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

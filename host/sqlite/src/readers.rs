@@ -1,12 +1,12 @@
 //! Connections for snapshots, used again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_core::{Error, Result};
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::SqliteOptions;
 use crate::connection;
@@ -20,34 +20,84 @@ const IDLE_MAX: usize = 8;
 /// How long a snapshot waits for a connection.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The connections of one store.
+/// The connections of one store, its writer's aside.
 pub(crate) struct Readers {
     path: PathBuf,
     options: SqliteOptions,
     permits: Arc<Semaphore>,
-    idle: Mutex<Vec<Connection>>,
+    pool: Mutex<Pool>,
+    /// The last connection that was in use after the close is gone.
+    gone: Notify,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Connection>,
+    in_use: usize,
+    closed: bool,
 }
 
 impl Readers {
     pub(crate) fn new(path: PathBuf, options: SqliteOptions) -> Self {
-        Self { path, options, permits: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
+        let permits = Arc::new(Semaphore::new(READERS_MAX));
+        Self { path, options, permits, pool: Mutex::default(), gone: Notify::new() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A connection, outside of a transaction.
     pub(crate) async fn take(self: &Arc<Self>, deadline: Instant) -> Result<Reader> {
         let permit = self.permit(deadline).await?;
-        let idle = self.lock().pop();
+        let (in_use, idle) = {
+            let mut pool = self.lock();
+            (self.enter(&mut pool)?, pool.idle.pop())
+        };
         let connection = match idle {
             Some(connection) => connection,
             None => connection::open_reader(&self.path, self.options)?,
         };
-        Ok(Reader { connection: Some(connection), readers: self.clone(), _permit: permit })
+        Ok(Reader { connection: Some(connection), in_use, _permit: permit })
+    }
+
+    /// A connection of its own, for work on the whole file that must not wait for readers.
+    pub(crate) fn open_beside(self: &Arc<Self>) -> Result<Beside> {
+        let in_use = self.enter(&mut self.lock())?;
+        Ok(Beside { connection: connection::open(&self.path, self.options)?, _in_use: in_use })
     }
 
     /// Refuses new readers, and drops the idle ones.
     pub(crate) fn close(&self) {
         self.permits.close();
-        self.lock().clear();
+        let mut pool = self.lock();
+        pool.closed = true;
+        let idle = std::mem::take(&mut pool.idle);
+        drop(pool);
+        drop(idle);
+    }
+
+    /// Waits until the connections are gone that were in use at the close; false where that takes too long.
+    pub(crate) async fn wait_until_gone(&self, max: Duration) -> bool {
+        let gone = async {
+            loop {
+                // Asked for before the look, so that nobody leaves in between.
+                let notified = self.gone.notified();
+                if self.lock().in_use == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        tokio::time::timeout(max, gone).await.is_ok()
+    }
+
+    fn enter(self: &Arc<Self>, pool: &mut Pool) -> Result<InUse> {
+        if pool.closed {
+            return Err(Error::Closed);
+        }
+        pool.in_use += 1;
+        Ok(InUse(self.clone()))
     }
 
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit> {
@@ -66,15 +116,36 @@ impl Readers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Counts a connection. Whoever holds one drops the connection first.
+struct InUse(Arc<Readers>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut pool = self.0.lock();
+        pool.in_use = pool.in_use.saturating_sub(1);
+        let is_last = pool.closed && pool.in_use == 0;
+        drop(pool);
+        if is_last {
+            self.0.gone.notify_waiters();
+        }
+    }
+}
+
+/// A connection that is not of the pool.
+pub(crate) struct Beside {
+    pub(crate) connection: Connection,
+    _in_use: InUse,
 }
 
 /// A connection that goes back when it is dropped.
 pub(crate) struct Reader {
     connection: Option<Connection>,
-    readers: Arc<Readers>,
+    in_use: InUse,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -90,9 +161,13 @@ impl Drop for Reader {
             return;
         };
         let is_clean = connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok();
-        let mut idle = self.readers.lock();
-        if is_clean && idle.len() < IDLE_MAX && !self.readers.permits.is_closed() {
-            idle.push(connection);
+        let mut pool = self.in_use.0.lock();
+        if is_clean && pool.idle.len() < IDLE_MAX && !pool.closed {
+            pool.idle.push(connection);
+            return;
         }
+        // The last connection to go moves the log into the database: nobody waits for the lock meanwhile.
+        drop(pool);
+        drop(connection);
     }
 }

@@ -59,6 +59,26 @@ pub(crate) fn write(connection: &Connection, write: &RecordWrite) -> SqliteResul
     Ok(changed == 1)
 }
 
+/// Makes a record what it was elsewhere, whatever it is here.
+pub(crate) fn set(
+    connection: &Connection,
+    key: &RecordKey,
+    record: Option<&StoredRecord>,
+) -> SqliteResult<()> {
+    let (tenant, user, session, run, kind) = parts(key);
+    connection
+        .prepare_cached(
+            "DELETE FROM larder_memory_state WHERE tenant_id = ?1 AND user_id = ?2 AND session_id = ?3
+             AND run_id = ?4 AND kind = ?5",
+        )?
+        .execute((tenant, user, session, run, kind))?;
+    if record.is_some() {
+        let record = record.cloned();
+        write(connection, &RecordWrite { key: key.clone(), expected: Version::ABSENT, record })?;
+    }
+    Ok(())
+}
+
 const INSERT: &str = "
     INSERT INTO larder_memory_state
         (tenant_id, user_id, session_id, run_id, kind, strategy, bytes, version, due_at, created_at, updated_at)

@@ -10,14 +10,17 @@ use larder_core::clock::UnixMillis;
 use larder_core::commit::{Commit, Plan};
 use larder_core::commit_log::{CommitLog, Verdict};
 use larder_core::memory::records::RecordWrite;
+use larder_core::redo::{Group, Journal, Redo, RedoWriter};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::{records, rows};
+use crate::journal::{Answer, Queue, Status};
+use crate::{records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
 pub(crate) struct Writer {
@@ -25,19 +28,46 @@ pub(crate) struct Writer {
     state: Mutex<State>,
     /// There are commits that no checkpoint has moved into the database yet.
     dirty: AtomicBool,
+    /// Commits, writes of records and sweeps that changed something, counted while the writer is held.
+    changes: watch::Sender<u64>,
+    /// How the journal does, where there is one.
+    journal: Option<Arc<Status>>,
+    /// What hands over to the journal; it ends once the queue is dropped and empty.
+    shipper: Mutex<Option<JoinHandle<()>>>,
     runtime: Handle,
 }
 
 struct State {
     connection: Option<Connection>,
     log: CommitLog,
+    journal: Option<Journaled>,
+    /// Records move the position too.
+    positioned: bool,
     /// A commit ended without an answer from the disk: what is in the file is not known until it is opened again.
     failed: bool,
 }
 
+/// The commits of this database are kept in a journal.
+struct Journaled {
+    queue: Queue,
+    status: Arc<Status>,
+    /// Where the last redo ended. Somebody else's commits after it would be a gap in the journal.
+    position: Version,
+}
+
 struct Request {
     work: Work,
-    answer: oneshot::Sender<Result<Committed>>,
+    answer: Answer,
+}
+
+/// What a group came to, once it is committed.
+struct Made {
+    outcomes: Vec<Result<Committed>>,
+    /// The position of the database after it.
+    position: Version,
+    /// How many of the members changed something.
+    changes: u64,
+    redo: Option<Redo>,
 }
 
 enum Work {
@@ -70,14 +100,33 @@ enum GroupError {
 const GROUP_MAX: usize = 256;
 
 impl Writer {
-    pub(crate) fn new(connection: Connection, runtime: Handle) -> Arc<Self> {
-        let state = State { connection: Some(connection), log: CommitLog::default(), failed: false };
-        Arc::new(Self {
-            waiting: Mutex::default(),
-            state: Mutex::new(state),
-            dirty: AtomicBool::new(false),
-            runtime,
-        })
+    /// The writer of a database whose schema is up to date, within a runtime.
+    /// `positioned` says that records move the position too; with a journal they must.
+    pub(crate) fn new(
+        connection: Connection,
+        positioned: bool,
+        journal: Option<Arc<dyn Journal>>,
+    ) -> Result<Arc<Self>> {
+        let position = rows::last_version(&connection)?;
+        Ok(Arc::new_cyclic(|writer| {
+            let journal = journal.map(|journal| {
+                let status = Arc::<Status>::default();
+                let (queue, shipper) = Queue::start(journal, status.clone(), writer.clone());
+                (Journaled { queue, status, position }, shipper)
+            });
+            let (journal, shipper) = journal.unzip();
+            let status = journal.as_ref().map(|journal| journal.status.clone());
+            let (connection, log) = (Some(connection), CommitLog::default());
+            Self {
+                waiting: Mutex::default(),
+                state: Mutex::new(State { connection, log, journal, positioned, failed: false }),
+                dirty: AtomicBool::new(false),
+                changes: watch::Sender::new(0),
+                journal: status,
+                shipper: Mutex::new(shipper),
+                runtime: Handle::current(),
+            }
+        }))
     }
 
     /// Commits. Once it is asked, the commit is made whether or not anybody waits for the answer: it is either
@@ -111,6 +160,7 @@ impl Writer {
     pub(crate) fn sweep(self: &Arc<Self>, now: UnixMillis, max_rows: u32) -> Result<Swept> {
         let mut state = lock(&self.state);
         let swept = state.sweep(now, max_rows);
+        self.count(swept.as_ref().is_ok_and(|swept| !swept.is_empty()).into());
         drop(state);
         self.dirty.store(true, Ordering::Release);
         self.serve_waiting();
@@ -118,18 +168,61 @@ impl Writer {
         Ok(Swept { rows: bytes.len() as u64, bytes: bytes.iter().sum() })
     }
 
+    /// Makes what a redo holds and the database does not; gives the position that it is at then.
+    pub(crate) fn replay(self: &Arc<Self>, groups: &[Group]) -> Result<Version> {
+        let mut state = lock(&self.state);
+        let replayed = state.replay(groups);
+        self.count(replayed.as_ref().map_or(0, |(_, made)| *made));
+        drop(state);
+        self.dirty.store(true, Ordering::Release);
+        self.serve_waiting();
+        Ok(replayed?.0)
+    }
+
+    /// Does something while nobody commits, with the number of changes made before. It must be quick.
+    pub(crate) fn between_commits<T>(self: &Arc<Self>, work: impl FnOnce(u64) -> T) -> T {
+        let state = lock(&self.state);
+        let done = work(*self.changes.borrow());
+        drop(state);
+        self.serve_waiting();
+        done
+    }
+
+    pub(crate) fn changes(&self) -> &watch::Sender<u64> {
+        &self.changes
+    }
+
+    /// Why the database can't be relied on: the journal did not keep a commit that it holds.
+    pub(crate) fn journal_failure(&self) -> Option<Error> {
+        self.journal.as_ref().and_then(|status| status.failure())
+    }
+
+    /// Commits all that wait, and gives what is answered once the journal has kept them; none without a journal.
+    pub(crate) fn settle(&self) -> Option<oneshot::Receiver<Result<Committed>>> {
+        self.drain_all();
+        let state = lock(&self.state);
+        let journal = state.journal.as_ref()?;
+        let (answer, answered) = oneshot::channel();
+        journal.queue.push(None, vec![(answer, Committed::default())]);
+        Some(answered)
+    }
+
     /// Whether there has been a commit since the last call.
     pub(crate) fn take_dirty(&self) -> bool {
         self.dirty.swap(false, Ordering::AcqRel)
     }
 
-    /// Refuses further commits, after those that wait, and drops the connection.
-    pub(crate) fn close(self: &Arc<Self>) {
-        self.drain(Patience::BusyTimeout);
-        let connection = lock(&self.state).connection.take();
-        drop(connection);
+    /// Refuses further commits, after those that wait, and drops the connection. What hands over to the journal is
+    /// given to who closes first; it ends when all is answered.
+    pub(crate) fn close(self: &Arc<Self>) -> Option<JoinHandle<()>> {
+        self.drain_all();
+        let mut state = lock(&self.state);
+        let (connection, queue) = (state.connection.take(), state.journal.take());
+        drop(state);
+        drop((connection, queue));
         // Whoever came in between is told.
-        self.drain(Patience::BusyTimeout);
+        self.drain_all();
+        lock(&self.shipper).take()
     }
 
     fn try_state(&self) -> Option<MutexGuard<'_, State>> {
@@ -142,24 +235,45 @@ impl Writer {
 
     /// Commits one group on this thread, which belongs to a guest; what has come meanwhile is for another thread.
     fn lead(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        self.commit_group(&mut state, Patience::None);
+        if !self.is_backlogged() {
+            self.commit_group(&mut state, Patience::None);
+        }
         drop(state);
         self.serve_waiting();
     }
 
-    /// Must follow every release of the writer: who came while it was held did not find it free.
-    fn serve_waiting(self: &Arc<Self>) {
-        if !lock(&self.waiting).is_empty() {
+    /// Must follow every release of the writer, and every shipment: who came meanwhile did not find the writer free, or
+    /// found a backlog.
+    pub(crate) fn serve_waiting(self: &Arc<Self>) {
+        if self.has_work() {
             let writer = self.clone();
             self.runtime.spawn_blocking(move || writer.drain(Patience::BusyTimeout));
         }
     }
 
     fn drain(&self, patience: Patience) {
-        while !lock(&self.waiting).is_empty() {
+        while self.has_work() {
             let mut state = lock(&self.state);
             self.commit_group(&mut state, patience);
         }
+    }
+
+    /// Commits all that wait, backlog or not.
+    fn drain_all(&self) {
+        while !lock(&self.waiting).is_empty() {
+            let mut state = lock(&self.state);
+            self.commit_group(&mut state, Patience::BusyTimeout);
+        }
+    }
+
+    /// The backlog is looked at last: whoever finds one has its request among those that wait already, where the
+    /// shipper finds it once the backlog is gone.
+    fn has_work(&self) -> bool {
+        !lock(&self.waiting).is_empty() && !self.is_backlogged()
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.journal.as_ref().is_some_and(|status| status.is_backlogged())
     }
 
     fn commit_group(&self, state: &mut State, patience: Patience) {
@@ -173,12 +287,45 @@ impl Writer {
         }
         self.dirty.store(true, Ordering::Release);
         match state.commit_group(&group, patience) {
-            Ok(outcomes) => answer(group, outcomes),
+            Ok(made) => self.made(state, group, made),
             Err(GroupError::Busy) => self.wait_again(group),
             Err(GroupError::RolledBack(error)) if group.len() == 1 => answer_all(group, &error),
             // One of them can't be written; alone, the others can.
-            Err(GroupError::RolledBack(_)) => commit_one_by_one(state, group, patience),
+            Err(GroupError::RolledBack(_)) => self.commit_one_by_one(state, group, patience),
             Err(GroupError::NotBegun(error) | GroupError::Unknown(error)) => answer_all(group, &error),
+        }
+    }
+
+    fn commit_one_by_one(&self, state: &mut State, group: Vec<Request>, patience: Patience) {
+        for request in group {
+            let alone = vec![request];
+            match state.commit_group(&alone, patience) {
+                Ok(made) => self.made(state, alone, made),
+                Err(error) => answer_all(alone, &error.into()),
+            }
+        }
+    }
+
+    /// Tells the members, or lets the journal tell them. A member that failed is told at once: nothing of it is there
+    /// to be kept.
+    fn made(&self, state: &State, group: Vec<Request>, made: Made) {
+        self.count(made.changes);
+        let mut to_keep = Vec::new();
+        for (request, outcome) in group.into_iter().zip(made.outcomes) {
+            match outcome {
+                Ok(committed) if state.journal.is_some() => to_keep.push((request.answer, committed)),
+                // Nobody may be there any more to hear the answer.
+                outcome => drop(request.answer.send(outcome)),
+            }
+        }
+        if let Some(journal) = &state.journal {
+            journal.queue.push(made.redo, to_keep);
+        }
+    }
+
+    fn count(&self, changes: u64) {
+        if changes > 0 {
+            self.changes.send_modify(|count| *count += changes);
         }
     }
 
@@ -187,23 +334,6 @@ impl Writer {
         for request in group.into_iter().rev() {
             waiting.push_front(request);
         }
-    }
-}
-
-fn commit_one_by_one(state: &mut State, group: Vec<Request>, patience: Patience) {
-    for request in group {
-        let alone = vec![request];
-        match state.commit_group(&alone, patience) {
-            Ok(outcomes) => answer(alone, outcomes),
-            Err(error) => answer_all(alone, &error.into()),
-        }
-    }
-}
-
-/// Nobody may be there any more to hear the answer.
-fn answer(group: Vec<Request>, outcomes: Vec<Result<Committed>>) {
-    for (request, outcome) in group.into_iter().zip(outcomes) {
-        drop(request.answer.send(outcome));
     }
 }
 
@@ -228,17 +358,8 @@ impl From<GroupError> for Error {
 impl State {
     /// Commits a group in one transaction, and gives the outcome of each member: one that conflicts, or that
     /// asks for what can't be, fails alone.
-    fn commit_group(
-        &mut self,
-        group: &[Request],
-        patience: Patience,
-    ) -> Result<Vec<Result<Committed>>, GroupError> {
-        if self.failed {
-            return Err(GroupError::NotBegun(Error::Unavailable {
-                reason: "an earlier commit got no answer from the disk; open the store again".to_string(),
-                cause: None,
-            }));
-        }
+    fn commit_group(&mut self, group: &[Request], patience: Patience) -> Result<Made, GroupError> {
+        self.check_usable().map_err(GroupError::NotBegun)?;
         let Some(connection) = &self.connection else {
             return Err(GroupError::NotBegun(Error::Closed));
         };
@@ -247,18 +368,51 @@ impl State {
             Err(error) if error.is_busy() && patience == Patience::None => return Err(GroupError::Busy),
             Err(error) => return Err(GroupError::NotBegun(error.into())),
         }
-        let outcomes = apply_group(connection, &mut self.log, group);
-        let result = match outcomes {
-            Ok(outcomes) => commit(connection).map(|()| outcomes),
+        let journaled_to = self.journal.as_ref().map(|journal| journal.position);
+        let result = match apply_group(connection, &mut self.log, group, self.positioned, journaled_to) {
+            Ok(made) => commit(connection).map(|()| made),
             Err(error) => Err(GroupError::RolledBack(error)),
         };
-        if let Err(error) = &result {
-            self.abandon(matches!(error, GroupError::Unknown(_)));
+        match &result {
+            Ok(made) => self.move_to(made.position),
+            Err(error) => self.abandon(matches!(error, GroupError::Unknown(_))),
         }
         result
     }
 
+    /// After a failure nothing is written until the database is opened again.
+    fn check_usable(&self) -> Result<()> {
+        if self.failed {
+            return Err(Error::Unavailable {
+                reason: "an earlier commit got no answer from the disk; open the store again".to_string(),
+                cause: None,
+            });
+        }
+        self.journal.as_ref().and_then(|journal| journal.status.failure()).map_or(Ok(()), Err)
+    }
+
+    fn move_to(&mut self, position: Version) {
+        if let Some(journal) = &mut self.journal {
+            journal.position = position;
+        }
+    }
+
+    fn replay(&mut self, groups: &[Group]) -> Result<(Version, u64)> {
+        self.check_usable()?;
+        let connection = self.connection.as_ref().ok_or(Error::Closed)?;
+        begin(connection, Patience::BusyTimeout)?;
+        let replayed = redo::replay(connection, groups)
+            .and_then(|replayed| commit(connection).map(|()| replayed).map_err(Error::from));
+        // The log knows nothing of these commits: it begins anew.
+        self.abandon(matches!(replayed, Err(Error::CommitUnknown { .. })));
+        if let Ok((position, _)) = &replayed {
+            self.move_to(*position);
+        }
+        replayed
+    }
+
     fn sweep(&mut self, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
+        self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
         begin(connection, Patience::BusyTimeout)?;
         let swept = rows::sweep(connection, now, max_rows)
@@ -311,29 +465,49 @@ fn commit(connection: &Connection) -> Result<(), GroupError> {
     }
 }
 
+/// Writes what a group comes to, with its redo where there is a journal, which has kept all up to `journaled_to`.
 fn apply_group(
     connection: &Connection,
     log: &mut CommitLog,
     group: &[Request],
-) -> Result<Vec<Result<Committed>>> {
-    let mut last = rows::last_version(connection)?;
-    let before = last;
+    positioned: bool,
+    journaled_to: Option<Version>,
+) -> Result<Made> {
+    let before = rows::last_version(connection)?;
+    if journaled_to.is_some_and(|position| position != before) {
+        return Err(Error::other("another process wrote to a database whose commits are kept in a journal"));
+    }
+    let mut redo = journaled_to.map(RedoWriter::new);
+    let (mut last, mut changes) = (before, 0);
     let mut outcomes = Vec::with_capacity(group.len());
     for request in group {
         let outcome = match &request.work {
             Work::Commit(commit, snapshot) => match plan(connection, log, commit, *snapshot, last) {
-                Ok(plan) => Ok(apply(connection, log, commit, plan, &mut last)?),
+                Ok(plan) => Ok(apply(connection, log, commit, plan, &mut last, redo.as_mut())?),
                 Err(error) => Err(error),
             },
-            Work::Record(write) if records::write(connection, write)? => Ok(Committed::default()),
+            Work::Record(write) if records::write(connection, write)? => {
+                if let Some(redo) = &mut redo {
+                    redo.record(write);
+                }
+                changes += 1;
+                Ok(Committed::default())
+            }
             Work::Record(_) => Err(Error::Conflict),
         };
+        changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
         outcomes.push(outcome);
+    }
+    if positioned && changes > 0 && last == before {
+        // Only records were written: the position moves on all the same, so that it tells of every change.
+        last = Version(before.0 + 1);
+        log.push(last, []);
     }
     if last != before {
         rows::set_last_version(connection, last)?;
     }
-    Ok(outcomes)
+    let redo = redo.and_then(|redo| redo.finish(last));
+    Ok(Made { outcomes, position: last, changes, redo })
 }
 
 /// Decides what a member writes; nothing is written yet.
@@ -364,6 +538,7 @@ fn apply(
     commit: &Commit,
     plan: Plan<'_>,
     last: &mut Version,
+    redo: Option<&mut RedoWriter>,
 ) -> Result<Committed> {
     if plan.writes.is_empty() {
         return Ok(Committed::default());
@@ -371,6 +546,11 @@ fn apply(
     let version = Version(last.0 + 1);
     for (row, write) in &plan.writes {
         rows::write(connection, row, write, version)?;
+    }
+    if let Some(redo) = redo {
+        for (row, write) in &plan.writes {
+            redo.row(row, write, version);
+        }
     }
     *last = version;
     log.push(version, commit.writes.keys().cloned());

@@ -1,0 +1,596 @@
+//! What commits wrote, as bytes: with them another copy of the same store is brought forward.
+//!
+//! A redo holds outcomes, not intentions: rows and records as they are after the commits, whatever was asked, read or
+//! checked on the way. So making it again decides nothing, and gives the same bytes on every machine.
+//!
+//! Its **position** is the version of the store's last commit. With redos, every group of commits that changes anything moves
+//! it on, one that writes only records too: that takes a version which no row ever has. So a redo says from which
+//! position to which it leads, and that is all it takes to know whether a copy holds it already
+//! ([`Group::follows`]). Positions tell the past of one history. Two copies that were both written to have two, and whoever
+//! lets that happen tells them apart by other means.
+//!
+//! A sweep writes no redo. It removes only rows that are no longer live, which nobody is shown, and a commit that found such
+//! a row absent says in its own redo what it made of it. In the copy the row stays until it is swept there.
+//!
+//! Bytes of redos one after the other are a redo of them all. They carry no checksum: whoever keeps them does.
+
+use async_trait::async_trait;
+
+use crate::backend::{StoredValue, Version};
+use crate::commit::RowWrite;
+use crate::error::{Error, Result};
+use crate::memory::Identity;
+use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use crate::name::{Key, Namespace, RowKey};
+
+/// Where the redo of commits is kept, so that the commits outlive the disk they were made on.
+#[async_trait]
+pub trait Journal: Send + Sync + 'static {
+    /// Keeps a redo, and returns once it can't be lost any more.
+    ///
+    /// It is called with one redo at a time, in the order of the commits, and each begins where the one before ended. All
+    /// commits that came in meanwhile are in the next one. The commits are made in the local database already, and their
+    /// callers wait for this. It has to end: closing the store waits for it.
+    ///
+    /// # Errors
+    /// What those callers are told, and with them all whose commits wait behind. It is [`Error::CommitUnknown`] unless it
+    /// is certain that no copy of the store will ever hold the redo. The database takes no further commit, and shows
+    /// nothing any more, until it is opened again: what it holds was never acknowledged.
+    async fn append(&self, redo: Redo) -> Result<()>;
+}
+
+/// What one or more groups of commits wrote, written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redo {
+    before: Version,
+    after: Version,
+    bytes: Vec<u8>,
+}
+
+impl Redo {
+    /// The position that it leads from.
+    pub fn before(&self) -> Version {
+        self.before
+    }
+
+    /// The position that it leads to.
+    pub fn after(&self) -> Version {
+        self.after
+    }
+
+    /// What [`decode`] reads.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What [`decode`] reads.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Adds what came next.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where `next` does not begin where this ends. This is unchanged then.
+    pub fn push(&mut self, next: Self) -> Result<()> {
+        if next.before != self.after {
+            return Err(Error::invalid_argument(format!(
+                "a redo from {} was put behind one that ends at {}",
+                next.before.0, self.after.0
+            )));
+        }
+        self.after = next.after;
+        self.bytes.extend_from_slice(&next.bytes);
+        Ok(())
+    }
+}
+
+/// Commits that were made together, and are made again together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The position of the store before it.
+    pub before: Version,
+    /// The position of the store after it.
+    pub after: Version,
+    /// What was written, in order: a later change of the same row or record holds.
+    pub changes: Vec<Change>,
+}
+
+impl Group {
+    /// Whether a store at `position` has to make it: false where the store holds it already.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the store is not where it leads from: something between them is missing, or they are of
+    /// two histories.
+    pub fn follows(&self, position: Version) -> Result<bool> {
+        if position >= self.after {
+            return Ok(false);
+        }
+        if position == self.before {
+            return Ok(true);
+        }
+        Err(corrupt(format!(
+            "it leads from {} to {}, and the store is at {}",
+            self.before.0, self.after.0, position.0
+        )))
+    }
+}
+
+/// One thing that a commit wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A row; none where it was deleted.
+    Row(RowKey, Option<StoredValue>),
+    /// A record of memory; none where it was deleted.
+    Record(RecordKey, Option<StoredRecord>),
+}
+
+/// The first byte of a group: how the rest is written.
+const FORMAT: u8 = 1;
+
+const ROW_PUT: u8 = 0;
+const ROW_DELETED: u8 = 1;
+const RECORD_PUT: u8 = 2;
+const RECORD_DELETED: u8 = 3;
+
+/// Positions, versions and expiries are below this: SQL engines keep them in signed numbers.
+const NUMBER_END: u64 = 1 << 63;
+
+/// Writes down one group of commits while it is made.
+#[derive(Debug)]
+pub struct RedoWriter {
+    before: Version,
+    changes: Vec<u8>,
+}
+
+impl RedoWriter {
+    /// Begins at the position before the group.
+    pub fn new(before: Version) -> Self {
+        Self { before, changes: Vec::new() }
+    }
+
+    /// What a commit of this version made of a row.
+    pub fn row(&mut self, row: &RowKey, write: &RowWrite<'_>, version: Version) {
+        match write {
+            RowWrite::Put { value, expires_at } => {
+                self.changes.push(ROW_PUT);
+                self.row_key(row);
+                self.number(version.0);
+                self.optional(*expires_at);
+                self.bytes(value);
+            }
+            RowWrite::Delete => {
+                self.changes.push(ROW_DELETED);
+                self.row_key(row);
+            }
+        }
+    }
+
+    /// A write of a record that was made.
+    pub fn record(&mut self, write: &RecordWrite) {
+        match &write.record {
+            Some(record) => {
+                let StoredRecord { strategy, bytes, version, due_at, created_at, updated_at } = record;
+                self.changes.push(RECORD_PUT);
+                self.record_key(&write.key);
+                self.bytes(strategy.as_bytes());
+                self.number(version.0);
+                self.optional(*due_at);
+                self.number(*created_at);
+                self.number(*updated_at);
+                self.bytes(bytes);
+            }
+            None => {
+                self.changes.push(RECORD_DELETED);
+                self.record_key(&write.key);
+            }
+        }
+    }
+
+    /// The redo of the group, which led to `after`; none where it changed nothing.
+    pub fn finish(self, after: Version) -> Option<Redo> {
+        if after <= self.before {
+            return None;
+        }
+        let mut positions = Vec::with_capacity(2 * NUMBER_BYTES_MAX);
+        write_number(&mut positions, self.before.0);
+        write_number(&mut positions, after.0);
+        let length = positions.len() + self.changes.len();
+        let mut bytes = Vec::with_capacity(1 + NUMBER_BYTES_MAX + length);
+        bytes.push(FORMAT);
+        write_number(&mut bytes, length as u64);
+        bytes.extend_from_slice(&positions);
+        bytes.extend_from_slice(&self.changes);
+        Some(Redo { before: self.before, after, bytes })
+    }
+
+    fn row_key(&mut self, row: &RowKey) {
+        self.bytes(row.namespace.as_bytes());
+        self.bytes(row.key.as_bytes());
+    }
+
+    fn record_key(&mut self, key: &RecordKey) {
+        let identity = &key.identity;
+        for part in [identity.tenant(), identity.user(), identity.session(), identity.run(), &key.kind] {
+            self.bytes(part.as_bytes());
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.changes.extend_from_slice(bytes);
+    }
+
+    fn optional(&mut self, number: Option<u64>) {
+        self.changes.push(u8::from(number.is_some()));
+        if let Some(number) = number {
+            self.number(number);
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        write_number(&mut self.changes, number);
+    }
+}
+
+/// Reads the groups of a redo, or of many one after the other. Nothing larger than `bytes` is allocated on their word.
+///
+/// # Errors
+/// [`Error::Corrupt`] where the bytes are no redo, end too early, or hold a group that does not begin where the one before it
+/// ended.
+pub fn decode(bytes: &[u8]) -> Result<Vec<Group>> {
+    let mut rest = Reader { bytes };
+    let mut groups: Vec<Group> = Vec::new();
+    while !rest.bytes.is_empty() {
+        let group = read_group(&mut rest)?;
+        if let Some(last) = groups.last()
+            && last.after != group.before
+        {
+            return Err(corrupt(format!("{} is followed by {}", last.after.0, group.before.0)));
+        }
+        groups.push(group);
+    }
+    if groups.is_empty() { Err(corrupt("it is empty")) } else { Ok(groups) }
+}
+
+fn read_group(rest: &mut Reader<'_>) -> Result<Group> {
+    let format = rest.byte()?;
+    if format != FORMAT {
+        return Err(corrupt(format!("format {format} is not known to this release, which knows {FORMAT}")));
+    }
+    let mut body = Reader { bytes: rest.bytes()? };
+    let (before, after) = (body.bounded_number()?, body.bounded_number()?);
+    if after <= before {
+        return Err(corrupt(format!("it leads from {before} to {after}")));
+    }
+    let mut changes = Vec::new();
+    while !body.bytes.is_empty() {
+        changes.push(read_change(&mut body, before, after)?);
+    }
+    Ok(Group { before: Version(before), after: Version(after), changes })
+}
+
+fn read_change(body: &mut Reader<'_>, before: u64, after: u64) -> Result<Change> {
+    match body.byte()? {
+        ROW_PUT => {
+            let row = body.row_key()?;
+            let version = body.bounded_number()?;
+            if version <= before || version > after {
+                return Err(corrupt(format!("a row of {version} is in a group from {before} to {after}")));
+            }
+            let expires_at = body.optional(Reader::bounded_number)?;
+            let value = body.bytes()?.to_vec();
+            Ok(Change::Row(row, Some(StoredValue { value, version: Version(version), expires_at })))
+        }
+        ROW_DELETED => Ok(Change::Row(body.row_key()?, None)),
+        RECORD_PUT => {
+            let key = body.record_key()?;
+            let strategy = body.text()?;
+            let version = Version(body.bounded_number()?);
+            if version == Version::ABSENT {
+                return Err(corrupt("a record has no version"));
+            }
+            let due_at = body.optional(Reader::number)?;
+            let (created_at, updated_at) = (body.number()?, body.number()?);
+            let bytes = body.bytes()?.to_vec();
+            let record = StoredRecord { strategy, bytes, version, due_at, created_at, updated_at };
+            Ok(Change::Record(key, Some(record)))
+        }
+        RECORD_DELETED => Ok(Change::Record(body.record_key()?, None)),
+        unknown => Err(corrupt(format!("there is no change of kind {unknown}"))),
+    }
+}
+
+/// What is left to read. Every step takes from it only what is there.
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Result<u8> {
+        let (first, rest) = self.bytes.split_first().ok_or_else(ends_early)?;
+        self.bytes = rest;
+        Ok(*first)
+    }
+
+    /// A number is written in one way only: without groups of zeros at its end, and within 64 bits.
+    fn number(&mut self) -> Result<u64> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.byte()?;
+            let group = u64::from(byte & 0x7f);
+            if (group << shift) >> shift != group || (byte == 0 && shift > 0) {
+                break;
+            }
+            number |= group << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(corrupt("a number is not as larder writes it"))
+    }
+
+    fn bounded_number(&mut self) -> Result<u64> {
+        let number = self.number()?;
+        if number < NUMBER_END { Ok(number) } else { Err(corrupt("a number is too large")) }
+    }
+
+    fn optional(&mut self, read: impl FnOnce(&mut Self) -> Result<u64>) -> Result<Option<u64>> {
+        match self.byte()? {
+            0 => Ok(None),
+            1 => read(self).map(Some),
+            _ => Err(corrupt("what may be missing is neither there nor missing")),
+        }
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8]> {
+        let length = usize::try_from(self.number()?).map_err(|_| ends_early())?;
+        let (bytes, rest) = self.bytes.split_at_checked(length).ok_or_else(ends_early)?;
+        self.bytes = rest;
+        Ok(bytes)
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let text = std::str::from_utf8(self.bytes()?).map_err(|_| corrupt("a name is no UTF-8 text"))?;
+        Ok(text.to_string())
+    }
+
+    fn row_key(&mut self) -> Result<RowKey> {
+        let namespace = Namespace::from_stored(self.bytes()?.to_vec())?;
+        Ok(RowKey { namespace, key: Key::from_stored(self.bytes()?.to_vec())? })
+    }
+
+    fn record_key(&mut self) -> Result<RecordKey> {
+        let mut part = || self.bytes().map(<[u8]>::to_vec);
+        let identity = Identity::from_stored(part()?, part()?, part()?, part()?)?;
+        Ok(RecordKey { identity, kind: self.text()? })
+    }
+}
+
+const NUMBER_BYTES_MAX: usize = 10;
+
+/// Seven bits a byte, the lowest first; the eighth says that more follow.
+fn write_number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn ends_early() -> Error {
+    corrupt("it ends too early")
+}
+
+fn corrupt(reason: impl std::fmt::Display) -> Error {
+    Error::Corrupt(format!("a redo: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::IdentityParts;
+
+    fn row(key: &str) -> RowKey {
+        let name = |text: &str| text.as_bytes().to_vec();
+        RowKey {
+            namespace: Namespace::from_stored(name("n")).unwrap(),
+            key: Key::from_stored(name(key)).unwrap(),
+        }
+    }
+
+    fn record_key(session: &str) -> RecordKey {
+        RecordKey::conversation(Identity::unchecked(IdentityParts::session("t", "u", session)))
+    }
+
+    fn write(writer: &mut RedoWriter, change: &Change) {
+        match change {
+            Change::Row(row, Some(stored)) => {
+                let value = stored.value.as_slice().into();
+                writer.row(row, &RowWrite::Put { value, expires_at: stored.expires_at }, stored.version);
+            }
+            Change::Row(row, None) => writer.row(row, &RowWrite::Delete, Version(1)),
+            Change::Record(key, record) => {
+                let (key, record) = (key.clone(), record.clone());
+                writer.record(&RecordWrite { key, expected: Version(9), record });
+            }
+        }
+    }
+
+    fn redo(group: &Group) -> Redo {
+        let mut writer = RedoWriter::new(group.before);
+        for change in &group.changes {
+            write(&mut writer, change);
+        }
+        writer.finish(group.after).unwrap()
+    }
+
+    fn changes(before: u64, after: u64) -> impl Strategy<Value = Vec<Change>> {
+        let row_change = (
+            ".{0,12}",
+            proptest::option::of((
+                proptest::collection::vec(any::<u8>(), 0..200),
+                before + 1..=after,
+                proptest::option::of(0..NUMBER_END),
+            )),
+        )
+            .prop_map(|(key, stored)| {
+                let stored = stored.map(|(value, version, expires_at)| StoredValue {
+                    value,
+                    version: Version(version),
+                    expires_at,
+                });
+                Change::Row(row(&key), stored)
+            });
+        let record_change = (
+            ".{1,12}",
+            proptest::option::of((
+                proptest::collection::vec(any::<u8>(), 0..200),
+                1..NUMBER_END,
+                any::<Option<u64>>(),
+                any::<[u64; 2]>(),
+            )),
+        )
+            .prop_map(|(session, record)| {
+                let record = record.map(|(bytes, version, due_at, [created_at, updated_at])| StoredRecord {
+                    strategy: "truncation".to_string(),
+                    bytes,
+                    version: Version(version),
+                    due_at,
+                    created_at,
+                    updated_at,
+                });
+                Change::Record(record_key(&session), record)
+            });
+        proptest::collection::vec(prop_oneof![row_change, record_change], 0..12)
+    }
+
+    fn groups() -> impl Strategy<Value = Vec<Group>> {
+        let steps = proptest::collection::vec(1_u64..1 << 40, 1..5);
+        (0_u64..1 << 40, steps).prop_flat_map(|(start, steps)| {
+            let mut before = start;
+            let groups: Vec<_> = steps
+                .into_iter()
+                .map(|step| {
+                    let (from, to) = (before, before + step);
+                    before = to;
+                    changes(from, to).prop_map(move |changes| Group {
+                        before: Version(from),
+                        after: Version(to),
+                        changes,
+                    })
+                })
+                .collect();
+            groups
+        })
+    }
+
+    fn joined(groups: &[Group]) -> Redo {
+        let (first, others) = groups.split_first().unwrap();
+        let mut all = redo(first);
+        for group in others {
+            all.push(redo(group)).unwrap();
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_down_is_read_again(groups in groups()) {
+            let redo = joined(&groups);
+            prop_assert_eq!(redo.before(), groups.first().unwrap().before);
+            prop_assert_eq!(redo.after(), groups.last().unwrap().after);
+            prop_assert_eq!(decode(redo.as_bytes()).unwrap(), groups);
+        }
+
+        #[test]
+        fn a_redo_cut_short_is_corrupt_or_ends_with_a_whole_group(groups in groups(), cut in any::<prop::sample::Index>()) {
+            let bytes = joined(&groups).into_bytes();
+            let cut = cut.index(bytes.len());
+            match decode(&bytes[..cut]) {
+                Ok(read) => prop_assert_eq!(&read[..], &groups[..read.len()]),
+                Err(error) => prop_assert!(matches!(error, Error::Corrupt(_))),
+            }
+        }
+
+        #[test]
+        fn altered_bytes_are_never_a_panic_and_what_is_read_is_written_the_same(
+            groups in groups(),
+            alterations in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let mut bytes = joined(&groups).into_bytes();
+            for (place, byte) in alterations {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            if let Ok(read) = decode(&bytes) {
+                prop_assert_eq!(joined(&read).into_bytes(), bytes);
+            }
+        }
+
+        #[test]
+        fn random_bytes_are_never_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), known in any::<bool>()) {
+            if known && let Some(first) = bytes.first_mut() {
+                *first = FORMAT;
+            }
+            if let Ok(read) = decode(&bytes) {
+                prop_assert_eq!(joined(&read).into_bytes(), bytes);
+            }
+        }
+    }
+
+    fn group(before: u64, after: u64) -> Group {
+        Group { before: Version(before), after: Version(after), changes: vec![Change::Row(row("a"), None)] }
+    }
+
+    #[test]
+    fn what_is_no_redo_is_corrupt() {
+        let refused = |bytes: &[u8]| match decode(bytes) {
+            Err(Error::Corrupt(reason)) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(&[]), "a redo: it is empty");
+        assert_eq!(refused(&[9, 0]), "a redo: format 9 is not known to this release, which knows 1");
+        // A length that no memory could hold.
+        let mut huge = vec![FORMAT];
+        write_number(&mut huge, u64::MAX);
+        assert_eq!(refused(&huge), "a redo: it ends too early");
+        // From 5 to 5.
+        assert_eq!(refused(&[FORMAT, 2, 5, 5]), "a redo: it leads from 5 to 5");
+        assert_eq!(refused(&[FORMAT, 3, 5, 6, 4]), "a redo: there is no change of kind 4");
+        assert_eq!(refused(&[FORMAT, 0x80, 0]), "a redo: a number is not as larder writes it");
+        // A row with a version that the group did not give.
+        assert_eq!(
+            refused(&[FORMAT, 8, 5, 6, ROW_PUT, 0, 0, 7, 0, 0]),
+            "a redo: a row of 7 is in a group from 5 to 6"
+        );
+        let mut gap = redo(&group(1, 2)).into_bytes();
+        gap.extend(redo(&group(3, 4)).into_bytes());
+        assert_eq!(refused(&gap), "a redo: 2 is followed by 3");
+    }
+
+    #[test]
+    fn a_group_is_made_once_and_only_where_it_belongs() {
+        let group = group(5, 7);
+        assert!(group.follows(Version(5)).unwrap());
+        assert!(!group.follows(Version(7)).unwrap() && !group.follows(Version(8)).unwrap());
+        for elsewhere in [4, 6] {
+            assert!(matches!(group.follows(Version(elsewhere)), Err(Error::Corrupt(_))), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn only_what_comes_next_is_put_behind_a_redo() {
+        let mut all = redo(&group(1, 2));
+        assert!(matches!(all.push(redo(&group(3, 4))), Err(Error::InvalidArgument(_))));
+        all.push(redo(&group(2, 3))).unwrap();
+        assert_eq!((all.before(), all.after()), (Version(1), Version(3)));
+    }
+
+    #[test]
+    fn a_group_that_changed_nothing_has_no_redo() {
+        assert_eq!(RedoWriter::new(Version(3)).finish(Version(3)), None);
+    }
+}

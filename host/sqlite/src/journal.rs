@@ -1,0 +1,160 @@
+//! Hands the redo of commits to a [`Journal`], and answers those who committed once it is kept.
+//!
+//! The writer never waits for it: it commits further groups, which queue up here. One task hands over all that has
+//! queued up, as one redo, and then answers its members in the order of their commits. So an answer says that this
+//! commit is kept, and every one before it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use larder_core::backend::Committed;
+use larder_core::redo::{Journal, Redo};
+use larder_core::{Error, Result};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::writer::Writer;
+
+/// Somebody waits for an answer; nobody may be there any more to hear it.
+pub(crate) type Answer = oneshot::Sender<Result<Committed>>;
+
+/// Bytes that one redo is handed over with at most; a single group may be larger.
+const REDO_BYTES_MAX: u64 = 16 << 20;
+
+/// With so many bytes queued up, no further group is committed until some are kept.
+const QUEUED_BYTES_MAX: u64 = 64 << 20;
+
+/// One group of commits, or none where somebody only waits for those before.
+struct Shipment {
+    redo: Option<Redo>,
+    members: Vec<(Answer, Committed)>,
+}
+
+impl Shipment {
+    fn bytes(&self) -> u64 {
+        self.redo.as_ref().map_or(0, |redo| redo.as_bytes().len() as u64)
+    }
+
+    fn answer(self, outcome: &Result<()>) {
+        for (answer, committed) in self.members {
+            drop(answer.send(outcome.clone().map(|()| committed)));
+        }
+    }
+}
+
+/// What both ends of the queue know.
+#[derive(Default)]
+pub(crate) struct Status {
+    queued_bytes: AtomicU64,
+    failure: OnceLock<Error>,
+}
+
+impl Status {
+    /// Why nothing of this database can be relied on any more: commits are in it that the journal did not keep.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.failure.get().map(|error| match error {
+            // It was the outcome of another's commit.
+            Error::CommitUnknown { .. } => Error::unavailable(
+                "an earlier commit could not be kept in the journal; open the store again",
+                error.clone(),
+            ),
+            error => error.clone(),
+        })
+    }
+
+    /// Whether the next group has to wait.
+    pub(crate) fn is_backlogged(&self) -> bool {
+        self.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
+    }
+}
+
+/// The writer's end of the queue. Once it is dropped, what is queued up is still handed over.
+pub(crate) struct Queue {
+    shipments: mpsc::UnboundedSender<Shipment>,
+    status: Arc<Status>,
+}
+
+impl Queue {
+    /// Starts handing over.
+    pub(crate) fn start(
+        journal: Arc<dyn Journal>,
+        status: Arc<Status>,
+        writer: Weak<Writer>,
+    ) -> (Self, JoinHandle<()>) {
+        let (shipments, queued) = mpsc::unbounded_channel();
+        let shipper = Shipper { journal, status: status.clone(), queued, writer };
+        let task = tokio::spawn(shipper.run());
+        (Self { shipments, status }, task)
+    }
+
+    /// Takes a group that was just committed. It is called in the order of the commits.
+    pub(crate) fn push(&self, redo: Option<Redo>, members: Vec<(Answer, Committed)>) {
+        let shipment = Shipment { redo, members };
+        self.status.queued_bytes.fetch_add(shipment.bytes(), Ordering::AcqRel);
+        if let Err(mpsc::error::SendError(shipment)) = self.shipments.send(shipment) {
+            // The runtime is shutting down.
+            let error = not_kept("the journal's task ended", None);
+            let error = self.status.failure.get_or_init(|| error).clone();
+            shipment.answer(&Err(error));
+        }
+    }
+}
+
+struct Shipper {
+    journal: Arc<dyn Journal>,
+    status: Arc<Status>,
+    queued: mpsc::UnboundedReceiver<Shipment>,
+    /// Waits where there is a backlog.
+    writer: Weak<Writer>,
+}
+
+impl Shipper {
+    async fn run(mut self) {
+        while let Some(first) = self.queued.recv().await {
+            let mut bytes = first.bytes();
+            let mut batch = vec![first];
+            while bytes < REDO_BYTES_MAX
+                && let Ok(next) = self.queued.try_recv()
+            {
+                bytes += next.bytes();
+                batch.push(next);
+            }
+            let outcome = self.keep(&mut batch).await;
+            for shipment in batch {
+                shipment.answer(&outcome);
+            }
+            self.status.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            if let Some(writer) = self.writer.upgrade() {
+                writer.serve_waiting();
+            }
+        }
+    }
+
+    /// Hands over the redo of a batch. After a failure nothing is handed over any more, as it would leave a gap.
+    /// The failure is known before anybody is told of it: who reads afterwards what became of a commit is refused.
+    async fn keep(&self, batch: &mut [Shipment]) -> Result<()> {
+        let kept = match self.status.failure.get() {
+            Some(error) => return Err(error.clone()),
+            None => self.append(batch).await,
+        };
+        kept.map_err(|error| self.status.failure.get_or_init(|| error).clone())
+    }
+
+    async fn append(&self, batch: &mut [Shipment]) -> Result<()> {
+        let mut redos = batch.iter_mut().filter_map(|shipment| shipment.redo.take());
+        let Some(mut all) = redos.next() else { return Ok(()) };
+        for redo in redos {
+            all.push(redo)?;
+        }
+        let journal = self.journal.clone();
+        // In a task of its own, so that a panic there is a failure like any other.
+        match tokio::spawn(async move { journal.append(all).await }).await {
+            Ok(kept) => kept,
+            Err(error) => Err(not_kept("the journal ended before it answered", Some(Arc::new(error)))),
+        }
+    }
+}
+
+fn not_kept(reason: &str, cause: Option<larder_core::error::Cause>) -> Error {
+    Error::CommitUnknown { reason: reason.to_string(), cause }
+}

@@ -1,0 +1,41 @@
+//! Redos in SQL; what a redo is stands in [`larder_core::redo`].
+
+use larder_core::Result;
+use larder_core::backend::{StoredValue, Version};
+use larder_core::commit::RowWrite;
+use larder_core::redo::{Change, Group};
+use rusqlite::Connection;
+
+use crate::{records, rows};
+
+/// Makes those groups that the database does not hold yet, within the writer's transaction; gives the position that it
+/// is at then, and how many groups were made.
+pub(crate) fn replay(connection: &Connection, groups: &[Group]) -> Result<(Version, u64)> {
+    let before = rows::last_version(connection)?;
+    let (mut position, mut made) = (before, 0);
+    for group in groups {
+        if group.follows(position)? {
+            for change in &group.changes {
+                apply(connection, change, group.after)?;
+            }
+            position = group.after;
+            made += 1;
+        }
+    }
+    if position != before {
+        rows::set_last_version(connection, position)?;
+    }
+    Ok((position, made))
+}
+
+fn apply(connection: &Connection, change: &Change, after: Version) -> Result<()> {
+    match change {
+        Change::Row(row, Some(StoredValue { value, version, expires_at })) => {
+            let put = RowWrite::Put { value: value.into(), expires_at: *expires_at };
+            Ok(rows::write(connection, row, &put, *version)?)
+        }
+        // A deletion leaves no version behind.
+        Change::Row(row, None) => Ok(rows::write(connection, row, &RowWrite::Delete, after)?),
+        Change::Record(key, record) => Ok(records::set(connection, key, record.as_ref())?),
+    }
+}

@@ -1,0 +1,555 @@
+//! Commits that a journal keeps, and databases brought forward with their redo.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use common::*;
+use larder_core::backend::{Backend, Committed, SnapshotOptions};
+use larder_core::commit::Mutation;
+use larder_core::redo::{self, Journal, Redo};
+use larder_core::{Error, Mode, Result, Version};
+use larder_sqlite::{Sqlite, SqliteOptions};
+use proptest::prelude::*;
+use tokio::sync::Semaphore;
+
+/// Keeps redos in memory, once it is let to, and fails when it is told to.
+struct Kept {
+    redos: Mutex<Vec<Redo>>,
+    asked: Semaphore,
+    gate: Semaphore,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Kept {
+    fn open() -> Arc<Self> {
+        Self::with_gate(Semaphore::MAX_PERMITS)
+    }
+
+    fn closed() -> Arc<Self> {
+        Self::with_gate(0)
+    }
+
+    fn with_gate(permits: usize) -> Arc<Self> {
+        let (asked, gate) = (Semaphore::new(0), Semaphore::new(permits));
+        Arc::new(Self { redos: Mutex::default(), asked, gate, failure: Mutex::default() })
+    }
+
+    /// From where to where the redos lead.
+    fn spans(&self) -> Vec<(u64, u64)> {
+        self.redos.lock().unwrap().iter().map(|redo| (redo.before().0, redo.after().0)).collect()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.redos.lock().unwrap().iter().flat_map(|redo| redo.as_bytes().to_vec()).collect()
+    }
+
+    fn fail(&self, error: Error) {
+        *self.failure.lock().unwrap() = Some(error);
+    }
+
+    /// Waits until it is asked once more.
+    async fn asked(&self) {
+        self.asked.acquire().await.unwrap().forget();
+    }
+}
+
+#[async_trait]
+impl Journal for Kept {
+    async fn append(&self, redo: Redo) -> Result<()> {
+        self.asked.add_permits(1);
+        self.gate.acquire().await.unwrap().forget();
+        if let Some(failure) = self.failure.lock().unwrap().clone() {
+            return Err(failure);
+        }
+        self.redos.lock().unwrap().push(redo);
+        Ok(())
+    }
+}
+
+async fn journaled(path: &Path, journal: Arc<dyn Journal>) -> Arc<Sqlite> {
+    Arc::new(Sqlite::open_journaled(path, SqliteOptions::default(), journal).await.unwrap())
+}
+
+/// Commits in the background; the local commit is made once the position says so.
+fn spawn_commit(database: &Arc<Sqlite>, key: &'static str) -> tokio::task::JoinHandle<Result<Version>> {
+    let database = database.clone();
+    tokio::spawn(async move { commit(&database, key, b"value").await })
+}
+
+async fn wait_for_position(database: &Sqlite, position: u64) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while database.redo_position().await.unwrap() < Version(position) {
+        assert!(Instant::now() < until, "never at {position}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_is_answered_once_it_is_kept_and_the_writer_goes_on_meanwhile() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let first = spawn_commit(&database, "a");
+    journal.asked().await;
+    let second = spawn_commit(&database, "b");
+    wait_for_position(&database, 2).await;
+    let third = spawn_commit(&database, "c");
+    wait_for_position(&database, 3).await;
+    assert!(!first.is_finished() && !second.is_finished() && !third.is_finished());
+    // What can't be kept anyway is told at once.
+    let refused = database.commit(commit_of(1, [("a", Mutation::Increment(1))])).await;
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))));
+
+    journal.gate.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), Version(1));
+    // All that waited goes together.
+    journal.asked().await;
+    assert!(!second.is_finished() && !third.is_finished());
+    assert_eq!(journal.spans(), [(0, 1)]);
+    journal.gate.add_permits(1);
+    assert_eq!(second.await.unwrap().unwrap(), Version(2));
+    assert_eq!(third.await.unwrap().unwrap(), Version(3));
+    assert_eq!(journal.spans(), [(0, 1), (1, 3)]);
+}
+
+#[tokio::test]
+async fn a_commit_that_changes_nothing_waits_for_those_it_may_have_seen() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let first = spawn_commit(&database, "a");
+    journal.asked().await;
+    let seen = {
+        let database = database.clone();
+        tokio::spawn(async move {
+            let mut commit = larder_core::commit::Commit { now: 1, ..Default::default() };
+            commit.conditions.insert(row("a"), Version(1));
+            database.commit(Arc::new(commit)).await
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!seen.is_finished());
+    journal.gate.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), Version(1));
+    assert_eq!(seen.await.unwrap().unwrap(), Committed::default());
+    assert_eq!(journal.spans(), [(0, 1)]);
+}
+
+#[tokio::test]
+async fn settling_and_closing_wait_for_the_journal() {
+    let (folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    // Nobody waits for the answer.
+    let (first, second) = (spawn_commit(&database, "a"), spawn_commit(&database, "b"));
+    wait_for_position(&database, 2).await;
+    first.abort();
+    second.abort();
+    let settled = tokio::time::timeout(Duration::from_millis(50), database.settled()).await;
+    assert!(settled.is_err());
+    let open_gate = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        journal.gate.add_permits(100);
+    };
+    let (settled, ()) = tokio::join!(database.settled(), open_gate);
+    settled.unwrap();
+    assert_eq!(journal.spans().last().unwrap().1, 2);
+    database.finish().await.unwrap();
+    assert_eq!(names(folder.path()), ["store.db"]);
+    assert!(matches!(commit(&database, "c", b"").await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn a_close_hands_over_what_has_queued_up() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let commits = [spawn_commit(&database, "a"), spawn_commit(&database, "b")];
+    wait_for_position(&database, 2).await;
+    let open_gate = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(commits.iter().all(|commit| !commit.is_finished()));
+        journal.gate.add_permits(100);
+    };
+    let ((), ()) = tokio::join!(database.close(), open_gate);
+    assert_eq!(journal.spans().last().unwrap().1, 2);
+    for commit in commits {
+        commit.await.unwrap().unwrap();
+    }
+}
+
+fn view() -> SnapshotOptions {
+    SnapshotOptions { mode: Mode::View, now: 1, deadline: Instant::now() + Duration::from_secs(5) }
+}
+
+#[tokio::test]
+async fn after_a_failure_all_who_wait_are_told_and_nothing_is_shown_or_taken_until_it_is_opened_again() {
+    let (folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let first = spawn_commit(&database, "a");
+    journal.asked().await;
+    let second = spawn_commit(&database, "b");
+    wait_for_position(&database, 2).await;
+    journal.fail(Error::AccessDenied("another host holds the lease".to_string()));
+    journal.gate.add_permits(100);
+    let is_fenced = |error: &Error| matches!(error, Error::AccessDenied(_));
+    assert!(is_fenced(&first.await.unwrap().unwrap_err()));
+    assert!(is_fenced(&second.await.unwrap().unwrap_err()));
+    assert!(is_fenced(&commit(&database, "c", b"").await.unwrap_err()));
+    assert!(is_fenced(&database.write_record(record_write("s", 0, Some((1, b"")))).await.unwrap_err()));
+    assert!(is_fenced(&database.sweep(1, 1).await.unwrap_err()));
+    assert!(is_fenced(&database.load_record(&record_key("s")).await.unwrap_err()));
+    let Err(error) = database.snapshot(view()).await else { panic!("shown") };
+    assert!(is_fenced(&error));
+    assert!(is_fenced(&database.settled().await.unwrap_err()));
+    assert_eq!(journal.spans(), []);
+    // For a quarantine.
+    assert_eq!(database.redo_position().await.unwrap(), Version(2));
+    let copy = folder.path().join("quarantine.db");
+    assert_eq!(database.backup(&copy).await.unwrap().position, Version(2));
+    assert!(is_fenced(&database.finish().await.unwrap_err()));
+
+    let again = open(&path).await;
+    assert_eq!(again.redo_position().await.unwrap(), Version(2));
+    assert_eq!(commit(&again, "c", b"").await.unwrap(), Version(3));
+}
+
+#[tokio::test]
+async fn a_failure_whose_outcome_is_unknown_is_unknown_to_those_who_waited_and_unavailable_to_others() {
+    let (_folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    journal.fail(Error::CommitUnknown { reason: "no answer".to_string(), cause: None });
+    let written = database.write_record(record_write("s", 0, Some((1, b"")))).await;
+    assert!(matches!(written, Err(Error::CommitUnknown { .. })));
+    // Memory would look for its own version now, and take it for kept.
+    assert!(matches!(database.load_record(&record_key("s")).await, Err(Error::Unavailable { .. })));
+    assert!(matches!(commit(&database, "a", b"").await, Err(Error::Unavailable { .. })));
+}
+
+struct Panics;
+
+#[async_trait]
+impl Journal for Panics {
+    async fn append(&self, _redo: Redo) -> Result<()> {
+        panic!("on purpose")
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_panics_has_failed() {
+    let (_folder, path) = folder();
+    let database = journaled(&path, Arc::new(Panics)).await;
+    assert!(matches!(commit(&database, "a", b"").await, Err(Error::CommitUnknown { .. })));
+    assert!(matches!(commit(&database, "b", b"").await, Err(Error::Unavailable { .. })));
+    database.close().await;
+}
+
+#[tokio::test]
+async fn commits_wait_while_too_much_is_queued_up() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let large = Arc::new(vec![7; 40 << 20]);
+    let mut commits = Vec::new();
+    for (position, key) in [(1, "a"), (2, "b"), (2, "c")] {
+        let (committing, large) = (database.clone(), large.clone());
+        commits.push(tokio::spawn(async move { commit(&committing, key, &large).await }));
+        wait_for_position(&database, position).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(database.redo_position().await.unwrap(), Version(2));
+    journal.gate.add_permits(1);
+    wait_for_position(&database, 3).await;
+    journal.gate.add_permits(100);
+    for commit in commits {
+        commit.await.unwrap().unwrap();
+    }
+    assert_eq!(journal.spans(), [(0, 1), (1, 2), (2, 3)]);
+}
+
+#[tokio::test]
+async fn somebody_elses_commit_in_a_journaled_database_is_noticed() {
+    let (_folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    commit(&database, "a", b"").await.unwrap();
+    let other = open(&path).await;
+    commit(&other, "b", b"").await.unwrap();
+    assert!(matches!(commit(&database, "c", b"").await, Err(Error::Other { .. })));
+    assert_eq!(journal.spans(), [(0, 1)]);
+    assert_eq!(database.redo_position().await.unwrap(), Version(2));
+}
+
+#[tokio::test]
+async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
+    let (folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    for key in ["a", "b", "c"] {
+        commit(&database, key, b"value").await.unwrap();
+    }
+    let redos: Vec<Vec<u8>> =
+        journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
+    let copy_path = folder.path().join("copy.db");
+    let copy = open(&copy_path).await;
+    copy.replay(&redos[0]).await.unwrap();
+    assert!(matches!(copy.replay(&redos[2]).await, Err(Error::Corrupt(_))));
+    assert!(matches!(copy.replay(b"").await, Err(Error::Corrupt(_))));
+    assert!(matches!(copy.replay(&redos[1][1..]).await, Err(Error::Corrupt(_))));
+    // The first is held already, and the second is cut short: nothing of both is made.
+    let cut = [&redos[0][..], &redos[1][..redos[1].len() - 1]].concat();
+    assert!(matches!(copy.replay(&cut).await, Err(Error::Corrupt(_))));
+    assert_eq!((copy.redo_position().await.unwrap(), copy.changes()), (Version(1), 1));
+    assert_eq!(dump(&copy_path).rows.len(), 1);
+    copy.replay(&redos.concat()).await.unwrap();
+    assert_eq!(dump(&copy_path), dump(&path));
+    assert_eq!(copy.changes(), 3);
+    copy.replay(&redos.concat()).await.unwrap();
+    assert_eq!(copy.changes(), 3);
+    // It goes on from there, also for those who began to read before.
+    assert_eq!(commit(&copy, "d", b"").await.unwrap(), Version(4));
+}
+
+#[tokio::test]
+async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
+    let (folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    commit(&database, "a", b"new").await.unwrap();
+    let backend = Arc::new(open(&folder.path().join("copy.db")).await);
+    let store = larder_core::Store::builder_shared(backend.clone()).build().unwrap();
+    let handle = store.handle(larder_core::HandleOptions::default());
+    let mut transaction = handle.begin(Mode::Update).unwrap();
+    assert_eq!(transaction.get("n".into(), "a".into()).await.unwrap(), None);
+    transaction.put("n".into(), "b".into(), vec![]).unwrap();
+    backend.replay(&journal.bytes()).await.unwrap();
+    assert!(matches!(transaction.commit().await, Err(Error::Conflict)));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// These keys together, in one transaction.
+    Commit(Vec<(u8, Write)>),
+    Record(u8, Option<u8>),
+    Sweep,
+}
+
+#[derive(Clone, Debug)]
+enum Write {
+    Put(Vec<u8>, Option<u64>),
+    Delete,
+    Increment(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    let write = prop_oneof![
+        3 => (proptest::collection::vec(any::<u8>(), 0..40), proptest::option::of(1_u64..60))
+            .prop_map(|(value, ttl)| Write::Put(value, ttl)),
+        1 => Just(Write::Delete),
+        2 => any::<i32>().prop_map(|delta| Write::Increment(delta.into())),
+    ];
+    let step = prop_oneof![
+        5 => proptest::collection::vec((0_u8..8, write), 0..4).prop_map(Step::Commit),
+        3 => (0_u8..3, proptest::option::of(any::<u8>())).prop_map(|(session, byte)| Step::Record(session, byte)),
+        1 => Just(Step::Sweep),
+    ];
+    // Those of one list are asked for side by side.
+    proptest::collection::vec(proptest::collection::vec(step, 1..5), 1..20)
+}
+
+/// Makes a step; counters that are none and records that somebody else wrote are refused, as they should be.
+async fn make(database: Arc<Sqlite>, step: Step, now: u64) {
+    match step {
+        Step::Commit(writes) => {
+            let writes = writes
+                .into_iter()
+                .map(|(key, write)| {
+                    let mutation = match write {
+                        Write::Put(value, ttl) => put(&value, ttl),
+                        Write::Delete => Mutation::Delete,
+                        Write::Increment(delta) => Mutation::Increment(delta),
+                    };
+                    (row(&key.to_string()), mutation)
+                })
+                .collect();
+            let commit = larder_core::commit::Commit { now, writes, ..Default::default() };
+            let outcome = database.commit(Arc::new(commit)).await;
+            assert!(matches!(outcome, Ok(_) | Err(Error::InvalidArgument(_))), "{outcome:?}");
+        }
+        Step::Record(session, byte) => {
+            let session = session.to_string();
+            let stored = database.load_record(&record_key(&session)).await.unwrap();
+            let expected = stored.map_or(0, |stored| stored.version.0);
+            let bytes = byte.map(|byte| [byte]);
+            let drawn = 1 + (expected ^ u64::from(byte.unwrap_or(0)) ^ now) % 1_000;
+            let record = bytes.as_ref().map(|bytes| (drawn, bytes.as_slice()));
+            let outcome = database.write_record(record_write(&session, expected, record)).await;
+            assert!(matches!(outcome, Ok(()) | Err(Error::Conflict)), "{outcome:?}");
+        }
+        Step::Sweep => {
+            database.sweep(now, 3).await.unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_replay_in_any_portions_and_again_gives_the_same_rows_versions_and_records(
+        steps in steps(),
+        portions in proptest::collection::vec(1_usize..6, 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (folder, path) = folder();
+            let journal = Kept::open();
+            let database = journaled(&path, journal.clone()).await;
+            let rounds = steps.len() as u64;
+            for (now, together) in steps.into_iter().enumerate() {
+                let mut tasks = tokio::task::JoinSet::new();
+                for step in together {
+                    tasks.spawn(make(database.clone(), step, now as u64));
+                }
+                while let Some(done) = tasks.join_next().await {
+                    done.unwrap();
+                }
+            }
+            database.settled().await.unwrap();
+            let redos: Vec<Vec<u8>> =
+                journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
+            let copy_path = folder.path().join("copy.db");
+            let copy = open(&copy_path).await;
+            let mut rest = redos.as_slice();
+            for portion in portions.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (now, later) = rest.split_at((*portion).min(rest.len()));
+                // Also what is held already, and only that.
+                copy.replay(&redos[..redos.len() - later.len()].concat()).await.unwrap();
+                copy.replay(&now.concat()).await.unwrap();
+                rest = later;
+            }
+            // Sweeps have no redo: what they left out is swept here, as of the same moment.
+            for swept in [&*database, &copy] {
+                swept.sweep(rounds, 1_000).await.unwrap();
+            }
+            database.finish().await.unwrap();
+            copy.finish().await.unwrap();
+            let (original, copied) = (dump(&path), dump(&copy_path));
+            assert_eq!(original.position, journal.spans().last().map_or(0, |(_, after)| *after));
+            assert_eq!(copied, original);
+        });
+    }
+}
+
+/// Keeps redos as files, named by where they lead to.
+struct Folder(PathBuf);
+
+#[async_trait]
+impl Journal for Folder {
+    async fn append(&self, redo: Redo) -> Result<()> {
+        let name = format!("{:020}", redo.after().0);
+        let draft = self.0.join("draft");
+        std::fs::write(&draft, redo.as_bytes()).unwrap();
+        std::fs::rename(draft, self.0.join(name)).unwrap();
+        Ok(())
+    }
+}
+
+/// The process that is killed: it runs only as the child of the test below.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn child_that_commits_until_it_is_killed() {
+    let Some(folder) = std::env::var_os("LARDER_REDO_CHILD").map(PathBuf::from) else { return };
+    let database = journaled(&folder.join("store.db"), Arc::new(Folder(folder.join("journal")))).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..4 {
+        let database = database.clone();
+        tasks.spawn(async move {
+            for turn in 0.. {
+                let key = format!("{task}-{turn}");
+                if turn % 4 == 3 {
+                    database.write_record(record_write(&key, 0, Some((9, b"kept")))).await.unwrap();
+                } else {
+                    commit(&database, &key, key.as_bytes()).await.unwrap();
+                }
+                println!("kept {key}");
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[test]
+fn what_was_acknowledged_before_a_kill_is_in_the_journal_and_the_file_tells_how_far_it_is() {
+    for kill_after in [1, 40, 200] {
+        let (folder, path) = folder();
+        let journal = folder.path().join("journal");
+        std::fs::create_dir(&journal).unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_commits_until_it_is_killed", "--nocapture", "--test-threads=1"])
+            .env("LARDER_REDO_CHILD", folder.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut kept = Vec::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while kept.len() < kill_after {
+            let line = lines.next().unwrap().unwrap();
+            kept.extend(line.split_once("kept ").map(|(_, key)| key.to_string()));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it still said before it died; the last line may be torn.
+        let said: Vec<String> = lines.map_while(|line| line.ok()).collect();
+        let whole = said.len().saturating_sub(1);
+        kept.extend(said[..whole].iter().filter_map(|line| line.strip_prefix("kept ").map(str::to_string)));
+
+        let mut files: Vec<_> =
+            std::fs::read_dir(&journal).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| !path.ends_with("draft"));
+        files.sort();
+        let bytes: Vec<u8> = files.iter().flat_map(|path| std::fs::read(path).unwrap()).collect();
+        let end = redo::decode(&bytes).unwrap().last().unwrap().after;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let copy_path = folder.path().join("copy.db");
+        let local = runtime.block_on(async {
+            let copy = open(&copy_path).await;
+            copy.replay(&bytes).await.unwrap();
+            assert_eq!(copy.redo_position().await.unwrap(), end);
+            copy.finish().await.unwrap();
+            Sqlite::verify(&path).await.unwrap();
+            let local = open(&path).await;
+            // The file is never behind the journal, and holds all of it already.
+            local.replay(&bytes).await.unwrap();
+            assert_eq!(local.changes(), 0);
+            let position = local.redo_position().await.unwrap();
+            local.finish().await.unwrap();
+            position
+        });
+        assert!(local >= end, "{local:?} {end:?}");
+        let (copied, original) = (dump(&copy_path), dump(&path));
+        for key in &kept {
+            let is_row = copied.rows.contains_key(&(b"n".to_vec(), key.as_bytes().to_vec()));
+            assert!(is_row || copied.records.contains_key(&record_key(key)), "{key} is lost");
+        }
+        let up_to_end: Vec<_> = original.rows.into_iter().filter(|(_, row)| row.version <= end).collect();
+        assert_eq!(copied.rows.into_iter().collect::<Vec<_>>(), up_to_end);
+    }
+}
