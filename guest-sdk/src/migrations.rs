@@ -17,8 +17,10 @@ pub type StepError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Migration {
     id: String,
     checksum: [u8; 32],
-    up: Box<dyn Fn(&Update) -> Result<(), StepError>>,
+    up: Up,
 }
+
+type Up = Box<dyn Fn(&Update) -> Result<(), StepError>>;
 
 impl Migration {
     /// A step with a checksum of its author's, for steps that the tokens of a closure don't tell: those that run a script,

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use larder_guest::{
-    Entry, Error, Health, Identity, Memory, PutOptions, Range, Record, RetryPolicy, Store, Strategy, Table,
-    Turn, Version,
+    Entry, Error, Health, Identity, Memory, MigrateError, Migration, MigrationSet, PutOptions, Range, Record,
+    RetryPolicy, Store, Strategy, Table, Turn, Version, migration,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -20,6 +20,10 @@ fn main() -> Outcome {
     pages_are_fetched_as_they_are_needed(&store)?;
     typed_values_say_where_they_do_not_fit(&store)?;
     an_index_follows_its_records(&store)?;
+    steps_are_applied_once_in_their_order(&store)?;
+    a_step_that_fails_leaves_those_before_it(&store)?;
+    a_step_that_meets_a_conflict_is_run_again(&store)?;
+    an_index_is_built_for_records_that_are_there(&store)?;
     a_conversation_is_kept()?;
     store.close();
     expect("after close", store.ping(), Err(Error::Closed))?;
@@ -231,4 +235,133 @@ fn an_index_follows_its_records(store: &Store) -> Outcome {
     let left =
         store.view(|tx| tasks.iterate(tx, "").map(|task| Ok(task?.id)).collect::<Result<Vec<_>, Error>>())?;
     expect("what is left", left, ["1", "22", "3"].map(String::from).to_vec())
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(ToString::to_string).collect()
+}
+
+/// Migrates, with the reason of a failure as text.
+fn migrate(store: &Store, set: &MigrationSet) -> Result<Vec<String>, String> {
+    store.migrate(set).map_err(|error| error.to_string())
+}
+
+fn first_tasks() -> Result<MigrationSet, Error> {
+    let mut set = MigrationSet::new("tasks");
+    set.add(migration!("0001_one", |tx| {
+        tx.increment("steps", "one", 1)?;
+        Ok(())
+    }))?;
+    Ok(set)
+}
+
+fn search() -> Result<MigrationSet, Error> {
+    let mut set = MigrationSet::new("search");
+    set.add(Migration::with_checksum("0001_one", [7; 32], |tx| Ok(tx.increment("steps", "search", 1)?)))?;
+    Ok(set)
+}
+
+fn steps_are_applied_once_in_their_order(store: &Store) -> Outcome {
+    let mut set = first_tasks()?;
+    set.extend(search()?)?;
+    let pair = |component: &str| (component.to_string(), "0001_one".to_string());
+    expect("pending", store.pending_migrations(&set)?, vec![pair("tasks"), pair("search")])?;
+    expect("both are applied", migrate(store, &set), Ok(texts(&["0001_one", "0001_one"])))?;
+    expect("none is left", store.pending_migrations(&set)?, vec![])?;
+    expect("nothing is applied again", migrate(store, &set), Ok(vec![]))?;
+    expect("the empty set", migrate(store, &MigrationSet::new("tasks")), Ok(vec![]))?;
+
+    // The first component of a composed set grows.
+    let mut grown = first_tasks()?;
+    grown.add(migration!("0002_two", |tx| {
+        let one = tx.get("steps", "one")?.unwrap_or_default();
+        tx.put("steps", "two", [one.as_slice(), b" and one"].concat())?;
+        Ok(())
+    }))?;
+    grown.extend(search()?)?;
+    expect("the new one is applied", migrate(store, &grown), Ok(texts(&["0002_two"])))?;
+    let steps = store.view(|tx| tx.scan("steps", ""))?;
+    let steps: Vec<_> =
+        steps.into_iter().map(|entry| String::from_utf8_lossy(&entry.value).into_owned()).collect();
+    expect("each step once", steps, texts(&["1", "1", "1 and one"]))?;
+
+    let mut edited = MigrationSet::new("tasks");
+    edited.add(migration!("0001_one", |tx| {
+        tx.increment("steps", "one", 2)?;
+        Ok(())
+    }))?;
+    let refused = store.migrate(&edited);
+    let is_named = |text: &String| text.contains("\"0001_one\"") && text.contains("edited");
+    let is_mismatch =
+        matches!(&refused, Err(MigrateError::Store(Error::MigrationMismatch(text))) if is_named(text));
+    expect("an edited step is refused by name", is_mismatch, true)?;
+    let older = store.migrate(&first_tasks()?);
+    let is_newer =
+        matches!(&older, Err(MigrateError::Store(Error::MigrationMismatch(text))) if text.contains("newer"));
+    expect("an older set is refused", is_newer, true)
+}
+
+fn a_step_that_fails_leaves_those_before_it(store: &Store) -> Outcome {
+    let set = |fails: bool| {
+        let mut set = MigrationSet::new("failing");
+        set.add(migration!("a", |tx| Ok(tx.put("failing", "a", "1")?)))?;
+        set.add(Migration::with_checksum("b", [1; 32], move |tx| {
+            tx.put("failing", "b", "1")?;
+            if fails { Err("the row is broken".into()) } else { Ok(()) }
+        }))?;
+        Ok::<_, Error>(set)
+    };
+    let failed = migrate(store, &set(true)?);
+    let reason = "the migration \"b\" of \"failing\" failed and was rolled back: the row is broken";
+    expect("the failure", failed, Err(reason.to_string()))?;
+    let keys = || store.view(|tx| Ok::<_, Error>(tx.scan("failing", "")?.len()));
+    expect("the first step stays, of the second nothing", keys()?, 1)?;
+    expect("the next run goes on", migrate(store, &set(false)?), Ok(texts(&["b"])))?;
+    expect("both are there", keys()?, 2)
+}
+
+fn a_step_that_meets_a_conflict_is_run_again(store: &Store) -> Outcome {
+    put(store, "moved", "0")?;
+    let runs = std::rc::Rc::new(Cell::new(0));
+    let mut set = MigrationSet::new("crowded");
+    let (counted, elsewhere) = (runs.clone(), Store::open("default")?);
+    set.add(Migration::with_checksum("a", [0; 32], move |tx| {
+        tx.get("n", "moved")?;
+        counted.set(counted.get() + 1);
+        if counted.get() < 3 {
+            put(&elsewhere, "moved", &counted.get().to_string())?;
+        }
+        Ok(tx.put("n", "moved", "by the step")?)
+    }))?;
+    expect("it is applied", migrate(store, &set), Ok(texts(&["a"])))?;
+    expect("runs", runs.get(), 3)?;
+    expect("the last run's write", get(store, "moved")?, Some(b"by the step".to_vec()))
+}
+
+/// The records of [`Task`] before they had an index.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct OldTask {
+    id: String,
+    labels: Vec<String>,
+}
+
+impl Record for OldTask {
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+}
+
+fn an_index_is_built_for_records_that_are_there(store: &Store) -> Outcome {
+    let old = Table::<OldTask>::new("old tasks");
+    let records: Vec<_> =
+        (0..130).map(|number| OldTask { id: format!("{number:03}"), labels: texts(&["a", "b"]) }).collect();
+    store.update(|tx| old.put_many(tx, &records))?;
+    let tasks = Table::<Task>::new("old tasks");
+    expect("none is found", store.view(|tx| tasks.find_keys(tx, "label", "a"))?, vec![])?;
+    for _ in 0..2 {
+        expect("entries", store.update(|tx| tasks.build_index(tx, "label"))?, 260)?;
+        expect("all are found", store.view(|tx| tasks.find_keys(tx, "label", "b"))?.len(), 130)?;
+    }
+    let slip = store.update(|tx| tasks.build_index(tx, "lable"));
+    expect("no such index", matches!(slip, Err(Error::InvalidArgument(_))), true)
 }
