@@ -16,7 +16,6 @@ mod generated {
             "larder:storage/tx.[method]tx.increment": trappable,
             "larder:storage/tx.[static]tx.rollback": trappable,
             "larder:storage/tx.[drop]tx": trappable,
-            "larder:storage/store.[static]store.open": trappable,
             "larder:storage/store.[method]store.begin": trappable,
             "larder:storage/store.[method]store.close": trappable,
             "larder:storage/store.[drop]store": trappable,

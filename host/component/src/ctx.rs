@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_core::{
     Error, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind, Limits, Memory, MemoryStore,
-    OpenTransactions, Result, Store,
+    OpenTransactions, Result, Store, StoreSource,
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
@@ -26,10 +26,15 @@ pub struct StorageCtx {
     open_memories: u64,
 }
 
-#[derive(Debug)]
 struct Grant {
-    store: Store,
+    store: Arc<dyn StoreSource>,
     read_only: bool,
+}
+
+impl std::fmt::Debug for Grant {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Grant").field("read_only", &self.read_only).finish_non_exhaustive()
+    }
 }
 
 /// Sets up a [`StorageCtx`].
@@ -43,14 +48,24 @@ pub struct StorageCtxBuilder {
 
 impl StorageCtxBuilder {
     /// Lets the component open `store` under `name`.
-    pub fn grant(mut self, name: impl Into<String>, store: &Store) -> Self {
-        self.grants.push((name.into(), Grant { store: store.clone(), read_only: false }));
-        self
+    pub fn grant(self, name: impl Into<String>, store: &Store) -> Self {
+        self.grant_source(name, Arc::new(store.clone()))
     }
 
     /// Lets the component open `store` under `name`, for views only.
-    pub fn grant_read_only(mut self, name: impl Into<String>, store: &Store) -> Self {
-        self.grants.push((name.into(), Grant { store: store.clone(), read_only: true }));
+    pub fn grant_read_only(self, name: impl Into<String>, store: &Store) -> Self {
+        self.grant_source_read_only(name, Arc::new(store.clone()))
+    }
+
+    /// Lets the component open, under `name`, a store that is found when it asks for it.
+    pub fn grant_source(mut self, name: impl Into<String>, store: Arc<dyn StoreSource>) -> Self {
+        self.grants.push((name.into(), Grant { store, read_only: false }));
+        self
+    }
+
+    /// As [`grant_source`](Self::grant_source), for views only.
+    pub fn grant_source_read_only(mut self, name: impl Into<String>, store: Arc<dyn StoreSource>) -> Self {
+        self.grants.push((name.into(), Grant { store, read_only: true }));
         self
     }
 
@@ -108,14 +123,15 @@ impl StorageCtx {
         StorageCtxBuilder::default()
     }
 
-    pub(crate) fn open(&mut self, name: String) -> Result<Handle> {
+    pub(crate) async fn open(&mut self, name: String) -> Result<Handle> {
         check_store_name(&name)?;
         let Some(grant) = self.grants.get(&name) else {
             return Err(Error::NoSuchStore(name));
         };
         self.limits.check(LimitKind::OpenStores, self.open_stores + 1)?;
+        let store = grant.store.open().await?;
         self.open_stores += 1;
-        Ok(grant.store.handle(HandleOptions {
+        Ok(store.handle(HandleOptions {
             name,
             read_only: grant.read_only,
             limits: self.limits.clone(),

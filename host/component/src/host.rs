@@ -19,8 +19,8 @@ impl types::Host for StorageCtxView<'_> {
 impl store::Host for StorageCtxView<'_> {}
 
 impl store::HostStore for StorageCtxView<'_> {
-    fn open(&mut self, name: String) -> StorageResult<Resource<Handle>> {
-        let handle = self.ctx.open(name)?;
+    async fn open(&mut self, name: String) -> StorageResult<Resource<Handle>> {
+        let handle = self.ctx.open(name).await?;
         Ok(self.table.push(handle)?)
     }
 

@@ -62,5 +62,5 @@ pub use memory::{
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
 pub use migrations::{AppliedMigration, Migration, NextMigration};
-pub use store::{Store, StoreBuilder};
+pub use store::{Store, StoreBuilder, StoreSource};
 pub use transaction::{Entry, Page, PutOptions, Range, Transaction};

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, Version};
 use crate::clock::{Clock, SystemClock};
 use crate::commit::Commit;
@@ -21,6 +23,26 @@ use crate::transaction::Transaction;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Kept for whoever opened the store, as long as anything of it is open.
+    _guard: Option<Arc<dyn Send + Sync>>,
+}
+
+/// Where a store comes from that is opened when somebody asks for it.
+#[async_trait]
+pub trait StoreSource: Send + Sync + 'static {
+    /// Opens the store, or gives the one that is open already.
+    ///
+    /// # Errors
+    /// What opening it ran into, for the guest that asked: [`Error::IdentityRequired`] and [`Error::AccessDenied`] where
+    /// the host bound no identity, or another one.
+    async fn open(&self) -> Result<Store>;
+}
+
+#[async_trait]
+impl StoreSource for Store {
+    async fn open(&self) -> Result<Store> {
+        Ok(self.clone())
+    }
 }
 
 struct Inner {
@@ -98,7 +120,7 @@ impl StoreBuilder {
             open: Mutex::default(),
         });
         runtime.spawn(maintain(Arc::downgrade(&inner), self.sweep_interval));
-        Ok(Store { inner })
+        Ok(Store { inner, _guard: None })
     }
 }
 
@@ -124,6 +146,12 @@ impl Store {
             quota_bytes: None,
             sweep_interval: Some(Duration::from_secs(60)),
         }
+    }
+
+    /// The same store, with something that is kept as long as the returned value, its clones, its handles and their
+    /// transactions are: a pin on what the backend needs.
+    pub fn guarded(&self, guard: Arc<dyn Send + Sync>) -> Self {
+        Self { inner: self.inner.clone(), _guard: Some(guard) }
     }
 
     /// A handle for one user of the store.
@@ -306,7 +334,7 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
     loop {
         tokio::time::sleep(OVERDUE_INTERVAL).await;
         let Some(inner) = inner.upgrade() else { return };
-        let store = Store { inner };
+        let store = Store { inner, _guard: None };
         if store.check_open().is_err() {
             return;
         }
