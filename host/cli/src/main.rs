@@ -3,6 +3,7 @@
 mod conformance;
 mod inspect;
 mod memory;
+mod migrate;
 mod migrations;
 mod run;
 mod run_memory;
@@ -47,6 +48,8 @@ enum Command {
     Migrations(migrations::Migrations),
     /// See, move and delete what is kept of conversations
     Memory(memory::Memory),
+    /// Look at larder's own tables, and bring them up to date
+    Migrate(migrate::Migrate),
 }
 
 #[tokio::main]
@@ -67,6 +70,7 @@ async fn main() -> ExitCode {
         Command::Namespaces(namespaces) => namespaces.execute().await,
         Command::Migrations(migrations) => migrations.execute().await,
         Command::Memory(memory) => memory.execute().await,
+        Command::Migrate(migrate) => migrate.execute().await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("larder: {error:#}");

@@ -368,6 +368,71 @@ fn memory_that_can_not_be_had_is_said_in_a_sentence() {
 }
 
 #[test]
+fn larders_own_tables_are_looked_at_and_brought_up_to_date() {
+    let larder = Larder::new();
+    let migrate = |arguments: &[&str]| {
+        larder.output(&[&["migrate"], arguments, &["--store", "sqlite:notes.db"]].concat())
+    };
+    let pending = "number  name          state    applied at\n\
+                   0001    entries       pending  -\n\
+                   0002    memory_state  pending  -\n";
+    assert_eq!(migrate(&["status"]), pending);
+    assert_eq!(migrate(&["up", "--dry-run"]), "would apply 0001_entries\nwould apply 0002_memory_state\n");
+    assert!(!larder.path("notes.db").exists(), "looking has made a store");
+    assert_eq!(migrate(&["up"]), "applied 0001_entries\napplied 0002_memory_state\n");
+    for up in [["up"].as_slice(), &["up", "--dry-run"]] {
+        assert_eq!(migrate(up), "the schema is up to date, at step 0002\n");
+    }
+    let status = migrate(&["status"]);
+    let lines: Vec<_> = status.lines().collect();
+    assert_eq!(lines.len(), 3, "{status}");
+    assert!(lines[2].starts_with("0002    memory_state  applied  20") && lines[2].ends_with('Z'), "{status}");
+    // The store is ready for use.
+    let put = ["put", "--store", "sqlite:notes.db?create=no", "notes", "a", "text"];
+    assert_eq!(larder.output(&put), "version 1\n");
+}
+
+#[test]
+fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
+    let larder = Larder::new();
+    let store = ["--store", "sqlite:notes.db"];
+    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    let damage = |sql: &str| {
+        rusqlite::Connection::open(larder.path("notes.db")).unwrap().execute_batch(sql).unwrap();
+    };
+    let error = |command: &str| larder.error(1, &[&["migrate", command], store.as_slice()].concat());
+    damage("UPDATE larder_migrations SET checksum = x'00' WHERE number = 2");
+    let edited = "larder: schema step 0002 was applied with other statements than this release has\n";
+    assert_eq!([error("status"), error("up")], [edited; 2]);
+    damage("UPDATE larder_migrations SET number = 9 WHERE number = 2");
+    let newer = "larder: the database has schema step 0009, and this release knows 0002 at most; use a newer release\n";
+    assert_eq!([error("status"), error("up")], [newer; 2]);
+
+    std::fs::write(larder.path("text.db"), "no database. ".repeat(100)).unwrap();
+    let corrupt = larder.error(1, &["migrate", "status", "--store", "sqlite:text.db"]);
+    assert_eq!(corrupt, "larder: stored data is corrupt: the file is no intact SQLite database\n");
+    let unknown = larder.error(1, &["migrate", "status", "--store", "mysql:x"]);
+    assert!(unknown.starts_with("larder: no driver for data-source name \"mysql:\""), "{unknown}");
+    let absent = larder.error(1, &["migrate", "up", "--store", "sqlite:new.db?create=no"]);
+    assert!(
+        absent.starts_with("larder: the store is unavailable: the database file can't be read"),
+        "{absent}"
+    );
+}
+
+#[test]
+fn a_store_in_memory_has_no_schema() {
+    let larder = Larder::new();
+    for store in ["memory:", "sqlite::memory:"] {
+        for command in [["migrate", "status"].as_slice(), &["migrate", "up"], &["migrate", "up", "--dry-run"]]
+        {
+            let said = larder.output(&[command, &["--store", store]].concat());
+            assert_eq!(said, "this store ends with its process; it has no schema to bring up to date\n");
+        }
+    }
+}
+
+#[test]
 fn help_names_every_command_and_the_forms_of_a_store() {
     let help = Larder::new().output(&["--help"]);
     for word in [
@@ -379,6 +444,7 @@ fn help_names_every_command_and_the_forms_of_a_store() {
         "scan",
         "namespaces",
         "memory",
+        "migrate",
         "sqlite:PATH",
         "postgres://",
     ] {

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::schema::SchemaMigrator;
 
 /// Opens backends of one kind.
 #[async_trait]
@@ -22,6 +23,16 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// [`Error::InvalidArgument`] where the name is malformed, and what the engine ran into.
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
+
+    /// What brings larder's own tables up to date in the database that the data-source name says, for those who do
+    /// that apart from opening it. Nothing is opened yet. None where nothing outlives the process, as by default.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the name is malformed.
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, Error> {
+        let _ = dsn;
+        Ok(None)
+    }
 }
 
 /// The drivers that a platform has, a plain value.
@@ -103,11 +114,32 @@ impl Drivers {
     /// # Errors
     /// [`DriverError::Unknown`] says which drivers there are.
     pub async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
-        let Some(driver) = self.drivers.values().find(|driver| driver.accepts(dsn)) else {
-            let given = dsn.split_inclusive(':').next().unwrap_or_default().to_string();
-            return Err(DriverError::Unknown { given, registered: self.names() });
-        };
+        let driver = self.driver(dsn)?;
         driver.open(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
+    }
+
+    /// What brings larder's own tables up to date in a database, without opening it. None where there are no tables
+    /// that outlive the process, as in memory.
+    ///
+    /// ```
+    /// let drivers = larder_core::Drivers::with_in_memory();
+    /// assert!(drivers.migrator("memory:")?.is_none());
+    /// # Ok::<(), larder_core::DriverError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Drivers::open`].
+    pub fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, DriverError> {
+        let driver = self.driver(dsn)?;
+        driver.migrator(dsn).map_err(|error| DriverError::Open { driver: driver.name(), error })
+    }
+
+    fn driver(&self, dsn: &str) -> Result<&dyn Driver, DriverError> {
+        let driver = self.drivers.values().find(|driver| driver.accepts(dsn));
+        driver.map(AsRef::as_ref).ok_or_else(|| DriverError::Unknown {
+            given: dsn.split_inclusive(':').next().unwrap_or_default().to_string(),
+            registered: self.names(),
+        })
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::backend::Backend;
+use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
 use larder_core::{Driver, Error, Result};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
-use crate::Postgres;
+use crate::{Postgres, PostgresMigrator, migrate};
 
 /// Opens `postgres://…`, `postgresql://…` and `host=… dbname=…`. The crate's documentation has the forms.
 ///
@@ -37,6 +38,11 @@ impl Driver for PostgresDriver {
 
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(Postgres::open(dsn).await?))
+    }
+
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+        let steps = migrate::steps().map_err(MigrationError::from)?;
+        Ok(Some(Box::new(PostgresMigrator::new(dsn, steps, Ledger::larder())?)))
     }
 }
 

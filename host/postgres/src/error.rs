@@ -2,6 +2,7 @@
 
 use deadpool_postgres::{HookError, PoolError};
 use larder_core::Error;
+use larder_core::schema::MigrationError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 /// What went wrong between larder and a server.
@@ -112,6 +113,12 @@ impl From<Failure> for Error {
                 None => Self::caused("the database's answer was not understood", error),
             },
         }
+    }
+}
+
+impl From<Failure> for MigrationError {
+    fn from(failure: Failure) -> Self {
+        Self::Database(failure.into())
     }
 }
 

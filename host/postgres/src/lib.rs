@@ -38,6 +38,9 @@
 //!   a longer `transaction_timeout` has no use here.
 //! - The session is set up when a connection is made, and statements are prepared in it: a pooler in between
 //!   must keep a session for a client (`pool_mode=session` of PgBouncer).
+//!
+//! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same schema or in
+//! another.
 
 mod commit;
 mod connections;
@@ -45,6 +48,7 @@ mod dsn;
 mod error;
 mod maintenance;
 mod migrate;
+mod migrator;
 mod records;
 mod rows;
 mod session;
@@ -60,9 +64,13 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, Result};
 use tokio::runtime::Handle;
 
+/// What [`PostgresMigrator::with_connection`] gives a client of, in the release that fits.
+pub use tokio_postgres;
+
 use connections::Connections;
 pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
 pub use dsn::PostgresDriver;
+pub use migrator::PostgresMigrator;
 use snapshot::PostgresSnapshot;
 
 /// The rows in one schema of a Postgres database.

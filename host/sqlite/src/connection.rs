@@ -17,11 +17,43 @@ const STATEMENTS: usize = 64;
 
 /// Opens a connection that reads and writes.
 pub(crate) fn open(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
+    open_waiting(path, options, BUSY_TIMEOUT)
+}
+
+/// Opens a connection that reads and writes, and waits for others as long as it is told.
+pub(crate) fn open_waiting(
+    path: &Path,
+    options: SqliteOptions,
+    wait: Duration,
+) -> larder_core::Result<Connection> {
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, options.create);
     let connection = Connection::open_with_flags(path, flags).map_err(SqliteError::from)?;
-    set_up(&connection, options)?;
+    set_up(&connection, options, wait)?;
     Ok(connection)
+}
+
+/// Opens a file that is there, to look at it: not even the mode of its log is changed.
+pub(crate) fn open_existing(path: &Path, wait: Duration) -> Result<Connection> {
+    // A read-only connection would leave the files of the log behind.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    wait_for_locks(&connection, wait)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// How long a connection waits for others' locks.
+pub(crate) fn wait_for_locks(connection: &Connection, wait: Duration) -> Result<()> {
+    // rusqlite panics where SQLite could not take the number, which is then beyond three weeks.
+    const MAX: Duration = Duration::from_millis(i32::MAX as u64);
+    Ok(connection.busy_timeout(wait.min(MAX))?)
+}
+
+/// Has the connection make checkpoints in its commits, for those that are used without a store.
+pub(crate) fn checkpoint_by_itself(connection: &Connection) -> Result<()> {
+    const PAGES: i64 = 1_000;
+    Ok(connection.pragma_update(None, "wal_autocheckpoint", PAGES)?)
 }
 
 /// Opens a connection that only reads.
@@ -31,9 +63,9 @@ pub(crate) fn open_reader(path: &Path, options: SqliteOptions) -> larder_core::R
     Ok(connection)
 }
 
-fn set_up(connection: &Connection, options: SqliteOptions) -> larder_core::Result<()> {
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(SqliteError::from)?;
-    let mode = use_wal(connection)?;
+fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> larder_core::Result<()> {
+    wait_for_locks(connection, wait)?;
+    let mode = use_wal(connection, wait)?;
     if mode != "wal" {
         return Err(Error::other("the database can't be used with a write-ahead log where it is"));
     }
@@ -54,12 +86,12 @@ fn set_up(connection: &Connection, options: SqliteOptions) -> larder_core::Resul
 }
 
 /// The first change to a write-ahead log takes an exclusive lock, and SQLite doesn't wait for that one.
-fn use_wal(connection: &Connection) -> Result<String> {
-    let until = Instant::now() + BUSY_TIMEOUT;
+fn use_wal(connection: &Connection, wait: Duration) -> Result<String> {
+    let since = Instant::now();
     loop {
         let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
         match mode.map_err(SqliteError::from) {
-            Err(error) if error.is_busy() && Instant::now() < until => {
+            Err(error) if error.is_busy() && since.elapsed() < wait => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result,

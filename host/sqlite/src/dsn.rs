@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::Backend;
+use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
 use larder_core::{Driver, Error, Result};
 use percent_encoding::percent_decode_str;
 
-use crate::{Durability, Sqlite, SqliteOptions};
+use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 
 /// Opens `sqlite:PATH`, `sqlite:PATH?durability=full` and `sqlite::memory:`.
 ///
@@ -36,6 +37,13 @@ impl Driver for SqliteDriver {
             Place::File(path) => Sqlite::open(path, options).await?,
         };
         Ok(Arc::new(backend))
+    }
+
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+        let (place, options) = parse(dsn)?;
+        let Place::File(path) = place else { return Ok(None) };
+        let steps = migrate::steps().map_err(MigrationError::from)?;
+        Ok(Some(Box::new(SqliteMigrator::new(path, steps, Ledger::larder()).options(options))))
     }
 }
 

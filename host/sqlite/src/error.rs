@@ -1,6 +1,7 @@
 //! SQLite's errors, put into their kind by code.
 
 use larder_core::Error;
+use larder_core::schema::MigrationError;
 use rusqlite::ErrorCode;
 
 /// An error of SQLite, or of what it stored.
@@ -19,6 +20,11 @@ impl SqliteError {
     /// Whether a commit that ended so has certainly not happened.
     pub(crate) fn is_certain(&self) -> bool {
         self.is_busy() || self.code() == Some(ErrorCode::DiskFull)
+    }
+
+    /// Whether a constraint was not kept.
+    pub(crate) fn is_constraint(&self) -> bool {
+        self.code() == Some(ErrorCode::ConstraintViolation)
     }
 
     fn code(&self) -> Option<ErrorCode> {
@@ -54,6 +60,12 @@ impl From<SqliteError> for Error {
                 _ => Self::caused("the database failed", error),
             },
         }
+    }
+}
+
+impl From<SqliteError> for MigrationError {
+    fn from(error: SqliteError) -> Self {
+        Self::Database(error.into())
     }
 }
 

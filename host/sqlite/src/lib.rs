@@ -13,6 +13,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! [`SqliteMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same file or in
+//! another.
+//!
 //! SQLite itself is always the one built with this crate: releases before 3.51.3 can corrupt a database in WAL
 //! mode.
 
@@ -24,6 +27,7 @@ mod error;
 mod file;
 mod journal;
 mod migrate;
+mod migrator;
 mod readers;
 mod records;
 mod redo;
@@ -47,8 +51,12 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+/// What [`SqliteMigrator::with_connection`] gives a connection of, in the release that fits.
+pub use rusqlite;
+
 pub use backup::BackupInfo;
 pub use dsn::SqliteDriver;
+pub use migrator::SqliteMigrator;
 use readers::Readers;
 use snapshot::SqliteSnapshot;
 use writer::Writer;

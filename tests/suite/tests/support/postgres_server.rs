@@ -78,6 +78,21 @@ impl PostgresServer {
         self.folder.path()
     }
 
+    /// What makes one of its databases anew, as statements that any client can send.
+    pub(crate) fn dump(&self, database: &str) -> Result<String> {
+        let mut command = self.command("pg_dump");
+        command.arg("--host").arg(self.folder.path()).args(["--username=larder", "--inserts", "--no-owner"]);
+        let output =
+            command.args(["--no-privileges", database]).output().context("could not start pg_dump")?;
+        if !output.status.success() {
+            bail!("pg_dump failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let dump = String::from_utf8(output.stdout)?;
+        // Lines with a backslash are for `psql`.
+        let is_sql = |line: &&str| !line.is_empty() && !line.starts_with("--") && !line.starts_with('\\');
+        Ok(dump.lines().filter(is_sql).flat_map(|line| [line, "\n"]).collect())
+    }
+
     /// Starts it again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
     pub(crate) fn launch(&mut self) -> Result<()> {
         let data = self.data();

@@ -1,0 +1,102 @@
+//! `larder migrate`: larder's own tables, looked at and brought up to date without opening the store.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use larder_host::drivers;
+use larder_host::larder_core::schema::{Status, Step};
+
+use crate::inspect::done;
+use crate::text::escape;
+
+/// Look at larder's own tables, and bring them up to date
+///
+/// Opening a store brings them up to date too. This is for those who do it before a release is rolled out, or with
+/// another role of the database.
+#[derive(Args)]
+pub(crate) struct Migrate {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the steps of the schema, those that are applied and those that are pending
+    Status(StoreArgument),
+    /// Apply what is pending
+    Up(Up),
+}
+
+#[derive(Args)]
+struct StoreArgument {
+    /// The store's data-source name
+    #[arg(long, value_name = "DSN")]
+    store: String,
+}
+
+#[derive(Args)]
+struct Up {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// Print what would be applied, and apply nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Migrate {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let (Command::Status(store) | Command::Up(Up { store, .. })) = &self.command;
+        let Some(migrator) = drivers().migrator(&store.store)? else {
+            println!("this store ends with its process; it has no schema to bring up to date");
+            return Ok(ExitCode::SUCCESS);
+        };
+        match self.command {
+            Command::Status(_) => done(print_status(&migrator.status().await?)),
+            Command::Up(Up { dry_run: true, .. }) => {
+                let status = migrator.status().await?;
+                done(print_steps("would apply", &status.pending, &status))
+            }
+            Command::Up(_) => {
+                let applied = migrator.up().await?;
+                done(print_steps("applied", &applied, &migrator.status().await?))
+            }
+        }
+    }
+}
+
+fn print_status(status: &Status) -> Result<()> {
+    let applied =
+        status.applied.iter().map(|step| (step.number, escape(&step.name), "applied", time(step.applied_at)));
+    let pending =
+        status.pending.iter().map(|step| (step.number(), escape(step.name()), "pending", "-".to_string()));
+    let rows: Vec<_> = applied.chain(pending).collect();
+    let width = rows.iter().map(|(_, name, ..)| name.chars().count()).max().unwrap_or_default().max(4);
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "number  {:<width$}  state    applied at", "name")?;
+    for (number, name, state, applied_at) in rows {
+        writeln!(output, "{number:04}    {name:<width$}  {state}  {applied_at}")?;
+    }
+    Ok(())
+}
+
+fn print_steps(what: &str, steps: &[Step], status: &Status) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    for step in steps {
+        writeln!(output, "{what} {:04}_{}", step.number(), step.name())?;
+    }
+    if steps.is_empty() {
+        let newest = status.applied.last().map_or(0, |step| step.number);
+        writeln!(output, "the schema is up to date, at step {newest:04}")?;
+    }
+    Ok(())
+}
+
+fn time(unix_millis: u64) -> String {
+    // The last moment of the year 9999, after which there is no such text.
+    const LAST: u64 = 253_402_300_799_999;
+    let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,336 @@
+//! The steps of a schema, from files named `NNNN_name.sql`.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// One step, from a file `NNNN_name.sql`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    number: u32,
+    name: Cow<'static, str>,
+    sql: Cow<'static, str>,
+}
+
+impl Step {
+    /// Its number: 1, 2, 3, …
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// What it does, in a word or two.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its statements.
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// SHA-256 of its statements.
+    pub fn checksum(&self) -> [u8; 32] {
+        Sha256::digest(self.sql.as_bytes()).into()
+    }
+
+    /// The name of its file.
+    fn file(&self) -> String {
+        format!("{:04}_{}.sql", self.number, self.name)
+    }
+}
+
+/// Why files are no set of steps. Each names the file to look at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepFileError {
+    /// The folder, or a file in it, can't be read.
+    #[error("{} can't be read", path.display())]
+    Unreadable {
+        /// The folder or the file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// There is no step at all.
+    #[error("there is no schema step; the first is a file named `0001_name.sql`")]
+    NoSteps,
+    /// A name without a number, or with more than a name behind it.
+    #[error(
+        "the schema step {0:?} is not named `NNNN_name.sql`: four digits, `_`, a name of ASCII letters, digits, `_` \
+         and `-`, and `.sql`"
+    )]
+    Name(String),
+    /// A number is left out.
+    #[error("the schema step {file:?} follows a gap: its number would be {expected:04}")]
+    Gap {
+        /// The first file behind the gap.
+        file: String,
+        /// The number that is missing.
+        expected: u32,
+    },
+    /// Two files have one number.
+    #[error("the schema steps {first:?} and {second:?} have the same number")]
+    Duplicate {
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// It is no text.
+    #[error("the schema step {0:?} is not UTF-8")]
+    NotUtf8(String),
+    /// There is nothing in it.
+    #[error("the schema step {0:?} is empty")]
+    Empty(String),
+    /// It holds a NUL, where a database would stop reading.
+    #[error("the schema step {0:?} holds a NUL character")]
+    Nul(String),
+}
+
+/// The steps of one schema, numbered 1, 2, 3, … without a gap.
+///
+/// ```
+/// use larder_core::schema::StepSet;
+///
+/// // As a rule the texts are `include_str!("../migrations/0001_accounts.sql")` and so on.
+/// let steps = StepSet::embedded(&[
+///     ("0001_accounts.sql", "CREATE TABLE accounts (id INTEGER PRIMARY KEY)"),
+///     ("0002_balances.sql", "ALTER TABLE accounts ADD COLUMN balance INTEGER"),
+/// ])?;
+/// assert_eq!(steps.newest(), 2);
+///
+/// let gap = StepSet::embedded(&[("0002_balances.sql", "SELECT 1")]).unwrap_err();
+/// assert_eq!(gap.to_string(), "the schema step \"0002_balances.sql\" follows a gap: its number would be 0001");
+/// # Ok::<(), larder_core::schema::StepFileError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSet {
+    steps: Vec<Step>,
+}
+
+impl StepSet {
+    /// The steps that are in the program itself, as names of files and their texts, in any order.
+    ///
+    /// # Errors
+    /// Where they are not 1, 2, 3, … in well-named files that hold something.
+    pub fn embedded(files: &[(&'static str, &'static str)]) -> Result<Self, StepFileError> {
+        let steps = files.iter().map(|(file, sql)| step(file, Cow::Borrowed(sql)));
+        Self::new(steps.collect::<Result<_, _>>()?)
+    }
+
+    /// The steps in a folder. Files that neither begin with a digit nor end in `.sql` are left alone, as hidden ones
+    /// are: a `README.md` may stand beside the steps, and a mistyped step is found.
+    ///
+    /// # Errors
+    /// As [`StepSet::embedded`], and where the folder or a file can't be read.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, StepFileError> {
+        let folder = folder.as_ref();
+        let unreadable = |cause| StepFileError::Unreadable { path: folder.to_path_buf(), cause };
+        let mut steps = Vec::new();
+        for entry in fs::read_dir(folder).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            if is_step(&entry.file_name()) {
+                steps.push(read(&entry.path(), &entry.file_name())?);
+            }
+        }
+        Self::new(steps)
+    }
+
+    /// The steps, in the order of their numbers.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The number of the last step.
+    pub fn newest(&self) -> u32 {
+        self.steps.last().map_or(0, Step::number)
+    }
+
+    fn new(mut steps: Vec<Step>) -> Result<Self, StepFileError> {
+        steps.sort_by(|one, other| (one.number, &one.name).cmp(&(other.number, &other.name)));
+        if steps.is_empty() {
+            return Err(StepFileError::NoSteps);
+        }
+        let mut previous: Option<&Step> = None;
+        for (expected, step) in (1..).zip(&steps) {
+            if let Some(previous) = previous.filter(|previous| previous.number == step.number) {
+                return Err(StepFileError::Duplicate { first: previous.file(), second: step.file() });
+            }
+            if step.number != expected {
+                return Err(StepFileError::Gap { file: step.file(), expected });
+            }
+            previous = Some(step);
+        }
+        Ok(Self { steps })
+    }
+}
+
+/// Whether a file of a folder is meant as a step.
+fn is_step(file: &OsStr) -> bool {
+    let file = file.to_string_lossy();
+    let begins_with_digit = file.starts_with(|first: char| first.is_ascii_digit());
+    !file.starts_with('.') && (begins_with_digit || file.to_ascii_lowercase().ends_with(".sql"))
+}
+
+fn read(path: &Path, file: &OsStr) -> Result<Step, StepFileError> {
+    let file = file.to_str().ok_or_else(|| StepFileError::Name(file.to_string_lossy().into_owned()))?;
+    let (number, name) = parse_name(file)?;
+    let bytes =
+        fs::read(path).map_err(|cause| StepFileError::Unreadable { path: path.to_path_buf(), cause })?;
+    let sql = String::from_utf8(bytes).map_err(|_| StepFileError::NotUtf8(file.to_string()))?;
+    check(file, &sql)?;
+    Ok(Step { number, name: Cow::Owned(name.to_string()), sql: Cow::Owned(sql) })
+}
+
+fn step(file: &'static str, sql: Cow<'static, str>) -> Result<Step, StepFileError> {
+    let (number, name) = parse_name(file)?;
+    check(file, &sql)?;
+    Ok(Step { number, name: Cow::Borrowed(name), sql })
+}
+
+fn parse_name(file: &str) -> Result<(u32, &str), StepFileError> {
+    let parse = || {
+        let (number, name) = file.strip_suffix(".sql")?.split_once('_')?;
+        let is_number = number.len() == 4 && number.bytes().all(|byte| byte.is_ascii_digit());
+        let is_name = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+        if is_number && is_name { Some((number.parse().ok()?, name)) } else { None }
+    };
+    parse().ok_or_else(|| StepFileError::Name(file.to_string()))
+}
+
+fn check(file: &str, sql: &str) -> Result<(), StepFileError> {
+    if sql.trim().is_empty() {
+        return Err(StepFileError::Empty(file.to_string()));
+    }
+    if sql.contains('\0') {
+        return Err(StepFileError::Nul(file.to_string()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(files: &[(&'static str, &'static str)]) -> String {
+        StepSet::embedded(files).unwrap_err().to_string()
+    }
+
+    /// A folder that is removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn with(files: &[(&str, &[u8])]) -> Self {
+            let folder = std::env::temp_dir().join(format!("larder-steps-{:016x}", fastrand::u64(..)));
+            fs::create_dir(&folder).unwrap();
+            for (file, bytes) in files {
+                fs::write(folder.join(file), bytes).unwrap();
+            }
+            Self(folder)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_become_steps_in_the_order_of_their_numbers() {
+        let steps = StepSet::embedded(&[("0002_two-b.sql", "2"), ("0001_one.sql", "1")]).unwrap();
+        let found: Vec<_> =
+            steps.steps().iter().map(|step| (step.number(), step.name(), step.sql())).collect();
+        assert_eq!(found, [(1, "one", "1"), (2, "two-b", "2")]);
+        assert_eq!(steps.newest(), 2);
+    }
+
+    #[test]
+    fn a_folder_gives_the_same_steps_as_the_program_and_other_files_are_left_alone() {
+        let folder = Folder::with(&[
+            ("0002_two.sql", b"2\n"),
+            ("0001_one.sql", b"1"),
+            ("README.md", b"\xff"),
+            (".0003_three.sql.swp", b"\xff"),
+        ]);
+        let embedded = StepSet::embedded(&[("0001_one.sql", "1"), ("0002_two.sql", "2\n")]).unwrap();
+        assert_eq!(StepSet::from_folder(&folder.0).unwrap(), embedded);
+    }
+
+    #[test]
+    fn a_name_that_is_not_of_the_form_is_named() {
+        let names = [
+            "init.sql",
+            "1_one.sql",
+            "00001_one.sql",
+            "0001.sql",
+            "0001_.sql",
+            "0001-one.sql",
+            "0001_one",
+            "0001_one.SQL",
+            "0001_one.down.sql",
+            "0001_a b.sql",
+            "+001_one.sql",
+            "",
+        ];
+        for name in names {
+            let StepFileError::Name(named) = StepSet::embedded(&[(name, "1")]).unwrap_err() else {
+                panic!("{name}");
+            };
+            assert_eq!(named, name);
+        }
+    }
+
+    #[test]
+    fn a_gap_and_a_duplicate_are_named() {
+        assert_eq!(
+            refusal(&[("0001_a.sql", "1"), ("0003_c.sql", "3")]),
+            "the schema step \"0003_c.sql\" follows a gap: its number would be 0002"
+        );
+        assert_eq!(
+            refusal(&[("0000_zero.sql", "1")]),
+            "the schema step \"0000_zero.sql\" follows a gap: its number would be 0001"
+        );
+        assert_eq!(
+            refusal(&[("0001_b.sql", "1"), ("0001_a.sql", "1")]),
+            "the schema steps \"0001_a.sql\" and \"0001_b.sql\" have the same number"
+        );
+    }
+
+    #[test]
+    fn what_holds_nothing_or_can_not_be_run_whole_is_named() {
+        assert_eq!(refusal(&[("0001_a.sql", " \n\t")]), "the schema step \"0001_a.sql\" is empty");
+        assert_eq!(
+            refusal(&[("0001_a.sql", "SELECT 1; \0 SELECT 2")]),
+            "the schema step \"0001_a.sql\" holds a NUL character"
+        );
+        assert!(matches!(StepSet::embedded(&[]), Err(StepFileError::NoSteps)));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_folder_is_said_with_the_file() {
+        let refusal = |files: &[(&str, &[u8])]| {
+            let folder = Folder::with(files);
+            StepSet::from_folder(&folder.0).unwrap_err().to_string()
+        };
+        assert_eq!(refusal(&[("0001_a.sql", b"\xff")]), "the schema step \"0001_a.sql\" is not UTF-8");
+        assert_eq!(refusal(&[("0001_a.sql", b"")]), "the schema step \"0001_a.sql\" is empty");
+        let mistyped = refusal(&[("0001_a.sql", b"1"), ("0002_b.sq", b"2")]);
+        assert!(mistyped.starts_with("the schema step \"0002_b.sq\" is not named"), "{mistyped}");
+        let none = refusal(&[("README.md", b"1")]);
+        assert!(none.starts_with("there is no schema step"), "{none}");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_unreadable() {
+        let missing = std::env::temp_dir().join(format!("larder-missing-{:016x}", fastrand::u64(..)));
+        let error = StepSet::from_folder(&missing).unwrap_err();
+        assert!(matches!(&error, StepFileError::Unreadable { path, .. } if *path == missing), "{error:?}");
+    }
+}

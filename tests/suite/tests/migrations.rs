@@ -1,0 +1,794 @@
+//! Schemas that many bring up to date at once, that are killed in the middle, and that older releases have written. The
+//! program starts itself again for what needs a process of its own.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod support;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_core::schema::{
+    Ledger, MigrationError, SchemaError, SchemaMigrator, Step, StepSet, is_missing_migration,
+};
+use larder_core::{
+    Error, HandleOptions, IdentityParts, IdentityScope, MemoryOptions, MemoryStore, Mode, PutOptions, Store,
+    Strategy, Turn, Version,
+};
+use larder_host::drivers;
+use larder_postgres::PostgresMigrator;
+use larder_sqlite::SqliteMigrator;
+use libtest_mimic::Trial;
+use support::harness;
+use support::postgres_server::PostgresServer;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+type Outcome = Result<(), String>;
+
+/// What a started process is to do, and with which database.
+const ROLE: &str = "LARDER_MIGRATIONS_ROLE";
+const STORE: &str = "LARDER_MIGRATIONS_STORE";
+
+/// Names the folder into which the fixtures of the newest schema are written, instead of running tests.
+const FIXTURES: &str = "LARDER_WRITE_FIXTURES";
+
+fn main() {
+    let runtime = harness::runtime();
+    if let (Ok(role), Ok(dsn)) = (std::env::var(ROLE), std::env::var(STORE)) {
+        return runtime.block_on(play(&role, &dsn));
+    }
+    if let Ok(folder) = std::env::var(FIXTURES) {
+        return runtime.block_on(write_fixtures(folder.as_ref()));
+    }
+    let arguments = harness::arguments();
+    let server = if arguments.list { Err("only listed".to_string()) } else { start_server() };
+    let shared = server.as_ref().map(PostgresServer::dsn).map_err(Clone::clone);
+    let mut trials = Vec::new();
+    macro_rules! on_both {
+        ($($test:ident),* $(,)?) => {
+            $(
+                trials.push(harness::trial(&runtime, concat!("sqlite::", stringify!($test)), || async {
+                    let (_folder, dsn) = sqlite();
+                    $test(&dsn).await
+                }));
+                let server = shared.clone();
+                trials.push(harness::trial(&runtime, concat!("postgres::", stringify!($test)), || async move {
+                    $test(&database(&server?).await).await
+                }));
+            )*
+        };
+    }
+    macro_rules! on_postgres {
+        ($($test:ident),* $(,)?) => {
+            $(
+                let server = shared.clone();
+                trials.push(harness::trial(&runtime, concat!("postgres::", stringify!($test)), || async move {
+                    $test(&database(&server?).await).await
+                }));
+            )*
+        };
+    }
+    on_both!(
+        sixteen_processes_that_open_one_fresh_database_apply_each_step_once,
+        a_migration_that_is_killed_leaves_a_prefix_and_the_next_goes_on,
+        a_store_of_every_released_schema_is_read_written_and_brought_up_to_date,
+    );
+    on_postgres!(
+        a_fresh_schema_gets_every_step_and_a_second_run_finds_nothing_to_do,
+        looking_at_a_schema_writes_nothing,
+        a_fresh_database_is_told_from_all_that_fails_otherwise,
+        foreign_keys_and_constraints_are_enforced_on_every_connection,
+        a_step_that_fails_is_rolled_back_and_those_before_it_stay,
+        a_step_can_not_take_its_transaction_apart,
+        a_step_may_hold_functions_and_be_long,
+        a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_done,
+        a_lock_is_waited_for_as_long_as_was_asked_and_only_where_there_is_something_to_do,
+        a_step_waits_for_a_lock_on_a_table_no_longer_than_asked,
+        the_lock_is_held_by_the_one_session_that_applies_the_steps,
+        a_future_that_is_dropped_gives_the_lock_back_and_leaves_nothing_of_its_step,
+        what_a_step_does_to_its_session_ends_with_it,
+        a_role_that_may_not_make_tables_uses_what_another_has_made,
+        a_schema_is_shared_with_larder_and_each_schema_is_apart,
+    );
+    trials.push(Trial::test("every_schema_version_has_a_fixture", || {
+        Ok(every_schema_version_has_a_fixture()?)
+    }));
+    harness::run(&arguments, trials, || drop(server));
+}
+
+fn start_server() -> Result<PostgresServer, String> {
+    PostgresServer::start().map_err(|error| format!("{error:#}"))
+}
+
+fn expect(holds: bool, found: impl std::fmt::Debug) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("{found:?}")) }
+}
+
+// Databases, each of a test's own.
+
+fn sqlite() -> (TempDir, String) {
+    let folder = tempfile::Builder::new().prefix("larder-migrations-").tempdir().unwrap();
+    let dsn = format!("sqlite:{}", folder.path().join("store.db").display());
+    (folder, dsn)
+}
+
+/// A database in the server, which ends with the program.
+async fn database(server: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let name = format!("migrations_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    connect(server).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+    server.replace("dbname=postgres", &format!("dbname={name} application_name={name}"))
+}
+
+async fn connect(dsn: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+fn path_of(dsn: &str) -> Option<&Path> {
+    dsn.strip_prefix("sqlite:").map(Path::new)
+}
+
+/// The numbers that a query finds, not through larder.
+async fn found(dsn: &str, sql: &str) -> Vec<i64> {
+    match path_of(dsn) {
+        Some(path) => {
+            let connection = rusqlite::Connection::open(path).unwrap();
+            connection.busy_timeout(Duration::from_secs(10)).unwrap();
+            let mut statement = connection.prepare(sql).unwrap();
+            statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        }
+        None => connect(dsn).await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect(),
+    }
+}
+
+// A platform's own steps.
+
+fn ledger() -> Ledger {
+    Ledger::new("platform_migrations").unwrap()
+}
+
+fn migrator(dsn: &str, steps: StepSet) -> Box<dyn SchemaMigrator> {
+    match path_of(dsn) {
+        Some(path) => Box::new(SqliteMigrator::new(path, steps, ledger())),
+        None => Box::new(PostgresMigrator::new(dsn, steps, ledger()).unwrap()),
+    }
+}
+
+/// As many steps as are wanted, each a table with rows and an index, which takes some milliseconds.
+fn slow_steps(dsn: &str, count: u32) -> StepSet {
+    let (rows, sleep) = if path_of(dsn).is_some() { (8_000, "") } else { (300, "SELECT pg_sleep(0.003);") };
+    let step = |number: u32| -> (&'static str, &'static str) {
+        let sql = format!(
+            "CREATE TABLE step_{number:04} (x INTEGER); {sleep}
+             INSERT INTO step_{number:04}
+                 WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {rows}) SELECT x FROM n;
+             CREATE INDEX step_{number:04}_x ON step_{number:04} (x)"
+        );
+        (format!("{number:04}_slow.sql").leak(), sql.leak())
+    };
+    StepSet::embedded(&(1..=count).map(step).collect::<Vec<_>>()).unwrap()
+}
+
+fn numbers(steps: &[Step]) -> Vec<u32> {
+    steps.iter().map(Step::number).collect()
+}
+
+// Processes.
+
+const MANY_STEPS: u32 = 30;
+const ENDLESS_STEPS: u32 = 2_000;
+
+async fn play(role: &str, dsn: &str) {
+    match role {
+        "open" => {
+            let store = drivers().open(dsn).await.unwrap();
+            for number in numbers(&migrator(dsn, slow_steps(dsn, MANY_STEPS)).up().await.unwrap()) {
+                println!("{number}");
+            }
+            store.close().await;
+        }
+        "climb" => {
+            migrator(dsn, slow_steps(dsn, ENDLESS_STEPS)).up().await.unwrap();
+        }
+        _ => panic!("there is no role {role:?}"),
+    }
+}
+
+fn start(role: &str, dsn: &str) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(ROLE, role).env(STORE, dsn).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+async fn sixteen_processes_that_open_one_fresh_database_apply_each_step_once(dsn: &str) -> Outcome {
+    let mut children: Vec<Child> = (0..16).map(|_| start("open", dsn)).collect();
+    let mut applied = Vec::new();
+    for child in &mut children {
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        applied.extend(said.lines().map(|line| line.parse::<u32>().unwrap()));
+        let status = child.wait().unwrap();
+        expect(status.success(), status)?;
+    }
+    applied.sort_unstable();
+    expect(applied == (1..=MANY_STEPS).collect::<Vec<_>>(), &applied)?;
+    let of_larder = found(dsn, "SELECT count(*) FROM larder_migrations").await;
+    expect(of_larder == [i64::from(newest().await)], of_larder)
+}
+
+const KILLS: u32 = 50;
+
+async fn a_migration_that_is_killed_leaves_a_prefix_and_the_next_goes_on(dsn: &str) -> Outcome {
+    let mut whole = 0;
+    for round in 0..KILLS {
+        let mut child = start("climb", dsn);
+        let outcome = advance(dsn, whole).await;
+        // Somewhere in a later step.
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        outcome.map_err(|error| format!("in round {round}: {error}"))?;
+        let prefix = prefix(dsn).await.map_err(|error| format!("after {round} kills: {error}"))?;
+        expect(prefix > whole && prefix < ENDLESS_STEPS, format!("of {whole} steps {prefix} are left"))?;
+        whole = prefix;
+    }
+    let last = whole + 5;
+    let rest = numbers(&migrator(dsn, slow_steps(dsn, last)).up().await.unwrap());
+    // The server may have gone on with the last COMMIT of a host that was killed.
+    expect(rest.last() == Some(&last) && matches!(rest.len(), 4 | 5), &rest)?;
+    expect(prefix(dsn).await? == last, "steps are missing")
+}
+
+/// Waits until a host has applied another step. What is seen meanwhile is a prefix too.
+async fn advance(dsn: &str, whole: u32) -> Outcome {
+    let until = Instant::now() + Duration::from_secs(60);
+    while prefix(dsn).await? <= whole {
+        expect(Instant::now() < until, format!("no step was applied after {whole}"))?;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// How many steps are applied, in the ledger and as tables: the first ones, each once and whole.
+async fn prefix(dsn: &str) -> Result<u32, String> {
+    // What is there at one moment. Another host's COMMIT may still be under way.
+    let (ledger, tables) = match path_of(dsn) {
+        Some(_) => (
+            "SELECT count(*) FROM sqlite_schema WHERE name = 'platform_migrations'",
+            "SELECT number * 10 FROM platform_migrations
+             UNION ALL SELECT CAST(substr(name, 6) AS INTEGER) * 10 + 1 FROM sqlite_schema
+                 WHERE type = 'table' AND name LIKE 'step%'
+             UNION ALL SELECT CAST(substr(name, 6, 4) AS INTEGER) * 10 + 2 FROM sqlite_schema
+                 WHERE type = 'index' AND name LIKE 'step%'
+             ORDER BY 1",
+        ),
+        None => (
+            "SELECT count(*) FROM pg_class WHERE relname = 'platform_migrations'",
+            "SELECT number::bigint * 10 FROM platform_migrations
+             UNION ALL SELECT substr(relname, 6, 4)::bigint * 10 + CASE relkind WHEN 'r' THEN 1 ELSE 2 END
+                 FROM pg_class WHERE relname LIKE 'step%'
+             ORDER BY 1",
+        ),
+    };
+    if found(dsn, ledger).await == [0] {
+        return Ok(0);
+    }
+    let parts = found(dsn, tables).await;
+    let count = parts.len() as i64 / 3;
+    let whole: Vec<i64> = (1..=count).flat_map(|step| (0..3).map(move |part| step * 10 + part)).collect();
+    expect(parts == whole, &parts)?;
+    u32::try_from(count).map_err(|error| error.to_string())
+}
+
+// Stores that older releases have written.
+
+fn fixture(engine: &str, version: u32) -> PathBuf {
+    let ending = if engine == "sqlite" { "db" } else { "sql" };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(engine).join(format!("{version:04}.{ending}"))
+}
+
+/// The number of the last step of larder's own schema.
+async fn newest() -> u32 {
+    let (_folder, dsn) = sqlite();
+    let status = drivers().migrator(&dsn).unwrap().unwrap().status().await.unwrap();
+    status.pending.last().unwrap().number()
+}
+
+fn every_schema_version_has_a_fixture() -> Outcome {
+    for engine in ["sqlite", "postgres"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").join(engine);
+        let steps = StepSet::from_folder(folder).map_err(|error| error.to_string())?;
+        for version in 1..=steps.newest() {
+            let path = fixture(engine, version);
+            expect(
+                path.is_file(),
+                format!(
+                    "{} is not there. What the release with schema {version} writes has to be kept: once its step is \
+                     final, run `{FIXTURES}=fixtures cargo test --package larder-suite --test migrations`",
+                    path.display()
+                ),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_store_of_every_released_schema_is_read_written_and_brought_up_to_date(dsn: &str) -> Outcome {
+    let newest = newest().await;
+    for version in 1..=newest {
+        let (_folder, dsn) = match path_of(dsn) {
+            Some(_) => {
+                let (folder, dsn) = sqlite();
+                std::fs::copy(fixture("sqlite", version), path_of(&dsn).unwrap()).unwrap();
+                (Some(folder), dsn)
+            }
+            None => {
+                let name = dsn.rsplit('=').next().unwrap();
+                let copy = format!("{name}_{version}");
+                connect(dsn).await.batch_execute(&format!("CREATE DATABASE {copy}")).await.unwrap();
+                let dsn = dsn.replace(&format!("dbname={name}"), &format!("dbname={copy}"));
+                let dump = std::fs::read_to_string(fixture("postgres", version)).unwrap();
+                connect(&dsn).await.batch_execute(&dump).await.unwrap();
+                (None, dsn)
+            }
+        };
+        let migrator = drivers().migrator(&dsn).unwrap().unwrap();
+        let before = migrator.status().await.map_err(|error| format!("{version}: {error}"))?;
+        expect(before.applied.len() as u32 == version, format!("{version}: {before:?}"))?;
+        read_and_write(&dsn, version).await.map_err(|error| format!("{version}: {error}"))?;
+        let after = migrator.status().await.unwrap();
+        expect(after.pending.is_empty() && after.applied.len() as u32 == newest, after)?;
+    }
+    Ok(())
+}
+
+async fn open(dsn: &str) -> Store {
+    let backend = drivers().open(dsn).await.unwrap();
+    Store::builder_shared(backend).sweep_interval(None).build().unwrap()
+}
+
+/// What every fixture holds. A release that stores more adds it here, and to what is read.
+async fn write_what_is_kept(dsn: &str) {
+    let store = open(dsn).await;
+    let handle = store.handle(HandleOptions::default());
+    let notes = || "notes".to_string();
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put(notes(), "a".into(), b"first".to_vec()).unwrap();
+    update.put(notes(), "gone".into(), b"soon".to_vec()).unwrap();
+    update.commit().await.unwrap();
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put(notes(), "a".into(), b"second".to_vec()).unwrap();
+    update.delete(notes(), "gone".into()).unwrap();
+    update.commit().await.unwrap();
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put("größe\0".into(), "\0".into(), (0..=255).collect()).unwrap();
+    let options = PutOptions { ttl_millis: Some(100 * 365 * 86_400_000), ..PutOptions::default() };
+    update.put_with(notes(), "fleeting".into(), b"for 100 years".to_vec(), options).unwrap();
+    update.commit().await.unwrap();
+    // Since schema 2.
+    let memories = memories(&store);
+    let memory = memory(&memories);
+    for text in ["one", "two"] {
+        memory.add_turn(Turn { user_message: text.into(), ..Turn::default() }).await.unwrap();
+    }
+    memories.close().await;
+    store.close().await;
+}
+
+fn memories(store: &Store) -> MemoryStore {
+    MemoryStore::builder(store, MemoryOptions::new(Strategy::Truncation)).background(false).build().unwrap()
+}
+
+fn memory(memories: &MemoryStore) -> larder_core::Memory {
+    let parts = IdentityParts::session("acme", "ann", "monday");
+    memories.open(parts, &IdentityScope::Any, &Default::default()).unwrap()
+}
+
+async fn read_and_write(dsn: &str, version: u32) -> Outcome {
+    let store = open(dsn).await;
+    let handle = store.handle(HandleOptions::default());
+    let mut view = handle.begin(Mode::View).unwrap();
+    let mut rows = Vec::new();
+    for (namespace, key) in
+        [("notes", "a"), ("notes", "gone"), ("notes", "fleeting"), ("größe\0", "\0"), ("none", "a")]
+    {
+        rows.push(view.get_versioned(namespace.into(), key.into()).await.unwrap());
+    }
+    let newest = rows.iter().flatten().map(|(_, version)| *version).max();
+    let values: Vec<_> = rows.into_iter().map(|row| row.map(|(value, _)| value)).collect();
+    let expected =
+        [Some(b"second".to_vec()), None, Some(b"for 100 years".to_vec()), Some((0..=255).collect()), None];
+    expect(values == expected, &values)?;
+    expect(newest == Some(Version(3)), newest)?;
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put("notes".into(), "new".into(), b"row".to_vec()).unwrap();
+    let committed = update.commit().await.unwrap();
+    expect(Some(committed) > newest, committed)?;
+    let memories = memories(&store);
+    let memory = memory(&memories);
+    let turns: Vec<_> =
+        memory.context().await.unwrap().recent_turns.into_iter().map(|turn| turn.user_message).collect();
+    expect(turns == if version < 2 { &[][..] } else { &["one", "two"] }, turns)?;
+    memory.add_turn(Turn { user_message: "three".into(), ..Turn::default() }).await.unwrap();
+    memories.close().await;
+    store.close().await;
+    Ok(())
+}
+
+/// Files that are there stay: they are what a release wrote.
+async fn write_fixtures(folder: &Path) {
+    let newest = newest().await;
+    let of_sqlite = folder.join("sqlite").join(format!("{newest:04}.db"));
+    let of_postgres = folder.join("postgres").join(format!("{newest:04}.sql"));
+    for path in [&of_sqlite, &of_postgres] {
+        assert!(!path.exists(), "{} is there; what a release wrote is never written again", path.display());
+    }
+    let (_folder, dsn) = sqlite();
+    write_what_is_kept(&dsn).await;
+    std::fs::copy(path_of(&dsn).unwrap(), of_sqlite).unwrap();
+    let server = PostgresServer::start().unwrap();
+    let dsn = database(&server.dsn()).await;
+    write_what_is_kept(&dsn).await;
+    std::fs::write(of_postgres, server.dump(dsn.rsplit('=').next().unwrap()).unwrap()).unwrap();
+}
+
+// A platform's own tables in Postgres. What SQLite does is tested beside it.
+
+const SCANS: &str = "
+    -- Both are enforced, or the data is worth nothing.
+    CREATE TABLE scans (id TEXT PRIMARY KEY, source TEXT NOT NULL CHECK (source IN ('cli', 'server')));
+    CREATE TABLE findings (
+        id       TEXT PRIMARY KEY,
+        scan     TEXT NOT NULL REFERENCES scans (id) ON DELETE CASCADE,
+        severity TEXT NOT NULL CHECK (severity IN ('low', 'high'))
+    );";
+const SESSIONS: &str = "CREATE TABLE sessions (id TEXT PRIMARY KEY)";
+const TEAMS: &str = "CREATE TABLE teams (id TEXT PRIMARY KEY)";
+const FILES: [(&str, &str); 3] =
+    [("0001_scans.sql", SCANS), ("0002_sessions.sql", SESSIONS), ("0003_teams.sql", TEAMS)];
+
+fn platform(dsn: &str, files: &[(&'static str, &'static str)]) -> PostgresMigrator {
+    PostgresMigrator::new(dsn, StepSet::embedded(files).unwrap(), ledger()).unwrap()
+}
+
+/// With this as its second step, after one that is fine.
+fn with_second(dsn: &str, sql: &'static str) -> PostgresMigrator {
+    platform(dsn, &[("0001_teams.sql", TEAMS), ("0002_second.sql", sql)])
+}
+
+async fn tables(dsn: &str) -> String {
+    let sql = "SELECT coalesce(string_agg(relname::text, ' ' ORDER BY relname::text), '') FROM pg_class
+               WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace";
+    connect(dsn).await.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// The sessions of the migrators that this is true of.
+async fn sessions(dsn: &str, condition: &str) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity AS activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}"
+    );
+    connect(dsn).await.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
+const HOLDS_LOCK: &str = "EXISTS (
+    SELECT FROM pg_locks WHERE pg_locks.pid = activity.pid AND locktype = 'advisory' AND granted)";
+
+async fn soon(dsn: &str, condition: &str, expected: i64) -> Outcome {
+    let mut count = -1;
+    for _ in 0..1_000 {
+        count = sessions(dsn, condition).await;
+        if count == expected {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err(format!("{count} sessions and not {expected}: {condition}"))
+}
+
+fn is_schema_error(error: &MigrationError, expected: SchemaError) -> Outcome {
+    expect(matches!(error, MigrationError::Schema(error) if *error == expected), error)
+}
+
+async fn a_fresh_schema_gets_every_step_and_a_second_run_finds_nothing_to_do(dsn: &str) -> Outcome {
+    let migrator = platform(dsn, &FILES);
+    expect(numbers(&migrator.up().await.unwrap()) == [1, 2, 3], "not every step was applied")?;
+    expect(migrator.version().await.unwrap() == 3, "another version")?;
+    expect(tables(dsn).await == "findings platform_migrations scans sessions teams", tables(dsn).await)?;
+    expect(migrator.up().await.unwrap().is_empty(), "something was applied again")?;
+    let status = migrator.status().await.unwrap();
+    let year_2020 = 1_577_836_800_000;
+    let in_order = status.applied.iter().map(|step| step.name.as_str()).eq(["scans", "sessions", "teams"]);
+    expect(in_order && status.applied.iter().all(|step| step.applied_at > year_2020), status)
+}
+
+async fn looking_at_a_schema_writes_nothing(dsn: &str) -> Outcome {
+    let migrator = platform(dsn, &FILES);
+    let status = migrator.status().await.unwrap();
+    expect(status.is_fresh() && numbers(&status.pending) == [1, 2, 3], status)?;
+    expect(is_missing_migration(&migrator.version().await.unwrap_err()), "not fresh")?;
+    expect(tables(dsn).await.is_empty(), tables(dsn).await)
+}
+
+async fn a_fresh_database_is_told_from_all_that_fails_otherwise(dsn: &str) -> Outcome {
+    connect(dsn)
+        .await
+        .batch_execute("CREATE TABLE another (x int); CREATE ROLE stranger LOGIN")
+        .await
+        .unwrap();
+    let error = platform(dsn, &FILES).version().await.unwrap_err();
+    expect(is_missing_migration(&error), error)?;
+    let folder = dsn.split_whitespace().next().unwrap();
+    for other in [
+        dsn.replace(folder, "host=/nowhere"),
+        dsn.replace("dbname=", "dbname=no_"),
+        format!("{dsn} options='-csearch_path=missing'"),
+    ] {
+        let error = platform(&other, &FILES).version().await.unwrap_err();
+        expect(!is_missing_migration(&error), &error)?;
+        expect(matches!(error, MigrationError::Database(_)), error)?;
+    }
+    // Nor one whose ledger may not be read.
+    platform(dsn, &FILES).up().await.unwrap();
+    let stranger = dsn.replace("user=larder", "user=stranger");
+    let error = platform(&stranger, &FILES).version().await.unwrap_err();
+    expect(matches!(error, MigrationError::Database(Error::Other { .. })), error)
+}
+
+async fn foreign_keys_and_constraints_are_enforced_on_every_connection(dsn: &str) -> Outcome {
+    let migrator = platform(dsn, &FILES);
+    migrator.up().await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let migrator = migrator.clone();
+        // The future can be sent to another thread.
+        tasks.spawn(async move {
+            let work = async |client: &mut Client| {
+                let mut outcomes = Vec::new();
+                for sql in [
+                    format!("INSERT INTO scans VALUES ('a{number}', 'elsewhere')"),
+                    format!("INSERT INTO scans VALUES ('b{number}', 'server')"),
+                    format!("INSERT INTO findings VALUES ('c{number}', 'b{number}', 'severe')"),
+                    format!("INSERT INTO findings VALUES ('d{number}', 'no scan', 'high')"),
+                    format!("INSERT INTO findings VALUES ('e{number}', 'b{number}', 'high')"),
+                    format!("DELETE FROM scans WHERE id = 'b{number}'"),
+                ] {
+                    outcomes.push(client.execute(&sql, &[]).await.is_ok());
+                }
+                outcomes
+            };
+            migrator.with_connection(work).await.unwrap()
+        });
+    }
+    for outcomes in tasks.join_all().await {
+        expect(outcomes == [false, true, false, false, true, true], outcomes)?;
+    }
+    expect(found(dsn, "SELECT count(*) FROM findings").await == [0], "a finding without its scan is left")?;
+    soon(dsn, "application_name LIKE 'migrations%' AND state = 'active'", 0).await
+}
+
+async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay(dsn: &str) -> Outcome {
+    for sql in [
+        "CREATE TABLE two (x int); INSERT INTO nowhere VALUES (1)",
+        "CREATE TABLE two (x int); SELECT 1 /",
+        "CREATE TABLE two (team text REFERENCES teams DEFERRABLE INITIALLY DEFERRED);
+         INSERT INTO two VALUES ('no such team')",
+    ] {
+        let error = with_second(dsn, sql).up().await.unwrap_err();
+        let is_typed = matches!(
+            &error,
+            MigrationError::StepFailed { number: 2, name, cause: Error::Other { .. } } if name == "second"
+        );
+        expect(is_typed, (sql, error))?;
+        expect(tables(dsn).await == "platform_migrations teams", tables(dsn).await)?;
+        soon(dsn, HOLDS_LOCK, 0).await?;
+    }
+    expect(numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2], "it can't be put right")
+}
+
+async fn a_step_can_not_take_its_transaction_apart(dsn: &str) -> Outcome {
+    for sql in [
+        "CREATE TABLE two (x int); COMMIT",
+        "CREATE TABLE two (x int); COMMIT; CREATE TABLE three (x int)",
+        "CREATE TABLE two (x int); END; BEGIN",
+        "CREATE TABLE two (x int); ROLLBACK; CREATE TABLE three (x int)",
+        "CREATE TABLE two (x int); ABORT; START TRANSACTION; CREATE TABLE three (x int); COMMIT",
+        "CREATE TABLE two (x int); COMMIT AND CHAIN",
+        "BEGIN; CREATE TABLE two (x int)",
+        "CREATE TABLE two (x int); SAVEPOINT here; ROLLBACK TO here",
+        "CREATE TABLE two (x int); PREPARE TRANSACTION 'two'",
+        "CREATE TABLE two (x int); /* hidden */ cOmMiT -- here",
+        "CREATE TABLE two (x int); DO $$ BEGIN COMMIT; END $$",
+        "CREATE TABLE two (x int); VACUUM",
+        "CREATE TABLE two (x int); CREATE INDEX CONCURRENTLY two_x ON two (x)",
+        "CREATE TABLE two (x int); COPY two FROM STDIN",
+    ] {
+        let error = with_second(dsn, sql).up().await.unwrap_err();
+        expect(matches!(error, MigrationError::ForbiddenCommand { number: 2, .. }), (sql, error))?;
+        expect(tables(dsn).await == "platform_migrations teams", (sql, tables(dsn).await))?;
+        expect(with_second(dsn, sql).version().await.unwrap() == 1, sql)?;
+    }
+    Ok(())
+}
+
+async fn a_step_may_hold_functions_and_be_long(dsn: &str) -> Outcome {
+    const FUNCTION: &str = r"
+        CREATE FUNCTION logged() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO log VALUES (new.id || E' it''s \'$larder$\' $1'); RETURN new;
+        END $$;
+        CREATE TABLE log (x text);
+        CREATE TRIGGER logged AFTER INSERT ON teams FOR EACH ROW EXECUTE FUNCTION logged();
+        INSERT INTO teams VALUES ('red');
+        ALTER TABLE log RENAME TO team_log;
+        SELECT * FROM team_log; -- the end";
+    let applied = with_second(dsn, FUNCTION).up().await.map_err(|error| format!("{error:?}"))?;
+    expect(numbers(&applied) == [1, 2], applied)?;
+    let logged: String = connect(dsn).await.query_one("SELECT x FROM team_log", &[]).await.unwrap().get(0);
+    expect(logged == "red it's '$larder$' $1", logged)?;
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("0001_teams.sql"), TEAMS).unwrap();
+    std::fs::write(folder.path().join("0002_second.sql"), FUNCTION).unwrap();
+    let rows = "INSERT INTO sessions VALUES (gen_random_uuid()::text);\n".repeat(20_000);
+    std::fs::write(folder.path().join("0003_rows.sql"), format!("{SESSIONS};\n{rows}")).unwrap();
+    let steps = StepSet::from_folder(folder.path()).unwrap();
+    let applied = migrator(dsn, steps).up().await.map_err(|error| format!("{error:?}"))?;
+    expect(numbers(&applied) == [3], numbers(&applied))?;
+    expect(found(dsn, "SELECT count(*) FROM sessions").await == [20_000], "rows are missing")
+}
+
+async fn a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_done(dsn: &str) -> Outcome {
+    platform(dsn, &FILES[..2]).up().await.unwrap();
+    let edited = platform(dsn, &[FILES[0], ("0002_sessions.sql", TEAMS), FILES[2]]);
+    for error in [edited.up().await.unwrap_err(), edited.version().await.unwrap_err()] {
+        is_schema_error(&error, SchemaError::Edited(2))?;
+    }
+    let older = platform(dsn, &FILES[..1]);
+    for error in [older.up().await.unwrap_err(), older.status().await.unwrap_err()] {
+        is_schema_error(&error, SchemaError::Newer { applied: 2, known: 1 })?;
+    }
+    let gap = "DELETE FROM platform_migrations WHERE number = 1";
+    connect(dsn).await.batch_execute(gap).await.unwrap();
+    is_schema_error(&platform(dsn, &FILES).up().await.unwrap_err(), SchemaError::Missing(1))?;
+    expect(tables(dsn).await == "findings platform_migrations scans sessions", tables(dsn).await)
+}
+
+/// With a second step that takes until the client of [`gate`] is dropped.
+fn with_slow_second(dsn: &str) -> PostgresMigrator {
+    with_second(dsn, "CREATE TABLE two (x int); SELECT pg_advisory_xact_lock(1)")
+}
+
+async fn gate(dsn: &str) -> Client {
+    let client = connect(dsn).await;
+    client.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
+    client
+}
+
+async fn a_lock_is_waited_for_as_long_as_was_asked_and_only_where_there_is_something_to_do(
+    dsn: &str,
+) -> Outcome {
+    let (slow, gate) = (with_slow_second(dsn), gate(dsn).await);
+    let slow = tokio::spawn(async move { slow.up().await.map(|steps| numbers(&steps)) });
+    soon(dsn, "wait_event = 'advisory'", 1).await?;
+    let wait = Duration::from_millis(30);
+    let second = with_slow_second(dsn);
+    let error = second.clone().lock_wait(wait).up().await.unwrap_err();
+    let is_typed = matches!(
+        &error,
+        MigrationError::LockHeld { waited, cause: Error::Unavailable { .. } } if *waited == wait
+    );
+    expect(is_typed && !is_missing_migration(&error), error)?;
+    // Without anything to do there is no wait, nor for a look.
+    let first = platform(dsn, &[("0001_teams.sql", TEAMS)]).lock_wait(wait);
+    expect(first.up().await.unwrap().is_empty(), "something was applied")?;
+    expect(second.version().await.unwrap() == 1, "another version")?;
+    let patient = tokio::spawn(async move { second.up().await.map(|steps| numbers(&steps)) });
+    soon(dsn, "wait_event = 'advisory'", 2).await?;
+    drop(gate);
+    let (slow, patient) = (slow.await.unwrap(), patient.await.unwrap());
+    let is_once =
+        matches!((&slow, &patient), (Ok(first), Ok(second)) if *first == [1, 2] && second.is_empty());
+    expect(is_once, (slow, patient))
+}
+
+async fn a_step_waits_for_a_lock_on_a_table_no_longer_than_asked(dsn: &str) -> Outcome {
+    platform(dsn, &[("0001_teams.sql", TEAMS)]).up().await.unwrap();
+    let long = connect(dsn).await;
+    long.batch_execute("BEGIN; SELECT * FROM teams").await.unwrap();
+    let alter =
+        with_second(dsn, "ALTER TABLE teams ADD COLUMN name text").lock_wait(Duration::from_millis(30));
+    let error = alter.up().await.unwrap_err();
+    let is_typed =
+        matches!(error, MigrationError::StepFailed { number: 2, cause: Error::Unavailable { .. }, .. });
+    expect(is_typed, error)?;
+    long.batch_execute("ROLLBACK").await.unwrap();
+    expect(numbers(&alter.up().await.unwrap()) == [2], "it can't be done later")
+}
+
+/// C4.2: the seed takes the lock and gives it back on connections of a pool, which need not be the same.
+async fn the_lock_is_held_by_the_one_session_that_applies_the_steps(dsn: &str) -> Outcome {
+    let (slow, gate) = (with_slow_second(dsn), gate(dsn).await);
+    let slow = tokio::spawn(async move { slow.up().await.map(drop) });
+    soon(dsn, "wait_event = 'advisory'", 1).await?;
+    soon(dsn, &format!("wait_event = 'advisory' AND {HOLDS_LOCK}"), 1).await?;
+    soon(dsn, "application_name LIKE 'migrations%'", 2).await?;
+    drop(gate);
+    slow.await.unwrap().map_err(|error| format!("{error:?}"))?;
+    soon(dsn, HOLDS_LOCK, 0).await
+}
+
+async fn a_future_that_is_dropped_gives_the_lock_back_and_leaves_nothing_of_its_step(dsn: &str) -> Outcome {
+    let (slow, gate) = (with_slow_second(dsn), gate(dsn).await);
+    let slow = tokio::spawn(async move { slow.up().await.map(drop) });
+    soon(dsn, "wait_event = 'advisory'", 1).await?;
+    slow.abort();
+    // The one that is left is the gate's.
+    soon(dsn, HOLDS_LOCK, 1).await?;
+    expect(tables(dsn).await == "platform_migrations teams", tables(dsn).await)?;
+    drop(gate);
+    let second = with_slow_second(dsn);
+    expect(numbers(&second.lock_wait(Duration::from_secs(10)).up().await.unwrap()) == [2], "not applied")
+}
+
+async fn what_a_step_does_to_its_session_ends_with_it(dsn: &str) -> Outcome {
+    // As `pg_dump` begins; a role that may hardly do anything; and a timeout that the next step would run into.
+    let first = "CREATE ROLE hardly; CREATE TABLE public.one (x int);
+                 SELECT set_config('search_path', '', false); SET lock_timeout = 1; SET ROLE hardly";
+    let second = "CREATE TABLE two (x int); SELECT pg_sleep(0.2)";
+    let platform = platform(
+        &format!("{dsn} options='-cstatement_timeout=100'"),
+        &[("0001_first.sql", first), ("0002_second.sql", second)],
+    );
+    let applied = platform.up().await.map_err(|error| format!("{error:?}"))?;
+    expect(numbers(&applied) == [1, 2], numbers(&applied))?;
+    expect(tables(dsn).await == "one platform_migrations two", tables(dsn).await)?;
+    connect(dsn).await.batch_execute("DROP ROLE hardly").await.unwrap();
+    Ok(())
+}
+
+async fn a_role_that_may_not_make_tables_uses_what_another_has_made(dsn: &str) -> Outcome {
+    let client = connect(dsn).await;
+    client
+        .batch_execute("CREATE ROLE modest LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        .await
+        .unwrap();
+    let modest = dsn.replace("user=larder", "user=modest");
+    let error = platform(&modest, &FILES).up().await.unwrap_err();
+    expect(matches!(error, MigrationError::Database(Error::Other { .. })), error)?;
+    platform(dsn, &FILES).up().await.unwrap();
+    open(dsn).await.close().await;
+    let rights = "GRANT ALL ON ALL TABLES IN SCHEMA public TO modest;
+                  GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO modest";
+    client.batch_execute(rights).await.unwrap();
+    expect(platform(&modest, &FILES).up().await.unwrap().is_empty(), "something was applied")?;
+    let store = open(&modest).await;
+    let mut update = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+    update.put("n".into(), "key".into(), b"value".to_vec()).unwrap();
+    update.commit().await.map_err(|error| format!("{error:?}"))?;
+    store.close().await;
+    Ok(())
+}
+
+async fn a_schema_is_shared_with_larder_and_each_schema_is_apart(dsn: &str) -> Outcome {
+    connect(dsn).await.batch_execute("CREATE SCHEMA \"a\"\"b\"").await.unwrap();
+    open(dsn).await.close().await;
+    let other = format!("{dsn} options='-csearch_path=\"a\"\"b\",public'");
+    platform(dsn, &FILES).up().await.unwrap();
+    let migrator = platform(&other, &FILES);
+    expect(
+        is_missing_migration(&migrator.version().await.unwrap_err()),
+        "the other schema's ledger was found",
+    )?;
+    expect(numbers(&migrator.up().await.unwrap()) == [1, 2, 3], "not every step was applied")?;
+    expect(
+        tables(&other).await == "findings platform_migrations scans sessions teams",
+        tables(&other).await,
+    )?;
+    let of_larder = found(dsn, "SELECT count(*) FROM larder_migrations").await;
+    expect(of_larder == [i64::from(newest().await)], of_larder)
+}
