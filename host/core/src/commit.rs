@@ -216,7 +216,7 @@ impl Commit {
     }
 
     /// The most bytes by which the writes can grow a store.
-    pub(crate) fn growth_bound(&self) -> u64 {
+    pub fn growth_bound(&self) -> u64 {
         self.writes
             .iter()
             .filter(|(_, mutation)| **mutation != Mutation::Delete)

@@ -65,6 +65,13 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tenant's database could not be kept and is in quarantine on this host, for an operator to look into.
+    TenantQuarantined {
+        /// Whose.
+        tenant: String,
+        /// Why.
+        reason: String,
+    },
     /// Work that no caller waits for failed; it is tried again.
     BackgroundFailed {
         /// The store's name in the host.
@@ -86,6 +93,7 @@ impl Event {
             Self::MemoryHealthChanged { .. } => "memory.health_changed",
             Self::MemoryRecoveryDropped { .. } => "memory.recovery_dropped",
             Self::MemoryRecordCorrupt { .. } => "memory.record_corrupt",
+            Self::TenantQuarantined { .. } => "tenant.quarantined",
             Self::BackgroundFailed { .. } => "store.background_failed",
         }
     }
@@ -121,6 +129,9 @@ impl Event {
             }
             Self::MemoryRecordCorrupt { identity, reason } => {
                 [("reason", reason.clone())].into_iter().chain(identity_fields(identity)).collect()
+            }
+            Self::TenantQuarantined { tenant, reason } => {
+                vec![("tenant", tenant.clone()), ("reason", reason.clone())]
             }
             Self::BackgroundFailed { store, work, error } => {
                 vec![("store", store.clone()), ("work", work.to_string()), ("error", error.to_string())]

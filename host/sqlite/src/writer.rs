@@ -99,6 +99,19 @@ enum GroupError {
 /// A group leaves room for readers of its answers.
 const GROUP_MAX: usize = 256;
 
+/// A journal takes a group as a whole: unless a single commit is larger, it gets no more bytes at once.
+const JOURNALED_BYTES_MAX: u64 = 16 << 20;
+
+impl Work {
+    /// Bytes that it writes, about.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Commit(commit, _) => commit.growth_bound(),
+            Self::Record(write) => write.record.as_ref().map_or(0, |record| record.bytes.len() as u64),
+        }
+    }
+}
+
 impl Writer {
     /// The writer of a database whose schema is up to date, within a runtime.
     /// `positioned` says that records move the position too; with a journal they must.
@@ -277,11 +290,7 @@ impl Writer {
     }
 
     fn commit_group(&self, state: &mut State, patience: Patience) {
-        let group: Vec<Request> = {
-            let mut waiting = lock(&self.waiting);
-            let count = waiting.len().min(GROUP_MAX);
-            waiting.drain(..count).collect()
-        };
+        let group = self.next_group(state.journal.is_some());
         if group.is_empty() {
             return;
         }
@@ -294,6 +303,21 @@ impl Writer {
             Err(GroupError::RolledBack(_)) => self.commit_one_by_one(state, group, patience),
             Err(GroupError::NotBegun(error) | GroupError::Unknown(error)) => answer_all(group, &error),
         }
+    }
+
+    fn next_group(&self, journaled: bool) -> Vec<Request> {
+        let mut waiting = lock(&self.waiting);
+        let mut bytes = 0;
+        let fits = |request: &&Request| {
+            bytes += request.work.bytes();
+            bytes <= JOURNALED_BYTES_MAX
+        };
+        let count = match journaled {
+            true => waiting.iter().take(GROUP_MAX).take_while(fits).count().max(1),
+            false => GROUP_MAX,
+        };
+        let count = count.min(waiting.len());
+        waiting.drain(..count).collect()
     }
 
     fn commit_one_by_one(&self, state: &mut State, group: Vec<Request>, patience: Patience) {

@@ -553,3 +553,37 @@ fn what_was_acknowledged_before_a_kill_is_in_the_journal_and_the_file_tells_how_
         assert_eq!(copied.rows.into_iter().collect::<Vec<_>>(), up_to_end);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_gets_no_more_at_once_than_it_can_take() {
+    let (_folder, path) = folder();
+    let journal = Arc::new(Sizes::default());
+    let database = Sqlite::open_journaled(&path, SqliteOptions::default(), journal.clone()).await.unwrap();
+    let database = Arc::new(database);
+    // 200 MiB that could be one group: as many commits as one takes wait at once.
+    let large = |number: usize| {
+        let database = database.clone();
+        let key = number.to_string();
+        let write = commit_of(0, [(key.as_str(), put(&vec![b'x'; 1 << 20], None))]);
+        tokio::spawn(async move { database.commit(write).await })
+    };
+    for commit in (0..200).map(large).collect::<Vec<_>>() {
+        commit.await.unwrap().unwrap();
+    }
+    let sizes = journal.0.lock().unwrap().clone();
+    assert!(sizes.iter().sum::<usize>() > 200 << 20);
+    assert!(sizes.iter().all(|size| *size < 34 << 20), "{sizes:?}");
+    database.close().await;
+}
+
+/// Keeps only how large each redo was.
+#[derive(Default)]
+struct Sizes(Mutex<Vec<usize>>);
+
+#[async_trait]
+impl Journal for Sizes {
+    async fn append(&self, redo: Redo) -> Result<()> {
+        self.0.lock().unwrap().push(redo.as_bytes().len());
+        Ok(())
+    }
+}

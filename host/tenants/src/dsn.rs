@@ -1,0 +1,456 @@
+//! Data-source names of tenants.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::Error;
+use object_store::ObjectStore;
+use object_store::path::Path as ObjectPath;
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::folder::FolderStore;
+use crate::key::Scope;
+
+/// What a commit survives once it is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of the process. What a lost disk can lose is what was committed since the last checkpoint.
+    #[default]
+    Local,
+    /// The loss of the host: it is in object storage.
+    Object,
+}
+
+/// Where tenants are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// In a folder.
+    Folder(PathBuf),
+    /// In Amazon S3, or in what speaks its protocol.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The server, where it is not Amazon's.
+        endpoint: Option<String>,
+        /// The region.
+        region: Option<String>,
+    },
+    /// In Azure Blob Storage.
+    Azure {
+        /// The container.
+        container: String,
+        /// The storage account.
+        account: Option<String>,
+        /// The server, where it is not Azure's.
+        endpoint: Option<String>,
+    },
+    /// In Google Cloud Storage.
+    Gcs {
+        /// The bucket.
+        bucket: String,
+    },
+}
+
+/// A data-source name of tenants, read:
+///
+/// - `tenants+file:///FOLDER?scope=user`
+/// - `tenants+s3://BUCKET/PREFIX?endpoint=http://127.0.0.1:8333&region=eu-west-1&scope=org`
+/// - `tenants+az://CONTAINER/PREFIX?account=NAME` and `tenants+gs://BUCKET/PREFIX`, in builds that have them
+///
+/// Credentials are never in it: they are in the usual variables of the environment. Options of all: `scope` (`user`,
+/// `org`, `app`, `project`), `durability` (`local`, `object`), `checkpoint_writes`, `checkpoint_interval`, `lease_ttl`
+/// and `keep_for`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TenantsDsn {
+    /// Where tenants are kept.
+    pub place: Place,
+    /// Below which path of it.
+    pub prefix: ObjectPath,
+    /// Whose database is meant.
+    pub scope: Scope,
+    /// What a commit survives.
+    pub durability: Durability,
+    /// After how many writes a tenant is written back.
+    pub checkpoint_writes: Option<u64>,
+    /// How long after a write a tenant is written back.
+    pub checkpoint_interval: Option<Duration>,
+    /// How long a lease holds.
+    pub lease_ttl: Option<Duration>,
+    /// How long earlier snapshots are kept.
+    pub keep_for: Option<Duration>,
+}
+
+const SCHEME: &str = "tenants+";
+
+const FORMS: &str = "tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`, \
+                     `tenants+az://CONTAINER/PREFIX` or `tenants+gs://BUCKET/PREFIX`";
+
+const COMMON_OPTIONS: [&str; 6] =
+    ["scope", "durability", "checkpoint_writes", "checkpoint_interval", "lease_ttl", "keep_for"];
+
+impl TenantsDsn {
+    /// Whether a data-source name is meant to be of tenants, right or wrong.
+    pub fn accepts(dsn: &str) -> bool {
+        dsn.starts_with(SCHEME)
+    }
+
+    /// Reads a data-source name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] says what is wrong, and never repeats what may be a secret.
+    pub fn parse(dsn: &str) -> Result<Self, Error> {
+        let url = Url::parse(dsn).map_err(|error| Error::invalid_argument(format!("{FORMS}; {error}")))?;
+        if !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
+            return Err(Error::invalid_argument(
+                "a name of tenants holds no credentials and no port: those are in the environment, and in `endpoint`",
+            ));
+        }
+        let scheme = url.scheme().strip_prefix(SCHEME).unwrap_or_default();
+        let own_options: &[&str] = match scheme {
+            "s3" => &["endpoint", "region"],
+            "az" => &["account", "endpoint"],
+            "file" | "gs" => &[],
+            _ => return Err(Error::invalid_argument(FORMS)),
+        };
+        let options = Options::read(&url, own_options)?;
+        let (place, prefix) = match scheme {
+            "file" => (Place::Folder(folder(&url)?), ObjectPath::default()),
+            _ => (bucket_place(scheme, &url, &options)?, prefix(&url)?),
+        };
+        Ok(Self {
+            place,
+            prefix,
+            scope: options.parsed("scope", str::parse)?.unwrap_or(Scope::User),
+            durability: options.parsed("durability", durability)?.unwrap_or_default(),
+            checkpoint_writes: options.parsed("checkpoint_writes", count)?,
+            checkpoint_interval: options.parsed("checkpoint_interval", duration)?,
+            lease_ttl: options.parsed("lease_ttl", duration)?,
+            keep_for: options.parsed("keep_for", duration)?,
+        })
+    }
+
+    /// Opens the object store. A folder that isn't there is made; nothing else is called yet.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where this build has no such store, and where the environment's settings contradict
+    /// each other; [`Error::Unavailable`] where the folder can't be made.
+    pub fn open_store(&self) -> Result<Arc<dyn ObjectStore>, Error> {
+        match &self.place {
+            Place::Folder(folder) => {
+                let store = FolderStore::open(folder)
+                    .map_err(|error| Error::unavailable("the folder of tenants can't be opened", error))?;
+                Ok(Arc::new(store))
+            }
+            Place::S3 { bucket, endpoint, region } => s3(bucket, endpoint.as_deref(), region.as_deref()),
+            Place::Azure { container, account, endpoint } => {
+                azure(container, account.as_deref(), endpoint.as_deref())
+            }
+            Place::Gcs { bucket } => gcs(bucket),
+        }
+    }
+}
+
+fn bucket_place(scheme: &str, url: &Url, options: &Options) -> Result<Place, Error> {
+    let bucket = url.host_str().filter(|host| !host.is_empty());
+    let bucket = bucket.ok_or_else(|| Error::invalid_argument(FORMS))?.to_string();
+    let endpoint = options.parsed("endpoint", endpoint)?;
+    Ok(match scheme {
+        "s3" => Place::S3 { bucket, endpoint, region: options.text("region") },
+        "az" => Place::Azure { container: bucket, account: options.text("account"), endpoint },
+        _ => Place::Gcs { bucket },
+    })
+}
+
+fn folder(url: &Url) -> Result<PathBuf, Error> {
+    if url.host_str().is_some_and(|host| !host.is_empty()) {
+        return Err(Error::invalid_argument(
+            "a folder of tenants is named from its root: `tenants+file:///FOLDER`",
+        ));
+    }
+    let path = percent_decode_str(url.path()).decode_utf8().map_err(|_| {
+        Error::invalid_argument("the path of a folder of tenants is no text once it is decoded")
+    })?;
+    if path.len() < 2 || path.contains('\0') {
+        return Err(Error::invalid_argument(
+            "a folder of tenants is not the root, and holds no NUL in its name",
+        ));
+    }
+    Ok(PathBuf::from(path.as_ref()))
+}
+
+fn prefix(url: &Url) -> Result<ObjectPath, Error> {
+    ObjectPath::from_url_path(url.path())
+        .map_err(|error| Error::invalid_argument(format!("the prefix of tenants is no path: {error}")))
+}
+
+/// The part behind `?`.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn read(url: &Url, own: &[&str]) -> Result<Self, Error> {
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        for (index, (name, _)) in pairs.iter().enumerate() {
+            if !own.contains(&name.as_str()) && !COMMON_OPTIONS.contains(&name.as_str()) {
+                let known: Vec<_> =
+                    own.iter().chain(&COMMON_OPTIONS).map(|name| format!("`{name}`")).collect();
+                return Err(Error::invalid_argument(format!(
+                    "unknown option {name:?} of tenants; there are {}",
+                    known.join(", ")
+                )));
+            }
+            if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
+                return Err(Error::invalid_argument(format!("the option `{name}` of tenants stands twice")));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone())
+    }
+
+    fn parsed<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        parse(&text).map(Some).map_err(|error| match error {
+            Error::InvalidArgument(reason) => {
+                Error::invalid_argument(format!("the option `{name}` of tenants: {reason}"))
+            }
+            other => other,
+        })
+    }
+}
+
+fn durability(text: &str) -> Result<Durability, Error> {
+    match text {
+        "local" => Ok(Durability::Local),
+        "object" => Ok(Durability::Object),
+        _ => Err(Error::invalid_argument("there are `local` and `object`")),
+    }
+}
+
+fn count(text: &str) -> Result<u64, Error> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| Error::invalid_argument("it is a number from 1 on"))
+}
+
+/// What a duration may be at most: a time that is added to any other without harm.
+const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+fn duration(text: &str) -> Result<Duration, Error> {
+    let wrong = || Error::invalid_argument("a duration is written as `500ms`, `15s`, `5m`, `2h` or `7d`");
+    let digits = text.find(|found: char| !found.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        "d" => 24 * 60 * 60 * 1000,
+        _ => return Err(wrong()),
+    };
+    let duration = number.checked_mul(millis).map(Duration::from_millis);
+    duration.filter(|duration| !duration.is_zero() && *duration <= MAX_DURATION).ok_or_else(wrong)
+}
+
+fn endpoint(text: &str) -> Result<String, Error> {
+    let wrong = || {
+        Error::invalid_argument(
+            "it is `https://HOST` or `http://HOST`, with a port where needed, and no more",
+        )
+    };
+    let url = Url::parse(text).map_err(|_| wrong())?;
+    let is_plain = matches!(url.scheme(), "http" | "https")
+        && url.host_str().is_some()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if is_plain { Ok(text.trim_end_matches('/').to_string()) } else { Err(wrong()) }
+}
+
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+mod cloud {
+    use std::time::Duration;
+
+    use larder_core::Error;
+    use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+
+    /// The time limits are larder's own; a download has none as a whole.
+    pub(super) fn client() -> ClientOptions {
+        ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(5))
+    }
+
+    /// A few quick repetitions of what fails on its way. Those that matter are made above, where it is known what a
+    /// repetition means.
+    pub(super) fn retries() -> RetryConfig {
+        let backoff = BackoffConfig {
+            init_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_millis(500),
+            base: 2.0,
+        };
+        RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(5) }
+    }
+
+    pub(super) fn refused(error: object_store::Error) -> Error {
+        Error::invalid_argument(format!("the settings of the object storage contradict each other: {error}"))
+    }
+}
+
+#[cfg(feature = "s3")]
+fn s3(bucket: &str, endpoint: Option<&str>, region: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+    use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(cloud::client())
+        .with_retry(cloud::retries())
+        .with_conditional_put(S3ConditionalPut::ETagMatch);
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
+    }
+    if let Some(region) = region {
+        builder = builder.with_region(region);
+    }
+    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+}
+
+#[cfg(not(feature = "s3"))]
+fn s3(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+    Err(Error::invalid_argument("this build of larder has no S3: build larder-tenants with its feature `s3`"))
+}
+
+#[cfg(feature = "azure")]
+fn azure(
+    container: &str,
+    account: Option<&str>,
+    endpoint: Option<&str>,
+) -> Result<Arc<dyn ObjectStore>, Error> {
+    use object_store::azure::MicrosoftAzureBuilder;
+
+    let mut builder = MicrosoftAzureBuilder::from_env()
+        .with_container_name(container)
+        .with_client_options(cloud::client())
+        .with_retry(cloud::retries());
+    if let Some(account) = account {
+        builder = builder.with_account(account);
+    }
+    if let Some(endpoint) = endpoint {
+        builder =
+            builder.with_endpoint(endpoint.to_string()).with_allow_http(endpoint.starts_with("http://"));
+    }
+    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+}
+
+#[cfg(not(feature = "azure"))]
+fn azure(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+    Err(Error::invalid_argument(
+        "this build of larder has no Azure: build larder-tenants with its feature `azure`",
+    ))
+}
+
+#[cfg(feature = "gcs")]
+fn gcs(bucket: &str) -> Result<Arc<dyn ObjectStore>, Error> {
+    let builder = object_store::gcp::GoogleCloudStorageBuilder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(cloud::client())
+        .with_retry(cloud::retries());
+    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+}
+
+#[cfg(not(feature = "gcs"))]
+fn gcs(_: &str) -> Result<Arc<dyn ObjectStore>, Error> {
+    Err(Error::invalid_argument(
+        "this build of larder has no Google Cloud: build larder-tenants with its feature `gcs`",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(dsn: &str) -> String {
+        match TenantsDsn::parse(dsn) {
+            Err(Error::InvalidArgument(reason)) => reason,
+            other => panic!("{dsn}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_folder_and_its_options_are_read() {
+        let dsn = TenantsDsn::parse(
+            "tenants+file:///srv/ten%20ants?scope=project&durability=object&checkpoint_writes=7\
+             &checkpoint_interval=500ms&lease_ttl=30s&keep_for=2d",
+        )
+        .unwrap();
+        assert_eq!(dsn.place, Place::Folder("/srv/ten ants".into()));
+        assert_eq!((dsn.scope, dsn.durability), (Scope::Project, Durability::Object));
+        assert_eq!(
+            (dsn.checkpoint_writes, dsn.checkpoint_interval),
+            (Some(7), Some(Duration::from_millis(500)))
+        );
+        assert_eq!(dsn.lease_ttl, Some(Duration::from_secs(30)));
+        assert_eq!(dsn.keep_for, Some(Duration::from_secs(2 * 86_400)));
+        let plain = TenantsDsn::parse("tenants+file:///srv").unwrap();
+        assert_eq!((plain.scope, plain.durability, plain.lease_ttl), (Scope::User, Durability::Local, None));
+    }
+
+    #[test]
+    fn buckets_endpoints_and_prefixes_are_read() {
+        let dsn = TenantsDsn::parse(
+            "tenants+s3://my-bucket/some/prefix/?endpoint=http://127.0.0.1:8333/&region=eu-west-1",
+        )
+        .unwrap();
+        let (endpoint, region) = (Some("http://127.0.0.1:8333".into()), Some("eu-west-1".into()));
+        assert_eq!(dsn.place, Place::S3 { bucket: "my-bucket".into(), endpoint, region });
+        assert_eq!(dsn.prefix, ObjectPath::from("some/prefix"));
+        let dsn = TenantsDsn::parse("tenants+az://box?account=me&scope=org").unwrap();
+        let account = Some("me".into());
+        assert_eq!(dsn.place, Place::Azure { container: "box".into(), account, endpoint: None });
+        assert_eq!((dsn.prefix.is_root(), dsn.scope), (true, Scope::Org));
+        assert_eq!(TenantsDsn::parse("tenants+gs://b/x").unwrap().place, Place::Gcs { bucket: "b".into() });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_and_secrets_are_not_repeated() {
+        assert!(TenantsDsn::accepts("tenants+ftp://x") && !TenantsDsn::accepts("sqlite:x"));
+        assert_eq!(reason("tenants+ftp://x"), FORMS);
+        assert_eq!(reason("tenants+s3:///prefix"), FORMS);
+        assert!(reason("tenants+s3://key:s3cret@bucket/").contains("no credentials"));
+        assert!(!reason("tenants+s3://key:s3cret@bucket/").contains("s3cret"));
+        assert!(!reason("tenants+s3://b/?endpoint=http://key:s3cret@host").contains("s3cret"));
+        assert!(!reason("tenants+s3://b/?secret_access_key=s3cret").contains("s3cret"));
+        let unknown = reason("tenants+s3://b/?regoin=x");
+        assert!(
+            unknown
+                .starts_with("unknown option \"regoin\" of tenants; there are `endpoint`, `region`, `scope`")
+        );
+        assert!(reason("tenants+file:///x?region=x").contains("unknown option"));
+        assert!(reason("tenants+file:///x?scope=user&scope=org").contains("stands twice"));
+        assert!(
+            reason("tenants+file:///x?scope=User").contains("there are `user`, `org`, `app` and `project`")
+        );
+        assert!(reason("tenants+file:///x?checkpoint_writes=0").contains("a number from 1 on"));
+        for wrong in ["15", "0s", "s", "1w", "-1s", "99999999999999999999s", "9999999999999999d", ""] {
+            let said = reason(&format!("tenants+file:///x?lease_ttl={wrong}"));
+            assert!(said.contains("`lease_ttl`") && said.contains("`500ms`"), "{wrong}: {said}");
+        }
+        assert!(reason("tenants+file://host/x").contains("from its root"));
+        assert!(reason("tenants+file:///").contains("not the root"));
+        assert!(reason("tenants+s3://b/?endpoint=ftp://x").contains("`endpoint`"));
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_opened_and_honours_conditions() {
+        let folder = tempfile::tempdir().unwrap();
+        let dsn = format!("tenants+file://{}/new/place", folder.path().display());
+        let dsn = TenantsDsn::parse(&dsn).unwrap();
+        let store = dsn.open_store().unwrap();
+        let remote = crate::Remote::new(store, dsn.prefix, crate::RemoteOptions::default()).unwrap();
+        remote.probe().await.unwrap();
+    }
+}

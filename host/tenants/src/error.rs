@@ -1,0 +1,261 @@
+//! Why something was not done with a tenant's objects.
+
+use std::time::Duration;
+
+use larder_core::error::Cause;
+
+use crate::key::TenantKey;
+
+/// Why something was not done with a tenant's objects. Its kind decides, never its text.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TenantError {
+    /// Object storage could not be reached, or gave no answer that settles anything. What was asked for may be tried
+    /// again.
+    #[error("object storage is unavailable: {reason}")]
+    Unavailable {
+        /// What could not be done.
+        reason: String,
+        /// The client's own error.
+        #[source]
+        cause: Option<Cause>,
+    },
+    /// A segment was sent, and nothing is known of what became of it. It stays the first in line: the next append puts
+    /// it before anything else.
+    #[error("{key}: whether segment {position} was written is unknown")]
+    OutcomeUnknown {
+        /// Whose.
+        key: String,
+        /// Its position.
+        position: u64,
+        /// Why.
+        #[source]
+        cause: Option<Cause>,
+    },
+    /// Another holder has taken the tenant over. The lease is lost for ever, and nothing of the other was overwritten.
+    #[error("{key}: lost to {by:?}, which took the tenant over with epoch {epoch}")]
+    Fenced {
+        /// Whose.
+        key: String,
+        /// The epoch of the other.
+        epoch: u64,
+        /// The other; empty where it has already left.
+        by: String,
+    },
+    /// The lease was not renewed in time. Nobody else need have the tenant: a renewal may still succeed.
+    #[error("{key}: the lease was not renewed in time")]
+    LeaseLapsed {
+        /// Whose.
+        key: String,
+    },
+    /// Another holder has the tenant now.
+    #[error("{key}: {holder:?} holds the lease, which is free once that stops renewing it for {ttl:?}")]
+    LeaseHeld {
+        /// Whose.
+        key: String,
+        /// Who has it.
+        holder: String,
+        /// How long it holds from a renewal on.
+        ttl: Duration,
+    },
+    /// What is stored fails a check. It is left as it is.
+    #[error("{key}: stored data is corrupt: {reason}")]
+    Corrupt {
+        /// Whose.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A newer release of larder wrote this.
+    #[error("{key}: written by a newer release of larder, in format {format}; this one reads {supported}")]
+    NewerFormat {
+        /// Whose.
+        key: String,
+        /// Its format.
+        format: u64,
+        /// The newest format that is understood.
+        supported: u64,
+    },
+    /// The object storage does not honour the conditions of a put.
+    #[error(
+        "this object storage can't keep tenants, as it does not honour conditional writes: {reason}; larder needs \
+         If-None-Match and If-Match on puts, atomically"
+    )]
+    NoConditions {
+        /// What it did.
+        reason: String,
+    },
+    /// The lease was released.
+    #[error("{key}: the lease was released")]
+    Closed {
+        /// Whose.
+        key: String,
+    },
+    /// There is nothing from that time.
+    #[error("{key}: no snapshot was taken at or before {at} (milliseconds since 1970){}", oldest_hint(*.oldest))]
+    NoSnapshot {
+        /// Whose.
+        key: String,
+        /// The moment that was asked for, in milliseconds since 1970.
+        at: u64,
+        /// The oldest moment that can be restored.
+        oldest: Option<u64>,
+    },
+    /// Another process has the cache folder.
+    #[error("the cache folder {folder} is in use by another process; give each process its own")]
+    CacheInUse {
+        /// The folder.
+        folder: String,
+    },
+    /// Somebody on this host has the tenant open.
+    #[error("{key} is in use on this host")]
+    InUse {
+        /// Whose.
+        key: String,
+    },
+    /// As many tenants as can be open are in use.
+    #[error("all of the {capacity} tenants that can be open here are in use; raise the capacity")]
+    Full {
+        /// How many can be open.
+        capacity: usize,
+    },
+    /// The tenants of this host were closed.
+    #[error("the tenants of this host are closed")]
+    ShutDown,
+    /// Tenants that could not be written back when all were closed. They are still open, and on this host's disk.
+    #[error("{} tenants could not be written back: {}", failed.len(), failures(failed))]
+    NotWrittenBack {
+        /// Which, and why.
+        failed: std::sync::Arc<[(TenantKey, TenantError)]>,
+    },
+    /// The tenant's database failed.
+    #[error("{key}: {error}")]
+    Database {
+        /// Whose.
+        key: String,
+        /// How.
+        #[source]
+        error: larder_core::Error,
+    },
+    /// An argument has no meaning here.
+    #[error("invalid argument: {0}")]
+    InvalidArgument(String),
+    /// A file of this machine can't be read or written.
+    #[error("{action}")]
+    File {
+        /// What could not be done.
+        action: String,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
+}
+
+/// The result of something done with a tenant's objects.
+pub(crate) type Result<T, E = TenantError> = std::result::Result<T, E>;
+
+fn oldest_hint(oldest: Option<u64>) -> String {
+    oldest.map(|oldest| format!("; the oldest is of {oldest}")).unwrap_or_default()
+}
+
+fn failures(failed: &[(TenantKey, TenantError)]) -> String {
+    failed.iter().map(|(key, error)| format!("{key} ({error})")).collect::<Vec<_>>().join(", ")
+}
+
+impl TenantError {
+    pub(crate) fn database(key: &TenantKey, error: larder_core::Error) -> Self {
+        match error {
+            larder_core::Error::Corrupt(reason) => Self::corrupt(key, reason),
+            error => Self::Database { key: key.to_string(), error },
+        }
+    }
+
+    pub(crate) fn invalid_argument(reason: impl Into<String>) -> Self {
+        Self::InvalidArgument(reason.into())
+    }
+
+    pub(crate) fn corrupt(key: impl std::fmt::Display, reason: impl Into<String>) -> Self {
+        Self::Corrupt { key: key.to_string(), reason: reason.into() }
+    }
+
+    pub(crate) fn unavailable(
+        reason: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Unavailable { reason: reason.into(), cause: Some(std::sync::Arc::new(cause)) }
+    }
+
+    pub(crate) fn file(
+        action: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::File { action: action.into(), cause: std::sync::Arc::new(cause) }
+    }
+}
+
+impl From<TenantError> for larder_core::Error {
+    /// Texts of `larder-core` reach guests: they say nothing of other hosts, keys and paths. Those are in the cause.
+    fn from(error: TenantError) -> Self {
+        let cause = std::sync::Arc::new(error.clone());
+        let unavailable =
+            |reason: &str| Self::Unavailable { reason: reason.into(), cause: Some(cause.clone()) };
+        match error {
+            TenantError::Unavailable { .. } => unavailable("object storage can't be reached"),
+            TenantError::OutcomeUnknown { .. } => Self::CommitUnknown {
+                reason: "object storage did not answer in time".into(),
+                cause: Some(cause),
+            },
+            TenantError::Fenced { .. } => unavailable("another host has taken this tenant over"),
+            TenantError::LeaseLapsed { .. } => {
+                unavailable("the lease of this tenant could not be renewed in time")
+            }
+            TenantError::LeaseHeld { .. } => unavailable("another host has this tenant open"),
+            TenantError::Corrupt { reason, .. } => Self::Corrupt(reason),
+            TenantError::NewerFormat { .. } => Self::Other {
+                reason: "a newer release of larder wrote this tenant".into(),
+                cause: Some(cause),
+            },
+            TenantError::NoConditions { .. } => Self::Other {
+                reason: "the object storage does not honour conditional writes".into(),
+                cause: Some(cause),
+            },
+            TenantError::Closed { .. } => Self::Closed,
+            TenantError::NoSnapshot { .. } => {
+                Self::Other { reason: "there is no snapshot from that time".into(), cause: Some(cause) }
+            }
+            TenantError::CacheInUse { .. } => unavailable("another process has this host's cache folder"),
+            TenantError::InUse { .. } => unavailable("the tenant is in use"),
+            TenantError::Full { .. } => unavailable("too many tenants are in use on this host"),
+            TenantError::ShutDown => Self::Closed,
+            TenantError::NotWrittenBack { .. } => unavailable("some tenants could not be written back"),
+            TenantError::Database { error, .. } => error,
+            TenantError::InvalidArgument(reason) => Self::InvalidArgument(reason),
+            TenantError::File { .. } => unavailable("a file of the host can't be read or written"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_are_not_told_which_host_has_the_tenant() {
+        let held = TenantError::LeaseHeld {
+            key: "acme/org".into(),
+            holder: "secret-host".into(),
+            ttl: Duration::from_secs(15),
+        };
+        assert!(held.to_string().contains("secret-host"));
+        let core = larder_core::Error::from(held);
+        assert!(matches!(core, larder_core::Error::Unavailable { .. }));
+        assert!(!core.to_string().contains("secret-host"));
+        assert!(std::error::Error::source(&core).unwrap().to_string().contains("secret-host"));
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_an_unknown_commit() {
+        let unknown = TenantError::OutcomeUnknown { key: "acme/org".into(), position: 3, cause: None };
+        assert!(matches!(larder_core::Error::from(unknown), larder_core::Error::CommitUnknown { .. }));
+    }
+}

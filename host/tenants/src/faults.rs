@@ -1,0 +1,298 @@
+//! An object store that fails as a test tells it to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// What is asked of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// A put with any condition.
+    Put,
+    /// The beginning of an upload in parts.
+    Multipart,
+    /// A read.
+    Get,
+    /// A deletion of one object.
+    Delete,
+    /// A list.
+    List,
+    /// A copy.
+    Copy,
+}
+
+/// How a call goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is not done, and an error says so.
+    Fail,
+    /// It is not done, and there is no answer.
+    Hang,
+    /// It is done, and the answer is an error.
+    LoseAnswer,
+    /// It is done, and there is no answer.
+    HangAfter,
+    /// It is done, and the answer is that its condition was not met.
+    DenyOwnSuccess,
+    /// It is done later, after the answer that it was not.
+    DoneLate(Duration),
+    /// It is done after a while.
+    Delay(Duration),
+}
+
+/// Which calls go wrong, and how.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    operation: Operation,
+    path_part: String,
+    skip: usize,
+    times: usize,
+    fault: Fault,
+}
+
+impl Rule {
+    /// The next call of `operation` on a path that holds `path_part`.
+    pub fn next(operation: Operation, path_part: impl Into<String>, fault: Fault) -> Self {
+        Self { operation, path_part: path_part.into(), skip: 0, times: 1, fault }
+    }
+
+    /// Lets so many of these calls through first.
+    pub fn after(self, skip: usize) -> Self {
+        Self { skip, ..self }
+    }
+
+    /// So many of them, and not only one.
+    pub fn times(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rules: Vec<Rule>,
+    calls: BTreeMap<Operation, u64>,
+    is_down: bool,
+    random: Option<(fastrand::Rng, f64, Vec<Fault>)>,
+}
+
+/// An object store that does what the one below it does, where no [`Rule`] says otherwise. Clones share their rules.
+#[derive(Clone, Debug)]
+pub struct FaultyStore {
+    store: Arc<dyn ObjectStore>,
+    state: Arc<Mutex<State>>,
+}
+
+impl FaultyStore {
+    /// Nothing fails yet.
+    pub fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, state: Arc::default() }
+    }
+
+    /// The same store, with rules and counts of its own: as another host sees it.
+    pub fn another(&self) -> Self {
+        Self::new(self.store.clone())
+    }
+
+    /// Adds a rule.
+    pub fn add(&self, rule: Rule) {
+        self.state().rules.push(rule);
+    }
+
+    /// Forgets all rules.
+    pub fn clear(&self) {
+        let mut state = self.state();
+        state.rules.clear();
+        state.random = None;
+    }
+
+    /// While it is down, every call fails.
+    pub fn set_down(&self, is_down: bool) {
+        self.state().is_down = is_down;
+    }
+
+    /// Calls fail at random, this share of them, the same for the same `seed`.
+    pub fn fail_at_random(&self, seed: u64, share: f64, faults: &[Fault]) {
+        self.state().random = Some((fastrand::Rng::with_seed(seed), share, faults.to_vec()));
+    }
+
+    /// How often an operation was asked for.
+    pub fn calls(&self, operation: Operation) -> u64 {
+        self.state().calls.get(&operation).copied().unwrap_or(0)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fault(&self, operation: Operation, path: &str) -> Option<Fault> {
+        let mut state = self.state();
+        *state.calls.entry(operation).or_default() += 1;
+        if state.is_down {
+            return Some(Fault::Fail);
+        }
+        let matching = |rule: &Rule| rule.operation == operation && path.contains(&rule.path_part);
+        if let Some(rule) = state.rules.iter_mut().find(|rule| matching(rule)) {
+            if let Some(skip) = rule.skip.checked_sub(1) {
+                rule.skip = skip;
+                return None;
+            }
+            rule.times = rule.times.saturating_sub(1);
+            let fault = rule.fault;
+            state.rules.retain(|rule| rule.times > 0);
+            return Some(fault);
+        }
+        let (random, share, faults) = state.random.as_mut()?;
+        if random.f64() < *share { random.choice(faults.iter()).copied() } else { None }
+    }
+
+    /// Runs a call as its fault has it.
+    async fn run<T>(
+        &self,
+        operation: Operation,
+        path: &ObjectPath,
+        call: impl Future<Output = Result<T>>,
+        later: impl FnOnce(Duration) + Send,
+    ) -> Result<T> {
+        match self.fault(operation, path.as_ref()) {
+            None => call.await,
+            Some(Fault::Fail) => Err(broken()),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::LoseAnswer) => {
+                call.await?;
+                Err(broken())
+            }
+            Some(Fault::HangAfter) => {
+                call.await?;
+                std::future::pending().await
+            }
+            Some(Fault::DenyOwnSuccess) => {
+                call.await?;
+                let source = "the test denies it".into();
+                Err(StoreError::Precondition { path: path.to_string(), source })
+            }
+            Some(Fault::DoneLate(delay)) => {
+                later(delay);
+                Err(broken())
+            }
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                call.await
+            }
+        }
+    }
+}
+
+fn broken() -> StoreError {
+    StoreError::Generic { store: "FaultyStore", source: "the test broke it".into() }
+}
+
+impl std::fmt::Display for FaultyStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "FaultyStore({})", self.store)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultyStore {
+    async fn put_opts(
+        &self,
+        path: &ObjectPath,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let late = (self.store.clone(), path.clone(), payload.clone(), options.clone());
+        let later = move |delay| {
+            let (store, path, payload, options) = late;
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                // Whether it is still done is the store's to say, and nobody hears it.
+                drop(store.put_opts(&path, payload, options).await);
+            });
+        };
+        self.run(Operation::Put, path, self.store.put_opts(path, payload, options), later).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &ObjectPath,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let call = self.store.put_multipart_opts(path, options);
+        self.run(Operation::Multipart, path, call, |_| {}).await
+    }
+
+    async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        self.run(Operation::Get, path, self.store.get_opts(path, options), |_| {}).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, Result<ObjectPath>>,
+    ) -> BoxStream<'static, Result<ObjectPath>> {
+        let faulty = self.clone();
+        let delete_one = move |path: Result<ObjectPath>| {
+            let faulty = faulty.clone();
+            async move {
+                let path = path?;
+                let (store, late) = (faulty.store.clone(), (faulty.store.clone(), path.clone()));
+                let call = async { object_store::ObjectStoreExt::delete(&store, &path).await };
+                let later = move |delay| {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(delay).await;
+                        drop(object_store::ObjectStoreExt::delete(&late.0, &late.1).await);
+                    });
+                };
+                faulty.run(Operation::Delete, &path, call, later).await?;
+                Ok(path)
+            }
+        };
+        paths.then(delete_one).boxed()
+    }
+
+    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let path = prefix.cloned().unwrap_or_default();
+        self.faulty_list(path, self.store.list(prefix))
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&ObjectPath>,
+        offset: &ObjectPath,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let path = prefix.cloned().unwrap_or_default();
+        self.faulty_list(path, self.store.list_with_offset(prefix, offset))
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
+        let path = prefix.cloned().unwrap_or_default();
+        self.run(Operation::List, &path, self.store.list_with_delimiter(prefix), |_| {}).await
+    }
+
+    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {
+        self.run(Operation::Copy, to, self.store.copy_opts(from, to, options), |_| {}).await
+    }
+}
+
+impl FaultyStore {
+    fn faulty_list(
+        &self,
+        path: ObjectPath,
+        entries: BoxStream<'static, Result<ObjectMeta>>,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let faulty = self.clone();
+        let begin = async move { faulty.run(Operation::List, &path, async { Ok(()) }, |_| {}).await };
+        futures_util::stream::once(begin)
+            .filter_map(|begun| std::future::ready(begun.err().map(Err)))
+            .chain(entries)
+            .boxed()
+    }
+}

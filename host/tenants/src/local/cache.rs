@@ -1,0 +1,250 @@
+//! The folder of one host in which databases are while they are open.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
+use crate::lease::Holder;
+use crate::local::state::LocalState;
+use crate::write_id::WriteId;
+
+/// Names of the folder's own begin with a dot, which no slug does.
+const LOCK: &str = ".lock";
+const HOLDER: &str = ".holder";
+const TEMPORARY: &str = ".temporary";
+const QUARANTINE: &str = ".quarantine";
+
+/// The cache folder of one host: one process at a time has it.
+///
+/// Below it are the databases of open tenants, under [`TenantKey::local_path`], each with a note of where it came from,
+/// and what was put into quarantine.
+#[derive(Debug)]
+pub struct CacheFolder {
+    root: PathBuf,
+    holder: Holder,
+    /// Unlocked where it is dropped, and where the process ends.
+    _lock: File,
+}
+
+impl CacheFolder {
+    /// Opens a folder, makes it where it isn't there, and locks it. It blocks for as long as a few small files take.
+    ///
+    /// # Errors
+    /// [`TenantError::CacheInUse`] where another process has it, [`TenantError::File`] where it can't be used.
+    pub fn open(root: &Path) -> Result<Self> {
+        let failed =
+            |error| TenantError::file(format!("the cache folder {} can't be used", root.display()), error);
+        make_folder(root).map_err(failed)?;
+        let root = root.canonicalize().map_err(failed)?;
+        let lock =
+            File::options().create(true).write(true).truncate(false).open(root.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(TenantError::CacheInUse { folder: root.display().to_string() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let temporary = root.join(TEMPORARY);
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(failed)?;
+        }
+        make_folder(&temporary).map_err(failed)?;
+        make_folder(&root.join(QUARANTINE)).map_err(failed)?;
+        let holder = holder(&root).map_err(failed)?;
+        let holder = Holder::new(&holder)
+            .map_err(|error| TenantError::file("this host has no name to take leases under", error))?;
+        Ok(Self { root, holder, _lock: lock })
+    }
+
+    /// Who takes leases for this folder.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Where the database of a tenant is while it is open.
+    pub fn database(&self, key: &TenantKey) -> PathBuf {
+        key.local_path(&self.root)
+    }
+
+    /// The tenants of which there is a database: those that are open, and those that a process left that was killed.
+    ///
+    /// # Errors
+    /// [`TenantError::File`].
+    pub fn tenants(&self) -> Result<Vec<TenantKey>> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.root.clone()];
+        while let Some(folder) = folders.pop() {
+            let failed =
+                |error| TenantError::file(format!("the folder {} can't be read", folder.display()), error);
+            for entry in fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    folders.push(entry.path());
+                } else if let Some(key) = self.key_of(&entry.path()) {
+                    found.push(key);
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn key_of(&self, path: &Path) -> Option<TenantKey> {
+        TenantKey::from_object_path(path.strip_prefix(&self.root).ok()?.to_str()?)
+    }
+
+    /// A new name for a file that is gone at the next start.
+    pub(crate) fn temporary(&self) -> TemporaryFile {
+        TemporaryFile(self.root.join(TEMPORARY).join(WriteId::random().to_string()))
+    }
+
+    pub(crate) fn quarantine(&self) -> PathBuf {
+        self.root.join(QUARANTINE)
+    }
+
+    fn state_path(&self, key: &TenantKey) -> PathBuf {
+        with_suffix(&self.database(key), ".state.json")
+    }
+
+    /// What is known of a tenant's local database; none where nothing is, or it can't be read.
+    pub(crate) fn read_state(&self, key: &TenantKey) -> Result<Option<LocalState>> {
+        let path = self.state_path(key);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(LocalState::parse(key, &bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(TenantError::file(format!("{} can't be read", path.display()), error)),
+        }
+    }
+
+    /// Replaces what is known of a tenant's local database, so that it is there after a power cut.
+    pub(crate) fn write_state(&self, key: &TenantKey, state: &LocalState) -> Result<()> {
+        let (path, bytes) = (self.state_path(key), state.to_bytes(key)?);
+        let temporary = self.temporary();
+        let written = || -> io::Result<()> {
+            make_parent(&path)?;
+            let mut file = File::create_new(&temporary.0)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary.0, &path)?;
+            sync_parent(&path)
+        };
+        written().map_err(|error| TenantError::file(format!("{} can't be written", path.display()), error))
+    }
+
+    /// Puts a complete file into the place of a tenant's database. No log of an earlier one is left beside it.
+    pub(crate) fn install(&self, key: &TenantKey, file: TemporaryFile) -> Result<()> {
+        let path = self.database(key);
+        let installed = || -> io::Result<()> {
+            make_parent(&path)?;
+            remove_logs(&path)?;
+            fs::rename(&file.0, &path)?;
+            sync_parent(&path)
+        };
+        installed()
+            .map_err(|error| TenantError::file(format!("{} can't be put in place", path.display()), error))
+    }
+
+    /// Whether there is a database file of a tenant.
+    pub(crate) fn has_database(&self, key: &TenantKey) -> bool {
+        self.database(key).exists()
+    }
+
+    /// Removes a tenant's database, and then what is known of it.
+    pub(crate) fn remove(&self, key: &TenantKey) -> Result<()> {
+        let path = self.database(key);
+        let removed = || -> io::Result<()> {
+            remove_file(&path)?;
+            remove_logs(&path)?;
+            remove_file(&self.state_path(key))
+        };
+        removed().map_err(|error| TenantError::file(format!("{} can't be removed", path.display()), error))
+    }
+
+    /// Moves a tenant's database, closed or not, into a folder, with its logs.
+    pub(crate) fn move_database(&self, key: &TenantKey, folder: &Path) -> io::Result<()> {
+        let path = self.database(key);
+        for suffix in ["", "-wal", "-shm"] {
+            match fs::rename(with_suffix(&path, suffix), folder.join(format!("database.db{suffix}"))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        sync_parent(&folder.join("database.db"))?;
+        remove_file(&self.state_path(key))
+    }
+}
+
+/// A file that is removed where this is dropped, if it is still there.
+pub(crate) struct TemporaryFile(PathBuf);
+
+impl TemporaryFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        // It was renamed, or never made; otherwise the next start removes it.
+        let _ = remove_file(&self.0);
+        let _ = remove_logs(&self.0);
+    }
+}
+
+/// The name under which this folder takes leases, the same from start to start.
+fn holder(root: &Path) -> io::Result<String> {
+    let path = root.join(HOLDER);
+    match fs::read_to_string(&path) {
+        Ok(name) if Holder::new(&name).is_ok() => return Ok(name),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // What a power cut left of it.
+        _ => {}
+    }
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let host: String = host.chars().filter(char::is_ascii_graphic).take(64).collect();
+    let name = format!("{host}/{}", WriteId::random());
+    let mut file = File::create(&path)?;
+    file.write_all(name.as_bytes())?;
+    file.sync_all()?;
+    sync_parent(&path)?;
+    Ok(name)
+}
+
+/// Databases hold what others must not read.
+fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), make_folder)
+}
+
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+fn remove_logs(database: &Path) -> io::Result<()> {
+    remove_file(&with_suffix(database, "-wal"))?;
+    remove_file(&with_suffix(database, "-shm"))?;
+    remove_file(&with_suffix(database, "-journal"))
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}

@@ -1,0 +1,157 @@
+//! Brings a tenant's database into the cache folder, and finds out what becomes of one that is there.
+
+use std::sync::Arc;
+
+use larder_core::Event;
+use larder_core::backend::Backend;
+use larder_sqlite::{Sqlite, SqliteOptions};
+
+use crate::dsn::Durability;
+use crate::error::{Result, TenantError};
+use crate::lease::Lease;
+use crate::local::cache::CacheFolder;
+use crate::local::journal::LogJournal;
+use crate::local::quarantine::Quarantined;
+use crate::local::state::{Leftover, LocalState};
+use crate::local::tenants::Surroundings;
+
+/// A database that is open.
+pub(crate) struct Hydrated {
+    pub(crate) database: Sqlite,
+    /// Where commits are shipped, if they are.
+    pub(crate) journal: Option<Arc<LogJournal>>,
+    /// Up to which position object storage has all of it.
+    pub(crate) sent: u64,
+    /// Whether an earlier process left more than that.
+    pub(crate) is_ahead: bool,
+}
+
+/// Opens the newest state of a tenant under a lease that was just taken.
+pub(crate) async fn hydrate(around: &Arc<Surroundings>, lease: &Lease) -> Result<Hydrated> {
+    match look_at_leftover(around, lease).await? {
+        Some(position) => open(around, lease, Some(position)).await,
+        None => {
+            fetch(around, lease).await?;
+            open(around, lease, None).await
+        }
+    }
+}
+
+/// What an earlier process left: where it is the newest state, its database stays, and the answer is up to where object
+/// storage has it. Otherwise it is gone after this, into quarantine where it holds what was acknowledged.
+async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option<u64>> {
+    let (cache, key) = (&around.cache, lease.key());
+    if !cache.has_database(key) {
+        cache.remove(key)?;
+        return Ok(None);
+    }
+    let Some(state) = cache.read_state(key)? else {
+        quarantine(around, lease, "nothing tells where this database came from", None, None)?;
+        return Ok(None);
+    };
+    let (position, is_current) = match state.leftover(lease) {
+        Leftover::Worthless => {
+            cache.remove(key)?;
+            return Ok(None);
+        }
+        Leftover::Current { position } => (position, true),
+        Leftover::Superseded { position } => (position, false),
+    };
+    match position_of(cache, lease).await {
+        Ok(_) if is_current => return Ok(Some(position)),
+        Ok(found) if found == position => cache.remove(key)?,
+        Ok(found) => {
+            let reason = "another host had the tenant before this was sent";
+            quarantine(around, lease, reason, Some(position), Some(found))?;
+        }
+        Err(larder_core::Error::Corrupt(reason)) => {
+            let reason = format!("the database that an earlier process left is damaged: {reason}");
+            quarantine(around, lease, &reason, Some(position), None)?;
+        }
+        // A disk that can't be read now may be readable later.
+        Err(error) => return Err(TenantError::database(key, error)),
+    }
+    Ok(None)
+}
+
+/// The position of a database that nobody has open, once it is found intact.
+async fn position_of(cache: &CacheFolder, lease: &Lease) -> larder_core::Result<u64> {
+    let path = cache.database(lease.key());
+    Sqlite::verify(&path).await?;
+    let database = Sqlite::open_positioned(&path, existing()).await?;
+    let position = database.redo_position().await;
+    database.finish().await?;
+    Ok(position?.0)
+}
+
+fn existing() -> SqliteOptions {
+    SqliteOptions { create: false, ..SqliteOptions::default() }
+}
+
+pub(crate) fn quarantine(
+    around: &Surroundings,
+    lease: &Lease,
+    reason: &str,
+    sent_position: Option<u64>,
+    position: Option<u64>,
+) -> Result<Quarantined> {
+    let key = lease.key();
+    let note = Quarantined {
+        name: String::new(),
+        database: Default::default(),
+        tenant: key.to_string(),
+        reason: reason.to_string(),
+        at: around.remote.now(),
+        sent_position,
+        position,
+    };
+    let note = around.cache.put_into_quarantine(key, note)?;
+    around.events.emit(Event::TenantQuarantined { tenant: key.to_string(), reason: reason.to_string() });
+    Ok(note)
+}
+
+/// Puts the current snapshot into its place; nothing for a tenant that has none.
+async fn fetch(around: &Surroundings, lease: &Lease) -> Result<()> {
+    let (cache, key) = (&around.cache, lease.key());
+    cache.write_state(key, &LocalState::hydrating(lease, around.options.durability))?;
+    let Some(snapshot) = lease.head().snapshot else { return Ok(()) };
+    let file = cache.temporary();
+    let max_bytes = around.remote.options().max_snapshot_bytes;
+    around.remote.fetch(key, &snapshot, file.path(), max_bytes).await?;
+    Sqlite::verify(file.path()).await.map_err(|error| TenantError::database(key, error))?;
+    cache.install(key, file)
+}
+
+/// Opens the database. A fetched one is brought up to date with the log first.
+async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> Result<Hydrated> {
+    let key = lease.key();
+    let path = around.cache.database(key);
+    let failed = |error| TenantError::database(key, error);
+    let durability = around.options.durability;
+    let journal = (durability == Durability::Object).then(|| Arc::new(LogJournal::new(lease)));
+    let options = SqliteOptions::default();
+    let database = match &journal {
+        Some(journal) => Sqlite::open_journaled(&path, options, journal.clone()).await,
+        None => Sqlite::open_positioned(&path, options).await,
+    };
+    let database = database.map_err(failed)?;
+    let sent = match kept {
+        Some(position) => position,
+        None => replay(lease, &database).await?,
+    };
+    let is_ahead = database.redo_position().await.map_err(failed)?.0 != sent;
+    around.cache.write_state(key, &LocalState::open(lease, durability, sent))?;
+    Ok(Hydrated { database, journal, sent, is_ahead })
+}
+
+async fn replay(lease: &Lease, database: &Sqlite) -> Result<u64> {
+    let failed = |error| TenantError::database(lease.key(), error);
+    let mut replay = lease.replay().await?;
+    while let Some((_, redo)) = replay.next().await? {
+        if let Err(error) = database.replay(&redo).await {
+            database.close().await;
+            return Err(failed(error));
+        }
+    }
+    Ok(database.redo_position().await.map_err(failed)?.0)
+}

@@ -1,0 +1,22 @@
+//! The half of the crate that keeps databases on this host: hydrated, open, written back, given up again.
+
+mod cache;
+mod engine;
+mod grant;
+mod hydrate;
+mod journal;
+mod options;
+mod quarantine;
+mod resident;
+mod slot;
+mod state;
+mod tenant;
+mod tenants;
+mod write_back;
+
+pub use cache::CacheFolder;
+pub use grant::TenantIdentity;
+pub use options::TenantsBuilder;
+pub use quarantine::Quarantined;
+pub use tenant::Tenant;
+pub use tenants::Tenants;

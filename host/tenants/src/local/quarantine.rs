@@ -1,0 +1,106 @@
+//! Databases that could not be kept: what they hold was never sent, and another host's data is in their place.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use larder_core::clock::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
+use crate::local::cache::{CacheFolder, sync_parent};
+use crate::write_id::WriteId;
+
+const NOTE: &str = "note.json";
+
+/// A database in quarantine, for an operator to look into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// What it is called in the quarantine.
+    #[serde(skip)]
+    pub name: String,
+    /// The database file.
+    #[serde(skip)]
+    pub database: PathBuf,
+    /// Whose it is.
+    pub tenant: String,
+    /// Why it is here.
+    pub reason: String,
+    /// When it was put here, in milliseconds since 1970.
+    pub at: UnixMillis,
+    /// The position up to which object storage had it.
+    pub sent_position: Option<u64>,
+    /// The position of its last commit, where that can be read.
+    pub position: Option<u64>,
+}
+
+impl CacheFolder {
+    /// Puts a tenant's local database into quarantine.
+    pub(crate) fn put_into_quarantine(&self, key: &TenantKey, mut note: Quarantined) -> Result<Quarantined> {
+        let name = format!("{}-{}-{}", key.to_string().replace('/', "."), note.at, WriteId::random());
+        let folder = self.quarantine().join(&name);
+        let put = || -> io::Result<()> {
+            fs::create_dir(&folder)?;
+            let bytes = serde_json::to_vec_pretty(&note).map_err(io::Error::other)?;
+            let mut file = fs::File::create_new(folder.join(NOTE))?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            sync_parent(&folder)?;
+            self.move_database(key, &folder)
+        };
+        put().map_err(|error| TenantError::file(format!("{key} can't be put into quarantine"), error))?;
+        note.database = folder.join("database.db");
+        note.name = name;
+        Ok(note)
+    }
+
+    /// What is in quarantine, the oldest first.
+    ///
+    /// # Errors
+    /// [`TenantError::File`].
+    pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        let folder = self.quarantine();
+        let read = || -> io::Result<Vec<Quarantined>> {
+            let mut found = Vec::new();
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                found.push(read_note(&entry.path(), name)?);
+            }
+            found.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
+            Ok(found)
+        };
+        read().map_err(|error| TenantError::file("the quarantine can't be read", error))
+    }
+
+    /// Removes a database from quarantine for good.
+    ///
+    /// # Errors
+    /// [`TenantError::InvalidArgument`] where there is none of this name, [`TenantError::File`].
+    pub fn remove_from_quarantine(&self, name: &str) -> Result<()> {
+        let known = self.quarantined()?.into_iter().find(|quarantined| quarantined.name == name);
+        let unknown = || TenantError::invalid_argument(format!("nothing in quarantine is called {name:?}"));
+        let name = known.ok_or_else(unknown)?.name;
+        fs::remove_dir_all(self.quarantine().join(name))
+            .map_err(|error| TenantError::file("a database can't be removed from quarantine", error))
+    }
+}
+
+fn read_note(folder: &Path, name: String) -> io::Result<Quarantined> {
+    let note = match fs::read(folder.join(NOTE)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let unknown = Quarantined {
+        name: String::new(),
+        database: PathBuf::new(),
+        tenant: String::new(),
+        reason: "its note can't be read".to_string(),
+        at: 0,
+        sent_position: None,
+        position: None,
+    };
+    Ok(Quarantined { name, database: folder.join("database.db"), ..note.unwrap_or(unknown) })
+}

@@ -1,0 +1,199 @@
+//! A tenant that is open on this host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use larder_core::{Error, Event, Store};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+
+use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
+use crate::local::engine::{Engine, SharedEngine};
+use crate::local::hydrate::{self, Hydrated};
+use crate::local::journal::LogJournal;
+use crate::local::tenants::Surroundings;
+
+/// How long giving up a tenant waits for who uses it.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Resident {
+    pub(crate) key: TenantKey,
+    pub(crate) around: Arc<Surroundings>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) journal: Option<Arc<LogJournal>>,
+    pub(crate) store: Store,
+    /// Up to which position a snapshot in object storage has the database.
+    pub(crate) sent: AtomicU64,
+    /// One at a time.
+    pub(crate) checkpointing: tokio::sync::Mutex<()>,
+    /// Why it is to be given up, if it is.
+    end: watch::Sender<Option<End>>,
+    pub(crate) lease_lost: Notify,
+    /// Its place among those that may be open; none once its uploads fail, so that it takes no other's.
+    pub(crate) place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
+    pub(crate) is_stuck: AtomicBool,
+}
+
+/// What of a tenant that was just opened is to be sent.
+pub(crate) struct Unsent {
+    /// An earlier process left more than object storage has.
+    pub(crate) is_ahead: bool,
+    /// Changes from its opening on.
+    pub(crate) changes: watch::Receiver<u64>,
+}
+
+/// Why a tenant can't stay open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It is closed in order.
+    Closed,
+    /// Another host took it over.
+    Fenced,
+    /// Its database holds what was not acknowledged.
+    Failed,
+}
+
+impl Resident {
+    /// Takes the lease and hydrates the database.
+    pub(crate) async fn open(
+        around: Arc<Surroundings>,
+        key: TenantKey,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(Arc<Self>, Unsent)> {
+        let holder = around.cache.holder();
+        let lease = around.remote.acquire(&key, holder, around.options.lease_wait).await?;
+        // A large database takes longer than a lease.
+        let keeping = tokio::spawn(keep(lease.clone()));
+        let hydrated = hydrate::hydrate(&around, &lease).await;
+        keeping.abort();
+        let Hydrated { database, journal, sent, is_ahead } = match hydrated {
+            Ok(hydrated) => hydrated,
+            Err(error) => {
+                // Others may do better. Where this fails, the lease runs out.
+                let _ = lease.release().await;
+                return Err(error);
+            }
+        };
+        let unsent = Unsent { is_ahead, changes: database.watch_changes() };
+        let engine = Arc::new(Engine::new(database, lease));
+        let store = Store::builder(SharedEngine(engine.clone()))
+            .name(format!("tenant {key}"))
+            .events(around.events.clone())
+            .clock(around.remote.options().clock.clone())
+            .sweep_interval(around.options.sweep_interval)
+            .build()
+            .map_err(|error| TenantError::database(&key, error))?;
+        let resident = Self {
+            key,
+            around,
+            engine,
+            journal,
+            store,
+            sent: AtomicU64::new(sent),
+            checkpointing: tokio::sync::Mutex::default(),
+            end: watch::Sender::new(None),
+            lease_lost: Notify::new(),
+            place: std::sync::Mutex::new(Some(place)),
+            is_stuck: AtomicBool::new(false),
+        };
+        Ok((Arc::new(resident), unsent))
+    }
+
+    /// Whether it can be given to somebody.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.end.borrow().is_none() && !self.engine.lease().is_fenced()
+    }
+
+    /// Says that it can't stay open. The first reason counts.
+    pub(crate) fn end(&self, end: End) {
+        self.end.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(end);
+            is_first
+        });
+    }
+
+    pub(crate) fn watch_end(&self) -> watch::Receiver<Option<End>> {
+        self.end.subscribe()
+    }
+
+    /// Writes it back and closes it. Where that fails it stays open as it was.
+    pub(crate) async fn leave(&self) -> Result<()> {
+        let shut = self.engine.shut(LEAVE_WAIT).await;
+        let Some(_shut) = shut else { return Err(TenantError::InUse { key: self.key.to_string() }) };
+        self.checkpoint().await?;
+        self.end(End::Closed);
+        self.store.close().await;
+        if let Err(error) = self.engine.database().finish().await {
+            // It is in object storage already; what is left here is removed.
+            self.report("close", error);
+        }
+        self.release().await;
+        self.around.cache.remove(&self.key)
+    }
+
+    /// Closes it for its users, whether or not it can be written back.
+    pub(crate) async fn close_for_users(&self) {
+        self.store.close().await;
+    }
+
+    /// Gives it up: another has taken it over, or it holds what was not acknowledged. What was acknowledged and never
+    /// sent goes into quarantine.
+    pub(crate) async fn give_up(&self, end: End) -> Result<()> {
+        self.end(end);
+        self.store.close().await;
+        // Whoever is still in gets an error from the database; snapshots in use end it a little later.
+        let _shut = self.engine.shut(LEAVE_WAIT).await;
+        let position = self.engine.database().redo_position().await;
+        let finished = self.engine.database().finish().await;
+        let sent = self.sent_position();
+        let unsent = match (&position, &self.journal) {
+            (Ok(position), None) => position.0 > sent,
+            // What a journal did not ship was not acknowledged.
+            (_, Some(_)) => false,
+            (Err(_), None) => true,
+        };
+        if unsent {
+            let position = position.ok().map(|position| position.0);
+            let reason = "another host took the tenant over before this was sent";
+            hydrate::quarantine(&self.around, self.engine.lease(), reason, Some(sent), position)?;
+        } else {
+            self.around.cache.remove(&self.key)?;
+        }
+        if end == End::Failed {
+            self.release().await;
+        }
+        if let (Err(error), None) = (finished, &self.journal) {
+            self.report("close", error);
+        }
+        Ok(())
+    }
+
+    async fn release(&self) {
+        if let Err(error) = self.engine.lease().release().await {
+            // It runs out, or this host takes it again at once.
+            self.report("release the lease", error.into());
+        }
+    }
+
+    pub(crate) fn sent_position(&self) -> u64 {
+        let shipped = self.journal.as_ref().map_or(0, |journal| journal.shipped());
+        self.sent.load(Ordering::Acquire).max(shipped)
+    }
+
+    pub(crate) fn report(&self, work: &'static str, error: Error) {
+        let store = format!("tenant {}", self.key);
+        self.around.events.emit(Event::BackgroundFailed { store, work, error });
+    }
+}
+
+/// Renews a lease until it is lost.
+async fn keep(lease: crate::lease::Lease) {
+    loop {
+        tokio::time::sleep(lease.renewal_interval()).await;
+        if let Err(TenantError::Fenced { .. } | TenantError::Closed { .. }) = lease.renew().await {
+            return;
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The place of one tenant in a host, whether or not it is open.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::key::TenantKey;
+use crate::local::resident::Resident;
+
+pub(crate) struct Slot {
+    pub(crate) key: TenantKey,
+    /// Held by whoever opens the tenant or gives it up: others of the same tenant wait, and nobody else.
+    pub(crate) state: Arc<tokio::sync::Mutex<Option<Arc<Resident>>>>,
+    /// How many have it. It grows only while `state` is held.
+    pins: AtomicUsize,
+    last_used: Mutex<Instant>,
+    /// Told whenever nobody has the tenant any more.
+    left: Arc<Notify>,
+}
+
+impl Slot {
+    pub(crate) fn new(key: TenantKey, left: Arc<Notify>) -> Self {
+        Self {
+            key,
+            state: Arc::default(),
+            pins: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            left,
+        }
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn last_used(&self) -> Instant {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+/// Keeps a tenant open.
+pub(crate) struct Pin(Arc<Slot>);
+
+impl Pin {
+    /// To be called while the slot's state is held.
+    pub(crate) fn new(slot: &Arc<Slot>) -> Self {
+        slot.pins.fetch_add(1, Ordering::AcqRel);
+        slot.touch();
+        Self(slot.clone())
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.touch();
+        if self.0.pins.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.left.notify_waiters();
+        }
+    }
+}

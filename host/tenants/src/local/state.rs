@@ -1,0 +1,94 @@
+//! What is known of a database in the cache folder.
+
+use serde::{Deserialize, Serialize};
+
+use crate::dsn::Durability;
+use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
+use crate::lease::Lease;
+
+const FORMAT: u64 = 1;
+
+/// Where a local database came from, and how much of it object storage has. It is written before the file is there, and
+/// after each checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LocalState {
+    format: u64,
+    tenant: String,
+    /// Under which lease it was opened.
+    epoch: u64,
+    stage: Stage,
+    /// Whether a commit was acknowledged before object storage had it.
+    acknowledges_locally: bool,
+    /// Up to which position of the database object storage has all of it.
+    position: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    /// What is there is a copy of what object storage has, whole or not.
+    Hydrating,
+    /// It was used.
+    Open,
+}
+
+/// What is to become of a database that an earlier process left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leftover {
+    /// Nobody else had the tenant since: it is the newest there is.
+    Current {
+        /// Up to where object storage has it.
+        position: u64,
+    },
+    /// Another had the tenant since. What is behind the position was acknowledged, and can't be kept.
+    Superseded {
+        /// Up to where object storage had it.
+        position: u64,
+    },
+    /// Object storage has all that was ever acknowledged.
+    Worthless,
+}
+
+impl LocalState {
+    pub(crate) fn hydrating(lease: &Lease, durability: Durability) -> Self {
+        Self {
+            format: FORMAT,
+            tenant: lease.key().to_string(),
+            epoch: lease.epoch(),
+            stage: Stage::Hydrating,
+            acknowledges_locally: durability == Durability::Local,
+            position: 0,
+        }
+    }
+
+    pub(crate) fn open(lease: &Lease, durability: Durability, position: u64) -> Self {
+        Self { stage: Stage::Open, position, ..Self::hydrating(lease, durability) }
+    }
+
+    /// Reads it; none where it is of another tenant or release, or torn.
+    pub(crate) fn parse(key: &TenantKey, bytes: &[u8]) -> Option<Self> {
+        let state: Self = serde_json::from_slice(bytes).ok()?;
+        (state.format == FORMAT && state.tenant == key.to_string()).then_some(state)
+    }
+
+    pub(crate) fn to_bytes(&self, key: &TenantKey) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|error| {
+            TenantError::corrupt(key, format!("what is known of its database can't be written: {error}"))
+        })
+    }
+
+    /// What becomes of the database under a new lease. Epochs grow by one with every lease of a tenant: where this one
+    /// follows on the one that the database was opened under, nobody was in between.
+    pub(crate) fn leftover(&self, lease: &Lease) -> Leftover {
+        let position = self.position;
+        match self.stage {
+            Stage::Hydrating => Leftover::Worthless,
+            // What was not shipped was not acknowledged, and its guests were told so.
+            Stage::Open if !self.acknowledges_locally => Leftover::Worthless,
+            Stage::Open if self.epoch.checked_add(1) == Some(lease.epoch()) => Leftover::Current { position },
+            Stage::Open => Leftover::Superseded { position },
+        }
+    }
+}

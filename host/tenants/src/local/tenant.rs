@@ -1,0 +1,115 @@
+//! An open tenant as somebody has it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::Commit;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::{Error, Store};
+
+use crate::key::TenantKey;
+use crate::local::engine::SharedEngine;
+use crate::local::resident::Resident;
+use crate::local::slot::Pin;
+
+/// A tenant that is open on this host, and stays so as long as this, or anything made from it, is there.
+#[derive(Clone)]
+pub struct Tenant {
+    resident: Arc<Resident>,
+    pin: Arc<Pin>,
+}
+
+impl Tenant {
+    pub(crate) fn new(resident: Arc<Resident>, pin: Pin) -> Self {
+        Self { resident, pin: Arc::new(pin) }
+    }
+
+    /// Whose it is.
+    pub fn key(&self) -> &TenantKey {
+        &self.resident.key
+    }
+
+    /// The fencing epoch under which this host has it.
+    pub fn epoch(&self) -> u64 {
+        self.resident.engine.lease().epoch()
+    }
+
+    /// Its store, which all who have the tenant share. It must not be closed: that ends it for the others too.
+    pub fn store(&self) -> Store {
+        self.resident.store.guarded(self.pin.clone())
+    }
+
+    /// A backend of one's own, for a store of one's own. Closing it leaves the tenant open for others.
+    pub fn backend(&self) -> TenantBackend {
+        TenantBackend {
+            engine: SharedEngine(self.resident.engine.clone()),
+            closed: AtomicBool::new(false),
+            _pin: self.pin.clone(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tenant {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Tenant").field("key", self.key()).finish_non_exhaustive()
+    }
+}
+
+/// One user's backend on an open tenant; see [`Tenant::backend`].
+pub struct TenantBackend {
+    engine: SharedEngine,
+    closed: AtomicBool,
+    _pin: Arc<Pin>,
+}
+
+impl TenantBackend {
+    fn open(&self) -> larder_core::Result<&SharedEngine> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(&self.engine) }
+    }
+}
+
+#[async_trait]
+impl Backend for TenantBackend {
+    async fn snapshot(&self, options: SnapshotOptions) -> larder_core::Result<Box<dyn Snapshot>> {
+        self.open()?.snapshot(options).await
+    }
+
+    async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+        self.open()?.commit(commit).await
+    }
+
+    async fn stored_bytes(&self) -> larder_core::Result<u64> {
+        self.open()?.stored_bytes().await
+    }
+
+    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> larder_core::Result<Swept> {
+        self.open()?.sweep(now, max_rows).await
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> larder_core::Result<Option<StoredRecord>> {
+        self.open()?.load_record(key).await
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> larder_core::Result<()> {
+        self.open()?.write_record(write).await
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> larder_core::Result<Vec<RecordKey>> {
+        self.open()?.list_records(after, max).await
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> larder_core::Result<Vec<RecordKey>> {
+        self.open()?.due_records(now, max).await
+    }
+
+    async fn ping(&self) -> larder_core::Result<()> {
+        self.open()?.ping().await
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}

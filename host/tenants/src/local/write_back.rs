@@ -1,0 +1,143 @@
+//! Writes a tenant back to object storage, and keeps its lease.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backoff::jittered;
+use crate::error::{Result, TenantError};
+use crate::local::resident::{End, Resident, Unsent};
+use crate::local::state::LocalState;
+
+/// The longest pause between two attempts to write back what could not be written back.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How often superseded snapshots are looked for, in checkpoints.
+const COLLECT_EVERY: u64 = 16;
+
+impl Resident {
+    /// Makes the database the current snapshot, unless it is that already; says which.
+    pub(crate) async fn checkpoint(&self) -> Result<bool> {
+        let _turn = self.checkpointing.lock().await;
+        let (database, lease) = (self.engine.database(), self.engine.lease());
+        let failed = |error| TenantError::database(&self.key, error);
+        let position = database.redo_position().await.map_err(failed)?.0;
+        if position == self.sent.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        // Every segment up to here was written by a commit that the copy will have.
+        let covers = lease.log_end().await?;
+        let file = self.around.cache.temporary();
+        let copy = database.backup(file.path()).await.map_err(failed)?;
+        if self.journal.is_some() {
+            // The copy may be ahead of the log. What is never shipped must not get into a snapshot.
+            database.settled().await.map_err(failed)?;
+        }
+        lease.publish(file.path(), covers).await?;
+        let sent = copy.position.0;
+        self.sent.store(sent, Ordering::Release);
+        // Should this fail, the next start finds more to send than there is: it sends the same again.
+        self.around
+            .cache
+            .write_state(&self.key, &LocalState::open(lease, self.around.options.durability, sent))?;
+        let head = lease.head();
+        if head.generation.is_multiple_of(COLLECT_EVERY) {
+            let keep_for = self.around.remote.options().keep_for;
+            if let Err(error) = lease.collect(keep_for).await {
+                self.report("collect superseded snapshots", error.into());
+            }
+        }
+        Ok(true)
+    }
+
+    async fn is_dirty(&self) -> bool {
+        let position = self.engine.database().redo_position().await;
+        position.is_ok_and(|position| position.0 != self.sent.load(Ordering::Acquire))
+    }
+
+    /// Notes whether the last attempt to write it back worked.
+    pub(crate) fn note_write_back(&self, worked: bool) {
+        self.is_stuck.store(!worked, Ordering::Release);
+        if !worked {
+            let place = self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            drop(place);
+        }
+    }
+}
+
+/// Renews the lease until the tenant ends or another has it.
+pub(crate) async fn keep_lease(resident: Arc<Resident>) {
+    let mut end = resident.watch_end();
+    let lease = resident.engine.lease().clone();
+    let mut pause = lease.renewal_interval();
+    loop {
+        tokio::select! {
+            _ = end.wait_for(Option::is_some) => return,
+            () = resident.lease_lost.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = match lease.renew().await {
+            Ok(()) => lease.renewal_interval(),
+            Err(TenantError::Fenced { .. }) => return resident.end(End::Fenced),
+            Err(TenantError::Closed { .. }) => return,
+            Err(error) => {
+                resident.report("renew the lease", error.into());
+                lease.renewal_interval() / 4
+            }
+        };
+    }
+}
+
+/// Writes the tenant back after so many changes, and after so much time since the first of them.
+pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
+    let Unsent { is_ahead, mut changes } = unsent;
+    let options = &resident.around.options;
+    let (every, interval) = (options.checkpoint_writes, options.checkpoint_interval);
+    let mut end = resident.watch_end();
+    let mut written_back = 0;
+    let mut retry = Duration::from_secs(1);
+    // What an earlier process left is written back at once.
+    let mut due = is_ahead.then(Instant::now);
+    let mut failed = false;
+    loop {
+        let sleep = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = end.wait_for(Option::is_some) => return,
+            () = sleep => {}
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let made = changes.borrow_and_update().saturating_sub(written_back);
+                if made < every || failed {
+                    due = due.or_else(|| Some(Instant::now() + interval));
+                    continue;
+                }
+            }
+        }
+        let seen = *changes.borrow();
+        match resident.checkpoint().await {
+            Ok(_) => {
+                (written_back, due, failed, retry) = (seen, None, false, Duration::from_secs(1));
+                resident.note_write_back(true);
+                if resident.is_dirty().await {
+                    due = Some(Instant::now() + interval);
+                }
+            }
+            Err(TenantError::Fenced { .. }) => return resident.end(End::Fenced),
+            Err(error) => {
+                resident.note_write_back(false);
+                resident.report("checkpoint", error.into());
+                (due, failed) = (Some(Instant::now() + jittered(retry)), true);
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Object storage, with time limits, bounded retries, and certainty about what became of a write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    Error as StoreError, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    PutResult, UpdateVersion,
+};
+
+use crate::backoff::Backoff;
+use crate::error::{Result, TenantError};
+
+/// Bounds on the calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallLimits {
+    /// How long one call may take that moves little.
+    pub(crate) call_timeout: Duration,
+    /// How long one call may take that moves up to [`PART_BYTES`].
+    pub(crate) transfer_timeout: Duration,
+    /// How often a call is made.
+    pub(crate) attempts: u32,
+}
+
+/// What is moved by one call, at most.
+pub(crate) const PART_BYTES: usize = 8 << 20;
+
+/// Why a call gave no result.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("there was no answer within {0:?}")]
+    TimedOut(Duration),
+}
+
+impl CallError {
+    /// Whether asking again can't help.
+    fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(
+                StoreError::PermissionDenied { .. }
+                    | StoreError::Unauthenticated { .. }
+                    | StoreError::NotImplemented { .. }
+                    | StoreError::NotSupported { .. }
+                    | StoreError::InvalidPath { .. }
+                    | StoreError::UnknownConfigurationKey { .. }
+            )
+        )
+    }
+}
+
+/// Runs a call for so long at most. What it began may still happen after.
+pub(crate) async fn timed<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CallError::TimedOut(limit)),
+    }
+}
+
+/// An object that was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) bytes: Bytes,
+    pub(crate) version: UpdateVersion,
+}
+
+/// What became of a conditional write.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// It is what the object holds.
+    Done(UpdateVersion),
+    /// Another's write is there instead; or nothing, where there was to be something.
+    Lost(Option<Found>),
+}
+
+/// Object storage below a prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    prefix: ObjectPath,
+    limits: CallLimits,
+}
+
+impl Objects {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, limits: CallLimits) -> Self {
+        Self { store, prefix, limits }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    pub(crate) fn limits(&self) -> CallLimits {
+        self.limits
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(self.limits.attempts)
+    }
+
+    /// The prefix.
+    pub(crate) fn root(&self) -> &ObjectPath {
+        &self.prefix
+    }
+
+    /// The full path of what lies at `relative` below the prefix. Its parts are larder's own names.
+    pub(crate) fn path(&self, relative: &str) -> ObjectPath {
+        relative.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// Where an object lies below the prefix.
+    pub(crate) fn relative<'a>(&self, path: &'a ObjectPath) -> Option<&'a str> {
+        let rest = path.as_ref().strip_prefix(self.prefix.as_ref())?;
+        Some(rest.strip_prefix('/').unwrap_or(rest))
+    }
+
+    /// Reads an object of up to `max_bytes`; none where there is none.
+    pub(crate) async fn get(&self, path: &ObjectPath, max_bytes: u64) -> Result<Option<Found>> {
+        let mut backoff = self.backoff();
+        loop {
+            match self.read_once(path, max_bytes).await {
+                Ok(found) => return Ok(found),
+                Err(ReadError::TooLarge(bytes)) => return Err(too_large(path, bytes, max_bytes)),
+                Err(ReadError::Call(error)) if error.is_final() || !backoff.wait().await => {
+                    return Err(TenantError::unavailable("an object can't be read", error));
+                }
+                Err(ReadError::Call(_)) => {}
+            }
+        }
+    }
+
+    async fn read_once(&self, path: &ObjectPath, max_bytes: u64) -> Result<Option<Found>, ReadError> {
+        let limit = self.limits.call_timeout;
+        let result = match timed(limit, self.store.get(path)).await {
+            Ok(result) => result,
+            Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(None),
+            Err(error) => return Err(ReadError::Call(error)),
+        };
+        let version = version_of(&result.meta);
+        if result.meta.size > max_bytes {
+            return Err(ReadError::TooLarge(result.meta.size));
+        }
+        let bytes = self.read_body(result, max_bytes).await?;
+        Ok(Some(Found { bytes, version }))
+    }
+
+    async fn read_body(&self, result: GetResult, max_bytes: u64) -> Result<Bytes, ReadError> {
+        let mut chunks = result.into_stream();
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = timed(self.limits.call_timeout, chunks.try_next()).await? {
+            // The size was only announced.
+            let so_far = (bytes.len() + chunk.len()) as u64;
+            if so_far > max_bytes {
+                return Err(ReadError::TooLarge(so_far));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Makes an object that must not be there. `is_own` knows the bytes of this very write.
+    pub(crate) async fn create(
+        &self,
+        path: &ObjectPath,
+        bytes: Bytes,
+        is_own: impl Fn(&[u8]) -> bool,
+        max_bytes: u64,
+    ) -> Result<Written> {
+        self.write(path, bytes, None, is_own, max_bytes).await
+    }
+
+    /// Replaces an object that must still be of `base`. `is_own` knows the bytes of this very write.
+    ///
+    /// Where this gives an error, the write may still happen later, as long as the object stays of `base`.
+    pub(crate) async fn swap(
+        &self,
+        path: &ObjectPath,
+        bytes: Bytes,
+        base: &UpdateVersion,
+        is_own: impl Fn(&[u8]) -> bool,
+        max_bytes: u64,
+    ) -> Result<Written> {
+        self.write(path, bytes, Some(base), is_own, max_bytes).await
+    }
+
+    /// Puts with a condition until it is settled whose bytes are there. Each attempt sends the same bytes, so one that
+    /// comes late does what this one would have done, or is refused.
+    async fn write(
+        &self,
+        path: &ObjectPath,
+        bytes: Bytes,
+        base: Option<&UpdateVersion>,
+        is_own: impl Fn(&[u8]) -> bool,
+        max_bytes: u64,
+    ) -> Result<Written> {
+        let mode = base.map_or(PutMode::Create, |version| PutMode::Update(version.clone()));
+        let mut backoff = self.backoff();
+        loop {
+            let error = match self.put_once(path, bytes.clone(), mode.clone()).await {
+                Ok(PutResult { e_tag: None, version: None, .. }) => None,
+                Ok(result) => {
+                    return Ok(Written::Done(UpdateVersion { e_tag: result.e_tag, version: result.version }));
+                }
+                Err(error) if error.is_final() => {
+                    return Err(TenantError::unavailable("an object can't be written", error));
+                }
+                Err(error) => Some(error),
+            };
+            // A refusal may be the answer to a repetition of a put that was done, and an error that of one that was done
+            // as well: what is there now decides, and nothing else.
+            let unsettled = match self.read_once(path, max_bytes).await {
+                Ok(Some(found)) if is_own(&found.bytes) => return Ok(Written::Done(found.version)),
+                Ok(Some(found)) if base != Some(&found.version) => return Ok(Written::Lost(Some(found))),
+                Ok(Some(_)) => error,
+                Ok(None) if base.is_some() => return Ok(Written::Lost(None)),
+                Ok(None) => error,
+                Err(ReadError::TooLarge(found)) => return Err(too_large(path, found, max_bytes)),
+                Err(ReadError::Call(read)) => Some(read),
+            };
+            if !backoff.wait().await {
+                let reason = "whether an object was written can't be learned".to_string();
+                let cause = unsettled.map(|error| Arc::new(error) as larder_core::error::Cause);
+                return Err(TenantError::Unavailable { reason, cause });
+            }
+        }
+    }
+
+    async fn put_once(&self, path: &ObjectPath, bytes: Bytes, mode: PutMode) -> Result<PutResult, CallError> {
+        // Most writes are small, and a lease waits for them.
+        let is_small = bytes.len() <= PART_BYTES / 8;
+        let limit = if is_small { self.limits.call_timeout } else { self.limits.transfer_timeout };
+        let options = PutOptions { mode, ..PutOptions::default() };
+        timed(limit, self.store.put_opts(path, PutPayload::from(bytes), options)).await
+    }
+
+    /// Removes an object; one that isn't there is removed.
+    pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
+        let mut backoff = self.backoff();
+        loop {
+            match timed(self.limits.call_timeout, self.store.delete(path)).await {
+                Ok(()) | Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(()),
+                Err(error) if error.is_final() || !backoff.wait().await => {
+                    return Err(TenantError::unavailable("an object can't be deleted", error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The objects below `folder` with a path after `after`, in no certain order, up to `max` of them.
+    pub(crate) async fn list(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        max: usize,
+    ) -> Result<Vec<ObjectMeta>> {
+        let mut backoff = self.backoff();
+        loop {
+            match self.list_once(folder, after, max).await {
+                Ok(found) => return Ok(found),
+                Err(error) if error.is_final() || !backoff.wait().await => {
+                    return Err(TenantError::unavailable("objects can't be listed", error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The folders right below a folder, in no certain order.
+    pub(crate) async fn folders(&self, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
+        let folder = (!folder.is_root()).then_some(folder);
+        let mut backoff = self.backoff();
+        loop {
+            let listed = self.store.list_with_delimiter(folder);
+            match timed(self.limits.transfer_timeout, listed).await {
+                Ok(found) => return Ok(found.common_prefixes),
+                Err(error) if error.is_final() || !backoff.wait().await => {
+                    return Err(TenantError::unavailable("objects can't be listed", error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn list_once(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        max: usize,
+    ) -> Result<Vec<ObjectMeta>, CallError> {
+        let folder = (!folder.is_root()).then_some(folder);
+        let mut entries = match after {
+            Some(after) => self.store.list_with_offset(folder, after),
+            None => self.store.list(folder),
+        };
+        let mut found = Vec::new();
+        while found.len() < max {
+            match timed(self.limits.call_timeout, async { entries.next().await.transpose() }).await? {
+                Some(meta) => found.push(meta),
+                None => break,
+            }
+        }
+        Ok(found)
+    }
+}
+
+enum ReadError {
+    TooLarge(u64),
+    Call(CallError),
+}
+
+impl From<CallError> for ReadError {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+fn too_large(path: &ObjectPath, bytes: u64, max_bytes: u64) -> TenantError {
+    TenantError::corrupt(path, format!("an object has {bytes} bytes or more, where {max_bytes} are the most"))
+}
+
+pub(crate) fn version_of(meta: &ObjectMeta) -> UpdateVersion {
+    UpdateVersion { e_tag: meta.e_tag.clone(), version: meta.version.clone() }
+}

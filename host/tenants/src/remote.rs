@@ -1,0 +1,227 @@
+//! The tenants of one object storage.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::clock::{Clock, SystemClock, UnixMillis};
+use object_store::ObjectStore;
+use object_store::path::Path as ObjectPath;
+
+use crate::error::{Result, TenantError};
+use crate::head::{Head, MAX_HEAD_BYTES, SnapshotRef};
+use crate::key::TenantKey;
+use crate::objects::{CallLimits, Found, Objects};
+use crate::watch::Watches;
+use crate::{probe, snapshot_transfer};
+
+/// How object storage is used.
+#[derive(Clone)]
+pub struct RemoteOptions {
+    /// How long a lease holds from a renewal on.
+    pub lease_ttl: Duration,
+    /// By how much a holder stops before its lease ends, and by how much longer another waits. It covers clocks that
+    /// run at different speeds, and the time between a check and what it allows.
+    pub lease_margin: Duration,
+    /// How long one call may take that moves little.
+    pub call_timeout: Duration,
+    /// How long one call may take that moves up to 8 MiB.
+    pub transfer_timeout: Duration,
+    /// How often a call is made before it is given up, 1 to 100.
+    pub attempts: u32,
+    /// How long snapshots are kept after they were superseded.
+    pub keep_for: Duration,
+    /// The largest database, in bytes.
+    pub max_snapshot_bytes: u64,
+    /// The largest payload of a segment, in bytes.
+    pub max_segment_bytes: u64,
+    /// Wall-clock time, for the times that snapshots carry. Leases are measured by tokio's monotonic clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            lease_ttl: Duration::from_secs(15),
+            lease_margin: Duration::from_secs(2),
+            call_timeout: Duration::from_secs(5),
+            transfer_timeout: Duration::from_secs(60),
+            attempts: 4,
+            keep_for: Duration::from_secs(7 * 24 * 60 * 60),
+            max_snapshot_bytes: 16 << 30,
+            max_segment_bytes: 64 << 20,
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+}
+
+impl std::fmt::Debug for RemoteOptions {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("RemoteOptions")
+            .field("lease_ttl", &self.lease_ttl)
+            .field("lease_margin", &self.lease_margin)
+            .field("keep_for", &self.keep_for)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The longest time to live of a lease.
+pub(crate) const MAX_LEASE_TTL: Duration = Duration::from_secs(60 * 60);
+
+impl RemoteOptions {
+    /// What is kept is kept for several leases, so that nothing late meets a place that was given free.
+    pub(crate) fn least_keep_for(&self) -> Duration {
+        (self.lease_ttl + self.lease_margin) * 4
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |reason: String| Err(TenantError::InvalidArgument(reason));
+        if self.lease_ttl < Duration::from_millis(10) || self.lease_ttl > MAX_LEASE_TTL {
+            return wrong(format!("a lease holds for 10 ms to one hour, and not for {:?}", self.lease_ttl));
+        }
+        if self.lease_margin * 2 >= self.lease_ttl {
+            return wrong(format!(
+                "the margin of a lease is less than half of the {:?} that it holds, and not {:?}",
+                self.lease_ttl, self.lease_margin
+            ));
+        }
+        if self.keep_for < self.least_keep_for() {
+            return wrong(format!(
+                "snapshots are kept for at least {:?} with these leases, and not for {:?}",
+                self.least_keep_for(),
+                self.keep_for
+            ));
+        }
+        if self.attempts == 0 || self.attempts > 100 {
+            return wrong(format!("a call is attempted 1 to 100 times, and not {}", self.attempts));
+        }
+        Ok(())
+    }
+}
+
+/// The tenants of one object storage. Clones are the same.
+#[derive(Clone)]
+pub struct Remote {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    objects: Objects,
+    options: RemoteOptions,
+    watches: Watches,
+}
+
+const HEAD_NAME: &str = "head.json";
+
+impl Remote {
+    /// Uses what lies below `prefix` of an object store. Nothing is called yet: see [`Remote::probe`].
+    ///
+    /// # Errors
+    /// [`TenantError::InvalidArgument`] where options contradict each other.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, options: RemoteOptions) -> Result<Self> {
+        options.check()?;
+        let limits = CallLimits {
+            call_timeout: options.call_timeout,
+            transfer_timeout: options.transfer_timeout,
+            attempts: options.attempts,
+        };
+        let objects = Objects::new(store, prefix, limits);
+        Ok(Self { inner: Arc::new(Inner { objects, options, watches: Watches::default() }) })
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> &RemoteOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.inner.objects
+    }
+
+    pub(crate) fn watches(&self) -> &Watches {
+        &self.inner.watches
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.inner.options.clock.unix_millis()
+    }
+
+    /// Finds out whether the object storage honours the conditions that tenants rest on. To be called at start.
+    ///
+    /// # Errors
+    /// [`TenantError::NoConditions`] where it doesn't, [`TenantError::Unavailable`] where it can't be reached.
+    pub async fn probe(&self) -> Result<()> {
+        probe::probe(self.objects()).await
+    }
+
+    pub(crate) fn head_path(&self, key: &TenantKey) -> ObjectPath {
+        self.objects().path(&format!("{}/{HEAD_NAME}", key.object_path()))
+    }
+
+    pub(crate) fn folder_path(&self, key: &TenantKey, folder: &str) -> ObjectPath {
+        self.objects().path(&format!("{}/{folder}", key.object_path()))
+    }
+
+    pub(crate) async fn read_head(&self, key: &TenantKey) -> Result<Option<(Head, Found)>> {
+        let Some(found) = self.objects().get(&self.head_path(key), MAX_HEAD_BYTES).await? else {
+            return Ok(None);
+        };
+        Ok(Some((Head::parse(key, &found.bytes)?, found)))
+    }
+
+    /// The head of a tenant; none for one that nobody ever had.
+    ///
+    /// # Errors
+    /// [`TenantError::Corrupt`], [`TenantError::NewerFormat`], [`TenantError::Unavailable`].
+    pub async fn head(&self, key: &TenantKey) -> Result<Option<Head>> {
+        Ok(self.read_head(key).await?.map(|(head, _)| head))
+    }
+
+    /// The snapshots that can be restored, the oldest first and the current one last.
+    ///
+    /// # Errors
+    /// As [`Remote::head`].
+    pub async fn history(&self, key: &TenantKey) -> Result<Vec<SnapshotRef>> {
+        Ok(self.head(key).await?.map(|head| head.snapshots().cloned().collect()).unwrap_or_default())
+    }
+
+    /// Downloads a snapshot to the file `into`, and makes sure that it is whole: not more than `max_bytes`, of the size
+    /// and the hash that the head says. The file is synced; putting it into its place is the caller's. After an error
+    /// there is no file.
+    ///
+    /// # Errors
+    /// [`TenantError::Corrupt`] where the snapshot is missing, altered or too large, [`TenantError::Unavailable`], and
+    /// [`TenantError::File`] where `into` can't be written.
+    pub async fn fetch(
+        &self,
+        key: &TenantKey,
+        snapshot: &SnapshotRef,
+        into: &Path,
+        max_bytes: u64,
+    ) -> Result<()> {
+        let path = self.folder_path(key, &format!("snapshots/{}", snapshot.name));
+        snapshot_transfer::fetch(self.objects(), key, &path, snapshot, into, max_bytes).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        let wrong = [
+            RemoteOptions { lease_ttl: Duration::ZERO, ..RemoteOptions::default() },
+            RemoteOptions { lease_margin: Duration::from_secs(8), ..RemoteOptions::default() },
+            RemoteOptions { keep_for: Duration::from_secs(1), ..RemoteOptions::default() },
+            RemoteOptions { attempts: 0, ..RemoteOptions::default() },
+        ];
+        for options in wrong {
+            let made = Remote::new(Arc::new(InMemory::new()), ObjectPath::default(), options);
+            assert!(matches!(made, Err(TenantError::InvalidArgument(_))));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Going back to an earlier snapshot.
+
+use larder_core::clock::UnixMillis;
+
+use crate::error::{Result, TenantError};
+use crate::head::{Head, SnapshotRef};
+use crate::lease::Lease;
+use crate::snapshots::make_current;
+
+impl Lease {
+    /// Makes the newest snapshot that was taken at `moment` or before, in milliseconds since 1970, the current one again.
+    /// It becomes a new entry of the history, so that this can be undone in the same way; but what the log holds after
+    /// the last snapshot is left behind: publish it first where it may be wanted.
+    ///
+    /// # Errors
+    /// [`TenantError::NoSnapshot`] where there is none so old, and as [`Lease::publish`].
+    pub async fn restore_at(&self, moment: UnixMillis) -> Result<SnapshotRef> {
+        let _turn = self.publishing().await;
+        self.check()?;
+        // The log goes on behind what the restored state leaves out.
+        let covers = self.log_end().await?;
+        let now = self.remote().now();
+        let head = self.change(|head| {
+            let found = newest_at(head, moment).cloned();
+            let Some(snapshot) = found else {
+                let oldest = head.snapshots().next().map(|snapshot| snapshot.taken_at);
+                return Err(TenantError::NoSnapshot { key: self.key().to_string(), at: moment, oldest });
+            };
+            make_current(head, SnapshotRef { covers, ..snapshot }, now);
+            Ok(())
+        });
+        head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
+    }
+}
+
+/// Snapshots are in the order of their times.
+fn newest_at(head: &Head, moment: UnixMillis) -> Option<&SnapshotRef> {
+    head.snapshots().filter(|snapshot| snapshot.taken_at <= moment).last()
+}

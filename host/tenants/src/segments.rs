@@ -1,0 +1,340 @@
+//! The log of a tenant: what was acknowledged since its snapshot.
+//!
+//! One line of positions from 1 on, through all epochs. A position is created once and never changed. A lease has one
+//! append in flight at a time, and goes to the next position only once the one before is settled: so a holder that was
+//! replaced can write to one position at most, the one after the last that is there. A new holder takes just that with
+//! its seal, or finds the old holder's segment there, reads it, and seals behind it. A holder that was replaced and
+//! doesn't know it can't seal in its turn: a seal is put only behind a segment of its own epoch or an earlier one.
+//!
+//! Segments that a snapshot covers are deleted, which frees positions. A put of an old holder that is stuck on its way
+//! could be done there; but an append is acknowledged only while the lease holds on the holder's own clock, or once the
+//! head shows that nobody took over, and positions are freed by later holders only, long after. So what lands there was
+//! never acknowledged, is covered by the snapshot, and is not read.
+
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use object_store::path::Path as ObjectPath;
+
+use crate::error::{Result, TenantError};
+use crate::lease::Lease;
+use crate::objects::{Found, Written};
+use crate::segment::{Kind, SegmentHeader, decode, encode, max_stored_bytes};
+use crate::write_id::WriteId;
+
+/// What a lease knows of the log.
+#[derive(Default)]
+pub(crate) struct Log {
+    /// The first free position; none until this lease has sealed the log.
+    next: Option<u64>,
+    /// A segment that was sent, and of which nothing is known.
+    unsettled: Option<Unsettled>,
+}
+
+#[derive(Clone)]
+struct Unsettled {
+    header: SegmentHeader,
+    bytes: Bytes,
+}
+
+/// Segments since a snapshot that a log may have: a holder publishes long before.
+const MAX_SEGMENTS: usize = 1_000_000;
+
+/// Segments that are downloaded ahead.
+const READ_AHEAD: usize = 4;
+
+pub(crate) const SEGMENTS: &str = "segments";
+
+/// The position that an object's name stands for.
+pub(crate) fn position_of(path: &ObjectPath) -> Option<u64> {
+    let name = path.filename()?;
+    let position = name.parse().ok()?;
+    (name_of(position) == name).then_some(position)
+}
+
+/// Names are in the order of positions.
+fn name_of(position: u64) -> String {
+    format!("{position:020}")
+}
+
+impl Lease {
+    fn segment_path(&self, position: u64) -> ObjectPath {
+        self.remote().folder_path(self.key(), &format!("{SEGMENTS}/{}", name_of(position)))
+    }
+
+    fn max_segment_object(&self) -> u64 {
+        max_stored_bytes(self.remote().options().max_segment_bytes)
+    }
+
+    /// Puts a payload at the end of the log, and gives its position once object storage has it. Appends of one lease are
+    /// made one after another, in the order in which they are called.
+    ///
+    /// Where the outcome is [`TenantError::OutcomeUnknown`], or this is dropped halfway, the segment stays the first in
+    /// line: [`Lease::settle`] or the next append goes on with it, and nothing comes before it.
+    ///
+    /// # Errors
+    /// [`TenantError::OutcomeUnknown`]; after every other error the payload was not written, and won't be:
+    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`], [`TenantError::Unavailable`],
+    /// and [`TenantError::InvalidArgument`] where it is too large.
+    pub async fn append(&self, payload: Bytes) -> Result<u64> {
+        let max = self.remote().options().max_segment_bytes;
+        if payload.len() as u64 > max {
+            return Err(TenantError::invalid_argument(format!(
+                "a segment has {max} bytes at most, and not {}",
+                payload.len()
+            )));
+        }
+        let mut log = self.log().await;
+        self.check()?;
+        let next = self.begin_log(&mut log).await?;
+        let position = match self.settle_in(&mut log).await {
+            Ok(settled) => settled.map_or(Ok(next), |earlier| self.after(earlier))?,
+            // What is unknown is the earlier one's outcome: this payload was not sent.
+            Err(TenantError::OutcomeUnknown { cause, .. }) => {
+                let reason = "an earlier segment is not settled yet".to_string();
+                return Err(TenantError::Unavailable { reason, cause });
+            }
+            Err(error) => return Err(error),
+        };
+        self.check()?;
+        let header =
+            SegmentHeader { kind: Kind::Data, epoch: self.epoch(), position, write_id: WriteId::random() };
+        let bytes = self.encoded(header, payload).await?;
+        log.unsettled = Some(Unsettled { header, bytes });
+        self.settle_in(&mut log).await?;
+        Ok(position)
+    }
+
+    /// Goes on with a segment whose outcome was unknown; its position, or none where there is no such segment.
+    ///
+    /// # Errors
+    /// As [`Lease::append`].
+    pub async fn settle(&self) -> Result<Option<u64>> {
+        let mut log = self.log().await;
+        self.settle_in(&mut log).await
+    }
+
+    /// The last position in use, 0 for none: what a snapshot of the present state covers.
+    ///
+    /// # Errors
+    /// As [`Lease::replay`].
+    pub async fn log_end(&self) -> Result<u64> {
+        let mut log = self.log().await;
+        if !self.head().has_log {
+            return Ok(self.head().covers());
+        }
+        Ok(self.seal(&mut log).await?.saturating_sub(1))
+    }
+
+    /// What was appended after the current snapshot, by all holders. It seals the log: after this, no earlier holder
+    /// can append.
+    ///
+    /// # Errors
+    /// [`TenantError::Corrupt`] where a segment is missing, [`TenantError::Fenced`], [`TenantError::Unavailable`].
+    pub async fn replay(&self) -> Result<Replay> {
+        let covers = self.head().covers();
+        let end = self.log_end().await?;
+        Ok(Replay::new(self.clone(), covers.saturating_add(1)..=end))
+    }
+
+    async fn encoded(&self, header: SegmentHeader, payload: Bytes) -> Result<Bytes> {
+        let key = self.key().clone();
+        let encoded = tokio::task::spawn_blocking(move || encode(&key, &header, &payload)).await;
+        let failed = |error| TenantError::file("a segment can't be compressed", error);
+        encoded.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
+    }
+
+    fn after(&self, position: u64) -> Result<u64> {
+        let exhausted = || TenantError::corrupt(self.key(), "the log is at the last position there is");
+        position.checked_add(1).ok_or_else(exhausted)
+    }
+
+    /// Makes the log known to whoever comes next, and then seals it.
+    async fn begin_log(&self, log: &mut Log) -> Result<u64> {
+        if !self.head().has_log {
+            self.change(|head| {
+                head.has_log = true;
+                Ok(())
+            })
+            .await?;
+        }
+        self.seal(log).await
+    }
+
+    /// Makes sure that no earlier holder can append, and gives the first free position.
+    async fn seal(&self, log: &mut Log) -> Result<u64> {
+        if let Some(next) = log.next {
+            return Ok(next);
+        }
+        let last = self.last_position().await?;
+        if last > self.head().covers() && self.download(last).await?.0.epoch > self.epoch() {
+            return Err(self.overtaken(last).await);
+        }
+        let mut position = self.after(last)?;
+        loop {
+            let header = SegmentHeader {
+                kind: Kind::Seal,
+                epoch: self.epoch(),
+                position,
+                write_id: WriteId::random(),
+            };
+            let bytes = self.encoded(header, Bytes::new()).await?;
+            match self.create(&header, bytes).await? {
+                Written::Done(_) => break,
+                // The last segment of the holder before, which was faster; or a seal of this lease, seen too late.
+                Written::Lost(Some(found)) if self.read(position, &found)?.epoch <= self.epoch() => {
+                    position = self.after(position)?;
+                }
+                Written::Lost(_) => return Err(self.overtaken(position).await),
+            }
+        }
+        let next = self.after(position)?;
+        log.next = Some(next);
+        Ok(next)
+    }
+
+    async fn last_position(&self) -> Result<u64> {
+        let covers = self.head().covers();
+        let folder = self.remote().folder_path(self.key(), SEGMENTS);
+        let after = self.segment_path(covers);
+        let found = self.remote().objects().list(&folder, Some(&after), MAX_SEGMENTS).await?;
+        let mut positions: Vec<_> = found
+            .iter()
+            .filter_map(|meta| position_of(&meta.location))
+            .filter(|position| *position > covers)
+            .collect();
+        positions.sort_unstable();
+        let mut last = covers;
+        for position in positions {
+            if position != self.after(last)? {
+                return Err(self.missing(position - 1).await);
+            }
+            last = position;
+        }
+        Ok(last)
+    }
+
+    fn read(&self, position: u64, found: &Found) -> Result<SegmentHeader> {
+        let max = self.remote().options().max_segment_bytes;
+        decode(self.key(), position, &found.bytes, max).map(|(header, _)| header)
+    }
+
+    async fn create(&self, header: &SegmentHeader, bytes: Bytes) -> Result<Written> {
+        let own = bytes.clone();
+        // The bytes hold the write id.
+        let is_own = move |found: &[u8]| found == own;
+        let objects = self.remote().objects();
+        objects.create(&self.segment_path(header.position), bytes, is_own, self.max_segment_object()).await
+    }
+
+    /// Sends the unsettled segment until it is known to be there. It is never given up while the lease lasts: it may
+    /// be done late, and what comes after it in the log builds on it.
+    async fn settle_in(&self, log: &mut Log) -> Result<Option<u64>> {
+        let Some(Unsettled { header, bytes }) = log.unsettled.clone() else { return Ok(None) };
+        let position = header.position;
+        let unknown = |error: TenantError| TenantError::OutcomeUnknown {
+            key: self.key().to_string(),
+            position,
+            cause: Some(std::sync::Arc::new(error)),
+        };
+        match self.create(&header, bytes).await {
+            Ok(Written::Done(_)) => {}
+            Ok(Written::Lost(_)) => {
+                // Taken for ever by another: this segment was not written, and can't be.
+                log.unsettled = None;
+                return Err(self.overtaken(position).await);
+            }
+            Err(error) => return Err(unknown(error)),
+        }
+        // It may be the late success of a put that a new holder's log no longer reads. Only a lease that still holds
+        // tells that there is no such holder.
+        if self.check().is_err() {
+            self.renew().await.map_err(unknown)?;
+        }
+        log.unsettled = None;
+        log.next = Some(self.after(position)?);
+        Ok(Some(position))
+    }
+
+    /// Why a position of this lease is another's.
+    async fn overtaken(&self, position: u64) -> TenantError {
+        self.unless_fenced(format!("segment {position} is another's, and nobody took the tenant over")).await
+    }
+
+    /// Why there is no segment.
+    async fn missing(&self, position: u64) -> TenantError {
+        self.unless_fenced(format!("segment {position} is missing")).await
+    }
+
+    /// What looks corrupt to a holder may be the work of the next one: the head tells.
+    async fn unless_fenced(&self, reason: String) -> TenantError {
+        match self.renew().await {
+            Ok(()) => TenantError::corrupt(self.key(), reason),
+            Err(error) => error,
+        }
+    }
+}
+
+/// The payloads of a log, one after another. It holds a few of them in memory at a time.
+pub struct Replay {
+    payloads: BoxStream<'static, Result<(SegmentHeader, Bytes)>>,
+    last_epoch: u64,
+    key: String,
+}
+
+impl Replay {
+    fn new(lease: Lease, positions: RangeInclusive<u64>) -> Self {
+        let key = lease.key().to_string();
+        let payloads = futures_util::stream::iter(positions)
+            .map(move |position| {
+                let lease = lease.clone();
+                async move { lease.download(position).await }
+            })
+            .buffered(READ_AHEAD)
+            .boxed();
+        Self { payloads, last_epoch: 0, key }
+    }
+
+    /// The next payload and its position; none at the end. Positions grow, and seals leave gaps.
+    ///
+    /// # Errors
+    /// [`TenantError::Corrupt`] where a segment is missing or altered, [`TenantError::NewerFormat`],
+    /// [`TenantError::Unavailable`].
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>> {
+        while let Some(downloaded) = self.payloads.next().await {
+            let (header, payload) = downloaded?;
+            if header.epoch < self.last_epoch {
+                let reason =
+                    format!("segment {} is of an earlier epoch than the one before", header.position);
+                return Err(TenantError::corrupt(&self.key, reason));
+            }
+            self.last_epoch = header.epoch;
+            if header.kind == Kind::Data {
+                return Ok(Some((header.position, payload)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl std::fmt::Debug for Replay {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Replay").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    async fn download(&self, position: u64) -> Result<(SegmentHeader, Bytes)> {
+        let found =
+            self.remote().objects().get(&self.segment_path(position), self.max_segment_object()).await?;
+        let Some(found) = found else { return Err(self.missing(position).await) };
+        let (key, max) = (self.key().clone(), self.remote().options().max_segment_bytes);
+        let decoded = tokio::task::spawn_blocking(move || decode(&key, position, &found.bytes, max)).await;
+        let failed =
+            |error| TenantError::file("a segment can't be decompressed", std::io::Error::other(error));
+        let (header, payload) = decoded.map_err(failed)??;
+        Ok((header, payload.into()))
+    }
+}

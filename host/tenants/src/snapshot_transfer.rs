@@ -1,0 +1,340 @@
+//! Database files on their way to object storage and back.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path as ObjectPath;
+use object_store::{Error as StoreError, MultipartUpload, ObjectStoreExt, PutPayload};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use tokio::sync::mpsc;
+
+use crate::error::{Result, TenantError};
+use crate::head::SnapshotRef;
+use crate::key::TenantKey;
+use crate::objects::{CallError, Objects, PART_BYTES, Written, timed};
+
+const COMPRESSION: i32 = 3;
+const READ_BYTES: usize = 256 << 10;
+
+/// Chunks that wait for the thread that decompresses them.
+const WAITING_CHUNKS: usize = 4;
+
+/// A compressed database file. It is removed where it is dropped.
+pub(crate) struct Packed {
+    file: NamedTempFile,
+    pub(crate) bytes: u64,
+    pub(crate) compressed_bytes: u64,
+    pub(crate) sha256: String,
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(TenantError::file("a snapshot's work was stopped", error)),
+    }
+}
+
+/// Compresses a file into another beside it.
+pub(crate) async fn pack(file: &Path, max_bytes: u64) -> Result<Packed> {
+    let file = file.to_path_buf();
+    blocking(move || pack_blocking(&file, max_bytes)).await
+}
+
+fn pack_blocking(path: &Path, max_bytes: u64) -> Result<Packed> {
+    let failed = |error| TenantError::file("a database file can't be compressed", error);
+    let mut source = File::open(path).map_err(failed)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".larder-upload-").tempfile_in(folder).map_err(failed)?;
+    let mut encoder = zstd::stream::write::Encoder::new(file, COMPRESSION).map_err(failed)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; READ_BYTES]);
+    loop {
+        let read = match source.read(&mut buffer) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        let chunk = buffer.get(..read).unwrap_or_default();
+        if chunk.is_empty() {
+            break;
+        }
+        bytes += chunk.len() as u64;
+        if bytes > max_bytes {
+            return Err(TenantError::invalid_argument(format!("a database has {max_bytes} bytes at most")));
+        }
+        hash.update(chunk);
+        encoder.write_all(chunk).map_err(failed)?;
+    }
+    if bytes == 0 {
+        return Err(TenantError::invalid_argument("an empty file is no database"));
+    }
+    let file = encoder.finish().map_err(failed)?;
+    let compressed_bytes = file.as_file().metadata().map_err(failed)?.len();
+    Ok(Packed { file, bytes, compressed_bytes, sha256: hexadecimal(&hash.finalize()) })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Uploads a compressed file to a name that nothing else is ever uploaded to: what is there is this file.
+pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, packed: &Packed) -> Result<()> {
+    let handle =
+        packed.file.reopen().map_err(|error| TenantError::file("a file can't be read again", error))?;
+    if packed.compressed_bytes <= PART_BYTES as u64 {
+        let bytes = read_part(handle, 0, packed.compressed_bytes).await?;
+        let own = bytes.clone();
+        return match objects.create(path, bytes, move |found| found == own, PART_BYTES as u64).await? {
+            Written::Done(_) => Ok(()),
+            Written::Lost(_) => {
+                Err(TenantError::corrupt(path, "an object of a name that is given once is another's"))
+            }
+        };
+    }
+    let mut backoff = objects.backoff();
+    loop {
+        match upload_parts(objects, path, &handle, packed.compressed_bytes).await {
+            Ok(()) => return Ok(()),
+            Err(TransferError::Tenant(error)) => return Err(error),
+            Err(TransferError::Call(error)) => {
+                // The answer to its completion may be what was lost.
+                let found = timed(objects.limits().call_timeout, objects.store().head(path)).await;
+                if found.is_ok_and(|meta| meta.size == packed.compressed_bytes) {
+                    return Ok(());
+                }
+                if !backoff.wait().await {
+                    return Err(TenantError::unavailable("a snapshot can't be uploaded", error));
+                }
+            }
+        }
+    }
+}
+
+enum TransferError {
+    Call(CallError),
+    Tenant(TenantError),
+}
+
+impl From<CallError> for TransferError {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<TenantError> for TransferError {
+    fn from(error: TenantError) -> Self {
+        Self::Tenant(error)
+    }
+}
+
+async fn upload_parts(
+    objects: &Objects,
+    path: &ObjectPath,
+    file: &File,
+    bytes: u64,
+) -> Result<(), TransferError> {
+    let limits = objects.limits();
+    let mut upload = timed(limits.call_timeout, objects.store().put_multipart(path)).await?;
+    let sent = send_parts(objects, upload.as_mut(), file, bytes).await;
+    if sent.is_err() {
+        // Parts that stay are the object storage's to clean up; the error that matters is the first.
+        drop(timed(limits.call_timeout, upload.abort()).await);
+    }
+    sent
+}
+
+async fn send_parts(
+    objects: &Objects,
+    upload: &mut dyn MultipartUpload,
+    file: &File,
+    bytes: u64,
+) -> Result<(), TransferError> {
+    let limit = objects.limits().transfer_timeout;
+    let mut offset = 0;
+    while offset < bytes {
+        let length = (PART_BYTES as u64).min(bytes - offset);
+        let again =
+            file.try_clone().map_err(|error| TenantError::file("a file can't be read again", error))?;
+        let part = read_part(again, offset, length).await?;
+        timed(limit, upload.put_part(PutPayload::from(part))).await?;
+        offset += length;
+    }
+    timed(limit, upload.complete()).await?;
+    Ok(())
+}
+
+async fn read_part(mut file: File, offset: u64, length: u64) -> Result<Bytes> {
+    blocking(move || {
+        let failed = |error| TenantError::file("a compressed file can't be read", error);
+        let mut part = vec![0; usize::try_from(length).unwrap_or(PART_BYTES).min(PART_BYTES)];
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        file.read_exact(&mut part).map_err(failed)?;
+        Ok(part.into())
+    })
+    .await
+}
+
+/// Downloads a snapshot; see `Remote::fetch`.
+pub(crate) async fn fetch(
+    objects: &Objects,
+    key: &TenantKey,
+    path: &ObjectPath,
+    snapshot: &SnapshotRef,
+    into: &Path,
+    max_bytes: u64,
+) -> Result<()> {
+    if snapshot.bytes > max_bytes {
+        let reason = format!("a snapshot has {} bytes, where {max_bytes} are the most", snapshot.bytes);
+        return Err(TenantError::corrupt(key, reason));
+    }
+    let guard = PartialFile { path: Some(into.to_path_buf()) };
+    let mut backoff = objects.backoff();
+    loop {
+        match fetch_once(objects, key, path, snapshot, into).await {
+            Ok(()) => {
+                guard.keep();
+                return Ok(());
+            }
+            Err(TransferError::Tenant(error)) => return Err(error),
+            Err(TransferError::Call(CallError::Store(StoreError::NotFound { .. }))) => {
+                return Err(TenantError::corrupt(key, "the snapshot that the head names is missing"));
+            }
+            Err(TransferError::Call(error)) => {
+                if !backoff.wait().await {
+                    return Err(TenantError::unavailable("a snapshot can't be downloaded", error));
+                }
+            }
+        }
+    }
+}
+
+/// Removes a file that was not finished, also where the download is dropped halfway.
+struct PartialFile {
+    path: Option<std::path::PathBuf>,
+}
+
+impl PartialFile {
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take() {
+            // It may never have been made.
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+async fn fetch_once(
+    objects: &Objects,
+    key: &TenantKey,
+    path: &ObjectPath,
+    snapshot: &SnapshotRef,
+    into: &Path,
+) -> Result<(), TransferError> {
+    let limit = objects.limits().transfer_timeout;
+    let result = timed(limit, objects.store().get(path)).await?;
+    if result.meta.size != snapshot.compressed_bytes {
+        let (found, expected) = (result.meta.size, snapshot.compressed_bytes);
+        let reason = format!("the snapshot's object has {found} bytes, and the head says {expected}");
+        return Err(TenantError::corrupt(key, reason).into());
+    }
+    let (sender, receiver) = mpsc::channel::<Bytes>(WAITING_CHUNKS);
+    let (key, snapshot, into) = (key.clone(), snapshot.clone(), into.to_path_buf());
+    let unpacking = tokio::task::spawn_blocking(move || unpack(&key, &snapshot, &into, receiver));
+    let mut chunks = result.into_stream();
+    let received = loop {
+        match timed(limit, chunks.try_next()).await {
+            Ok(Some(chunk)) => {
+                // It ends early where it has found something wrong, and says so itself.
+                if sender.send(chunk).await.is_err() {
+                    break Ok(());
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(sender);
+    let unpacked =
+        unpacking.await.map_err(|error| TenantError::file("a snapshot's work was stopped", error))?;
+    // A download that broke off is not what is wrong with the object.
+    received?;
+    Ok(unpacked?)
+}
+
+fn unpack(
+    key: &TenantKey,
+    snapshot: &SnapshotRef,
+    into: &Path,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<()> {
+    let failed = |error| TenantError::file("a database file can't be written", error);
+    let file = File::create(into).map_err(failed)?;
+    let output = Checked { file, hash: Sha256::new(), left: snapshot.bytes, fault: None };
+    let mut decoder = zstd::stream::write::Decoder::new(output).map_err(failed)?;
+    while let Some(chunk) = chunks.blocking_recv() {
+        if let Err(error) = decoder.write_all(&chunk) {
+            return Err(unpack_error(key, decoder.get_mut().fault.take(), error));
+        }
+    }
+    if let Err(error) = decoder.flush() {
+        return Err(unpack_error(key, decoder.get_mut().fault.take(), error));
+    }
+    let Checked { file, hash, left, .. } = decoder.into_inner();
+    if left > 0 {
+        return Err(TenantError::corrupt(
+            key,
+            format!("the snapshot is {left} bytes shorter than the head says"),
+        ));
+    }
+    if hexadecimal(&hash.finalize()) != snapshot.sha256 {
+        return Err(TenantError::corrupt(key, "the snapshot has another hash than the head says"));
+    }
+    file.sync_all().map_err(failed)
+}
+
+/// Whose fault it was: the file's, the declared size's, or that of bytes that are no zstd.
+fn unpack_error(key: &TenantKey, fault: Option<Fault>, error: io::Error) -> TenantError {
+    match fault {
+        Some(Fault::File) => TenantError::file("a database file can't be written", error),
+        Some(Fault::TooLong) => TenantError::corrupt(key, "the snapshot is longer than the head says"),
+        None => TenantError::corrupt(key, "the snapshot can't be decompressed"),
+    }
+}
+
+enum Fault {
+    File,
+    TooLong,
+}
+
+/// Writes no more than was declared, and hashes it.
+struct Checked {
+    file: File,
+    hash: Sha256,
+    left: u64,
+    fault: Option<Fault>,
+}
+
+impl Write for Checked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            self.fault = Some(Fault::TooLong);
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        self.file.write_all(bytes).inspect_err(|_| self.fault = Some(Fault::File))?;
+        self.left = left;
+        self.hash.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

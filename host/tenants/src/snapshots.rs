@@ -1,0 +1,184 @@
+//! Snapshots: how they become the current one, and how they go.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use larder_core::clock::UnixMillis;
+use object_store::ObjectMeta;
+use object_store::path::Path as ObjectPath;
+
+use crate::error::{Result, TenantError};
+use crate::head::{Head, SnapshotRef};
+use crate::lease::Lease;
+use crate::segments::{SEGMENTS, position_of};
+use crate::snapshot_transfer::{pack, upload};
+use crate::write_id::WriteId;
+
+/// What [`Lease::collect`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Snapshots that were superseded long ago, or that no head ever named.
+    pub snapshots: usize,
+    /// Segments that the current snapshot covers.
+    pub segments: usize,
+    /// Whether there may be more, for another call.
+    pub has_more: bool,
+}
+
+const SNAPSHOTS: &str = "snapshots";
+
+/// Objects that one call of [`Lease::collect`] looks at, of each kind.
+const MAX_COLLECTED: usize = 10_000;
+
+/// Deletions at once.
+const DELETIONS: usize = 8;
+
+/// Segments are of use to nobody once a snapshot covers them. They wait only so that an append that is stuck on its way
+/// doesn't find its position free: for many leases, and at least so long.
+const LEAST_SEGMENT_AGE: Duration = Duration::from_secs(60 * 60);
+
+impl Lease {
+    /// Uploads a database file and makes it the current snapshot. `covers` is the last position of the log that the file
+    /// contains; [`Lease::log_end`] where it contains all.
+    ///
+    /// `file` is a complete database, and nobody writes to it. It is compressed into a temporary file beside it. A file
+    /// of the same bytes as the current snapshot is not uploaded again.
+    ///
+    /// # Errors
+    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`]; [`TenantError::Unavailable`]
+    /// where it is unknown whether it is the current one: it may be published again.
+    /// [`TenantError::InvalidArgument`] where the file is empty or too large, or `covers` is no position of the log or
+    /// before that of the current snapshot, and [`TenantError::File`].
+    pub async fn publish(&self, file: &Path, covers: u64) -> Result<SnapshotRef> {
+        let _turn = self.publishing().await;
+        self.check()?;
+        let (from, end) = (self.head().covers(), self.log_end().await?);
+        if covers < from || covers > end {
+            return Err(TenantError::invalid_argument(format!(
+                "a snapshot covers a position from {from} to {end}, and not {covers}"
+            )));
+        }
+        let packed = pack(file, self.remote().options().max_snapshot_bytes).await?;
+        let same = self.head().snapshot.filter(|current| current.sha256 == packed.sha256);
+        if let Some(current) = same {
+            return self.make_current(SnapshotRef { covers, ..current }).await;
+        }
+        // The number makes the name of each upload its own. Were it the hash alone, a deletion that is under way for an
+        // object of the same bytes, which nothing named for long, could hit this one.
+        let name = SnapshotRef::object_name(&packed.sha256, WriteId::random());
+        upload(self.remote().objects(), &self.snapshot_path(&name), &packed).await?;
+        let (bytes, compressed_bytes, sha256) =
+            (packed.bytes, packed.compressed_bytes, packed.sha256.clone());
+        let snapshot =
+            SnapshotRef { name, bytes, compressed_bytes, sha256, taken_at: 0, generation: 0, covers };
+        self.make_current(snapshot).await
+    }
+
+    fn snapshot_path(&self, name: &str) -> ObjectPath {
+        self.remote().folder_path(self.key(), &format!("{SNAPSHOTS}/{name}"))
+    }
+
+    /// Swaps a snapshot in as the current one, with the time and generation of this swap.
+    async fn make_current(&self, snapshot: SnapshotRef) -> Result<SnapshotRef> {
+        let now = self.remote().now();
+        let head = self.change(|head| {
+            make_current(head, snapshot.clone(), now);
+            Ok(())
+        });
+        head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
+    }
+
+    /// Removes snapshots that were superseded longer ago than `keep_for`, what was uploaded before that and is named by
+    /// no head, and segments that the current snapshot covers. The snapshot that was current `keep_for` ago stays.
+    ///
+    /// # Errors
+    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`], [`TenantError::Unavailable`]: what
+    /// is left is removed by the next call. [`TenantError::InvalidArgument`] where `keep_for` is less than four leases.
+    pub async fn collect(&self, keep_for: Duration) -> Result<Collected> {
+        let least = self.remote().options().least_keep_for();
+        if keep_for < least {
+            return Err(TenantError::invalid_argument(format!(
+                "snapshots are kept for at least {least:?}, and not for {keep_for:?}"
+            )));
+        }
+        // No snapshot is on its way into the head while this is held.
+        let _turn = self.publishing().await;
+        self.check()?;
+        let now = self.remote().now();
+        let before = now.saturating_sub(millis(keep_for));
+        // The head lets go of them first, so that it never names what is gone. And once this swap is done, an earlier one
+        // that seemed to have failed can't be done any more: what this head doesn't name is never named again.
+        let head = self.change(|head| {
+            head.forget_before(before);
+            Ok(())
+        });
+        let head = head.await?;
+        let (snapshots, more_snapshots) = self.unnamed_snapshots(&head, before).await?;
+        let segment_age = keep_for.min(LEAST_SEGMENT_AGE.max(least * 4));
+        let (segments, more_segments) =
+            self.covered_segments(&head, now.saturating_sub(millis(segment_age))).await?;
+        Ok(Collected {
+            snapshots: self.delete_all(snapshots).await?,
+            segments: self.delete_all(segments).await?,
+            has_more: more_snapshots || more_segments,
+        })
+    }
+
+    async fn unnamed_snapshots(&self, head: &Head, before: UnixMillis) -> Result<(Vec<ObjectPath>, bool)> {
+        let named: BTreeSet<_> =
+            head.snapshots().map(|snapshot| self.snapshot_path(&snapshot.name)).collect();
+        let folder = self.remote().folder_path(self.key(), SNAPSHOTS);
+        let found = self.remote().objects().list(&folder, None, MAX_COLLECTED).await?;
+        let is_unnamed = |meta: &ObjectMeta| is_older(meta, before) && !named.contains(&meta.location);
+        Ok((locations(&found, is_unnamed), found.len() == MAX_COLLECTED))
+    }
+
+    async fn covered_segments(&self, head: &Head, before: UnixMillis) -> Result<(Vec<ObjectPath>, bool)> {
+        if !head.has_log {
+            return Ok((Vec::new(), false));
+        }
+        let folder = self.remote().folder_path(self.key(), SEGMENTS);
+        let found = self.remote().objects().list(&folder, None, MAX_COLLECTED).await?;
+        let is_covered = |meta: &ObjectMeta| {
+            is_older(meta, before)
+                && position_of(&meta.location).is_some_and(|position| position <= head.covers())
+        };
+        Ok((locations(&found, is_covered), found.len() == MAX_COLLECTED))
+    }
+
+    async fn delete_all(&self, paths: Vec<ObjectPath>) -> Result<usize> {
+        let deletions = futures_util::stream::iter(paths).map(|path| async move {
+            // A later holder decides for itself.
+            self.check()?;
+            self.remote().objects().delete(&path).await
+        });
+        deletions.buffer_unordered(DELETIONS).try_fold(0, |deleted, ()| async move { Ok(deleted + 1) }).await
+    }
+}
+
+/// Makes a snapshot the current one now. One that is the current one already only covers more.
+pub(crate) fn make_current(head: &mut Head, snapshot: SnapshotRef, now: UnixMillis) {
+    match &mut head.snapshot {
+        Some(current) if current.name == snapshot.name => current.covers = snapshot.covers,
+        current => {
+            // The order of snapshots is that of their times, whatever the clocks of the hosts say.
+            let taken_at = now.max(current.as_ref().map_or(0, |current| current.taken_at));
+            let generation = head.generation;
+            head.supersede(SnapshotRef { taken_at, generation, ..snapshot });
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn is_older(meta: &ObjectMeta, before: UnixMillis) -> bool {
+    u64::try_from(meta.last_modified.timestamp_millis()).is_ok_and(|modified| modified < before)
+}
+
+fn locations(found: &[ObjectMeta], is_wanted: impl Fn(&ObjectMeta) -> bool) -> Vec<ObjectPath> {
+    found.iter().filter(|meta| is_wanted(meta)).map(|meta| meta.location.clone()).collect()
+}

@@ -1,0 +1,149 @@
+//! What the tests of whole hosts share.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use larder_core::{Event, EventSink, Handle, HandleOptions, Mode, Range};
+use larder_tenants::faults::FaultyStore;
+use larder_tenants::{RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder};
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+
+pub(crate) fn key(text: &str) -> TenantKey {
+    text.parse().unwrap()
+}
+
+/// Object storage, and the folders of hosts that use it.
+pub(crate) struct World {
+    pub(crate) objects: FaultyStore,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::over(Arc::new(InMemory::new()))
+    }
+
+    pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Self { objects: FaultyStore::new(store), folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn cache(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A host that does nothing on its own: no interval ends, nobody is idle.
+    pub(crate) fn builder(&self, name: &str) -> TenantsBuilder {
+        self.builder_over(&self.objects, name)
+    }
+
+    pub(crate) fn builder_over(&self, objects: &FaultyStore, name: &str) -> TenantsBuilder {
+        let options = RemoteOptions {
+            call_timeout: Duration::from_millis(500),
+            transfer_timeout: Duration::from_secs(5),
+            attempts: 2,
+            ..RemoteOptions::default()
+        };
+        Tenants::builder(Arc::new(objects.clone()))
+            .cache_folder(self.cache(name))
+            .remote_options(options)
+            .lease_wait(Duration::ZERO)
+            .idle(None)
+            .checkpoint_writes(1_000_000)
+            .checkpoint_interval(Duration::from_secs(3_600))
+            .sweep_interval(None)
+    }
+
+    pub(crate) async fn host(&self, name: &str) -> Tenants {
+        self.builder(name).open().await.unwrap()
+    }
+}
+
+/// Ends a host as a crash does, but for its lock: nothing is sent, nothing is released. The cache folder is copied, as
+/// this process still has the files open.
+pub(crate) async fn crash(world: &World, name: &str, into: &str) {
+    copy(&world.cache(name), &world.cache(into));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+pub(crate) fn handle(tenant: &Tenant) -> Handle {
+    tenant.store().handle(HandleOptions::default())
+}
+
+pub(crate) async fn put(tenant: &Tenant, name: &str, value: &str) -> larder_core::Result<()> {
+    let mut update = handle(tenant).begin(Mode::Update)?;
+    update.put("n".into(), name.into(), value.into())?;
+    update.commit().await.map(drop)
+}
+
+pub(crate) async fn get(tenant: &Tenant, name: &str) -> larder_core::Result<Option<String>> {
+    let value = handle(tenant).begin(Mode::View)?.get("n".into(), name.into()).await?;
+    Ok(value.map(|value| String::from_utf8(value).unwrap()))
+}
+
+pub(crate) async fn count(tenant: &Tenant) -> usize {
+    let mut view = handle(tenant).begin(Mode::View).unwrap();
+    let page = view.scan_page("n".into(), Range { keys_only: true, ..Range::default() }, None);
+    page.await.unwrap().entries.len()
+}
+
+/// Puts one row, and lets the tenant go.
+pub(crate) async fn put_in(tenants: &Tenants, name: &TenantKey, row: &str, value: &str) {
+    put(&tenants.get(name).await.unwrap(), row, value).await.unwrap();
+}
+
+pub(crate) async fn get_in(tenants: &Tenants, name: &TenantKey, row: &str) -> Option<String> {
+    get(&tenants.get(name).await.unwrap(), row).await.unwrap()
+}
+
+/// Remembers what it is told.
+#[derive(Clone, Default)]
+pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
+
+impl Events {
+    /// What was reported of this kind of work, or under this name.
+    pub(crate) fn of(&self, what: &str) -> Vec<String> {
+        let events = self.0.lock().unwrap();
+        let is_it = |event: &&Event| match event {
+            Event::BackgroundFailed { work, .. } => *work == what,
+            event => event.name() == what,
+        };
+        events.iter().filter(is_it).map(|event| format!("{:?}", event.fields())).collect()
+    }
+}
+
+impl EventSink for Events {
+    fn emit(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+/// Waits until something holds, for as long as no machine takes.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..3_000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} never came");
+}
+
+pub(crate) fn is_lease_held(error: &TenantError) -> bool {
+    matches!(error, TenantError::LeaseHeld { .. })
+}
