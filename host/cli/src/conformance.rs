@@ -34,7 +34,7 @@ pub(crate) struct Conformance {
 
 impl Conformance {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let bench = bench_for(&self.store, drivers())?;
+        let bench = bench_for(&self.store, drivers()).await?;
         let suite = Suite::load().await?;
         check_suite(&suite, bench.as_ref()).await?;
         let cases: Vec<String> =

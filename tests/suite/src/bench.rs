@@ -6,8 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use futures_util::TryStreamExt;
 use larder_host::larder_core::backend::Backend;
 use larder_host::{Drivers, InMemory};
+use larder_tenants::{Durability, TenantError, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt};
 use tempfile::TempDir;
 
 /// Makes fresh stores of one kind.
@@ -42,10 +46,11 @@ pub trait Scratch: Send + Sync + 'static {
 ///
 /// # Errors
 /// Where the name is of no kind that the suite can make fresh stores of.
-pub fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
+pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
     let sqlite = dsn.strip_prefix("sqlite:");
     Ok(match (dsn, sqlite) {
         ("memory:", _) => Arc::new(MemoryBench),
+        (dsn, _) if TenantsDsn::accepts(dsn) => Arc::new(TenantsBench::beside(dsn).await?),
         (_, Some(":memory:")) => Arc::new(SqliteBench::in_temporary_folder(drivers)),
         (_, Some(path)) => {
             let (path, options) = path.split_once('?').map_or((path, ""), |(path, query)| (path, query));
@@ -57,7 +62,9 @@ pub fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
             Arc::new(PostgresBench { dsn: dsn.to_string(), drivers })
         }
         _ => {
-            bail!("the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:` and Postgres")
+            bail!(
+                "the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres and `tenants+…`"
+            )
         }
     })
 }
@@ -199,6 +206,101 @@ impl Scratch for PostgresScratch {
 
     async fn remove(self: Box<Self>) -> Result<()> {
         execute(&self.database, &format!("DROP SCHEMA {} CASCADE", self.schema)).await
+    }
+}
+
+/// Tenants of one host, each a store.
+#[derive(Clone, Debug)]
+pub struct TenantsBench {
+    host: Arc<TenantsHost>,
+}
+
+#[derive(Debug)]
+struct TenantsHost {
+    tenants: Tenants,
+    objects: Arc<dyn ObjectStore>,
+    prefix: ObjectPath,
+    next: AtomicU64,
+    /// The cache folder.
+    _folder: TempDir,
+}
+
+impl TenantsBench {
+    /// In the memory of this process.
+    ///
+    /// # Errors
+    /// Where there is no temporary folder.
+    pub async fn in_memory(durability: Durability) -> Result<Self> {
+        let objects: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let builder = Tenants::builder(objects.clone()).durability(durability);
+        Self::of(builder, objects, ObjectPath::default()).await
+    }
+
+    /// In object storage, beside what a data-source name names.
+    ///
+    /// # Errors
+    /// Where the object storage can't be reached, or does not honour conditions.
+    pub async fn beside(dsn: &str) -> Result<Self> {
+        let dsn = TenantsDsn::parse(dsn)?;
+        let name = format!("conformance-{}-{:016x}", std::process::id(), fastrand::u64(..));
+        let prefix = dsn.prefix.clone().join(name);
+        Self::of(TenantsBuilder::from_dsn(&dsn)?, dsn.open_store()?, prefix).await
+    }
+
+    async fn of(builder: TenantsBuilder, objects: Arc<dyn ObjectStore>, prefix: ObjectPath) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("larder-conformance-").tempdir()?;
+        // So few places and writes that tenants come and go, and are written back, under the cases.
+        let builder = builder.capacity(16).checkpoint_writes(5).sweep_interval(None);
+        let tenants = builder.prefix(prefix.clone()).cache_folder(folder.path()).open().await?;
+        let next = AtomicU64::new(1);
+        Ok(Self { host: Arc::new(TenantsHost { tenants, objects, prefix, next, _folder: folder }) })
+    }
+}
+
+#[async_trait]
+impl Bench for TenantsBench {
+    fn name(&self) -> &'static str {
+        "tenants"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        let number = self.host.next.fetch_add(1, Ordering::Relaxed);
+        let key = TenantKey::user("larder".parse()?, format!("case-{number}").parse()?);
+        Ok(Box::new(TenantScratch { host: self.host.clone(), key }))
+    }
+}
+
+struct TenantScratch {
+    host: Arc<TenantsHost>,
+    key: TenantKey,
+}
+
+#[async_trait]
+impl Scratch for TenantScratch {
+    /// A tenant has one host at a time: two that open it share what is open there. Where nobody has it any more, it
+    /// comes out of object storage.
+    async fn open(&self) -> Result<Arc<dyn Backend>> {
+        match self.host.tenants.evict(&self.key).await {
+            Ok(_) | Err(TenantError::InUse { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Arc::new(self.host.tenants.get(&self.key).await?.backend()))
+    }
+
+    async fn remove(self: Box<Self>) -> Result<()> {
+        self.host.tenants.evict(&self.key).await?;
+        let whole = self
+            .host
+            .prefix
+            .clone()
+            .parts()
+            .chain(ObjectPath::from(self.key.object_path()).parts())
+            .collect();
+        let found: Vec<_> = self.host.objects.list(Some(&whole)).try_collect().await?;
+        for object in found {
+            self.host.objects.delete(&object.location).await?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs the conformance suite, which is a guest component, on any backend.
 //!
 //! Each case gets a host of its own over a fresh store. A backend joins by implementing [`Bench`], which makes
-//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench`] and [`PostgresBench`].
+//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench, TenantsBench`] and [`PostgresBench`].
 
 mod bench;
 mod case;
@@ -9,7 +9,7 @@ mod memory;
 mod probe;
 mod suite;
 
-pub use bench::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench, bench_for};
+pub use bench::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench, TenantsBench, bench_for};
 pub use suite::{CaseResult, Suite, TIMEOUT};
 
 /// The bounds under which every case runs: small, so that reaching them is quick.

@@ -7,7 +7,8 @@ mod support;
 use std::sync::Arc;
 
 use larder_host::drivers;
-use larder_suite::{Bench, MemoryBench, SqliteBench, Suite};
+use larder_suite::{Bench, MemoryBench, SqliteBench, Suite, TenantsBench};
+use larder_tenants::Durability;
 use libtest_mimic::Trial;
 use support::broken::{BrokenBench, Defect};
 use support::{harness, postgres_server};
@@ -51,6 +52,12 @@ fn main() {
         "sqlite",
         Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))),
     ));
+    for (backend, durability) in [("tenants", Durability::Local), ("tenants_object", Durability::Object)] {
+        let bench = runtime.block_on(TenantsBench::in_memory(durability));
+        let bench =
+            bench.map(|bench| Arc::new(bench) as Arc<dyn Bench>).map_err(|error| format!("{error:#}"));
+        trials.extend(cases(&runtime, &suite, backend, bench));
+    }
     let (server, postgres) = postgres_server::bench(&arguments);
     trials.extend(cases(&runtime, &suite, "postgres", postgres));
     harness::run(&arguments, trials, || drop(server));

@@ -1,7 +1,6 @@
 //! An open tenant as somebody has it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
@@ -42,12 +41,11 @@ impl Tenant {
         self.resident.store.guarded(self.pin.clone())
     }
 
-    /// A backend of one's own, for a store of one's own. Closing it leaves the tenant open for others.
+    /// A backend of one's own, for a store of one's own. Closing it lets the tenant go, and leaves it open for others.
     pub fn backend(&self) -> TenantBackend {
         TenantBackend {
             engine: SharedEngine(self.resident.engine.clone()),
-            closed: AtomicBool::new(false),
-            _pin: self.pin.clone(),
+            pin: Mutex::new(Some(self.pin.clone())),
         }
     }
 }
@@ -61,13 +59,17 @@ impl std::fmt::Debug for Tenant {
 /// One user's backend on an open tenant; see [`Tenant::backend`].
 pub struct TenantBackend {
     engine: SharedEngine,
-    closed: AtomicBool,
-    _pin: Arc<Pin>,
+    /// None once it is closed.
+    pin: Mutex<Option<Arc<Pin>>>,
 }
 
 impl TenantBackend {
     fn open(&self) -> larder_core::Result<&SharedEngine> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(&self.engine) }
+        if self.pin().is_some() { Ok(&self.engine) } else { Err(Error::Closed) }
+    }
+
+    fn pin(&self) -> MutexGuard<'_, Option<Arc<Pin>>> {
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,6 +112,7 @@ impl Backend for TenantBackend {
     }
 
     async fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        let pin = self.pin().take();
+        drop(pin);
     }
 }
