@@ -1,7 +1,7 @@
 //! Runs the conformance suite, which is a guest component, on any backend.
 //!
 //! Each case gets a host of its own over a fresh store. A backend joins by implementing [`Bench`], which makes
-//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench, TenantsBench`] and [`PostgresBench`].
+//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench`], [`PostgresBench`] and [`TenantsBench`].
 
 mod bench;
 mod case;

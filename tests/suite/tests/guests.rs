@@ -1,37 +1,22 @@
 //! Hostile and odd guests: none may hurt the host, delay others, or leave anything behind.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod support;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use larder_host::{
     EchoSummarizer, Handle, HandleOptions, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore, Mode,
-    StorageCtx, StorageCtxView, StorageView, Store, Strategy, engine_config,
+    StorageCtx, Store, Strategy, engine_config,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
+use support::instance::Instance;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Trap};
 use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
-use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
-
-struct Instance {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    storage: StorageCtx,
-}
-
-impl WasiView for Instance {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl StorageView for Instance {
-    fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
-    }
-}
+use wasmtime_wasi::{I32Exit, WasiCtx};
 
 /// Guests that loop are interrupted by epochs, one every 10 ms.
 fn engine() -> Engine {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::instance::Instance;
 use anyhow::{Context, Result};
 use larder_host::{
-    ComponentSummarizer, IdentityScope, MemoryOptions, MemoryStore, StorageCtx, StorageCtxView, StorageView,
-    Store, Strategy, engine_config,
+    ComponentSummarizer, IdentityScope, MemoryOptions, MemoryStore, StorageCtx, Store, Strategy,
+    engine_config,
 };
 use larder_suite::Bench;
 use wasmtime::Engine;
@@ -14,24 +15,6 @@ use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-
-struct Instance {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    storage: StorageCtx,
-}
-
-impl WasiView for Instance {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl StorageView for Instance {
-    fn storage(&mut self) -> StorageCtxView<'_> {
-        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
-    }
-}
 
 struct Summaries {
     table: ResourceTable,

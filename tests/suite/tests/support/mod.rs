@@ -4,5 +4,6 @@
 pub(crate) mod assistant;
 pub(crate) mod broken;
 pub(crate) mod harness;
+pub(crate) mod instance;
 pub(crate) mod postgres_server;
 pub(crate) mod proxy;
