@@ -40,6 +40,7 @@ mod bindings;
 mod error;
 mod memory;
 mod migrations;
+mod packed;
 mod range;
 mod retry;
 mod store;

@@ -1,10 +1,10 @@
 //! Transactions, as a closure has them.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::ops::Deref;
 
 use crate::error::Error;
+use crate::packed::{Packed, pack};
 use crate::range::Range;
 use crate::raw::{tx, types};
 use crate::retry::Attempt;
@@ -91,7 +91,14 @@ impl View {
     /// # Errors
     /// As [`View::get`], and [`Error::LimitExceeded`] for too large a result: then [`View::iterate`].
     pub fn scan(&self, namespace: &str, prefix: &str) -> Result<Vec<Entry>, Error> {
-        Ok(self.note(self.raw.scan(namespace, prefix))?.into_iter().map(Entry::from).collect())
+        let range = Range::prefix(prefix).into_raw();
+        let page = self.note(self.raw.scan_page_packed(namespace, &range, None))?;
+        if page.next.is_some() {
+            // It is more than one call may return, and this one says by how much.
+            return Ok(self.note(self.raw.scan(namespace, prefix))?.into_iter().map(Entry::from).collect());
+        }
+        let mut entries = Packed::new(page.entries);
+        std::iter::from_fn(|| entries.next()).collect()
     }
 
     /// The entries of a range, fetched page by page.
@@ -110,7 +117,7 @@ impl View {
             namespace: namespace.to_string(),
             left: range.entries_max(),
             range: range.into_raw(),
-            page: VecDeque::new(),
+            page: Packed::default(),
             next: Next::First,
         }
     }
@@ -189,9 +196,7 @@ impl Update {
     /// # Errors
     /// As [`Update::put`].
     pub fn put_many(&self, namespace: &str, entries: impl IntoIterator<Item = Entry>) -> Result<(), Error> {
-        let entries: Vec<types::Entry> =
-            entries.into_iter().map(|Entry { key, value }| types::Entry { key, value }).collect();
-        self.note(self.raw.put_many(namespace, &entries))
+        self.note(self.raw.put_packed(namespace, &pack(entries)?))
     }
 
     /// Writes a row that expires, or that is written only over a certain version.
@@ -312,7 +317,7 @@ pub struct Iter<'a> {
     view: &'a View,
     namespace: String,
     range: tx::Range,
-    page: VecDeque<types::Entry>,
+    page: Packed,
     next: Next,
     /// Entries that the range's limit still allows.
     left: Option<u32>,
@@ -336,9 +341,9 @@ impl Iter<'_> {
             return Ok(());
         }
         self.range.limit = self.left;
-        let page = self.view.note(self.view.raw.scan_page(&self.namespace, &self.range, after.as_deref()))?;
-        self.left = self.left.map(|left| left.saturating_sub(page.entries.len() as u32));
-        self.page = page.entries.into();
+        let raw = &self.view.raw;
+        let page = self.view.note(raw.scan_page_packed(&self.namespace, &self.range, after.as_deref()))?;
+        self.page = Packed::new(page.entries);
         if let Some(cursor) = page.next {
             self.next = Next::After(cursor);
         }
@@ -350,12 +355,17 @@ impl Iterator for Iter<'_> {
     type Item = Result<Entry, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // A page may be empty and still not be the last.
-        while self.page.is_empty() && !matches!(self.next, Next::End) {
+        loop {
+            if let Some(entry) = self.page.next() {
+                self.left = self.left.map(|left| left.saturating_sub(1));
+                return Some(entry);
+            }
+            if matches!(self.next, Next::End) {
+                return None;
+            }
             if let Err(error) = self.fetch() {
                 return Some(Err(error));
             }
         }
-        self.page.pop_front().map(|entry| Ok(entry.into()))
     }
 }

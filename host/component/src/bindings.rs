@@ -9,6 +9,7 @@ mod generated {
             // Staging a write touches nothing but the transaction.
             "larder:storage/tx.[method]tx.put": trappable,
             "larder:storage/tx.[method]tx.put-many": trappable,
+            "larder:storage/tx.[method]tx.put-packed": trappable,
             "larder:storage/tx.[method]tx.put-with": trappable,
             "larder:storage/tx.[method]tx.delete": trappable,
             "larder:storage/tx.[method]tx.delete-many": trappable,

@@ -1,6 +1,6 @@
 //! The host functions: each looks up its handle, converts, and calls.
 
-use larder_core::{Handle, Memory, NextMigration, Transaction, Version};
+use larder_core::{Handle, Memory, NextMigration, PackedPage, Transaction, Version};
 use wasmtime::component::Resource;
 
 use crate::StorageCtxView;
@@ -118,6 +118,10 @@ impl tx::HostTx for StorageCtxView<'_> {
         Ok(self.table.get_mut(&tx)?.put_many(ns, entries)?)
     }
 
+    fn put_packed(&mut self, tx: Resource<Transaction>, ns: String, entries: Vec<u8>) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.put_packed(ns, &entries)?)
+    }
+
     fn put_with(
         &mut self,
         tx: Resource<Transaction>,
@@ -184,6 +188,18 @@ impl tx::HostTx for StorageCtxView<'_> {
         after: Option<String>,
     ) -> StorageResult<tx::Page> {
         Ok(self.table.get_mut(&tx)?.scan_page(ns, range.into(), after).await?.into())
+    }
+
+    async fn scan_page_packed(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        range: tx::Range,
+        after: Option<String>,
+    ) -> StorageResult<tx::PackedPage> {
+        let PackedPage { entries, next } =
+            self.table.get_mut(&tx)?.scan_page_packed(ns, range.into(), after).await?;
+        Ok(tx::PackedPage { entries, next })
     }
 
     async fn commit(&mut self, tx: Resource<Transaction>) -> StorageResult<types::Version> {

@@ -39,6 +39,7 @@ pub mod limits;
 pub mod memory;
 pub mod migrations;
 pub mod name;
+pub mod packed;
 mod quota;
 pub mod read_set;
 pub mod redo;
@@ -63,4 +64,4 @@ pub use memory::{
 };
 pub use migrations::{AppliedMigration, Migration, NextMigration};
 pub use store::{Store, StoreBuilder, StoreSource};
-pub use transaction::{Entry, Page, PutOptions, Range, Transaction};
+pub use transaction::{Entry, PackedPage, Page, PutOptions, Range, Transaction};

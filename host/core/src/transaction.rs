@@ -14,8 +14,9 @@ use crate::cursor;
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
+use crate::packed;
 use crate::read_set::ReadSet;
-use crate::scan::{Found, Scan};
+use crate::scan::Scan;
 use crate::store::OpenTransaction;
 
 /// One transaction of a store; dropping it rolls back.
@@ -82,6 +83,15 @@ pub struct Entry {
 pub struct Page {
     /// In the range's order.
     pub entries: Vec<Entry>,
+    /// What to pass as `after` for the next page.
+    pub next: Option<String>,
+}
+
+/// A part of a range, its entries [packed](crate::packed).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PackedPage {
+    /// In the range's order.
+    pub entries: Vec<u8>,
     /// What to pass as `after` for the next page.
     pub next: Option<String>,
 }
@@ -194,6 +204,16 @@ impl Transaction {
         }
         self.check_writable(&namespace)?;
         self.stage_all(changes)
+    }
+
+    /// Stages several values that are [packed](crate::packed), or none.
+    ///
+    /// # Errors
+    /// As `tx.put-packed` of the WIT.
+    pub fn put_packed(&mut self, namespace: String, entries: &[u8]) -> Result<()> {
+        self.check_open()?;
+        let entries = packed::unpack(entries, self.limits.transaction_mutations)?;
+        self.put_many(namespace, entries)
     }
 
     /// Stages a value that expires, or that is written only over a certain version.
@@ -320,7 +340,7 @@ impl Transaction {
         if let Some(next) = found.next_entry_bytes {
             self.limits.check(LimitKind::ResultBytes, found.bytes + next)?;
         }
-        Ok(entries(found))
+        Ok(entries(found.entries))
     }
 
     /// The next entries of a range.
@@ -333,6 +353,31 @@ impl Transaction {
         range: Range,
         after: Option<String>,
     ) -> Result<Page> {
+        let (found, next) = self.find_page(namespace, range, after).await?;
+        Ok(Page { entries: entries(found), next })
+    }
+
+    /// The next entries of a range, [packed](crate::packed).
+    ///
+    /// # Errors
+    /// As `tx.scan-page` of the WIT.
+    pub async fn scan_page_packed(
+        &mut self,
+        namespace: String,
+        range: Range,
+        after: Option<String>,
+    ) -> Result<PackedPage> {
+        let (found, next) = self.find_page(namespace, range, after).await?;
+        let entries = found.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
+        Ok(PackedPage { entries: packed::pack(entries), next })
+    }
+
+    async fn find_page(
+        &mut self,
+        namespace: String,
+        range: Range,
+        after: Option<String>,
+    ) -> Result<(Vec<(Key, Vec<u8>)>, Option<String>)> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
         let mut key_range = self.key_range(&namespace, &range)?;
@@ -345,7 +390,7 @@ impl Transaction {
             };
         }
         if range.limit == Some(0) {
-            return Ok(Page::default());
+            return Ok((Vec::new(), None));
         }
         let found = self
             .find(Scan {
@@ -360,11 +405,9 @@ impl Transaction {
             // Somebody with wider limits wrote an entry that fits on no page of this guest.
             self.limits.check(LimitKind::ResultBytes, next)?;
         }
-        let has_more = found.next_entry_bytes.is_some();
-        let entries = entries(found);
-        let last = entries.last().filter(|_| has_more);
-        let next = last.map(|last| cursor::encode(&namespace, &range, &last.key));
-        Ok(Page { entries, next })
+        let last = found.entries.last().filter(|_| found.next_entry_bytes.is_some());
+        let next = last.map(|(last, _)| cursor::encode(&namespace, &range, &last.to_string()));
+        Ok((found.entries, next))
     }
 
     /// The first namespace after `after` that holds a row: for operators, guests can't ask. It is not watched for
@@ -458,6 +501,6 @@ impl std::fmt::Debug for Transaction {
     }
 }
 
-fn entries(found: Found) -> Vec<Entry> {
-    found.entries.into_iter().map(|(key, value)| Entry { key: key.into_string(), value }).collect()
+fn entries(found: Vec<(Key, Vec<u8>)>) -> Vec<Entry> {
+    found.into_iter().map(|(key, value)| Entry { key: key.into_string(), value }).collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 pub(crate) use crate::bindings::larder::conformance::probe;
 pub(crate) use crate::bindings::larder::storage::store::Store;
-pub(crate) use crate::bindings::larder::storage::tx::{Entry, Mode, Page, PutOptions, Range, Tx};
+pub(crate) use crate::bindings::larder::storage::tx::{Entry, Mode, PackedPage, Page, PutOptions, Range, Tx};
 pub(crate) use crate::bindings::larder::storage::types::{Error, LimitExceeded, LimitKind};
 
 /// The namespace of cases that need only one.
@@ -268,21 +268,23 @@ pub(crate) fn clear() -> Outcome<u64> {
 }
 
 /// Each way to read, on `ns`.
-pub(crate) fn read_calls(tx: &Tx, ns: &str) -> [(&'static str, Result<(), Error>); 5] {
+pub(crate) fn read_calls(tx: &Tx, ns: &str) -> [(&'static str, Result<(), Error>); 6] {
     [
         ("get", tx.get(ns, "key").map(drop)),
         ("get-many", tx.get_many(ns, &keys(&["key"])).map(drop)),
         ("get-versioned", tx.get_versioned(ns, "key").map(drop)),
         ("scan", tx.scan(ns, "").map(drop)),
         ("scan-page", tx.scan_page(ns, &range(""), None).map(drop)),
+        ("scan-page-packed", tx.scan_page_packed(ns, &range(""), None).map(drop)),
     ]
 }
 
 /// Each way to write, on `key` of `ns`.
-pub(crate) fn write_calls(tx: &Tx, ns: &str, key: &str) -> [(&'static str, Result<(), Error>); 8] {
+pub(crate) fn write_calls(tx: &Tx, ns: &str, key: &str) -> [(&'static str, Result<(), Error>); 9] {
     [
         ("put", tx.put(ns, key, b"1")),
         ("put-many", tx.put_many(ns, &[entry(key, "1")])),
+        ("put-packed", tx.put_packed(ns, &packed(&[entry(key, "1")]))),
         ("put-with", tx.put_with(ns, key, b"1", ttl(60_000))),
         ("delete", tx.delete(ns, key)),
         ("delete-many", tx.delete_many(ns, &keys(&[key]))),
@@ -348,6 +350,31 @@ pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, V
 pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
     let count = total.div_ceil(max);
     (0..count).map(|number| total / count + u64::from(number < total % count)).collect()
+}
+
+/// Entries as `packed-page` has them.
+pub(crate) fn packed(entries: &[Entry]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for Entry { key, value } in entries {
+        packed.extend((key.len() as u32).to_le_bytes());
+        packed.extend((value.len() as u32).to_le_bytes());
+        packed.extend(key.as_bytes());
+        packed.extend(value);
+    }
+    packed
+}
+
+/// The entries of a `packed-page`; none behind a place that is packed wrongly.
+pub(crate) fn unpacked(mut packed: &[u8]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let length = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes) as usize;
+    while let (Some(key_bytes), Some(value_bytes)) = (packed.get(..4), packed.get(4..8)) {
+        let (key_end, end) = (8 + length(key_bytes), 8 + length(key_bytes) + length(value_bytes));
+        let (Some(key), Some(value)) = (packed.get(8..key_end), packed.get(key_end..end)) else { break };
+        entries.push(Entry { key: String::from_utf8_lossy(key).into_owned(), value: value.to_vec() });
+        packed = packed.get(end..).unwrap_or_default();
+    }
+    entries
 }
 
 // Time and instances

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod migrations;
+mod packed;
 mod page;
 mod planted;
 mod scan;
@@ -38,6 +39,7 @@ const STORE: &[&[Case]] = &[
     bytes::CASES,
     scan::CASES,
     page::CASES,
+    packed::CASES,
     tx::CASES,
     cas::CASES,
     increment::CASES,

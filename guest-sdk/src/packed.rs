@@ -1,0 +1,92 @@
+//! Entries in one list of bytes, as `packed-page` of the WIT says.
+
+use crate::error::Error;
+use crate::transaction::Entry;
+
+/// Packs entries.
+pub(crate) fn pack(entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, Error> {
+    let mut packed = Vec::new();
+    let length = |bytes: usize| {
+        let too_long = |_| Error::InvalidArgument("a key or a value has 4 GiB or more".to_string());
+        u32::try_from(bytes).map(u32::to_le_bytes).map_err(too_long)
+    };
+    for Entry { key, value } in entries {
+        packed.extend_from_slice(&length(key.len())?);
+        packed.extend_from_slice(&length(value.len())?);
+        packed.extend_from_slice(key.as_bytes());
+        packed.extend_from_slice(&value);
+    }
+    Ok(packed)
+}
+
+/// Packed entries that are unpacked one after another.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    bytes: Vec<u8>,
+    place: usize,
+}
+
+impl Packed {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, place: 0 }
+    }
+
+    /// The next entry; none at the end.
+    pub(crate) fn next(&mut self) -> Option<Result<Entry, Error>> {
+        let rest = self.bytes.get(self.place..).filter(|rest| !rest.is_empty())?;
+        let Some((key, value)) = first(rest) else {
+            self.place = self.bytes.len();
+            return Some(Err(Error::Corrupt("the host packed a page wrongly".to_string())));
+        };
+        let entry = Entry { key: key.to_string(), value: value.to_vec() };
+        self.place += HEADER_BYTES + entry.key.len() + entry.value.len();
+        Some(Ok(entry))
+    }
+}
+
+const HEADER_BYTES: usize = 8;
+
+fn first(packed: &[u8]) -> Option<(&str, &[u8])> {
+    let (key_bytes, rest) = packed.split_first_chunk::<4>()?;
+    let (value_bytes, rest) = rest.split_first_chunk::<4>()?;
+    let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key_bytes) as usize)?;
+    let (value, _) = rest.split_at_checked(u32::from_le_bytes(*value_bytes) as usize)?;
+    Some((std::str::from_utf8(key).ok()?, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn unpacked(bytes: Vec<u8>) -> Result<Vec<Entry>, Error> {
+        let mut packed = Packed::new(bytes);
+        std::iter::from_fn(|| packed.next()).collect()
+    }
+
+    #[test]
+    fn the_format_is_two_lengths_and_two_texts() {
+        let entry = Entry { key: "ab".to_string(), value: b"c".to_vec() };
+        assert_eq!(pack([entry]).unwrap(), b"\x02\0\0\0\x01\0\0\0abc");
+    }
+
+    #[test]
+    fn a_page_that_is_packed_wrongly_ends_with_an_error() {
+        let mut packed = Packed::new(b"\x01\0\0\0\0\0\0\0a\x09".to_vec());
+        assert_eq!(packed.next().unwrap().unwrap().key, "a");
+        assert!(matches!(packed.next(), Some(Err(Error::Corrupt(_)))));
+        assert!(packed.next().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked_to_the_same(
+            entries in prop::collection::vec((".{0,9}", prop::collection::vec(any::<u8>(), 0..9)), 0..9)
+        ) {
+            let entry = |(key, value): &(String, Vec<u8>)| Entry { key: key.clone(), value: value.clone() };
+            let entries: Vec<_> = entries.iter().map(entry).collect();
+            prop_assert_eq!(unpacked(pack(entries.clone()).unwrap()).unwrap(), entries);
+        }
+    }
+}

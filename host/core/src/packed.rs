@@ -1,0 +1,117 @@
+//! Entries in one list of bytes. A component pays for each element of a list that it is handed or hands over; for a list of
+//! bytes it pays once.
+//!
+//! For each entry: how many bytes the key has, how many the value has, both as unsigned 32-bit numbers with the lowest byte
+//! first, the key, and the value. Nothing stands between or behind them.
+
+use crate::error::{Error, Result};
+use crate::transaction::Entry;
+
+/// Bytes of the two numbers before each entry.
+const HEADER_BYTES: usize = 8;
+
+/// Packs entries, as they are given.
+pub fn pack<'a>(entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for (key, value) in entries {
+        // No key and no value comes near 4 GiB: the limits on both are far below.
+        packed.extend_from_slice(&(key.len() as u32).to_le_bytes());
+        packed.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        packed.extend_from_slice(key);
+        packed.extend_from_slice(value);
+    }
+    packed
+}
+
+/// Unpacks what a guest packed, up to one entry more than `max_entries`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where it is not packed so, or a key is no text.
+pub fn unpack(mut packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    while !packed.is_empty() && entries.len() as u64 <= max_entries {
+        let (entry, rest) = split(packed).ok_or_else(|| {
+            Error::invalid_argument(format!(
+                "the packed entry number {} is cut short: each is the length of its key and that of its value, as \
+                 unsigned 32-bit numbers with the lowest byte first, then the key and the value",
+                entries.len() + 1
+            ))
+        })?;
+        let (key, value) = entry;
+        let key = std::str::from_utf8(key).map_err(|_| {
+            Error::invalid_argument(format!(
+                "the key of the packed entry number {} is no UTF-8",
+                entries.len() + 1
+            ))
+        })?;
+        entries.push(Entry { key: key.to_string(), value: value.to_vec() });
+        packed = rest;
+    }
+    Ok(entries)
+}
+
+/// The first entry, and what follows it.
+fn split(packed: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
+    let (header, rest) = packed.split_at_checked(HEADER_BYTES)?;
+    let (key_bytes, value_bytes) = header.split_first_chunk::<4>()?;
+    let key_bytes = u32::from_le_bytes(*key_bytes) as usize;
+    let value_bytes = u32::from_le_bytes(value_bytes.try_into().ok()?) as usize;
+    let (key, rest) = rest.split_at_checked(key_bytes)?;
+    let (value, rest) = rest.split_at_checked(value_bytes)?;
+    Some(((key, value), rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(entries: &[Entry]) -> Vec<u8> {
+        pack(entries.iter().map(|entry| (entry.key.as_bytes(), entry.value.as_slice())))
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        let entry = (".{0,9}", prop::collection::vec(any::<u8>(), 0..9));
+        prop::collection::vec(entry.prop_map(|(key, value)| Entry { key, value }), 0..9)
+    }
+
+    #[test]
+    fn the_format_is_two_lengths_and_two_texts() {
+        let entry = Entry { key: "ab".to_string(), value: b"c".to_vec() };
+        assert_eq!(packed(&[entry]), b"\x02\0\0\0\x01\0\0\0abc");
+    }
+
+    #[test]
+    fn what_is_not_packed_so_is_refused_with_its_place() {
+        let good = b"\x01\0\0\0\0\0\0\0a";
+        let cut: [&[u8]; 4] =
+            [b"\x01", b"\x01\0\0\0\0\0\0\0", b"\0\0\0\0\x02\0\0\0a", b"\xff\xff\xff\xff\xff\xff\xff\xff"];
+        for cut in cut {
+            let error = unpack(&[good, cut].concat(), 9).unwrap_err();
+            assert!(matches!(&error, Error::InvalidArgument(text) if text.contains("number 2")), "{error}");
+        }
+        let error = unpack(b"\x01\0\0\0\0\0\0\0\xff", 9).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)));
+    }
+
+    #[test]
+    fn no_more_is_unpacked_than_shows_that_it_is_too_much() {
+        let entry = Entry { key: String::new(), value: Vec::new() };
+        assert_eq!(unpack(&packed(&vec![entry; 9]), 3).unwrap().len(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked_to_the_same(entries in entries()) {
+            prop_assert_eq!(unpack(&packed(&entries), 99).unwrap(), entries);
+        }
+
+        #[test]
+        fn no_bytes_do_any_harm(bytes in prop::collection::vec(any::<u8>(), 0..99)) {
+            if let Ok(entries) = unpack(&bytes, 99) {
+                prop_assert_eq!(packed(&entries), bytes);
+            }
+        }
+    }
+}
