@@ -30,14 +30,13 @@ pub fn pack<'a>(entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<
 pub fn unpack(mut packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     while !packed.is_empty() && entries.len() as u64 <= max_entries {
-        let (entry, rest) = split(packed).ok_or_else(|| {
+        let (key, value, rest) = split(packed).ok_or_else(|| {
             Error::invalid_argument(format!(
                 "the packed entry number {} is cut short: each is the length of its key and that of its value, as \
                  unsigned 32-bit numbers with the lowest byte first, then the key and the value",
                 entries.len() + 1
             ))
         })?;
-        let (key, value) = entry;
         let key = std::str::from_utf8(key).map_err(|_| {
             Error::invalid_argument(format!(
                 "the key of the packed entry number {} is no UTF-8",
@@ -50,15 +49,15 @@ pub fn unpack(mut packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The first entry, and what follows it.
-fn split(packed: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
+/// The key and the value of the first entry, and what follows them.
+fn split(packed: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (header, rest) = packed.split_at_checked(HEADER_BYTES)?;
     let (key_bytes, value_bytes) = header.split_first_chunk::<4>()?;
     let key_bytes = u32::from_le_bytes(*key_bytes) as usize;
     let value_bytes = u32::from_le_bytes(value_bytes.try_into().ok()?) as usize;
     let (key, rest) = rest.split_at_checked(key_bytes)?;
     let (value, rest) = rest.split_at_checked(value_bytes)?;
-    Some(((key, value), rest))
+    Some((key, value, rest))
 }
 
 #[cfg(test)]
