@@ -167,16 +167,19 @@ impl CacheFolder {
         removed().map_err(|error| TenantError::file(format!("{} can't be removed", path.display()), error))
     }
 
-    /// Moves a tenant's database, closed or not, into a folder, with its logs.
+    /// Moves a tenant's database, closed or not, into a folder, with its logs. A database and its log are worth nothing
+    /// without each other, so nothing is gone here before all of it is there.
     pub(crate) fn move_database(&self, key: &TenantKey, folder: &Path) -> io::Result<()> {
         let path = self.database(key);
         for suffix in ["", "-wal", "-shm"] {
-            match fs::rename(with_suffix(&path, suffix), folder.join(format!("database.db{suffix}"))) {
+            match fs::hard_link(with_suffix(&path, suffix), folder.join(format!("database.db{suffix}"))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
         sync_parent(&folder.join("database.db"))?;
+        remove_file(&path)?;
+        remove_logs(&path)?;
         remove_file(&self.state_path(key))
     }
 }
@@ -247,4 +250,35 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_that_fails_halfway_leaves_everything_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = CacheFolder::open(folder.path()).unwrap();
+        let key: TenantKey = "acme/org".parse().unwrap();
+        let (database, target) = (cache.database(&key), folder.path().join("target"));
+        make_parent(&database).unwrap();
+        let names = ["", "-wal", "-shm", ".state.json"];
+        for name in names {
+            fs::write(with_suffix(&database, name), name).unwrap();
+        }
+        // The log can't be put there.
+        fs::create_dir_all(target.join("database.db-wal")).unwrap();
+        cache.move_database(&key, &target).unwrap_err();
+        for name in names {
+            assert_eq!(fs::read_to_string(with_suffix(&database, name)).unwrap(), name);
+        }
+        let target = folder.path().join("another");
+        fs::create_dir(&target).unwrap();
+        cache.move_database(&key, &target).unwrap();
+        for name in ["", "-wal", "-shm"] {
+            assert_eq!(fs::read_to_string(target.join(format!("database.db{name}"))).unwrap(), name);
+        }
+        assert_eq!(fs::read_dir(database.parent().unwrap()).unwrap().count(), 0);
+    }
 }

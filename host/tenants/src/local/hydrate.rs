@@ -8,6 +8,7 @@ use larder_sqlite::{Sqlite, SqliteOptions};
 
 use crate::dsn::Durability;
 use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
 use crate::lease::Lease;
 use crate::local::cache::CacheFolder;
 use crate::local::journal::LogJournal;
@@ -24,6 +25,26 @@ pub(crate) struct Hydrated {
     pub(crate) sent: u64,
     /// Whether an earlier process left more than that.
     pub(crate) is_ahead: bool,
+}
+
+/// Before a lease is taken: a process that was killed right after it took one has left a database that says nothing of
+/// it. Nobody else had the tenant meanwhile, and who comes next has to know.
+pub(crate) async fn adopt_leftover(around: &Surroundings, key: &TenantKey) -> Result<()> {
+    let cache = &around.cache;
+    if !cache.has_database(key) {
+        return Ok(());
+    }
+    let Some(state) = cache.read_state(key)? else { return Ok(()) };
+    let Some(head) = around.remote.head(key).await? else { return Ok(()) };
+    state.adopted(&head, cache.holder()).map_or(Ok(()), |state| cache.write_state(key, &state))
+}
+
+/// After an opening that failed: whether the next one will find out that it follows on this lease, if there is anything
+/// to be found. Where that could not be noted, only the lease itself tells it.
+pub(crate) fn is_leftover_noted(around: &Surroundings, lease: &Lease) -> bool {
+    let (cache, key) = (&around.cache, lease.key());
+    let is_noted = |state: Option<LocalState>| state.is_none_or(|state| state.is_under(lease));
+    !cache.has_database(key) || cache.read_state(key).is_ok_and(is_noted)
 }
 
 /// Opens the newest state of a tenant under a lease that was just taken.
@@ -54,7 +75,11 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
             cache.remove(key)?;
             return Ok(None);
         }
-        Leftover::Current { position } => (position, true),
+        Leftover::Current { position } => {
+            // Should this fail further on, the next lease follows on this one.
+            cache.write_state(key, &state.under(lease))?;
+            (position, true)
+        }
         Leftover::Superseded { position } => (position, false),
     };
     match position_of(cache, lease).await {
@@ -135,23 +160,40 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
         None => Sqlite::open_positioned(&path, options).await,
     };
     let database = database.map_err(failed)?;
+    match bring_up_to_date(around, lease, &database, kept).await {
+        Ok((sent, is_ahead)) => Ok(Hydrated { database, journal, sent, is_ahead }),
+        Err(error) => {
+            database.close().await;
+            Err(error)
+        }
+    }
+}
+
+/// Up to which position object storage has the database, and whether it holds more.
+async fn bring_up_to_date(
+    around: &Surroundings,
+    lease: &Lease,
+    database: &Sqlite,
+    kept: Option<u64>,
+) -> Result<(u64, bool)> {
+    let failed = |error| TenantError::database(lease.key(), error);
     let sent = match kept {
         Some(position) => position,
-        None => replay(lease, &database).await?,
+        None => replay(lease, database).await?,
     };
     let is_ahead = database.redo_position().await.map_err(failed)?.0 != sent;
-    around.cache.write_state(key, &LocalState::open(lease, durability, sent))?;
-    Ok(Hydrated { database, journal, sent, is_ahead })
+    // What is ahead was acknowledged by this disk alone, also where later commits are not: its first checkpoint says
+    // that object storage has it.
+    let durability = if is_ahead { Durability::Local } else { around.options.durability };
+    around.cache.write_state(lease.key(), &LocalState::open(lease, durability, sent))?;
+    Ok((sent, is_ahead))
 }
 
 async fn replay(lease: &Lease, database: &Sqlite) -> Result<u64> {
     let failed = |error| TenantError::database(lease.key(), error);
     let mut replay = lease.replay().await?;
     while let Some((_, redo)) = replay.next().await? {
-        if let Err(error) = database.replay(&redo).await {
-            database.close().await;
-            return Err(failed(error));
-        }
+        database.replay(&redo).await.map_err(failed)?;
     }
     Ok(database.redo_position().await.map_err(failed)?.0)
 }

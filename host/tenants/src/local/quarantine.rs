@@ -14,6 +14,9 @@ use crate::write_id::WriteId;
 
 const NOTE: &str = "note.json";
 
+/// So much of a tenant's name is in the name of its folder.
+const MAX_NAMED: usize = 150;
+
 /// A database in quarantine, for an operator to look into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
@@ -38,7 +41,9 @@ pub struct Quarantined {
 impl CacheFolder {
     /// Puts a tenant's local database into quarantine.
     pub(crate) fn put_into_quarantine(&self, key: &TenantKey, mut note: Quarantined) -> Result<Quarantined> {
-        let name = format!("{}-{}-{}", key.to_string().replace('/', "."), note.at, WriteId::random());
+        // The note says it in full: a file system takes 255 bytes of a name, and a key may have more.
+        let tenant: String = key.to_string().replace('/', ".").chars().take(MAX_NAMED).collect();
+        let name = format!("{tenant}-{}-{}", note.at, WriteId::random());
         let folder = self.quarantine().join(&name);
         let put = || -> io::Result<()> {
             fs::create_dir(&folder)?;

