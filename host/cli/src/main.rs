@@ -5,9 +5,13 @@ mod inspect;
 mod memory;
 mod migrate;
 mod migrations;
+mod progress;
 mod run;
+mod run_identity;
 mod run_memory;
+mod run_tenants;
 mod store;
+mod tenants;
 mod text;
 
 use std::process::ExitCode;
@@ -21,6 +25,8 @@ use clap::{Parser, Subcommand};
 ///   sqlite:PATH[?durability=full]      a SQLite file
 ///   sqlite::memory:                    a private SQLite database
 ///   postgres://USER@HOST/DATABASE      a Postgres database, also as `host=… dbname=…`
+///   tenants+file:///FOLDER?tenant=KEY  a tenant's database, in a folder
+///   tenants+s3://BUCKET/PREFIX?…       the same in S3; options: scope, tenant, endpoint, region, durability, …
 #[derive(Parser)]
 #[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Arguments {
@@ -31,7 +37,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a WASI command component with stores
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Run the conformance suite on a backend
     Conformance(conformance::Conformance),
     /// Print the value of a row
@@ -50,6 +56,8 @@ enum Command {
     Memory(memory::Memory),
     /// Look at larder's own tables, and bring them up to date
     Migrate(migrate::Migrate),
+    /// See, send and restore the databases of tenants
+    Tenants(tenants::Tenants),
 }
 
 #[tokio::main]
@@ -71,6 +79,7 @@ async fn main() -> ExitCode {
         Command::Migrations(migrations) => migrations.execute().await,
         Command::Memory(memory) => memory.execute().await,
         Command::Migrate(migrate) => migrate.execute().await,
+        Command::Tenants(tenants) => tenants.execute().await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("larder: {error:#}");

@@ -2,19 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use larder_host::{
-    IdentityScope, Limits, MemoryStore, StorageCtx, StorageCtxView, StorageView, Store, drivers,
-    engine_config,
+    IdentityScope, Limits, MemoryStore, StorageCtx, StorageCtxView, StorageView, Store, StoreSource,
+    TenantsDsn, drivers, engine_config,
 };
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Engine};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
 
+use crate::run_identity::RunIdentity;
 use crate::run_memory::RunMemory;
+use crate::run_tenants::RunTenants;
 
 /// Run a WASI command component with stores
 #[derive(Args)]
@@ -30,6 +33,11 @@ pub(crate) struct Run {
     /// Let the component see an environment variable
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
     environment: Vec<(String, String)>,
+    #[command(flatten)]
+    identity: RunIdentity,
+    /// Where the databases of tenants are while they are open; where it is left out, in the user's folder for caches
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     #[command(flatten)]
     memory: RunMemory,
     /// Arguments for the component
@@ -77,44 +85,78 @@ impl Run {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let engine = engine()?;
         let command = load(&engine, &self.component)?;
-        let opened = self.open_stores().await?;
-        let memory = self.open_memory(&opened).await?;
-        let outcome = self.run(&engine, &command, &opened, memory.as_ref()).await;
+        let mut tenants = self.tenants()?;
+        let outcome = self.run_with_stores(&engine, &command, &mut tenants).await;
+        let unwritten = tenants.close().await;
+        for sentence in &unwritten {
+            eprintln!("larder: {sentence}");
+        }
+        if unwritten.is_empty() { outcome } else { outcome.map(|_| ExitCode::FAILURE) }
+    }
+
+    /// A name that can be no tenant's is said before anything runs, where there are stores of tenants.
+    fn tenants(&self) -> Result<RunTenants> {
+        let names = self.stores.iter().chain(&self.read_only_stores).map(|(_, dsn)| dsn);
+        let has_tenants = names.chain(&self.memory.dsn).any(|dsn| TenantsDsn::accepts(dsn));
+        let identity = if has_tenants { self.identity.of_tenant()? } else { None };
+        Ok(RunTenants::new(identity, self.cache_dir.clone()))
+    }
+
+    async fn run_with_stores(
+        &self,
+        engine: &Engine,
+        command: &CommandPre<Instance>,
+        tenants: &mut RunTenants,
+    ) -> Result<ExitCode> {
+        let opened = self.open_stores(tenants).await?;
+        let memory = self.open_memory(&opened, tenants).await?;
+        let outcome = self.run(engine, command, &opened, memory.as_ref()).await;
         if let Some(memory) = memory {
             memory.memories.close().await;
             memory.store.close().await;
         }
         for grant in &opened {
-            grant.store.close().await;
+            if let GrantedStore::Own(store) = &grant.store {
+                store.close().await;
+            }
         }
         outcome
     }
 
-    async fn open_stores(&self) -> Result<Vec<Grant>> {
-        let drivers = drivers();
+    async fn open_stores(&self, tenants: &mut RunTenants) -> Result<Vec<Grant>> {
         let writable = self.stores.iter().map(|store| (store, false));
         let read_only = self.read_only_stores.iter().map(|store| (store, true));
         let mut grants = Vec::new();
         for ((name, dsn), read_only) in writable.chain(read_only) {
-            let backend = drivers.open(dsn).await.with_context(|| format!("the store {name:?}"))?;
-            let store = Store::builder_shared(backend).name(name).build()?;
+            let context = || format!("the store {name:?}");
+            let store = if TenantsDsn::accepts(dsn) {
+                GrantedStore::Tenant(tenants.source(name, dsn).await.with_context(context)?)
+            } else {
+                let backend = drivers().open(dsn).await.with_context(context)?;
+                GrantedStore::Own(Store::builder_shared(backend).name(name).build()?)
+            };
             grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only });
         }
         Ok(grants)
     }
 
-    async fn open_memory(&self, grants: &[Grant]) -> Result<Option<GrantedMemory>> {
+    async fn open_memory(&self, grants: &[Grant], tenants: &mut RunTenants) -> Result<Option<GrantedMemory>> {
         let Some(dsn) = &self.memory.dsn else { return Ok(None) };
         // One that is open already has its connections; one in memory is another each time.
-        let is_shared = |grant: &&Grant| grant.dsn == *dsn && !dsn.ends_with("memory:");
-        let store = match grants.iter().find(is_shared) {
-            Some(grant) => grant.store.clone(),
+        let shared = grants.iter().find_map(|grant| match &grant.store {
+            GrantedStore::Own(store) if grant.dsn == *dsn && !dsn.ends_with("memory:") => Some(store.clone()),
+            _ => None,
+        });
+        let context = "the store of the memory";
+        let store = match shared {
+            Some(store) => store,
+            None if TenantsDsn::accepts(dsn) => tenants.open("memory", dsn).await.context(context)?,
             None => {
-                let backend = drivers().open(dsn).await.context("the store of the memory")?;
+                let backend = drivers().open(dsn).await.context(context)?;
                 Store::builder_shared(backend).name("memory").build()?
             }
         };
-        let (memories, scope) = self.memory.build(&store)?;
+        let (memories, scope) = self.memory.build(&store, &self.identity)?;
         Ok(Some(GrantedMemory { store, memories, scope }))
     }
 
@@ -144,8 +186,24 @@ impl Run {
 struct Grant {
     name: String,
     dsn: String,
-    store: Store,
+    store: GrantedStore,
     read_only: bool,
+}
+
+enum GrantedStore {
+    /// Opened for this run, and closed at its end.
+    Own(Store),
+    /// Opened when the component asks for it.
+    Tenant(Arc<dyn StoreSource>),
+}
+
+impl GrantedStore {
+    fn source(&self) -> Arc<dyn StoreSource> {
+        match self {
+            Self::Own(store) => Arc::new(store.clone()),
+            Self::Tenant(source) => source.clone(),
+        }
+    }
 }
 
 struct GrantedMemory {
@@ -161,8 +219,8 @@ fn storage(grants: &[Grant], memory: Option<&GrantedMemory>, limits: &Limits) ->
     }
     for Grant { name, store, read_only, .. } in grants {
         builder = match read_only {
-            true => builder.grant_read_only(name, store),
-            false => builder.grant(name, store),
+            true => builder.grant_source_read_only(name, store.source()),
+            false => builder.grant_source(name, store.source()),
         };
     }
     Ok(builder.build()?)
@@ -195,7 +253,8 @@ fn engine() -> Result<Engine> {
 fn cache_folder() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    Some(folder.join("larder"))
+    // Nothing else is below it: wasmtime removes what it doesn't know from its folder.
+    Some(folder.join("larder").join("compiled"))
 }
 
 fn load(engine: &Engine, path: &Path) -> Result<CommandPre<Instance>> {

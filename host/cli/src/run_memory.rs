@@ -14,6 +14,8 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::run_identity::RunIdentity;
+
 /// Where the key for a model's endpoint is looked for.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
@@ -25,12 +27,6 @@ pub(crate) struct RunMemory {
     /// Keep the component's conversations in the store DSN
     #[arg(long = "memory", value_name = "DSN", requires = "tenant", requires = "user")]
     pub(crate) dsn: Option<String>,
-    /// The tenant for whom the component runs
-    #[arg(long, requires = "dsn")]
-    tenant: Option<String>,
-    /// The user for whom the component runs
-    #[arg(long, requires = "dsn")]
-    user: Option<String>,
     /// The only conversation that the component may open; every one of the user where it is left out
     #[arg(long, requires = "dsn")]
     session: Option<String>,
@@ -61,8 +57,12 @@ fn parse_strategy(name: &str) -> Result<Strategy, String> {
 
 impl RunMemory {
     /// The memory in `store`, and what of it the component may open.
-    pub(crate) fn build(&self, store: &Store) -> Result<(MemoryStore, IdentityScope)> {
-        let (Some(tenant), Some(user)) = (&self.tenant, &self.user) else {
+    pub(crate) fn build(
+        &self,
+        store: &Store,
+        identity: &RunIdentity,
+    ) -> Result<(MemoryStore, IdentityScope)> {
+        let (Some(tenant), Some(user)) = (&identity.tenant, &identity.user) else {
             bail!("memory needs a tenant and a user: --tenant T --user U");
         };
         let scope = match &self.session {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use larder_host::{Handle, HandleOptions, Limits, Store, drivers};
+use larder_host::{Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
 #[derive(Args)]
 pub(crate) struct StoreArgument {
@@ -43,7 +43,10 @@ pub(crate) fn operator(store: &Store) -> Handle {
 
 /// The data-source name that opens what is there and makes nothing.
 fn existing(dsn: &str) -> String {
-    if !dsn.starts_with("sqlite:") || dsn == "sqlite::memory:" {
+    let makes_files = dsn.starts_with("sqlite:") && dsn != "sqlite::memory:";
+    // The option can stand once there, and whoever wrote it knows what they want.
+    let makes_tenants = TenantsDsn::accepts(dsn) && !dsn.contains("create=");
+    if !makes_files && !makes_tenants {
         return dsn.to_string();
     }
     let separator = if dsn.contains('?') { '&' } else { '?' };

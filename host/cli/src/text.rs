@@ -77,6 +77,29 @@ pub(crate) fn time(unix_millis: u64) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
+/// The moment that a text names: RFC 3339, or milliseconds since 1970.
+///
+/// # Errors
+/// Where it is neither.
+pub(crate) fn moment(text: &str) -> Result<u64, String> {
+    if let Ok(millis) = text.parse() {
+        return Ok(millis);
+    }
+    let wrong = |_| "a time is written as 2026-01-31T12:00:00Z, or in milliseconds since 1970".to_string();
+    let time = humantime::parse_rfc3339_weak(text).map_err(wrong)?;
+    let since = time.duration_since(UNIX_EPOCH).map_err(|_| "the time is before 1970".to_string())?;
+    u64::try_from(since.as_millis()).map_err(|_| "the time is too far away".to_string())
+}
+
+/// So many bytes, as one says them.
+pub(crate) fn bytes(count: u64) -> String {
+    match count {
+        1 => "1 byte".to_string(),
+        ..1024 => format!("{count} bytes"),
+        _ => indicatif::BinaryBytes(count).to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +110,23 @@ mod tests {
             assert_eq!(unescape(&escape(text)).unwrap(), text, "{}", escape(text));
         }
         assert_eq!(escape("a\0b\\"), "a\\0b\\\\");
+    }
+
+    #[test]
+    fn a_moment_is_read_as_it_is_printed_or_in_milliseconds() {
+        let printed = time(1_700_000_000_123);
+        assert_eq!(moment(&printed), Ok(1_700_000_000_123));
+        assert_eq!(moment("1700000000123"), Ok(1_700_000_000_123));
+        assert_eq!(moment("1970-01-01T00:00:01Z"), Ok(1_000));
+        for wrong in ["", "yesterday", "-1", "1969-12-31T23:59:59Z", "99999999999999999999"] {
+            moment(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn sizes_are_said_in_words() {
+        assert_eq!([0, 1, 512].map(bytes), ["0 bytes", "1 byte", "512 bytes"]);
+        assert_eq!(bytes(3 << 20), "3.00 MiB");
     }
 
     #[test]

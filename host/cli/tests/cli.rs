@@ -177,7 +177,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     let unknown = error("mysql://ann:secret@host/db");
     assert_eq!(
         unknown,
-        "larder: no driver for data-source name \"mysql:\"; there are: memory, postgres, sqlite\n"
+        "larder: no driver for data-source name \"mysql:\"; there are: memory, postgres, sqlite, tenants\n"
     );
     let unreachable = error("postgres://ann:secret@127.0.0.1:1/db");
     assert!(
@@ -445,7 +445,9 @@ fn help_names_every_command_and_the_forms_of_a_store() {
         "namespaces",
         "memory",
         "migrate",
+        "tenants",
         "sqlite:PATH",
+        "tenants+s3://",
         "postgres://",
     ] {
         assert!(help.contains(word), "{help}");

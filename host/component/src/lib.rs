@@ -66,6 +66,7 @@
 //! [`Limits::transaction_timeout`] is rolled back, and its connection given back; for the last of these the tokio
 //! runtime needs a thread that no guest keeps busy. What stops a guest that loops for ever is wasmtime's epoch
 //! interruption.
+#![cfg_attr(feature = "tenants", doc = include_str!("tenants.md"))]
 
 pub mod bindings;
 mod convert;
@@ -86,19 +87,27 @@ pub use larder_core::{
 pub use larder_llm::ModelTokens;
 #[cfg(feature = "http-summarizer")]
 pub use larder_llm::{ApiKey, HttpError, HttpOptions, HttpOptionsError, HttpSummarizer, TokenField};
+#[cfg(feature = "tenants")]
+pub use larder_tenants::{
+    self, Durability, Scope, Slug, Tenant, TenantError, TenantIdentity, TenantKey, Tenants, TenantsBuilder,
+    TenantsDriver, TenantsDsn,
+};
 pub use summarizer::ComponentSummarizer;
 pub use {larder_core, larder_postgres, larder_sqlite};
 
-/// The drivers `memory`, `postgres` and `sqlite`.
+/// The drivers `memory`, `postgres` and `sqlite`, and with the feature `tenants` that too.
 ///
 /// ```
-/// assert_eq!(larder_host::drivers().names(), ["memory", "postgres", "sqlite"]);
+/// # #[cfg(feature = "tenants")]
+/// assert_eq!(larder_host::drivers().names(), ["memory", "postgres", "sqlite", "tenants"]);
 /// ```
 pub fn drivers() -> Drivers {
     let mut drivers = Drivers::with_in_memory();
-    // Three names that differ: neither can be taken.
+    // Names that differ: none can be taken.
     let _ = drivers.register(larder_sqlite::SqliteDriver);
     let _ = drivers.register(larder_postgres::PostgresDriver);
+    #[cfg(feature = "tenants")]
+    let _ = drivers.register(TenantsDriver);
     drivers
 }
 

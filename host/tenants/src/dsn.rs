@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::folder::FolderStore;
-use crate::key::Scope;
+use crate::key::{Scope, TenantKey};
 
 /// What a commit survives once it is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,8 +61,10 @@ pub enum Place {
 /// - `tenants+az://CONTAINER/PREFIX?account=NAME` and `tenants+gs://BUCKET/PREFIX`, in builds that have them
 ///
 /// Credentials are never in it: they are in the usual variables of the environment. Options of all: `scope` (`user`,
-/// `org`, `app`, `project`), `durability` (`local`, `object`), `checkpoint_writes`, `checkpoint_interval`, `lease_ttl`
-/// and `keep_for`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`.
+/// `org`, `app`, `project`), `durability` (`local`, `object`), `checkpoint_writes`, `checkpoint_interval`, `lease_ttl`,
+/// `lease_wait` and `keep_for`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`. Where one tenant alone is meant, `tenant` is
+/// its key, `acme/users/ann`. `cache` is the folder for databases that are open: see [`TenantsDsn::cache_folder`]. With
+/// `create=no` nothing is made that isn't there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TenantsDsn {
@@ -80,8 +82,16 @@ pub struct TenantsDsn {
     pub checkpoint_interval: Option<Duration>,
     /// How long a lease holds.
     pub lease_ttl: Option<Duration>,
+    /// How long opening a tenant waits for another host's lease.
+    pub lease_wait: Option<Duration>,
     /// How long earlier snapshots are kept.
     pub keep_for: Option<Duration>,
+    /// The one tenant that is meant, where one is; of the same scope.
+    pub tenant: Option<TenantKey>,
+    /// Where databases are while they are open.
+    pub cache: Option<PathBuf>,
+    /// Whether a folder that isn't there is made, and a tenant that nobody ever had.
+    pub create: bool,
 }
 
 const SCHEME: &str = "tenants+";
@@ -89,8 +99,18 @@ const SCHEME: &str = "tenants+";
 const FORMS: &str = "tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`, \
                      `tenants+az://CONTAINER/PREFIX` or `tenants+gs://BUCKET/PREFIX`";
 
-const COMMON_OPTIONS: [&str; 6] =
-    ["scope", "durability", "checkpoint_writes", "checkpoint_interval", "lease_ttl", "keep_for"];
+const COMMON_OPTIONS: [&str; 10] = [
+    "scope",
+    "durability",
+    "checkpoint_writes",
+    "checkpoint_interval",
+    "lease_ttl",
+    "lease_wait",
+    "keep_for",
+    "tenant",
+    "cache",
+    "create",
+];
 
 impl TenantsDsn {
     /// Whether a data-source name is meant to be of tenants, right or wrong.
@@ -121,27 +141,43 @@ impl TenantsDsn {
             "file" => (Place::Folder(folder(&url)?), ObjectPath::default()),
             _ => (bucket_place(scheme, &url, &options)?, prefix(&url)?),
         };
+        let tenant: Option<TenantKey> = options.parsed("tenant", str::parse)?;
+        let scope: Option<Scope> = options.parsed("scope", str::parse)?;
+        let own_scope = tenant.as_ref().map(TenantKey::scope);
+        if let (Some(scope), Some(own)) = (scope, own_scope)
+            && scope != own
+        {
+            return Err(Error::invalid_argument(format!(
+                "the options `tenant` and `scope` contradict each other: this tenant is of scope `{own}`"
+            )));
+        }
         Ok(Self {
             place,
             prefix,
-            scope: options.parsed("scope", str::parse)?.unwrap_or(Scope::User),
+            scope: own_scope.or(scope).unwrap_or(Scope::User),
             durability: options.parsed("durability", durability)?.unwrap_or_default(),
             checkpoint_writes: options.parsed("checkpoint_writes", count)?,
             checkpoint_interval: options.parsed("checkpoint_interval", duration)?,
             lease_ttl: options.parsed("lease_ttl", duration)?,
+            lease_wait: options.parsed("lease_wait", duration)?,
             keep_for: options.parsed("keep_for", duration)?,
+            tenant,
+            cache: options.parsed("cache", cache)?,
+            create: options.parsed("create", yes_or_no)?.unwrap_or(true),
         })
     }
 
-    /// Opens the object store. A folder that isn't there is made; nothing else is called yet.
+    /// Opens the object store. A folder that isn't there is made, unless `create=no` was said; nothing else is called
+    /// yet.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where this build has no such store, and where the environment's settings contradict
-    /// each other; [`Error::Unavailable`] where the folder can't be made.
+    /// each other; [`Error::Unavailable`] where the folder isn't there and can't be made.
     pub fn open_store(&self) -> Result<Arc<dyn ObjectStore>, Error> {
         match &self.place {
             Place::Folder(folder) => {
-                let store = FolderStore::open(folder)
+                let open = if self.create { FolderStore::open } else { FolderStore::open_existing };
+                let store = open(folder.clone())
                     .map_err(|error| Error::unavailable("the folder of tenants can't be opened", error))?;
                 Ok(Arc::new(store))
             }
@@ -221,6 +257,19 @@ impl Options {
             }
             other => other,
         })
+    }
+}
+
+fn cache(text: &str) -> Result<PathBuf, Error> {
+    let wrong = || Error::invalid_argument("it is a folder's path, and holds no NUL");
+    (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text)).ok_or_else(wrong)
+}
+
+fn yes_or_no(text: &str) -> Result<bool, Error> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(Error::invalid_argument("there are `yes` and `no`")),
     }
 }
 
@@ -319,6 +368,20 @@ fn s3(bucket: &str, endpoint: Option<&str>, region: Option<&str>) -> Result<Arc<
     Ok(Arc::new(builder.build().map_err(cloud::refused)?))
 }
 
+/// The server that is really meant: where the name has none, the environment may.
+#[cfg(feature = "s3")]
+pub(crate) fn s3_endpoint(endpoint: Option<&str>) -> Option<String> {
+    use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+
+    let from_environment = || AmazonS3Builder::from_env().get_config_value(&AmazonS3ConfigKey::Endpoint);
+    endpoint.map(str::to_string).or_else(from_environment)
+}
+
+#[cfg(not(feature = "s3"))]
+pub(crate) fn s3_endpoint(endpoint: Option<&str>) -> Option<String> {
+    endpoint.map(str::to_string)
+}
+
 #[cfg(not(feature = "s3"))]
 fn s3(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
     Err(Error::invalid_argument("this build of larder has no S3: build larder-tenants with its feature `s3`"))
@@ -344,6 +407,21 @@ fn azure(
             builder.with_endpoint(endpoint.to_string()).with_allow_http(endpoint.starts_with("http://"));
     }
     Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+}
+
+/// The account and the server that are really meant: where the name has none, the environment may.
+#[cfg(feature = "azure")]
+pub(crate) fn azure_account(account: Option<&str>, endpoint: Option<&str>) -> [Option<String>; 2] {
+    use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+
+    let environment = MicrosoftAzureBuilder::from_env();
+    let or = |own: Option<&str>, key| own.map(str::to_string).or_else(|| environment.get_config_value(&key));
+    [or(account, AzureConfigKey::AccountName), or(endpoint, AzureConfigKey::Endpoint)]
+}
+
+#[cfg(not(feature = "azure"))]
+pub(crate) fn azure_account(account: Option<&str>, endpoint: Option<&str>) -> [Option<String>; 2] {
+    [account, endpoint].map(|own| own.map(str::to_string))
 }
 
 #[cfg(not(feature = "azure"))]
@@ -442,6 +520,34 @@ mod tests {
         assert!(reason("tenants+file://host/x").contains("from its root"));
         assert!(reason("tenants+file:///").contains("not the root"));
         assert!(reason("tenants+s3://b/?endpoint=ftp://x").contains("`endpoint`"));
+        assert!(
+            reason("tenants+file:///x?tenant=ann").contains("`tenant` of tenants: a tenant is named ORG/org")
+        );
+        assert!(
+            reason("tenants+file:///x?tenant=acme/org&scope=app").contains("this tenant is of scope `org`")
+        );
+        assert!(reason("tenants+file:///x?cache=").contains("`cache`"));
+        assert!(reason("tenants+file:///x?create=maybe").contains("there are `yes` and `no`"));
+    }
+
+    #[test]
+    fn one_tenant_its_cache_folder_and_what_must_not_be_made_are_read() {
+        let dsn = "tenants+file:///x?tenant=acme/apps/shop&cache=/var/cache%20folder&create=no";
+        let dsn = TenantsDsn::parse(dsn).unwrap();
+        assert_eq!((dsn.tenant, dsn.scope), (Some("acme/apps/shop".parse().unwrap()), Scope::App));
+        assert_eq!((dsn.cache, dsn.create), (Some("/var/cache folder".into()), false));
+    }
+
+    #[test]
+    fn a_folder_that_must_not_be_made_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let dsn = format!("tenants+file://{}/new?create=no", folder.path().display());
+        let refused = TenantsDsn::parse(&dsn).unwrap().open_store();
+        assert!(matches!(refused, Err(Error::Unavailable { .. })));
+        assert!(!folder.path().join("new").exists());
+        let dsn = TenantsDsn::parse(dsn.trim_end_matches("?create=no")).unwrap();
+        dsn.open_store().unwrap();
+        TenantsDsn { create: false, ..dsn }.open_store().unwrap();
     }
 
     #[tokio::test]

@@ -62,6 +62,18 @@ impl FolderStore {
         Ok(store)
     }
 
+    /// Opens a folder that was opened before, and makes nothing.
+    ///
+    /// # Errors
+    /// Where it isn't there, or is no folder of this store.
+    pub fn open_existing(folder: impl Into<PathBuf>) -> io::Result<Self> {
+        let store = Self { folder: Arc::new(folder.into()) };
+        for own in [store.temporary_folder(), store.lock_folder()] {
+            fs::metadata(own)?;
+        }
+        Ok(store)
+    }
+
     fn temporary_folder(&self) -> PathBuf {
         self.folder.join(OWN_FOLDER).join("temporary")
     }

@@ -25,6 +25,8 @@
 //! - No text of an error decides anything.
 
 mod backoff;
+mod cache_place;
+mod driver;
 mod dsn;
 mod error;
 #[cfg(feature = "testing")]
@@ -36,6 +38,7 @@ mod key;
 mod lease;
 mod list;
 mod local;
+mod log_overview;
 mod objects;
 mod probe;
 mod remote;
@@ -47,6 +50,7 @@ mod snapshots;
 mod watch;
 mod write_id;
 
+pub use driver::TenantsDriver;
 pub use dsn::{Durability, Place, TenantsDsn};
 pub use error::TenantError;
 pub use folder::FolderStore;
@@ -54,6 +58,7 @@ pub use head::{Head, LeaseRecord, SnapshotRef};
 pub use key::{Scope, Slug, TenantKey};
 pub use lease::{Holder, Lease};
 pub use local::{CacheFolder, Quarantined, Tenant, TenantIdentity, Tenants, TenantsBuilder};
+pub use log_overview::LogOverview;
 pub use remote::{Remote, RemoteOptions};
 pub use segments::Replay;
 pub use snapshots::Collected;

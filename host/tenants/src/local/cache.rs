@@ -60,6 +60,16 @@ impl CacheFolder {
         Ok(Self { root, holder, _lock: lock })
     }
 
+    /// Whether a folder is a cache folder: one was opened there.
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(HOLDER).is_file()
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.root
+    }
+
     /// Who takes leases for this folder.
     pub fn holder(&self) -> &Holder {
         &self.holder

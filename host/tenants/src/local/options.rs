@@ -24,6 +24,7 @@ pub(crate) struct LocalOptions {
     pub(crate) lease_wait: Duration,
     pub(crate) room_wait: Duration,
     pub(crate) sweep_interval: Option<Duration>,
+    pub(crate) keep_copies: bool,
 }
 
 /// Sets up [`Tenants`].
@@ -47,6 +48,7 @@ impl TenantsBuilder {
             lease_wait: Duration::from_secs(5),
             room_wait: Duration::from_secs(10),
             sweep_interval: Some(Duration::from_secs(60)),
+            keep_copies: false,
         };
         Self {
             store,
@@ -72,6 +74,9 @@ impl TenantsBuilder {
         }
         if let Some(ttl) = dsn.lease_ttl {
             builder = builder.lease_ttl(ttl);
+        }
+        if let Some(wait) = dsn.lease_wait {
+            builder = builder.lease_wait(wait);
         }
         if let Some(keep_for) = dsn.keep_for {
             builder.remote.keep_for = keep_for;
@@ -138,6 +143,13 @@ impl TenantsBuilder {
         self
     }
 
+    /// Waits for another host's lease for as long as one of these lasts, so that the lease of a host that died is free
+    /// before: for a process that would end otherwise, as what it has seen of a lease ends with it.
+    pub fn outwait_lease(self) -> Self {
+        let RemoteOptions { lease_ttl, lease_margin, .. } = self.remote;
+        self.lease_wait(lease_ttl + lease_margin + Duration::from_secs(2))
+    }
+
     /// How long opening a tenant waits where all that are open are in use. Default: 10 seconds.
     pub fn room_wait(mut self, wait: Duration) -> Self {
         self.local.room_wait = wait;
@@ -147,6 +159,13 @@ impl TenantsBuilder {
     /// How often expired rows of an open tenant are removed; none for never. Default: every minute.
     pub fn sweep_interval(mut self, interval: Option<Duration>) -> Self {
         self.local.sweep_interval = interval;
+        self
+    }
+
+    /// Whether the databases of tenants that were written back and closed stay in the cache folder. They are used by the
+    /// next process that opens the folder, where no other host had the tenant since. Default: no.
+    pub fn keep_copies(mut self, keep: bool) -> Self {
+        self.local.keep_copies = keep;
         self
     }
 

@@ -152,7 +152,9 @@ impl Resident {
             self.report("close", error);
         }
         self.release().await;
-        if let Err(error) = self.around.cache.remove(&self.key) {
+        if !self.around.options.keep_copies
+            && let Err(error) = self.around.cache.remove(&self.key)
+        {
             // The next opening finds that it is all in object storage.
             self.report("remove", error.into());
         }

@@ -1,0 +1,108 @@
+//! The stores of tenants that `larder run` gives to a component.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use async_trait::async_trait;
+use larder_host::{Error, Store, StoreSource, TenantIdentity, TenantsDsn, larder_core};
+
+use crate::progress::waiting;
+use crate::tenants::host::{Host, HostOptions};
+
+/// The tenants of this run: one host a place, for as many grants as lead there.
+pub(crate) struct RunTenants {
+    identity: Option<TenantIdentity>,
+    cache: Option<PathBuf>,
+    places: Vec<(TenantsDsn, Host)>,
+}
+
+impl RunTenants {
+    /// None is open yet. Each place has its own folder below `cache`, or below the user's folder for caches.
+    pub(crate) fn new(identity: Option<TenantIdentity>, cache: Option<PathBuf>) -> Self {
+        Self { identity, cache, places: Vec::new() }
+    }
+
+    /// What is granted under a name for a data-source name.
+    pub(crate) async fn source(&mut self, name: &str, dsn: &str) -> Result<Arc<dyn StoreSource>> {
+        let dsn = TenantsDsn::parse(dsn)?;
+        let identity = self.identity.clone();
+        let tenants = &self.place(&dsn).await?.tenants;
+        let store = match dsn.tenant {
+            Some(key) => tenants.store_at(identity, key),
+            None => tenants.store_of(identity, dsn.scope),
+        };
+        Ok(Arc::new(Watched { name: name.to_string(), store }))
+    }
+
+    /// A store for what the host itself keeps: it is opened now, and may be closed.
+    pub(crate) async fn open(&mut self, name: &str, dsn: &str) -> Result<Store> {
+        let dsn = TenantsDsn::parse(dsn)?;
+        let key = match (&dsn.tenant, &self.identity) {
+            (Some(key), _) => key.clone(),
+            (None, Some(identity)) => identity.key(dsn.scope)?,
+            (None, None) => bail!("it is a tenant's: say whose with --tenant"),
+        };
+        let tenants = &self.place(&dsn).await?.tenants;
+        let tenant = waiting(format!("opening {key}"), tenants.get(&key)).await?;
+        Ok(Store::builder(tenant.backend()).name(name).build()?)
+    }
+
+    async fn place(&mut self, dsn: &TenantsDsn) -> Result<&Host> {
+        let index = match self.places.iter().position(|(open, _)| open.place_name() == dsn.place_name()) {
+            Some(index) => index,
+            None => {
+                let options = HostOptions::new(dsn, self.cache.as_deref())?;
+                self.places.push((dsn.clone(), options.open().await?));
+                self.places.len() - 1
+            }
+        };
+        let (open, host) = self.places.get(index).ok_or_else(|| anyhow!("the tenants are not open"))?;
+        if how_kept(open) != how_kept(dsn) {
+            bail!("another store is of the same place with other options; give both the same");
+        }
+        Ok(host)
+    }
+
+    /// Writes everything back, and says in a sentence each what could not be, and where it is.
+    pub(crate) async fn close(&self) -> Vec<String> {
+        let mut sentences = Vec::new();
+        for (_, host) in &self.places {
+            sentences.extend(host.close().await);
+        }
+        sentences
+    }
+}
+
+/// What of a data-source name is about the place, and not about whose store is meant.
+fn how_kept(dsn: &TenantsDsn) -> impl PartialEq + use<> {
+    let times = (dsn.checkpoint_interval, dsn.lease_ttl, dsn.lease_wait, dsn.keep_for);
+    (dsn.durability, dsn.checkpoint_writes, times, dsn.cache.clone(), dsn.create)
+}
+
+/// Tells the operator why a store was not opened: guests are not told of other hosts, keys and paths.
+struct Watched {
+    name: String,
+    store: Arc<dyn StoreSource>,
+}
+
+#[async_trait]
+impl StoreSource for Watched {
+    async fn open(&self) -> larder_core::Result<Store> {
+        let opened = waiting(format!("opening the store {:?}", self.name), self.store.open()).await;
+        opened.inspect_err(|error| self.tell(error))
+    }
+}
+
+impl Watched {
+    fn tell(&self, error: &Error) {
+        let hint = match error {
+            Error::IdentityRequired(_) => {
+                "; for whom the component runs is said with --tenant, and --user, --app or --project"
+            }
+            _ => "",
+        };
+        let error = anyhow!(error.clone());
+        eprintln!("larder: the store {:?} was not opened: {error:#}{hint}", self.name);
+    }
+}

@@ -1,0 +1,93 @@
+//! `larder tenants list`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use futures_util::StreamExt;
+use larder_host::larder_tenants::{Head, Remote};
+use larder_host::{TenantError, TenantKey};
+use serde_json::json;
+
+use crate::inspect::done;
+use crate::progress::counter;
+use crate::tenants::{Place, snapshot_json};
+use crate::text::{bytes, escape, time};
+
+/// Print the tenants in object storage, one a line
+#[derive(Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    place: Place,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tenants that are asked for at once.
+const PAGE: usize = 1_000;
+
+/// Heads that are read side by side.
+const READS: usize = 8;
+
+impl List {
+    pub(super) async fn execute(self) -> Result<ExitCode> {
+        done(self.print(&self.place.remote()?).await)
+    }
+
+    async fn print(&self, remote: &Remote) -> Result<()> {
+        if !self.json {
+            writeln!(std::io::stdout(), "TENANT\tSCOPE\tGENERATION\tEPOCH\tLEASE\tSNAPSHOT\tSIZE")?;
+        }
+        let progress = counter("tenants");
+        let mut after = None;
+        loop {
+            let page = remote.list(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            let mut heads = futures_util::stream::iter(page)
+                .map(|key| async move {
+                    let head = remote.head(&key).await;
+                    (key, head)
+                })
+                .buffered(READS);
+            while let Some((key, head)) = heads.next().await {
+                let line = match head {
+                    Ok(Some(head)) if self.json => head_json(&key, &head).to_string(),
+                    Ok(Some(head)) => head_line(&key, &head),
+                    // What is there is no tenant any more, or not yet.
+                    Ok(None) => continue,
+                    // Others can be read all the same; without object storage none can.
+                    Err(error @ TenantError::Unavailable { .. }) => return Err(error.into()),
+                    Err(error) if self.json => {
+                        json!({ "tenant": key.to_string(), "scope": key.scope().name(), "error": error.to_string() })
+                            .to_string()
+                    }
+                    Err(error) => format!("{key}\t{}\t{}", key.scope(), escape(&error.to_string())),
+                };
+                writeln!(std::io::stdout(), "{line}")?;
+                progress.inc(1);
+            }
+        }
+        progress.finish_and_clear();
+        Ok(())
+    }
+}
+
+fn head_line(key: &TenantKey, head: &Head) -> String {
+    let lease = head.lease.as_ref().map_or_else(|| "-".to_string(), |lease| escape(&lease.holder));
+    let (taken_at, size) = match &head.snapshot {
+        Some(snapshot) => (time(snapshot.taken_at), bytes(snapshot.bytes)),
+        None => ("-".to_string(), "-".to_string()),
+    };
+    format!("{key}\t{}\t{}\t{}\t{lease}\t{taken_at}\t{size}", key.scope(), head.generation, head.epoch)
+}
+
+pub(super) fn head_json(key: &TenantKey, head: &Head) -> serde_json::Value {
+    let lease = head.lease.as_ref().map(|lease| json!({ "holder": lease.holder, "ttl_ms": lease.ttl_ms }));
+    json!({
+        "tenant": key.to_string(), "scope": key.scope().name(), "generation": head.generation,
+        "epoch": head.epoch, "lease": lease, "snapshot": head.snapshot.as_ref().map(snapshot_json),
+    })
+}

@@ -1,0 +1,79 @@
+//! `larder tenants show`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use larder_host::TenantKey;
+use larder_host::larder_tenants::{Head, LogOverview};
+use serde_json::json;
+
+use crate::tenants::list::head_json;
+use crate::tenants::{Place, head_of, parse_key, snapshot_json};
+use crate::text::{bytes, escape, time};
+
+/// Print what object storage has of a tenant
+#[derive(Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    place: Place,
+    /// The tenant: ORG/users/USER, ORG/org, ORG/apps/APP or ORG/apps/APP/projects/PROJECT
+    #[arg(value_parser = parse_key)]
+    key: TenantKey,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Show {
+    pub(super) async fn execute(self) -> Result<ExitCode> {
+        let remote = self.place.remote()?;
+        let head = head_of(&remote, &self.key).await?;
+        let log = remote.log_overview(&self.key, &head).await?;
+        let shown = if self.json { self.object(&head, &log) } else { self.text(&head, &log)? };
+        std::io::stdout().write_all(shown.as_bytes())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn object(&self, head: &Head, log: &LogOverview) -> String {
+        let mut object = head_json(&self.key, head);
+        if let Some(object) = object.as_object_mut() {
+            let LogOverview { segments, bytes, .. } = log;
+            object.insert("log".to_string(), json!({ "segments": segments, "bytes": bytes }));
+            let history: Vec<_> = head.history.iter().map(snapshot_json).collect();
+            object.insert("history".to_string(), json!(history));
+        }
+        format!("{object}\n")
+    }
+
+    fn text(&self, head: &Head, log: &LogOverview) -> Result<String> {
+        let mut text = format!("{}\ngeneration {}, epoch {}\n", self.key, head.generation, head.epoch);
+        match &head.lease {
+            Some(lease) => {
+                let holder = escape(&lease.holder);
+                writeln!(text, "lease: {holder} has it, for {:?} from each renewal on", lease.ttl())?;
+            }
+            None => writeln!(text, "lease: nobody has it")?,
+        }
+        match log.segments {
+            0 => writeln!(text, "log: nothing behind the snapshot")?,
+            segments => {
+                let more = if log.has_more { " and more" } else { "" };
+                writeln!(text, "log: {segments} segments{more} behind the snapshot, {}", bytes(log.bytes))?;
+            }
+        }
+        if head.snapshot.is_none() {
+            writeln!(text, "snapshots: none yet")?;
+            return Ok(text);
+        }
+        writeln!(text, "snapshots, the current one last:")?;
+        for snapshot in head.snapshots() {
+            let (size, stored) = (bytes(snapshot.bytes), bytes(snapshot.compressed_bytes));
+            let (taken_at, sha256) = (time(snapshot.taken_at), &snapshot.sha256);
+            writeln!(text, "  {taken_at}  {size}, {stored} compressed  {sha256}")?;
+        }
+        Ok(text)
+    }
+}

@@ -1,0 +1,437 @@
+//! Tenants on the command line as a user meets them.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use larder_host::larder_tenants::CacheFolder;
+use larder_host::{HandleOptions, Mode, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
+use tempfile::TempDir;
+
+/// A folder with tenants in `place`, and hosts with cache folders beside it.
+struct Larder {
+    folder: TempDir,
+}
+
+impl Larder {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn dsn(&self) -> String {
+        format!("tenants+file://{}", self.path("place").display())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("RUST_LOG", "off");
+        command
+    }
+
+    fn output(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn error(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(!error.contains("backtrace") && !error.contains("panicked"), "{error}");
+        error
+    }
+
+    /// `larder tenants`, on the folder of tenants.
+    fn tenants(&self, arguments: &[&str]) -> String {
+        self.output(&[&["tenants"], arguments, &["--store", &self.dsn()]].concat())
+    }
+
+    /// `larder run` of the catalog as a user of acme, with a cache folder.
+    fn catalog(&self, user: &str, cache: &str, arguments: &[&str]) -> Command {
+        let grant = format!("default={}?lease_wait=100ms", self.dsn());
+        let run = ["run", larder_artifacts::CATALOG, "--store", &grant, "--cache-dir", cache];
+        self.command(&[run.as_slice(), &["--tenant", "acme", "--user", user, "--"], arguments].concat())
+    }
+
+    fn load(&self, user: &str, cache: &str) {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/catalog/sample/status");
+        let output = self.catalog(user, cache, &[]).stdin(File::open(sample).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).starts_with("stored 12 packages"), "{}", text(&output.stdout));
+    }
+
+    /// The place, with a cache folder below `cache` as the command line has it.
+    fn builder(&self, cache: &str) -> TenantsBuilder {
+        let dsn = TenantsDsn::parse(&self.dsn()).unwrap();
+        let folder = dsn.cache_folder(Some(&self.path(cache))).unwrap();
+        TenantsBuilder::from_dsn(&dsn)
+            .unwrap()
+            .cache_folder(folder)
+            .checkpoint_interval(Duration::from_secs(3_600))
+            .lease_ttl(Duration::from_secs(1))
+    }
+
+    /// What a host leaves that dies after a commit: a database ahead of object storage, in the cache folder `cache`.
+    fn crash(&self, cache: &str, user: &str, value: &str) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let host = runtime.block_on(self.builder(&format!("{cache}-alive")).open()).unwrap();
+        runtime.block_on(put(&host, &ann(user), value));
+        copy(&self.path(&format!("{cache}-alive")), &self.path(cache));
+        // Nothing is sent and nothing released.
+        drop(runtime);
+    }
+}
+
+fn ann(user: &str) -> TenantKey {
+    format!("acme/users/{user}").parse().unwrap()
+}
+
+async fn put(host: &Tenants, key: &TenantKey, value: &str) {
+    let handle = host.get(key).await.unwrap().store().handle(HandleOptions::default());
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put("notes".into(), "a".into(), value.into()).unwrap();
+    update.commit().await.unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap()
+}
+
+#[test]
+fn a_users_store_is_seen_by_a_second_host_once_the_first_has_ended_and_by_no_other_user() {
+    let larder = Larder::new();
+    larder.load("ann", "one");
+    let seen = larder.catalog("ann", "two", &["needs", "libtext"]).output().unwrap();
+    assert_eq!(text(&seen.stdout), "editor\nreader\nshell\n", "{}", text(&seen.stderr));
+    let other = larder.catalog("bob", "two", &["list"]).output().unwrap();
+    assert_eq!((text(&other.stdout), other.status.code()), (String::new(), Some(0)));
+    let read_only = larder.output(&[
+        "run",
+        larder_artifacts::CATALOG,
+        "--read-only-store",
+        &format!("default={}", larder.dsn()),
+        "--tenant",
+        "acme",
+        "--user",
+        "ann",
+        "--",
+        "show",
+        "shell",
+    ]);
+    assert!(read_only.starts_with("shell 5.3 (amd64)\n"), "{read_only}");
+    assert_eq!(std::fs::read_dir(larder.path("cache/larder/tenants")).unwrap().count(), 1);
+}
+
+#[test]
+fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
+    let larder = Larder::new();
+    let grant = format!("default={}", larder.dsn());
+    let run = ["run", larder_artifacts::CATALOG, "--store", &grant];
+    let error = |arguments: &[&str]| larder.error(1, &[&run, arguments, &["--", "list"]].concat());
+    let unbound = error(&[]);
+    assert!(
+        unbound.contains("the store \"default\" was not opened: an identity needs")
+            && unbound.contains("--tenant, and --user, --app or --project"),
+        "{unbound}"
+    );
+    assert!(
+        unbound.ends_with("catalog: an identity is required: the host bound none to this component\n"),
+        "{unbound}"
+    );
+    let half = error(&["--tenant", "acme"]);
+    assert!(
+        half.ends_with("catalog: an identity is required: a store of scope `user` needs the user\n"),
+        "{half}"
+    );
+    let slug = error(&["--tenant", "Acme"]);
+    assert!(slug.starts_with("larder: --tenant: invalid argument: a name within a tenant is"), "{slug}");
+    let usage = larder.error(2, &[&run, ["--user", "ann"].as_slice()].concat());
+    assert!(usage.contains("--tenant <TENANT>"), "{usage}");
+
+    let others = format!("default={}?tenant=acme/users/ann", larder.dsn());
+    let identity = ["--tenant", "acme", "--user", "bob", "--", "list"];
+    let denied = larder
+        .error(1, &[&["run", larder_artifacts::CATALOG, "--store", &others], identity.as_slice()].concat());
+    assert!(denied.ends_with("catalog: access denied: the store belongs to another tenant\n"), "{denied}");
+}
+
+#[test]
+fn stores_of_one_place_share_a_host_and_may_not_contradict_each_other() {
+    let larder = Larder::new();
+    let [user, org] = ["user", "org"].map(|scope| format!("{scope}={}?scope={scope}", larder.dsn()));
+    let durable = format!("org={}?scope=org&durability=object", larder.dsn());
+    let run = |second: &str| {
+        let run = ["run", larder_artifacts::CATALOG, "--store", &user, "--store", second];
+        let whose = ["--tenant", "acme", "--user", "ann", "--", "--help"];
+        larder.command(&[run.as_slice(), &whose].concat()).output().unwrap()
+    };
+    assert!(run(&org).status.success());
+    let error = text(&run(&durable).stderr);
+    assert!(error.contains("of the same place with other options; give both the same"), "{error}");
+}
+
+/// A run of a guest that has the tenant open, and its standard output behind the line `holding`.
+fn hold(larder: &Larder, cache: &str, millis: &str) -> (Child, BufReader<ChildStdout>) {
+    let grant = format!("default={}", larder.dsn());
+    let run = ["run", larder_artifacts::HOLD_UPDATE, "--store", &grant, "--cache-dir", cache];
+    let whose = ["--tenant", "acme", "--user", "ann", "--", millis];
+    let mut command = larder.command(&[run.as_slice(), &whose].concat());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "holding\n");
+    (child, output)
+}
+
+#[test]
+fn who_comes_while_another_has_the_tenant_is_told_who_and_for_how_long() {
+    let larder = Larder::new();
+    let (mut child, _output) = hold(&larder, "one", "60000");
+    let listed = json(larder.tenants(&["list", "--json"]).trim_end());
+    let holder = listed["lease"]["holder"].as_str().unwrap().to_string();
+    let second = larder.catalog("ann", "two", &["list"]).output().unwrap();
+    let error = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{error}");
+    let expected = format!(
+        "larder: the store \"default\" was not opened: the store is unavailable: another host has this tenant open: \
+         acme/users/ann: {holder:?} holds the lease, which is free once that stops renewing it for 15s\n"
+    );
+    assert!(error.contains(&expected), "{error}\n{expected}");
+    assert!(
+        error.ends_with("catalog: the store is unavailable: another host has this tenant open\n"),
+        "{error}"
+    );
+    let same_folder = text(&larder.catalog("ann", "one", &["list"]).output().unwrap().stderr);
+    assert!(
+        same_folder.contains("is in use by another process") && same_folder.contains("--cache-dir"),
+        "{same_folder}"
+    );
+    let quarantine = larder.error(1, &["tenants", "quarantine", "--cache-dir", "one"]);
+    assert!(quarantine.contains("can be looked into once it ends"), "{quarantine}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn what_can_not_be_written_back_fails_the_run_and_is_sent_later() {
+    let larder = Larder::new();
+    let (child, mut output) = hold(&larder, "one", "500");
+    std::fs::rename(larder.path("place"), larder.path("away")).unwrap();
+    std::fs::write(larder.path("place"), "in its place").unwrap();
+    let mut committed = String::new();
+    output.read_line(&mut committed).unwrap();
+    assert_eq!(committed, "committed: Ok(())\n");
+    let ended = child.wait_with_output().unwrap();
+    let error = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("larder: acme/users/ann could not be written back: object storage is unavailable: "),
+        "{error}"
+    );
+    let database = CacheFolder::find(&larder.path("one")).unwrap()[0].join("acme/users/ann.db");
+    let place =
+        format!("what it holds is in {}, and `larder tenants checkpoint` sends it", database.display());
+    assert!(error.contains(&place), "{error}");
+    std::fs::remove_file(larder.path("place")).unwrap();
+    std::fs::rename(larder.path("away"), larder.path("place")).unwrap();
+    let sent = larder.tenants(&["checkpoint", "--cache-dir", "one"]);
+    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
+    let dsn = format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path("two").display());
+    assert_eq!(larder.output(&["get", "--store", &dsn, "n", "key"]), "never committed");
+}
+
+#[test]
+fn tenants_are_listed_and_shown() {
+    let larder = Larder::new();
+    let missing = larder.error(1, &["tenants", "list", "--store", &larder.dsn()]);
+    assert!(
+        missing.starts_with("larder: the store is unavailable: the folder of tenants can't be opened"),
+        "{missing}"
+    );
+    assert!(!larder.path("place").exists(), "looking has made a folder");
+    larder.load("ann", "one");
+    larder.load("bob", "one");
+    let listed = larder.tenants(&["list"]);
+    let lines: Vec<Vec<_>> = listed.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(lines[0], ["TENANT", "SCOPE", "GENERATION", "EPOCH", "LEASE", "SNAPSHOT", "SIZE"]);
+    assert_eq!((lines[1][0], lines[2][0], lines.len()), ("acme/users/ann", "acme/users/bob", 3));
+    assert_eq!((lines[1][1], lines[1][3], lines[1][4]), ("user", "1", "-"));
+    assert!(
+        lines[1][5].starts_with("20") && lines[1][5].ends_with('Z') && lines[1][6].ends_with("KiB"),
+        "{listed}"
+    );
+    let objects: Vec<_> = larder.tenants(&["list", "--json"]).lines().map(json).collect();
+    assert_eq!(
+        (objects.len(), &objects[1]["tenant"], &objects[1]["lease"]),
+        (2, &"acme/users/bob".into(), &serde_json::Value::Null)
+    );
+
+    let shown = larder.tenants(&["show", "acme/users/ann"]);
+    assert!(
+        shown.contains(
+            "\nlease: nobody has it\nlog: nothing behind the snapshot\nsnapshots, the current one last:\n  20"
+        ),
+        "{shown}"
+    );
+    let object = json(&larder.tenants(&["show", "acme/users/ann", "--json"]));
+    assert_eq!(object["log"], serde_json::json!({ "segments": 0, "bytes": 0 }));
+    assert!(object["history"].as_array().unwrap().is_empty(), "{object}");
+    assert_eq!(object["snapshot"]["sha256"].as_str().unwrap().len(), 64);
+    let unknown = larder.error(1, &["tenants", "show", "acme/users/eve", "--store", &larder.dsn()]);
+    assert!(unknown.starts_with("larder: there is no tenant acme/users/eve there"), "{unknown}");
+    let malformed = larder.error(2, &["tenants", "show", "ann", "--store", &larder.dsn()]);
+    assert!(malformed.contains("a tenant is named ORG/org, ORG/users/USER"), "{malformed}");
+}
+
+#[test]
+fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
+    let larder = Larder::new();
+    larder.crash("one", "ann", "first");
+    let send =
+        |command: &str, more: &[&str]| larder.tenants(&[&[command, "--cache-dir", "one"], more].concat());
+    let sent = send("checkpoint", &["acme/users/ann"]);
+    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
+    let database = |cache: &str| {
+        let folder = CacheFolder::find(&larder.path(cache)).unwrap();
+        folder[0].join("acme/users/ann.db")
+    };
+    assert!(database("one").exists(), "checkpoint removed the database");
+    assert_eq!(send("evict", &[]), "acme/users/ann was up to date\n");
+    assert!(!database("one").exists(), "evict left the database");
+    assert!(send("checkpoint", &[]).ends_with("holds no tenants\n"));
+    let nobody =
+        larder.error(1, &["tenants", "evict", "--cache-dir", "one", "acme/org", "--store", &larder.dsn()]);
+    assert!(nobody.ends_with("holds nothing of acme/org\n"), "{nobody}");
+    let nowhere = larder.error(1, &["tenants", "evict", "--cache-dir", "none", "--store", &larder.dsn()]);
+    assert!(nowhere.ends_with("there is no cache folder of this place\n"), "{nowhere}");
+
+    // Another host has it, writes and goes; then the first one's folder comes back.
+    larder.crash("two", "ann", "lost");
+    let dsn = format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path("three").display());
+    assert_eq!(larder.output(&["put", "--store", &dsn, "notes", "a", "won"]), "version 2\n");
+    let arguments = ["tenants", "checkpoint", "--cache-dir", "two", "--store", &larder.dsn()];
+    let quarantined = larder.error(1, &arguments);
+    assert!(quarantined.contains("acme/users/ann could not be written back: another host had the tenant before this was sent; what it holds is in quarantine, in "), "{quarantined}");
+    let list = ["tenants", "quarantine", "--cache-dir", "two"];
+    let object = json(&larder.output(&[list.as_slice(), &["--json"]].concat()));
+    assert_eq!(object["tenant"], "acme/users/ann");
+    let kept = format!("sqlite:{}", object["database"].as_str().unwrap());
+    assert_eq!(larder.output(&["get", "--store", &kept, "notes", "a"]), "lost");
+    assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "won");
+    let name = object["name"].as_str().unwrap();
+    assert_eq!(larder.output(&list).lines().nth(1).unwrap().split('\t').next(), Some(name));
+    let wrong = larder.error(1, &[list.as_slice(), &["--remove", "wrong"]].concat());
+    assert!(wrong.starts_with("larder: nothing in quarantine is called \"wrong\""), "{wrong}");
+    assert_eq!(larder.output(&[list.as_slice(), &["--remove", name]].concat()), format!("removed {name}\n"));
+    assert_eq!(larder.output(&list).lines().count(), 1);
+}
+
+#[test]
+fn a_tenant_goes_back_to_an_earlier_moment_and_forward_again() {
+    let larder = Larder::new();
+    let dsn = format!("{}?tenant=acme/users/ann", larder.dsn());
+    let put = |value: &str| {
+        let made = TenantsDsn::parse(&dsn).unwrap();
+        made.open_store().unwrap();
+        larder.output(&["put", "--store", &format!("{dsn}&create=yes"), "notes", "a", value])
+    };
+    let get = || larder.output(&["get", "--store", &dsn, "notes", "a"]);
+    let snapshots = || {
+        let shown = json(&larder.tenants(&["show", "acme/users/ann", "--json"]));
+        let history = shown["history"].as_array().unwrap().iter().chain([&shown["snapshot"]]);
+        history.map(|snapshot| snapshot["taken_at"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    put("first");
+    std::thread::sleep(Duration::from_millis(5));
+    put("second");
+    let [first, second] = snapshots().try_into().unwrap();
+    let restore = |at: &str| larder.tenants(&["restore", "acme/users/ann", "--at", at]);
+    let restored = restore(&first);
+    assert!(restored.starts_with(&format!("acme/users/ann is now as it was at {first}, ")), "{restored}");
+    assert!(
+        restored.contains(&format!("to undo this: larder tenants restore acme/users/ann --at {second} ")),
+        "{restored}"
+    );
+    assert_eq!(get(), "first");
+    restore(&second);
+    assert_eq!(get(), "second");
+    let again = restore("9999-01-01T00:00:00Z");
+    assert!(again.contains("already"), "{again}");
+    let place = ["--store", &larder.dsn()];
+    let error = |code, arguments: &[&str]| {
+        larder.error(code, &[&["tenants", "restore"], arguments, place.as_slice()].concat())
+    };
+    let early = error(1, &["acme/users/ann", "--at", "2000-01-01T00:00:00Z"]);
+    assert_eq!(
+        early,
+        format!(
+            "larder: acme/users/ann has no snapshot of 2000-01-01T00:00:00.000Z or before; the oldest is of {first}\n"
+        )
+    );
+    assert!(error(2, &["acme/users/ann", "--at", "yesterday"]).contains("a time is written as 2026-"));
+    assert!(error(1, &["acme/users/eve", "--at", "0"]).contains("there is no tenant acme/users/eve there"));
+}
+
+#[test]
+fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
+    let larder = Larder::new();
+    let error = |dsn: &str| larder.error(1, &["get", "--store", dsn, "n", "key"]);
+    let forms = error("tenants+ftp://x");
+    assert!(
+        forms.contains("tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`"),
+        "{forms}"
+    );
+    let secret = error("tenants+s3://key:s3cret@bucket/");
+    assert!(secret.contains("holds no credentials") && !secret.contains("s3cret"), "{secret}");
+    let whose = error(&larder.dsn());
+    assert!(whose.contains("say which with `tenant=ORG/users/USER`"), "{whose}");
+    std::fs::create_dir_all(larder.path("place")).unwrap();
+    TenantsDsn::parse(&larder.dsn()).unwrap().open_store().unwrap();
+    let absent = error(&format!("{}?tenant=acme/org", larder.dsn()));
+    assert!(absent.ends_with("there is no such tenant: nobody has ever opened it\n"), "{absent}");
+    let migrate = larder.error(1, &["migrate", "up", "--store", &larder.dsn()]);
+    assert!(migrate.contains("brought up to date when a tenant is opened"), "{migrate}");
+    let list = larder.error(1, &["tenants", "list", "--store", "sqlite:a.db"]);
+    assert!(list.contains("tenants are named"), "{list}");
+}
+
+#[test]
+fn conversations_are_kept_in_a_tenants_database_too() {
+    let larder = Larder::new();
+    let (grant, memory) = (format!("default={}", larder.dsn()), larder.dsn());
+    let run = ["run", larder_artifacts::ASSISTANT, "--store", &grant, "--memory", &memory];
+    let whose = ["--tenant", "acme", "--user", "ann", "--", "acme", "ann", "monday"];
+    let transcript =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/assistant/sample/transcript.txt");
+    let mut command = larder.command(&[run.as_slice(), &whose].concat());
+    let said = command.stdin(File::open(transcript).unwrap()).output().unwrap();
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let store = format!("{}?tenant=acme/users/ann", larder.dsn());
+    let listed = larder.output(&["memory", "list", "--store", &store]);
+    assert!(listed.lines().nth(1).unwrap().starts_with("acme\tann\tmonday\t"), "{listed}");
+}

@@ -1,0 +1,155 @@
+//! Which folder of a host is whose.
+
+use std::path::{Path, PathBuf};
+
+use larder_core::Error;
+use sha2::{Digest, Sha256};
+
+use crate::dsn::{Place, TenantsDsn, azure_account, s3_endpoint};
+use crate::error::Result;
+use crate::local::{CacheFolder, TenantsBuilder};
+use crate::remote::Remote;
+
+/// Bytes of the hash that a place is named by.
+const NAME_BYTES: usize = 8;
+
+impl TenantsDsn {
+    /// A short name of the place, the same for every data-source name that leads there and for no other. It is a hash,
+    /// and there is no secret in it.
+    pub fn place_name(&self) -> String {
+        let text = |part: &str| Some(part.to_string());
+        let place = match &self.place {
+            Place::Folder(folder) => {
+                // Written with or without a slash at its end, it is one folder.
+                let folder: PathBuf = folder.components().collect();
+                vec![text("file"), text(&folder.to_string_lossy())]
+            }
+            Place::S3 { bucket, endpoint, .. } => {
+                vec![text("s3"), text(bucket), s3_endpoint(endpoint.as_deref())]
+            }
+            Place::Azure { container, account, endpoint } => {
+                let [account, endpoint] = azure_account(account.as_deref(), endpoint.as_deref());
+                vec![text("az"), text(container), account, endpoint]
+            }
+            Place::Gcs { bucket } => vec![text("gs"), text(bucket)],
+        };
+        let mut hash = Sha256::new();
+        for part in place.into_iter().chain([text(self.prefix.as_ref())]) {
+            let part = part.unwrap_or_default();
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hash.finalize().iter().take(NAME_BYTES).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The cache folder for this place: what the name's option `cache` says, or else `folder`, or else `larder/tenants`
+    /// in the user's folder for caches. Where that is no cache folder itself, it is one below it, which no other place
+    /// has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where nothing says where it is.
+    pub fn cache_folder(&self, folder: Option<&Path>) -> Result<PathBuf, Error> {
+        let folder = match (self.cache.as_deref(), folder) {
+            (Some(own), _) => own.to_path_buf(),
+            (None, Some(folder)) => folder.to_path_buf(),
+            (None, None) => CacheFolder::default_root().ok_or_else(|| {
+                Error::invalid_argument(
+                    "tenants need a folder for databases that are open: say `cache=FOLDER`, or set XDG_CACHE_HOME or HOME",
+                )
+            })?,
+        };
+        Ok(if CacheFolder::is_at(&folder) { folder } else { folder.join(self.place_name()) })
+    }
+
+    /// What is in object storage, to look at or to take leases of, without a cache folder. It is not probed.
+    ///
+    /// # Errors
+    /// As [`TenantsDsn::open_store`], and [`Error::InvalidArgument`] where options contradict each other.
+    pub fn open_remote(&self) -> Result<Remote, Error> {
+        let TenantsBuilder { store, prefix, remote, .. } = TenantsBuilder::from_dsn(self)?;
+        Ok(Remote::new(store, prefix, remote)?)
+    }
+}
+
+impl CacheFolder {
+    /// Where the cache folders of a user's programs are where nothing else is said: below `larder/tenants` in the folder
+    /// for caches. None where the environment names none.
+    pub fn default_root() -> Option<PathBuf> {
+        let absolute =
+            |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+        let caches =
+            absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+        Some(caches.join("larder").join("tenants"))
+    }
+
+    /// The cache folders that there are: `folder`, where it is one, or those right below it.
+    ///
+    /// # Errors
+    /// [`crate::TenantError::File`] where the folder can't be read.
+    pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
+        if Self::is_at(folder) {
+            return Ok(vec![folder.to_path_buf()]);
+        }
+        let failed =
+            |error| crate::TenantError::file(format!("the folder {} can't be read", folder.display()), error);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if Self::is_at(&path) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dsn(text: &str) -> TenantsDsn {
+        TenantsDsn::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_place_has_one_name_whatever_its_options_and_every_other_another() {
+        let name = dsn("tenants+file:///srv/a").place_name();
+        assert_eq!(name.len(), 16);
+        assert_eq!(dsn("tenants+file:///srv/a/?scope=org&durability=object").place_name(), name);
+        let s3 = "tenants+s3://b/p?endpoint=http://127.0.0.1:1";
+        let places = [
+            "tenants+file:///srv/b",
+            "tenants+s3://b",
+            "tenants+s3://b/p",
+            s3,
+            "tenants+s3://b/p?endpoint=http://127.0.0.1:2",
+            "tenants+gs://b/p",
+            "tenants+az://b/p",
+            "tenants+az://b/p?account=me",
+        ];
+        let mut names: Vec<_> = places.iter().map(|place| dsn(place).place_name()).collect();
+        names.push(name);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), places.len() + 1);
+        assert_eq!(dsn(s3).place_name(), dsn(&format!("{s3}&region=eu-west-1")).place_name());
+    }
+
+    #[test]
+    fn a_folder_that_is_a_cache_folder_is_used_itself_and_others_hold_one_a_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = dsn("tenants+file:///srv/a");
+        let below = folder.path().join(place.place_name());
+        assert_eq!(place.cache_folder(Some(folder.path())).unwrap(), below);
+        assert_eq!(CacheFolder::find(folder.path()).unwrap(), [] as [PathBuf; 0]);
+        drop(CacheFolder::open(&below).unwrap());
+        assert_eq!(place.cache_folder(Some(folder.path())).unwrap(), below);
+        assert_eq!(place.cache_folder(Some(&below)).unwrap(), below);
+        let own = dsn(&format!("tenants+file:///srv/a?cache={}", below.display()));
+        assert_eq!(own.cache_folder(Some(Path::new("/elsewhere"))).unwrap(), below);
+        assert_eq!(CacheFolder::find(folder.path()).unwrap(), CacheFolder::find(&below).unwrap());
+        assert_eq!(CacheFolder::find(&below).unwrap(), [below]);
+        CacheFolder::find(&folder.path().join("missing")).unwrap_err();
+    }
+}

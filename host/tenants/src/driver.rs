@@ -1,0 +1,168 @@
+//! Opens one tenant by its data-source name.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::Commit;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::schema::SchemaMigrator;
+use larder_core::{Driver, Error, Result};
+
+use crate::dsn::TenantsDsn;
+use crate::local::{Tenants, TenantsBuilder};
+
+/// Opens one tenant: `tenants+file:///FOLDER?tenant=acme/users/ann`, and whatever else [`TenantsDsn`] reads.
+///
+/// As long as it is open, this process has the tenant's lease, and the cache folder: [`TenantsDsn::cache_folder`]. What
+/// is closed is written back first; where that fails it stays in the cache folder, for the next process that opens it,
+/// and the log says so. Who opens more than one tenant has [`Tenants`] for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TenantsDriver;
+
+/// Open at once: the tenant that is meant, and those that an earlier process left unsent.
+const CAPACITY: usize = 8;
+
+#[async_trait]
+impl Driver for TenantsDriver {
+    fn name(&self) -> &'static str {
+        "tenants"
+    }
+
+    fn accepts(&self, dsn: &str) -> bool {
+        TenantsDsn::accepts(dsn)
+    }
+
+    async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        let dsn = TenantsDsn::parse(dsn)?;
+        let key = dsn.tenant.as_ref().ok_or_else(|| {
+            Error::invalid_argument(
+                "a store of tenants is that of one of them: say which with `tenant=ORG/users/USER`, `tenant=ORG/org`, \
+                 `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` behind the `?`",
+            )
+        })?;
+        if !dsn.create && dsn.open_remote()?.head(key).await?.is_none() {
+            let reason = "there is no such tenant: nobody has ever opened it".to_string();
+            return Err(Error::Unavailable { reason, cause: None });
+        }
+        let mut builder = TenantsBuilder::from_dsn(&dsn)?.cache_folder(dsn.cache_folder(None)?);
+        if dsn.lease_wait.is_none() {
+            builder = builder.outwait_lease();
+        }
+        let tenants = builder.capacity(CAPACITY).open().await?;
+        match tenants.get(key).await {
+            Ok(tenant) => Ok(Arc::new(OneTenant { backend: Box::new(tenant.backend()), tenants })),
+            Err(error) => {
+                close(&tenants).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+        TenantsDsn::parse(dsn)?;
+        Err(Error::invalid_argument(
+            "the tables of tenants are brought up to date when a tenant is opened, and not apart from that",
+        ))
+    }
+}
+
+async fn close(tenants: &Tenants) {
+    if let Err(error) = tenants.close().await {
+        let folder = tenants.cache().folder().display();
+        tracing::error!(target: "larder", "{error}; it stays in {folder}, and is sent when that is opened again");
+    }
+}
+
+/// The backend of one tenant, with the host that has nothing else open.
+struct OneTenant {
+    backend: Box<dyn Backend>,
+    tenants: Tenants,
+}
+
+#[async_trait]
+impl Backend for OneTenant {
+    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        self.backend.snapshot(options).await
+    }
+
+    async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
+        self.backend.commit(commit).await
+    }
+
+    async fn stored_bytes(&self) -> Result<u64> {
+        self.backend.stored_bytes().await
+    }
+
+    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+        self.backend.sweep(now, max_rows).await
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        self.backend.load_record(key).await
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
+        self.backend.write_record(write).await
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        self.backend.list_records(after, max).await
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
+        self.backend.due_records(now, max).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.backend.ping().await
+    }
+
+    async fn close(&self) {
+        self.backend.close().await;
+        close(&self.tenants).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_core::{HandleOptions, Mode, Store};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tenant_is_opened_by_name_and_written_back_when_it_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().display();
+        let dsn = |cache: &str, more: &str| {
+            format!("tenants+file://{root}/place?tenant=acme/users/ann&cache={root}/{cache}{more}")
+        };
+        let store = async |dsn: String| {
+            Store::builder_shared(TenantsDriver.open(&dsn).await.unwrap()).build().unwrap()
+        };
+        let refused = TenantsDriver.open(&dsn("one", "&create=no")).await;
+        assert!(matches!(refused, Err(Error::Unavailable { .. })), "it was made");
+        let first = store(dsn("one", "")).await;
+        let mut update = first.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+        update.put("n".into(), "key".into(), b"value".to_vec()).unwrap();
+        update.commit().await.unwrap();
+        first.close().await;
+        let second = store(dsn("two", "&create=no")).await;
+        let mut view = second.handle(HandleOptions::default()).begin(Mode::View).unwrap();
+        assert_eq!(view.get("n".into(), "key".into()).await.unwrap(), Some(b"value".to_vec()));
+        drop(view);
+        second.close().await;
+        assert!(matches!(second.ping().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn without_a_tenant_it_is_said_how_to_name_one() {
+        assert!(TenantsDriver.accepts("tenants+ftp://x") && !TenantsDriver.accepts("sqlite:x"));
+        let Err(Error::InvalidArgument(reason)) = TenantsDriver.open("tenants+file:///x").await else {
+            panic!("it was opened");
+        };
+        assert!(reason.contains("`tenant=ORG/users/USER`"), "{reason}");
+        assert!(matches!(TenantsDriver.migrator("tenants+file:///x"), Err(Error::InvalidArgument(_))));
+    }
+}
