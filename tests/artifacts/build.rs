@@ -10,21 +10,27 @@ use std::process::Command;
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "guest";
-const PACKAGES: [&str; 6] = [
+const PACKAGES: [&str; 8] = [
     "larder-conformance",
     "larder-test-guests",
     "larder-hostile-summarizer",
+    "larder-bench-guest",
+    "larder-bench-keyvalue-guest",
     "assistant",
     "catalog",
     "keyword-summarizer",
 ];
 
 /// What a guest is made of, from the root of the workspace.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 14] = [
     "Cargo.lock",
     "Cargo.toml",
     "wit",
     "guest-sdk",
+    "tests/bench/guest",
+    "tests/bench/keyvalue-guest",
+    "tests/bench/wit",
+    "tests/bench/workload",
     "tests/conformance",
     "tests/guests",
     "tests/hostile-summarizer",
@@ -44,8 +50,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let guests = out.ancestors().nth(4).ok_or("OUT_DIR is not within a target folder")?.join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
-    let libraries =
-        ["larder_conformance", "larder_hostile_summarizer", "assistant", "catalog", "keyword_summarizer"];
+    let libraries = [
+        "larder_conformance",
+        "larder_hostile_summarizer",
+        "larder_bench_guest",
+        "larder_bench_keyvalue_guest",
+        "assistant",
+        "catalog",
+        "keyword_summarizer",
+    ];
     let mut names = libraries.map(String::from).to_vec();
     names.extend(programs(&root.join("tests/guests/src/bin"))?);
     fs::write(out.join("artifacts.rs"), constants(&built, &names)?)?;

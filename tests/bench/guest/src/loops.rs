@@ -1,0 +1,31 @@
+//! An open store, and what is in it.
+
+use larder_bench_workload::{Rows, Shape as RowShape};
+use larder_guest::{Error, Store, View};
+
+use crate::bindings::exports::larder::bench::loops::Shape;
+
+/// An open store, and the rows that are in it.
+pub(crate) struct Loops {
+    pub(crate) name: String,
+    pub(crate) store: Store,
+    pub(crate) rows: Rows,
+}
+
+impl Loops {
+    pub(crate) fn open(name: &str, shape: Shape) -> Result<Self, Error> {
+        let Shape { rows, namespaces, value_bytes } = shape;
+        let rows = Rows::new(RowShape { rows, namespaces, value_bytes });
+        Ok(Self { name: name.to_string(), store: Store::open(name)?, rows })
+    }
+}
+
+/// The value of a row that must be there.
+pub(crate) fn present(tx: &View, rows: &Rows, index: u64) -> Result<Vec<u8>, Error> {
+    let key = larder_bench_workload::Key::of(index);
+    tx.get(rows.namespace(index), key.as_str())?.ok_or_else(|| absent(index))
+}
+
+pub(crate) fn absent(index: u64) -> Error {
+    Error::Other(format!("the row {index} is absent"))
+}

@@ -1,0 +1,110 @@
+//! The groups of rows.
+
+mod clients;
+mod command;
+mod growth;
+mod host_memory;
+mod in_memory;
+mod postgres;
+mod request;
+mod sqlite;
+mod values;
+
+use anyhow::Result;
+
+use crate::report::GroupReport;
+use crate::runner::{Bench, Runner};
+
+pub(crate) use host_memory::observe;
+
+/// A group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Sqlite,
+    Clients,
+    InMemory,
+    Postgres,
+    Request,
+    Command,
+    Values,
+    GrowthRows,
+    GrowthClients,
+    GrowthNamespaces,
+    HostMemory,
+}
+
+impl Group {
+    /// In the order in which they are measured.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Sqlite,
+        Self::Clients,
+        Self::InMemory,
+        Self::Postgres,
+        Self::Request,
+        Self::Command,
+        Self::Values,
+        Self::GrowthRows,
+        Self::GrowthClients,
+        Self::GrowthNamespaces,
+        Self::HostMemory,
+    ];
+
+    /// What `--filter` calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Clients => "guests",
+            Self::InMemory => "in-memory",
+            Self::Postgres => "postgres",
+            Self::Request => "request",
+            Self::Command => "command",
+            Self::Values => "values",
+            Self::GrowthRows => "growth-rows",
+            Self::GrowthClients => "growth-guests",
+            Self::GrowthNamespaces => "growth-namespaces",
+            Self::HostMemory => "host-memory",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SQLite, one guest, 100,000 rows of 100 bytes",
+            Self::Clients => "SQLite, many guests, an update of get and put each, 100,000 rows of 100 bytes",
+            Self::InMemory => "In memory, 100,000 rows of 100 bytes, beside wasmtime-wasi-keyvalue",
+            Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
+            Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
+            Self::Command => "The second `larder run` of a component, from its start to its end",
+            Self::Values => "SQLite, values from 2 kB to 1 MiB",
+            Self::GrowthRows => "SQLite, one guest, 1,000,000 rows of 100 bytes",
+            Self::GrowthClients => "SQLite, 1 and 8 guests, an update of get and put each",
+            Self::GrowthNamespaces => "SQLite, 100,000 rows in 1,000 namespaces",
+            Self::HostMemory => "Memory of the host",
+        }
+    }
+
+    /// Whether it tells how cost grows, which only the full form asks.
+    pub(crate) fn is_growth(self) -> bool {
+        matches!(
+            self,
+            Self::Values | Self::GrowthRows | Self::GrowthClients | Self::GrowthNamespaces | Self::HostMemory
+        )
+    }
+
+    pub(crate) async fn measure(self, bench: &Bench) -> Result<GroupReport> {
+        let mut runner = Runner::new(bench, self.name(), self.title());
+        match self {
+            Self::Sqlite => sqlite::measure(&mut runner).await?,
+            Self::Clients => clients::measure(&mut runner).await?,
+            Self::InMemory => in_memory::measure(&mut runner).await?,
+            Self::Postgres => postgres::measure(&mut runner).await?,
+            Self::Request => request::measure(&mut runner).await?,
+            Self::Command => command::measure(&mut runner).await?,
+            Self::Values => values::measure(&mut runner).await?,
+            Self::GrowthRows => growth::measure_rows(&mut runner).await?,
+            Self::GrowthClients => clients::measure_growth(&mut runner).await?,
+            Self::GrowthNamespaces => growth::measure_namespaces(&mut runner).await?,
+            Self::HostMemory => host_memory::measure(&mut runner).await?,
+        }
+        Ok(runner.finish())
+    }
+}

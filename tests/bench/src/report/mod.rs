@@ -1,0 +1,205 @@
+//! What was measured.
+
+mod chart;
+mod html;
+mod machine;
+mod table;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+pub(crate) use machine::Machine;
+pub(crate) use table::print_row;
+
+use crate::row::{Comparison, Goal};
+use crate::statistics::Summary;
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) command: String,
+    pub(crate) form: &'static str,
+    pub(crate) rounds: usize,
+    pub(crate) machine: Machine,
+    pub(crate) groups: Vec<GroupReport>,
+}
+
+/// The rows of one group.
+#[derive(Debug, Serialize)]
+pub(crate) struct GroupReport {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) rows: Vec<RowReport>,
+    /// What could not be measured, and why.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// One row.
+#[derive(Debug, Serialize)]
+pub(crate) struct RowReport {
+    pub(crate) name: String,
+    pub(crate) sides: Vec<SideReport>,
+    pub(crate) figures: Vec<FigureReport>,
+}
+
+/// The times of one side.
+#[derive(Debug, Serialize)]
+pub(crate) struct SideReport {
+    pub(crate) name: String,
+    /// How often the work was done in one measurement.
+    pub(crate) operations: u64,
+    /// Of one operation.
+    pub(crate) nanoseconds: Summary,
+    pub(crate) samples: Vec<f64>,
+}
+
+/// What a figure is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unit {
+    Ratio,
+    Microseconds,
+    Milliseconds,
+    Mebibytes,
+    Bytes,
+}
+
+/// One comparison, or another figure.
+#[derive(Debug, Serialize)]
+pub(crate) struct FigureReport {
+    pub(crate) label: String,
+    pub(crate) unit: Unit,
+    pub(crate) value: Summary,
+    /// What it is to reach at most.
+    pub(crate) bound: Option<f64>,
+    pub(crate) met: Option<bool>,
+}
+
+impl FigureReport {
+    pub(crate) fn new(goal: &Goal, value: Summary) -> Self {
+        let unit = match goal.comparison {
+            Comparison::Ratio { .. } | Comparison::OnTopRatio { .. } => Unit::Ratio,
+            Comparison::OnTop { .. } => Unit::Microseconds,
+            Comparison::Milliseconds { .. } => Unit::Milliseconds,
+        };
+        let met = goal.bound.map(|bound| value.median <= bound);
+        Self { label: goal.label.to_string(), unit, value, bound: goal.bound, met }
+    }
+
+    /// A figure that was looked at once.
+    pub(crate) fn observed(label: impl Into<String>, unit: Unit, value: f64) -> Self {
+        let value = Summary { median: value, minimum: value, maximum: value };
+        Self { label: label.into(), unit, value, bound: None, met: None }
+    }
+}
+
+impl Report {
+    /// Writes `report.json` and `report.html`.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+        let json = serde_json::to_string_pretty(self)?;
+        fs::write(folder.join("report.json"), json + "\n")?;
+        fs::write(folder.join("report.html"), html::page(self)?)?;
+        Ok(())
+    }
+
+    /// Figures of the report, with the group and the row that each belongs to.
+    fn figures(&self) -> impl Iterator<Item = (&GroupReport, &RowReport, &FigureReport)> {
+        let rows = self.groups.iter().flat_map(|group| group.rows.iter().map(move |row| (group, row)));
+        rows.flat_map(|(group, row)| row.figures.iter().map(move |figure| (group, row, figure)))
+    }
+
+    /// Each ratio that is more than `factor` times its bound, and each row that could not be measured. Times of their own
+    /// tell more about the machine than about larder, and are no reason to fail.
+    pub(crate) fn failures(&self, factor: f64) -> Vec<String> {
+        let ratios = self.figures().filter(|(_, _, figure)| figure.unit == Unit::Ratio);
+        let over = ratios.filter_map(|(group, row, figure)| {
+            let (limit, ratio) = (figure.bound? * factor, figure.value.median);
+            let name = format!("{}, {}, {}", group.name, row.name, figure.label);
+            (ratio > limit).then(|| format!("{name}: {ratio:.3} is more than {limit:.3}"))
+        });
+        let skipped = self.groups.iter().flat_map(|group| &group.skipped);
+        over.chain(skipped.map(|reason| format!("not measured: {reason}"))).collect()
+    }
+
+    /// How many bounds there are, and how many of them are met.
+    pub(crate) fn met(&self) -> (usize, usize) {
+        let met: Vec<bool> = self.figures().filter_map(|(_, _, figure)| figure.met).collect();
+        (met.len(), met.iter().filter(|met| **met).count())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn report() -> Report {
+        let goal = |label, comparison, bound| Goal { label, comparison, bound: Some(bound) };
+        let at = |median| Summary { median, minimum: median - 0.1, maximum: median + 0.1 };
+        let time = Summary { median: 1_500.0, minimum: 1_000.0, maximum: 2_000_000.0 };
+        let side = |name: &str| SideReport {
+            name: name.to_string(),
+            operations: 10,
+            nanoseconds: time,
+            samples: vec![1_000.0, 1_500.0, 2_000_000.0],
+        };
+        let ratio = Comparison::Ratio { of: 0, to: 1 };
+        let row = RowReport {
+            name: "get <in> a view".to_string(),
+            sides: vec![side("larder"), side("rusqlite")],
+            figures: vec![
+                FigureReport::new(&goal("ratio", ratio, 0.8), at(0.9)),
+                FigureReport::new(&goal("list", ratio, 1.4), at(1.2)),
+                FigureReport::new(&goal("whole", Comparison::Milliseconds { of: 0 }, 1.0), at(900.0)),
+            ],
+        };
+        let memory = RowReport {
+            name: "rows".to_string(),
+            sides: Vec::new(),
+            figures: vec![FigureReport::observed("in all", Unit::Mebibytes, 12.5)],
+        };
+        let group = |name, rows| GroupReport { name, title: "a title", rows, skipped: Vec::new() };
+        Report {
+            command: "tests/bench/run".to_string(),
+            form: "short",
+            rounds: 7,
+            machine: Machine::look(),
+            groups: vec![group("reads", vec![row]), group("memory", vec![memory])],
+        }
+    }
+
+    #[test]
+    fn a_ratio_fails_beyond_its_bound_and_the_factor() {
+        let report = report();
+        assert_eq!(report.met(), (3, 1));
+        assert_eq!(report.failures(1.5), Vec::<String>::new());
+        assert_eq!(report.failures(1.0), ["reads, get <in> a view, ratio: 0.900 is more than 0.800"]);
+        assert_eq!(report.failures(0.5).len(), 2);
+    }
+
+    #[test]
+    fn a_row_that_was_not_measured_fails() {
+        let mut report = report();
+        report.groups[0].skipped.push("no Postgres".to_string());
+        assert_eq!(report.failures(9.0), ["not measured: no Postgres"]);
+    }
+
+    #[test]
+    fn a_report_is_written_in_both_forms() {
+        let folder = tempfile::tempdir().unwrap();
+        report().write(&folder.path().join("new")).unwrap();
+        let read = |name| fs::read_to_string(folder.path().join("new").join(name)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&read("report.json")).unwrap();
+        let figure = &json["groups"][0]["rows"][0]["figures"][0];
+        assert_eq!((&figure["unit"], &figure["met"]), (&"ratio".into(), &false.into()));
+        assert_eq!(json["groups"][0]["rows"][0]["sides"][1]["nanoseconds"]["median"], 1_500.0);
+        let html = read("report.html");
+        assert_eq!(html.matches("<svg").count(), 2);
+        assert!(html.contains("get &lt;in&gt; a view") && !html.contains("<in>"));
+        assert!(html.contains("tests/bench/run") && !html.contains("http://localhost"));
+        assert!(!html.contains("<script") && !html.contains("src="), "it is whole in itself");
+    }
+}

@@ -1,0 +1,66 @@
+//! What groups measure with.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::form::Form;
+use crate::guest::Program;
+use crate::measure::measure;
+use crate::report::{GroupReport, RowReport, print_row};
+use crate::row::Row;
+
+/// What every group has.
+pub(crate) struct Bench {
+    pub(crate) form: Form,
+    pub(crate) larder: Program,
+    /// The Postgres database that is measured, or why there is none.
+    pub(crate) postgres: Result<PostgresDatabase, String>,
+    /// The command line, built as this program is, where it lies beside it.
+    pub(crate) command: Option<PathBuf>,
+}
+
+/// Where the rows on Postgres are measured.
+#[derive(Clone, Debug)]
+pub(crate) struct PostgresDatabase {
+    pub(crate) dsn: String,
+    /// Nobody else has the server: its settings may be changed.
+    pub(crate) is_private: bool,
+}
+
+/// Measures the rows of one group.
+pub(crate) struct Runner<'a> {
+    pub(crate) bench: &'a Bench,
+    group: GroupReport,
+}
+
+impl<'a> Runner<'a> {
+    pub(crate) fn new(bench: &'a Bench, name: &'static str, title: &'static str) -> Self {
+        println!("{name}: {title}");
+        Self { bench, group: GroupReport { name, title, rows: Vec::new(), skipped: Vec::new() } }
+    }
+
+    /// Measures a row, and prints it.
+    pub(crate) async fn measure(&mut self, mut row: Row) -> Result<()> {
+        let measured =
+            measure(&mut row, &self.bench.form).await.with_context(|| format!("the row `{}`", row.name))?;
+        self.add(measured);
+        Ok(())
+    }
+
+    /// Adds what was looked at in another way.
+    pub(crate) fn add(&mut self, row: RowReport) {
+        print_row(&row);
+        self.group.rows.push(row);
+    }
+
+    /// Says what can't be measured here.
+    pub(crate) fn skip(&mut self, reason: String) {
+        println!("  not measured: {reason}");
+        self.group.skipped.push(reason);
+    }
+
+    pub(crate) fn finish(self) -> GroupReport {
+        self.group
+    }
+}

@@ -1,0 +1,38 @@
+//! The programs of a server, and who runs them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{Uid, User};
+
+/// Where the server's programs are: the newest of those that Debian and its kin install, or of the folder that the
+/// test command has filled.
+pub(crate) fn binaries() -> Result<PathBuf> {
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("LARDER_TEST_POSTGRES_BIN").map(PathBuf::from).into_iter().collect();
+    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
+        let mut versions: Vec<_> = versions.flatten().map(|version| version.path()).collect();
+        versions.sort_by_key(|path| {
+            path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<u32>().ok())
+        });
+        folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
+    }
+    folders.into_iter().find(|folder| folder.join("initdb").is_file()).context(
+        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
+    )
+}
+
+/// Postgres refuses root: then the server belongs to somebody else.
+pub(crate) fn owner() -> Result<Option<(u32, u32)>> {
+    if !Uid::effective().is_root() {
+        return Ok(None);
+    }
+    for name in ["postgres", "nobody"] {
+        if let Some(user) = User::from_name(name)? {
+            return Ok(Some((user.uid.as_raw(), user.gid.as_raw())));
+        }
+    }
+    bail!("Postgres refuses to run as root, and there is neither a user `postgres` nor `nobody`")
+}

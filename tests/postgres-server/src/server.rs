@@ -1,0 +1,187 @@
+//! Starting and ending a server.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid};
+use tempfile::TempDir;
+
+use crate::programs::{binaries, owner};
+
+/// A running server.
+#[derive(Debug)]
+pub struct PostgresServer {
+    folder: TempDir,
+    binaries: PathBuf,
+    owner: Option<(u32, u32)>,
+    child: Option<Child>,
+    settings: Vec<String>,
+}
+
+/// What every server is set to: for clients of this machine that come and go.
+const SETTINGS: [&str; 3] = ["listen_addresses=", "max_connections=400", "shared_buffers=64MB"];
+
+impl PostgresServer {
+    /// Makes a database cluster in a temporary folder and starts a server on it. To be called on the program's main
+    /// thread: the server ends with the thread that started it.
+    ///
+    /// It does not wait for the disk: for tests, whose data nobody needs after a power cut.
+    ///
+    /// # Errors
+    /// Where there are no programs of a server, or they fail.
+    pub fn start() -> Result<Self> {
+        Self::start_with(&["fsync=off"])
+    }
+
+    /// As [`PostgresServer::start`], with settings of the caller's own, which are stronger than the others.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub fn start_with(settings: &[&str]) -> Result<Self> {
+        let binaries = binaries()?;
+        let owner = owner()?;
+        let folder = tempfile::Builder::new().prefix("larder-pg-").tempdir()?;
+        if let Some((user, group)) = owner {
+            nix::unistd::chown(folder.path(), Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+        }
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o700))?;
+        let settings = SETTINGS.iter().chain(settings).map(|setting| (*setting).to_string()).collect();
+        let mut server = Self { folder, binaries, owner, child: None, settings };
+        server.make_cluster()?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// The data-source name of its database.
+    pub fn dsn(&self) -> String {
+        format!("host={} user=larder dbname=postgres", self.folder.path().display())
+    }
+
+    /// Where its socket is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What makes one of its databases anew, as statements that any client can send.
+    ///
+    /// # Errors
+    /// Where `pg_dump` fails.
+    pub fn dump(&self, database: &str) -> Result<String> {
+        let mut command = self.command("pg_dump");
+        command.arg("--host").arg(self.folder.path()).args(["--username=larder", "--inserts", "--no-owner"]);
+        let output =
+            command.args(["--no-privileges", database]).output().context("could not start pg_dump")?;
+        if !output.status.success() {
+            bail!("pg_dump failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let dump = String::from_utf8(output.stdout)?;
+        // Lines with a backslash are for `psql`.
+        let is_sql = |line: &&str| !line.is_empty() && !line.starts_with("--") && !line.starts_with('\\');
+        Ok(dump.lines().filter(is_sql).flat_map(|line| [line, "\n"]).collect())
+    }
+
+    /// Starts it again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
+    ///
+    /// # Errors
+    /// Where it ends at once, or does not answer in time.
+    pub fn launch(&mut self) -> Result<()> {
+        let data = self.data();
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(&data).arg("-k").arg(self.folder.path());
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
+        let log = fs::File::create(self.folder.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // SAFETY: the call is async-signal-safe and touches no memory of this process.
+        unsafe {
+            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGINT)?));
+        }
+        self.child = Some(command.spawn().context("could not start postgres")?);
+        self.wait_until_ready()
+    }
+
+    /// Ends it in good order, cutting off its clients.
+    pub fn stop(&mut self) {
+        self.end(Signal::SIGINT);
+    }
+
+    /// Kills its postmaster; what it had not written is lost to it.
+    pub fn crash(&mut self) {
+        self.end(Signal::SIGQUIT);
+    }
+
+    fn end(&mut self, signal: Signal) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let pid = Pid::from_raw(child.id() as i32);
+        let _ = kill(pid, signal);
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            match child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+                _ => return,
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    fn make_cluster(&self) -> Result<()> {
+        let mut command = self.command("initdb");
+        command.arg("-D").arg(self.data());
+        command.args(["--username=larder", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+        let output = command.output().context("could not start initdb")?;
+        if !output.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < until {
+            let mut probe = self.command("pg_isready");
+            probe.arg("-q").arg("-h").arg(self.folder.path());
+            if probe.status().is_ok_and(|status| status.success()) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("postgres ended with {status}: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("postgres was not ready within 30 s: {}", self.log())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(self.binaries.join(program));
+        command.current_dir(self.folder.path()).env_remove("PGOPTIONS").env("LC_ALL", "C");
+        if let Some((user, group)) = self.owner {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
