@@ -3,21 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
-use larder_core::clock::UnixMillis;
-use larder_core::commit::Commit;
-use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::backend::Backend;
 use larder_core::schema::SchemaMigrator;
 use larder_core::{Driver, Error, Result};
 
 use crate::dsn::TenantsDsn;
-use crate::local::{Tenants, TenantsBuilder};
+use crate::local::TenantsBuilder;
 
 /// Opens one tenant: `tenants+file:///FOLDER?tenant=acme/users/ann`, and whatever else [`TenantsDsn`] reads.
 ///
 /// As long as it is open, this process has the tenant's lease, and the cache folder: [`TenantsDsn::cache_folder`]. What
 /// is closed is written back first; where that fails it stays in the cache folder, for the next process that opens it,
-/// and the log says so. Who opens more than one tenant has [`Tenants`] for it.
+/// and the log says so. Who opens more than one tenant has [`Tenants`](crate::Tenants) for it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TenantsDriver;
 
@@ -52,9 +49,9 @@ impl Driver for TenantsDriver {
         }
         let tenants = builder.capacity(CAPACITY).open().await?;
         match tenants.get(key).await {
-            Ok(tenant) => Ok(Arc::new(OneTenant { backend: Box::new(tenant.backend()), tenants })),
+            Ok(tenant) => Ok(Arc::new(tenant.backend_closing(tenants))),
             Err(error) => {
-                close(&tenants).await;
+                tenants.close_or_log().await;
                 Err(error.into())
             }
         }
@@ -65,63 +62,6 @@ impl Driver for TenantsDriver {
         Err(Error::invalid_argument(
             "the tables of tenants are brought up to date when a tenant is opened, and not apart from that",
         ))
-    }
-}
-
-async fn close(tenants: &Tenants) {
-    if let Err(error) = tenants.close().await {
-        let folder = tenants.cache().folder().display();
-        tracing::error!(target: "larder", "{error}; it stays in {folder}, and is sent when that is opened again");
-    }
-}
-
-/// The backend of one tenant, with the host that has nothing else open.
-struct OneTenant {
-    backend: Box<dyn Backend>,
-    tenants: Tenants,
-}
-
-#[async_trait]
-impl Backend for OneTenant {
-    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        self.backend.snapshot(options).await
-    }
-
-    async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
-        self.backend.commit(commit).await
-    }
-
-    async fn stored_bytes(&self) -> Result<u64> {
-        self.backend.stored_bytes().await
-    }
-
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
-        self.backend.sweep(now, max_rows).await
-    }
-
-    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
-        self.backend.load_record(key).await
-    }
-
-    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
-        self.backend.write_record(write).await
-    }
-
-    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
-        self.backend.list_records(after, max).await
-    }
-
-    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
-        self.backend.due_records(now, max).await
-    }
-
-    async fn ping(&self) -> Result<()> {
-        self.backend.ping().await
-    }
-
-    async fn close(&self) {
-        self.backend.close().await;
-        close(&self.tenants).await;
     }
 }
 

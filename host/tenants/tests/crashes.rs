@@ -533,19 +533,6 @@ async fn check_folder(
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 /// Kills a process at each step that it makes on what `begun` holds, in turn.
 fn kill_at_every_step(durability: Durability, begun: Option<(&Path, &BTreeSet<String>)>) {
     let (runtime, mut kills) = (runtime(), 0);

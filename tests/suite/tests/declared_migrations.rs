@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,13 +161,9 @@ async fn migrate_through_kills(database: &Database) -> Outcome {
     const STEPS_A_ROUND: usize = 25;
     let (mut applied, mut interrupted) = (0, 0);
     for round in 0..KILLS {
-        let mut host = database.start((round + 1) * STEPS_A_ROUND);
-        let mut said = BufReader::new(host.stdout.take().unwrap()).lines();
-        let first = said.next();
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
-        host.kill().unwrap();
-        host.wait().unwrap();
-        let last = said.map_while(Result::ok).chain(first.and_then(Result::ok)).max();
+        let host = database.start((round + 1) * STEPS_A_ROUND);
+        let said = harness::kill(host, Duration::from_millis(8)).await?;
+        let last = said.iter().max();
         let acknowledged = last.and_then(|id| id.parse::<usize>().ok()).map_or(0, |number| number + 1);
         let kept = database.expect_prefix().await?;
         if kept < acknowledged.max(applied) {

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -334,16 +334,8 @@ async fn survives_kills(bench: Arc<dyn Bench>, strategy: Strategy) -> Outcome {
     let dsn = scratch.dsn().ok_or("no other process can open it")?.to_string();
     let mut acknowledged = 0_u64;
     for round in 0..KILLS {
-        let mut child = start(strategy, &dsn);
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = said.next();
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..40))).await;
-        child.kill().unwrap();
-        child.wait().unwrap();
-        first.ok_or("the process said nothing")?.map_err(|error| error.to_string())?;
-        let last =
-            said.map_while(Result::ok).filter_map(|line| line.strip_suffix('.')?.parse::<u64>().ok()).last();
-        acknowledged = acknowledged.max(last.unwrap_or_default());
+        let said = harness::kill(start(strategy, &dsn), Duration::from_millis(40)).await?;
+        acknowledged = acknowledged.max(harness::last_number(&said));
         let kept = kept(strategy, &dsn).await;
         let whole: Vec<u64> = (1..=kept.len() as u64).collect();
         expect(

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -149,17 +149,9 @@ async fn what_was_acknowledged_is_there_after_a_kill() -> Outcome {
     let (_folder, file) = database();
     let mut acknowledged = 0_u64;
     for _ in 0..KILLS {
-        let mut child = start("number", &file);
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
         // At least one commit, then a random while.
-        let first = said.next();
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..60))).await;
-        child.kill().unwrap();
-        child.wait().unwrap();
-        first.ok_or("the process said nothing")?.map_err(|error| error.to_string())?;
-        let last =
-            said.map_while(Result::ok).filter_map(|line| line.strip_suffix('.')?.parse::<u64>().ok()).last();
-        acknowledged = acknowledged.max(last.unwrap_or_default());
+        let said = harness::kill(start("number", &file), Duration::from_millis(60)).await?;
+        acknowledged = acknowledged.max(harness::last_number(&said));
         check(&file, acknowledged).await?;
     }
     if acknowledged > u64::from(KILLS) { Ok(()) } else { Err(format!("only {acknowledged} commits in all")) }

@@ -13,6 +13,7 @@ use crate::key::TenantKey;
 use crate::local::engine::SharedEngine;
 use crate::local::resident::Resident;
 use crate::local::slot::Pin;
+use crate::local::tenants::Tenants;
 
 /// A tenant that is open on this host, and stays so as long as this, or anything made from it, is there.
 #[derive(Clone)]
@@ -43,9 +44,19 @@ impl Tenant {
 
     /// A backend of one's own, for a store of one's own. Closing it lets the tenant go, and leaves it open for others.
     pub fn backend(&self) -> TenantBackend {
+        self.backend_with(None)
+    }
+
+    /// The backend of who has nothing else open on a host: closing it writes back, and closes the host.
+    pub(crate) fn backend_closing(&self, host: Tenants) -> TenantBackend {
+        self.backend_with(Some(host))
+    }
+
+    fn backend_with(&self, host: Option<Tenants>) -> TenantBackend {
         TenantBackend {
             engine: SharedEngine(self.resident.engine.clone()),
             pin: Mutex::new(Some(self.pin.clone())),
+            host,
         }
     }
 }
@@ -61,6 +72,8 @@ pub struct TenantBackend {
     engine: SharedEngine,
     /// None once it is closed.
     pin: Mutex<Option<Arc<Pin>>>,
+    /// Closed with it.
+    host: Option<Tenants>,
 }
 
 impl TenantBackend {
@@ -114,5 +127,8 @@ impl Backend for TenantBackend {
     async fn close(&self) {
         let pin = self.pin().take();
         drop(pin);
+        if let Some(host) = &self.host {
+            host.close_or_log().await;
+        }
     }
 }

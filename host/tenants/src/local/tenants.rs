@@ -199,6 +199,14 @@ impl Tenants {
         failed.sort_by(|(a, _), (b, _)| a.cmp(b));
         if failed.is_empty() { Ok(()) } else { Err(TenantError::NotWrittenBack { failed: failed.into() }) }
     }
+
+    /// Closes where nobody can be told what could not be written back.
+    pub(crate) async fn close_or_log(&self) {
+        if let Err(error) = self.close().await {
+            let folder = self.cache().folder().display();
+            tracing::error!(target: "larder", "{error}; it stays in {folder}, and is sent when that is opened again");
+        }
+    }
 }
 
 impl std::fmt::Debug for Tenants {

@@ -68,7 +68,7 @@ pub(crate) async fn crash(world: &World, name: &str, into: &str) {
     copy(&world.cache(name), &world.cache(into));
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -1,7 +1,10 @@
 //! Tests that are made at run time, on one runtime.
 
 use std::future::Future;
+use std::io::{BufRead, BufReader};
+use std::process::Child;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
@@ -39,4 +42,23 @@ pub(crate) fn run(arguments: &Arguments, trials: Vec<Trial>, end: impl FnOnce())
     let conclusion: Conclusion = libtest_mimic::run(arguments, trials);
     end();
     conclusion.exit()
+}
+
+/// Waits for the first line that a process says, kills it after a random while of up to `longest`, and gives all its lines,
+/// the last of which may be torn.
+pub(crate) async fn kill(mut child: Child, longest: Duration) -> Result<Vec<String>, String> {
+    let output = child.stdout.take().ok_or("its output goes elsewhere")?;
+    let mut said = BufReader::new(output).lines();
+    let first = said.next();
+    tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+    child.kill().map_err(|error| error.to_string())?;
+    child.wait().map_err(|error| error.to_string())?;
+    let first = first.ok_or("the process said nothing")?.map_err(|error| error.to_string())?;
+    Ok(std::iter::once(first).chain(said.map_while(Result::ok)).collect())
+}
+
+/// The last number of lines that end with a full stop, which a torn one does not.
+pub(crate) fn last_number(lines: &[String]) -> u64 {
+    let mut numbers = lines.iter().rev().filter_map(|line| line.strip_suffix('.')?.parse().ok());
+    numbers.next().unwrap_or_default()
 }
