@@ -107,7 +107,7 @@ mod tests {
     fn every_connection_has_the_same_settings() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
-        let options = SqliteOptions { durability: Durability::Full, create: true };
+        let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
         for connection in [open(&path, options).unwrap(), open_reader(&path, options).unwrap()] {
             let setting =
                 |name: &str| -> i64 { connection.pragma_query_value(None, name, |row| row.get(0)).unwrap() };

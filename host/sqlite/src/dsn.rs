@@ -11,10 +11,10 @@ use percent_encoding::percent_decode_str;
 
 use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 
-/// Opens `sqlite:PATH`, `sqlite:PATH?durability=full` and `sqlite::memory:`.
+/// Opens `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
 ///
 /// The part behind `?` holds options; a `?` or `%` of the path itself is written `%3F` or `%25`. A file that isn't there
-/// is made, unless `?create=no` is said; its folder must be there.
+/// is made, unless `?create=no` is said; its folder must be there. `cache_bytes` is [`SqliteOptions::cache_bytes`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SqliteDriver;
 
@@ -83,12 +83,15 @@ fn parse_options(query: &str) -> Result<SqliteOptions> {
             "durability=full" => options.durability = Durability::Full,
             "create=yes" => options.create = true,
             "create=no" => options.create = false,
-            _ => {
-                return Err(Error::invalid_argument(format!(
-                    "unknown option {option:?} of a SQLite store; there are `durability=normal`, \
-                     `durability=full`, `create=yes` and `create=no`"
-                )));
-            }
+            _ => match option.strip_prefix("cache_bytes=").map(str::parse) {
+                Some(Ok(bytes)) => options.cache_bytes = bytes,
+                _ => {
+                    return Err(Error::invalid_argument(format!(
+                        "unknown option {option:?} of a SQLite store; there are `durability=normal`, \
+                         `durability=full`, `create=yes`, `create=no` and `cache_bytes=NUMBER`"
+                    )));
+                }
+            },
         }
     }
     Ok(options)
@@ -110,6 +113,14 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_has_the_size_that_is_asked_for() {
+        let bytes = |dsn| parse(dsn).unwrap().1.cache_bytes;
+        assert_eq!(bytes("sqlite:a.db"), SqliteOptions::CACHE_BYTES);
+        assert_eq!(bytes("sqlite:a.db?cache_bytes=0&durability=full"), 0);
+        assert_eq!(bytes("sqlite:a.db?cache_bytes=1000"), 1_000);
+    }
+
+    #[test]
     fn memory_is_private_and_takes_no_options() {
         assert_eq!(parse("sqlite::memory:").unwrap().0, Place::Private);
         assert!(matches!(parse("sqlite::memory:?durability=full"), Err(Error::InvalidArgument(_))));
@@ -117,7 +128,14 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        for dsn in ["sqlite:", "sqlite:x?durability=some", "sqlite:x?mode=ro", "sqlite:a%00b"] {
+        for dsn in [
+            "sqlite:",
+            "sqlite:x?durability=some",
+            "sqlite:x?mode=ro",
+            "sqlite:a%00b",
+            "sqlite:x?cache_bytes=1M",
+            "sqlite:x?cache_bytes=-1",
+        ] {
             assert!(matches!(parse(dsn), Err(Error::InvalidArgument(_))), "{dsn}");
         }
     }

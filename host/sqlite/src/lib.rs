@@ -20,6 +20,7 @@
 //! mode.
 
 mod backup;
+mod cache;
 mod checkpoint;
 mod connection;
 mod dsn;
@@ -80,11 +81,19 @@ pub struct SqliteOptions {
     pub durability: Durability,
     /// Whether a file that isn't there is made.
     pub create: bool,
+    /// How many bytes of committed rows are kept in memory, about; 0 for none. They are found several times faster than
+    /// in the file. Other processes may write to it all the same: their commits empty the cache.
+    pub cache_bytes: u64,
+}
+
+impl SqliteOptions {
+    /// [`SqliteOptions::cache_bytes`] by default: 64 MiB, which is some 200,000 rows of 100 bytes.
+    pub const CACHE_BYTES: u64 = 64 << 20;
 }
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self { durability: Durability::Normal, create: true }
+        Self { durability: Durability::Normal, create: true, cache_bytes: Self::CACHE_BYTES }
     }
 }
 
@@ -156,7 +165,7 @@ impl Sqlite {
         let path = folder.path().join("private.db");
         Self::open_in(
             path,
-            SqliteOptions { durability: Durability::Off, create: true },
+            SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() },
             Some(folder),
             Keeping::Plain,
         )
@@ -183,8 +192,8 @@ impl Sqlite {
             Keeping::Plain | Keeping::Positioned => None,
             Keeping::Journaled(journal) => Some(journal),
         };
-        let writer = Writer::new(connection, positioned, journal)?;
         let readers = Arc::new(Readers::new(path, options));
+        let writer = Writer::new(connection, &readers, options.cache_bytes, positioned, journal)?;
         checkpoint::spawn(&readers, &writer);
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
     }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use larder_core::backend::Version;
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::SqliteOptions;
-use crate::connection;
+use crate::error::SqliteError;
+use crate::{SqliteOptions, connection, rows};
 
 /// Snapshots that one store has open at once; a further one waits. Each is a connection with three files.
 const READERS_MAX: usize = 64;
@@ -50,6 +51,17 @@ impl Readers {
     /// A connection, outside of a transaction.
     pub(crate) async fn take(self: &Arc<Self>, deadline: Instant) -> Result<Reader> {
         let permit = self.permit(deadline).await?;
+        self.reader(permit)
+    }
+
+    /// A connection that sees the state of a version, if that is the newest and there is a connection without waiting.
+    pub(crate) fn take_at(self: &Arc<Self>, version: Version) -> Option<Reader> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let reader = self.reader(permit).ok()?;
+        (reader.begin().ok()? == version).then_some(reader)
+    }
+
+    fn reader(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Reader> {
         let (in_use, idle) = {
             let mut pool = self.lock();
             (self.enter(&mut pool)?, pool.idle.pop())
@@ -153,6 +165,15 @@ impl Reader {
     pub(crate) fn connection(&self) -> Result<&Connection> {
         self.connection.as_ref().ok_or(Error::Closed)
     }
+
+    /// Begins a transaction, and gives the version of the state that it sees.
+    pub(crate) fn begin(&self) -> Result<Version> {
+        let connection = self.connection()?;
+        let mut begin = rows::prepare(connection, "BEGIN")?;
+        begin.execute([]).map_err(SqliteError::from)?;
+        // The first read is what fixes the state that the transaction sees.
+        rows::last_version(connection)
+    }
 }
 
 impl Drop for Reader {
@@ -160,7 +181,7 @@ impl Drop for Reader {
         let Some(connection) = self.connection.take() else {
             return;
         };
-        let is_clean = connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok();
+        let is_clean = connection.is_autocommit() || roll_back(&connection).is_ok();
         let mut pool = self.in_use.0.lock();
         if is_clean && pool.idle.len() < IDLE_MAX && !pool.closed {
             pool.idle.push(connection);
@@ -170,4 +191,8 @@ impl Drop for Reader {
         drop(pool);
         drop(connection);
     }
+}
+
+fn roll_back(connection: &Connection) -> rusqlite::Result<usize> {
+    connection.prepare_cached("ROLLBACK")?.execute([])
 }

@@ -1,6 +1,6 @@
 //! The statements on rows.
 
-use larder_core::backend::{Chunk, Many, ManyRows, ScanOptions, StoredValue, Version};
+use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
@@ -33,23 +33,6 @@ pub(crate) fn get(connection: &Connection, row: &RowKey, now: UnixMillis) -> Res
         .query_row((row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(now)), stored_value)
         .optional();
     Ok(found.map_err(SqliteError::from)?)
-}
-
-pub(crate) fn get_many(
-    connection: &Connection,
-    namespace: &Namespace,
-    keys: &[Key],
-    max_bytes: u64,
-    now: UnixMillis,
-) -> Result<Many> {
-    let mut rows = ManyRows::new(keys.len(), max_bytes);
-    for key in keys {
-        let row = RowKey { namespace: namespace.clone(), key: key.clone() };
-        if !rows.push(get(connection, &row, now)?) {
-            break;
-        }
-    }
-    Ok(rows.finish())
 }
 
 pub(crate) fn scan(

@@ -17,15 +17,19 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::cache::{Cache, CommitUnderWay};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Answer, Queue, Status};
+use crate::readers::Readers;
 use crate::{records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
 pub(crate) struct Writer {
     waiting: Mutex<VecDeque<Request>>,
     state: Mutex<State>,
+    /// What is known of the committed state; none where nothing is kept in memory.
+    cache: Option<Cache>,
     /// There are commits that no checkpoint has moved into the database yet.
     dirty: AtomicBool,
     /// Commits, writes of records and sweeps that changed something, counted while the writer is held.
@@ -113,14 +117,19 @@ impl Work {
 }
 
 impl Writer {
-    /// The writer of a database whose schema is up to date, within a runtime.
+    /// The writer of a database whose schema is up to date, within a runtime, with a cache of so many bytes.
     /// `positioned` says that records move the position too; with a journal they must.
     pub(crate) fn new(
         connection: Connection,
+        readers: &Arc<Readers>,
+        cache_bytes: u64,
         positioned: bool,
         journal: Option<Arc<dyn Journal>>,
     ) -> Result<Arc<Self>> {
         let position = rows::last_version(&connection)?;
+        // SAFETY: it has just read. The writer keeps it until `close`, which closes the cache first; both go with the
+        // writer, and the cache with nobody else.
+        let cache = unsafe { Cache::new(readers.clone(), &connection, position, cache_bytes) };
         Ok(Arc::new_cyclic(|writer| {
             let journal = journal.map(|journal| {
                 let status = Arc::<Status>::default();
@@ -133,6 +142,7 @@ impl Writer {
             Self {
                 waiting: Mutex::default(),
                 state: Mutex::new(State { connection, log, journal, positioned, failed: false }),
+                cache,
                 dirty: AtomicBool::new(false),
                 changes: watch::Sender::new(0),
                 journal: status,
@@ -201,6 +211,11 @@ impl Writer {
         done
     }
 
+    /// What is known of the committed state, where anything is kept in memory.
+    pub(crate) fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
     pub(crate) fn changes(&self) -> &watch::Sender<u64> {
         &self.changes
     }
@@ -229,6 +244,9 @@ impl Writer {
     /// given to who closes first; it ends when all is answered.
     pub(crate) fn close(self: &Arc<Self>) -> Option<JoinHandle<()>> {
         self.drain_all();
+        if let Some(cache) = &self.cache {
+            cache.close();
+        }
         let mut state = lock(&self.state);
         let (connection, queue) = (state.connection.take(), state.journal.take());
         drop(state);
@@ -295,7 +313,7 @@ impl Writer {
             return;
         }
         self.dirty.store(true, Ordering::Release);
-        match state.commit_group(&group, patience) {
+        match state.commit_group(&group, self.cache.as_ref(), patience) {
             Ok(made) => self.made(state, group, made),
             Err(GroupError::Busy) => self.wait_again(group),
             Err(GroupError::RolledBack(error)) if group.len() == 1 => answer_all(group, &error),
@@ -323,7 +341,7 @@ impl Writer {
     fn commit_one_by_one(&self, state: &mut State, group: Vec<Request>, patience: Patience) {
         for request in group {
             let alone = vec![request];
-            match state.commit_group(&alone, patience) {
+            match state.commit_group(&alone, self.cache.as_ref(), patience) {
                 Ok(made) => self.made(state, alone, made),
                 Err(error) => answer_all(alone, &error.into()),
             }
@@ -382,7 +400,12 @@ impl From<GroupError> for Error {
 impl State {
     /// Commits a group in one transaction, and gives the outcome of each member: one that conflicts, or that
     /// asks for what can't be, fails alone.
-    fn commit_group(&mut self, group: &[Request], patience: Patience) -> Result<Made, GroupError> {
+    fn commit_group(
+        &mut self,
+        group: &[Request],
+        cache: Option<&Cache>,
+        patience: Patience,
+    ) -> Result<Made, GroupError> {
         self.check_usable().map_err(GroupError::NotBegun)?;
         let Some(connection) = &self.connection else {
             return Err(GroupError::NotBegun(Error::Closed));
@@ -393,10 +416,9 @@ impl State {
             Err(error) => return Err(GroupError::NotBegun(error.into())),
         }
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
-        let result = match apply_group(connection, &mut self.log, group, self.positioned, journaled_to) {
-            Ok(made) => commit(connection).map(|()| made),
-            Err(error) => Err(GroupError::RolledBack(error)),
-        };
+        let result = GroupCommit::begin(connection, &mut self.log, cache, journaled_to)
+            .map_err(GroupError::RolledBack)
+            .and_then(|group_commit| group_commit.make(group, self.positioned));
         match &result {
             Ok(made) => self.move_to(made.position),
             Err(error) => self.abandon(matches!(error, GroupError::Unknown(_))),
@@ -489,96 +511,114 @@ fn commit(connection: &Connection) -> Result<(), GroupError> {
     }
 }
 
-/// Writes what a group comes to, with its redo where there is a journal, which has kept all up to `journaled_to`.
-fn apply_group(
-    connection: &Connection,
-    log: &mut CommitLog,
-    group: &[Request],
-    positioned: bool,
-    journaled_to: Option<Version>,
-) -> Result<Made> {
-    let before = rows::last_version(connection)?;
-    if journaled_to.is_some_and(|position| position != before) {
-        return Err(Error::other("another process wrote to a database whose commits are kept in a journal"));
-    }
-    let mut redo = journaled_to.map(RedoWriter::new);
-    let (mut last, mut changes) = (before, 0);
-    let mut outcomes = Vec::with_capacity(group.len());
-    for request in group {
-        let outcome = match &request.work {
-            Work::Commit(commit, snapshot) => match plan(connection, log, commit, *snapshot, last) {
-                Ok(plan) => Ok(apply(connection, log, commit, plan, &mut last, redo.as_mut())?),
-                Err(error) => Err(error),
-            },
-            Work::Record(write) if records::write(connection, write)? => {
-                if let Some(redo) = &mut redo {
-                    redo.record(write);
-                }
-                changes += 1;
-                Ok(Committed::default())
-            }
-            Work::Record(_) => Err(Error::Conflict),
-        };
-        changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
-        outcomes.push(outcome);
-    }
-    if positioned && changes > 0 && last == before {
-        // Only records were written: the position moves on all the same, so that it tells of every change.
-        last = Version(before.0 + 1);
-        log.push(last, []);
-    }
-    if last != before {
-        rows::set_last_version(connection, last)?;
-    }
-    let redo = redo.and_then(|redo| redo.finish(last));
-    Ok(Made { outcomes, position: last, changes, redo })
-}
-
-/// Decides what a member writes; nothing is written yet.
-fn plan<'a>(
-    connection: &Connection,
-    log: &CommitLog,
-    commit: &'a Commit,
-    snapshot: Version,
+/// A group of commits in SQLite's transaction, which has begun.
+struct GroupCommit<'a> {
+    connection: &'a Connection,
+    log: &'a mut CommitLog,
+    before: Version,
+    /// The version of the last member that wrote.
     last: Version,
-) -> Result<Plan<'a>> {
-    let holds = match log.check(&commit.reads, snapshot, last) {
-        Verdict::Untouched => true,
-        Verdict::Touched => false,
-        Verdict::Unknown => {
-            commit.reads.holds(snapshot, &mut rows::Current { connection, now: commit.now })?
-        }
-    };
-    if !holds {
-        return Err(Error::Conflict);
-    }
-    commit.plan(|row, need| rows::current_row(connection, row, need))
+    redo: Option<RedoWriter>,
+    cached: Option<CommitUnderWay<'a>>,
 }
 
-/// Writes what a member decided. An error here fails the whole group.
-fn apply(
-    connection: &Connection,
-    log: &mut CommitLog,
-    commit: &Commit,
-    plan: Plan<'_>,
-    last: &mut Version,
-    redo: Option<&mut RedoWriter>,
-) -> Result<Committed> {
-    if plan.writes.is_empty() {
-        return Ok(Committed::default());
-    }
-    let version = Version(last.0 + 1);
-    for (row, write) in &plan.writes {
-        rows::write(connection, row, write, version)?;
-    }
-    if let Some(redo) = redo {
-        for (row, write) in &plan.writes {
-            redo.row(row, write, version);
+impl<'a> GroupCommit<'a> {
+    /// `journaled_to` is where the journal is, where there is one.
+    fn begin(
+        connection: &'a Connection,
+        log: &'a mut CommitLog,
+        cache: Option<&'a Cache>,
+        journaled_to: Option<Version>,
+    ) -> Result<Self> {
+        let before = rows::last_version(connection)?;
+        if journaled_to.is_some_and(|position| position != before) {
+            let reason = "another process wrote to a database whose commits are kept in a journal";
+            return Err(Error::other(reason));
         }
+        let redo = journaled_to.map(RedoWriter::new);
+        let cached = cache.map(|cache| cache.begin_commit(before));
+        Ok(Self { connection, log, before, last: before, redo, cached })
     }
-    *last = version;
-    log.push(version, commit.writes.keys().cloned());
-    Ok(Committed { version, growth: plan.growth })
+
+    /// Writes what the group comes to, and commits it.
+    fn make(mut self, group: &[Request], positioned: bool) -> Result<Made, GroupError> {
+        let (outcomes, changes) = self.write(group, positioned).map_err(GroupError::RolledBack)?;
+        commit(self.connection)?;
+        if let Some(cached) = self.cached {
+            cached.done(self.last);
+        }
+        let redo = self.redo.and_then(|redo| redo.finish(self.last));
+        Ok(Made { outcomes, position: self.last, changes, redo })
+    }
+
+    /// Writes all members that can be made; gives the outcome of each, and how many change something.
+    fn write(&mut self, group: &[Request], positioned: bool) -> Result<(Vec<Result<Committed>>, u64)> {
+        let mut changes = 0;
+        let mut outcomes = Vec::with_capacity(group.len());
+        for request in group {
+            let outcome = match &request.work {
+                Work::Commit(commit, snapshot) => match self.plan(commit, *snapshot) {
+                    Ok(plan) => Ok(self.apply(commit, plan)?),
+                    Err(error) => Err(error),
+                },
+                Work::Record(write) if records::write(self.connection, write)? => {
+                    if let Some(redo) = &mut self.redo {
+                        redo.record(write);
+                    }
+                    changes += 1;
+                    Ok(Committed::default())
+                }
+                Work::Record(_) => Err(Error::Conflict),
+            };
+            changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
+            outcomes.push(outcome);
+        }
+        if positioned && changes > 0 && self.last == self.before {
+            // Only records were written: the position moves on all the same, so that it tells of every change.
+            self.last = Version(self.before.0 + 1);
+            self.log.push(self.last, []);
+        }
+        if self.last != self.before {
+            rows::set_last_version(self.connection, self.last)?;
+        }
+        Ok((outcomes, changes))
+    }
+
+    /// Decides what a member writes; nothing is written yet.
+    fn plan<'c>(&self, commit: &'c Commit, snapshot: Version) -> Result<Plan<'c>> {
+        let connection = self.connection;
+        let holds = match self.log.check(&commit.reads, snapshot, self.last) {
+            Verdict::Untouched => true,
+            Verdict::Touched => false,
+            Verdict::Unknown => {
+                commit.reads.holds(snapshot, &mut rows::Current { connection, now: commit.now })?
+            }
+        };
+        if !holds {
+            return Err(Error::Conflict);
+        }
+        commit.plan(|row, need| rows::current_row(connection, row, need))
+    }
+
+    /// Writes what a member decided. An error here fails the whole group.
+    fn apply(&mut self, commit: &Commit, plan: Plan<'_>) -> Result<Committed> {
+        if plan.writes.is_empty() {
+            return Ok(Committed::default());
+        }
+        let version = Version(self.last.0 + 1);
+        for (row, write) in &plan.writes {
+            rows::write(self.connection, row, write, version)?;
+            if let Some(redo) = &mut self.redo {
+                redo.row(row, write, version);
+            }
+            if let Some(cached) = &mut self.cached {
+                cached.note(row, write, version);
+            }
+        }
+        self.last = version;
+        self.log.push(version, commit.writes.keys().cloned());
+        Ok(Committed { version, growth: plan.growth })
+    }
 }
 
 /// A panic while a lock was held can't have left a commit half made: SQLite rolls it back, and the next

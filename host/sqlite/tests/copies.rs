@@ -118,6 +118,7 @@ async fn a_close_waits_for_reads_under_way_and_leaves_one_file() {
     let options =
         SnapshotOptions { mode: Mode::View, now: 1, deadline: Instant::now() + Duration::from_secs(5) };
     let mut snapshot = database.snapshot(options).await.unwrap();
+    snapshot.get(&row("0")).await.unwrap();
     let read = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let found = snapshot.get(&row("99")).await.unwrap().unwrap();
@@ -139,7 +140,9 @@ async fn a_snapshot_that_is_kept_after_the_close_moves_the_log_with_its_end() {
     let database = open(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let snapshot = database.snapshot(SnapshotOptions { mode: Mode::View, now: 1, deadline }).await.unwrap();
+    let options = SnapshotOptions { mode: Mode::View, now: 1, deadline };
+    let mut snapshot = database.snapshot(options).await.unwrap();
+    snapshot.get(&row("a")).await.unwrap();
     assert!(matches!(database.finish().await, Err(Error::Unavailable { .. })));
     assert!(names(folder.path()).contains(&"store.db-wal".to_string()));
     drop(snapshot);

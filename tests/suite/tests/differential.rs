@@ -25,6 +25,9 @@ use support::{harness, postgres_server};
 const SCHEDULES: u64 = 150;
 const CALLS: usize = 120;
 
+/// SQLite with its cache, without it, and with one that has room for a few rows.
+const SQLITE: [&str; 3] = ["", "cache_bytes=0", "cache_bytes=4000"];
+
 /// Defects that the schedules have to find, or they prove nothing.
 const DEFECTS: [Defect; 8] = [
     Defect::ForgetsReads,
@@ -42,8 +45,11 @@ fn main() {
     let runtime = harness::runtime();
     let schedules =
         harness::trial(&runtime, "memory_and_sqlite_answer_overlapping_transactions_alike", || async {
-            let sqlite = SqliteBench::in_temporary_folder(drivers());
-            for seed in 0..SCHEDULES {
+            for (options, seed) in SQLITE.iter().cycle().zip(0..SCHEDULES) {
+                let sqlite = SqliteBench {
+                    options: options.to_string(),
+                    ..SqliteBench::in_temporary_folder(drivers())
+                };
                 compare(seed, &MemoryBench, &sqlite, 4).await?;
             }
             Ok(())

@@ -4,9 +4,11 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_core::{Error, Handle, HandleOptions, Mode, Store, Version};
@@ -41,6 +43,11 @@ fn main() {
         ),
         harness::trial(
             &runtime,
+            "what_another_process_committed_is_seen_though_rows_are_cached",
+            what_another_process_committed_is_seen_though_rows_are_cached,
+        ),
+        harness::trial(
+            &runtime,
             "what_was_acknowledged_is_there_after_a_kill",
             what_was_acknowledged_is_there_after_a_kill,
         ),
@@ -58,6 +65,7 @@ async fn play(role: &str, file: &Path) {
         "count" => count(file).await,
         "open" => drop(open(file).await),
         "number" => number(file).await,
+        "rewrite" => rewrite(file).await,
         "fill" => fill(file).await,
         _ => panic!("there is no role {role:?}"),
     }
@@ -139,6 +147,51 @@ async fn processes_that_open_one_fresh_file_all_succeed() -> Outcome {
     let steps: i64 =
         connection.query_row("SELECT count(*) FROM larder_migrations", [], |row| row.get(0)).unwrap();
     if steps == 2 { Ok(()) } else { Err(format!("{steps} steps are recorded")) }
+}
+
+const REWRITES: u64 = 40;
+
+async fn what_another_process_committed_is_seen_though_rows_are_cached() -> Outcome {
+    let (_folder, file) = database();
+    let store = open(&file).await;
+    let mut child = start("rewrite", &file);
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let said = Arc::new(AtomicU64::new(0));
+    let heard = said.clone();
+    let listener = std::thread::spawn(move || {
+        for number in lines.map_while(Result::ok).filter_map(|line| line.parse().ok()) {
+            heard.store(number, Ordering::SeqCst);
+        }
+    });
+    // A row that is read all the time is cached all the time.
+    let (mut reads, mut stale) = (0, None);
+    while !listener.is_finished() {
+        let acknowledged = said.load(Ordering::SeqCst);
+        let seen = get(&store, "number").await.map_or(0, |number| number.parse().unwrap());
+        if seen < acknowledged {
+            stale = Some(format!("{seen} was read after {acknowledged} was acknowledged"));
+        }
+        reads += 1;
+        tokio::task::yield_now().await;
+    }
+    succeeds(child)?;
+    stale.map_or(Ok(()), Err)?;
+    let last = get(&store, "number").await;
+    match last == Some(REWRITES.to_string()) && reads > REWRITES {
+        true => Ok(()),
+        false => Err(format!("{last:?} in the end, after {reads} reads")),
+    }
+}
+
+/// Writes the next number into one row, again and again, says so, and lets others get used to it.
+async fn rewrite(file: &Path) {
+    let store = open(file).await;
+    for number in 1..=REWRITES {
+        put(&store, "number", number.to_string().into_bytes()).await.unwrap();
+        println!("{number}");
+        std::io::stdout().flush().unwrap();
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..200))).await;
+    }
 }
 
 // Processes that are killed.

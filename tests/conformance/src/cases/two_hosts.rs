@@ -5,6 +5,7 @@ use crate::check::*;
 
 pub(crate) const CASES: &[Case] = named!("two_hosts":
     a_commit_of_one_host_is_seen_by_the_other,
+    what_was_read_before_is_read_anew_once_the_other_host_has_changed_it,
     a_row_changed_by_the_other_host_is_a_conflict,
     a_row_deleted_by_the_other_host_is_a_conflict,
     a_phantom_of_the_other_host_is_a_conflict,
@@ -34,6 +35,27 @@ fn a_commit_of_one_host_is_seen_by_the_other() -> Outcome {
     expect_entries(&scan("")?, &[("a", "elsewhere")])?;
     put("a", "here")?;
     retrying(|| expect_value(view(&elsewhere)?.get(NS, "a")?, "here"))
+}
+
+/// What a host keeps of rows that it has read must not outlive a commit of another one.
+fn what_was_read_before_is_read_anew_once_the_other_host_has_changed_it() -> Outcome {
+    let elsewhere = other()?;
+    put_keys(&["changed", "deleted", "kept"])?;
+    for _ in 0..3 {
+        for key in ["changed", "deleted", "kept"] {
+            expect_value(get(key)?, key)?;
+        }
+        expect_absent(get("new")?)?;
+    }
+    write_in(&elsewhere, |tx| {
+        tx.put(NS, "changed", b"elsewhere")?;
+        tx.put(NS, "new", b"elsewhere")?;
+        Ok(tx.delete(NS, "deleted")?)
+    })?;
+    expect_value(get("changed")?, "elsewhere")?;
+    expect_value(get("new")?, "elsewhere")?;
+    expect_absent(get("deleted")?)?;
+    expect_value(get("kept")?, "kept")
 }
 
 fn a_row_changed_by_the_other_host_is_a_conflict() -> Outcome {

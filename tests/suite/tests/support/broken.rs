@@ -1,5 +1,6 @@
 //! Backends that break one promise each: the suite has to catch each of them by name.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::read_set::ReadSet;
 use larder_core::{Identity, IdentityParts, InMemory, Limits, Version};
 use larder_suite::{Bench, Scratch};
+use tokio::sync::Mutex;
 
 /// The promise that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub(crate) enum Defect {
     KeepsDeletedRows,
     /// What is written through one handle is not seen through another.
     HostsApart,
+    /// A row that was read is read from memory until this host commits.
+    RemembersRows,
     /// A record of memory is written whatever its version is.
     ForgetsRecordVersions,
     /// A run's record is kept as that of the whole session.
@@ -67,7 +71,7 @@ impl Scratch for BrokenScratch {
             Defect::HostsApart => InMemory::new(),
             _ => self.rows.attach(),
         };
-        Ok(Arc::new(Broken { rows: Arc::new(rows), defect: self.defect }))
+        Ok(Arc::new(Broken { rows: Arc::new(rows), remembered: Arc::default(), defect: self.defect }))
     }
 
     async fn remove(self: Box<Self>) -> Result<()> {
@@ -75,14 +79,18 @@ impl Scratch for BrokenScratch {
     }
 }
 
+type Remembered = Arc<Mutex<HashMap<RowKey, Option<StoredValue>>>>;
+
 struct Broken {
     rows: Arc<InMemory>,
+    remembered: Remembered,
     defect: Defect,
 }
 
 struct BrokenSnapshot {
     sound: Box<dyn Snapshot>,
     rows: Arc<InMemory>,
+    remembered: Remembered,
     options: SnapshotOptions,
     defect: Defect,
 }
@@ -129,10 +137,12 @@ impl Backend for Broken {
             options.now = 0;
         }
         let sound = self.rows.snapshot(options).await?;
-        Ok(Box::new(BrokenSnapshot { sound, rows: self.rows.clone(), options, defect: self.defect }))
+        let (rows, remembered) = (self.rows.clone(), self.remembered.clone());
+        Ok(Box::new(BrokenSnapshot { sound, rows, remembered, options, defect: self.defect }))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+        self.remembered.lock().await.clear();
         self.rows.commit(damage(&commit, self.defect)).await
     }
 
@@ -182,7 +192,16 @@ impl BrokenSnapshot {
 impl Snapshot for BrokenSnapshot {
     async fn get(&mut self, row: &RowKey) -> larder_core::Result<Option<StoredValue>> {
         self.follow().await?;
-        self.sound.get(row).await
+        if self.defect != Defect::RemembersRows {
+            return self.sound.get(row).await;
+        }
+        let mut remembered = self.remembered.lock().await;
+        if let Some(found) = remembered.get(row) {
+            return Ok(found.clone());
+        }
+        let found = self.sound.get(row).await?;
+        remembered.insert(row.clone(), found.clone());
+        Ok(found)
     }
 
     async fn get_many(
@@ -210,6 +229,7 @@ impl Snapshot for BrokenSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+        self.remembered.lock().await.clear();
         self.sound.commit(damage(&commit, self.defect)).await
     }
 }
