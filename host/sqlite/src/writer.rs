@@ -530,7 +530,10 @@ impl<'a> GroupCommit<'a> {
         cache: Option<&'a Cache>,
         journaled_to: Option<Version>,
     ) -> Result<Self> {
-        let before = rows::last_version(connection)?;
+        let before = match cache.and_then(Cache::version) {
+            Some(version) => version,
+            None => rows::last_version(connection)?,
+        };
         if journaled_to.is_some_and(|position| position != before) {
             let reason = "another process wrote to a database whose commits are kept in a journal";
             return Err(Error::other(reason));

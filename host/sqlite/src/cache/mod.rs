@@ -99,10 +99,17 @@ impl Cache {
     /// newest.
     pub(crate) fn epoch(&self) -> Option<Arc<Epoch>> {
         let state = lock(&self.state);
-        let is_newest = state.mark.is_some() && state.mark == state.read_mark();
+        let is_newest = state.is_newest();
         let is_readable = !state.committing || state.epoch.pin.get().is_some();
         let is_calm = state.foreign.is_none_or(|foreign| foreign.elapsed() >= WARY);
         (is_newest && is_readable && is_calm).then(|| state.epoch.clone())
+    }
+
+    /// The version that the database is at, where that is known without a look into it. It stays so only while somebody
+    /// holds the lock that keeps others from committing.
+    pub(crate) fn version(&self) -> Option<Version> {
+        let state = lock(&self.state);
+        state.is_newest().then_some(state.epoch.version)
     }
 
     /// What [`Cache::saw`] is to be told.
@@ -185,6 +192,11 @@ impl State {
         (!is_same).then(|| std::mem::replace(&mut self.epoch, Epoch::new(version)))
     }
 
+    /// Whether nobody has committed since the epoch.
+    fn is_newest(&self) -> bool {
+        self.mark.is_some() && self.mark == self.read_mark()
+    }
+
     fn read_mark(&self) -> Option<Mark> {
         self.index.as_ref().and_then(LogIndex::mark)
     }
@@ -210,11 +222,15 @@ impl CommitUnderWay<'_> {
         self.done = true;
         let mut state = lock(&self.cache.state);
         self.cache.rows.apply(std::mem::take(&mut self.changes));
+        let wrote = state.epoch.version != version;
         let before = state.leave_epoch(version);
-        // Others may have committed once this commit was made: then the mark is not of this state.
+        // Others may have committed once this commit was made: then the mark is not of this state. One that moved no
+        // version may have written nothing at all, and what one commit moved the mark by is then somebody else's.
         let now = state.read_mark();
-        let is_ours =
-            self.mark.zip(now).is_some_and(|(before, now)| now.is_at_most_one_commit_after(&before));
+        let is_ours = match self.mark.zip(now) {
+            Some((before, now)) if wrote => now.is_one_commit_after(&before),
+            marks => marks.is_some_and(|(before, now)| now == before),
+        };
         state.mark = now.filter(|_| is_ours);
         state.committing = false;
         // The connections of an epoch are given back without the lock.
@@ -242,4 +258,96 @@ impl Drop for CommitUnderWay<'_> {
 /// A panic elsewhere can't have left any of it half changed: that is done by assignments.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{SqliteOptions, connection, rows as statements};
+
+    /// A cache, with a connection of its own process and one of another.
+    fn cache(folder: &std::path::Path) -> (Cache, Connection, Connection) {
+        let path = folder.join("a.db");
+        let options = SqliteOptions::default();
+        let mut ours = connection::open(&path, options).unwrap();
+        crate::migrate::migrate(&mut ours).unwrap();
+        let version = statements::last_version(&ours).unwrap();
+        let theirs = connection::open(&path, options).unwrap();
+        let readers = Arc::new(Readers::new(path, options));
+        // SAFETY: it has just read, and the tests keep it as long as the cache.
+        let cache = unsafe { Cache::new(readers, &ours, version, 1 << 20) }.unwrap();
+        cache.saw(version, cache.mark());
+        (cache, ours, theirs)
+    }
+
+    fn commit(connection: &Connection, version: u64) {
+        statements::set_last_version(connection, Version(version)).unwrap();
+    }
+
+    #[test]
+    fn an_epoch_stands_until_somebody_commits() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, theirs) = cache(folder.path());
+        assert_eq!(cache.epoch().unwrap().version, Version(0));
+        let under_way = cache.begin_commit(Version(0));
+        assert!(cache.epoch().is_none());
+        commit(&ours, 1);
+        under_way.done(Version(1));
+        assert_eq!(cache.epoch().unwrap().version, Version(1));
+        assert_eq!(cache.version(), Some(Version(1)));
+        commit(&theirs, 2);
+        assert!(cache.epoch().is_none() && cache.version().is_none());
+        cache.saw(Version(2), cache.mark());
+        assert_eq!(cache.version(), Some(Version(2)));
+        // For a while there may be more of them.
+        assert!(cache.epoch().is_none());
+    }
+
+    #[test]
+    fn a_commit_of_another_process_behind_one_of_this_process_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, theirs) = cache(folder.path());
+        let under_way = cache.begin_commit(Version(0));
+        commit(&ours, 1);
+        commit(&theirs, 2);
+        under_way.done(Version(1));
+        assert!(cache.epoch().is_none());
+    }
+
+    #[test]
+    fn a_commit_of_another_process_behind_one_that_wrote_nothing_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, _ours, theirs) = cache(folder.path());
+        let under_way = cache.begin_commit(Version(0));
+        commit(&theirs, 1);
+        under_way.done(Version(0));
+        assert!(cache.epoch().is_none());
+    }
+
+    #[test]
+    fn who_stands_on_an_epoch_reads_on_there_and_others_do_not_hold_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let held = cache.epoch().unwrap();
+        let under_way = cache.begin_commit(Version(0));
+        commit(&ours, 1);
+        under_way.done(Version(1));
+        let version = statements::last_version(held.pin().unwrap().connection().unwrap()).unwrap();
+        assert_eq!(version, Version(0));
+        let weak = Arc::downgrade(&held);
+        drop(held);
+        assert!(weak.upgrade().is_none());
+        // Nobody stands on this one.
+        drop(cache.begin_commit(Version(1)));
+        assert!(lock(&cache.state).epoch.pin.get().is_none());
+    }
+
+    #[test]
+    fn a_closed_cache_reads_nothing_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        cache.close();
+        drop(ours);
+        assert!(cache.epoch().is_none() && cache.mark().is_none());
+    }
 }
