@@ -89,8 +89,12 @@ impl Scan {
         if covered.is_empty() {
             return Ok(None);
         }
-        let staged = staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation));
-        if self.reverse {
+        let mut staged =
+            staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation)).peekable();
+        if staged.peek().is_none() {
+            // Most scans: nothing is to be compared.
+            self.take(chunk.rows.into_iter().map(Merged::stored), found)
+        } else if self.reverse {
             self.take(Merge::new(chunk, staged.rev(), Ordering::Greater), found)
         } else {
             self.take(Merge::new(chunk, staged, Ordering::Less), found)
@@ -165,6 +169,12 @@ struct Merged<'a> {
     staged: Option<&'a Mutation>,
 }
 
+impl Merged<'_> {
+    fn stored((key, stored): (Key, StoredValue)) -> Self {
+        Self { key, stored: Some(stored), staged: None }
+    }
+}
+
 /// Two ordered sequences as one.
 struct Merge<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> {
     stored: Peekable<std::vec::IntoIter<(Key, StoredValue)>>,
@@ -179,7 +189,7 @@ impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Merge<'a, I> {
     }
 
     fn next_stored(&mut self) -> Option<Merged<'a>> {
-        self.stored.next().map(|(key, stored)| Merged { key, stored: Some(stored), staged: None })
+        self.stored.next().map(Merged::stored)
     }
 
     fn next_staged(&mut self) -> Option<Merged<'a>> {
