@@ -82,13 +82,15 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) sides: Vec<Entrant>,
     pub(crate) goals: Vec<Goal>,
+    /// Operations of each side before anything is measured: what is measured is a database in use.
+    pub(crate) warm_up: u64,
     pub(crate) evidence: Option<Box<dyn Evidence>>,
 }
 
 impl Row {
     /// A row without sides yet.
     pub(crate) fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), sides: Vec::new(), goals: Vec::new(), evidence: None }
+        Self { name: name.into(), sides: Vec::new(), goals: Vec::new(), warm_up: 0, evidence: None }
     }
 
     /// A row of larder against one baseline.
@@ -125,6 +127,12 @@ impl Row {
         bound: impl Into<Option<f64>>,
     ) -> Self {
         self.goals.push(Goal { label, comparison, bound: bound.into() });
+        self
+    }
+
+    /// Has each side do so many operations before.
+    pub(crate) fn warm_up(mut self, operations: u64) -> Self {
+        self.warm_up = operations;
         self
     }
 
