@@ -1,25 +1,31 @@
 //! The backend that keeps rows in memory.
 
+mod latest;
+mod row_name;
+mod snapshot;
+mod stored_row;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use imbl::OrdMap;
 
-use crate::backend::{
-    Backend, Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
-    Version, is_live,
-};
+use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
 use crate::clock::UnixMillis;
-use crate::commit::{Commit, CurrentRow, RowWrite};
+use crate::commit::{Commit, Need, RowWrite};
 use crate::commit_log::{CommitLog, Verdict};
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
-use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::name::{KeyRange, RowKey};
 use crate::read_set::{CurrentState, RangeState};
+use latest::Latest;
+use row_name::Name;
+use snapshot::InMemorySnapshot;
+use stored_row::StoredRow;
 
 /// Rows in memory, gone with the last handle. A snapshot is a shared persistent map and costs nothing.
 ///
@@ -29,15 +35,25 @@ use crate::read_set::{CurrentState, RangeState};
 /// let store = Store::builder(InMemory::new()).build()?;
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct InMemory {
-    database: Arc<Mutex<Database>>,
+    shared: Arc<Shared>,
     closed: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
+struct Shared {
+    database: Mutex<Database>,
+    /// Changed only by who has the database. Readers don't wait for it.
+    latest: RwLock<Latest>,
+}
+
+/// Rows in their order.
+type Rows = OrdMap<Name, StoredRow>;
+
+#[derive(Default)]
 struct Database {
-    rows: OrdMap<RowKey, Arc<StoredValue>>,
+    rows: Rows,
     last: Version,
     log: CommitLog,
     records: BTreeMap<RecordKey, StoredRecord>,
@@ -52,34 +68,53 @@ impl InMemory {
     /// A second handle on the same rows, as a second process on one file would be; closing one leaves the
     /// other open.
     pub fn attach(&self) -> Self {
-        Self { database: self.database.clone(), closed: AtomicBool::new(false) }
+        Self { shared: self.shared.clone(), closed: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, Database>> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        Ok(lock(&self.database))
+        Ok(self.shared.lock())
     }
 }
 
-/// A panic while the lock was held can't have left half a commit: the map is replaced in one assignment.
-fn lock(database: &Mutex<Database>) -> MutexGuard<'_, Database> {
-    database.lock().unwrap_or_else(PoisonError::into_inner)
+impl std::fmt::Debug for InMemory {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("InMemory").finish_non_exhaustive()
+    }
+}
+
+/// A panic while a lock was held can't have left half a commit: nothing that can fail is between its changes.
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Database> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For who has the database, and so waits for nobody who changes it.
+    fn latest(&self) -> RwLockReadGuard<'_, Latest> {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
+        let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
+        latest.note_change();
+        latest
+    }
 }
 
 #[async_trait]
 impl Backend for InMemory {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
-        let (rows, last) = {
-            let database = self.lock()?;
-            (database.rows.clone(), database.last)
-        };
-        Ok(Box::new(InMemorySnapshot { rows, last, now: options.now, database: self.database.clone() }))
+        let database = self.lock()?;
+        let moment = self.shared.latest().moment(database.last);
+        let rows = database.rows.clone();
+        drop(database);
+        Ok(Box::new(InMemorySnapshot::new(rows, moment, options.now, self.shared.clone())))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
-        self.lock()?.commit(Version::ABSENT, &commit)
+        self.lock()?.commit(&self.shared, Version::ABSENT, &commit)
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
@@ -89,24 +124,15 @@ impl Backend for InMemory {
             let records: u64 = records.map(|(key, record)| key.bytes() + record.bytes.len() as u64).sum();
             (database.rows.clone(), records)
         };
-        Ok(records + rows.iter().map(|(row, stored)| row_bytes(row, stored)).sum::<u64>())
+        Ok(records + rows.iter().map(|(name, row)| row_bytes(name, row)).sum::<u64>())
     }
 
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
         let rows = self.lock()?.rows.clone();
-        let expired = rows.iter().filter(|(_, stored)| !is_live(stored.expires_at, now));
-        let expired: Vec<_> = expired.take(max_rows as usize).collect();
-        let mut database = self.lock()?;
-        let mut swept = Swept::default();
-        for (row, stored) in expired {
-            // The row may have been written since the snapshot was taken.
-            if database.rows.get(row).is_some_and(|current| current.version == stored.version) {
-                database.rows.remove(row);
-                swept.rows += 1;
-                swept.bytes += row_bytes(row, stored);
-            }
-        }
-        Ok(swept)
+        let expired = rows.iter().filter(|(_, row)| !row.is_live(now)).take(max_rows as usize);
+        let expired: Vec<_> = expired.map(|(name, row)| (name.clone(), row.clone())).collect();
+        drop(rows);
+        Ok(self.lock()?.remove_expired(&self.shared, expired))
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
@@ -150,65 +176,83 @@ impl Backend for InMemory {
     }
 }
 
-fn row_bytes(row: &RowKey, stored: &StoredValue) -> u64 {
-    row.bytes() + stored.value.len() as u64
+fn row_bytes(name: &[u8], row: &StoredRow) -> u64 {
+    row_name::bytes(name) + row.value_bytes()
 }
 
 impl Database {
-    fn commit(&mut self, snapshot: Version, commit: &Commit) -> Result<Committed> {
-        self.validate(snapshot, commit)?;
-        let plan = commit.plan(|row, _| Ok(self.rows.get(row).map(|stored| current_row(stored))))?;
+    fn commit(&mut self, shared: &Shared, snapshot: Version, commit: &Commit) -> Result<Committed> {
+        let latest = shared.latest();
+        self.validate(&latest, snapshot, commit)?;
+        let plan = commit.plan(|row, need| {
+            Ok(latest.get(&row_name::of(row)).map(|stored| stored.current(need == Need::Value)))
+        })?;
+        drop(latest);
         if plan.writes.is_empty() {
             return Ok(Committed::default());
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
+        let mut latest = shared.latest_to_change();
+        let mut name = Vec::new();
         for (row, write) in plan.writes {
+            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             match write {
                 RowWrite::Put { value, expires_at } => {
-                    let stored = StoredValue { value: value.into_owned(), version, expires_at };
-                    self.rows.insert(row.clone(), Arc::new(stored));
+                    let stored = StoredRow::new(&value, version, expires_at);
+                    self.rows.insert(latest.put(&name, stored.clone()), stored);
                 }
                 RowWrite::Delete => {
-                    self.rows.remove(row);
+                    latest.remove(&name);
+                    self.rows.remove(name.as_slice());
                 }
             }
         }
+        drop(latest);
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
         Ok(Committed { version, growth: plan.growth })
     }
 
-    fn validate(&self, snapshot: Version, commit: &Commit) -> Result<()> {
+    fn validate(&self, latest: &Latest, snapshot: Version, commit: &Commit) -> Result<()> {
         let holds = match self.log.check(&commit.reads, snapshot, self.last) {
             Verdict::Untouched => true,
             Verdict::Touched => false,
             Verdict::Unknown => {
-                commit.reads.holds(snapshot, &mut Current { rows: &self.rows, now: commit.now })?
+                let mut current = Current { rows: &self.rows, latest, now: commit.now };
+                commit.reads.holds(snapshot, &mut current)?
             }
         };
         if holds { Ok(()) } else { Err(Error::Conflict) }
     }
-}
 
-fn current_row(stored: &StoredValue) -> CurrentRow {
-    CurrentRow {
-        version: stored.version,
-        expires_at: stored.expires_at,
-        value_bytes: stored.value.len() as u64,
-        value: Some(stored.value.clone()),
+    fn remove_expired(&mut self, shared: &Shared, expired: Vec<(Name, StoredRow)>) -> Swept {
+        let mut latest = shared.latest_to_change();
+        let mut swept = Swept::default();
+        for (name, row) in expired {
+            // The row may have been written since it was found.
+            if latest.get(&name).is_some_and(|current| current.version() == row.version()) {
+                latest.remove(&name);
+                self.rows.remove(&name);
+                swept.rows += 1;
+                swept.bytes += row_bytes(&name, &row);
+            }
+        }
+        latest.shrink();
+        swept
     }
 }
 
 struct Current<'a> {
-    rows: &'a OrdMap<RowKey, Arc<StoredValue>>,
+    rows: &'a Rows,
+    latest: &'a Latest,
     now: UnixMillis,
 }
 
 impl CurrentState for Current<'_> {
     fn version(&mut self, row: &RowKey) -> Result<Version> {
-        let live = self.rows.get(row).filter(|stored| is_live(stored.expires_at, self.now));
-        Ok(live.map_or(Version::ABSENT, |stored| stored.version))
+        let live = self.latest.get(&row_name::of(row)).filter(|stored| stored.is_live(self.now));
+        Ok(live.map_or(Version::ABSENT, StoredRow::version))
     }
 
     fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
@@ -216,101 +260,14 @@ impl CurrentState for Current<'_> {
         if range.is_empty() {
             return Ok(state);
         }
-        for (_, stored) in self.rows.range(range.row_bounds()) {
-            if is_live(stored.expires_at, self.now) {
+        for (_, stored) in self.rows.range(row_name::bounds(range)) {
+            if stored.is_live(self.now) {
                 state.rows += 1;
-                state.newest = state.newest.max(stored.version);
+                state.newest = state.newest.max(stored.version());
             }
         }
         Ok(state)
     }
-}
-
-struct InMemorySnapshot {
-    rows: OrdMap<RowKey, Arc<StoredValue>>,
-    last: Version,
-    now: UnixMillis,
-    database: Arc<Mutex<Database>>,
-}
-
-impl InMemorySnapshot {
-    fn live(&self, row: &RowKey) -> Option<StoredValue> {
-        let stored = self.rows.get(row).filter(|stored| is_live(stored.expires_at, self.now))?;
-        Some(StoredValue::clone(stored))
-    }
-}
-
-#[async_trait]
-impl Snapshot for InMemorySnapshot {
-    async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        Ok(self.live(row))
-    }
-
-    async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
-        let mut rows = ManyRows::new(keys.len(), max_bytes);
-        for key in keys {
-            let row = RowKey { namespace: namespace.clone(), key: key.clone() };
-            if !rows.push(self.live(&row)) {
-                break;
-            }
-        }
-        Ok(rows.finish())
-    }
-
-    async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let rows = self.rows.range(range.row_bounds());
-        let chunk = if options.reverse {
-            collect(rows.rev(), self.now, options)
-        } else {
-            collect(rows, self.now, options)
-        };
-        Ok(chunk)
-    }
-
-    async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let live = |(row, stored): (&RowKey, &Arc<StoredValue>)| {
-            is_live(stored.expires_at, self.now).then(|| row.namespace.clone())
-        };
-        Ok(match after {
-            None => self.rows.iter().find_map(live),
-            Some(after) => {
-                let rest = KeyRange::new(after.clone(), Vec::new(), None);
-                let (_, end) = rest.row_bounds();
-                let Bound::Excluded(start) = end else {
-                    return Ok(None);
-                };
-                self.rows.range(start..).find_map(live)
-            }
-        })
-    }
-
-    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        // The shared map must not be held while it is changed: the change would copy what it need not.
-        let Self { rows, last, database, .. } = *self;
-        drop(rows);
-        lock(&database).commit(last, &commit)
-    }
-}
-
-fn collect<'a>(
-    rows: impl Iterator<Item = (&'a RowKey, &'a Arc<StoredValue>)>,
-    now: UnixMillis,
-    options: ScanOptions,
-) -> Chunk {
-    let mut chunk = Chunk::default();
-    let mut bytes = 0;
-    for (row, stored) in rows.filter(|(_, stored)| is_live(stored.expires_at, now)) {
-        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
-        if is_full && !chunk.rows.is_empty() {
-            return chunk;
-        }
-        let value = if options.keys_only { Vec::new() } else { stored.value.clone() };
-        bytes += (row.key.as_bytes().len() + value.len()) as u64;
-        let stored = StoredValue { value, version: stored.version, expires_at: stored.expires_at };
-        chunk.rows.push((row.key.clone(), stored));
-    }
-    chunk.exhausted = true;
-    chunk
 }
 
 /// Opens `memory:`, a new store each time.

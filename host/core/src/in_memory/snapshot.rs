@@ -1,0 +1,105 @@
+//! Snapshots: the rows in order as they were, and the newest ones as far as they are the same.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::latest::{Moment, Seen};
+use super::row_name::{self, Name};
+use super::stored_row::StoredRow;
+use super::{Rows, Shared};
+use crate::backend::{Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue};
+use crate::clock::UnixMillis;
+use crate::commit::Commit;
+use crate::error::Result;
+use crate::name::{Key, KeyRange, Namespace, RowKey};
+
+/// One committed state.
+pub(super) struct InMemorySnapshot {
+    rows: Rows,
+    moment: Moment,
+    now: UnixMillis,
+    shared: Arc<Shared>,
+    /// The name of the row that is looked for, so that a look-up needs no memory of its own.
+    name: Vec<u8>,
+}
+
+impl InMemorySnapshot {
+    pub(super) fn new(rows: Rows, moment: Moment, now: UnixMillis, shared: Arc<Shared>) -> Self {
+        Self { rows, moment, now, shared, name: Vec::new() }
+    }
+
+    fn live(&mut self, namespace: &Namespace, key: &Key) -> Option<StoredValue> {
+        row_name::write(&mut self.name, namespace, key.as_bytes());
+        // Who would have to wait for a commit looks into the rows of its own.
+        if let Ok(latest) = self.shared.latest.try_read() {
+            match latest.at(self.moment, &self.name) {
+                Seen::Row(row) => return row.live(self.now),
+                Seen::Absent => return None,
+                Seen::Changed => {}
+            }
+        }
+        self.rows.get(self.name.as_slice())?.live(self.now)
+    }
+}
+
+#[async_trait]
+impl Snapshot for InMemorySnapshot {
+    async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        Ok(self.live(&row.namespace, &row.key))
+    }
+
+    async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
+        let mut rows = ManyRows::new(keys.len(), max_bytes);
+        for key in keys {
+            if !rows.push(self.live(namespace, key)) {
+                break;
+            }
+        }
+        Ok(rows.finish())
+    }
+
+    async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
+        let rows = self.rows.range(row_name::bounds(range));
+        if options.reverse {
+            collect(rows.rev(), self.now, options)
+        } else {
+            collect(rows, self.now, options)
+        }
+    }
+
+    async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
+        let first = after.map_or_else(|| Name::from([]), row_name::after_namespace);
+        let live = self.rows.range(first..).find(|(_, row)| row.is_live(self.now));
+        live.map(|(name, _)| row_name::namespace(name)).transpose()
+    }
+
+    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
+        // The shared map must not be held while it is changed: the change would copy what it need not.
+        let Self { rows, moment, shared, .. } = *self;
+        drop(rows);
+        shared.lock().commit(&shared, moment.version, &commit)
+    }
+}
+
+fn collect<'a>(
+    rows: impl Iterator<Item = (&'a Name, &'a StoredRow)>,
+    now: UnixMillis,
+    options: ScanOptions,
+) -> Result<Chunk> {
+    let mut chunk = Chunk::default();
+    let mut bytes = 0;
+    for (name, row) in rows.filter(|(_, row)| row.is_live(now)) {
+        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
+        if is_full && !chunk.rows.is_empty() {
+            return Ok(chunk);
+        }
+        let stored = if options.keys_only { row.live_without_value(now) } else { row.live(now) };
+        let Some(stored) = stored else { continue };
+        let key = row_name::key(name)?;
+        bytes += (key.as_bytes().len() + stored.value.len()) as u64;
+        chunk.rows.push((key, stored));
+    }
+    chunk.exhausted = true;
+    Ok(chunk)
+}
