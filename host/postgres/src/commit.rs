@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use larder_core::Result;
 use larder_core::backend::Committed;
 use larder_core::commit::{Commit, CurrentRow, Need, Plan, RowWrite};
 use larder_core::name::RowKey;
-use larder_core::{Error, Result};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
 use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::rows::{column, expires_at, saturating, unsigned, version};
-use crate::session::Session;
+use crate::session::{Params, Session};
+use crate::to_its_end::ToItsEnd;
 
 /// How long a commit may take. Its transaction's deadline doesn't count any more.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
@@ -60,6 +61,22 @@ const WRITE: &str = "
     )
     SELECT version FROM drawn";
 
+/// The same for a single row, which most commits write, without what the server does to run over arrays.
+const PUT: &str = "
+    INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+    VALUES ($1, $2, $3, $4, nextval('larder_commit_sequence'))
+    ON CONFLICT (namespace, key) DO UPDATE
+    SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+    RETURNING version";
+
+/// The same for a single row that the transaction has seen in its snapshot. It is there, or the statement fails to
+/// serialize. An insert that runs into the row would lock it first, and log that.
+const REPLACE: &str = "
+    UPDATE larder_entries
+    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    WHERE namespace = $1 AND key = $2
+    RETURNING version";
+
 /// Makes the commit of a transaction that read nothing.
 pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -> Result<Committed> {
     connections.check_open()?;
@@ -67,45 +84,35 @@ pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -
         return Ok(Committed::default());
     }
     let held = connections.clone();
-    to_its_end(connections, async move {
+    let work = async move {
         let mut session = held.session().await?;
-        match make(&mut session, &commit).await {
+        match make(&mut session, &commit, None).await {
             Err(failure) if failure.is_lost_before() => {
                 held.renew(&mut session).await?;
-                make(&mut session, &commit).await
+                make(&mut session, &commit, None).await
             }
             outcome => outcome,
         }
-    })
-    .await
+    };
+    Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
 /// Makes the commit of a transaction that is open in a session.
+///
+/// `found` is a row that the transaction has read and found there.
 pub(crate) async fn after_reads(
     connections: &Arc<Connections>,
     mut session: Session,
     commit: Arc<Commit>,
+    found: Option<RowKey>,
 ) -> Result<Committed> {
     connections.check_open()?;
-    to_its_end(connections, async move { make(&mut session, &commit).await }).await
+    let work = async move { make(&mut session, &commit, found.as_ref()).await };
+    Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// A task of its own goes on when its future is dropped.
-pub(crate) async fn to_its_end<T: Send + 'static>(
-    connections: &Connections,
-    work: impl Future<Output = error::Result<T>> + Send + 'static,
-) -> Result<T> {
-    match connections.runtime().spawn(work).await {
-        Ok(outcome) => Ok(outcome?),
-        Err(error) => {
-            let reason = "the host is shutting down".to_string();
-            Err(Error::CommitUnknown { reason, cause: Some(Arc::new(error)) })
-        }
-    }
-}
-
-async fn make(session: &mut Session, commit: &Commit) -> error::Result<Committed> {
-    in_time(session, async |session| make_unbounded(session, commit).await).await
+async fn make(session: &mut Session, commit: &Commit, found: Option<&RowKey>) -> error::Result<Committed> {
+    in_time(session, async |session| make_unbounded(session, commit, found).await).await
 }
 
 /// Gives up on work that may commit, and says whether it did not.
@@ -120,7 +127,11 @@ pub(crate) async fn in_time<T>(
     }
 }
 
-async fn make_unbounded(session: &mut Session, commit: &Commit) -> error::Result<Committed> {
+async fn make_unbounded(
+    session: &mut Session,
+    commit: &Commit,
+    found: Option<&RowKey>,
+) -> error::Result<Committed> {
     let current = read_current(session, &commit.needs()).await?;
     let plan = commit.plan(|row, _| Ok(current.get(row).cloned()))?;
     if plan.writes.is_empty() {
@@ -129,7 +140,7 @@ async fn make_unbounded(session: &mut Session, commit: &Commit) -> error::Result
         }
         return Ok(Committed::default());
     }
-    let rows = write(session, &Changes::of(&plan)).await?;
+    let rows = write(session, &plan, found).await?;
     let drawn =
         rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version);
     match drawn {
@@ -171,22 +182,24 @@ fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey
     Ok((key, current))
 }
 
-async fn write(session: &mut Session, changes: &Changes<'_>) -> error::Result<Vec<Row>> {
-    let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } = changes;
+async fn write(session: &mut Session, plan: &Plan<'_>, found: Option<&RowKey>) -> error::Result<Vec<Row>> {
+    let [(row, RowWrite::Put { value, expires_at })] = plan.writes.as_slice() else {
+        let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } =
+            &Changes::of(plan);
+        let params: &Params<'_> =
+            &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys];
+        return send(session, WRITE, params).await;
+    };
+    let sql = if found == Some(*row) { REPLACE } else { PUT };
+    let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
+    send(session, sql, &[&namespace, &key, &value.as_ref(), &expires_at.map(saturating)]).await
+}
+
+async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
     if session.is_in_transaction() {
-        session
-            .commit_with(
-                WRITE,
-                &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys],
-            )
-            .await
+        session.commit_with(sql, params).await
     } else {
-        session
-            .commit_alone(
-                WRITE,
-                &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys],
-            )
-            .await
+        session.commit_alone(sql, params).await
     }
 }
 

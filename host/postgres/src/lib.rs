@@ -53,6 +53,7 @@ mod records;
 mod rows;
 mod session;
 mod snapshot;
+mod to_its_end;
 
 use std::sync::Arc;
 

@@ -9,12 +9,13 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, Result};
 use tokio_postgres::Row;
 
-use crate::commit::{in_time, to_its_end};
+use crate::commit::in_time;
 use crate::connections::Connections;
 use crate::error;
 use crate::maintenance::transaction;
 use crate::rows::{checked, column, saturating, unsigned, version};
 use crate::session::{Params, Session};
+use crate::to_its_end::ToItsEnd;
 
 /// One statement that reads one state needs no more.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
@@ -59,7 +60,7 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
 pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite>) -> Result<()> {
     connections.check_open()?;
     let held = connections.clone();
-    to_its_end(connections, async move {
+    let work = async move {
         let mut session = held.session().await?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
@@ -68,8 +69,8 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
             }
             outcome => outcome,
         }
-    })
-    .await
+    };
+    Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
 pub(crate) async fn list(

@@ -24,15 +24,29 @@ pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
     session: Session,
     options: SnapshotOptions,
+    /// The row that was read last, where there was one: its update need not look whether it is there.
+    found: Option<RowKey>,
 }
 
 const GET: &str = "
     SELECT value, version, expires_at FROM larder_entries
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
 
-/// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more. The
-/// length of a value is known without reading it.
+/// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more; so it might
+/// with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
+/// known without reading it.
 const GET_MANY: &str = "
+    SELECT asked.position, found.version, found.expires_at, found.value
+    FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
+    CROSS JOIN LATERAL (
+        SELECT version, expires_at, CASE WHEN octet_length(value) <= $4 THEN value END AS value
+        FROM larder_entries
+        WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > $3)
+        LIMIT 1
+    ) AS found";
+
+/// The same where values are of very different sizes: it adds them up before it sends any.
+const GET_MANY_COUNTED: &str = "
     SELECT position, version, expires_at, total, CASE WHEN total <= $4 THEN value END AS value
     FROM (
         SELECT asked.position, found.*, coalesce(sum(octet_length(found.value)) OVER (), 0) AS total
@@ -92,7 +106,7 @@ const NEXT_NAMESPACE: &str = "
 impl PostgresSnapshot {
     pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
         let session = in_time(options.deadline, connections.snapshot_session()).await?;
-        Ok(Self { connections: connections.clone(), session, options })
+        Ok(Self { connections: connections.clone(), session, options, found: None })
     }
 
     async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
@@ -134,14 +148,24 @@ impl Snapshot for PostgresSnapshot {
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
         let rows = self.read(GET, &[&namespace, &key, &now]).await?;
-        Ok(rows.first().map(stored_value).transpose()?)
+        let stored = rows.first().map(stored_value).transpose()?;
+        if self.options.mode == Mode::Update {
+            self.found = stored.is_some().then(|| row.clone());
+        }
+        Ok(stored)
     }
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let names: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
         let (namespace, now, max) = (namespace.as_bytes(), self.now(), saturating(max_bytes));
-        let rows = self.read(GET_MANY, &[&namespace, &names, &now, &max]).await?;
-        Ok(many(&rows, keys.len(), max_bytes)?)
+        let share = max / i64::try_from(keys.len().max(1)).unwrap_or(i64::MAX);
+        let share = i32::try_from(share).unwrap_or(i32::MAX);
+        let rows = self.read(GET_MANY, &[&namespace, &names, &now, &share]).await?;
+        if let Some(found) = many(&rows, keys.len())? {
+            return Ok(Many::Rows(found));
+        }
+        let rows = self.read(GET_MANY_COUNTED, &[&namespace, &names, &now, &max]).await?;
+        Ok(many_counted(&rows, keys.len(), max_bytes)?)
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
@@ -171,9 +195,9 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self { connections, session, .. } = *self;
+        let Self { connections, session, found, .. } = *self;
         if !session.is_idle() {
-            return commit::after_reads(&connections, session, commit).await;
+            return commit::after_reads(&connections, session, commit, found).await;
         }
         // It read nothing, so it is free to begin anew.
         drop(session);
@@ -190,11 +214,27 @@ fn first_after(namespace: Option<&Namespace>) -> Vec<u8> {
     first
 }
 
-fn many(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
+/// What [`GET_MANY`] found; none where it left a value out.
+fn many(rows: &[Row], asked: usize) -> error::Result<Option<Vec<Option<StoredValue>>>> {
+    for row in rows {
+        if column::<Option<&[u8]>>(row, "value")?.is_none() {
+            return Ok(None);
+        }
+    }
+    in_places(rows, asked).map(Some)
+}
+
+/// What [`GET_MANY_COUNTED`] found.
+fn many_counted(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
     let total = rows.first().map_or(Ok(0), |row| unsigned(row, "total"))?;
     if total > max_bytes {
         return Ok(Many::TooLarge(total));
     }
+    in_places(rows, asked).map(Many::Rows)
+}
+
+/// The rows in the places of the keys that were asked for.
+fn in_places(rows: &[Row], asked: usize) -> error::Result<Vec<Option<StoredValue>>> {
     let mut found = vec![None; asked];
     for row in rows {
         let place =
@@ -203,7 +243,7 @@ fn many(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
         *place.ok_or_else(|| Failure::corrupt("the database answered for a key that was not asked"))? =
             Some(stored_value(row)?);
     }
-    Ok(Many::Rows(found))
+    Ok(found)
 }
 
 fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {

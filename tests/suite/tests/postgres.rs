@@ -168,7 +168,9 @@ async fn through_a_proxy(dsn: &str) -> (Proxy, Store, Store) {
 async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str) -> Outcome {
     let (proxy, store, direct) = through_a_proxy(dsn).await;
     let (store, direct) = (handle(&store), handle(&direct));
-    // Once before, so that the statements are prepared and the cut meets the commit itself.
+    // Before, so that the statements are prepared, those for a new row and for one that was read, and the cut meets the
+    // commit itself.
+    read_and_put(&store, "read", "new").await.commit().await.unwrap();
     read_and_put(&store, "read", "before").await.commit().await.unwrap();
     put(&store, "blind", "before").await.unwrap();
 

@@ -1,0 +1,69 @@
+//! Work that goes on when nobody waits for it any more.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+
+/// Work that may commit. It runs where it is awaited, as handing it to a task of its own and waiting for that costs two
+/// changes of tasks; where its future is dropped before its end, a task takes it over.
+pub(crate) struct ToItsEnd<T: Send + 'static> {
+    work: Option<Work<T>>,
+    runtime: Handle,
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl<T: Send + 'static> ToItsEnd<T> {
+    pub(crate) fn new(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { work: Some(Box::pin(work)), runtime: runtime.clone() }
+    }
+}
+
+impl<T: Send + 'static> Future for ToItsEnd<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        // Work that panics is not put back: it can't go on.
+        let Some(mut work) = self.work.take() else { return Poll::Pending };
+        let polled = work.as_mut().poll(context);
+        if polled.is_pending() {
+            self.work = Some(work);
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for ToItsEnd<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            drop(self.runtime.spawn(work));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_whose_future_is_dropped_goes_on() {
+        let (go, gone) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        let mut work = ToItsEnd::new(&Handle::current(), async move {
+            gone.await.unwrap();
+            tell.send(7).unwrap();
+        });
+        assert!((&mut work).now_or_never().is_none());
+        drop(work);
+        go.send(()).unwrap();
+        assert_eq!(told.await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn work_that_is_awaited_gives_its_outcome() {
+        assert_eq!(ToItsEnd::new(&Handle::current(), async { 7 }).await, 7);
+    }
+}
