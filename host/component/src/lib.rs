@@ -71,11 +71,13 @@
 pub mod bindings;
 mod convert;
 mod ctx;
+mod engine_config;
 mod host;
 mod summarizer;
 
 pub use convert::{StorageError, StorageResult};
 pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView, add_to_linker};
+pub use engine_config::{engine_config, instance_pool};
 pub use larder_core::{
     ByteTokens, Clock, Context, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel, EventSink,
     EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope, InMemory,
@@ -109,12 +111,4 @@ pub fn drivers() -> Drivers {
     #[cfg(feature = "tenants")]
     let _ = drivers.register(TenantsDriver);
     drivers
-}
-
-/// Settings of the engine with which a call from guest to host costs least. larder needs no other: embedders that use
-/// component-model concurrency leave `concurrency_support` as it is.
-pub fn engine_config() -> wasmtime::Config {
-    let mut config = wasmtime::Config::new();
-    config.concurrency_support(false);
-    config
 }

@@ -2,9 +2,9 @@
 
 use anyhow::{Error, Result};
 use larder_bench_workload::Shape;
-use larder_host::{Limits, StorageCtx, StorageCtxView, StorageView, Store, engine_config};
+use larder_host::{Limits, StorageCtx, StorageCtxView, StorageView, Store, engine_config, instance_pool};
 use wasmtime::component::{Component, Linker, ResourceTable};
-use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Engine, InstanceAllocationStrategy};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx, WasiKeyValueCtxBuilder};
 
@@ -64,8 +64,7 @@ impl Program {
     /// The same, with instances from a pool.
     pub(crate) fn larder_pooling() -> Result<Self> {
         let mut config = engine_config();
-        let pool = PoolingAllocationConfig::new();
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(instance_pool()));
         Self::load(&config, larder_artifacts::LARDER_BENCH_GUEST)
     }
 
