@@ -15,6 +15,20 @@ pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept in each connection; more than larder has.
 const STATEMENTS: usize = 64;
 
+/// What SQLite keeps of a database's pages for each connection, unless it is told otherwise.
+const PAGES_KIB: i64 = 2_000;
+
+/// Opens the connection of a database's writer. The pages that it keeps stay valid while nobody else commits, so it need
+/// not read again what it changes; a reader's are worth nothing once somebody has committed.
+pub(crate) fn open_writer(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let connection = open(path, options)?;
+    let kib = i64::try_from(options.cache_bytes / 4 / 1_024).unwrap_or(i64::MAX);
+    // Negative numbers are KiB, positive ones pages.
+    let size = -kib.clamp(PAGES_KIB, i32::MAX.into());
+    connection.pragma_update(None, "cache_size", size).map_err(SqliteError::from)?;
+    Ok(connection)
+}
+
 /// Opens a connection that reads and writes.
 pub(crate) fn open(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
     open_waiting(path, options, BUSY_TIMEOUT)
@@ -115,6 +129,17 @@ mod tests {
             assert_eq!(setting("foreign_keys"), 1);
             assert_eq!(setting("synchronous"), 2);
             assert_eq!(setting("wal_autocheckpoint"), 0);
+        }
+    }
+
+    #[test]
+    fn a_writer_keeps_a_quarter_of_the_cache_in_pages_and_what_sqlite_keeps_at_least() {
+        let folder = tempfile::tempdir().unwrap();
+        for (cache_bytes, kib) in [(64 << 20, 16 << 10), (0, 2_000), (u64::MAX, i64::from(i32::MAX))] {
+            let options = SqliteOptions { cache_bytes, ..SqliteOptions::default() };
+            let writer = open_writer(&folder.path().join("a.db"), options).unwrap();
+            let size: i64 = writer.pragma_query_value(None, "cache_size", |row| row.get(0)).unwrap();
+            assert_eq!(size, -kib);
         }
     }
 

@@ -82,7 +82,8 @@ pub struct SqliteOptions {
     /// Whether a file that isn't there is made.
     pub create: bool,
     /// How many bytes of committed rows are kept in memory, about; 0 for none. They are found several times faster than
-    /// in the file. Other processes may write to it all the same: their commits empty the cache.
+    /// in the file. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
+    /// again, and 2 MB at least, are pages of the file that commits change.
     pub cache_bytes: u64,
 }
 
@@ -181,7 +182,7 @@ impl Sqlite {
         let positioned = !matches!(keeping, Keeping::Plain);
         let opened = path.clone();
         let (connection, positioned) = blocking(move || {
-            let mut connection = connection::open(&opened, options)?;
+            let mut connection = connection::open_writer(&opened, options)?;
             file::mark(&mut connection)?;
             migrate::migrate(&mut connection)?;
             let positioned = file::is_positioned(&connection, positioned)?;

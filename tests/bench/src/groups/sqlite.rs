@@ -23,12 +23,14 @@ impl Pair {
         Self { name, workload, bound: bound.into() }
     }
 
-    /// Each row is read four times on average, so that both sides have in memory what they keep there.
+    /// Each row is read several times on average, so that both sides have in memory what they keep there.
     fn warm_up(&self, shape: Shape) -> u64 {
-        match self.workload {
-            Workload::GetInOneView | Workload::ViewOfOneGet => 4 * shape.rows.min(USUAL.rows),
+        let times = match self.workload {
+            Workload::GetInOneView | Workload::ViewOfOneGet => 4,
+            Workload::UpdateGetPut => 2,
             _ => 0,
-        }
+        };
+        times * shape.rows.min(USUAL.rows)
     }
 
     fn writes(&self) -> bool {
