@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 /// Run the conformance suite on a backend
 ///
 /// Each case runs in a fresh store beside the one that DSN names, which is never touched: a temporary file in its
-/// folder, or a schema of its own in its database.
+/// folder, a schema of its own in its database, or a tenant below a prefix of its own: `tenants+s3://BUCKET/PREFIX?…`.
 #[derive(Args)]
 pub(crate) struct Conformance {
     /// Where the stores are made

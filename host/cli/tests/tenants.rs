@@ -352,6 +352,40 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
 }
 
 #[test]
+fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() {
+    let larder = Larder::new();
+    larder.crash("one", "ann", "unsent");
+    let folder = CacheFolder::find(&larder.path("one")).unwrap().remove(0);
+    let folder = folder.to_str().unwrap();
+    let other = format!("tenants+file://{}", larder.path("other").display());
+    let dsn = |cache: &str| format!("{other}?tenant=acme/users/ann&cache={cache}");
+    let made = format!("{}&create=yes", dsn("two"));
+    larder.output(&["put", "--store", &made, "notes", "a", "of the other"]);
+    let refused = |arguments: &[&str]| {
+        let error = larder.error(1, arguments);
+        let expected = format!("the cache folder {folder} is of other tenants: it belongs to the place ");
+        assert!(error.contains(&expected) && error.contains("give each place its own"), "{error}");
+        error
+    };
+    let place = ["--cache-dir", folder, "--store", &other];
+    for command in
+        [&["checkpoint"][..], &["evict"], &["restore", "acme/users/ann", "--at", "9999-01-01T00:00:00Z"]]
+    {
+        let error = refused(&[&["tenants"], command, &place].concat());
+        assert!(error.ends_with(", here with --cache-dir DIR\n"), "{error}");
+    }
+    refused(&["get", "--store", &dsn(folder), "notes", "a"]);
+    let grant = format!("default={other}");
+    let run = ["run", larder_artifacts::CATALOG, "--store", &grant, "--cache-dir", folder];
+    refused(&[run.as_slice(), &["--tenant", "acme", "--user", "ann", "--", "list"]].concat());
+    assert_eq!(larder.output(&["get", "--store", &dsn("two"), "notes", "a"]), "of the other");
+    let sent = larder.tenants(&["checkpoint", "--cache-dir", folder]);
+    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
+    // What looks at object storage alone needs no cache folder.
+    assert!(larder.output(&["tenants", "list", "--store", &other]).contains("acme/users/ann"));
+}
+
+#[test]
 fn a_tenant_goes_back_to_an_earlier_moment_and_forward_again() {
     let larder = Larder::new();
     let dsn = format!("{}?tenant=acme/users/ann", larder.dsn());

@@ -107,6 +107,20 @@ pub enum TenantError {
         /// The folder.
         folder: String,
     },
+    /// The cache folder was opened for the tenants of another bucket, prefix or folder. Nothing was done on either side.
+    #[error(
+        "the cache folder {folder} is of other tenants: it belongs to the place {recorded}, and this is {}; give each \
+         place its own",
+        place_name(found.as_deref())
+    )]
+    OtherPlace {
+        /// The folder.
+        folder: String,
+        /// The number of the place that it belongs to.
+        recorded: String,
+        /// The number of this one; none where it has none, as nobody has kept tenants there.
+        found: Option<String>,
+    },
     /// Somebody on this host has the tenant open.
     #[error("{key} is in use on this host")]
     InUse {
@@ -156,6 +170,13 @@ pub(crate) type Result<T, E = TenantError> = std::result::Result<T, E>;
 
 fn oldest_hint(oldest: Option<u64>) -> String {
     oldest.map(|oldest| format!("; the oldest is of {oldest}")).unwrap_or_default()
+}
+
+fn place_name(found: Option<&str>) -> String {
+    found.map_or_else(
+        || "one where nobody has kept tenants yet".to_string(),
+        |found| format!("the place {found}"),
+    )
 }
 
 fn failures(failed: &[(TenantKey, TenantError)]) -> String {
@@ -224,6 +245,7 @@ impl From<TenantError> for larder_core::Error {
                 Self::Other { reason: "there is no snapshot from that time".into(), cause: Some(cause) }
             }
             TenantError::CacheInUse { .. } => unavailable("another process has this host's cache folder"),
+            TenantError::OtherPlace { .. } => unavailable("this host's cache folder is of other tenants"),
             TenantError::InUse { .. } => unavailable("the tenant is in use"),
             TenantError::Full { .. } => unavailable("too many tenants are in use on this host"),
             TenantError::ShutDown => Self::Closed,

@@ -1,7 +1,8 @@
-//! An object store that fails as a test tells it to.
+//! An object store that fails as a test tells it to, and cache folders that do.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -79,6 +80,7 @@ impl Rule {
 #[derive(Debug, Default)]
 struct State {
     rules: Vec<Rule>,
+    faults: u64,
     calls: BTreeMap<Operation, u64>,
     is_down: bool,
     random: Option<(fastrand::Rng, f64, Vec<Fault>)>,
@@ -129,6 +131,11 @@ impl FaultyStore {
         self.state().calls.get(&operation).copied().unwrap_or(0)
     }
 
+    /// How many calls went wrong by a rule.
+    pub fn faults(&self) -> u64 {
+        self.state().faults
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,6 +154,7 @@ impl FaultyStore {
             }
             rule.times = rule.times.saturating_sub(1);
             let fault = rule.fault;
+            state.faults += 1;
             state.rules.retain(|rule| rule.times > 0);
             return Some(fault);
         }
@@ -295,4 +303,23 @@ impl FaultyStore {
             .chain(entries)
             .boxed()
     }
+}
+
+type LocalHook = Arc<dyn Fn(&Path) -> std::io::Result<()> + Send + Sync>;
+
+static LOCAL_HOOKS: RwLock<Vec<(PathBuf, LocalHook)>> = RwLock::new(Vec::new());
+
+/// Has `hook` called before each change of a file or folder below `root` that cache folders of this process make, with
+/// the path that is changed; syncing a folder is a change of its `.`. Where it fails, so does the change. SQLite's own
+/// changes are not told.
+pub fn before_local_changes(
+    root: impl Into<PathBuf>,
+    hook: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
+) {
+    LOCAL_HOOKS.write().unwrap_or_else(PoisonError::into_inner).push((root.into(), Arc::new(hook)));
+}
+
+pub(crate) fn before_local_change(path: &Path) -> std::io::Result<()> {
+    let hooks = LOCAL_HOOKS.read().unwrap_or_else(PoisonError::into_inner);
+    hooks.iter().filter(|(root, _)| path.starts_with(root)).try_for_each(|(_, hook)| hook(path))
 }

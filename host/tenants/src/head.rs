@@ -30,7 +30,7 @@ pub struct Head {
     pub generation: u64,
     /// New with every swap.
     pub write_id: WriteId,
-    /// Grows with every lease, and with nothing else.
+    /// Grows with every lease and every restoring, and with nothing else.
     pub epoch: u64,
     /// Who may write; none where nobody does.
     pub lease: Option<LeaseRecord>,
@@ -100,8 +100,8 @@ impl SnapshotRef {
 
 /// What every format of the future has too.
 #[derive(Deserialize)]
-struct AnyFormat {
-    format: u64,
+pub(crate) struct AnyFormat {
+    pub(crate) format: u64,
 }
 
 impl Head {

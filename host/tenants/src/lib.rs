@@ -13,6 +13,9 @@
 //! - `snapshots/…`, immutable and compressed, named by content and by a number that is never used twice.
 //! - `segments/…`, the log of what was acknowledged since the snapshot, one object a position, never changed.
 //!
+//! Beside the tenants lies `larder.json`, with a number that the first host drew: cache folders note to which place they
+//! belong, and are refused by every other ([`TenantError::OtherPlace`]).
+//!
 //! # What holds
 //!
 //! - After an answer that is lost, late or refused, the object is read again before anything is concluded: write ids
@@ -40,6 +43,7 @@ mod list;
 mod local;
 mod log_overview;
 mod objects;
+mod place_id;
 mod probe;
 mod remote;
 mod restore;
@@ -57,7 +61,7 @@ pub use folder::FolderStore;
 pub use head::{Head, LeaseRecord, SnapshotRef};
 pub use key::{Scope, Slug, TenantKey};
 pub use lease::{Holder, Lease};
-pub use local::{CacheFolder, Quarantined, Tenant, TenantIdentity, Tenants, TenantsBuilder};
+pub use local::{CacheFolder, Quarantined, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder};
 pub use log_overview::LogOverview;
 pub use remote::{Remote, RemoteOptions};
 pub use segments::Replay;

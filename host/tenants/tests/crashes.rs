@@ -4,29 +4,23 @@
 mod host;
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use host::kill::{KillingStore, pass};
 use host::*;
 use larder_core::Mode;
 use larder_sqlite::{Sqlite, rusqlite};
-use larder_tenants::faults::{Fault, Operation, Rule};
+use larder_tenants::faults::{Fault, Operation, Rule, before_local_changes};
 use larder_tenants::{
     Durability, FolderStore, Holder, Remote, RemoteOptions, TenantError, TenantKey, Tenants,
 };
+use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
 
 /// What becomes of a file's bytes.
 type Edit<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
@@ -280,109 +274,6 @@ const KILL_AT: &str = "LARDER_TENANTS_CRASH_AT";
 const IS_OBJECT: &str = "LARDER_TENANTS_CRASH_OBJECT";
 const LEAVES: &str = "LARDER_TENANTS_CRASH_LEAVES";
 
-/// Kills its own process before and after its calls: at the n-th of these moments.
-#[derive(Debug)]
-struct KillingStore {
-    store: FolderStore,
-    passed: Arc<AtomicUsize>,
-    at: usize,
-}
-
-impl KillingStore {
-    fn pass(&self, path: &ObjectPath) {
-        // What is tried at the start is of no tenant.
-        if !path.as_ref().starts_with(".probe") {
-            pass(&self.passed, self.at);
-        }
-    }
-
-    fn listed(
-        &self,
-        path: Option<&ObjectPath>,
-        listed: BoxStream<'static, Result<ObjectMeta>>,
-    ) -> BoxStream<'static, Result<ObjectMeta>> {
-        let path = path.cloned().unwrap_or_default();
-        self.pass(&path);
-        let (passed, at) = (self.passed.clone(), self.at);
-        let end = futures_util::stream::poll_fn(move |_| {
-            pass(&passed, at);
-            std::task::Poll::Ready(None)
-        });
-        listed.chain(end).boxed()
-    }
-}
-
-fn pass(passed: &AtomicUsize, at: usize) {
-    if passed.fetch_add(1, Ordering::AcqRel) + 1 == at {
-        nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).unwrap();
-        std::thread::sleep(Duration::from_secs(60));
-    }
-}
-
-impl Display for KillingStore {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "KillingStore")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for KillingStore {
-    async fn put_opts(
-        &self,
-        path: &ObjectPath,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> Result<PutResult> {
-        self.pass(path);
-        let put = self.store.put_opts(path, payload, options).await;
-        self.pass(path);
-        put
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        path: &ObjectPath,
-        options: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.pass(path);
-        self.store.put_multipart_opts(path, options).await
-    }
-
-    async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
-        self.pass(path);
-        let got = self.store.get_opts(path, options).await;
-        self.pass(path);
-        got
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, Result<ObjectPath>>,
-    ) -> BoxStream<'static, Result<ObjectPath>> {
-        self.store.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.listed(prefix, self.store.list(prefix))
-    }
-
-    fn list_with_offset(
-        &self,
-        prefix: Option<&ObjectPath>,
-        offset: &ObjectPath,
-    ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.listed(prefix, self.store.list_with_offset(prefix, offset))
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
-        self.store.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {
-        self.store.copy_opts(from, to, options).await
-    }
-}
-
 async fn open(folder: &Path, cache: &str, store: Arc<dyn ObjectStore>, durability: Durability) -> Tenants {
     Tenants::builder(store)
         .cache_folder(folder.join(cache))
@@ -407,7 +298,12 @@ async fn child_that_is_killed() {
     let at = std::env::var(KILL_AT).unwrap().parse().unwrap();
     let durability =
         if std::env::var_os(IS_OBJECT).is_some() { Durability::Object } else { Durability::Local };
-    let store = KillingStore { store: folder_store(&folder), passed: Arc::default(), at };
+    let passed = Arc::new(AtomicUsize::new(0));
+    let store = KillingStore { store: folder_store(&folder), passed: passed.clone(), at };
+    before_local_changes(&folder, move |_| {
+        pass(&passed, at);
+        Ok(())
+    });
     println!();
     let tenants = open(&folder, "cache", Arc::new(store), durability).await;
     let mut next = 0;
@@ -512,12 +408,14 @@ async fn check_folder(
     lost: bool,
 ) {
     if lost && durability == Durability::Object {
-        // The disk is lost with the host, and its lease ran out.
-        let name = std::fs::read_to_string(folder.join("cache/.holder")).unwrap();
-        let objects = Arc::new(folder_store(folder));
-        let remote = Remote::new(objects, ObjectPath::default(), RemoteOptions::default()).unwrap();
-        let lease = remote.acquire(&ann(), &Holder::new(&name).unwrap(), Duration::ZERO).await.unwrap();
-        lease.release().await.unwrap();
+        // The disk is lost with the host, and its lease ran out; one that was killed before it had a name had none.
+        let name = std::fs::read_to_string(folder.join("cache/.holder")).unwrap_or_default();
+        if let Ok(holder) = Holder::new(&name) {
+            let objects = Arc::new(folder_store(folder));
+            let remote = Remote::new(objects, ObjectPath::default(), RemoteOptions::default()).unwrap();
+            let lease = remote.acquire(&ann(), &holder, Duration::ZERO).await.unwrap();
+            lease.release().await.unwrap();
+        }
         let elsewhere = open(folder, "elsewhere", Arc::new(folder_store(folder)), durability).await;
         check(&elsewhere, kept, what).await;
         elsewhere.close().await.unwrap();

@@ -354,6 +354,33 @@ async fn a_tenant_whose_upload_fails_stays_and_fails_nobody_elses_opening() {
 }
 
 #[tokio::test]
+async fn a_tenant_whose_uploads_work_again_counts_among_those_that_are_open() {
+    let world = World::new();
+    let tenants = world.builder("a").capacity(2).open().await.unwrap();
+    let stuck = key("acme/users/stuck");
+    put_in(&tenants, &stuck, "a", "1").await;
+    world.objects.add(Rule::next(Operation::Put, "stuck.db/snapshots", Fault::Fail).times(1_000));
+    let users: Vec<_> = (0..4).map(|number| key(&format!("acme/users/u{number}"))).collect();
+    for user in &users {
+        put_in(&tenants, user, "a", "1").await;
+    }
+    assert_eq!(tenants.resident(), [stuck.clone(), users[2].clone(), users[3].clone()]);
+    world.objects.clear();
+    let in_use = tenants.get(&stuck).await.unwrap();
+    assert!(tenants.checkpoint(&stuck).await.unwrap());
+    // One of the others goes for it, and from then on there is room for one beside it.
+    eventually("the place", async || tenants.resident() == [stuck.clone(), users[3].clone()]).await;
+    put_in(&tenants, &users[0], "a", "2").await;
+    assert_eq!(tenants.resident(), [stuck.clone(), users[0].clone()]);
+    drop(in_use);
+    for user in [&users[1], &users[2]] {
+        put_in(&tenants, user, "a", "2").await;
+    }
+    assert_eq!(tenants.resident(), users[1..3]);
+    assert_eq!(get_in(&tenants, &stuck, "a").await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
 async fn closing_writes_every_tenant_back_and_names_all_that_it_could_not() {
     let world = World::new();
     let tenants = world.host("a").await;

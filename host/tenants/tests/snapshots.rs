@@ -172,6 +172,10 @@ async fn a_restored_snapshot_is_the_current_one_and_that_can_be_undone() {
         (taken[1].name.as_str(), true)
     );
     assert_eq!(current(&remote).await, b"two");
+    // What follows on this lease is not what the tenant is now.
+    assert!(matches!(lease.check(), Err(TenantError::Closed { .. })));
+    let lease = remote.acquire(&key(), &holder("two"), NO_WAIT).await.unwrap();
+    assert_eq!(lease.epoch(), 3);
     assert!(payloads(&lease).await.is_empty(), "the log is applied to what it doesn't belong to");
     clock.advance(DAY);
     lease.restore_at(taken[2].taken_at).await.unwrap();
@@ -271,7 +275,11 @@ async fn run(steps: Vec<Step>, seed: u64) {
             Step::Append => drop(lease.append(Bytes::from("x")).await),
             Step::Restore(part) => {
                 let moment = start + (clock.unix_millis() - start) * u64::from(part) / 255;
+                // It ends the lease, where it is done.
                 drop(lease.restore_at(moment).await);
+                if let Ok(next) = acquire().await {
+                    lease = next;
+                }
             }
             Step::Collect => drop(lease.collect(Duration::from_secs(100)).await),
             Step::Wait(minutes) => clock.advance(Duration::from_secs(60 * u64::from(minutes))),

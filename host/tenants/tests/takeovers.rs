@@ -235,9 +235,8 @@ async fn a_tenant_goes_back_to_an_earlier_moment_for_every_host() {
         moments.push(a.remote().history(&ann).await.unwrap().last().unwrap().taken_at);
         clock.advance(Duration::from_secs(60));
     }
-    let lease = a.remote().acquire(&ann, a.cache().holder(), Duration::ZERO).await.unwrap();
-    lease.restore_at(moments[1] + 1).await.unwrap();
-    lease.release().await.unwrap();
+    let restored = a.restore_at(&ann, moments[1] + 1).await.unwrap();
+    assert_eq!([restored.found.taken_at, restored.before.taken_at], [moments[1], moments[2]]);
     assert_eq!(get_in(&a, &ann, "a").await.as_deref(), Some("2"));
     a.evict(&ann).await.unwrap();
     let b = world.host("b").await;

@@ -226,14 +226,17 @@ struct TenantsHost {
 }
 
 impl TenantsBench {
-    /// In the memory of this process.
+    /// Below a prefix of an object store.
     ///
     /// # Errors
-    /// Where there is no temporary folder.
-    pub async fn in_memory(durability: Durability) -> Result<Self> {
-        let objects: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    /// As [`TenantsBench::beside`].
+    pub async fn on(
+        objects: Arc<dyn ObjectStore>,
+        prefix: ObjectPath,
+        durability: Durability,
+    ) -> Result<Self> {
         let builder = Tenants::builder(objects.clone()).durability(durability);
-        Self::of(builder, objects, ObjectPath::default()).await
+        Self::of(builder, objects, prefix).await
     }
 
     /// In object storage, beside what a data-source name names.

@@ -2,16 +2,22 @@
 //! on trial: what is wrong on purpose has to fail.
 #![allow(clippy::expect_used, reason = "tests")]
 
+#[path = "../../../host/tenants/tests/support/seaweed.rs"]
+#[allow(dead_code, clippy::panic, clippy::unwrap_used, reason = "tests, each of which uses a part of it")]
+mod seaweed;
 mod support;
+#[path = "support/tenants_benches.rs"]
+mod tenants_benches;
 
 use std::sync::Arc;
 
 use larder_host::drivers;
-use larder_suite::{Bench, MemoryBench, SqliteBench, Suite, TenantsBench};
+use larder_suite::{Bench, MemoryBench, SqliteBench, Suite};
 use larder_tenants::Durability;
 use libtest_mimic::Trial;
 use support::broken::{BrokenBench, Defect};
 use support::{harness, postgres_server};
+use tenants_benches::{LazyTenants, Objects, Places};
 use tokio::runtime::Runtime;
 
 /// Backends that break a promise, and a case that has to notice.
@@ -46,6 +52,14 @@ const CAUGHT: &[(Defect, &str)] = &[
 
 const ATTEMPTS: u32 = 5;
 
+const TENANTS: [(&str, Objects, Durability); 5] = [
+    ("tenants", Objects::Memory, Durability::Local),
+    ("tenants_object", Objects::Memory, Durability::Object),
+    ("tenants_folder", Objects::Folder, Durability::Object),
+    ("tenants_s3", Objects::S3, Durability::Local),
+    ("tenants_s3_object", Objects::S3, Durability::Object),
+];
+
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
@@ -57,15 +71,17 @@ fn main() {
             SqliteBench { options: options.to_string(), ..SqliteBench::in_temporary_folder(drivers()) };
         trials.extend(cases(&runtime, &suite, backend, Ok(Arc::new(bench))));
     }
-    for (backend, durability) in [("tenants", Durability::Local), ("tenants_object", Durability::Object)] {
-        let bench = runtime.block_on(TenantsBench::in_memory(durability));
-        let bench =
-            bench.map(|bench| Arc::new(bench) as Arc<dyn Bench>).map_err(|error| format!("{error:#}"));
-        trials.extend(cases(&runtime, &suite, backend, bench));
+    let places = Arc::new(Places::default());
+    for (backend, objects, durability) in TENANTS {
+        let bench = LazyTenants::new(objects, durability, &places);
+        trials.extend(cases(&runtime, &suite, backend, Ok(bench)));
     }
     let (server, postgres) = postgres_server::bench(&arguments);
     trials.extend(cases(&runtime, &suite, "postgres", postgres));
-    harness::run(&arguments, trials, || drop(server));
+    harness::run(&arguments, trials, || {
+        drop(server);
+        places.remove();
+    });
 }
 
 /// Every case on one backend. One that can't run fails them all.

@@ -49,7 +49,9 @@ impl HostOptions {
 /// What the operator can do where a cache folder is taken.
 pub(crate) fn cache_in_use(error: TenantError) -> anyhow::Error {
     match error {
-        TenantError::CacheInUse { .. } => anyhow!("{error}, here with --cache-dir DIR"),
+        TenantError::CacheInUse { .. } | TenantError::OtherPlace { .. } => {
+            anyhow!("{error}, here with --cache-dir DIR")
+        }
         error => error.into(),
     }
 }

@@ -1,12 +1,11 @@
 //! `larder tenants restore`.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use clap::Args;
-use larder_host::larder_tenants::{Lease, SnapshotRef};
-use larder_host::{TenantError, TenantKey, Tenants};
+use larder_host::larder_tenants::Restored;
+use larder_host::{TenantError, TenantKey};
 
 use crate::progress::waiting;
 use crate::tenants::{HostArguments, head_of, parse_key};
@@ -31,40 +30,21 @@ impl Restore {
     pub(super) async fn execute(self) -> Result<ExitCode> {
         head_of(&self.host.place.remote()?, &self.key).await?;
         let host = self.host.options()?.open().await?;
-        let outcome = self.publish(&host.tenants).await;
-        // From here on nothing opens the tenant in this process.
+        let restoring = host.tenants.restore_at(&self.key, self.at);
+        let outcome = waiting(format!("restoring {}", self.key), restoring).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
             eprintln!("larder: {sentence}");
         }
-        outcome?;
-        if !unwritten.is_empty() {
-            bail!("{} was not restored: first, everything that it holds has to be sent", self.key);
-        }
-        self.restore(&host.tenants).await?;
-        Ok(ExitCode::SUCCESS)
+        self.print(&outcome.map_err(|error| self.explain(error))?);
+        Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// What the log holds after the last snapshot, or a host that died left, becomes a snapshot too.
-    async fn publish(&self, tenants: &Tenants) -> Result<()> {
-        drop(waiting(format!("opening {}", self.key), tenants.get(&self.key)).await?);
-        tenants.checkpoint(&self.key).await?;
-        Ok(())
-    }
-
-    async fn restore(&self, tenants: &Tenants) -> Result<()> {
-        let holder = tenants.cache().holder();
-        let lease = tenants.remote().acquire(&self.key, holder, Duration::from_secs(5)).await?;
-        let outcome = self.restore_under(&lease).await;
-        let released = lease.release().await;
-        let Restored { before, found } = outcome?;
-        if let Err(error) = released {
-            eprintln!("larder: the lease was not given back, and runs out by itself: {error}");
-        }
+    fn print(&self, Restored { before, found, .. }: &Restored) {
         let (taken_at, size) = (time(found.taken_at), bytes(found.bytes));
         if before.name == found.name {
             println!("{} is as it was at {taken_at} already, {size}", self.key);
-            return Ok(());
+            return;
         }
         println!("{} is now as it was at {taken_at}, {size}", self.key);
         println!(
@@ -72,32 +52,18 @@ impl Restore {
             self.key,
             time(before.taken_at)
         );
-        Ok(())
     }
 
-    async fn restore_under(&self, lease: &Lease) -> Result<Restored> {
-        let head = lease.head();
-        let found = head.snapshots().filter(|snapshot| snapshot.taken_at <= self.at).last().cloned();
-        match (lease.restore_at(self.at).await, found, head.snapshot) {
-            (Ok(_), Some(found), Some(before)) => Ok(Restored { before, found }),
-            (Ok(_), ..) => bail!("{} has no snapshots", self.key),
-            (Err(TenantError::NoSnapshot { oldest: Some(oldest), .. }), ..) => bail!(
+    fn explain(&self, error: TenantError) -> anyhow::Error {
+        match error {
+            TenantError::NoSnapshot { oldest: Some(oldest), .. } => anyhow!(
                 "{} has no snapshot of {} or before; the oldest is of {}",
                 self.key,
                 time(self.at),
                 time(oldest)
             ),
-            (Err(TenantError::NoSnapshot { oldest: None, .. }), ..) => {
-                bail!("{} has no snapshots yet", self.key)
-            }
-            (Err(error), ..) => Err(error.into()),
+            TenantError::NoSnapshot { oldest: None, .. } => anyhow!("{} has no snapshots yet", self.key),
+            error => anyhow!(error).context(format!("{} was not restored", self.key)),
         }
     }
-}
-
-struct Restored {
-    /// What was current before.
-    before: SnapshotRef,
-    /// What was gone back to.
-    found: SnapshotRef,
 }

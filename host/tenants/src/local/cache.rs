@@ -9,6 +9,7 @@ use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::lease::Holder;
 use crate::local::state::LocalState;
+use crate::place_id::PlaceNote;
 use crate::write_id::WriteId;
 
 /// Names of the folder's own begin with a dot, which no slug does.
@@ -16,6 +17,7 @@ const LOCK: &str = ".lock";
 const HOLDER: &str = ".holder";
 const TEMPORARY: &str = ".temporary";
 const QUARANTINE: &str = ".quarantine";
+const PLACE: &str = ".place.json";
 
 /// The cache folder of one host: one process at a time has it.
 ///
@@ -73,6 +75,21 @@ impl CacheFolder {
     /// Who takes leases for this folder.
     pub fn holder(&self) -> &Holder {
         &self.holder
+    }
+
+    /// The place whose tenants these are; none where that was never recorded.
+    pub(crate) fn place(&self) -> Result<Option<WriteId>> {
+        let path = self.root.join(PLACE);
+        match fs::read(&path) {
+            Ok(bytes) => PlaceNote::parse(&path.display().to_string(), &bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(TenantError::file(format!("{} can't be read", path.display()), error)),
+        }
+    }
+
+    /// Records whose tenants these are, for good.
+    pub(crate) fn record_place(&self, place: WriteId) -> Result<()> {
+        self.replace(&self.root.join(PLACE), &PlaceNote::new(place).to_bytes()?)
     }
 
     /// Where the database of a tenant is while it is open.
@@ -135,15 +152,17 @@ impl CacheFolder {
 
     /// Replaces what is known of a tenant's local database, so that it is there after a power cut.
     pub(crate) fn write_state(&self, key: &TenantKey, state: &LocalState) -> Result<()> {
-        let (path, bytes) = (self.state_path(key), state.to_bytes(key)?);
+        self.replace(&self.state_path(key), &state.to_bytes(key)?)
+    }
+
+    /// Replaces a file: all of the old one or all of the new one is there, whenever it ends.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let temporary = self.temporary();
         let written = || -> io::Result<()> {
-            make_parent(&path)?;
-            let mut file = File::create_new(&temporary.0)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary.0, &path)?;
-            sync_parent(&path)
+            make_parent(path)?;
+            write_new(&temporary.0, bytes)?;
+            rename(&temporary.0, path)?;
+            sync_parent(path)
         };
         written().map_err(|error| TenantError::file(format!("{} can't be written", path.display()), error))
     }
@@ -154,7 +173,7 @@ impl CacheFolder {
         let installed = || -> io::Result<()> {
             make_parent(&path)?;
             remove_logs(&path)?;
-            fs::rename(&file.0, &path)?;
+            rename(&file.0, &path)?;
             sync_parent(&path)
         };
         installed()
@@ -182,6 +201,7 @@ impl CacheFolder {
     pub(crate) fn move_database(&self, key: &TenantKey, folder: &Path) -> io::Result<()> {
         let path = self.database(key);
         for suffix in ["", "-wal", "-shm"] {
+            before_change(&with_suffix(&path, suffix))?;
             match fs::hard_link(with_suffix(&path, suffix), folder.join(format!("database.db{suffix}"))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -230,9 +250,27 @@ fn holder(root: &Path) -> io::Result<String> {
     Ok(name)
 }
 
-/// Databases hold what others must not read.
-fn make_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Before each change that a crash may come before: tests have it fail, or end the process.
+fn before_change(_path: &Path) -> io::Result<()> {
+    #[cfg(feature = "testing")]
+    crate::faults::before_local_change(_path)?;
+    Ok(())
+}
+
+/// Makes a folder and those above it, so that they are there after a power cut. Databases hold what others must not read.
+pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(parent)?;
+    before_change(path)?;
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        // Another tenant's opening makes the same one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    sync_folder(parent)
 }
 
 fn make_parent(path: &Path) -> io::Result<()> {
@@ -240,7 +278,25 @@ fn make_parent(path: &Path) -> io::Result<()> {
 }
 
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    before_change(&folder.join("."))?;
+    File::open(folder)?.sync_all()
+}
+
+/// Writes a file that isn't there yet.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    before_change(path)?;
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before_change(to)?;
+    fs::rename(from, to)
 }
 
 fn remove_logs(database: &Path) -> io::Result<()> {
@@ -250,6 +306,7 @@ fn remove_logs(database: &Path) -> io::Result<()> {
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
+    before_change(path)?;
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -290,5 +347,32 @@ mod tests {
             assert_eq!(fs::read_to_string(target.join(format!("database.db{name}"))).unwrap(), name);
         }
         assert_eq!(fs::read_dir(database.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn folders_that_are_new_are_in_the_one_above_after_a_power_cut() {
+        use std::sync::{Arc, Mutex};
+
+        let folder = tempfile::tempdir().unwrap();
+        let above = folder.path().canonicalize().unwrap();
+        let steps: Arc<Mutex<Vec<PathBuf>>> = Arc::default();
+        crate::faults::before_local_changes(&above, {
+            let steps = steps.clone();
+            move |path| {
+                steps.lock().unwrap().push(path.to_path_buf());
+                Ok(())
+            }
+        });
+        let taken = || std::mem::take(&mut *steps.lock().unwrap());
+        let root = above.join("new/cache");
+        let cache = CacheFolder::open(&root).unwrap();
+        let synced = |above: &str| root.join(above).join(".");
+        let made = taken();
+        assert_eq!(made[..4], [above.join("new"), above.join("."), root.clone(), above.join("new/.")]);
+        make_parent(&cache.database(&"acme/users/ann".parse().unwrap())).unwrap();
+        assert_eq!(taken(), [root.join("acme"), synced(""), root.join("acme/users"), synced("acme")]);
+        make_parent(&cache.database(&"acme/users/bob".parse().unwrap())).unwrap();
+        assert!(taken().is_empty());
     }
 }

@@ -192,8 +192,9 @@ impl TenantsBuilder {
     /// # Errors
     /// [`TenantError::NoConditions`] where the object storage does not honour conditional writes,
     /// [`TenantError::Unavailable`] where it can't be reached, [`TenantError::CacheInUse`] where another process has
-    /// the cache folder, and [`TenantError::InvalidArgument`] for options that can't be, and where the process may not
-    /// open as many files as the capacity needs.
+    /// the cache folder, [`TenantError::OtherPlace`] where that is of other tenants, [`TenantError::Corrupt`] where the
+    /// note of whose it is can't be read, and [`TenantError::InvalidArgument`] for options that can't be, and where the
+    /// process may not open as many files as the capacity needs.
     pub async fn open(self) -> Result<Tenants> {
         if self.local.capacity == 0 || self.local.checkpoint_writes == 0 {
             return Err(TenantError::invalid_argument(

@@ -1,7 +1,7 @@
 //! Databases that could not be kept: what they hold was never sent, and another host's data is in their place.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use larder_core::clock::UnixMillis;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
-use crate::local::cache::{CacheFolder, sync_parent};
+use crate::local::cache::{CacheFolder, make_folder, write_new};
 use crate::write_id::WriteId;
 
 const NOTE: &str = "note.json";
@@ -46,12 +46,8 @@ impl CacheFolder {
         let name = format!("{tenant}-{}-{}", note.at, WriteId::random());
         let folder = self.quarantine().join(&name);
         let put = || -> io::Result<()> {
-            fs::create_dir(&folder)?;
-            let bytes = serde_json::to_vec_pretty(&note).map_err(io::Error::other)?;
-            let mut file = fs::File::create_new(folder.join(NOTE))?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            sync_parent(&folder)?;
+            make_folder(&folder)?;
+            write_new(&folder.join(NOTE), &serde_json::to_vec_pretty(&note).map_err(io::Error::other)?)?;
             self.move_database(key, &folder)
         };
         put().map_err(|error| TenantError::file(format!("{key} can't be put into quarantine"), error))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use larder_core::backend::Backend;
 use larder_core::{Error, Event, Store};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedRwLockWriteGuard, OwnedSemaphorePermit, watch};
 
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
@@ -31,9 +31,11 @@ pub(crate) struct Resident {
     pub(crate) checkpointing: tokio::sync::Mutex<()>,
     /// Why it is to be given up, if it is.
     end: watch::Sender<Option<End>>,
-    /// Its place among those that may be open; none once its uploads fail, so that it takes no other's.
+    /// Its place among those that may be open; none while its uploads fail, so that it takes no other's.
     pub(crate) place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
     pub(crate) is_stuck: AtomicBool,
+    /// Told once its uploads work again.
+    pub(crate) recovered: Notify,
 }
 
 /// What of a tenant that was just opened is to be sent.
@@ -108,6 +110,7 @@ impl Resident {
             end: watch::Sender::new(None),
             place: std::sync::Mutex::new(Some(place)),
             is_stuck: AtomicBool::new(false),
+            recovered: Notify::new(),
         };
         if unsent.is_ahead && resident.journal.is_some() {
             // The log can't go on from what object storage doesn't have.
@@ -142,29 +145,65 @@ impl Resident {
 
     /// Writes it back and closes it. Where that fails it stays open as it was.
     pub(crate) async fn leave(&self) -> Result<()> {
-        let shut = self.engine.shut(LEAVE_WAIT).await;
-        let Some(_shut) = shut else { return Err(TenantError::InUse { key: self.key.to_string() }) };
+        let _shut = self.shut().await?;
         self.checkpoint().await?;
+        self.finish().await;
+        self.release().await;
+        if !self.around.options.keep_copies {
+            self.remove_copy();
+        }
+        self.give_place_back();
+        Ok(())
+    }
+
+    /// Lets nobody in any more, for as long as the answer is kept.
+    pub(crate) async fn shut(&self) -> Result<OwnedRwLockWriteGuard<()>> {
+        let in_use = || TenantError::InUse { key: self.key.to_string() };
+        self.engine.shut(LEAVE_WAIT).await.ok_or_else(in_use)
+    }
+
+    /// Closes the database of which object storage has everything.
+    pub(crate) async fn finish(&self) {
         self.end(End::Closed);
         self.store.close().await;
         if let Err(error) = self.engine.database().finish().await {
             // It is in object storage already; what is left here is removed.
             self.report("close", error);
         }
-        self.release().await;
-        if !self.around.options.keep_copies
-            && let Err(error) = self.around.cache.remove(&self.key)
-        {
+    }
+
+    /// Removes the closed database of which object storage has everything.
+    pub(crate) fn remove_copy(&self) {
+        if let Err(error) = self.around.cache.remove(&self.key) {
             // The next opening finds that it is all in object storage.
             self.report("remove", error.into());
         }
-        self.give_place_back();
-        Ok(())
     }
 
     /// Its users may keep it for long after it is over, and others must not wait for them.
     pub(crate) fn give_place_back(&self) {
-        drop(self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        drop(self.lock_place().take());
+    }
+
+    /// Takes a place again, unless it has one, is stuck again, or is over.
+    pub(crate) fn take_place(&self, place: OwnedSemaphorePermit) {
+        let mut own = self.lock_place();
+        if self.lacks_place(&own) {
+            *own = Some(place);
+        }
+    }
+
+    /// Whether it is to have a place, and has none.
+    pub(crate) fn needs_place(&self) -> bool {
+        self.lacks_place(&self.lock_place())
+    }
+
+    fn lacks_place(&self, own: &Option<OwnedSemaphorePermit>) -> bool {
+        own.is_none() && self.end.borrow().is_none() && !self.is_stuck.load(Ordering::Acquire)
+    }
+
+    fn lock_place(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Closes it for its users, whether or not it can be written back.
@@ -205,7 +244,7 @@ impl Resident {
         Ok(())
     }
 
-    async fn release(&self) {
+    pub(crate) async fn release(&self) {
         if let Err(error) = self.engine.lease().release().await {
             // It runs out, or this host takes it again at once.
             self.report("release the lease", error.into());

@@ -18,6 +18,7 @@ use crate::local::resident::{End, Resident};
 use crate::local::slot::{Pin, Slot};
 use crate::local::tenant::Tenant;
 use crate::local::write_back::{keep_lease, write_back};
+use crate::place_id;
 use crate::remote::Remote;
 
 /// Tenants that are written back at once when all are closed.
@@ -26,13 +27,16 @@ const CLOSED_AT_ONCE: usize = 16;
 /// How often it is looked for somebody who can make room, where nobody could.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long a tenant that lost its place looks for one at a time.
+const RETAKE: Duration = Duration::from_secs(1);
+
 /// Files that an open tenant has open, at most for long: the writer's, a few readers', a copy under way.
 const FILES_A_TENANT: u64 = 12;
 
 /// Files that everything else may have open.
 const FILES_BESIDE: u64 = 256;
 
-type SlotState = OwnedMutexGuard<Option<Arc<Resident>>>;
+pub(crate) type SlotState = OwnedMutexGuard<Option<Arc<Resident>>>;
 
 /// What every open tenant needs.
 pub(crate) struct Surroundings {
@@ -50,10 +54,10 @@ pub(crate) struct Surroundings {
 /// next process that has it, and leases run out.
 #[derive(Clone)]
 pub struct Tenants {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     around: Arc<Surroundings>,
     slots: Mutex<HashMap<TenantKey, Arc<Slot>>>,
     places: Arc<Semaphore>,
@@ -93,7 +97,7 @@ impl Tenants {
         raise_file_limit(local.capacity)?;
         let remote = Remote::new(store, prefix, remote)?;
         let cache = blocking(move || CacheFolder::open(&cache)).await?;
-        remote.probe().await?;
+        place_id::settle(&remote, &cache, remote.probe()).await?;
         let places = Arc::new(Semaphore::new(local.capacity));
         let around = Arc::new(Surroundings { remote, cache, options: local, events });
         let inner = Arc::new(Inner {
@@ -231,17 +235,46 @@ impl Drop for Inner {
 impl Inner {
     /// Opens a tenant that is not open, or can't stay so.
     async fn open(self: Arc<Self>, slot: Arc<Slot>, mut state: SlotState) -> Result<Tenant> {
-        give_up(&mut state).await?;
+        let resident = self.open_in(&slot, &mut state).await?;
+        Ok(Tenant::new(resident, Pin::new(&slot)))
+    }
+
+    /// What is open in a slot whose state is held; it is opened where it is not, or can't stay so.
+    pub(crate) async fn open_in(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        state: &mut SlotState,
+    ) -> Result<Arc<Resident>> {
+        if let Some(resident) = state.as_ref().filter(|resident| resident.is_usable()) {
+            return Ok(resident.clone());
+        }
+        give_up(state).await?;
         let place = self.place().await?;
         let (resident, unsent) = Resident::open(self.around.clone(), slot.key.clone(), place).await?;
         tokio::spawn(keep_lease(resident.clone()));
         tokio::spawn(write_back(resident.clone(), unsent));
-        tokio::spawn(await_end(Arc::downgrade(&self), resident.clone()));
-        *state = Some(resident.clone());
-        Ok(Tenant::new(resident, Pin::new(&slot)))
+        tokio::spawn(await_end(Arc::downgrade(self), resident.clone()));
+        tokio::spawn(retake_place(Arc::downgrade(self), resident.clone()));
+        **state = Some(resident.clone());
+        Ok(resident)
     }
 
-    fn check_open(&self) -> Result<()> {
+    /// Opens what was left of a tenant, unless somebody has seen to it by now. Nobody has it for that: it is in use for
+    /// no one who wants to evict it.
+    async fn recover(self: &Arc<Self>, key: &TenantKey) -> Result<()> {
+        let slot = self.slot(key)?;
+        let mut state = slot.state.clone().lock_owned().await;
+        self.check_open()?;
+        if !self.around.cache.has_database(key) {
+            drop(state);
+            self.forget(slot);
+            return Ok(());
+        }
+        let inner = self.clone();
+        to_its_end(async move { inner.open_in(&slot, &mut state).await.map(drop) }).await
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(TenantError::ShutDown) } else { Ok(()) }
     }
 
@@ -250,7 +283,7 @@ impl Inner {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, key: &TenantKey) -> Result<Arc<Slot>> {
+    pub(crate) fn slot(&self, key: &TenantKey) -> Result<Arc<Slot>> {
         self.check_open()?;
         let make = || Arc::new(Slot::new(key.clone(), self.left.clone()));
         Ok(self.lock_slots().entry(key.clone()).or_insert_with(make).clone())
@@ -261,7 +294,7 @@ impl Inner {
     }
 
     /// Forgets a slot that nobody uses. Whoever has it has it from the map, so nobody can come by it meanwhile.
-    fn forget(&self, slot: Arc<Slot>) {
+    pub(crate) fn forget(&self, slot: Arc<Slot>) {
         let mut slots = self.lock_slots();
         let is_closed = slot.state.try_lock().is_ok_and(|state| state.is_none());
         // The map's and this one.
@@ -367,13 +400,15 @@ impl Slot {
 }
 
 /// Does what must not stop halfway, whether or not somebody goes on waiting for it.
-async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     let failed = |error| TenantError::file("the work was cancelled", error);
     tokio::spawn(work).await.map_err(failed)?
 }
 
 /// Gives up a tenant that can't stay open. After this it is not there any more, also where something went wrong.
-async fn give_up(state: &mut Option<Arc<Resident>>) -> Result<()> {
+pub(crate) async fn give_up(state: &mut Option<Arc<Resident>>) -> Result<()> {
     let Some(resident) = state.take() else { return Ok(()) };
     let end = *resident.watch_end().borrow();
     resident.give_up(end.unwrap_or(End::Fenced)).await
@@ -402,6 +437,25 @@ async fn await_end(inner: Weak<Inner>, resident: Arc<Resident>) {
         && let Err(error) = give_up(&mut state).await
     {
         resident.report("give up", error.into());
+    }
+}
+
+/// Has a tenant whose uploads failed, and work again, count among those that are open: it takes its place as one that is
+/// opened does, and another may have to go for it.
+async fn retake_place(inner: Weak<Inner>, resident: Arc<Resident>) {
+    let mut end = resident.watch_end();
+    loop {
+        tokio::select! {
+            _ = end.wait_for(Option::is_some) => return,
+            () = resident.recovered.notified() => {}
+        }
+        while resident.needs_place() {
+            let Some(inner) = inner.upgrade() else { return };
+            // Not for long at a time: as long as this looks for room, nobody notices that the host was dropped.
+            if let Ok(place) = tokio::time::timeout(RETAKE, inner.make_room()).await {
+                resident.take_place(place);
+            }
+        }
     }
 }
 
@@ -446,9 +500,8 @@ async fn recover(inner: Weak<Inner>) {
     };
     for key in left {
         let Some(inner) = inner.upgrade() else { return };
-        let tenants = Tenants { inner: inner.clone() };
-        match tenants.get(&key).await {
-            Ok(_) | Err(TenantError::ShutDown) => {}
+        match inner.recover(&key).await {
+            Ok(()) | Err(TenantError::ShutDown) => {}
             Err(error) => report(&inner, key.to_string(), error),
         }
     }

@@ -18,13 +18,24 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const COLLECT_EVERY: u64 = 16;
 
 impl Resident {
-    /// Makes the database the current snapshot, unless it is that already; says which.
+    /// Makes the database the current snapshot, unless object storage has all of it already; says which.
     pub(crate) async fn checkpoint(&self) -> Result<bool> {
+        self.write_back(false).await
+    }
+
+    /// The same also where object storage has a part of it in the log alone.
+    pub(crate) async fn checkpoint_with_log(&self) -> Result<bool> {
+        self.write_back(true).await
+    }
+
+    async fn write_back(&self, with_log: bool) -> Result<bool> {
         let _turn = self.checkpointing.lock().await;
         let (database, lease) = (self.engine.database(), self.engine.lease());
         let failed = |error| TenantError::database(&self.key, error);
         let position = database.redo_position().await.map_err(failed)?.0;
-        if position == self.sent.load(Ordering::Acquire) {
+        if position == self.sent.load(Ordering::Acquire)
+            && !(with_log && lease.log_end().await? > lease.head().covers())
+        {
             return Ok(false);
         }
         // Every segment up to here was written by a commit that the copy will have.
@@ -59,9 +70,11 @@ impl Resident {
 
     /// Notes whether the last attempt to write it back worked.
     pub(crate) fn note_write_back(&self, worked: bool) {
-        self.is_stuck.store(!worked, Ordering::Release);
+        let was_stuck = self.is_stuck.swap(!worked, Ordering::AcqRel);
         if !worked {
             self.give_place_back();
+        } else if was_stuck {
+            self.recovered.notify_one();
         }
     }
 }

@@ -1,0 +1,108 @@
+//! Tenants in object storage of several kinds, each made when its first case runs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Result, anyhow};
+use async_trait::async_trait;
+use larder_suite::{Bench, Scratch, TenantsBench};
+use larder_tenants::{Durability, FolderStore};
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::seaweed::Seaweed;
+
+/// Where the tenants are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Objects {
+    Memory,
+    Folder,
+    S3,
+}
+
+/// What benches share, and what has to be there as long as they are.
+#[derive(Default)]
+pub(crate) struct Places {
+    /// Why there is none is found out once.
+    s3: OnceCell<Result<Arc<dyn ObjectStore>, String>>,
+    server: Arc<Mutex<Option<Seaweed>>>,
+    folder: Mutex<Option<TempDir>>,
+}
+
+impl Places {
+    /// Ends the server, if one was started, and removes the folder.
+    pub(crate) fn remove(&self) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn store(&self, objects: Objects) -> Result<Arc<dyn ObjectStore>> {
+        match objects {
+            Objects::Memory => Ok(Arc::new(InMemory::new())),
+            Objects::Folder => {
+                let folder = tempfile::tempdir()?;
+                let store = FolderStore::open(folder.path())?;
+                *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
+                Ok(Arc::new(store))
+            }
+            Objects::S3 => {
+                let started = self.s3.get_or_init(|| start(self.server.clone())).await;
+                started.clone().map_err(|reason| anyhow!(reason))
+            }
+        }
+    }
+}
+
+async fn start(running: Arc<Mutex<Option<Seaweed>>>) -> Result<Arc<dyn ObjectStore>, String> {
+    // A server that doesn't start ends this task, and not the first case alone.
+    let starting = tokio::spawn(async move {
+        let server = tokio::task::spawn_blocking(Seaweed::start).await?;
+        let store = server.store();
+        server.wait_until_ready(&store).await;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        Ok::<_, tokio::task::JoinError>(store)
+    });
+    starting
+        .await
+        .and_then(|started| started)
+        .map_err(|error| format!("the S3 server was not started: {error}"))
+}
+
+/// One host, and a tenant of it for each case: a host tries its object storage at its start, which takes some servers
+/// longer than a case does.
+pub(crate) struct LazyTenants {
+    objects: Objects,
+    durability: Durability,
+    places: Arc<Places>,
+    bench: OnceCell<Result<TenantsBench, String>>,
+}
+
+impl LazyTenants {
+    pub(crate) fn new(objects: Objects, durability: Durability, places: &Arc<Places>) -> Arc<Self> {
+        Arc::new(Self { objects, durability, places: places.clone(), bench: OnceCell::new() })
+    }
+
+    async fn make(&self) -> Result<TenantsBench> {
+        let store = self.places.store(self.objects).await?;
+        // Of the same store, one has this place and another that.
+        let prefix = ObjectPath::from(format!("{:?}", self.durability));
+        TenantsBench::on(store, prefix, self.durability).await
+    }
+}
+
+#[async_trait]
+impl Bench for LazyTenants {
+    fn name(&self) -> &'static str {
+        "tenants"
+    }
+
+    async fn scratch(&self) -> Result<Box<dyn Scratch>> {
+        let make = || async { self.make().await.map_err(|error| format!("{error:#}")) };
+        match self.bench.get_or_init(make).await {
+            Ok(bench) => bench.scratch().await,
+            Err(error) => Err(anyhow!(error.clone())),
+        }
+    }
+}
