@@ -110,8 +110,11 @@ async fn position_of(cache: &CacheFolder, lease: &Lease) -> larder_core::Result<
 }
 
 fn existing() -> SqliteOptions {
-    SqliteOptions { create: false, ..SqliteOptions::default() }
+    SqliteOptions { create: false, cache_bytes: 0, ..SqliteOptions::default() }
 }
+
+/// Rows that an open tenant keeps in memory: there may be hundreds of tenants.
+const ROW_CACHE_BYTES: u64 = 2 << 20;
 
 pub(crate) fn quarantine(
     around: &Surroundings,
@@ -154,7 +157,7 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
     let failed = |error| TenantError::database(key, error);
     let durability = around.options.durability;
     let journal = (durability == Durability::Object).then(|| Arc::new(LogJournal::new(lease)));
-    let options = SqliteOptions::default();
+    let options = SqliteOptions { cache_bytes: ROW_CACHE_BYTES, ..SqliteOptions::default() };
     let database = match &journal {
         Some(journal) => Sqlite::open_journaled(&path, options, journal.clone()).await,
         None => Sqlite::open_positioned(&path, options).await,
