@@ -12,7 +12,7 @@ use crate::case::{Case, Instance};
 use crate::probe::bindings::{Suite as SuiteInstance, SuitePre, larder::conformance::probe};
 
 /// How long a case may take before it has failed.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What came of one case: nothing, or what was expected and what came.
 pub type CaseResult = Result<(), String>;
