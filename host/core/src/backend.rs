@@ -32,11 +32,10 @@ use async_trait::async_trait;
 
 use crate::clock::UnixMillis;
 use crate::commit::Commit;
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::pairs::Pairs;
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,13 +95,65 @@ pub struct ScanOptions {
     pub max_bytes: u64,
 }
 
-/// A part of a range, in order.
+/// A part of a range, in order. It is empty only where `exhausted`.
 #[derive(Clone, Debug, Default)]
 pub struct Chunk {
-    /// The rows. Empty only where `exhausted`.
-    pub rows: Vec<(Key, StoredValue)>,
-    /// Whether the range ends with the last of them.
+    rows: Pairs,
+    expiries: Vec<Option<UnixMillis>>,
+    /// Whether the range ends with the last of its rows.
     pub exhausted: bool,
+}
+
+/// A row of a [`Chunk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRow<'a> {
+    /// The bytes of its key, which are UTF-8.
+    pub key: &'a [u8],
+    /// Its value; empty where keys alone were asked for.
+    pub value: &'a [u8],
+    /// When it expires; none for a permanent row.
+    pub expires_at: Option<UnixMillis>,
+}
+
+impl Chunk {
+    /// Adds a row as it is stored.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the key is no text.
+    pub fn push(&mut self, key: &[u8], value: &[u8], expires_at: Option<UnixMillis>) -> Result<()> {
+        if std::str::from_utf8(key).is_err() {
+            return Err(Error::Corrupt("a key is no UTF-8 text".to_string()));
+        }
+        self.rows.push(key, value);
+        self.expiries.push(expires_at);
+        Ok(())
+    }
+
+    /// Whether no further row is to be added: it would be one too many, or the chunk is large enough.
+    pub fn is_full(&self, options: &ScanOptions) -> bool {
+        let is_full = self.rows.len() >= options.max_rows || self.rows.bytes() >= options.max_bytes;
+        is_full && !self.rows.is_empty()
+    }
+
+    /// Removes the last row.
+    pub fn pop(&mut self) {
+        self.rows.pop();
+        self.expiries.pop();
+    }
+
+    /// The rows, in the order of the range.
+    pub fn rows(&self) -> impl Iterator<Item = ChunkRow<'_>> {
+        self.rows.iter().zip(&self.expiries).map(|((key, value), expires_at)| ChunkRow {
+            key,
+            value,
+            expires_at: *expires_at,
+        })
+    }
+
+    /// The last key.
+    pub(crate) fn last_key(&self) -> Option<&[u8]> {
+        self.rows.last_key()
+    }
 }
 
 /// What a commit did.

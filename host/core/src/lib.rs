@@ -40,6 +40,7 @@ pub mod memory;
 pub mod migrations;
 pub mod name;
 pub mod packed;
+mod pairs;
 mod quota;
 pub mod read_set;
 pub mod redo;

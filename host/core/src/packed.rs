@@ -5,15 +5,17 @@
 //! first, the key, and the value. Nothing stands between or behind them.
 
 use crate::error::{Error, Result};
+use crate::pairs::Pairs;
 use crate::transaction::Entry;
 
 /// Bytes of the two numbers before each entry.
 const HEADER_BYTES: usize = 8;
 
-/// Packs entries, as they are given.
-pub fn pack<'a>(entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
-    let mut packed = Vec::new();
-    for (key, value) in entries {
+/// Packs entries.
+pub(crate) fn pack(entries: &Pairs) -> Vec<u8> {
+    let bytes = usize::try_from(entries.bytes()).unwrap_or_default();
+    let mut packed = Vec::with_capacity(bytes + HEADER_BYTES * entries.len());
+    for (key, value) in entries.iter() {
         // No key and no value comes near 4 GiB: the limits on both are far below.
         packed.extend_from_slice(&(key.len() as u32).to_le_bytes());
         packed.extend_from_slice(&(value.len() as u32).to_le_bytes());
@@ -67,7 +69,9 @@ mod tests {
     use super::*;
 
     fn packed(entries: &[Entry]) -> Vec<u8> {
-        pack(entries.iter().map(|entry| (entry.key.as_bytes(), entry.value.as_slice())))
+        let mut pairs = Pairs::default();
+        entries.iter().for_each(|entry| pairs.push(entry.key.as_bytes(), &entry.value));
+        pack(&pairs)
     }
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {

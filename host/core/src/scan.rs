@@ -1,14 +1,16 @@
 //! A range as a transaction sees it: the snapshot's rows with the staged writes on top.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 
-use crate::backend::{Chunk, ScanOptions, Snapshot, StoredValue};
+use crate::backend::{Chunk, ChunkRow, ScanOptions, Snapshot};
 use crate::clock::UnixMillis;
 use crate::commit::Mutation;
 use crate::error::Result;
 use crate::name::{Key, KeyRange, RowKey, just_after};
+use crate::pairs::Pairs;
 use crate::read_set::RangeRead;
 
 /// What of a range is wanted.
@@ -23,9 +25,7 @@ pub(crate) struct Scan {
 /// What was found.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) entries: Vec<(Key, Vec<u8>)>,
-    /// Keys and values of the entries.
-    pub(crate) bytes: u64,
+    pub(crate) entries: Pairs,
     /// Where there is a further entry, the bytes that it would have added.
     pub(crate) next_entry_bytes: Option<u64>,
     /// The part of the range that the answer depends on.
@@ -45,8 +45,7 @@ impl Scan {
         staged: &BTreeMap<RowKey, Mutation>,
     ) -> Result<Found> {
         let mut found = Found {
-            entries: Vec::new(),
-            bytes: 0,
+            entries: Pairs::default(),
             next_entry_bytes: None,
             read: RangeRead { range: self.range.clone(), rows: 0 },
             earliest_expiry: None,
@@ -55,8 +54,8 @@ impl Scan {
         while !rest.is_empty() {
             let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;
             let (covered, remaining) = split(rest, &chunk, self.reverse);
-            if let Some(stop) = self.merge(covered, chunk, staged, &mut found)? {
-                found.read.range = self.read_up_to(stop);
+            if let Some(stop) = self.merge(covered, &chunk, staged, &mut found)? {
+                found.read.range = self.read_up_to(&stop);
                 return Ok(found);
             }
             rest = match remaining {
@@ -74,7 +73,7 @@ impl Scan {
             reverse: self.reverse,
             keys_only: self.keys_only,
             max_rows: missing.saturating_add(1).min(CHUNK_ROWS_MAX),
-            max_bytes: self.max_bytes.saturating_sub(found.bytes).saturating_add(1),
+            max_bytes: self.max_bytes.saturating_sub(found.entries.bytes()).saturating_add(1),
         }
     }
 
@@ -82,10 +81,10 @@ impl Scan {
     fn merge(
         &self,
         covered: KeyRange,
-        chunk: Chunk,
+        chunk: &Chunk,
         staged: &BTreeMap<RowKey, Mutation>,
         found: &mut Found,
-    ) -> Result<Option<Key>> {
+    ) -> Result<Option<Vec<u8>>> {
         if covered.is_empty() {
             return Ok(None);
         }
@@ -93,15 +92,19 @@ impl Scan {
             staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation)).peekable();
         if staged.peek().is_none() {
             // Most scans: nothing is to be compared.
-            self.take(chunk.rows.into_iter().map(Merged::stored), found)
+            self.take(chunk.rows().map(Merged::stored), found)
         } else if self.reverse {
-            self.take(Merge::new(chunk, staged.rev(), Ordering::Greater), found)
+            self.take(Merge::new(chunk.rows(), staged.rev(), Ordering::Greater), found)
         } else {
-            self.take(Merge::new(chunk, staged, Ordering::Less), found)
+            self.take(Merge::new(chunk.rows(), staged, Ordering::Less), found)
         }
     }
 
-    fn take<'a>(&self, merge: impl Iterator<Item = Merged<'a>>, found: &mut Found) -> Result<Option<Key>> {
+    fn take<'a>(
+        &self,
+        merge: impl Iterator<Item = Merged<'a>>,
+        found: &mut Found,
+    ) -> Result<Option<Vec<u8>>> {
         for Merged { key, stored, staged } in merge {
             if let Some(stored) = &stored {
                 found.read.rows += 1;
@@ -110,41 +113,48 @@ impl Scan {
             let Some(value) = self.resolve(stored, staged)? else {
                 continue;
             };
-            let bytes = (key.as_bytes().len() + value.len()) as u64;
-            if found.entries.len() >= self.max_entries || found.bytes + bytes > self.max_bytes {
+            let bytes = (key.len() + value.len()) as u64;
+            let is_full = found.entries.len() >= self.max_entries;
+            if is_full || found.entries.bytes() + bytes > self.max_bytes {
                 found.next_entry_bytes = Some(bytes);
-                return Ok(Some(key));
+                return Ok(Some(key.to_vec()));
             }
-            found.bytes += bytes;
-            found.entries.push((key, value));
+            found.entries.push(key, &value);
         }
         Ok(None)
     }
 
     /// The value that the transaction sees; none for a row that it deleted.
-    fn resolve(&self, stored: Option<StoredValue>, staged: Option<&Mutation>) -> Result<Option<Vec<u8>>> {
+    fn resolve<'a>(
+        &self,
+        stored: Option<ChunkRow<'a>>,
+        staged: Option<&Mutation>,
+    ) -> Result<Option<Cow<'a, [u8]>>> {
         match staged {
-            None => Ok(stored.map(|stored| stored.value)),
+            None => Ok(stored.map(|stored| stored.value.into())),
             Some(Mutation::Delete) => Ok(None),
-            Some(_) if self.keys_only => Ok(Some(Vec::new())),
-            Some(mutation) => mutation.applied_to(stored.map(|stored| stored.value)),
+            Some(_) if self.keys_only => Ok(Some(Cow::default())),
+            Some(mutation) => {
+                let value = mutation.applied_to(stored.map(|stored| stored.value.to_vec()))?;
+                Ok(value.map(Cow::from))
+            }
         }
     }
 
     /// The part of the range up to the last key that was looked at.
-    fn read_up_to(self, last: Key) -> KeyRange {
+    fn read_up_to(self, last: &[u8]) -> KeyRange {
         if self.reverse {
-            self.range.narrowed_from(last.as_bytes())
+            self.range.narrowed_from(last)
         } else {
-            self.range.narrowed_until(&just_after(last.as_bytes()))
+            self.range.narrowed_until(&just_after(last))
         }
     }
 }
 
 /// The part of `rest` that a chunk answers, and the part that is left.
 fn split(rest: KeyRange, chunk: &Chunk, reverse: bool) -> (KeyRange, Option<KeyRange>) {
-    let last = match chunk.rows.last() {
-        Some((last, _)) if !chunk.exhausted => last.as_bytes(),
+    let last = match chunk.last_key() {
+        Some(last) if !chunk.exhausted => last,
         _ => return (rest, None),
     };
     if reverse {
@@ -164,56 +174,56 @@ pub(crate) fn earliest(first: Option<UnixMillis>, second: Option<UnixMillis>) ->
 
 /// One key that the snapshot, the transaction, or both have.
 struct Merged<'a> {
-    key: Key,
-    stored: Option<StoredValue>,
+    key: &'a [u8],
+    stored: Option<ChunkRow<'a>>,
     staged: Option<&'a Mutation>,
 }
 
-impl Merged<'_> {
-    fn stored((key, stored): (Key, StoredValue)) -> Self {
-        Self { key, stored: Some(stored), staged: None }
+impl<'a> Merged<'a> {
+    fn stored(row: ChunkRow<'a>) -> Self {
+        Self { key: row.key, stored: Some(row), staged: None }
+    }
+
+    fn staged((key, staged): (&'a Key, &'a Mutation)) -> Self {
+        Self { key: key.as_bytes(), stored: None, staged: Some(staged) }
     }
 }
 
 /// Two ordered sequences as one.
-struct Merge<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> {
-    stored: Peekable<std::vec::IntoIter<(Key, StoredValue)>>,
-    staged: Peekable<I>,
+struct Merge<R: Iterator, S: Iterator> {
+    stored: Peekable<R>,
+    staged: Peekable<S>,
     /// How the key that comes first compares with the other.
     first: Ordering,
 }
 
-impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Merge<'a, I> {
-    fn new(chunk: Chunk, staged: I, first: Ordering) -> Self {
-        Self { stored: chunk.rows.into_iter().peekable(), staged: staged.peekable(), first }
-    }
-
-    fn next_stored(&mut self) -> Option<Merged<'a>> {
-        self.stored.next().map(Merged::stored)
-    }
-
-    fn next_staged(&mut self) -> Option<Merged<'a>> {
-        self.staged.next().map(|(key, staged)| Merged {
-            key: key.clone(),
-            stored: None,
-            staged: Some(staged),
-        })
+impl<R: Iterator, S: Iterator> Merge<R, S> {
+    fn new(stored: R, staged: S, first: Ordering) -> Self {
+        Self { stored: stored.peekable(), staged: staged.peekable(), first }
     }
 }
 
-impl<'a, I: Iterator<Item = (&'a Key, &'a Mutation)>> Iterator for Merge<'a, I> {
+impl<'a, R, S> Iterator for Merge<R, S>
+where
+    R: Iterator<Item = ChunkRow<'a>>,
+    S: Iterator<Item = (&'a Key, &'a Mutation)>,
+{
     type Item = Merged<'a>;
 
     fn next(&mut self) -> Option<Merged<'a>> {
         let order = match (self.stored.peek(), self.staged.peek()) {
-            (Some((stored, _)), Some((staged, _))) => stored.cmp(staged),
+            (Some(stored), Some((staged, _))) => stored.key.cmp(staged.as_bytes()),
             (Some(_), None) => self.first,
             (None, _) => self.first.reverse(),
         };
         if order == Ordering::Equal {
             let staged = self.staged.next().map(|(_, mutation)| mutation);
-            return self.next_stored().map(|merged| Merged { staged, ..merged });
+            return self.stored.next().map(|stored| Merged { staged, ..Merged::stored(stored) });
         }
-        if order == self.first { self.next_stored() } else { self.next_staged() }
+        if order == self.first {
+            self.stored.next().map(Merged::stored)
+        } else {
+            self.staged.next().map(Merged::staged)
+        }
     }
 }

@@ -4,6 +4,7 @@ mod ledger;
 mod reading;
 mod staging;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
 use crate::packed;
+use crate::pairs::Pairs;
 use crate::read_set::ReadSet;
 use crate::scan::Scan;
 use crate::store::OpenTransaction;
@@ -299,8 +301,12 @@ impl Transaction {
             })
             .await?;
         let count = found.entries.len() as u64;
-        let rows = found.entries.into_iter().map(|(key, _)| RowKey { namespace: namespace.clone(), key });
-        self.stage_all(rows.map(|row| (row, Mutation::Delete)).collect())?;
+        let mut changes = BTreeMap::new();
+        for (key, _) in found.entries.iter() {
+            let row = RowKey { namespace: namespace.clone(), key: Key::from_stored(key.to_vec())? };
+            changes.insert(row, Mutation::Delete);
+        }
+        self.stage_all(changes)?;
         Ok(count)
     }
 
@@ -338,9 +344,9 @@ impl Transaction {
         let scan = Scan { range, reverse: false, keys_only: false, max_entries: usize::MAX, max_bytes };
         let found = self.find(scan).await?;
         if let Some(next) = found.next_entry_bytes {
-            self.limits.check(LimitKind::ResultBytes, found.bytes + next)?;
+            self.limits.check(LimitKind::ResultBytes, found.entries.bytes() + next)?;
         }
-        Ok(entries(found.entries))
+        Ok(entries(&found.entries))
     }
 
     /// The next entries of a range.
@@ -354,7 +360,7 @@ impl Transaction {
         after: Option<String>,
     ) -> Result<Page> {
         let (found, next) = self.find_page(namespace, range, after).await?;
-        Ok(Page { entries: entries(found), next })
+        Ok(Page { entries: entries(&found), next })
     }
 
     /// The next entries of a range, [packed](crate::packed).
@@ -368,8 +374,7 @@ impl Transaction {
         after: Option<String>,
     ) -> Result<PackedPage> {
         let (found, next) = self.find_page(namespace, range, after).await?;
-        let entries = found.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
-        Ok(PackedPage { entries: packed::pack(entries), next })
+        Ok(PackedPage { entries: packed::pack(&found), next })
     }
 
     async fn find_page(
@@ -377,7 +382,7 @@ impl Transaction {
         namespace: String,
         range: Range,
         after: Option<String>,
-    ) -> Result<(Vec<(Key, Vec<u8>)>, Option<String>)> {
+    ) -> Result<(Pairs, Option<String>)> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
         let mut key_range = self.key_range(&namespace, &range)?;
@@ -390,7 +395,7 @@ impl Transaction {
             };
         }
         if range.limit == Some(0) {
-            return Ok((Vec::new(), None));
+            return Ok((Pairs::default(), None));
         }
         let found = self
             .find(Scan {
@@ -405,8 +410,8 @@ impl Transaction {
             // Somebody with wider limits wrote an entry that fits on no page of this guest.
             self.limits.check(LimitKind::ResultBytes, next)?;
         }
-        let last = found.entries.last().filter(|_| found.next_entry_bytes.is_some());
-        let next = last.map(|(last, _)| cursor::encode(&namespace, &range, &last.to_string()));
+        let last = found.entries.last_key().filter(|_| found.next_entry_bytes.is_some());
+        let next = last.map(|last| cursor::encode(&namespace, &range, &text(last)));
         Ok((found.entries, next))
     }
 
@@ -501,6 +506,11 @@ impl std::fmt::Debug for Transaction {
     }
 }
 
-fn entries(found: Vec<(Key, Vec<u8>)>) -> Vec<Entry> {
-    found.into_iter().map(|(key, value)| Entry { key: key.into_string(), value }).collect()
+fn entries(found: &Pairs) -> Vec<Entry> {
+    found.iter().map(|(key, value)| Entry { key: text(key).into_owned(), value: value.to_vec() }).collect()
+}
+
+/// The text of a key that was found. That it is one was made sure of when it was; lossy conversion only keeps a panic out.
+fn text(key: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(key)
 }

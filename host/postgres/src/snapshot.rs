@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::rows::{column, saturating, stored_value, unsigned};
+use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
 /// A snapshot. Postgres takes it at the first read.
@@ -63,12 +63,12 @@ macro_rules! scan {
     ($order:literal, $end:literal) => {
         concat!(
             "
-    SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, version, expires_at, is_last
+    SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, expires_at, is_last
     FROM (
         SELECT *, row_number() OVER so_far AS position, sum(size) OVER so_far - size AS before,
             lead(key) OVER so_far IS NULL AS is_last
         FROM (
-            SELECT key, value, version, expires_at,
+            SELECT key, value, expires_at,
                 octet_length(key) + CASE WHEN $4::boolean THEN 0 ELSE octet_length(value) END AS size
             FROM larder_entries
             WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > $3)",
@@ -252,6 +252,10 @@ fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
         // Where no row may be given, nothing is known.
         None => options.max_rows > 0,
     };
-    let entry = |row: &Row| Ok((Key::from_stored(column(row, "key")?)?, stored_value(row)?));
-    Ok(Chunk { rows: rows.iter().map(entry).collect::<error::Result<_>>()?, exhausted })
+    let mut chunk = Chunk::default();
+    chunk.exhausted = exhausted;
+    for row in rows {
+        chunk.push(column(row, "key")?, column(row, "value")?, expires_at(row)?)?;
+    }
+    Ok(chunk)
 }

@@ -3,7 +3,7 @@
 use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
-use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::name::{KeyRange, Namespace, RowKey};
 use larder_core::read_set::{CurrentState, RangeState};
 use larder_core::{Error, Result};
 use rusqlite::types::Value as SqlValue;
@@ -46,22 +46,16 @@ pub(crate) fn scan(
     let (bounds, parameters) = range_condition(range, now);
     let mut statement = prepare(
         connection,
-        &format!(
-            "SELECT {value}, version, expires_at, key FROM larder_entries WHERE {bounds} ORDER BY key {order}"
-        ),
+        &format!("SELECT key, {value}, expires_at FROM larder_entries WHERE {bounds} ORDER BY key {order}"),
     )?;
     let mut found = statement.query(params_from_iter(parameters)).map_err(SqliteError::from)?;
     let mut chunk = Chunk::default();
-    let mut bytes = 0;
     while let Some(row) = found.next().map_err(SqliteError::from)? {
-        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
-        if is_full && !chunk.rows.is_empty() {
+        if chunk.is_full(&options) {
             return Ok(chunk);
         }
-        let stored = stored_value(row).map_err(SqliteError::from)?;
-        let key = Key::from_stored(row.get(3).map_err(SqliteError::from)?)?;
-        bytes += (key.as_bytes().len() + stored.value.len()) as u64;
-        chunk.rows.push((key, stored));
+        let (key, value) = (bytes(row, 0)?, bytes(row, 1)?);
+        chunk.push(key, value, row.get(2).map_err(SqliteError::from)?)?;
     }
     chunk.exhausted = true;
     Ok(chunk)
@@ -200,6 +194,13 @@ fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlV
             )
         }
     }
+}
+
+/// The bytes of a column, where they are.
+fn bytes<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<&'r [u8]> {
+    let found = row.get_ref(column)?;
+    let unexpected = || rusqlite::Error::InvalidColumnType(column, String::new(), found.data_type());
+    Ok(found.as_blob().map_err(|_| unexpected())?)
 }
 
 fn stored_value(row: &Row<'_>) -> rusqlite::Result<StoredValue> {

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::name::{Key, KeyRange, Namespace, RowKey, just_after};
+use crate::name::{KeyRange, Namespace, RowKey, just_after};
 
 /// The name of a row, shared by all who keep it.
 pub(super) type Name = Arc<[u8]>;
@@ -75,8 +75,8 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The key of a row.
-pub(super) fn key(name: &[u8]) -> Result<Key> {
-    Key::from_stored(split(name).ok_or_else(unreadable)?.1.to_vec())
+pub(super) fn key(name: &[u8]) -> Result<&[u8]> {
+    split(name).map(|(_, key)| key).ok_or_else(unreadable)
 }
 
 /// The namespace of a row.
@@ -106,6 +106,7 @@ fn unreadable() -> Error {
 mod tests {
     use super::*;
     use crate::limits::Limits;
+    use crate::name::Key;
 
     fn row(namespace: &str, key: &str) -> RowKey {
         let limits = Limits::default();
@@ -135,7 +136,7 @@ mod tests {
         for row in rows() {
             let name = of(&row);
             assert_eq!(namespace(&name).unwrap(), row.namespace);
-            assert_eq!(key(&name).unwrap(), row.key);
+            assert_eq!(key(&name).unwrap(), row.key.as_bytes());
             assert_eq!(bytes(&name), row.bytes());
         }
     }

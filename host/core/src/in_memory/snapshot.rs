@@ -8,7 +8,7 @@ use super::latest::{Moment, Seen};
 use super::row_name::{self, Name};
 use super::stored_row::StoredRow;
 use super::{Rows, Shared};
-use crate::backend::{Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue};
+use crate::backend::{Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live};
 use crate::clock::UnixMillis;
 use crate::commit::Commit;
 use crate::error::Result;
@@ -88,17 +88,16 @@ fn collect<'a>(
     options: ScanOptions,
 ) -> Result<Chunk> {
     let mut chunk = Chunk::default();
-    let mut bytes = 0;
-    for (name, row) in rows.filter(|(_, row)| row.is_live(now)) {
-        let is_full = chunk.rows.len() >= options.max_rows || bytes >= options.max_bytes;
-        if is_full && !chunk.rows.is_empty() {
+    for (name, row) in rows {
+        let (value, expires_at) = row.value();
+        if !is_live(expires_at, now) {
+            continue;
+        }
+        if chunk.is_full(&options) {
             return Ok(chunk);
         }
-        let stored = if options.keys_only { row.live_without_value(now) } else { row.live(now) };
-        let Some(stored) = stored else { continue };
-        let key = row_name::key(name)?;
-        bytes += (key.as_bytes().len() + stored.value.len()) as u64;
-        chunk.rows.push((key, stored));
+        let value = if options.keys_only { &[] } else { value };
+        chunk.push(row_name::key(name)?, value, expires_at)?;
     }
     chunk.exhausted = true;
     Ok(chunk)

@@ -50,10 +50,10 @@ impl StoredRow {
         is_live(expires_at, now).then(|| StoredValue { value: value.to_vec(), version, expires_at })
     }
 
-    /// All of it but the value, where it is live.
-    pub(super) fn live_without_value(&self, now: UnixMillis) -> Option<StoredValue> {
-        let Parts { version, expires_at, .. } = self.parts();
-        is_live(expires_at, now).then(|| StoredValue { value: Vec::new(), version, expires_at })
+    /// Its value, and when it expires.
+    pub(super) fn value(&self) -> (&[u8], Option<UnixMillis>) {
+        let Parts { expires_at, value, .. } = self.parts();
+        (value, expires_at)
     }
 
     /// As a commit asks for it.
@@ -90,6 +90,6 @@ mod tests {
         let row = StoredRow::new(b"", Version(1), Some(10));
         assert!(row.is_live(9) && !row.is_live(10));
         assert_eq!(row.live(10), None);
-        assert_eq!(row.live_without_value(10), None);
+        assert_eq!(row.value(), (b"".as_slice(), Some(10)));
     }
 }

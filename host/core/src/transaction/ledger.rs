@@ -21,8 +21,7 @@ impl Transaction {
             })
             .await?;
         self.limits.check(LimitKind::TransactionMutations, found.entries.len() as u64)?;
-        let applied =
-            found.entries.iter().map(|(key, value)| AppliedMigration::from_row(key.as_bytes(), value));
+        let applied = found.entries.iter().map(|(key, value)| AppliedMigration::from_row(key, value));
         entry::in_order(applied.collect::<Result<_>>()?)
     }
 

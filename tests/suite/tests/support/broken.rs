@@ -219,7 +219,7 @@ impl Snapshot for BrokenSnapshot {
         options.reverse &= self.defect != Defect::IgnoresReverse;
         let mut chunk = self.sound.scan(range, options).await?;
         if self.defect == Defect::LosesLastRow && chunk.exhausted {
-            chunk.rows.pop();
+            chunk.pop();
         }
         Ok(chunk)
     }
