@@ -1,8 +1,8 @@
 //! The SQLite backend of larder, the embedded default.
 //!
-//! One database file, in WAL mode: snapshots are read transactions of pooled connections, and one writer makes
-//! the commits of all who wait in one SQLite commit. Other processes may use the same file: each commit
-//! validates what it read against what is in the file at that moment.
+//! One database file, in WAL mode: snapshots read committed rows that are kept in memory, and by pooled connections
+//! those that are not; one writer makes the commits of all who wait in one SQLite commit. Other processes may use the
+//! same file: each commit validates what it read against what is in the file at that moment.
 //!
 //! ```no_run
 //! # async fn example() -> larder_core::Result<()> {

@@ -50,6 +50,7 @@ const CAUGHT: &[(Defect, &str)] = &[
     ),
 ];
 
+/// How often a case may miss a defect before the suite has.
 const ATTEMPTS: u32 = 5;
 
 const TENANTS: [(&str, Objects, Durability); 5] = [
