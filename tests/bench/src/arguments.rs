@@ -17,6 +17,9 @@ pub(crate) struct Arguments {
     /// Only this group; may be given several times
     #[arg(long = "filter", value_name = "GROUP", value_parser = group)]
     pub(crate) groups: Vec<Group>,
+    /// Only rows whose name contains this
+    #[arg(long = "row", value_name = "TEXT")]
+    pub(crate) row: Option<String>,
     /// Where report.json and report.html are written
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     pub(crate) output: PathBuf,

@@ -65,7 +65,13 @@ async fn run(arguments: Arguments, postgres: Result<PostgresDatabase, String>) -
     }
     let groups = arguments.groups();
     ensure!(!cfg!(debug_assertions), "a debug build says nothing: run tests/bench/run");
-    let bench = Bench { form: arguments.form(), larder: Program::larder()?, postgres, command: command() };
+    let bench = Bench {
+        form: arguments.form(),
+        row: arguments.row.clone().unwrap_or_default(),
+        larder: Program::larder()?,
+        postgres,
+        command: command(),
+    };
     let mut report = Report {
         command: std::iter::once("tests/bench/run".to_string())
             .chain(std::env::args().skip(1))

@@ -13,6 +13,8 @@ use crate::row::Row;
 /// What every group has.
 pub(crate) struct Bench {
     pub(crate) form: Form,
+    /// What the names of rows have to contain.
+    pub(crate) row: String,
     pub(crate) larder: Program,
     /// The Postgres database that is measured, or why there is none.
     pub(crate) postgres: Result<PostgresDatabase, String>,
@@ -40,8 +42,11 @@ impl<'a> Runner<'a> {
         Self { bench, group: GroupReport { name, title, rows: Vec::new(), skipped: Vec::new() } }
     }
 
-    /// Measures a row, and prints it.
+    /// Measures a row, if it is asked for, and prints it.
     pub(crate) async fn measure(&mut self, mut row: Row) -> Result<()> {
+        if !row.name.contains(&self.bench.row) {
+            return Ok(());
+        }
         let measured =
             measure(&mut row, &self.bench.form).await.with_context(|| format!("the row `{}`", row.name))?;
         self.add(measured);
