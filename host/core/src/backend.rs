@@ -99,9 +99,16 @@ pub struct ScanOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Chunk {
     rows: Pairs,
-    expiries: Vec<Option<UnixMillis>>,
+    writes: Vec<LastWrite>,
     /// Whether the range ends with the last of its rows.
     pub exhausted: bool,
+}
+
+/// What the last write of a row left beside its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LastWrite {
+    version: Version,
+    expires_at: Option<UnixMillis>,
 }
 
 /// A row of a [`Chunk`].
@@ -111,6 +118,8 @@ pub struct ChunkRow<'a> {
     pub key: &'a [u8],
     /// Its value; empty where keys alone were asked for.
     pub value: &'a [u8],
+    /// When it was written; [`Version::ABSENT`] from an engine that watches reads itself.
+    pub version: Version,
     /// When it expires; none for a permanent row.
     pub expires_at: Option<UnixMillis>,
 }
@@ -120,12 +129,13 @@ impl Chunk {
     ///
     /// # Errors
     /// [`Error::Corrupt`] where the key is no text.
-    pub fn push(&mut self, key: &[u8], value: &[u8], expires_at: Option<UnixMillis>) -> Result<()> {
+    pub fn push(&mut self, row: ChunkRow<'_>) -> Result<()> {
+        let ChunkRow { key, value, version, expires_at } = row;
         if std::str::from_utf8(key).is_err() {
             return Err(Error::Corrupt("a key is no UTF-8 text".to_string()));
         }
         self.rows.push(key, value);
-        self.expiries.push(expires_at);
+        self.writes.push(LastWrite { version, expires_at });
         Ok(())
     }
 
@@ -138,15 +148,16 @@ impl Chunk {
     /// Removes the last row.
     pub fn pop(&mut self) {
         self.rows.pop();
-        self.expiries.pop();
+        self.writes.pop();
     }
 
     /// The rows, in the order of the range.
     pub fn rows(&self) -> impl Iterator<Item = ChunkRow<'_>> {
-        self.rows.iter().zip(&self.expiries).map(|((key, value), expires_at)| ChunkRow {
+        self.rows.iter().zip(&self.writes).map(|((key, value), write)| ChunkRow {
             key,
             value,
-            expires_at: *expires_at,
+            version: write.version,
+            expires_at: write.expires_at,
         })
     }
 

@@ -17,7 +17,7 @@ pub enum Verdict {
     Unknown,
 }
 
-/// The rows that the last commits wrote, for an engine whose versions count commits one by one.
+/// The rows that the last commits wrote, for an engine that counts its commits one by one, as versions or otherwise.
 #[derive(Debug, Default)]
 pub struct CommitLog {
     /// In the order of their versions, without gaps.

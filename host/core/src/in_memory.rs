@@ -220,7 +220,7 @@ impl Database {
             Verdict::Touched => false,
             Verdict::Unknown => {
                 let mut current = Current { rows: &self.rows, latest, now: commit.now };
-                commit.reads.holds(snapshot, &mut current)?
+                commit.reads.holds(&mut current)?
             }
         };
         if holds { Ok(()) } else { Err(Error::Conflict) }
@@ -262,8 +262,7 @@ impl CurrentState for Current<'_> {
         }
         for (_, stored) in self.rows.range(row_name::bounds(range)) {
             if stored.is_live(self.now) {
-                state.rows += 1;
-                state.newest = state.newest.max(stored.version());
+                state.add(stored.version());
             }
         }
         Ok(state)

@@ -20,18 +20,26 @@ pub struct ReadSet {
 pub struct RangeRead {
     /// Which keys.
     pub range: KeyRange,
-    /// How many live rows lay in it. With the newest version in it, this tells every change: a row that came
-    /// or changed is newer than the snapshot, and a row that went is missing.
-    pub rows: u64,
+    /// What lay in it.
+    pub state: RangeState,
 }
 
-/// What a range holds now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a range holds. It tells every change, as versions grow from commit to commit: a row that came or changed is newer
+/// than all that were there, and a row that went is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RangeState {
     /// Its live rows.
     pub rows: u64,
     /// The newest version among them.
     pub newest: Version,
+}
+
+impl RangeState {
+    /// Adds a live row.
+    pub fn add(&mut self, version: Version) {
+        self.rows += 1;
+        self.newest = self.newest.max(version);
+    }
 }
 
 /// The committed state at the moment of a commit.
@@ -68,20 +76,18 @@ impl ReadSet {
             })
     }
 
-    /// Whether everything read is as it was when the store was at version `snapshot`, in an engine whose
-    /// versions grow from commit to commit.
+    /// Whether everything read is as it was, in an engine whose versions grow from commit to commit.
     ///
     /// # Errors
     /// Those of reading `current`.
-    pub fn holds(&self, snapshot: Version, current: &mut dyn CurrentState) -> Result<bool> {
+    pub fn holds(&self, current: &mut dyn CurrentState) -> Result<bool> {
         for (row, read) in &self.rows {
             if current.version(row)? != *read {
                 return Ok(false);
             }
         }
         for read in &self.ranges {
-            let now = current.range(&read.range)?;
-            if now.rows != read.rows || now.newest > snapshot {
+            if current.range(&read.range)? != read.state {
                 return Ok(false);
             }
         }
@@ -152,7 +158,7 @@ mod tests {
     #[test]
     fn a_write_within_a_range_touches_it_and_one_beside_it_does_not() {
         let mut reads = ReadSet::default();
-        reads.record_range(RangeRead { range: range("n", "k"), rows: 0 });
+        reads.record_range(RangeRead { range: range("n", "k"), state: RangeState::default() });
         assert!(reads.is_touched_by(&[row("a", "k"), row("n", "kz"), row("z", "k")]));
         assert!(!reads.is_touched_by(&[row("n", "j"), row("n", "l"), row("o", "k")]));
     }
@@ -163,7 +169,7 @@ mod tests {
         assert_eq!(reads.row_cost(&row("n", "key")), 4 + READ_OVERHEAD);
         reads.record_row(row("n", "key"), Version(1));
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
-        let read = RangeRead { range: range("n", "k"), rows: 3 };
+        let read = RangeRead { range: range("n", "k"), state: RangeState { rows: 3, newest: Version(2) } };
         assert_eq!(reads.range_cost(&read), 3 + READ_OVERHEAD);
         reads.record_range(read.clone());
         assert_eq!(reads.range_cost(&read), 0);

@@ -11,7 +11,7 @@ use crate::commit::Mutation;
 use crate::error::Result;
 use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::pairs::Pairs;
-use crate::read_set::RangeRead;
+use crate::read_set::{RangeRead, RangeState};
 
 /// What of a range is wanted.
 pub(crate) struct Scan {
@@ -47,7 +47,7 @@ impl Scan {
         let mut found = Found {
             entries: Pairs::default(),
             next_entry_bytes: None,
-            read: RangeRead { range: self.range.clone(), rows: 0 },
+            read: RangeRead { range: self.range.clone(), state: RangeState::default() },
             earliest_expiry: None,
         };
         let mut rest = self.range.clone();
@@ -107,7 +107,7 @@ impl Scan {
     ) -> Result<Option<Vec<u8>>> {
         for Merged { key, stored, staged } in merge {
             if let Some(stored) = &stored {
-                found.read.rows += 1;
+                found.read.state.add(stored.version);
                 found.earliest_expiry = earliest(found.earliest_expiry, stored.expires_at);
             }
             let Some(value) = self.resolve(stored, staged)? else {

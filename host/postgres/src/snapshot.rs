@@ -6,7 +6,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use larder_core::Result;
 use larder_core::backend::{
-    Chunk, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
+    Chunk, ChunkRow, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Version,
 };
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
@@ -255,7 +255,9 @@ fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
     let mut chunk = Chunk::default();
     chunk.exhausted = exhausted;
     for row in rows {
-        chunk.push(column(row, "key")?, column(row, "value")?, expires_at(row)?)?;
+        let (key, value) = (column(row, "key")?, column(row, "value")?);
+        // The engine watches what is read.
+        chunk.push(ChunkRow { key, value, version: Version::ABSENT, expires_at: expires_at(row)? })?;
     }
     Ok(chunk)
 }

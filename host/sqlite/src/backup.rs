@@ -23,7 +23,8 @@ use crate::writer::Writer;
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupInfo {
-    /// Every commit up to this position, and none after it.
+    /// Every commit up to this position, and none after it, as far as [`Sqlite::redo_position`](crate::Sqlite::redo_position)
+    /// tells positions.
     pub position: Version,
     /// Every change of this process up to this number of [`Sqlite::changes`](crate::Sqlite::changes), and none after it.
     pub changes: u64,

@@ -18,6 +18,9 @@ const STATEMENTS: usize = 64;
 /// What SQLite keeps of a database's pages for each connection, unless it is told otherwise.
 const PAGES_KIB: i64 = 2_000;
 
+/// A log that had become longer is cut off to this size when it begins anew.
+pub(crate) const LOG_BYTES_KEPT: u64 = 64 << 20;
+
 /// Opens the connection of a database's writer. The pages that it keeps stay valid while nobody else commits, so it need
 /// not read again what it changes; a reader's are worth nothing once somebody has committed.
 pub(crate) fn open_writer(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
@@ -93,6 +96,7 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
         connection.pragma_update(None, "foreign_keys", true)?;
         // Checkpoints are made beside the commits, not in them.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(())
     };

@@ -220,9 +220,9 @@ impl Sqlite {
         blocking(move || backup::backup(&readers, &writer, &to)).await
     }
 
-    /// The position of the last commit in the file. It grows with every commit of rows, and in a database that was ever
-    /// opened with [`Sqlite::open_positioned`] or a journal, with every group of commits that writes anything. A sweep
-    /// leaves it.
+    /// The position of the last commit in the file, opened with [`Sqlite::open_positioned`] or a journal: it grows with
+    /// every group of commits that writes anything. A sweep leaves it. Of a database opened otherwise it only says which
+    /// version none is above, as versions are reserved many at once.
     ///
     /// # Errors
     /// [`Error::Closed`], and where the file can't be read.
@@ -321,7 +321,7 @@ impl Backend for Sqlite {
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
         self.check_open()?;
-        self.writer.commit(commit, Version::ABSENT).await
+        self.writer.commit(commit, None).await
     }
 
     async fn stored_bytes(&self) -> Result<u64> {

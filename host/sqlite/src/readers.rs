@@ -54,11 +54,12 @@ impl Readers {
         self.reader(permit)
     }
 
-    /// A connection that sees the state of a version, if that is the newest and there is a connection without waiting.
-    pub(crate) fn take_at(self: &Arc<Self>, version: Version) -> Option<Reader> {
+    /// A connection that sees the newest state, if there is one without waiting.
+    pub(crate) fn take_now(self: &Arc<Self>) -> Option<Reader> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         let reader = self.reader(permit).ok()?;
-        (reader.begin().ok()? == version).then_some(reader)
+        reader.begin().ok()?;
+        Some(reader)
     }
 
     fn reader(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Reader> {
@@ -166,13 +167,21 @@ impl Reader {
         self.connection.as_ref().ok_or(Error::Closed)
     }
 
-    /// Begins a transaction, and gives the version of the state that it sees.
+    /// Begins a transaction, and gives the version that none in the state that it sees is above.
     pub(crate) fn begin(&self) -> Result<Version> {
         let connection = self.connection()?;
         let mut begin = rows::prepare(connection, "BEGIN")?;
         begin.execute([]).map_err(SqliteError::from)?;
         // The first read is what fixes the state that the transaction sees.
         rows::last_version(connection)
+    }
+}
+
+impl Reader {
+    /// Ends the transaction.
+    pub(crate) fn end(&self) -> Result<()> {
+        roll_back(self.connection()?).map_err(SqliteError::from)?;
+        Ok(())
     }
 }
 

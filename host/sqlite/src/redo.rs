@@ -32,10 +32,13 @@ fn apply(connection: &Connection, change: &Change, after: Version) -> Result<()>
     match change {
         Change::Row(row, Some(StoredValue { value, version, expires_at })) => {
             let put = RowWrite::Put { value: value.into(), expires_at: *expires_at };
-            Ok(rows::write(connection, row, &put, *version)?)
+            rows::write(connection, row, &put, *version)?;
         }
         // A deletion leaves no version behind.
-        Change::Row(row, None) => Ok(rows::write(connection, row, &RowWrite::Delete, after)?),
-        Change::Record(key, record) => Ok(records::set(connection, key, record.as_ref())?),
+        Change::Row(row, None) => {
+            rows::write(connection, row, &RowWrite::Delete, after)?;
+        }
+        Change::Record(key, record) => records::set(connection, key, record.as_ref())?,
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The statements on rows.
 
-use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
+use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
 use larder_core::name::{KeyRange, Namespace, RowKey};
@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 
 use crate::error::{Result as SqliteResult, SqliteError};
 
-/// The version of the last commit.
+/// The version that none given so far is above: that of the last commit, or what the process that made it has reserved.
 pub(crate) fn last_version(connection: &Connection) -> Result<Version> {
     let mut statement = prepare(connection, "SELECT last FROM larder_commit_sequence")?;
     let last: u64 = statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?;
@@ -46,7 +46,9 @@ pub(crate) fn scan(
     let (bounds, parameters) = range_condition(range, now);
     let mut statement = prepare(
         connection,
-        &format!("SELECT key, {value}, expires_at FROM larder_entries WHERE {bounds} ORDER BY key {order}"),
+        &format!(
+            "SELECT key, {value}, version, expires_at FROM larder_entries WHERE {bounds} ORDER BY key {order}"
+        ),
     )?;
     let mut found = statement.query(params_from_iter(parameters)).map_err(SqliteError::from)?;
     let mut chunk = Chunk::default();
@@ -54,8 +56,7 @@ pub(crate) fn scan(
         if chunk.is_full(&options) {
             return Ok(chunk);
         }
-        let (key, value) = (bytes(row, 0)?, bytes(row, 1)?);
-        chunk.push(key, value, row.get(2).map_err(SqliteError::from)?)?;
+        chunk.push(chunk_row(row)?)?;
     }
     chunk.exhausted = true;
     Ok(chunk)
@@ -102,14 +103,15 @@ pub(crate) fn current_row(connection: &Connection, row: &RowKey, need: Need) -> 
     Ok(found.optional().map_err(SqliteError::from)?)
 }
 
+/// Writes a row; false where nothing had to be changed, as for the deletion of a row that is not there.
 pub(crate) fn write(
     connection: &Connection,
     row: &RowKey,
     write: &RowWrite<'_>,
     version: Version,
-) -> SqliteResult<()> {
+) -> SqliteResult<bool> {
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
-    match write {
+    let changed = match write {
         RowWrite::Put { value, expires_at } => connection
             .prepare_cached(
                 "INSERT INTO larder_entries (namespace, key, value, version, expires_at)
@@ -122,7 +124,7 @@ pub(crate) fn write(
             .prepare_cached("DELETE FROM larder_entries WHERE namespace = ?1 AND key = ?2")?
             .execute((namespace, key))?,
     };
-    Ok(())
+    Ok(changed > 0)
 }
 
 pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
@@ -194,6 +196,11 @@ fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlV
             )
         }
     }
+}
+
+fn chunk_row<'r>(row: &'r Row<'_>) -> SqliteResult<ChunkRow<'r>> {
+    let (key, value) = (bytes(row, 0)?, bytes(row, 1)?);
+    Ok(ChunkRow { key, value, version: Version(row.get(2)?), expires_at: row.get(3)? })
 }
 
 /// The bytes of a column, where they are.

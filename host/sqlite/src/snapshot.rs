@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use larder_core::backend::{
-    Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Version,
+    Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
 };
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
@@ -13,7 +13,7 @@ use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 
-use crate::cache::{Epoch, Moment};
+use crate::cache::{Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
 use crate::rows;
 use crate::writer::Writer;
@@ -21,9 +21,8 @@ use crate::writer::Writer;
 /// One committed state. Reads run on the caller's thread: a hop to another one costs more than a read.
 pub(crate) struct SqliteSnapshot {
     base: Base,
-    version: Version,
-    /// Whether what the cache holds is of this state too.
-    is_cached: bool,
+    /// Which state that is, where it is known.
+    seen: Option<Seen>,
     /// Whether anybody has seen the state yet.
     is_seen: bool,
     now: UnixMillis,
@@ -50,17 +49,17 @@ impl SqliteSnapshot {
     ) -> Result<Self> {
         let (readers, writer) = (readers.clone(), writer.clone());
         let SnapshotOptions { now, deadline, .. } = options;
-        let (base, version, is_cached) = match writer.cache().and_then(|cache| cache.epoch()) {
+        let (base, seen) = match writer.cache().and_then(|cache| cache.epoch()) {
             Some(epoch) => {
-                let version = epoch.version;
-                (Base::Epoch(epoch), version, true)
+                let seen = Seen { state: epoch.state, is_cached: true };
+                (Base::Epoch(epoch), Some(seen))
             }
             None => {
-                let (reader, version, is_cached) = begin(&readers, &writer, deadline).await?;
-                (Base::Reader(reader), version, is_cached)
+                let (reader, seen) = begin(&readers, &writer, deadline).await?;
+                (Base::Reader(reader), seen)
             }
         };
-        Ok(Self { base, version, is_cached, is_seen: false, now, deadline, readers, writer })
+        Ok(Self { base, seen, is_seen: false, now, deadline, readers, writer })
     }
 
     /// Reads in the database, where this snapshot still can.
@@ -80,9 +79,10 @@ impl SqliteSnapshot {
     /// From an epoch to a connection that sees it: while it is the newest state, any does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
         if epoch.pin().is_none() {
-            let (reader, version, is_cached) = begin(&self.readers, &self.writer, self.deadline).await?;
-            if version == self.version || !self.is_seen {
-                (self.base, self.version, self.is_cached) = (Base::Reader(reader), version, is_cached);
+            let (reader, seen) = begin(&self.readers, &self.writer, self.deadline).await?;
+            let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
+            if is_same || !self.is_seen {
+                (self.base, self.seen) = (Base::Reader(reader), seen);
                 return Ok(());
             }
             // Where another process committed, nobody has kept a connection.
@@ -95,36 +95,48 @@ impl SqliteSnapshot {
     }
 
     fn cached(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
-        let cached = self.writer.cache().filter(|_| self.is_cached)?.get(row, self.moment())?;
+        let moment = self.moment().filter(|_| self.seen.is_some_and(|seen| seen.is_cached))?;
+        let cached = self.writer.cache()?.get(row, moment)?;
         self.is_seen = true;
         Some(cached)
     }
 
     fn fill(&self, row: &RowKey, found: Option<&StoredValue>) {
-        if let Some(cache) = self.writer.cache() {
-            cache.fill(row, self.moment(), found);
+        if let Some((cache, moment)) = self.writer.cache().zip(self.moment()) {
+            cache.fill(row, moment, found);
         }
     }
 
-    fn moment(&self) -> Moment {
-        Moment { version: self.version, now: self.now }
+    fn moment(&self) -> Option<Moment> {
+        self.seen.map(|seen| Moment { state: seen.state, now: self.now })
     }
 }
 
-/// Begins a transaction; gives its version, and whether what is cached is of that state too.
+/// How often a transaction is begun anew where it can't be told which state it sees: somebody committed just then.
+const BEGINS_MAX: usize = 3;
+
+/// Begins a transaction; gives the state that it sees, where that can be told.
 async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
     deadline: Instant,
-) -> Result<(Reader, Version, bool)> {
+) -> Result<(Reader, Option<Seen>)> {
     let reader = readers.take(deadline).await?;
     let Some(cache) = writer.cache() else {
-        let version = reader.begin()?;
-        return Ok((reader, version, false));
+        reader.begin()?;
+        return Ok((reader, None));
     };
-    let mark = cache.mark();
-    let version = reader.begin()?;
-    Ok((reader, version, cache.saw(version, mark)))
+    let mut attempts = 1;
+    loop {
+        let mark = cache.mark();
+        let reserved = reader.begin()?;
+        let seen = cache.saw(reserved, mark);
+        if seen.is_some() || attempts == BEGINS_MAX {
+            return Ok((reader, seen));
+        }
+        reader.end()?;
+        attempts += 1;
+    }
 }
 
 #[async_trait]
@@ -161,18 +173,18 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self { base, version, writer, .. } = *self;
+        let Self { base, seen, writer, .. } = *self;
         // An open reader keeps the log from being used again: it goes before the commit waits.
         drop(base);
         if commit.writes.is_empty() && commit.conditions.is_empty() {
             return Ok(Committed::default());
         }
-        writer.commit(commit, version).await
+        writer.commit(commit, seen.map(|seen| seen.state)).await
     }
 }
 
 impl std::fmt::Debug for SqliteSnapshot {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("SqliteSnapshot").field("version", &self.version).finish_non_exhaustive()
+        formatter.debug_struct("SqliteSnapshot").field("seen", &self.seen).finish_non_exhaustive()
     }
 }

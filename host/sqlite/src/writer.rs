@@ -10,6 +10,7 @@ use larder_core::clock::UnixMillis;
 use larder_core::commit::{Commit, Plan};
 use larder_core::commit_log::{CommitLog, Verdict};
 use larder_core::memory::records::RecordWrite;
+use larder_core::name::RowKey;
 use larder_core::redo::{Group, Journal, Redo, RedoWriter};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
@@ -17,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::cache::{Cache, CommitUnderWay};
+use crate::cache::{Cache, CommitUnderWay, Given, StateNumber, Written};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Answer, Queue, Status};
@@ -75,8 +76,8 @@ struct Made {
 }
 
 enum Work {
-    /// The commit of a transaction, with the version of what it read.
-    Commit(Arc<Commit>, Version),
+    /// The commit of a transaction, with the state that it read, where that is known.
+    Commit(Arc<Commit>, Option<StateNumber>),
     /// One record of memory.
     Record(Arc<RecordWrite>),
 }
@@ -129,7 +130,7 @@ impl Writer {
         let position = rows::last_version(&connection)?;
         // SAFETY: it has just read. The writer keeps it until `close`, which closes the cache first; both go with the
         // writer, and the cache with nobody else.
-        let cache = unsafe { Cache::new(readers.clone(), &connection, position, cache_bytes) };
+        let cache = unsafe { Cache::new(readers.clone(), &connection, cache_bytes) }?;
         Ok(Arc::new_cyclic(|writer| {
             let journal = journal.map(|journal| {
                 let status = Arc::<Status>::default();
@@ -157,7 +158,7 @@ impl Writer {
     pub(crate) async fn commit(
         self: &Arc<Self>,
         commit: Arc<Commit>,
-        snapshot: Version,
+        snapshot: Option<StateNumber>,
     ) -> Result<Committed> {
         self.make(Work::Commit(commit, snapshot)).await
     }
@@ -182,7 +183,7 @@ impl Writer {
     /// Removes expired rows.
     pub(crate) fn sweep(self: &Arc<Self>, now: UnixMillis, max_rows: u32) -> Result<Swept> {
         let mut state = lock(&self.state);
-        let swept = state.sweep(now, max_rows);
+        let swept = state.sweep(self.cache.as_ref(), now, max_rows);
         self.count(swept.as_ref().is_ok_and(|swept| !swept.is_empty()).into());
         drop(state);
         self.dirty.store(true, Ordering::Release);
@@ -416,7 +417,9 @@ impl State {
             Err(error) => return Err(GroupError::NotBegun(error.into())),
         }
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
-        let result = GroupCommit::begin(connection, &mut self.log, cache, journaled_to)
+        // Where the version is a position, others rely on it: it stands in the table with every commit.
+        let reserve = if self.positioned { 0 } else { RESERVED_VERSIONS };
+        let result = GroupCommit::begin(connection, &mut self.log, cache, journaled_to, reserve)
             .map_err(GroupError::RolledBack)
             .and_then(|group_commit| group_commit.make(group, self.positioned));
         match &result {
@@ -457,16 +460,15 @@ impl State {
         replayed
     }
 
-    fn sweep(&mut self, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
+    fn sweep(&mut self, cache: Option<&Cache>, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
         begin(connection, Patience::BusyTimeout)?;
-        let swept = rows::sweep(connection, now, max_rows)
-            .and_then(|swept| connection.execute_batch("COMMIT").map(|()| swept).map_err(SqliteError::from));
+        let swept = sweep(connection, &mut self.log, cache, now, max_rows);
         if swept.is_err() {
             self.abandon(false);
         }
-        Ok(swept?)
+        swept
     }
 
     /// Rolls back. The log holds members of the group that are not committed: it is forgotten.
@@ -511,13 +513,49 @@ fn commit(connection: &Connection) -> Result<(), GroupError> {
     }
 }
 
+/// Sweeps in SQLite's transaction, which has begun, and commits it. It leaves a state of its own: who has read an expired
+/// row, at a moment at which it was live, goes on reading it.
+fn sweep(
+    connection: &Connection,
+    log: &mut CommitLog,
+    cache: Option<&Cache>,
+    now: UnixMillis,
+    max_rows: u32,
+) -> Result<Vec<u64>> {
+    let cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
+    let swept = rows::sweep(connection, now, max_rows)?;
+    let wrote = !swept.is_empty();
+    let state = cached.as_ref().map(|cached| if wrote { cached.state.next() } else { cached.state });
+    if let Some((cached, state)) = cached.as_ref().zip(state) {
+        cached.asked(state);
+    }
+    connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
+    if let Some((cached, state)) = cached.zip(state) {
+        if wrote {
+            log.push(state.as_version(), []);
+        }
+        let given = cached.given;
+        cached.done(state, given, wrote);
+    }
+    Ok(swept)
+}
+
+/// Versions that are reserved at once: only one commit of so many has to write down how far they were given.
+const RESERVED_VERSIONS: u64 = 1_000;
+
 /// A group of commits in SQLite's transaction, which has begun.
 struct GroupCommit<'a> {
     connection: &'a Connection,
     log: &'a mut CommitLog,
     before: Version,
-    /// The version of the last member that wrote.
-    last: Version,
+    /// With the version of the last member that wrote.
+    given: Given,
+    /// The state that this member leaves, where states are known.
+    state: Option<StateNumber>,
+    /// How many versions may be reserved.
+    reserve: u64,
+    /// Whether any page was written.
+    wrote: bool,
     redo: Option<RedoWriter>,
     cached: Option<CommitUnderWay<'a>>,
 }
@@ -529,29 +567,37 @@ impl<'a> GroupCommit<'a> {
         log: &'a mut CommitLog,
         cache: Option<&'a Cache>,
         journaled_to: Option<Version>,
+        reserve: u64,
     ) -> Result<Self> {
-        let before = match cache.and_then(Cache::version) {
-            Some(version) => version,
-            None => rows::last_version(connection)?,
+        let cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
+        let given = match &cached {
+            Some(cached) => cached.given,
+            None => Given::read(rows::last_version(connection)?),
         };
-        if journaled_to.is_some_and(|position| position != before) {
+        if journaled_to.is_some_and(|position| position != given.last) {
             let reason = "another process wrote to a database whose commits are kept in a journal";
             return Err(Error::other(reason));
         }
         let redo = journaled_to.map(RedoWriter::new);
-        let cached = cache.map(|cache| cache.begin_commit(before));
-        Ok(Self { connection, log, before, last: before, redo, cached })
+        let state = cached.as_ref().map(|cached| cached.state);
+        // Who can't tell whether somebody else has committed has nothing to reserve.
+        let reserve = if cached.is_some() { reserve } else { 0 };
+        Ok(Self { connection, log, before: given.last, given, state, reserve, wrote: false, redo, cached })
     }
 
     /// Writes what the group comes to, and commits it.
     fn make(mut self, group: &[Request], positioned: bool) -> Result<Made, GroupError> {
         let (outcomes, changes) = self.write(group, positioned).map_err(GroupError::RolledBack)?;
-        commit(self.connection)?;
-        if let Some(cached) = self.cached {
-            cached.done(self.last);
+        if let Some((cached, state)) = self.cached.as_ref().zip(self.state) {
+            cached.asked(state);
         }
-        let redo = self.redo.and_then(|redo| redo.finish(self.last));
-        Ok(Made { outcomes, position: self.last, changes, redo })
+        commit(self.connection)?;
+        if let Some((cached, state)) = self.cached.zip(self.state) {
+            cached.done(state, self.given, self.wrote);
+        }
+        let position = self.given.last;
+        let redo = self.redo.and_then(|redo| redo.finish(position));
+        Ok(Made { outcomes, position, changes, redo })
     }
 
     /// Writes all members that can be made; gives the outcome of each, and how many change something.
@@ -568,6 +614,7 @@ impl<'a> GroupCommit<'a> {
                     if let Some(redo) = &mut self.redo {
                         redo.record(write);
                     }
+                    self.wrote = true;
                     changes += 1;
                     Ok(Committed::default())
                 }
@@ -576,26 +623,38 @@ impl<'a> GroupCommit<'a> {
             changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
             outcomes.push(outcome);
         }
-        if positioned && changes > 0 && self.last == self.before {
+        if positioned && changes > 0 && self.given.last == self.before {
             // Only records were written: the position moves on all the same, so that it tells of every change.
-            self.last = Version(self.before.0 + 1);
-            self.log.push(self.last, []);
+            let version = Version(self.before.0 + 1);
+            self.move_on(version, []);
         }
-        if self.last != self.before {
-            rows::set_last_version(self.connection, self.last)?;
+        if self.given.last > self.given.reserved {
+            self.given.reserved = Version(self.given.last.0 + self.reserve);
+            rows::set_last_version(self.connection, self.given.reserved)?;
+            self.wrote = true;
         }
         Ok((outcomes, changes))
     }
 
+    /// A member has written these rows.
+    fn move_on(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
+        self.given.last = version;
+        self.state = self.state.map(StateNumber::next);
+        if let Some(state) = self.state {
+            self.log.push(state.as_version(), written);
+        }
+    }
+
     /// Decides what a member writes; nothing is written yet.
-    fn plan<'c>(&self, commit: &'c Commit, snapshot: Version) -> Result<Plan<'c>> {
+    fn plan<'c>(&self, commit: &'c Commit, snapshot: Option<StateNumber>) -> Result<Plan<'c>> {
         let connection = self.connection;
-        let holds = match self.log.check(&commit.reads, snapshot, self.last) {
+        let verdict = snapshot.zip(self.state).map_or(Verdict::Unknown, |(snapshot, state)| {
+            self.log.check(&commit.reads, snapshot.as_version(), state.as_version())
+        });
+        let holds = match verdict {
             Verdict::Untouched => true,
             Verdict::Touched => false,
-            Verdict::Unknown => {
-                commit.reads.holds(snapshot, &mut rows::Current { connection, now: commit.now })?
-            }
+            Verdict::Unknown => commit.reads.holds(&mut rows::Current { connection, now: commit.now })?,
         };
         if !holds {
             return Err(Error::Conflict);
@@ -608,18 +667,17 @@ impl<'a> GroupCommit<'a> {
         if plan.writes.is_empty() {
             return Ok(Committed::default());
         }
-        let version = Version(self.last.0 + 1);
+        let version = Version(self.given.last.0 + 1);
         for (row, write) in &plan.writes {
-            rows::write(self.connection, row, write, version)?;
+            self.wrote |= rows::write(self.connection, row, write, version)?;
             if let Some(redo) = &mut self.redo {
                 redo.row(row, write, version);
             }
-            if let Some(cached) = &mut self.cached {
-                cached.note(row, write, version);
+            if let Some((cached, state)) = self.cached.as_mut().zip(self.state) {
+                cached.note(row, write, Written { state: state.next(), version });
             }
         }
-        self.last = version;
-        self.log.push(version, commit.writes.keys().cloned());
+        self.move_on(version, commit.writes.keys().cloned());
         Ok(Committed { version, growth: plan.growth })
     }
 }

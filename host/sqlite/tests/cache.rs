@@ -250,6 +250,60 @@ async fn readers_beside_writers_of_two_processes_see_one_state_each_and_never_an
     assert_eq!(read_two(&ours, ROWS).await, Some(commits));
 }
 
+/// Each update reads the whole range and adds the next row: a change that a commit did not see would show as a number
+/// given twice, and a version that is too low as one out of order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn updates_of_several_processes_on_one_range_come_one_after_the_other() {
+    const COMMITS: u64 = 60;
+    let (folder, ours, theirs) = two().await;
+    let options = SqliteOptions { cache_bytes: 0, ..Default::default() };
+    let uncached = Sqlite::open(folder.path().join("store.db"), options).await.unwrap();
+    let uncached = handle(&Store::builder(uncached).build().unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    for handle in [ours, theirs, uncached].map(Arc::new) {
+        for _ in 0..2 {
+            let handle = handle.clone();
+            tasks.spawn(async move {
+                for _ in 0..COMMITS {
+                    add_next(&handle).await;
+                    // Now and then, alone for longer than others are wary.
+                    let pause =
+                        if fastrand::u8(..20) == 0 { fastrand::u64(..150) } else { fastrand::u64(..3) };
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+            });
+        }
+    }
+    tasks.join_all().await;
+    let reader = open(&folder.path().join("store.db")).await;
+    let mut view = reader.begin(Mode::View).unwrap();
+    let mut newest = Version::ABSENT;
+    for number in 0..6 * COMMITS {
+        let (_, version) = view.get_versioned("n".into(), format!("{number:05}")).await.unwrap().unwrap();
+        assert!(version > newest, "{number}: {version:?} after {newest:?}");
+        newest = version;
+    }
+    let all = view.scan("n".into(), String::new()).await.unwrap();
+    assert_eq!(all.len() as u64, 6 * COMMITS);
+}
+
+/// Adds a row whose number is that of the rows before it.
+async fn add_next(handle: &Handle) {
+    loop {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        let added = async {
+            let rows = update.scan("n".into(), String::new()).await?.len();
+            update.put("n".into(), format!("{rows:05}"), Vec::new())?;
+            update.commit().await
+        };
+        match added.await {
+            Ok(_) => return,
+            Err(Error::Conflict) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 /// Adds 1 to the number that all rows have.
 async fn write_all(handle: &Handle, rows: u64) {
     loop {

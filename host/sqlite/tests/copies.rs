@@ -97,12 +97,12 @@ async fn a_backup_never_overwrites_and_leaves_nothing_when_it_fails() {
 #[tokio::test]
 async fn a_copy_opens_as_a_store_and_goes_on_from_its_position() {
     let (folder, path) = folder();
-    let database = open(&path).await;
+    let database = open_positioned(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     let copy = folder.path().join("copy.db");
     let info = database.backup(&copy).await.unwrap();
     assert_eq!((info.position, info.changes), (Version(1), 1));
-    let copied = open(&copy).await;
+    let copied = open_positioned(&copy).await;
     assert_eq!(copied.redo_position().await.unwrap(), Version(1));
     assert_eq!(commit(&copied, "b", b"2").await.unwrap(), Version(2));
 }
@@ -153,7 +153,7 @@ async fn a_snapshot_that_is_kept_after_the_close_moves_the_log_with_its_end() {
 #[tokio::test]
 async fn changes_count_what_changed_something_and_wake_who_waits() {
     let (_folder, path) = folder();
-    let database = open(&path).await;
+    let database = open_positioned(&path).await;
     let mut changes = database.watch_changes();
     assert_eq!((database.changes(), database.redo_position().await.unwrap()), (0, Version(0)));
     commit(&database, "text", b"no counter").await.unwrap();
@@ -167,14 +167,14 @@ async fn changes_count_what_changed_something_and_wake_who_waits() {
     assert!(!changes.has_changed().unwrap());
 
     database.write_record(record_write("s", 0, Some((5, b"{}")))).await.unwrap();
-    assert_eq!((database.changes(), database.redo_position().await.unwrap()), (2, Version(1)));
+    assert_eq!((database.changes(), database.redo_position().await.unwrap()), (2, Version(2)));
     let expiring = commit_of(1, [("short", put(b"", Some(10)))]);
-    assert_eq!(database.commit(expiring).await.unwrap().version, Version(2));
+    assert_eq!(database.commit(expiring).await.unwrap().version, Version(3));
     assert_eq!(database.sweep(5, 10).await.unwrap().rows, 0);
     assert_eq!(database.changes(), 3);
     assert_eq!(database.sweep(11, 10).await.unwrap().rows, 1);
     // A sweep counts, and is at no position of its own.
-    assert_eq!((database.changes(), database.redo_position().await.unwrap()), (4, Version(2)));
+    assert_eq!((database.changes(), database.redo_position().await.unwrap()), (4, Version(3)));
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn an_intact_database_is_verified_and_left_as_it_is() {
 #[tokio::test]
 async fn a_database_with_its_log_beside_it_is_verified_with_what_the_log_holds() {
     let (folder, path) = folder();
-    let database = open(&path).await;
+    let database = open_positioned(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     // What a crash leaves.
     let crashed = folder.path().join("crashed.db");
@@ -295,7 +295,7 @@ async fn a_database_of_an_earlier_release_and_another_applications_keep_their_ap
     for id in [0, 7] {
         set_application_id(&path, id);
         let database = open(&path).await;
-        assert_eq!(database.redo_position().await.unwrap(), Version(200));
+        assert!(database.redo_position().await.unwrap() >= Version(200));
         database.finish().await.unwrap();
         let header = std::fs::read(&path).unwrap();
         assert_eq!(header[68..72], id.to_be_bytes());

@@ -8,7 +8,9 @@ use super::latest::{Moment, Seen};
 use super::row_name::{self, Name};
 use super::stored_row::StoredRow;
 use super::{Rows, Shared};
-use crate::backend::{Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live};
+use crate::backend::{
+    Chunk, ChunkRow, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live,
+};
 use crate::clock::UnixMillis;
 use crate::commit::Commit;
 use crate::error::Result;
@@ -97,7 +99,8 @@ fn collect<'a>(
             return Ok(chunk);
         }
         let value = if options.keys_only { &[] } else { value };
-        chunk.push(row_name::key(name)?, value, expires_at)?;
+        let key = row_name::key(name)?;
+        chunk.push(ChunkRow { key, value, version: row.version(), expires_at })?;
     }
     chunk.exhausted = true;
     Ok(chunk)

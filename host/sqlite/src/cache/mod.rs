@@ -1,15 +1,18 @@
 //! The committed state as this process knows it.
 //!
-//! Most snapshots need no transaction of SQLite, and most reads no statement: a snapshot stands on an [`Epoch`], the version
-//! of the last commit, and reads cached rows. Only a row that is not cached has it take a connection. What keeps that right:
+//! Most snapshots need no transaction of SQLite, and most reads no statement: a snapshot stands on an [`Epoch`], the state that
+//! the last commit left, and reads cached rows. Only a row that is not cached has it take a connection. What keeps that right:
 //!
 //! - An epoch is given out only while the index of the log says that nobody has committed since: neither this process nor
 //!   another one.
-//! - A cached row holds from the version that wrote it up to the current epoch's. Commits of this process change it
-//!   before there is an epoch of theirs; a commit of another process empties the cache.
+//! - States are counted within this process, and no number is given twice. A cached row holds from the state that wrote it,
+//!   or in which it was found, up to the current epoch's. Commits of this process change it before there is an epoch of
+//!   theirs; a commit of another process empties the cache.
 //! - Before this process commits, it opens a connection at the epoch that snapshots stand on: they all read there what
 //!   is not cached. Where another process commits, such a snapshot has nowhere to read from: that is a conflict, which
 //!   costs a run again, and for a while snapshots are transactions of SQLite from the beginning.
+//! - As long as nobody else commits, this process knows which versions were given, and the table need not: it says only
+//!   up to which they may have been (see [`Given`]). Writing that with every commit would be one page more for each.
 
 mod log_index;
 mod rows;
@@ -17,16 +20,18 @@ mod rows;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use larder_core::Result;
 use larder_core::backend::{StoredValue, Version};
 use larder_core::commit::RowWrite;
 use larder_core::name::RowKey;
 use rusqlite::Connection;
 
 pub(crate) use log_index::{LogIndex, Mark};
-pub(crate) use rows::Moment;
 use rows::{CachedRows, Changes};
+pub(crate) use rows::{Moment, Written};
 
 use crate::readers::{Reader, Readers};
+use crate::rows as statements;
 
 /// How long snapshots are taken in SQLite after another process has committed, which may do so again.
 const WARY: Duration = Duration::from_millis(100);
@@ -45,21 +50,65 @@ struct State {
     /// The index's mark for as long as the database is at the epoch; none where it isn't known.
     mark: Option<Mark>,
     /// A commit of this process is being made.
-    committing: bool,
+    committing: Option<Committing>,
+    /// The highest number that a state was given.
+    highest: StateNumber,
     /// When another process was last seen to have committed.
     foreign: Option<Instant>,
 }
 
+/// How far a commit has come.
+#[derive(Clone, Copy)]
+enum Committing {
+    /// It is not asked of SQLite yet.
+    Begun,
+    /// It may be made any moment, and leaves this state.
+    Asked(StateNumber),
+}
+
+/// A state of the database, as this process counts them: each commit of its own is one more, and so is whatever others did
+/// in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StateNumber(u64);
+
+impl StateNumber {
+    pub(crate) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// For the log of commits, which counts in versions.
+    pub(crate) fn as_version(self) -> Version {
+        Version(self.0)
+    }
+}
+
+/// Which versions were given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// None above this one.
+    pub(crate) last: Version,
+    /// Up to which one the table says that they may have been: who knows no better goes on from there.
+    pub(crate) reserved: Version,
+}
+
+impl Given {
+    /// As the table says it.
+    pub(crate) fn read(reserved: Version) -> Self {
+        Self { last: reserved, reserved }
+    }
+}
+
 /// The state that a commit left, for all who read it.
 pub(crate) struct Epoch {
-    pub(crate) version: Version,
+    pub(crate) state: StateNumber,
+    given: Given,
     /// A connection that still sees it, once it is no longer the newest. It goes with the last who needs it.
     pin: OnceLock<Mutex<Reader>>,
 }
 
 impl Epoch {
-    fn new(version: Version) -> Arc<Self> {
-        Arc::new(Self { version, pin: OnceLock::new() })
+    fn new(state: StateNumber, given: Given) -> Arc<Self> {
+        Arc::new(Self { state, given, pin: OnceLock::new() })
     }
 
     /// The connection that still sees it.
@@ -68,31 +117,43 @@ impl Epoch {
     }
 }
 
+/// Which state a transaction of SQLite sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) state: StateNumber,
+    /// Whether what is cached is of this state too.
+    pub(crate) is_cached: bool,
+}
+
 impl Cache {
-    /// The cache of the database that a writer's connection has open at `version`; none where nothing may be cached.
+    /// The cache of the database that a writer's connection has open; none where nothing may be cached.
     ///
     /// # Safety
     /// The connection has read, and stays open until [`Cache::close`] is called.
     pub(crate) unsafe fn new(
         readers: Arc<Readers>,
         connection: &Connection,
-        version: Version,
         bytes: u64,
-    ) -> Option<Self> {
+    ) -> Result<Option<Self>> {
         if bytes == 0 {
-            return None;
+            return Ok(None);
         }
         // SAFETY: as promised; the mark is read under the lock that `close` takes.
-        let index = unsafe { LogIndex::of(connection) }?;
+        let Some(index) = (unsafe { LogIndex::of(connection) }) else { return Ok(None) };
+        let mark = index.mark();
+        let given = Given::read(statements::last_version(connection)?);
+        // Where somebody has committed meanwhile, it is not known of which state this is.
+        let mark = mark.filter(|mark| index.mark() == Some(*mark));
+        let first = StateNumber::default();
         let state = State {
             index: Some(index),
-            epoch: Epoch::new(version),
-            // Somebody may have committed since the version was read.
-            mark: None,
-            committing: false,
+            epoch: Epoch::new(first, given),
+            mark,
+            committing: None,
+            highest: first,
             foreign: None,
         };
-        Some(Self { rows: CachedRows::new(bytes), readers, state: Mutex::new(state) })
+        Ok(Some(Self { rows: CachedRows::new(bytes), readers, state: Mutex::new(state) }))
     }
 
     /// The newest state, where it is known which one that is and somebody can read on at it once it is no longer the
@@ -100,16 +161,9 @@ impl Cache {
     pub(crate) fn epoch(&self) -> Option<Arc<Epoch>> {
         let state = lock(&self.state);
         let is_newest = state.is_newest();
-        let is_readable = !state.committing || state.epoch.pin.get().is_some();
+        let is_readable = state.committing.is_none() || state.epoch.pin.get().is_some();
         let is_calm = state.foreign.is_none_or(|foreign| foreign.elapsed() >= WARY);
         (is_newest && is_readable && is_calm).then(|| state.epoch.clone())
-    }
-
-    /// The version that the database is at, where that is known without a look into it. It stays so only while somebody
-    /// holds the lock that keeps others from committing.
-    pub(crate) fn version(&self) -> Option<Version> {
-        let state = lock(&self.state);
-        state.is_newest().then_some(state.epoch.version)
     }
 
     /// What [`Cache::saw`] is to be told.
@@ -117,20 +171,27 @@ impl Cache {
         lock(&self.state).read_mark()
     }
 
-    /// A snapshot was taken at `version`, after the mark was read. Says whether it may read here.
-    pub(crate) fn saw(&self, version: Version, mark: Option<Mark>) -> bool {
+    /// A transaction of SQLite was begun after the mark was read, and found the table to say `reserved`. Gives the state
+    /// that it sees; none where that can't be told, as somebody has committed meanwhile.
+    pub(crate) fn saw(&self, reserved: Version, mark: Option<Mark>) -> Option<Seen> {
         let mut state = lock(&self.state);
-        if state.committing || version < state.epoch.version {
-            // The commit that is being made is seen before its rows are here.
-            return version <= state.epoch.version;
+        let mark = mark.filter(|mark| state.read_mark() == Some(*mark))?;
+        if state.mark == Some(mark) {
+            return Some(Seen { state: state.epoch.state, is_cached: true });
         }
-        if version > state.epoch.version {
-            self.move_to_foreign(&mut state, version);
+        match state.committing {
+            // Nobody else can have committed in between. Its rows are not here yet.
+            Some(Committing::Asked(number)) => {
+                let is_made = state.mark.is_some_and(|before| mark.is_one_commit_after(&before));
+                is_made.then_some(Seen { state: number, is_cached: false })
+            }
+            Some(Committing::Begun) => None,
+            None => {
+                self.move_to_foreign(&mut state, Given::read(reserved));
+                state.mark = Some(mark);
+                Some(Seen { state: state.epoch.state, is_cached: true })
+            }
         }
-        if state.mark != mark && mark == state.read_mark() {
-            state.mark = mark;
-        }
-        true
     }
 
     /// The row as a snapshot sees it; none where only the database can tell.
@@ -141,55 +202,65 @@ impl Cache {
     /// Keeps what a snapshot found in the database.
     pub(crate) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
         let state = lock(&self.state);
-        if !state.committing && state.epoch.version == moment.version {
+        if state.committing.is_none() && state.epoch.state == moment.state {
             self.rows.fill(row, moment, found);
         }
     }
 
-    /// This process is about to commit, and holds the lock that keeps others from it; the database is at `before`.
-    pub(crate) fn begin_commit(&self, before: Version) -> CommitUnderWay<'_> {
+    /// This process is about to commit, on `connection`, which holds the lock that keeps others from it.
+    pub(crate) fn begin_commit(&self, connection: &Connection) -> Result<CommitUnderWay<'_>> {
         let mut state = lock(&self.state);
-        if state.epoch.version != before {
-            self.move_to_foreign(&mut state, before);
+        if !state.is_newest() {
+            let reserved = statements::last_version(connection)?;
+            let mark = state.read_mark();
+            self.move_to_foreign(&mut state, Given::read(reserved));
+            state.mark = mark;
         }
-        state.committing = true;
-        let mark = state.read_mark();
-        state.mark = mark;
+        state.committing = Some(Committing::Begun);
+        let (number, given, mark) = (state.epoch.state, state.epoch.given, state.mark);
         let is_read = Arc::strong_count(&state.epoch) > 1 && state.epoch.pin.get().is_none();
         let pinned = is_read.then(|| state.epoch.clone());
         drop(state);
         if let Some(epoch) = pinned
-            && let Some(reader) = self.readers.take_at(epoch.version)
+            && let Some(reader) = self.readers.take_now()
         {
             let _ = epoch.pin.set(Mutex::new(reader));
         }
-        CommitUnderWay { cache: self, mark, changes: Changes::default(), done: false }
+        Ok(CommitUnderWay {
+            cache: self,
+            state: number,
+            given,
+            mark,
+            changes: Changes::default(),
+            done: false,
+        })
     }
 
     /// Lets go of the connection's memory. Later snapshots are taken in SQLite.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.index = None;
-        let epoch = Epoch::new(state.epoch.version);
-        let before = std::mem::replace(&mut state.epoch, epoch);
+        let (number, given) = (state.epoch.state, state.epoch.given);
+        let before = std::mem::replace(&mut state.epoch, Epoch::new(number, given));
         drop(state);
         drop(before);
         self.rows.clear();
     }
 
-    fn move_to_foreign(&self, state: &mut State, version: Version) {
+    fn move_to_foreign(&self, state: &mut State, given: Given) {
         self.rows.clear();
-        state.epoch = Epoch::new(version);
+        state.highest = state.highest.next();
+        state.epoch = Epoch::new(state.highest, given);
         state.mark = None;
         state.foreign = Some(Instant::now());
     }
 }
 
 impl State {
-    /// Moves on to a version. A connection that was opened for those who stand on the epoch is theirs alone then.
-    fn leave_epoch(&mut self, version: Version) -> Option<Arc<Epoch>> {
-        let is_same = self.epoch.version == version && self.epoch.pin.get().is_none();
-        (!is_same).then(|| std::mem::replace(&mut self.epoch, Epoch::new(version)))
+    /// Moves on. A connection that was opened for those who stand on the epoch is theirs alone then.
+    fn leave_epoch(&mut self, number: StateNumber, given: Given) -> Option<Arc<Epoch>> {
+        let is_same = self.epoch.state == number && self.epoch.pin.get().is_none();
+        (!is_same).then(|| std::mem::replace(&mut self.epoch, Epoch::new(number, given)))
     }
 
     /// Whether nobody has committed since the epoch.
@@ -205,7 +276,10 @@ impl State {
 /// A commit of this process. Unless it is done, nothing of it counts.
 pub(crate) struct CommitUnderWay<'a> {
     cache: &'a Cache,
-    /// Of the state before it.
+    /// Before it.
+    pub(crate) state: StateNumber,
+    /// Before it.
+    pub(crate) given: Given,
     mark: Option<Mark>,
     changes: Changes,
     done: bool,
@@ -213,26 +287,33 @@ pub(crate) struct CommitUnderWay<'a> {
 
 impl CommitUnderWay<'_> {
     /// A row is written.
-    pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, version: Version) {
-        self.cache.rows.note(&mut self.changes, row, write, version);
+    pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, written: Written) {
+        self.cache.rows.note(&mut self.changes, row, write, written);
     }
 
-    /// It is made, and the database is at `version`.
-    pub(crate) fn done(mut self, version: Version) {
+    /// SQLite is about to be asked for it. It leaves the database at `number`.
+    pub(crate) fn asked(&self, number: StateNumber) {
+        let mut state = lock(&self.cache.state);
+        state.committing = Some(Committing::Asked(number));
+        state.highest = state.highest.max(number);
+    }
+
+    /// It is made, and the database is at `number`. `wrote` says whether any page was written.
+    pub(crate) fn done(mut self, number: StateNumber, given: Given, wrote: bool) {
         self.done = true;
         let mut state = lock(&self.cache.state);
         self.cache.rows.apply(std::mem::take(&mut self.changes));
-        let wrote = state.epoch.version != version;
-        let before = state.leave_epoch(version);
-        // Others may have committed once this commit was made: then the mark is not of this state. One that moved no
-        // version may have written nothing at all, and what one commit moved the mark by is then somebody else's.
+        state.highest = state.highest.max(number);
+        let before = state.leave_epoch(number, given);
+        // Others may have committed once this commit was made: then the mark is not of this state. Where nothing was
+        // written, what one commit moved the mark by is somebody else's.
         let now = state.read_mark();
-        let is_ours = match self.mark.zip(now) {
-            Some((before, now)) if wrote => now.is_one_commit_after(&before),
-            marks => marks.is_some_and(|(before, now)| now == before),
-        };
+        let is_ours = self.mark.zip(now).is_some_and(|(before, now)| match wrote {
+            true => now.is_one_commit_after(&before),
+            false => now == before,
+        });
         state.mark = now.filter(|_| is_ours);
-        state.committing = false;
+        state.committing = None;
         // The connections of an epoch are given back without the lock.
         drop(state);
         drop(before);
@@ -245,11 +326,9 @@ impl Drop for CommitUnderWay<'_> {
             return;
         }
         let mut state = lock(&self.cache.state);
-        state.committing = false;
-        // Whether anything is in the file after all, the next snapshot sees.
-        state.mark = None;
-        let version = state.epoch.version;
-        let before = state.leave_epoch(version);
+        // Whether anything is in the file after all, the mark shows: it is the one of before only where nothing is.
+        state.committing = None;
+        let before = state.leave_epoch(self.state, self.given);
         drop(state);
         drop(before);
     }
@@ -263,7 +342,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SqliteOptions, connection, rows as statements};
+    use crate::{SqliteOptions, connection};
 
     /// A cache, with a connection of its own process and one of another.
     fn cache(folder: &std::path::Path) -> (Cache, Connection, Connection) {
@@ -271,12 +350,11 @@ mod tests {
         let options = SqliteOptions::default();
         let mut ours = connection::open(&path, options).unwrap();
         crate::migrate::migrate(&mut ours).unwrap();
-        let version = statements::last_version(&ours).unwrap();
+        statements::last_version(&ours).unwrap();
         let theirs = connection::open(&path, options).unwrap();
         let readers = Arc::new(Readers::new(path, options));
         // SAFETY: it has just read, and the tests keep it as long as the cache.
-        let cache = unsafe { Cache::new(readers, &ours, version, 1 << 20) }.unwrap();
-        cache.saw(version, cache.mark());
+        let cache = unsafe { Cache::new(readers, &ours, 1 << 20) }.unwrap().unwrap();
         (cache, ours, theirs)
     }
 
@@ -284,43 +362,125 @@ mod tests {
         statements::set_last_version(connection, Version(version)).unwrap();
     }
 
+    /// Commits in this process.
+    fn commit_here(cache: &Cache, ours: &Connection, version: u64) -> StateNumber {
+        let under_way = cache.begin_commit(ours).unwrap();
+        let number = under_way.state.next();
+        under_way.asked(number);
+        commit(ours, version);
+        under_way.done(number, Given::read(Version(version)), true);
+        number
+    }
+
+    fn last(connection: &Connection) -> Version {
+        statements::last_version(connection).unwrap()
+    }
+
     #[test]
     fn an_epoch_stands_until_somebody_commits() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        assert_eq!(cache.epoch().unwrap().version, Version(0));
-        let under_way = cache.begin_commit(Version(0));
+        let first = cache.epoch().unwrap().state;
+        let under_way = cache.begin_commit(&ours).unwrap();
         assert!(cache.epoch().is_none());
+        let second = under_way.state.next();
+        under_way.asked(second);
         commit(&ours, 1);
-        under_way.done(Version(1));
-        assert_eq!(cache.epoch().unwrap().version, Version(1));
-        assert_eq!(cache.version(), Some(Version(1)));
+        under_way.done(second, Given::read(Version(1)), true);
+        assert!(cache.epoch().unwrap().state > first);
         commit(&theirs, 2);
-        assert!(cache.epoch().is_none() && cache.version().is_none());
-        cache.saw(Version(2), cache.mark());
-        assert_eq!(cache.version(), Some(Version(2)));
+        assert!(cache.epoch().is_none());
+        let seen = cache.saw(Version(2), cache.mark()).unwrap();
+        assert!(seen.is_cached && seen.state > second);
         // For a while there may be more of them.
         assert!(cache.epoch().is_none());
+    }
+
+    #[test]
+    fn who_commits_knows_the_versions_given_until_another_process_commits() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, theirs) = cache(folder.path());
+        let given = Given { last: Version(1), reserved: Version(100) };
+        let under_way = cache.begin_commit(&ours).unwrap();
+        let number = under_way.state.next();
+        commit(&ours, 100);
+        under_way.done(number, given, true);
+        let next = cache.begin_commit(&ours).unwrap();
+        assert_eq!(next.given, given);
+        drop(next);
+        assert_eq!(cache.begin_commit(&ours).unwrap().given, given);
+        // It goes on from what it finds reserved.
+        commit(&theirs, 200);
+        let next = cache.begin_commit(&ours).unwrap();
+        assert_eq!(next.given, Given::read(Version(200)));
+        assert!(next.state > number);
+    }
+
+    #[test]
+    fn a_state_that_another_process_left_has_a_number_of_its_own_even_where_the_table_did_not_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, _ours, theirs) = cache(folder.path());
+        let mut numbers = vec![cache.epoch().unwrap().state];
+        for key in ["a", "b"] {
+            // Within what it has reserved.
+            theirs
+                .execute("INSERT INTO larder_entries VALUES (x'', CAST(?1 AS BLOB), x'', 1, NULL)", [key])
+                .unwrap();
+            numbers.push(cache.saw(Version(0), cache.mark()).unwrap().state);
+        }
+        assert!(numbers.is_sorted_by(|before, after| before < after), "{numbers:?}");
+    }
+
+    #[test]
+    fn a_transaction_sees_the_commit_under_way_or_the_state_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let under_way = cache.begin_commit(&ours).unwrap();
+        let (before, after) = (under_way.state, under_way.state.next());
+        let seen = cache.saw(Version(0), cache.mark());
+        assert_eq!(seen, Some(Seen { state: before, is_cached: true }));
+        under_way.asked(after);
+        let old = cache.mark();
+        commit(&ours, 1);
+        assert_eq!(cache.saw(Version(0), old), None);
+        let seen = cache.saw(Version(1), cache.mark());
+        assert_eq!(seen, Some(Seen { state: after, is_cached: false }));
+        under_way.done(after, Given::read(Version(1)), true);
+        assert_eq!(cache.saw(Version(1), cache.mark()), Some(Seen { state: after, is_cached: true }));
+    }
+
+    #[test]
+    fn the_number_of_a_commit_that_failed_is_not_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, theirs) = cache(folder.path());
+        let under_way = cache.begin_commit(&ours).unwrap();
+        let failed = under_way.state.next();
+        under_way.asked(failed);
+        drop(under_way);
+        commit(&theirs, 1);
+        assert!(cache.saw(Version(1), cache.mark()).unwrap().state > failed);
     }
 
     #[test]
     fn a_commit_of_another_process_behind_one_of_this_process_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(Version(0));
+        let under_way = cache.begin_commit(&ours).unwrap();
+        let number = under_way.state.next();
         commit(&ours, 1);
         commit(&theirs, 2);
-        under_way.done(Version(1));
+        under_way.done(number, Given::read(Version(1)), true);
         assert!(cache.epoch().is_none());
     }
 
     #[test]
     fn a_commit_of_another_process_behind_one_that_wrote_nothing_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let (cache, _ours, theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(Version(0));
+        let (cache, ours, theirs) = cache(folder.path());
+        let under_way = cache.begin_commit(&ours).unwrap();
+        let (number, given) = (under_way.state, under_way.given);
         commit(&theirs, 1);
-        under_way.done(Version(0));
+        under_way.done(number, given, false);
         assert!(cache.epoch().is_none());
     }
 
@@ -329,16 +489,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, _theirs) = cache(folder.path());
         let held = cache.epoch().unwrap();
-        let under_way = cache.begin_commit(Version(0));
-        commit(&ours, 1);
-        under_way.done(Version(1));
-        let version = statements::last_version(held.pin().unwrap().connection().unwrap()).unwrap();
-        assert_eq!(version, Version(0));
+        commit_here(&cache, &ours, 1);
+        assert_eq!(last(held.pin().unwrap().connection().unwrap()), Version(0));
         let weak = Arc::downgrade(&held);
         drop(held);
         assert!(weak.upgrade().is_none());
         // Nobody stands on this one.
-        drop(cache.begin_commit(Version(1)));
+        drop(cache.begin_commit(&ours).unwrap());
         assert!(lock(&cache.state).epoch.pin.get().is_none());
     }
 

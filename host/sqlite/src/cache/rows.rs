@@ -9,6 +9,8 @@ use larder_core::name::RowKey;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::StateNumber;
+
 /// Bytes that a row takes beside its names and value, about: the entry, and what each allocation costs.
 const OVERHEAD: u64 = 160;
 
@@ -20,10 +22,10 @@ pub(super) struct CachedRows {
     rows: Cache<RowKey, CachedRow, Bytes>,
 }
 
-/// A row as it has been since a version, up to now.
+/// A row as it has been since a state, up to now.
 #[derive(Clone)]
 struct CachedRow {
-    since: Version,
+    since: StateNumber,
     state: State,
 }
 
@@ -31,6 +33,7 @@ struct CachedRow {
 enum State {
     Present {
         value: Arc<[u8]>,
+        version: Version,
         expires_at: Option<UnixMillis>,
     },
     /// It was not there for who read at that moment, and is not for who reads later. Who reads at an earlier one may see
@@ -43,8 +46,15 @@ enum State {
 /// Which state is read, and which of its rows are live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    pub(crate) version: Version,
+    pub(crate) state: StateNumber,
     pub(crate) now: UnixMillis,
+}
+
+/// Which commit wrote a row: the state that it leaves, and the version that it gives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) state: StateNumber,
+    pub(crate) version: Version,
 }
 
 #[derive(Clone)]
@@ -72,32 +82,32 @@ impl CachedRows {
 
     /// The row as it is at a moment; none where only the database can tell.
     pub(super) fn get(&self, row: &RowKey, moment: Moment) -> Option<Option<StoredValue>> {
-        let cached = self.rows.get(row).filter(|cached| cached.since <= moment.version)?;
+        let cached = self.rows.get(row).filter(|cached| cached.since <= moment.state)?;
         match cached.state {
-            State::Present { value, expires_at } => is_live(expires_at, moment.now)
-                .then(|| Some(StoredValue { value: value.to_vec(), version: cached.since, expires_at })),
+            State::Present { value, version, expires_at } => is_live(expires_at, moment.now)
+                .then(|| Some(StoredValue { value: value.to_vec(), version, expires_at })),
             State::Absent { at } => (at <= moment.now).then_some(None),
         }
     }
 
-    /// Takes what was found at a moment, whose version must still be the newest.
+    /// Takes what was found at a moment, whose state must still be the newest. For how long the row has been so is not
+    /// known: versions of other processes say nothing about the states of this one.
     pub(super) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
-        let cached = match found {
-            None => CachedRow { since: moment.version, state: State::Absent { at: moment.now } },
+        let state = match found {
+            None => State::Absent { at: moment.now },
             Some(found) if found.value.len() > VALUE_BYTES_MAX => return,
-            Some(found) => CachedRow {
-                since: found.version,
-                state: State::Present { value: found.value.as_slice().into(), expires_at: found.expires_at },
-            },
+            Some(StoredValue { value, version, expires_at }) => {
+                State::Present { value: value.as_slice().into(), version: *version, expires_at: *expires_at }
+            }
         };
-        self.rows.insert(row.clone(), cached);
+        self.rows.insert(row.clone(), CachedRow { since: moment.state, state });
     }
 
     /// Notes a write that is about to be committed. A row that is not cached does not become so: who only writes
     /// would drive out what others read.
-    pub(super) fn note(&self, changes: &mut Changes, row: &RowKey, write: &RowWrite<'_>, version: Version) {
+    pub(super) fn note(&self, changes: &mut Changes, row: &RowKey, write: &RowWrite<'_>, written: Written) {
         if self.rows.contains_key(row) {
-            changes.0.push((row.clone(), CachedRow::written(write, version)));
+            changes.0.push((row.clone(), CachedRow::new(write, written)));
         }
     }
 
@@ -121,15 +131,16 @@ impl CachedRows {
 }
 
 impl CachedRow {
-    fn written(write: &RowWrite<'_>, version: Version) -> Option<Self> {
+    fn new(write: &RowWrite<'_>, written: Written) -> Option<Self> {
         let state = match write {
             RowWrite::Put { value, .. } if value.len() > VALUE_BYTES_MAX => return None,
             RowWrite::Put { value, expires_at } => {
-                State::Present { value: value.as_ref().into(), expires_at: *expires_at }
+                let version = written.version;
+                State::Present { value: value.as_ref().into(), version, expires_at: *expires_at }
             }
             RowWrite::Delete => State::Absent { at: 0 },
         };
-        Some(Self { since: version, state })
+        Some(Self { since: written.state, state })
     }
 }
 
@@ -144,8 +155,13 @@ mod tests {
         RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
     }
 
-    fn at(version: u64, now: UnixMillis) -> Moment {
-        Moment { version: Version(version), now }
+    fn at(state: u64, now: UnixMillis) -> Moment {
+        Moment { state: StateNumber(state), now }
+    }
+
+    /// By a commit whose version is far above the number of its state.
+    fn written(state: u64) -> Written {
+        Written { state: StateNumber(state), version: Version(1_000 + state) }
     }
 
     fn stored(bytes: usize, version: u64, expires_at: Option<UnixMillis>) -> StoredValue {
@@ -153,11 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_of_the_states_since_it_was_written() {
+    fn a_row_is_of_the_states_since_it_was_found() {
         let rows = CachedRows::new(1 << 20);
         rows.fill(&row("a"), at(9, 50), Some(&stored(3, 5, None)));
-        assert_eq!(rows.get(&row("a"), at(5, 0)), Some(Some(stored(3, 5, None))));
-        assert_eq!(rows.get(&row("a"), at(4, 50)), None);
+        assert_eq!(rows.get(&row("a"), at(9, 0)), Some(Some(stored(3, 5, None))));
+        assert_eq!(rows.get(&row("a"), at(8, 50)), None);
         rows.fill(&row("b"), at(9, 50), None);
         assert_eq!(rows.get(&row("b"), at(9, 50)), Some(None));
         assert_eq!(rows.get(&row("b"), at(8, 50)), None);
@@ -181,10 +197,14 @@ mod tests {
         rows.fill(&row("large"), at(1, 0), Some(&stored(3, 1, None)));
         let mut changes = Changes::default();
         let put = |bytes| RowWrite::Put { value: vec![7; bytes].into(), expires_at: None };
-        rows.note(&mut changes, &row("a"), &RowWrite::Delete, Version(2));
-        rows.note(&mut changes, &row("large"), &put(VALUE_BYTES_MAX + 1), Version(2));
-        rows.note(&mut changes, &row("unknown"), &put(1), Version(2));
+        rows.fill(&row("b"), at(1, 0), Some(&stored(3, 1, None)));
+        rows.note(&mut changes, &row("a"), &RowWrite::Delete, written(2));
+        rows.note(&mut changes, &row("b"), &put(4), written(2));
+        rows.note(&mut changes, &row("large"), &put(VALUE_BYTES_MAX + 1), written(2));
+        rows.note(&mut changes, &row("unknown"), &put(1), written(2));
         rows.apply(changes);
+        assert_eq!(rows.get(&row("b"), at(2, 0)), Some(Some(stored(4, 1_002, None))));
+        assert_eq!(rows.get(&row("b"), at(1, 0)), None);
         assert_eq!(rows.get(&row("a"), at(2, 0)), Some(None));
         assert_eq!(rows.get(&row("a"), at(1, 0)), None);
         assert_eq!(rows.get(&row("large"), at(2, 0)), None);

@@ -23,6 +23,10 @@ pub async fn open(path: &Path) -> Sqlite {
     Sqlite::open(path, SqliteOptions::default()).await.unwrap()
 }
 
+pub async fn open_positioned(path: &Path) -> Sqlite {
+    Sqlite::open_positioned(path, SqliteOptions::default()).await.unwrap()
+}
+
 pub fn row(key: &str) -> RowKey {
     let limits = Limits::default();
     RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
@@ -60,7 +64,7 @@ pub fn record_write(session: &str, expected: u64, record: Option<(u64, &[u8])>) 
     Arc::new(RecordWrite { key: record_key(session), expected: Version(expected), record })
 }
 
-/// All that is in the file: its position, rows and records.
+/// All that is in the file: its position, or what is reserved, rows and records.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dump {
     pub position: u64,
