@@ -2,6 +2,7 @@
 
 mod latest;
 mod row_name;
+mod rows;
 mod snapshot;
 mod stored_row;
 
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
-use imbl::OrdMap;
 
 use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
 use crate::clock::UnixMillis;
@@ -23,7 +23,7 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
 use crate::read_set::{CurrentState, RangeState};
 use latest::Latest;
-use row_name::Name;
+use rows::Rows;
 use snapshot::InMemorySnapshot;
 use stored_row::StoredRow;
 
@@ -47,9 +47,6 @@ struct Shared {
     /// Changed only by who has the database. Readers don't wait for it.
     latest: RwLock<Latest>,
 }
-
-/// Rows in their order.
-type Rows = OrdMap<Name, StoredRow>;
 
 #[derive(Default)]
 struct Database {
@@ -124,13 +121,13 @@ impl Backend for InMemory {
             let records: u64 = records.map(|(key, record)| key.bytes() + record.bytes.len() as u64).sum();
             (database.rows.clone(), records)
         };
-        Ok(records + rows.iter().map(|(name, row)| row_bytes(name, row)).sum::<u64>())
+        Ok(records + rows.iter().map(StoredRow::bytes).sum::<u64>())
     }
 
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
         let rows = self.lock()?.rows.clone();
-        let expired = rows.iter().filter(|(_, row)| !row.is_live(now)).take(max_rows as usize);
-        let expired: Vec<_> = expired.map(|(name, row)| (name.clone(), row.clone())).collect();
+        let expired = rows.iter().filter(|row| !row.is_live(now)).take(max_rows as usize);
+        let expired: Vec<_> = expired.cloned().collect();
         drop(rows);
         Ok(self.lock()?.remove_expired(&self.shared, expired))
     }
@@ -176,16 +173,14 @@ impl Backend for InMemory {
     }
 }
 
-fn row_bytes(name: &[u8], row: &StoredRow) -> u64 {
-    row_name::bytes(name) + row.value_bytes()
-}
-
 impl Database {
     fn commit(&mut self, shared: &Shared, snapshot: Version, commit: &Commit) -> Result<Committed> {
         let latest = shared.latest();
         self.validate(&latest, snapshot, commit)?;
+        let mut name = Vec::new();
         let plan = commit.plan(|row, need| {
-            Ok(latest.get(&row_name::of(row)).map(|stored| stored.current(need == Need::Value)))
+            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
+            Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
         })?;
         drop(latest);
         if plan.writes.is_empty() {
@@ -194,17 +189,17 @@ impl Database {
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
         let mut latest = shared.latest_to_change();
-        let mut name = Vec::new();
         for (row, write) in plan.writes {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             match write {
                 RowWrite::Put { value, expires_at } => {
-                    let stored = StoredRow::new(&value, version, expires_at);
-                    self.rows.insert(latest.put(&name, stored.clone()), stored);
+                    let stored = StoredRow::new(&name, &value, version, expires_at);
+                    latest.put(stored.clone());
+                    self.rows.put(stored);
                 }
                 RowWrite::Delete => {
                     latest.remove(&name);
-                    self.rows.remove(name.as_slice());
+                    self.rows.remove(&name);
                 }
             }
         }
@@ -219,23 +214,23 @@ impl Database {
             Verdict::Untouched => true,
             Verdict::Touched => false,
             Verdict::Unknown => {
-                let mut current = Current { rows: &self.rows, latest, now: commit.now };
+                let mut current = Current { rows: &self.rows, latest, now: commit.now, name: Vec::new() };
                 commit.reads.holds(&mut current)?
             }
         };
         if holds { Ok(()) } else { Err(Error::Conflict) }
     }
 
-    fn remove_expired(&mut self, shared: &Shared, expired: Vec<(Name, StoredRow)>) -> Swept {
+    fn remove_expired(&mut self, shared: &Shared, expired: Vec<StoredRow>) -> Swept {
         let mut latest = shared.latest_to_change();
         let mut swept = Swept::default();
-        for (name, row) in expired {
+        for row in expired {
             // The row may have been written since it was found.
-            if latest.get(&name).is_some_and(|current| current.version() == row.version()) {
-                latest.remove(&name);
-                self.rows.remove(&name);
+            if latest.get(row.name()).is_some_and(|current| current.version() == row.version()) {
+                latest.remove(row.name());
+                self.rows.remove(row.name());
                 swept.rows += 1;
-                swept.bytes += row_bytes(&name, &row);
+                swept.bytes += row.bytes();
             }
         }
         latest.shrink();
@@ -247,11 +242,14 @@ struct Current<'a> {
     rows: &'a Rows,
     latest: &'a Latest,
     now: UnixMillis,
+    /// The name of the row that is looked for, so that a look-up needs no memory of its own.
+    name: Vec<u8>,
 }
 
 impl CurrentState for Current<'_> {
     fn version(&mut self, row: &RowKey) -> Result<Version> {
-        let live = self.latest.get(&row_name::of(row)).filter(|stored| stored.is_live(self.now));
+        row_name::write(&mut self.name, &row.namespace, row.key.as_bytes());
+        let live = self.latest.get(&self.name).filter(|stored| stored.is_live(self.now));
         Ok(live.map_or(Version::ABSENT, StoredRow::version))
     }
 
@@ -260,7 +258,7 @@ impl CurrentState for Current<'_> {
         if range.is_empty() {
             return Ok(state);
         }
-        for (_, stored) in self.rows.range(row_name::bounds(range)) {
+        for stored in self.rows.within(range) {
             if stored.is_live(self.now) {
                 state.add(stored.version());
             }
@@ -290,5 +288,38 @@ impl Driver for InMemoryDriver {
             ));
         }
         Ok(Arc::new(InMemory::new()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::Mutation;
+    use crate::limits::Limits;
+    use crate::name::{Key, Namespace, Value};
+
+    fn row(key: &str) -> RowKey {
+        let limits = Limits::default();
+        RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
+    }
+
+    fn put(database: &mut Database, shared: &Shared, key: &str) -> Version {
+        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
+        let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
+        database.commit(shared, Version::ABSENT, &commit).unwrap().version
+    }
+
+    #[test]
+    fn a_row_lies_in_one_piece_of_memory_however_it_is_found() {
+        let shared = Shared::default();
+        let mut database = shared.lock();
+        for key in ["a", "b", "a"] {
+            let version = put(&mut database, &shared, key);
+            let name = [b"n\0\0", key.as_bytes()].concat();
+            let latest = shared.latest();
+            let (newest, ordered) = (latest.get(&name).unwrap(), database.rows.get(&name).unwrap());
+            assert!(Arc::ptr_eq(newest.memory(), ordered.memory()));
+            assert_eq!(newest.version(), version);
+        }
     }
 }

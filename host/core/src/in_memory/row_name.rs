@@ -3,14 +3,10 @@
 //! The order of these strings is the order of rows. The namespace comes first, its NULs written as 0x00 0xff; then 0x00
 //! 0x00, which is before everything that can follow within a longer namespace; then the key as it is.
 
-use std::ops::Bound;
-use std::sync::Arc;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::name::{KeyRange, Namespace, RowKey, just_after};
-
-/// The name of a row, shared by all who keep it.
-pub(super) type Name = Arc<[u8]>;
+use crate::name::{KeyRange, Namespace, just_after};
 
 const NUL: u8 = 0;
 const NUL_WITHIN: u8 = 0xff;
@@ -21,11 +17,6 @@ pub(super) fn write(name: &mut Vec<u8>, namespace: &Namespace, key: &[u8]) {
     name.clear();
     write_namespace(name, namespace.as_bytes());
     name.extend_from_slice(key);
-}
-
-/// The name of a row.
-pub(super) fn of(row: &RowKey) -> Vec<u8> {
-    within(&row.namespace, row.key.as_bytes())
 }
 
 fn within(namespace: &Namespace, key: &[u8]) -> Vec<u8> {
@@ -44,21 +35,21 @@ fn write_namespace(name: &mut Vec<u8>, namespace: &[u8]) {
     name.extend_from_slice(&END);
 }
 
-/// The bounds of a range that is not empty: an ordered map panics on bounds that cross.
-pub(super) fn bounds(range: &KeyRange) -> (Bound<Name>, Bound<Name>) {
+/// The names of a range.
+pub(super) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
     let namespace = range.namespace();
     let end = match range.end() {
-        Some(end) => within(namespace, end).into(),
+        Some(end) => within(namespace, end),
         None => after_namespace(namespace),
     };
-    (Bound::Included(within(namespace, range.start()).into()), Bound::Excluded(end))
+    within(namespace, range.start())..end
 }
 
 /// The least name after all of a namespace: no name lies between a namespace and the one with a NUL at its end.
-pub(super) fn after_namespace(namespace: &Namespace) -> Name {
+pub(super) fn after_namespace(namespace: &Namespace) -> Vec<u8> {
     let mut name = Vec::new();
     write_namespace(&mut name, &just_after(namespace.as_bytes()));
-    name.into()
+    name
 }
 
 /// The parts of a name: the namespace as it is written, and the key.
@@ -106,7 +97,7 @@ fn unreadable() -> Error {
 mod tests {
     use super::*;
     use crate::limits::Limits;
-    use crate::name::Key;
+    use crate::name::{Key, RowKey};
 
     fn row(namespace: &str, key: &str) -> RowKey {
         let limits = Limits::default();
@@ -114,6 +105,10 @@ mod tests {
             namespace: Namespace::new(namespace, &limits).unwrap(),
             key: Key::new(key, &limits).unwrap(),
         }
+    }
+
+    fn of(row: &RowKey) -> Vec<u8> {
+        within(&row.namespace, row.key.as_bytes())
     }
 
     fn rows() -> Vec<RowKey> {
@@ -143,12 +138,10 @@ mod tests {
 
     #[test]
     fn a_range_holds_its_namespace_and_no_other() {
-        use std::ops::RangeBounds as _;
         for one in rows() {
             let range = KeyRange::prefix(one.namespace.clone(), b"");
             for other in rows() {
-                let name: Name = of(&other).into();
-                assert_eq!(bounds(&range).contains(&name), one.namespace == other.namespace);
+                assert_eq!(bounds(&range).contains(&of(&other)), one.namespace == other.namespace);
             }
         }
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::latest::{Moment, Seen};
-use super::row_name::{self, Name};
+use super::rows::Rows;
 use super::stored_row::StoredRow;
-use super::{Rows, Shared};
+use super::{Shared, row_name};
 use crate::backend::{
     Chunk, ChunkRow, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live,
 };
@@ -41,7 +41,7 @@ impl InMemorySnapshot {
                 Seen::Changed => {}
             }
         }
-        self.rows.get(self.name.as_slice())?.live(self.now)
+        self.rows.get(&self.name)?.live(self.now)
     }
 }
 
@@ -62,7 +62,7 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let rows = self.rows.range(row_name::bounds(range));
+        let rows = self.rows.within(range);
         if options.reverse {
             collect(rows.rev(), self.now, options)
         } else {
@@ -71,9 +71,8 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let first = after.map_or_else(|| Name::from([]), row_name::after_namespace);
-        let live = self.rows.range(first..).find(|(_, row)| row.is_live(self.now));
-        live.map(|(name, _)| row_name::namespace(name)).transpose()
+        let live = self.rows.after(after).find(|row| row.is_live(self.now));
+        live.map(|row| row_name::namespace(row.name())).transpose()
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
@@ -85,12 +84,12 @@ impl Snapshot for InMemorySnapshot {
 }
 
 fn collect<'a>(
-    rows: impl Iterator<Item = (&'a Name, &'a StoredRow)>,
+    rows: impl Iterator<Item = &'a StoredRow>,
     now: UnixMillis,
     options: ScanOptions,
 ) -> Result<Chunk> {
     let mut chunk = Chunk::default();
-    for (name, row) in rows {
+    for row in rows {
         let (value, expires_at) = row.value();
         if !is_live(expires_at, now) {
             continue;
@@ -99,7 +98,7 @@ fn collect<'a>(
             return Ok(chunk);
         }
         let value = if options.keys_only { &[] } else { value };
-        let key = row_name::key(name)?;
+        let key = row_name::key(row.name())?;
         chunk.push(ChunkRow { key, value, version: row.version(), expires_at })?;
     }
     chunk.exhausted = true;

@@ -1,35 +1,53 @@
 //! A row as it lies in memory.
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::row_name;
 use crate::backend::{StoredValue, Version, is_live};
 use crate::clock::UnixMillis;
 use crate::commit::CurrentRow;
 
-/// A value with its version and expiry in front, all in one piece: who finds a row reads them together. Clones share it.
+/// A row with its name, all in one piece: who finds a row by its name reads them together. Clones share it.
+///
+/// Rows are equal where their names are, so that a set of rows holds one of each name.
 #[derive(Clone)]
-pub(super) struct StoredRow(Arc<[u8]>);
+pub(super) struct StoredRow {
+    /// The version, the expiry, the name and the value.
+    memory: Arc<[u8]>,
+    /// Not within the memory: where the value lies is known before the memory is read, and all of it is fetched at once.
+    name_length: usize,
+}
 
 /// Stands for no expiry. No row expires then: a commit gives moments below 2⁶³.
 const NEVER: UnixMillis = UnixMillis::MAX;
 
-/// What is read in front of a value.
+/// What a row is made of, in this order.
 struct Parts<'a> {
     version: Version,
     expires_at: Option<UnixMillis>,
+    name: &'a [u8],
     value: &'a [u8],
 }
 
 impl StoredRow {
-    pub(super) fn new(value: &[u8], version: Version, expires_at: Option<UnixMillis>) -> Self {
+    pub(super) fn new(name: &[u8], value: &[u8], version: Version, expires_at: Option<UnixMillis>) -> Self {
         let expiry = expires_at.unwrap_or(NEVER);
-        Self([&version.0.to_ne_bytes(), &expiry.to_ne_bytes(), value].concat().into())
+        let header = [version.0, expiry].map(u64::to_ne_bytes);
+        let memory = [header.as_flattened(), name, value].concat().into();
+        Self { memory, name_length: name.len() }
     }
 
     fn parts(&self) -> Parts<'_> {
-        let (version, rest) = number(&self.0);
-        let (expiry, value) = number(rest);
-        Parts { version: Version(version), expires_at: (expiry != NEVER).then_some(expiry), value }
+        let (version, rest) = number(&self.memory);
+        let (expiry, rest) = number(rest);
+        let (name, value) = rest.split_at_checked(self.name_length).unwrap_or_default();
+        Parts { version: Version(version), expires_at: (expiry != NEVER).then_some(expiry), name, value }
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
+        self.parts().name
     }
 
     pub(super) fn version(&self) -> Version {
@@ -40,13 +58,15 @@ impl StoredRow {
         is_live(self.parts().expires_at, now)
     }
 
-    pub(super) fn value_bytes(&self) -> u64 {
-        self.parts().value.len() as u64
+    /// Bytes of the namespace, the key and the value.
+    pub(super) fn bytes(&self) -> u64 {
+        let Parts { name, value, .. } = self.parts();
+        row_name::bytes(name) + value.len() as u64
     }
 
     /// All of it, where it is live.
     pub(super) fn live(&self, now: UnixMillis) -> Option<StoredValue> {
-        let Parts { version, expires_at, value } = self.parts();
+        let Parts { version, expires_at, value, .. } = self.parts();
         is_live(expires_at, now).then(|| StoredValue { value: value.to_vec(), version, expires_at })
     }
 
@@ -58,9 +78,15 @@ impl StoredRow {
 
     /// As a commit asks for it.
     pub(super) fn current(&self, with_value: bool) -> CurrentRow {
-        let Parts { version, expires_at, value } = self.parts();
+        let Parts { version, expires_at, value, .. } = self.parts();
         let value_bytes = value.len() as u64;
         CurrentRow { version, expires_at, value_bytes, value: with_value.then(|| value.to_vec()) }
+    }
+
+    /// The memory that its clones share.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> &Arc<[u8]> {
+        &self.memory
     }
 }
 
@@ -69,27 +95,69 @@ fn number(bytes: &[u8]) -> (u64, &[u8]) {
     bytes.split_first_chunk().map_or((0, &[]), |(number, rest)| (u64::from_ne_bytes(*number), rest))
 }
 
+/// A set of rows is looked into by name, so a row must hash and compare as its name does.
+impl Borrow<[u8]> for StoredRow {
+    fn borrow(&self) -> &[u8] {
+        self.name()
+    }
+}
+
+impl Hash for StoredRow {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl PartialEq for StoredRow {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for StoredRow {}
+
 #[cfg(test)]
 mod tests {
+    use std::hash::{BuildHasher as _, RandomState};
+
     use super::*;
 
     #[test]
     fn a_row_gives_back_what_it_was_made_of() {
-        for expires_at in [None, Some(0), Some(7), Some(i64::MAX as u64)] {
-            let row = StoredRow::new(b"value", Version(3), expires_at);
-            let stored = StoredValue { value: b"value".to_vec(), version: Version(3), expires_at };
-            assert_eq!(row.version(), Version(3));
-            assert_eq!(row.value_bytes(), 5);
-            let now = expires_at.map_or(0, |expiry| expiry.saturating_sub(1));
-            assert_eq!(row.live(now), (expires_at != Some(0)).then_some(stored));
+        for name in [b"n\0\0key".as_slice(), b"\0\0", b""] {
+            for expires_at in [None, Some(0), Some(7), Some(i64::MAX as u64)] {
+                let row = StoredRow::new(name, b"value", Version(3), expires_at);
+                let stored = StoredValue { value: b"value".to_vec(), version: Version(3), expires_at };
+                assert_eq!(row.name(), name);
+                assert_eq!(row.version(), Version(3));
+                let now = expires_at.map_or(0, |expiry| expiry.saturating_sub(1));
+                assert_eq!(row.live(now), (expires_at != Some(0)).then_some(stored));
+            }
         }
     }
 
     #[test]
+    fn the_bytes_of_a_row_are_those_of_its_namespace_key_and_value() {
+        assert_eq!(StoredRow::new(b"n\0\0key", b"value", Version(1), None).bytes(), 9);
+        assert_eq!(StoredRow::new(b"\0\0", b"", Version(1), None).bytes(), 0);
+    }
+
+    #[test]
     fn an_expired_row_is_not_live() {
-        let row = StoredRow::new(b"", Version(1), Some(10));
+        let row = StoredRow::new(b"a", b"", Version(1), Some(10));
         assert!(row.is_live(9) && !row.is_live(10));
         assert_eq!(row.live(10), None);
         assert_eq!(row.value(), (b"".as_slice(), Some(10)));
+    }
+
+    #[test]
+    fn a_row_hashes_and_compares_as_its_name_does() {
+        let row = StoredRow::new(b"a", b"bc", Version(1), None);
+        let newer = StoredRow::new(b"a", b"other", Version(2), Some(10));
+        let longer = StoredRow::new(b"ab", b"c", Version(1), None);
+        assert!(row == newer && row != longer);
+        let state = RandomState::new();
+        assert_eq!(state.hash_one(&row), state.hash_one(b"a".as_slice()));
+        assert_eq!(Borrow::<[u8]>::borrow(&row), b"a");
     }
 }
