@@ -222,7 +222,14 @@ pub trait Backend: Send + Sync + 'static {
 /// One committed state of a backend.
 #[async_trait]
 pub trait Snapshot: Send {
-    /// The row, if it is there.
+    /// The row, if it is there; none where only [`Snapshot::get`] can tell. It must not block, nor take longer than a look
+    /// into memory: an engine that has rows there saves most reads what a future costs.
+    fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
+        let _ = row;
+        None
+    }
+
+    /// The row, if it is there. It is asked where [`Snapshot::get_now`] could not tell.
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>>;
 
     /// The rows of `keys`, in their order; a key may stand twice. Where the values found are together larger

@@ -1,6 +1,7 @@
 //! Where a transaction keeps its snapshot, so that the store can take it away: at its deadline, or when the
 //! store is closed, a guest that does nothing must not hold a connection.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(crate) struct Slot {
     /// The handle that began the transaction.
     pub(crate) handle: u64,
     state: Mutex<State>,
+    /// Set with [`State::Ended`], so that a call which finds the transaction open need not wait for the state.
+    has_ended: AtomicBool,
 }
 
 enum State {
@@ -30,7 +33,13 @@ enum State {
 impl Slot {
     pub(crate) fn new(now: Duration, timeout: Duration, handle: u64) -> Self {
         let deadline = now.saturating_add(timeout);
-        Self { deadline, timeout, handle, state: Mutex::new(State::Idle(None)) }
+        Self {
+            deadline,
+            timeout,
+            handle,
+            state: Mutex::new(State::Idle(None)),
+            has_ended: AtomicBool::new(false),
+        }
     }
 
     /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.
@@ -40,6 +49,7 @@ impl Slot {
             return false;
         }
         let before = std::mem::replace(&mut *state, State::Ended(error));
+        self.has_ended.store(true, Ordering::Release);
         drop(state);
         drop(before);
         true
@@ -47,9 +57,21 @@ impl Slot {
 
     /// What ended the transaction, if something did.
     pub(crate) fn check(&self) -> Result<()> {
+        if !self.has_ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match &*self.lock() {
             State::Ended(error) => Err(error.clone()),
             _ => Ok(()),
+        }
+    }
+
+    /// Reads in the snapshot without handing it to anybody; none where there is no snapshot yet, or it can't tell.
+    pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
+        match &mut *self.lock() {
+            State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),
+            State::Leased => Err(cancelled()),
+            State::Ended(error) => Err(error.clone()),
         }
     }
 

@@ -141,10 +141,11 @@ async fn begin(
 
 #[async_trait]
 impl Snapshot for SqliteSnapshot {
+    fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
+        self.cached(row)
+    }
+
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        if let Some(cached) = self.cached(row) {
-            return Ok(cached);
-        }
         let now = self.now;
         let found = self.read(|connection| rows::get(connection, row, now)).await?;
         self.fill(row, found.as_ref());
@@ -155,7 +156,11 @@ impl Snapshot for SqliteSnapshot {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
         for key in keys {
             let row = RowKey { namespace: namespace.clone(), key: key.clone() };
-            if !rows.push(self.get(&row).await?) {
+            let found = match self.cached(&row) {
+                Some(cached) => cached,
+                None => self.get(&row).await?,
+            };
+            if !rows.push(found) {
                 break;
             }
         }

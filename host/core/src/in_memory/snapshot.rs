@@ -47,6 +47,10 @@ impl InMemorySnapshot {
 
 #[async_trait]
 impl Snapshot for InMemorySnapshot {
+    fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
+        Some(self.live(&row.namespace, &row.key))
+    }
+
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         Ok(self.live(&row.namespace, &row.key))
     }

@@ -27,14 +27,24 @@ impl Transaction {
     }
 
     pub(super) async fn committed(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get(row).await,
-            Err(error) => Err(error),
+        let stored = match self.open.slot.read_now(|snapshot| snapshot.get_now(row))? {
+            Some(stored) => stored,
+            None => self.committed_later(row).await?,
         };
-        let stored = self.settle(lease, result)?;
         self.record_row(row, stored.as_ref())?;
         Ok(stored)
+    }
+
+    async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        let mut lease = self.open.slot.lease()?;
+        let result = match self.snapshot(&mut lease.snapshot).await {
+            Ok(snapshot) => match snapshot.get_now(row) {
+                Some(stored) => Ok(stored),
+                None => snapshot.get(row).await,
+            },
+            Err(error) => Err(error),
+        };
+        self.settle(lease, result)
     }
 
     pub(super) async fn committed_many(
