@@ -35,7 +35,7 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Part};
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,14 +99,15 @@ pub struct ScanOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Chunk {
     rows: Pairs,
-    writes: Vec<LastWrite>,
+    marks: Vec<RowMark>,
     /// Whether the range ends with the last of its rows.
     pub exhausted: bool,
 }
 
-/// What the last write of a row left beside its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LastWrite {
+/// Where a row of a chunk begins, and what its last write left beside its value.
+#[derive(Clone, Copy, Debug)]
+struct RowMark {
+    start: usize,
     version: Version,
     expires_at: Option<UnixMillis>,
 }
@@ -134,8 +135,8 @@ impl Chunk {
         if std::str::from_utf8(key).is_err() {
             return Err(Error::Corrupt("a key is no UTF-8 text".to_string()));
         }
+        self.marks.push(RowMark { start: self.rows.end(), version, expires_at });
         self.rows.push(key, value);
-        self.writes.push(LastWrite { version, expires_at });
         Ok(())
     }
 
@@ -145,25 +146,90 @@ impl Chunk {
         is_full && !self.rows.is_empty()
     }
 
-    /// Removes the last row.
-    pub fn pop(&mut self) {
-        self.rows.pop();
-        self.writes.pop();
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub fn memory(&self) -> u64 {
+        (self.rows.end() + self.marks.len() * size_of::<RowMark>()) as u64
     }
 
     /// The rows, in the order of the range.
     pub fn rows(&self) -> impl Iterator<Item = ChunkRow<'_>> {
-        self.rows.iter().zip(&self.writes).map(|((key, value), write)| ChunkRow {
-            key,
-            value,
-            version: write.version,
-            expires_at: write.expires_at,
+        self.rows.iter().zip(&self.marks).map(|(pair, mark)| mark.row(pair))
+    }
+
+    /// What a scan of `range`, from its first key on, finds at `now` where this chunk holds all rows of it, those that
+    /// have expired since perhaps among them.
+    ///
+    /// # Errors
+    /// None but those of [`Chunk::push`].
+    pub fn part(&self, range: &KeyRange, options: ScanOptions, now: UnixMillis) -> Result<Self> {
+        let first = self.marks.partition_point(|mark| self.key_at(mark) < range.start());
+        let behind = match range.end() {
+            Some(end) => self.marks.partition_point(|mark| self.key_at(mark) < end),
+            None => self.marks.len(),
+        };
+        let marks = self.marks.get(first..behind).unwrap_or_default();
+        self.copy(marks, behind, options).map_or_else(|| self.select(marks, options, now), Ok)
+    }
+
+    /// All rows of those marks, which end before the row `behind`; none where they have to be looked at one by one.
+    fn copy(&self, marks: &[RowMark], behind: usize, options: ScanOptions) -> Option<Self> {
+        let start = marks.first().map_or(0, |mark| mark.start);
+        let last = marks.last().map_or(0, |mark| mark.start);
+        let end = match marks.is_empty() {
+            true => start,
+            false => self.marks.get(behind).map_or(self.rows.end(), |mark| mark.start),
+        };
+        let is_all = marks.len() <= options.max_rows
+            && ((end - start) as u64) < options.max_bytes
+            && !options.keys_only
+            && marks.iter().all(|mark| mark.expires_at.is_none());
+        is_all.then(|| {
+            let mut rows = Pairs::default();
+            rows.extend(&self.rows, Part { start, end, count: marks.len(), last });
+            let marks = marks.iter().map(|mark| RowMark { start: mark.start - start, ..*mark }).collect();
+            Self { rows, marks, exhausted: true }
         })
     }
 
+    fn select(&self, marks: &[RowMark], options: ScanOptions, now: UnixMillis) -> Result<Self> {
+        let mut part = Self::default();
+        for mark in marks.iter().filter(|mark| is_live(mark.expires_at, now)) {
+            if part.is_full(&options) {
+                return Ok(part);
+            }
+            let mut row = mark.row(self.rows.at(mark.start).unwrap_or_default());
+            if options.keys_only {
+                row.value = &[];
+            }
+            part.push(row)?;
+        }
+        part.exhausted = true;
+        Ok(part)
+    }
+
+    fn key_at(&self, mark: &RowMark) -> &[u8] {
+        self.rows.at(mark.start).map_or(&[], |(key, _)| key)
+    }
+
     /// The last key.
-    pub(crate) fn last_key(&self) -> Option<&[u8]> {
+    pub fn last_key(&self) -> Option<&[u8]> {
         self.rows.last_key()
+    }
+
+    /// All rows, as they are packed.
+    pub(crate) fn pairs(&self) -> &Pairs {
+        &self.rows
+    }
+}
+
+impl RowMark {
+    fn row<'a>(&self, (key, value): (&'a [u8], &'a [u8])) -> ChunkRow<'a> {
+        ChunkRow { key, value, version: self.version, expires_at: self.expires_at }
     }
 }
 
@@ -279,5 +345,66 @@ impl ManyRows {
     /// The answer.
     pub fn finish(self) -> Many {
         if self.bytes > self.max_bytes { Many::TooLarge(self.bytes) } else { Many::Rows(self.rows) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+
+    fn chunk(rows: &[(&str, Option<UnixMillis>)]) -> Chunk {
+        let mut chunk = Chunk::default();
+        for (place, (key, expires_at)) in rows.iter().enumerate() {
+            let row = ChunkRow {
+                key: key.as_bytes(),
+                value: b"12",
+                version: Version(place as u64 + 1),
+                expires_at: *expires_at,
+            };
+            chunk.push(row).unwrap();
+        }
+        chunk
+    }
+
+    fn range(start: &str, end: Option<&str>) -> KeyRange {
+        let namespace = Namespace::new("n", &Limits::default()).unwrap();
+        KeyRange::new(namespace, start.into(), end.map(Into::into))
+    }
+
+    const ALL: ScanOptions =
+        ScanOptions { reverse: false, keys_only: false, max_rows: usize::MAX, max_bytes: u64::MAX };
+
+    fn found(chunk: &Chunk) -> (Vec<(&str, usize, u64)>, bool) {
+        assert_eq!(chunk.rows().count(), chunk.marks.len());
+        let rows =
+            chunk.rows().map(|row| (std::str::from_utf8(row.key).unwrap(), row.value.len(), row.version.0));
+        (rows.collect(), chunk.exhausted)
+    }
+
+    #[test]
+    fn a_part_of_a_chunk_is_what_a_scan_would_find() {
+        let permanent = chunk(&[("a", None), ("b", None), ("c", None), ("d", None)]);
+        let part = |start, end, options| permanent.part(&range(start, end), options, 0).unwrap();
+        assert_eq!(found(&part("b", Some("d"), ALL)), (vec![("b", 2, 2), ("c", 2, 3)], true));
+        assert_eq!(found(&part("bb", None, ALL)), (vec![("c", 2, 3), ("d", 2, 4)], true));
+        assert_eq!(found(&part("e", None, ALL)), (vec![], true));
+        assert_eq!(found(&part("", Some("a"), ALL)), (vec![], true));
+        let two = ScanOptions { max_rows: 2, ..ALL };
+        assert_eq!(found(&part("", None, two)), (vec![("a", 2, 1), ("b", 2, 2)], false));
+        assert_eq!(found(&part("c", None, two)), (vec![("c", 2, 3), ("d", 2, 4)], true));
+        let small = ScanOptions { max_bytes: 1, ..ALL };
+        assert_eq!(found(&part("b", None, small)), (vec![("b", 2, 2)], false));
+        let keys = ScanOptions { keys_only: true, ..ALL };
+        assert_eq!(found(&part("d", None, keys)), (vec![("d", 0, 4)], true));
+        assert_eq!(part("b", Some("d"), ALL).last_key(), Some(b"c".as_slice()));
+    }
+
+    #[test]
+    fn a_part_of_a_chunk_leaves_out_what_has_expired_since() {
+        let chunk = chunk(&[("a", Some(10)), ("b", None), ("c", Some(20))]);
+        let part = |now| chunk.part(&range("", None), ALL, now).unwrap();
+        assert_eq!(found(&part(9)).0, [("a", 2, 1), ("b", 2, 2), ("c", 2, 3)]);
+        assert_eq!(found(&part(10)), (vec![("b", 2, 2), ("c", 2, 3)], true));
     }
 }

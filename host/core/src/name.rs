@@ -211,7 +211,7 @@ impl KeyRange {
 }
 
 /// The least byte string after `bytes`.
-pub(crate) fn just_after(bytes: &[u8]) -> Vec<u8> {
+pub fn just_after(bytes: &[u8]) -> Vec<u8> {
     let mut next = Vec::with_capacity(bytes.len() + 1);
     next.extend_from_slice(bytes);
     next.push(0);

@@ -5,24 +5,19 @@
 //! first, the key, and the value. Nothing stands between or behind them.
 
 use crate::error::{Error, Result};
-use crate::pairs::Pairs;
 use crate::transaction::Entry;
 
 /// Bytes of the two numbers before each entry.
-const HEADER_BYTES: usize = 8;
+pub(crate) const HEADER_BYTES: usize = 8;
 
-/// Packs entries.
-pub(crate) fn pack(entries: &Pairs) -> Vec<u8> {
-    let bytes = usize::try_from(entries.bytes()).unwrap_or_default();
-    let mut packed = Vec::with_capacity(bytes + HEADER_BYTES * entries.len());
-    for (key, value) in entries.iter() {
-        // No key and no value comes near 4 GiB: the limits on both are far below.
-        packed.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        packed.extend_from_slice(&(value.len() as u32).to_le_bytes());
-        packed.extend_from_slice(key);
-        packed.extend_from_slice(value);
-    }
-    packed
+/// Packs one entry more.
+pub(crate) fn push(packed: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    // No key and no value comes near 4 GiB: the limits on both are far below.
+    let lengths = [key.len() as u32, value.len() as u32].map(u32::to_le_bytes);
+    packed.reserve(HEADER_BYTES + key.len() + value.len());
+    packed.extend_from_slice(lengths.as_flattened());
+    packed.extend_from_slice(key);
+    packed.extend_from_slice(value);
 }
 
 /// Unpacks what a guest packed, up to one entry more than `max_entries`.
@@ -52,7 +47,7 @@ pub fn unpack(mut packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
 }
 
 /// The key and the value of the first entry, and what follows them.
-fn split(packed: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(crate) fn split(packed: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (header, rest) = packed.split_at_checked(HEADER_BYTES)?;
     let (key_bytes, value_bytes) = header.split_first_chunk::<4>()?;
     let key_bytes = u32::from_le_bytes(*key_bytes) as usize;
@@ -69,9 +64,9 @@ mod tests {
     use super::*;
 
     fn packed(entries: &[Entry]) -> Vec<u8> {
-        let mut pairs = Pairs::default();
-        entries.iter().for_each(|entry| pairs.push(entry.key.as_bytes(), &entry.value));
-        pack(&pairs)
+        let mut packed = Vec::new();
+        entries.iter().for_each(|entry| push(&mut packed, entry.key.as_bytes(), &entry.value));
+        packed
     }
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {

@@ -1,70 +1,98 @@
-//! Keys and values, one behind the other in one piece of memory: two allocations for each row cost more than reading it.
+//! Keys and values as guests get them: packed, one behind the other in one piece of memory. Two allocations for each row cost
+//! more than reading it.
+
+use crate::packed;
 
 /// Keys with their values, in the order in which they were added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pairs {
-    bytes: Vec<u8>,
-    ends: Vec<Ends>,
-}
-
-/// Where a key ends, and the value behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ends {
-    key: usize,
-    value: usize,
+    packed: Vec<u8>,
+    count: usize,
+    /// Where the last one begins.
+    last: usize,
 }
 
 impl Pairs {
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) {
-        self.bytes.extend_from_slice(key);
-        let key = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        self.ends.push(Ends { key, value: self.bytes.len() });
+        self.last = self.packed.len();
+        self.count += 1;
+        packed::push(&mut self.packed, key, value);
     }
 
-    /// Removes the last one.
-    pub(crate) fn pop(&mut self) {
-        self.ends.pop();
-        self.bytes.truncate(self.ends.last().map_or(0, |ends| ends.value));
+    /// Adds those that are packed in `of` from the byte `start` up to `end`, which are `count`; the last one begins at `last`.
+    pub(crate) fn extend(&mut self, of: &Self, part: Part) {
+        let Part { start, end, count, last } = part;
+        let (Some(packed), true) = (of.packed.get(start..end), count > 0) else { return };
+        self.last = self.packed.len() + (last - start);
+        self.count += count;
+        self.packed.extend_from_slice(packed);
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> Part {
+        Part { start: 0, end: self.packed.len(), count: self.count, last: self.last }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.ends.len()
+        self.count
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.count == 0
     }
 
     /// Bytes of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        (self.packed.len() - packed::HEADER_BYTES * self.count) as u64
+    }
+
+    /// Where the next one is going to begin.
+    pub(crate) fn end(&self) -> usize {
+        self.packed.len()
     }
 
     /// The keys with their values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut rest = self.bytes.as_slice();
-        let mut start = 0;
-        self.ends.iter().map(move |ends| {
-            // The ends lie in order and within the bytes: none of these is ever cut short.
-            let (key, behind) = rest.split_at_checked(ends.key - start).unwrap_or_default();
-            let (value, behind) = behind.split_at_checked(ends.value - ends.key).unwrap_or_default();
-            (rest, start) = (behind, ends.value);
-            (key, value)
+        let mut rest = self.packed.as_slice();
+        std::iter::from_fn(move || {
+            let (key, value, behind) = packed::split(rest)?;
+            rest = behind;
+            Some((key, value))
         })
+    }
+
+    /// The one that begins at a byte.
+    pub(crate) fn at(&self, start: usize) -> Option<(&[u8], &[u8])> {
+        let (key, value, _) = packed::split(self.packed.get(start..)?)?;
+        Some((key, value))
     }
 
     /// The last key.
     pub(crate) fn last_key(&self) -> Option<&[u8]> {
-        let last = self.ends.last()?;
-        let before = self.ends.len().checked_sub(2).and_then(|place| self.ends.get(place));
-        self.bytes.get(before.map_or(0, |ends| ends.value)..last.key)
+        self.at(self.last).map(|(key, _)| key)
     }
+
+    /// As they are packed.
+    pub(crate) fn into_packed(self) -> Vec<u8> {
+        self.packed
+    }
+}
+
+/// Some pairs that lie one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) count: usize,
+    /// Where the last one begins.
+    pub(crate) last: usize,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const OF: [(&str, &str); 4] = [("a", "1"), ("", ""), ("bc", ""), ("", "23")];
 
     fn pairs(of: &[(&str, &str)]) -> Pairs {
         let mut pairs = Pairs::default();
@@ -74,22 +102,30 @@ mod tests {
 
     #[test]
     fn pairs_come_back_in_order() {
-        let of = [("a", "1"), ("", ""), ("bc", ""), ("", "23")];
-        let pairs = pairs(&of);
+        let pairs = pairs(&OF);
         let back: Vec<_> = pairs.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
-        assert_eq!(back, of.map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())));
+        assert_eq!(back, OF.map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())));
         assert_eq!((pairs.len(), pairs.bytes()), (4, 6));
     }
 
     #[test]
-    fn the_last_one_can_be_looked_at_and_removed() {
-        let mut some = pairs(&[("a", "1"), ("bc", "2")]);
-        assert_eq!(some.last_key(), Some(b"bc".as_slice()));
-        some.pop();
-        assert_eq!(some, pairs(&[("a", "1")]));
-        some.pop();
-        assert!(some.is_empty() && some.last_key().is_none());
-        some.pop();
-        assert_eq!(some, Pairs::default());
+    fn the_last_key_is_known() {
+        assert_eq!(pairs(&[]).last_key(), None);
+        assert_eq!(pairs(&OF[..3]).last_key(), Some(b"bc".as_slice()));
+        assert_eq!(pairs(&OF).last_key(), Some(b"".as_slice()));
+    }
+
+    #[test]
+    fn what_is_added_as_a_part_is_as_if_it_were_added_one_by_one() {
+        let mut both = pairs(&OF[..1]);
+        both.extend(&pairs(&OF[1..3]), pairs(&OF[1..3]).whole());
+        assert_eq!(both, pairs(&OF[..3]));
+        both.extend(&pairs(&[]), pairs(&[]).whole());
+        assert_eq!(both, pairs(&OF[..3]));
+        let all = pairs(&OF);
+        let (start, end) = (pairs(&OF[..1]).end(), pairs(&OF[..3]).end());
+        let mut part = Pairs::default();
+        part.extend(&all, Part { start, end, count: 2, last: pairs(&OF[..2]).end() });
+        assert_eq!(part, pairs(&OF[1..3]));
     }
 }

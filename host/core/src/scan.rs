@@ -34,6 +34,14 @@ pub(crate) struct Found {
     pub(crate) earliest_expiry: Option<UnixMillis>,
 }
 
+impl Found {
+    /// The answer depends on this row.
+    fn note(&mut self, stored: &ChunkRow<'_>) {
+        self.read.state.add(stored.version);
+        self.earliest_expiry = earliest(self.earliest_expiry, stored.expires_at);
+    }
+}
+
 /// Rows asked of a backend at once, at most.
 const CHUNK_ROWS_MAX: usize = 1_024;
 
@@ -92,12 +100,24 @@ impl Scan {
             staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation)).peekable();
         if staged.peek().is_none() {
             // Most scans: nothing is to be compared.
-            self.take(chunk.rows().map(Merged::stored), found)
+            self.take_stored(chunk, found)
         } else if self.reverse {
             self.take(Merge::new(chunk.rows(), staged.rev(), Ordering::Greater), found)
         } else {
             self.take(Merge::new(chunk.rows(), staged, Ordering::Less), found)
         }
+    }
+
+    fn take_stored(&self, chunk: &Chunk, found: &mut Found) -> Result<Option<Vec<u8>>> {
+        let pairs = chunk.pairs();
+        let fits = found.entries.len() + pairs.len() <= self.max_entries
+            && found.entries.bytes() + pairs.bytes() <= self.max_bytes;
+        if !fits {
+            return self.take(chunk.rows().map(Merged::stored), found);
+        }
+        chunk.rows().for_each(|row| found.note(&row));
+        found.entries.extend(pairs, pairs.whole());
+        Ok(None)
     }
 
     fn take<'a>(
@@ -107,8 +127,7 @@ impl Scan {
     ) -> Result<Option<Vec<u8>>> {
         for Merged { key, stored, staged } in merge {
             if let Some(stored) = &stored {
-                found.read.state.add(stored.version);
-                found.earliest_expiry = earliest(found.earliest_expiry, stored.expires_at);
+                found.note(stored);
             }
             let Some(value) = self.resolve(stored, staged)? else {
                 continue;

@@ -374,7 +374,7 @@ impl Transaction {
         after: Option<String>,
     ) -> Result<PackedPage> {
         let (found, next) = self.find_page(namespace, range, after).await?;
-        Ok(PackedPage { entries: packed::pack(&found), next })
+        Ok(PackedPage { entries: found.into_packed(), next })
     }
 
     async fn find_page(

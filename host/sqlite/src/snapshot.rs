@@ -13,7 +13,7 @@ use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 
-use crate::cache::{Epoch, Moment, Seen};
+use crate::cache::{Beginning, Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
 use crate::rows;
 use crate::writer::Writer;
@@ -95,8 +95,7 @@ impl SqliteSnapshot {
     }
 
     fn cached(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
-        let moment = self.moment().filter(|_| self.seen.is_some_and(|seen| seen.is_cached))?;
-        let cached = self.writer.cache()?.get(row, moment)?;
+        let cached = self.writer.cache()?.get(row, self.cached_moment()?)?;
         self.is_seen = true;
         Some(cached)
     }
@@ -105,6 +104,32 @@ impl SqliteSnapshot {
         if let Some((cache, moment)) = self.writer.cache().zip(self.moment()) {
             cache.fill(row, moment, found);
         }
+    }
+
+    async fn scan_database(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
+        let now = self.now;
+        self.read(|connection| rows::scan(connection, range, options, now)).await
+    }
+
+    /// Where nothing is cached of this state, all of it is a gap.
+    fn cached_beginning(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Beginning> {
+        let known = self.writer.cache().zip(self.cached_moment());
+        let Some((cache, moment)) = known else { return Ok(Beginning::Gap(range.clone())) };
+        let beginning = cache.beginning(range, options, moment)?;
+        // Where the gap begins later, nothing was found before it.
+        self.is_seen |= !matches!(&beginning, Beginning::Gap(gap) if gap.start() == range.start());
+        Ok(beginning)
+    }
+
+    fn fill_range(&self, range: &KeyRange, chunk: &Chunk) {
+        if let Some((cache, moment)) = self.writer.cache().zip(self.moment()) {
+            cache.fill_range(range, chunk, moment);
+        }
+    }
+
+    /// The moment, where what is cached is of this state.
+    fn cached_moment(&self) -> Option<Moment> {
+        self.moment().filter(|_| self.seen.is_some_and(|seen| seen.is_cached))
     }
 
     fn moment(&self) -> Option<Moment> {
@@ -168,8 +193,26 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let now = self.now;
-        self.read(|connection| rows::scan(connection, range, options, now)).await
+        // What is cached was found forward, and with values.
+        if options.reverse || options.keys_only {
+            return self.scan_database(range, options).await;
+        }
+        let mut rest = range.clone();
+        loop {
+            let gap = match self.cached_beginning(&rest, options)? {
+                Beginning::Cached(chunk) => return Ok(chunk),
+                Beginning::Gap(gap) => gap,
+            };
+            let mut chunk = self.scan_database(&gap, options).await?;
+            self.fill_range(&gap, &chunk);
+            let is_rest = gap.end() == rest.end();
+            if !chunk.is_empty() || is_rest {
+                chunk.exhausted &= is_rest;
+                return Ok(chunk);
+            }
+            let behind = gap.end().unwrap_or_default().to_vec();
+            rest = KeyRange::new(rest.namespace().clone(), behind, rest.end().map(<[u8]>::to_vec));
+        }
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {

@@ -15,18 +15,21 @@
 //!   up to which they may have been (see [`Given`]). Writing that with every commit would be one page more for each.
 
 mod log_index;
+mod ranges;
 mod rows;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_core::Result;
-use larder_core::backend::{StoredValue, Version};
+use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
 use larder_core::commit::RowWrite;
-use larder_core::name::RowKey;
+use larder_core::name::{KeyRange, RowKey};
 use rusqlite::Connection;
 
 pub(crate) use log_index::{LogIndex, Mark};
+pub(crate) use ranges::Beginning;
+use ranges::CachedRanges;
 use rows::{CachedRows, Changes};
 pub(crate) use rows::{Moment, Written};
 
@@ -36,9 +39,13 @@ use crate::rows as statements;
 /// How long snapshots are taken in SQLite after another process has committed, which may do so again.
 const WARY: Duration = Duration::from_millis(100);
 
+/// Which part of the bytes is for ranges.
+const RANGES_PART: u64 = 4;
+
 /// What is known of the committed state of one database.
 pub(crate) struct Cache {
     rows: CachedRows,
+    ranges: CachedRanges,
     readers: Arc<Readers>,
     state: Mutex<State>,
 }
@@ -153,7 +160,9 @@ impl Cache {
             highest: first,
             foreign: None,
         };
-        Ok(Some(Self { rows: CachedRows::new(bytes), readers, state: Mutex::new(state) }))
+        let for_ranges = bytes / RANGES_PART;
+        let (rows, ranges) = (CachedRows::new(bytes - for_ranges), CachedRanges::new(for_ranges));
+        Ok(Some(Self { rows, ranges, readers, state: Mutex::new(state) }))
     }
 
     /// The newest state, where it is known which one that is and somebody can read on at it once it is no longer the
@@ -207,6 +216,25 @@ impl Cache {
         }
     }
 
+    /// The rows that a range begins with, as a snapshot sees them, or the part of it that only the database can tell of. The
+    /// range is not empty.
+    pub(crate) fn beginning(
+        &self,
+        range: &KeyRange,
+        options: ScanOptions,
+        moment: Moment,
+    ) -> Result<Beginning> {
+        self.ranges.beginning(range, options, moment)
+    }
+
+    /// Keeps what a snapshot found in the database, scanning forward with values.
+    pub(crate) fn fill_range(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
+        let state = lock(&self.state);
+        if state.committing.is_none() && state.epoch.state == moment.state {
+            self.ranges.fill(range, chunk, moment);
+        }
+    }
+
     /// This process is about to commit, on `connection`, which holds the lock that keeps others from it.
     pub(crate) fn begin_commit(&self, connection: &Connection) -> Result<CommitUnderWay<'_>> {
         let mut state = lock(&self.state);
@@ -232,6 +260,7 @@ impl Cache {
             given,
             mark,
             changes: Changes::default(),
+            changed_ranges: Vec::new(),
             done: false,
         })
     }
@@ -244,11 +273,16 @@ impl Cache {
         let before = std::mem::replace(&mut state.epoch, Epoch::new(number, given));
         drop(state);
         drop(before);
+        self.clear();
+    }
+
+    fn clear(&self) {
         self.rows.clear();
+        self.ranges.clear();
     }
 
     fn move_to_foreign(&self, state: &mut State, given: Given) {
-        self.rows.clear();
+        self.clear();
         state.highest = state.highest.next();
         state.epoch = Epoch::new(state.highest, given);
         state.mark = None;
@@ -282,6 +316,8 @@ pub(crate) struct CommitUnderWay<'a> {
     pub(crate) given: Given,
     mark: Option<Mark>,
     changes: Changes,
+    /// Rows that it writes within cached ranges.
+    changed_ranges: Vec<RowKey>,
     done: bool,
 }
 
@@ -289,6 +325,9 @@ impl CommitUnderWay<'_> {
     /// A row is written.
     pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, written: Written) {
         self.cache.rows.note(&mut self.changes, row, write, written);
+        if self.cache.ranges.contains(row) {
+            self.changed_ranges.push(row.clone());
+        }
     }
 
     /// SQLite is about to be asked for it. It leaves the database at `number`.
@@ -303,6 +342,7 @@ impl CommitUnderWay<'_> {
         self.done = true;
         let mut state = lock(&self.cache.state);
         self.cache.rows.apply(std::mem::take(&mut self.changes));
+        self.changed_ranges.iter().for_each(|row| self.cache.ranges.forget(row));
         state.highest = state.highest.max(number);
         let before = state.leave_epoch(number, given);
         // Others may have committed once this commit was made: then the mark is not of this state. Where nothing was

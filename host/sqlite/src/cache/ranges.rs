@@ -1,0 +1,401 @@
+//! Ranges of committed rows in memory, so that a scan of them needs no statement.
+//!
+//! What a scan found is kept as a segment: all rows from one key up to another. Segments don't overlap. A later scan takes
+//! what it finds of them, and reads the gaps in between.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use larder_core::Result;
+use larder_core::backend::{Chunk, ScanOptions};
+use larder_core::clock::UnixMillis;
+use larder_core::name::{KeyRange, RowKey, just_after};
+
+use super::{Moment, StateNumber};
+
+/// Bytes that a segment takes beside its rows and bounds, about.
+const OVERHEAD: u64 = 300;
+
+/// A segment has at most such a part of all bytes: a single scan of large values leaves room for others.
+const PARTS_MIN: u64 = 16;
+
+/// Segments of the newest committed rows, within a bound of bytes.
+pub(super) struct CachedRanges {
+    bytes_max: u64,
+    segments: Mutex<Segments>,
+}
+
+#[derive(Default)]
+struct Segments {
+    /// By namespace, and by the first key.
+    by_namespace: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Segment>>,
+    /// In the order in which they are looked at when room is needed. Some are gone already.
+    queue: VecDeque<Place>,
+    bytes: u64,
+    last_id: u64,
+}
+
+/// Where a segment is.
+struct Place {
+    namespace: Vec<u8>,
+    start: Vec<u8>,
+    id: u64,
+}
+
+/// All rows from a key on, up to `end`; up to the end of the namespace where there is none.
+struct Segment {
+    end: Option<Vec<u8>>,
+    rows: Arc<Chunk>,
+    /// The state in which they were found; they are so up to now.
+    since: StateNumber,
+    /// Rows that had expired by then are not among them.
+    at: UnixMillis,
+    id: u64,
+    bytes: u64,
+    /// Somebody has read it since it was last looked at for room.
+    is_used: bool,
+}
+
+/// What is known of the beginning of a range.
+pub(crate) enum Beginning {
+    /// These rows come first.
+    Cached(Chunk),
+    /// Nothing is known of this part.
+    Gap(KeyRange),
+}
+
+impl CachedRanges {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Self { bytes_max, segments: Mutex::default() }
+    }
+
+    /// What is known of the beginning of a range, which is not empty.
+    pub(super) fn beginning(
+        &self,
+        range: &KeyRange,
+        options: ScanOptions,
+        moment: Moment,
+    ) -> Result<Beginning> {
+        let mut rest = range.clone();
+        loop {
+            let (rows, end) = match self.lock().find(&rest, moment) {
+                Found::Segment { rows, end } => (rows, end),
+                // All of the segments before were empty: the gap begins where the range does, or is a part of it.
+                Found::Gap { end } => return Ok(Beginning::Gap(with_end(&rest, end))),
+            };
+            let is_last = reaches(end.as_deref(), rest.end());
+            let mut part = rows.part(&rest, options, moment.now)?;
+            // Rows that were left out for want of room come before what is behind the segment.
+            if !part.exhausted || is_last || !part.is_empty() {
+                part.exhausted &= is_last;
+                return Ok(Beginning::Cached(part));
+            }
+            rest = with_start(&rest, end.unwrap_or_default());
+        }
+    }
+
+    /// Takes what a forward scan of `range` found at a moment, whose state must still be the newest.
+    pub(super) fn fill(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
+        let end = match chunk.last_key() {
+            Some(last) if !chunk.exhausted => Some(just_after(last)),
+            _ => range.end().map(<[u8]>::to_vec),
+        };
+        let names =
+            range.namespace().as_bytes().len() + range.start().len() + end.as_ref().map_or(0, Vec::len);
+        let bytes = OVERHEAD + chunk.memory() + 2 * names as u64;
+        if bytes > self.bytes_max / PARTS_MIN {
+            return;
+        }
+        let rows = Arc::new(chunk.clone());
+        let mut segments = self.lock();
+        segments.remove_within(range, end.as_deref());
+        segments.insert(
+            range,
+            Segment { end, rows, since: moment.state, at: moment.now, id: 0, bytes, is_used: false },
+        );
+        segments.shrink(self.bytes_max);
+    }
+
+    /// Whether the row lies in a segment.
+    pub(super) fn contains(&self, row: &RowKey) -> bool {
+        self.lock().covering(row.namespace.as_bytes(), row.key.as_bytes()).is_some()
+    }
+
+    /// Forgets the segment that the row lies in.
+    pub(super) fn forget(&self, row: &RowKey) {
+        let mut segments = self.lock();
+        let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
+        if let Some((start, _)) = segments.covering(namespace, key) {
+            let start = start.to_vec();
+            segments.remove(namespace, &start);
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        *self.lock() = Segments::default();
+    }
+
+    /// A panic elsewhere leaves segments that are right, each for itself: at worst, bytes are counted that are not there.
+    fn lock(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Found {
+    Segment {
+        rows: Arc<Chunk>,
+        end: Option<Vec<u8>>,
+    },
+    /// Up to the next segment or to the end of the range.
+    Gap {
+        end: Option<Vec<u8>>,
+    },
+}
+
+impl Segments {
+    fn find(&mut self, range: &KeyRange, moment: Moment) -> Found {
+        let Some(namespace) = self.by_namespace.get_mut(range.namespace().as_bytes()) else {
+            return Found::Gap { end: None };
+        };
+        let up_to_start = (Bound::Unbounded, Bound::Included(range.start()));
+        let before = namespace.range_mut::<[u8], _>(up_to_start).next_back();
+        if let Some((_, segment)) = before
+            && segment.has(range.start())
+            && segment.since <= moment.state
+            && segment.at <= moment.now
+        {
+            segment.is_used = true;
+            return Found::Segment { rows: segment.rows.clone(), end: segment.end.clone() };
+        }
+        let behind_start = (Bound::Excluded(range.start()), Bound::Unbounded);
+        let next = namespace.range::<[u8], _>(behind_start).next();
+        Found::Gap { end: next.map(|(start, _)| start.clone()) }
+    }
+
+    /// The segment that a key lies in, with its first key.
+    fn covering(&self, namespace: &[u8], key: &[u8]) -> Option<(&[u8], &Segment)> {
+        let up_to_key = (Bound::Unbounded, Bound::Included(key));
+        let (start, segment) = self.by_namespace.get(namespace)?.range::<[u8], _>(up_to_key).next_back()?;
+        segment.has(key).then_some((start.as_slice(), segment))
+    }
+
+    fn insert(&mut self, range: &KeyRange, mut segment: Segment) {
+        self.last_id += 1;
+        segment.id = self.last_id;
+        self.bytes += segment.bytes;
+        let (namespace, start) = (range.namespace().as_bytes().to_vec(), range.start().to_vec());
+        self.queue.push_back(Place { namespace: namespace.clone(), start: start.clone(), id: segment.id });
+        self.by_namespace.entry(namespace).or_default().insert(start, segment);
+    }
+
+    fn remove(&mut self, namespace: &[u8], start: &[u8]) {
+        let Some(segments) = self.by_namespace.get_mut(namespace) else { return };
+        if let Some(segment) = segments.remove(start) {
+            self.bytes = self.bytes.saturating_sub(segment.bytes);
+        }
+        if segments.is_empty() {
+            self.by_namespace.remove(namespace);
+        }
+    }
+
+    /// Removes what overlaps with the keys from the start of `range` up to `end`.
+    fn remove_within(&mut self, range: &KeyRange, end: Option<&[u8]>) {
+        let namespace = range.namespace().as_bytes();
+        if let Some((start, _)) = self.covering(namespace, range.start()) {
+            let start = start.to_vec();
+            self.remove(namespace, &start);
+        }
+        let Some(segments) = self.by_namespace.get(namespace) else { return };
+        let behind = segments.range::<[u8], _>((Bound::Included(range.start()), Bound::Unbounded));
+        let within = behind.take_while(|(start, _)| end.is_none_or(|end| start.as_slice() < end));
+        let starts: Vec<_> = within.map(|(start, _)| start.clone()).collect();
+        starts.iter().for_each(|start| self.remove(namespace, start));
+    }
+
+    /// Removes segments until the others fit; those that were read since they were last looked at come once more.
+    fn shrink(&mut self, bytes_max: u64) {
+        // As many places as there may be segments: those that are gone leave the queue as well.
+        let is_long = |segments: &Self| segments.queue.len() as u64 > bytes_max / OVERHEAD;
+        while (self.bytes > bytes_max || is_long(self))
+            && let Some(place) = self.queue.pop_front()
+        {
+            let segments = self.by_namespace.get_mut(&place.namespace);
+            match segments.and_then(|segments| segments.get_mut(&place.start)) {
+                Some(segment) if segment.id != place.id => {}
+                Some(segment) if segment.is_used => {
+                    segment.is_used = false;
+                    self.queue.push_back(place);
+                }
+                Some(_) => self.remove(&place.namespace, &place.start),
+                None => {}
+            }
+        }
+    }
+}
+
+impl Segment {
+    /// Whether a key that is not before the first one lies in it.
+    fn has(&self, key: &[u8]) -> bool {
+        self.end.as_ref().is_none_or(|end| key < end.as_slice())
+    }
+}
+
+/// Whether what ends there reaches the end of a range.
+fn reaches(end: Option<&[u8]>, range_end: Option<&[u8]>) -> bool {
+    match (end, range_end) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(end), Some(range_end)) => end >= range_end,
+    }
+}
+
+fn with_start(range: &KeyRange, start: Vec<u8>) -> KeyRange {
+    KeyRange::new(range.namespace().clone(), start, range.end().map(<[u8]>::to_vec))
+}
+
+/// The range, cut off at `end` where it goes further.
+fn with_end(range: &KeyRange, end: Option<Vec<u8>>) -> KeyRange {
+    match end {
+        Some(end) if !reaches(Some(&end), range.end()) => {
+            KeyRange::new(range.namespace().clone(), range.start().to_vec(), Some(end))
+        }
+        _ => range.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_core::Limits;
+    use larder_core::backend::{ChunkRow, Version};
+    use larder_core::name::{Key, Namespace};
+
+    const ALL: ScanOptions =
+        ScanOptions { reverse: false, keys_only: false, max_rows: usize::MAX, max_bytes: u64::MAX };
+
+    fn range(start: &str, end: Option<&str>) -> KeyRange {
+        let namespace = Namespace::new("n", &Limits::default()).unwrap();
+        KeyRange::new(namespace, start.into(), end.map(Into::into))
+    }
+
+    fn row(key: &str) -> RowKey {
+        let limits = Limits::default();
+        RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
+    }
+
+    fn chunk(keys: &[&str], exhausted: bool) -> Chunk {
+        let mut chunk = Chunk::default();
+        for key in keys {
+            let row = ChunkRow { key: key.as_bytes(), value: b"v", version: Version(1), expires_at: None };
+            chunk.push(row).unwrap();
+        }
+        chunk.exhausted = exhausted;
+        chunk
+    }
+
+    fn at(state: u64) -> Moment {
+        Moment { state: StateNumber(state), now: 50 }
+    }
+
+    fn ranges() -> CachedRanges {
+        CachedRanges::new(1 << 20)
+    }
+
+    /// The keys that come first and whether they are all, or where the gap ends.
+    fn look(ranges: &CachedRanges, start: &str, end: Option<&str>, moment: Moment) -> String {
+        match ranges.beginning(&range(start, end), ALL, moment).unwrap() {
+            Beginning::Cached(chunk) => {
+                let keys: Vec<_> =
+                    chunk.rows().map(|row| String::from_utf8_lossy(row.key).into_owned()).collect();
+                format!("{}{}", keys.join(" "), if chunk.exhausted { " all" } else { "" })
+            }
+            Beginning::Gap(gap) => {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                format!("gap {} to {}", text(gap.start()), gap.end().map_or("end".to_string(), text))
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_found_is_found_again_and_so_is_every_part_of_it() {
+        let ranges = ranges();
+        ranges.fill(&range("b", Some("f")), &chunk(&["b", "c", "e"], true), at(1));
+        assert_eq!(look(&ranges, "b", Some("f"), at(1)), "b c e all");
+        assert_eq!(look(&ranges, "bb", Some("e"), at(7)), "c all");
+        assert_eq!(look(&ranges, "d", Some("dd"), at(1)), " all");
+        assert_eq!(look(&ranges, "c", None, at(1)), "c e");
+        assert_eq!(look(&ranges, "a", None, at(1)), "gap a to b");
+        assert_eq!(look(&ranges, "a", Some("aa"), at(1)), "gap a to aa");
+        assert_eq!(look(&ranges, "f", None, at(1)), "gap f to end");
+    }
+
+    #[test]
+    fn what_was_not_found_to_the_end_goes_up_to_its_last_row() {
+        let ranges = ranges();
+        ranges.fill(&range("b", None), &chunk(&["b", "c"], false), at(1));
+        assert_eq!(look(&ranges, "b", None, at(1)), "b c");
+        assert_eq!(look(&ranges, "c\0", None, at(1)), "gap c\0 to end");
+    }
+
+    #[test]
+    fn segments_that_follow_each_other_are_read_on_where_one_has_no_rows() {
+        let ranges = ranges();
+        ranges.fill(&range("a", Some("c")), &chunk(&[], true), at(1));
+        ranges.fill(&range("c", Some("e")), &chunk(&["d"], true), at(1));
+        assert_eq!(look(&ranges, "a", None, at(1)), "d");
+        assert_eq!(look(&ranges, "a", Some("e"), at(1)), "d all");
+        assert_eq!(look(&ranges, "e", None, at(1)), "gap e to end");
+        ranges.forget(&row("d"));
+        assert_eq!(look(&ranges, "a", Some("e"), at(1)), "gap c to e");
+    }
+
+    #[test]
+    fn a_segment_is_of_the_states_and_moments_since_it_was_found() {
+        let ranges = ranges();
+        ranges.fill(&range("a", None), &chunk(&["b"], true), at(5));
+        assert_eq!(look(&ranges, "a", None, at(4)), "gap a to end");
+        assert_eq!(look(&ranges, "a", None, Moment { now: 49, ..at(5) }), "gap a to end");
+        assert_eq!(look(&ranges, "a", None, Moment { now: 51, ..at(6) }), "b all");
+    }
+
+    #[test]
+    fn a_segment_is_forgotten_with_a_row_of_it_and_overlapping_ones_with_a_new_one() {
+        let ranges = ranges();
+        ranges.fill(&range("a", Some("c")), &chunk(&["b"], true), at(1));
+        assert!(ranges.contains(&row("bb")) && !ranges.contains(&row("c")));
+        ranges.forget(&row("c"));
+        assert!(ranges.contains(&row("a")));
+        ranges.forget(&row("bb"));
+        assert!(!ranges.contains(&row("a")));
+        ranges.fill(&range("a", Some("c")), &chunk(&["a"], true), at(1));
+        ranges.fill(&range("d", Some("f")), &chunk(&["d"], true), at(1));
+        ranges.fill(&range("b", Some("e")), &chunk(&["b"], true), at(2));
+        assert_eq!(look(&ranges, "a", None, at(2)), "gap a to b");
+        assert_eq!(look(&ranges, "b", None, at(2)), "b");
+        assert_eq!(look(&ranges, "e", None, at(2)), "gap e to end");
+        ranges.clear();
+        assert_eq!(look(&ranges, "b", None, at(2)), "gap b to end");
+        assert_eq!(ranges.lock().bytes, 0);
+    }
+
+    #[test]
+    fn the_segments_stay_within_the_bound_and_those_that_are_read_stay_longest() {
+        let ranges = CachedRanges::new(100_000);
+        let key = |number: u64| format!("{number:05}");
+        ranges.fill(&range("", Some("0")), &chunk(&[""], true), at(1));
+        for number in 0..2_000 {
+            let (start, end) = (key(number), key(number + 1));
+            ranges.fill(&range(&start, Some(&end)), &chunk(&[&start], true), at(1));
+            assert_eq!(look(&ranges, "", Some("0"), at(1)), " all");
+        }
+        let segments = ranges.lock();
+        assert!(segments.bytes <= 100_000 && segments.bytes > 50_000, "{}", segments.bytes);
+        assert!(segments.queue.len() < 400);
+        drop(segments);
+        // One that takes too much of it is not kept.
+        let large = vec!["x"; 1_000];
+        ranges.fill(&range("x", None), &chunk(&large, true), at(1));
+        assert!(!ranges.contains(&row("x")));
+    }
+}
