@@ -133,6 +133,10 @@ struct HeldSnapshot {
 
 #[async_trait]
 impl Snapshot for HeldSnapshot {
+    fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
+        self.inner.get_now(row)
+    }
+
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         self.inner.get(row).await
     }

@@ -217,11 +217,15 @@ impl Snapshot for BrokenSnapshot {
     async fn scan(&mut self, range: &KeyRange, mut options: ScanOptions) -> larder_core::Result<Chunk> {
         self.follow().await?;
         options.reverse &= self.defect != Defect::IgnoresReverse;
-        let mut chunk = self.sound.scan(range, options).await?;
-        if self.defect == Defect::LosesLastRow && chunk.exhausted {
-            chunk.pop();
+        let chunk = self.sound.scan(range, options).await?;
+        if self.defect != Defect::LosesLastRow || !chunk.exhausted {
+            return Ok(chunk);
         }
-        Ok(chunk)
+        let mut shorter = Chunk::default();
+        shorter.exhausted = true;
+        let kept = chunk.rows().count().saturating_sub(1);
+        chunk.rows().take(kept).try_for_each(|row| shorter.push(row))?;
+        Ok(shorter)
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> larder_core::Result<Option<Namespace>> {
