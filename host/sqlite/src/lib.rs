@@ -82,13 +82,13 @@ pub struct SqliteOptions {
     /// Whether a file that isn't there is made.
     pub create: bool,
     /// How many bytes of committed rows are kept in memory, about; 0 for none. They are found several times faster than
-    /// in the file. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
+    /// in the file. A quarter of it is for ranges that were scanned. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
     /// again, and 2 MB at least, are pages of the file that commits change.
     pub cache_bytes: u64,
 }
 
 impl SqliteOptions {
-    /// [`SqliteOptions::cache_bytes`] by default: 64 MiB, which is some 200,000 rows of 100 bytes.
+    /// [`SqliteOptions::cache_bytes`] by default: 64 MiB, which is some 170,000 rows of 100 bytes.
     pub const CACHE_BYTES: u64 = 64 << 20;
 }
 

@@ -44,6 +44,7 @@ const RANGES_PART: u64 = 4;
 
 /// What is known of the committed state of one database.
 pub(crate) struct Cache {
+    keeps_rows: bool,
     rows: CachedRows,
     ranges: CachedRanges,
     readers: Arc<Readers>,
@@ -133,7 +134,8 @@ pub(crate) struct Seen {
 }
 
 impl Cache {
-    /// The cache of the database that a writer's connection has open; none where nothing may be cached.
+    /// The cache of the database that a writer's connection has open; none where SQLite shows no index of its log. With 0
+    /// bytes no rows are kept, and snapshots are transactions of SQLite; which states they see is known all the same.
     ///
     /// # Safety
     /// The connection has read, and stays open until [`Cache::close`] is called.
@@ -142,9 +144,6 @@ impl Cache {
         connection: &Connection,
         bytes: u64,
     ) -> Result<Option<Self>> {
-        if bytes == 0 {
-            return Ok(None);
-        }
         // SAFETY: as promised; the mark is read under the lock that `close` takes.
         let Some(index) = (unsafe { LogIndex::of(connection) }) else { return Ok(None) };
         let mark = index.mark();
@@ -162,7 +161,7 @@ impl Cache {
         };
         let for_ranges = bytes / RANGES_PART;
         let (rows, ranges) = (CachedRows::new(bytes - for_ranges), CachedRanges::new(for_ranges));
-        Ok(Some(Self { rows, ranges, readers, state: Mutex::new(state) }))
+        Ok(Some(Self { keeps_rows: bytes > 0, rows, ranges, readers, state: Mutex::new(state) }))
     }
 
     /// The newest state, where it is known which one that is and somebody can read on at it once it is no longer the
@@ -172,7 +171,7 @@ impl Cache {
         let is_newest = state.is_newest();
         let is_readable = state.committing.is_none() || state.epoch.pin.get().is_some();
         let is_calm = state.foreign.is_none_or(|foreign| foreign.elapsed() >= WARY);
-        (is_newest && is_readable && is_calm).then(|| state.epoch.clone())
+        (self.keeps_rows && is_newest && is_readable && is_calm).then(|| state.epoch.clone())
     }
 
     /// What [`Cache::saw`] is to be told.
@@ -186,7 +185,7 @@ impl Cache {
         let mut state = lock(&self.state);
         let mark = mark.filter(|mark| state.read_mark() == Some(*mark))?;
         if state.mark == Some(mark) {
-            return Some(Seen { state: state.epoch.state, is_cached: true });
+            return Some(Seen { state: state.epoch.state, is_cached: self.keeps_rows });
         }
         match state.committing {
             // Nobody else can have committed in between. Its rows are not here yet.
@@ -198,7 +197,7 @@ impl Cache {
             None => {
                 self.move_to_foreign(&mut state, Given::read(reserved));
                 state.mark = Some(mark);
-                Some(Seen { state: state.epoch.state, is_cached: true })
+                Some(Seen { state: state.epoch.state, is_cached: self.keeps_rows })
             }
         }
     }
@@ -211,7 +210,7 @@ impl Cache {
     /// Keeps what a snapshot found in the database.
     pub(crate) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
         let state = lock(&self.state);
-        if state.committing.is_none() && state.epoch.state == moment.state {
+        if self.keeps_rows && state.committing.is_none() && state.epoch.state == moment.state {
             self.rows.fill(row, moment, found);
         }
     }
@@ -230,7 +229,7 @@ impl Cache {
     /// Keeps what a snapshot found in the database, scanning forward with values.
     pub(crate) fn fill_range(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
         let state = lock(&self.state);
-        if state.committing.is_none() && state.epoch.state == moment.state {
+        if self.keeps_rows && state.committing.is_none() && state.epoch.state == moment.state {
             self.ranges.fill(range, chunk, moment);
         }
     }
