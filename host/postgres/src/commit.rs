@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::Result;
-use larder_core::backend::Committed;
+use larder_core::backend::{Committed, Version};
 use larder_core::commit::{Commit, CurrentRow, Need, Plan, RowWrite};
 use larder_core::name::RowKey;
+use larder_core::{Error, Result};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::rows::{column, expires_at, saturating, unsigned, version};
+use crate::first_read::{CHECK, FirstRead};
+use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Params, Session};
 use crate::to_its_end::ToItsEnd;
 
@@ -77,6 +78,40 @@ const REPLACE: &str = "
     WHERE namespace = $1 AND key = $2
     RETURNING version";
 
+/// [`WRITE`], if a row is at a version: `$7` to `$10` say which row, when it must be live, and the version, none for no row.
+const WRITE_IF: &str = "
+    WITH drawn AS MATERIALIZED (
+        SELECT nextval('larder_commit_sequence') AS version
+        WHERE (
+            SELECT version FROM larder_entries
+            WHERE namespace = $7 AND key = $8 AND (expires_at IS NULL OR expires_at > $9)
+        ) IS NOT DISTINCT FROM $10::bigint
+    ), written AS (
+        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+        SELECT puts.namespace, puts.key, puts.value, puts.expires_at, drawn.version
+        FROM drawn
+        CROSS JOIN unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[]) AS puts (namespace, key, value, expires_at)
+        ON CONFLICT (namespace, key) DO UPDATE
+        SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+    ), deleted AS (
+        DELETE FROM larder_entries AS entries
+        USING drawn CROSS JOIN unnest($5::bytea[], $6::bytea[]) AS deletes (namespace, key)
+        CROSS JOIN LATERAL (
+            SELECT ctid AS place FROM larder_entries
+            WHERE namespace = deletes.namespace AND key = deletes.key
+            LIMIT 1
+        ) AS found
+        WHERE entries.ctid = found.place
+    )
+    SELECT version FROM drawn";
+
+/// The same for the row itself, which was there.
+const REPLACE_IF: &str = "
+    UPDATE larder_entries
+    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    WHERE namespace = $1 AND key = $2 AND version = $5
+    RETURNING version";
+
 /// Makes the commit of a transaction that read nothing.
 pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -> Result<Committed> {
     connections.check_open()?;
@@ -111,6 +146,77 @@ pub(crate) async fn after_reads(
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
+/// Makes the commit of a transaction that read one row, and has none open at the server.
+pub(crate) async fn after_first_read(
+    connections: &Arc<Connections>,
+    mut session: Session,
+    commit: Arc<Commit>,
+    first: FirstRead,
+) -> Result<Committed> {
+    connections.check_open()?;
+    if commit.writes.is_empty() && commit.conditions.is_empty() {
+        return Ok(Committed::default());
+    }
+    let held = connections.clone();
+    let work = async move {
+        match make_after(&mut session, &commit, &first).await {
+            Err(failure) if failure.is_lost_before() => {
+                held.renew(&mut session).await?;
+                make_after(&mut session, &commit, &first).await
+            }
+            outcome => outcome,
+        }
+    };
+    Ok(ToItsEnd::new(connections.runtime(), work).await?)
+}
+
+async fn make_after(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
+    in_time(session, async |session| {
+        if commit.needs().is_empty() {
+            return write_if(session, commit, first).await;
+        }
+        let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
+        let checked = session.begin(BEGIN, CHECK, &[&namespace, &key, &saturating(first.now)]).await?;
+        first.check(&checked)?;
+        make_unbounded(session, commit, None).await
+    })
+    .await
+}
+
+async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
+    let plan = commit.plan(|_, _| Ok(None))?;
+    let (version, now) = (first.version(), saturating(commit.now));
+    let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
+    let rows = match plan.writes.as_slice() {
+        [(row, RowWrite::Put { value, expires_at })] if **row == first.row && version.is_some() => {
+            let expiry = expires_at.map(saturating);
+            let params: &Params<'_> = &[&namespace, &key, &value.as_ref(), &expiry, &version];
+            session.commit_alone(REPLACE_IF, params).await?
+        }
+        _ => {
+            let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } =
+                &Changes::of(&plan);
+            let params: &Params<'_> = &[
+                put_namespaces,
+                put_keys,
+                values,
+                expiries,
+                deleted_namespaces,
+                deleted_keys,
+                &namespace,
+                &key,
+                &now,
+                &version,
+            ];
+            session.commit_alone(WRITE_IF, params).await?
+        }
+    };
+    match rows.first() {
+        None => Err(Error::Conflict.into()),
+        Some(drawn) => committed(version_of(drawn), plan.growth),
+    }
+}
+
 async fn make(session: &mut Session, commit: &Commit, found: Option<&RowKey>) -> error::Result<Committed> {
     in_time(session, async |session| make_unbounded(session, commit, found).await).await
 }
@@ -142,10 +248,14 @@ async fn make_unbounded(
     }
     let rows = write(session, &plan, found).await?;
     let drawn =
-        rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version);
+        rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of);
+    committed(drawn, plan.growth)
+}
+
+/// What was committed. Where the version can't be read, the rows are written all the same; what as, is not known.
+fn committed(drawn: error::Result<Version>, growth: i64) -> error::Result<Committed> {
     match drawn {
-        Ok(version) => Ok(Committed { version, growth: plan.growth }),
-        // The rows are written; what as, is not known.
+        Ok(version) => Ok(Committed { version, growth }),
         Err(failure) => Err(Failure::CommitLost(Some(Box::new(failure)))),
     }
 }
@@ -174,7 +284,7 @@ fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey
     let key = position.checked_sub(1).and_then(|place| asked.get(place));
     let key = key.ok_or_else(|| Failure::corrupt("the database answered for a row that was not asked"))?;
     let current = CurrentRow {
-        version: version(row)?,
+        version: version_of(row)?,
         expires_at: expires_at(row)?,
         value_bytes: unsigned(row, "value_bytes")?,
         value: column(row, "value")?,

@@ -46,6 +46,7 @@ mod commit;
 mod connections;
 mod dsn;
 mod error;
+mod first_read;
 mod maintenance;
 mod migrate;
 mod migrator;

@@ -89,6 +89,32 @@ impl Session {
         self.settle(begun.and(rows), State::InTransaction)
     }
 
+    /// The same, with a statement before it.
+    pub(crate) async fn begin_checked(
+        &mut self,
+        begin: &str,
+        (check, check_params): (&str, &Params<'_>),
+        sql: &str,
+        params: &Params<'_>,
+    ) -> Result<(Vec<Row>, Vec<Row>)> {
+        let check = self.prepare(check, State::Idle).await?;
+        let statement = self.prepare(sql, State::Idle).await?;
+        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
+        let begun = client.batch_execute(begin);
+        let (begun, checked, rows) =
+            join3(begun, client.query(&check, check_params), client.query(&statement, params)).await;
+        let both = begun.and(checked).and_then(|checked| rows.map(|rows| (checked, rows)));
+        self.settle(both, State::InTransaction)
+    }
+
+    /// Runs a statement that is a transaction by itself, and only reads.
+    pub(crate) async fn read_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+        let statement = self.prepare(sql, State::Idle).await?;
+        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
+        let rows = client.query(&statement, params).await;
+        self.settle(rows, State::Idle)
+    }
+
     /// Runs a statement of an open transaction.
     pub(crate) async fn query(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::InTransaction).await?;

@@ -1,4 +1,4 @@
-//! Snapshots: read from within one serializable transaction.
+//! Snapshots: read from within one serializable transaction, the first row of an update aside.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
+use crate::first_read::{CHECK, FirstRead, GET};
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
@@ -24,13 +25,11 @@ pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
     session: Session,
     options: SnapshotOptions,
+    /// What was read before there is a transaction.
+    first: Option<FirstRead>,
     /// The row that was read last, where there was one: its update need not look whether it is there.
     found: Option<RowKey>,
 }
-
-const GET: &str = "
-    SELECT value, version, expires_at FROM larder_entries
-    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
 
 /// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more; so it might
 /// with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
@@ -106,7 +105,7 @@ const NEXT_NAMESPACE: &str = "
 impl PostgresSnapshot {
     pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
         let session = in_time(options.deadline, connections.snapshot_session()).await?;
-        Ok(Self { connections: connections.clone(), session, options, found: None })
+        Ok(Self { connections: connections.clone(), session, options, first: None, found: None })
     }
 
     async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
@@ -118,13 +117,45 @@ impl PostgresSnapshot {
         if self.session.is_in_transaction() {
             return self.session.query(sql, params).await;
         }
-        match self.session.begin(self.begin(), sql, params).await {
+        match self.begin_with(sql, params).await {
             Err(failure) if failure.is_lost_before() => {
                 self.connections.renew(&mut self.session).await?;
-                self.session.begin(self.begin(), sql, params).await
+                self.begin_with(sql, params).await
             }
             result => result,
         }
+    }
+
+    async fn begin_with(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+        let begin = self.begin();
+        let Some(first) = &self.first else { return self.session.begin(begin, sql, params).await };
+        let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
+        let now = saturating(first.now);
+        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &now]);
+        let (checked, rows) = self.session.begin_checked(begin, check, sql, params).await?;
+        first.check(&checked)?;
+        self.found = self.first.take().and_then(FirstRead::found);
+        Ok(rows)
+    }
+
+    /// Reads the first row of an update.
+    async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        self.connections.check_open()?;
+        let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
+        let params: &Params<'_> = &[&namespace, &key, &now];
+        let read = async {
+            match self.session.read_alone(GET, params).await {
+                Err(failure) if failure.is_lost_before() => {
+                    self.connections.renew(&mut self.session).await?;
+                    self.session.read_alone(GET, params).await
+                }
+                result => result,
+            }
+        };
+        let rows = in_time(self.options.deadline, read).await?;
+        let stored = rows.first().map(stored_value).transpose()?;
+        self.first = Some(FirstRead { row: row.clone(), stored: stored.clone(), now: self.options.now });
+        Ok(stored)
     }
 
     fn begin(&self) -> &'static str {
@@ -145,7 +176,15 @@ async fn in_time<T>(deadline: Instant, work: impl Future<Output = error::Result<
 
 #[async_trait]
 impl Snapshot for PostgresSnapshot {
+    fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
+        let first = self.first.as_ref().filter(|first| first.row == *row)?;
+        Some(first.stored.clone())
+    }
+
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        if self.options.mode == Mode::Update && self.session.is_idle() && self.first.is_none() {
+            return self.read_first(row).await;
+        }
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
         let rows = self.read(GET, &[&namespace, &key, &now]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
@@ -195,9 +234,12 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self { connections, session, found, .. } = *self;
+        let Self { connections, session, first, found, .. } = *self;
         if !session.is_idle() {
             return commit::after_reads(&connections, session, commit, found).await;
+        }
+        if let Some(first) = first {
+            return commit::after_first_read(&connections, session, commit, first).await;
         }
         // It read nothing, so it is free to begin anew.
         drop(session);

@@ -46,6 +46,8 @@ fn main() {
         a_connection_cut_before_the_commit_leaves_nothing,
         a_connection_cut_in_a_read_is_unavailable,
         a_session_that_the_server_ends_is_unavailable_and_the_next_one_works,
+        an_update_that_read_one_row_outlives_its_session,
+        an_update_whose_first_row_was_changed_conflicts,
         updates_of_one_row_by_many_tasks_lose_nothing,
         blind_increments_by_many_tasks_never_fail,
         sixteen_hosts_that_open_one_fresh_schema_migrate_it_once,
@@ -127,6 +129,13 @@ async fn read_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
     update
 }
 
+/// The same, with a transaction that is open at the server: it has read a second row.
+async fn read_two_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
+    let mut update = read_and_put(handle, key, value).await;
+    update.get("n".into(), "another".into()).await.unwrap();
+    update
+}
+
 /// Asks again until the pool has noticed what happened to its connections.
 async fn soon<T, F: Future<Output = Result<T, Error>>>(mut ask: impl FnMut() -> F) -> T {
     for _ in 0..100 {
@@ -180,6 +189,15 @@ async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str)
     expect(matches!(outcome, Err(Error::CommitUnknown { .. })), outcome)?;
     expect(get(&direct, "read").await.unwrap().as_deref() == Some("after"), "the commit was not made")?;
 
+    soon(|| get(&store, "read")).await;
+    read_two_and_put(&store, "read", "before").await.commit().await.unwrap();
+    let update = read_two_and_put(&store, "read", "after two").await;
+    proxy.cut_next(Cut::Answer);
+    let outcome = update.commit().await;
+    expect(matches!(outcome, Err(Error::CommitUnknown { .. })), outcome)?;
+    expect(get(&direct, "read").await.unwrap().as_deref() == Some("after two"), "the commit was not made")?;
+    soon(|| get(&store, "read")).await;
+
     put(&store, "blind", "again").await.unwrap();
     proxy.cut_next(Cut::Answer);
     let outcome = put(&store, "blind", "after").await;
@@ -190,14 +208,32 @@ async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str)
 async fn a_connection_cut_before_the_commit_leaves_nothing(dsn: &str) -> Outcome {
     let (proxy, store, direct) = through_a_proxy(dsn).await;
     let (store, direct) = (handle(&store), handle(&direct));
-    read_and_put(&store, "read", "before").await.commit().await.unwrap();
-    let update = read_and_put(&store, "read", "after").await;
-    proxy.cut_next(Cut::Request);
-    let outcome = update.commit().await;
-    // The client can't tell that the server never had it.
-    let is_honest = matches!(outcome, Err(Error::CommitUnknown { .. } | Error::Unavailable { .. }));
-    expect(is_honest, outcome)?;
-    expect(get(&direct, "read").await.unwrap().as_deref() == Some("before"), "something was written")?;
+    // The statements are prepared, so that the cut meets the commit itself.
+    for value in ["new", "before"] {
+        soon(|| get(&store, "read")).await;
+        read_and_put(&store, "read", value).await.commit().await.unwrap();
+        read_two_and_put(&store, "read", value).await.commit().await.unwrap();
+    }
+    for reads in [2, 1] {
+        soon(|| get(&store, "read")).await;
+        let update = match reads {
+            1 => read_and_put(&store, "read", "after").await,
+            _ => read_two_and_put(&store, "read", "after").await,
+        };
+        proxy.cut_next(Cut::Request);
+        let outcome = update.commit().await;
+        let found = get(&direct, "read").await.unwrap();
+        // The client can't tell that the server never had it. Where the cut met what only prepares the commit, and
+        // nothing was open at the server, it is made on another connection.
+        let is_honest = match &outcome {
+            Err(Error::CommitUnknown { .. } | Error::Unavailable { .. }) => {
+                found.as_deref() == Some("before")
+            }
+            Ok(_) => reads == 1 && found.as_deref() == Some("after"),
+            Err(_) => false,
+        };
+        expect(is_honest, (outcome, found))?;
+    }
     soon(|| put(&store, "read", "later")).await;
     expect(get(&direct, "read").await.unwrap().as_deref() == Some("later"), "the store did not recover")
 }
@@ -219,7 +255,7 @@ async fn a_connection_cut_in_a_read_is_unavailable(dsn: &str) -> Outcome {
 async fn a_session_that_the_server_ends_is_unavailable_and_the_next_one_works(dsn: &str) -> Outcome {
     let dsn = schema(dsn).await;
     let store = handle(&open(&dsn).await);
-    let update = read_and_put(&store, "key", "lost").await;
+    let update = read_two_and_put(&store, "key", "lost").await;
     let mut view = store.begin(Mode::View).unwrap();
     view.get("n".into(), "key".into()).await.unwrap();
     let ended = sessions(&dsn, "pg_terminate_backend(pid)").await;
@@ -233,6 +269,58 @@ async fn a_session_that_the_server_ends_is_unavailable_and_the_next_one_works(ds
     expect(get(&store, "key").await.unwrap().as_deref() == Some("kept"), "the store did not recover")
 }
 
+async fn an_update_that_read_one_row_outlives_its_session(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = handle(&open(&dsn).await);
+    for (value, before) in [("first", None), ("second", Some("first"))] {
+        let mut update = store.begin(Mode::Update).unwrap();
+        let read = update.get("n".into(), "key".into()).await.unwrap();
+        expect(read.as_deref() == before.map(str::as_bytes), read)?;
+        update.put("n".into(), "key".into(), value.into()).unwrap();
+        sessions(&dsn, "pg_terminate_backend(pid)").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        update.commit().await.unwrap();
+        expect(get(&store, "key").await.unwrap().as_deref() == Some(value), value)?;
+    }
+    Ok(())
+}
+
+/// Whatever happens to the row between the read and the commit is a conflict, and so it is where the update reads on.
+async fn an_update_whose_first_row_was_changed_conflicts(dsn: &str) -> Outcome {
+    let store = handle(&open(&schema(dsn).await).await);
+    let deleted = async || {
+        let mut delete = store.begin(Mode::Update).unwrap();
+        delete.delete("n".into(), "key".into()).unwrap();
+        delete.commit().await.unwrap();
+    };
+    for written in ["key", "another"] {
+        for reads_on in [false, true] {
+            for was_there in [false, true] {
+                deleted().await;
+                if was_there {
+                    put(&store, "key", "before").await.unwrap();
+                }
+                let mut update = store.begin(Mode::Update).unwrap();
+                update.get("n".into(), "key".into()).await.unwrap();
+                update.put("n".into(), written.into(), "wrong".into()).unwrap();
+                if was_there {
+                    deleted().await
+                } else {
+                    put(&store, "key", "meanwhile").await.unwrap()
+                };
+                let outcome = match reads_on {
+                    true => update.get("n".into(), "third".into()).await.map(drop),
+                    false => update.commit().await.map(drop),
+                };
+                expect(matches!(outcome, Err(Error::Conflict)), outcome)?;
+                let left = get(&store, written).await.unwrap();
+                expect(left.as_deref() != Some("wrong"), left)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn a_server_that_stops_and_starts_again_is_found_again(
     runtime: &tokio::runtime::Runtime,
     server: &mut PostgresServer,
@@ -243,7 +331,7 @@ fn a_server_that_stops_and_starts_again_is_found_again(
     for (round, crash) in [false, true].into_iter().enumerate() {
         let round = round.to_string();
         runtime.block_on(put(&store, "kept", &round)).map_err(|error| format!("before: {error:?}"))?;
-        let open_view = runtime.block_on(read_and_put(&store, "never", "written"));
+        let open_view = runtime.block_on(read_two_and_put(&store, "never", "written"));
         if crash {
             server.crash()
         } else {
@@ -358,7 +446,7 @@ async fn transactions_that_nobody_ends_leave_no_session_behind(dsn: &str) -> Out
     let short = handle_with(&store, Duration::from_millis(300));
     let mut forgotten = Vec::new();
     for round in 0..100 {
-        let update = read_and_put(&short, "key", "never").await;
+        let update = read_two_and_put(&short, "key", "never").await;
         if round < 10 { forgotten.push(update) } else { drop(update) }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -408,7 +496,7 @@ async fn snapshots_without_end_never_keep_a_commit_waiting(dsn: &str) -> Outcome
     let patient = handle(&store);
     let mut open = Vec::new();
     for _ in 0..SNAPSHOTS_MAX {
-        open.push(read_and_put(&patient, "key", "held").await);
+        open.push(read_two_and_put(&patient, "key", "held").await);
     }
     let hasty = handle_with(&store, Duration::from_millis(200));
     let mut refused = hasty.begin(Mode::View).unwrap();

@@ -1,0 +1,52 @@
+//! The first read of an update, made without a transaction.
+//!
+//! Many updates read one row and write. Theirs needs no transaction at the server that stays open in between: the commit is
+//! one statement, which looks whether the row is still what was read. Whoever reads on gets a transaction then, and the
+//! row is looked at in it once more. Each way, all that was read is of one state, or it is a conflict.
+
+use larder_core::Error;
+use larder_core::backend::StoredValue;
+use larder_core::clock::UnixMillis;
+use larder_core::name::RowKey;
+use tokio_postgres::Row;
+
+use crate::error::Result;
+use crate::rows::{saturating, version};
+
+/// A live row.
+pub(crate) const GET: &str = "
+    SELECT value, version, expires_at FROM larder_entries
+    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
+
+/// Its version.
+pub(crate) const CHECK: &str = "
+    SELECT version FROM larder_entries
+    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
+
+/// A row as it was when it was read first.
+#[derive(Debug)]
+pub(crate) struct FirstRead {
+    pub(crate) row: RowKey,
+    pub(crate) stored: Option<StoredValue>,
+    /// The moment at which it was live.
+    pub(crate) now: UnixMillis,
+}
+
+impl FirstRead {
+    /// Its version as the server has it; none where there was no row.
+    pub(crate) fn version(&self) -> Option<i64> {
+        self.stored.as_ref().map(|stored| saturating(stored.version.0))
+    }
+
+    /// A conflict where [`CHECK`] found something else.
+    pub(crate) fn check(&self, found: &[Row]) -> Result<()> {
+        let found = found.first().map(version).transpose()?;
+        let is_same = found == self.stored.as_ref().map(|stored| stored.version);
+        if is_same { Ok(()) } else { Err(Error::Conflict.into()) }
+    }
+
+    /// The row, where it was there.
+    pub(crate) fn found(self) -> Option<RowKey> {
+        self.stored.map(|_| self.row)
+    }
+}
