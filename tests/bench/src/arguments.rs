@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     /// Where report.json and report.html are written
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     pub(crate) output: PathBuf,
-    /// Fail where a ratio is more than FACTOR times its bound, or a row can't be measured
+    /// Fail where a ratio is more than FACTOR times its bound, each of three times, or a row can't be measured
     #[arg(long, value_name = "FACTOR", value_parser = factor)]
     pub(crate) check: Option<f64>,
     /// What a process of the benchmark's own is asked for

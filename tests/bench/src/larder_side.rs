@@ -29,6 +29,10 @@ impl OneGuest {
 
 #[async_trait]
 impl Side for OneGuest {
+    async fn read_rows(&mut self, gets: Work) -> Result<()> {
+        self.guest.run(Workload::GetInOneView, gets).await.map(drop)
+    }
+
     async fn run(&mut self, work: Work) -> Result<u64> {
         self.guest.run(self.workload, work).await
     }

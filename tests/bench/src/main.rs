@@ -68,6 +68,7 @@ async fn run(arguments: Arguments, postgres: Result<PostgresDatabase, String>) -
     let bench = Bench {
         form: arguments.form(),
         row: arguments.row.clone().unwrap_or_default(),
+        check: arguments.check,
         larder: Program::larder()?,
         postgres,
         command: command(),

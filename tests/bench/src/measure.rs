@@ -42,8 +42,8 @@ pub(crate) async fn measure(row: &mut Row, form: &Form) -> Result<RowReport> {
     let mut sides: Vec<Timed<'_>> =
         sides.map(|entrant| Timed { entrant, count: 1, samples: Vec::new(), sum: 0 }).collect();
     let mut number = 0;
-    calibrate(&mut sides, form.target, &mut number).await?;
     warm_up(&mut sides, row.warm_up, &mut number).await?;
+    calibrate(&mut sides, form.target, &mut number).await?;
     for round in 0..form.rounds {
         number += 1;
         // Who comes first differs from round to round, so that nobody always follows the same neighbour.
@@ -87,17 +87,14 @@ async fn calibrate(sides: &mut [Timed<'_>], target: Duration, number: &mut u64) 
     }
 }
 
-/// Has each side do so many operations that are not measured.
-async fn warm_up(sides: &mut [Timed<'_>], operations: u64, number: &mut u64) -> Result<()> {
-    let mut left = operations;
-    while left > 0 {
-        *number += 1;
-        let mut done = u64::MAX;
-        for side in sides.iter_mut() {
-            side.measure(*number).await?;
-            done = done.min(side.count);
-        }
-        left = left.saturating_sub(done);
+/// Has each side read so many rows.
+async fn warm_up(sides: &mut [Timed<'_>], gets: u64, number: &mut u64) -> Result<()> {
+    if gets == 0 {
+        return Ok(());
+    }
+    *number += 1;
+    for side in sides.iter_mut() {
+        side.entrant.side.read_rows(Work { count: gets, seed: *number, salt: *number }).await?;
     }
     Ok(())
 }

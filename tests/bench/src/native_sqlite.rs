@@ -175,6 +175,10 @@ impl OneNative {
 
 #[async_trait]
 impl Side for OneNative {
+    async fn read_rows(&mut self, gets: Work) -> Result<()> {
+        self.native.run(Workload::GetInOneView, gets).map(drop)
+    }
+
     async fn run(&mut self, work: Work) -> Result<u64> {
         self.native.run(self.workload, work)
     }

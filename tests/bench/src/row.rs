@@ -17,6 +17,12 @@ pub(crate) struct Work {
 /// Who does the work.
 #[async_trait]
 pub(crate) trait Side: Send {
+    /// Reads rows, so that it has in memory what it keeps there; nothing where it keeps nothing.
+    async fn read_rows(&mut self, gets: Work) -> Result<()> {
+        let _ = gets;
+        Ok(())
+    }
+
     /// What is to be ready and is not measured.
     async fn before(&mut self) -> Result<()> {
         Ok(())
@@ -82,7 +88,7 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) sides: Vec<Entrant>,
     pub(crate) goals: Vec<Goal>,
-    /// Operations of each side before anything is measured: what is measured is a database in use.
+    /// Rows that each side reads before anything is measured: what is measured is a database in use.
     pub(crate) warm_up: u64,
     pub(crate) evidence: Option<Box<dyn Evidence>>,
 }
@@ -130,9 +136,9 @@ impl Row {
         self
     }
 
-    /// Has each side do so many operations before.
-    pub(crate) fn warm_up(mut self, operations: u64) -> Self {
-        self.warm_up = operations;
+    /// Has each side read so many rows before.
+    pub(crate) fn warm_up(mut self, gets: u64) -> Self {
+        self.warm_up = gets;
         self
     }
 

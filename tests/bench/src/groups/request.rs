@@ -6,7 +6,7 @@ use larder_bench_workload::{Digest, Random, Shape};
 use larder_host::Store;
 
 use crate::form::USUAL;
-use crate::guest::Program;
+use crate::guest::{Program, Workload};
 use crate::native_sqlite::Native;
 use crate::row::{Comparison, Row, Side, Work};
 use crate::runner::Runner;
@@ -28,6 +28,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
         .side_at_own_pace("bare instance", bare)
         .goal("on top of rusqlite", Comparison::OnTop { of: 0, over: 1 }, 45.0)
         .goal("on top, to a bare instance", Comparison::OnTopRatio { of: 0, over: 1, to: 2 }, 2.0)
+        .warm_up(4 * USUAL.rows)
         .evidence(evidence);
     let measured = runner.measure(row).await;
     store.close().await;
@@ -51,6 +52,12 @@ struct Requests {
 
 #[async_trait]
 impl Side for Requests {
+    async fn read_rows(&mut self, gets: Work) -> Result<()> {
+        let mut guest = self.program.instance(&self.store).await?;
+        guest.open(self.shape).await?;
+        guest.run(Workload::GetInOneView, gets).await.map(drop)
+    }
+
     async fn run(&mut self, work: Work) -> Result<u64> {
         let mut sums = 0_u64;
         for number in 0..work.count {
@@ -66,6 +73,10 @@ struct NativeRequests(Native);
 
 #[async_trait]
 impl Side for NativeRequests {
+    async fn read_rows(&mut self, gets: Work) -> Result<()> {
+        self.0.run(Workload::GetInOneView, gets).map(drop)
+    }
+
     async fn run(&mut self, work: Work) -> Result<u64> {
         let Self(native) = self;
         let read = (0..work.count).map(|number| {

@@ -25,12 +25,9 @@ impl Pair {
 
     /// Each row is read several times on average, so that both sides have in memory what they keep there.
     fn warm_up(&self, shape: Shape) -> u64 {
-        let times = match self.workload {
-            Workload::GetInOneView | Workload::ViewOfOneGet => 4,
-            Workload::UpdateGetPut => 2,
-            _ => 0,
-        };
-        times * shape.rows.min(USUAL.rows)
+        let reads =
+            matches!(self.workload, Workload::GetInOneView | Workload::ViewOfOneGet | Workload::UpdateGetPut);
+        if reads { 4 * shape.rows.min(USUAL.rows) } else { 0 }
     }
 
     fn writes(&self) -> bool {

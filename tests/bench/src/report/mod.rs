@@ -78,6 +78,13 @@ pub(crate) struct FigureReport {
     pub(crate) met: Option<bool>,
 }
 
+impl RowReport {
+    /// Whether a ratio is more than `factor` times its bound.
+    pub(crate) fn fails(&self, factor: f64) -> bool {
+        self.figures.iter().any(|figure| figure.limit_passed(factor).is_some())
+    }
+}
+
 impl FigureReport {
     pub(crate) fn new(goal: &Goal, value: Summary) -> Self {
         let unit = match goal.comparison {
@@ -87,6 +94,12 @@ impl FigureReport {
         };
         let met = goal.bound.map(|bound| value.median <= bound);
         Self { label: goal.label.to_string(), unit, value, bound: goal.bound, met }
+    }
+
+    /// `factor` times its bound, where it is a ratio and more than that.
+    fn limit_passed(&self, factor: f64) -> Option<f64> {
+        let limit = self.bound.filter(|_| self.unit == Unit::Ratio)? * factor;
+        (self.value.median > limit).then_some(limit)
     }
 
     /// A figure that was looked at once.
@@ -115,11 +128,10 @@ impl Report {
     /// Each ratio that is more than `factor` times its bound, and each row that could not be measured. Times of their own
     /// tell more about the machine than about larder, and are no reason to fail.
     pub(crate) fn failures(&self, factor: f64) -> Vec<String> {
-        let ratios = self.figures().filter(|(_, _, figure)| figure.unit == Unit::Ratio);
-        let over = ratios.filter_map(|(group, row, figure)| {
-            let (limit, ratio) = (figure.bound? * factor, figure.value.median);
+        let over = self.figures().filter_map(|(group, row, figure)| {
+            let (limit, ratio) = (figure.limit_passed(factor)?, figure.value.median);
             let name = format!("{}, {}, {}", group.name, row.name, figure.label);
-            (ratio > limit).then(|| format!("{name}: {ratio:.3} is more than {limit:.3}"))
+            Some(format!("{name}: {ratio:.3} is more than {limit:.3}"))
         });
         let skipped = self.groups.iter().flat_map(|group| &group.skipped);
         over.chain(skipped.map(|reason| format!("not measured: {reason}"))).collect()
