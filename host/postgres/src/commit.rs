@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::first_read::{CHECK, FirstRead};
+use crate::first_read::FirstRead;
 use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Params, Session};
 use crate::to_its_end::ToItsEnd;
@@ -41,51 +41,14 @@ const CURRENT: &str = "
 /// others made and deleted meanwhile is not there to tell; that it was there is not seen either.)
 ///
 /// Rows to delete are found one by one: as a join the planner might read the whole index, and thereby watch it.
-const WRITE: &str = "
+macro_rules! write_all {
+    ($condition:literal) => {
+        concat!(
+            "
     WITH drawn AS MATERIALIZED (
-        SELECT nextval('larder_commit_sequence') AS version
-    ), written AS (
-        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
-        SELECT puts.namespace, puts.key, puts.value, puts.expires_at, (SELECT version FROM drawn)
-        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[]) AS puts (namespace, key, value, expires_at)
-        ON CONFLICT (namespace, key) DO UPDATE
-        SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
-    ), deleted AS (
-        DELETE FROM larder_entries AS entries
-        USING unnest($5::bytea[], $6::bytea[]) AS deletes (namespace, key)
-        CROSS JOIN LATERAL (
-            SELECT ctid AS place FROM larder_entries
-            WHERE namespace = deletes.namespace AND key = deletes.key
-            LIMIT 1
-        ) AS found
-        WHERE entries.ctid = found.place
-    )
-    SELECT version FROM drawn";
-
-/// The same for a single row, which most commits write, without what the server does to run over arrays.
-const PUT: &str = "
-    INSERT INTO larder_entries (namespace, key, value, expires_at, version)
-    VALUES ($1, $2, $3, $4, nextval('larder_commit_sequence'))
-    ON CONFLICT (namespace, key) DO UPDATE
-    SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
-    RETURNING version";
-
-/// The same for a single row that the transaction has seen in its snapshot. It is there, or the statement fails to
-/// serialize. An insert that runs into the row would lock it first, and log that.
-const REPLACE: &str = "
-    UPDATE larder_entries
-    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
-    WHERE namespace = $1 AND key = $2
-    RETURNING version";
-
-/// [`WRITE`], if a row is at a version: `$7` to `$10` say which row, when it must be live, and the version, none for no row.
-const WRITE_IF: &str = "
-    WITH drawn AS MATERIALIZED (
-        SELECT nextval('larder_commit_sequence') AS version
-        WHERE (
-            SELECT version FROM larder_entries
-            WHERE namespace = $7 AND key = $8 AND (expires_at IS NULL OR expires_at > $9)
-        ) IS NOT DISTINCT FROM $10::bigint
+        SELECT nextval('larder_commit_sequence') AS version",
+            $condition,
+            "
     ), written AS (
         INSERT INTO larder_entries (namespace, key, value, expires_at, version)
         SELECT puts.namespace, puts.key, puts.value, puts.expires_at, drawn.version
@@ -103,9 +66,39 @@ const WRITE_IF: &str = "
         ) AS found
         WHERE entries.ctid = found.place
     )
-    SELECT version FROM drawn";
+    SELECT version FROM drawn"
+        )
+    };
+}
 
-/// The same for the row itself, which was there.
+const WRITE: &str = write_all!("");
+
+/// The same, if a row is at a version: `$7` to `$10` say which row, when it must be live, and the version, none for no row.
+const WRITE_IF: &str = write_all!(
+    "
+        WHERE (
+            SELECT version FROM larder_entries
+            WHERE namespace = $7 AND key = $8 AND (expires_at IS NULL OR expires_at > $9)
+        ) IS NOT DISTINCT FROM $10::bigint"
+);
+
+/// The same for a single row, which most commits write, without what the server does to run over arrays.
+const PUT: &str = "
+    INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+    VALUES ($1, $2, $3, $4, nextval('larder_commit_sequence'))
+    ON CONFLICT (namespace, key) DO UPDATE
+    SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+    RETURNING version";
+
+/// The same for a single row that the transaction has seen in its snapshot. It is there, or the statement fails to
+/// serialize. An insert that runs into the row would lock it first, and log that.
+const REPLACE: &str = "
+    UPDATE larder_entries
+    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    WHERE namespace = $1 AND key = $2
+    RETURNING version";
+
+/// The same for a single row that the transaction has read without a snapshot of its own, where it was there.
 const REPLACE_IF: &str = "
     UPDATE larder_entries
     SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
@@ -171,14 +164,9 @@ pub(crate) async fn after_first_read(
 }
 
 async fn make_after(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
-    in_time(session, async |session| {
-        if commit.needs().is_empty() {
-            return write_if(session, commit, first).await;
-        }
-        let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
-        let checked = session.begin(BEGIN, CHECK, &[&namespace, &key, &saturating(first.now)]).await?;
-        first.check(&checked)?;
-        make_unbounded(session, commit, None).await
+    in_time(session, async |session| match commit.needs().is_empty() {
+        true => write_if(session, commit, first).await,
+        false => make_unbounded(session, commit, None, Some(first)).await,
     })
     .await
 }
@@ -218,7 +206,7 @@ async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> 
 }
 
 async fn make(session: &mut Session, commit: &Commit, found: Option<&RowKey>) -> error::Result<Committed> {
-    in_time(session, async |session| make_unbounded(session, commit, found).await).await
+    in_time(session, async |session| make_unbounded(session, commit, found, None).await).await
 }
 
 /// Gives up on work that may commit, and says whether it did not.
@@ -237,8 +225,9 @@ async fn make_unbounded(
     session: &mut Session,
     commit: &Commit,
     found: Option<&RowKey>,
+    first: Option<&FirstRead>,
 ) -> error::Result<Committed> {
-    let current = read_current(session, &commit.needs()).await?;
+    let current = read_current(session, &commit.needs(), first).await?;
     let plan = commit.plan(|row, _| Ok(current.get(row).cloned()))?;
     if plan.writes.is_empty() {
         if !session.is_idle() {
@@ -263,6 +252,7 @@ fn committed(drawn: error::Result<Version>, growth: i64) -> error::Result<Commit
 async fn read_current<'a>(
     session: &mut Session,
     needs: &BTreeMap<&'a RowKey, Need>,
+    first: Option<&FirstRead>,
 ) -> error::Result<BTreeMap<&'a RowKey, CurrentRow>> {
     if needs.is_empty() {
         return Ok(BTreeMap::new());
@@ -270,10 +260,11 @@ async fn read_current<'a>(
     let namespaces: Vec<&[u8]> = needs.keys().map(|row| row.namespace.as_bytes()).collect();
     let keys: Vec<&[u8]> = needs.keys().map(|row| row.key.as_bytes()).collect();
     let whole: Vec<bool> = needs.values().map(|need| *need == Need::Value).collect();
-    let rows = if session.is_in_transaction() {
-        session.query(CURRENT, &[&namespaces, &keys, &whole]).await?
-    } else {
-        session.begin(BEGIN, CURRENT, &[&namespaces, &keys, &whole]).await?
+    let params: &Params<'_> = &[&namespaces, &keys, &whole];
+    let rows = match first {
+        _ if session.is_in_transaction() => session.query(CURRENT, params).await?,
+        Some(first) => first.begin(session, BEGIN, CURRENT, params).await?,
+        None => session.begin(BEGIN, CURRENT, params).await?,
     };
     let asked: Vec<&'a RowKey> = needs.keys().copied().collect();
     rows.iter().map(|row| current_row(row, &asked)).collect()

@@ -12,6 +12,7 @@ use tokio_postgres::Row;
 
 use crate::error::Result;
 use crate::rows::{saturating, version};
+use crate::session::{Params, Session};
 
 /// A live row.
 pub(crate) const GET: &str = "
@@ -19,7 +20,7 @@ pub(crate) const GET: &str = "
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
 
 /// Its version.
-pub(crate) const CHECK: &str = "
+const CHECK: &str = "
     SELECT version FROM larder_entries
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
 
@@ -38,11 +39,21 @@ impl FirstRead {
         self.stored.as_ref().map(|stored| saturating(stored.version.0))
     }
 
-    /// A conflict where [`CHECK`] found something else.
-    pub(crate) fn check(&self, found: &[Row]) -> Result<()> {
-        let found = found.first().map(version).transpose()?;
+    /// Begins a transaction with its first statement, in which the row must be what it was.
+    pub(crate) async fn begin(
+        &self,
+        session: &mut Session,
+        begin: &str,
+        sql: &str,
+        params: &Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let (namespace, key) = (self.row.namespace.as_bytes(), self.row.key.as_bytes());
+        let now = saturating(self.now);
+        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &now]);
+        let (checked, rows) = session.begin_checked(begin, check, sql, params).await?;
+        let found = checked.first().map(version).transpose()?;
         let is_same = found == self.stored.as_ref().map(|stored| stored.version);
-        if is_same { Ok(()) } else { Err(Error::Conflict.into()) }
+        if is_same { Ok(rows) } else { Err(Error::Conflict.into()) }
     }
 
     /// The row, where it was there.

@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::first_read::{CHECK, FirstRead, GET};
+use crate::first_read::{FirstRead, GET};
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
@@ -129,11 +129,7 @@ impl PostgresSnapshot {
     async fn begin_with(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
         let begin = self.begin();
         let Some(first) = &self.first else { return self.session.begin(begin, sql, params).await };
-        let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
-        let now = saturating(first.now);
-        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &now]);
-        let (checked, rows) = self.session.begin_checked(begin, check, sql, params).await?;
-        first.check(&checked)?;
+        let rows = first.begin(&mut self.session, begin, sql, params).await?;
         self.found = self.first.take().and_then(FirstRead::found);
         Ok(rows)
     }

@@ -20,11 +20,15 @@ const MOVED_BYTES: u64 = 4 << 20;
 /// makes it longer, which costs more than writing over what is there.
 const ANEW_PAGES: i64 = 8_192;
 
-/// Pages that are moved while commits wait, at most: what was committed during the pass before.
+/// Pages that are moved while commits wait, about: what was committed during the pass before.
 const LAST_PAGES: i64 = 500;
 
-/// Passes beside the commits until so little is left; the disk may be slower than they are.
+/// Passes beside the commits until so little is left.
 const PASSES_MAX: usize = 4;
+
+/// A log so many times as long begins anew however much is left: the disk may be slower than the commits are, and these
+/// have to wait for it.
+const LONG: i64 = 4;
 
 /// Watches the log of one database, until its writer or its connections are gone.
 async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
@@ -59,13 +63,14 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, anew_pages: i64) -> 
     let beside = readers.open_beside()?;
     let connection = &beside.connection;
     let mut moved = 0;
-    for _ in 0..PASSES_MAX {
+    for pass_number in 1..=PASSES_MAX {
         let pass = move_log(connection)?;
         // Where a reader is in the way, the next time it goes further.
         if pass.moved < pass.in_log || pass.in_log < anew_pages {
             return Ok(());
         }
-        if pass.moved - moved <= LAST_PAGES {
+        let is_long = pass.in_log >= LONG * anew_pages;
+        if pass.moved - moved <= LAST_PAGES || is_long && pass_number == PASSES_MAX {
             // Once all of it is moved and nobody reads it, the next commit begins it anew.
             writer.between_commits(|_| move_log(connection))?;
             return Ok(());

@@ -293,32 +293,38 @@ async fn an_update_whose_first_row_was_changed_conflicts(dsn: &str) -> Outcome {
         delete.delete("n".into(), "key".into()).unwrap();
         delete.commit().await.unwrap();
     };
-    for written in ["key", "another"] {
-        for reads_on in [false, true] {
-            for was_there in [false, true] {
-                deleted().await;
-                if was_there {
-                    put(&store, "key", "before").await.unwrap();
-                }
-                let mut update = store.begin(Mode::Update).unwrap();
-                update.get("n".into(), "key".into()).await.unwrap();
-                update.put("n".into(), written.into(), "wrong".into()).unwrap();
-                if was_there {
-                    deleted().await
-                } else {
-                    put(&store, "key", "meanwhile").await.unwrap()
-                };
-                let outcome = match reads_on {
-                    true => update.get("n".into(), "third".into()).await.map(drop),
-                    false => update.commit().await.map(drop),
-                };
-                expect(matches!(outcome, Err(Error::Conflict)), outcome)?;
-                let left = get(&store, written).await.unwrap();
-                expect(left.as_deref() != Some("wrong"), left)?;
-            }
+    let cases = ["key", "another"]
+        .into_iter()
+        .flat_map(|written| (0..8).map(move |bits| (written, bits & 1 != 0, bits & 2 != 0, bits & 4 != 0)));
+    for (written, reads_on, counts, was_there) in cases {
+        deleted().await;
+        if was_there {
+            put(&store, "key", "before").await.unwrap();
         }
+        let mut update = store.begin(Mode::Update).unwrap();
+        update.get("n".into(), "key".into()).await.unwrap();
+        update.put("n".into(), written.into(), "wrong".into()).unwrap();
+        if counts {
+            update.increment("n".into(), "counter".into(), 1).unwrap();
+        }
+        if was_there {
+            deleted().await
+        } else {
+            put(&store, "key", "meanwhile").await.unwrap()
+        };
+        let outcome = match reads_on {
+            true => update.get("n".into(), "third".into()).await.map(drop),
+            false => update.commit().await.map(drop),
+        };
+        expect(matches!(outcome, Err(Error::Conflict)), outcome)?;
+        let left = (get(&store, written).await.unwrap(), get(&store, "counter").await.unwrap());
+        expect(left.0.as_deref() != Some("wrong") && left.1.is_none(), left)?;
     }
-    Ok(())
+    let mut update = store.begin(Mode::Update).unwrap();
+    update.get("n".into(), "key".into()).await.unwrap();
+    update.increment("n".into(), "counter".into(), 1).unwrap();
+    update.commit().await.unwrap();
+    expect(get(&store, "counter").await.unwrap().as_deref() == Some("1"), "it was not counted")
 }
 
 fn a_server_that_stops_and_starts_again_is_found_again(
