@@ -246,6 +246,13 @@ impl Writer {
     pub(crate) fn close(self: &Arc<Self>) -> Option<JoinHandle<()>> {
         self.drain_all();
         if let Some(cache) = &self.cache {
+            // Where it can't be done, the next process goes on from what is reserved.
+            if let Err(error) = lock(&self.state).give_back_versions(cache) {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "reserved versions are left unused"
+                );
+            }
             cache.close();
         }
         let mut state = lock(&self.state);
@@ -471,6 +478,21 @@ impl State {
         swept
     }
 
+    /// Writes down which versions were really given, so that the next process leaves none out.
+    fn give_back_versions(&mut self, cache: &Cache) -> Result<()> {
+        if self.positioned || !cache.has_reserved() {
+            return Ok(());
+        }
+        self.check_usable()?;
+        let connection = self.connection.as_ref().ok_or(Error::Closed)?;
+        begin(connection, Patience::None)?;
+        let given_back = give_back_versions(connection, cache);
+        if given_back.is_err() {
+            self.abandon(false);
+        }
+        given_back
+    }
+
     /// Rolls back. The log holds members of the group that are not committed: it is forgotten.
     fn abandon(&mut self, unknown: bool) {
         self.log = CommitLog::default();
@@ -538,6 +560,20 @@ fn sweep(
         cached.done(state, given, wrote);
     }
     Ok(swept)
+}
+
+/// The same within SQLite's transaction, which has begun.
+fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
+    let cached = cache.begin_commit(connection)?;
+    let Given { last, reserved } = cached.given;
+    let wrote = last < reserved;
+    if wrote {
+        rows::set_last_version(connection, last)?;
+    }
+    connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
+    let state = cached.state;
+    cached.done(state, Given::read(last), wrote);
+    Ok(())
 }
 
 /// Versions that are reserved at once: only one commit of so many has to write down how far they were given.

@@ -142,7 +142,12 @@ async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
     first.close().await;
     let second = store(&path).await;
     assert_eq!(get(&handle(&second), "a").await, Some(b"kept".to_vec()));
-    assert!(put(&handle(&second), "b", b"").await > before);
+    // What was reserved and not given, a close gives back.
+    assert_eq!(put(&handle(&second), "b", b"").await, Version(before.0 + 1));
+    drop(second);
+    // Who does not close leaves them out, and so does who comes meanwhile.
+    let third = store(&path).await;
+    assert!(put(&handle(&third), "b", b"").await > Version(before.0 + 1));
 }
 
 #[tokio::test]

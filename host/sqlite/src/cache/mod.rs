@@ -174,6 +174,12 @@ impl Cache {
         (self.keeps_rows && is_newest && is_readable && is_calm).then(|| state.epoch.clone())
     }
 
+    /// Whether versions are reserved that were not given yet.
+    pub(crate) fn has_reserved(&self) -> bool {
+        let Given { last, reserved } = lock(&self.state).epoch.given;
+        last < reserved
+    }
+
     /// What [`Cache::saw`] is to be told.
     pub(crate) fn mark(&self) -> Option<Mark> {
         lock(&self.state).read_mark()
@@ -228,9 +234,14 @@ impl Cache {
 
     /// Keeps what a snapshot found in the database, scanning forward with values.
     pub(crate) fn fill_range(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
+        if !self.keeps_rows || !self.ranges.takes(range, chunk) {
+            return;
+        }
+        // Copied before anybody has to wait.
+        let rows = Arc::new(chunk.clone());
         let state = lock(&self.state);
-        if self.keeps_rows && state.committing.is_none() && state.epoch.state == moment.state {
-            self.ranges.fill(range, chunk, moment);
+        if state.committing.is_none() && state.epoch.state == moment.state {
+            self.ranges.fill(range, rows, moment);
         }
     }
 

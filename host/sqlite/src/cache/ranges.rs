@@ -95,19 +95,20 @@ impl CachedRanges {
         }
     }
 
+    /// Whether what a scan found is small enough to be kept.
+    pub(super) fn takes(&self, range: &KeyRange, chunk: &Chunk) -> bool {
+        bytes(range, chunk) <= self.bytes_max / PARTS_MIN
+    }
+
     /// Takes what a forward scan of `range` found at a moment, whose state must still be the newest.
-    pub(super) fn fill(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
-        let end = match chunk.last_key() {
-            Some(last) if !chunk.exhausted => Some(just_after(last)),
-            _ => range.end().map(<[u8]>::to_vec),
+    pub(super) fn fill(&self, range: &KeyRange, rows: Arc<Chunk>, moment: Moment) {
+        let end = match rows.last_key() {
+            _ if rows.exhausted => range.end().map(<[u8]>::to_vec),
+            Some(last) => Some(just_after(last)),
+            // It says nothing of any key.
+            None => return,
         };
-        let names =
-            range.namespace().as_bytes().len() + range.start().len() + end.as_ref().map_or(0, Vec::len);
-        let bytes = OVERHEAD + chunk.memory() + 2 * names as u64;
-        if bytes > self.bytes_max / PARTS_MIN {
-            return;
-        }
-        let rows = Arc::new(chunk.clone());
+        let bytes = bytes(range, &rows);
         let mut segments = self.lock();
         segments.remove_within(range, end.as_deref());
         segments.insert(
@@ -241,6 +242,13 @@ impl Segment {
     }
 }
 
+/// What a segment takes, about: its first key stands in the queue, too.
+fn bytes(range: &KeyRange, chunk: &Chunk) -> u64 {
+    let bounds = [range.namespace().as_bytes(), range.start(), range.end().unwrap_or_default()];
+    let names: usize = bounds.map(<[u8]>::len).iter().sum();
+    OVERHEAD + chunk.memory() + 2 * names as u64
+}
+
 /// Whether what ends there reaches the end of a range.
 fn reaches(end: Option<&[u8]>, range_end: Option<&[u8]>) -> bool {
     match (end, range_end) {
@@ -298,6 +306,12 @@ mod tests {
         Moment { state: StateNumber(state), now: 50 }
     }
 
+    fn fill(ranges: &CachedRanges, range: &KeyRange, chunk: Chunk, moment: Moment) {
+        if ranges.takes(range, &chunk) {
+            ranges.fill(range, Arc::new(chunk), moment);
+        }
+    }
+
     fn ranges() -> CachedRanges {
         CachedRanges::new(1 << 20)
     }
@@ -320,7 +334,7 @@ mod tests {
     #[test]
     fn what_was_found_is_found_again_and_so_is_every_part_of_it() {
         let ranges = ranges();
-        ranges.fill(&range("b", Some("f")), &chunk(&["b", "c", "e"], true), at(1));
+        fill(&ranges, &range("b", Some("f")), chunk(&["b", "c", "e"], true), at(1));
         assert_eq!(look(&ranges, "b", Some("f"), at(1)), "b c e all");
         assert_eq!(look(&ranges, "bb", Some("e"), at(7)), "c all");
         assert_eq!(look(&ranges, "d", Some("dd"), at(1)), " all");
@@ -333,7 +347,7 @@ mod tests {
     #[test]
     fn what_was_not_found_to_the_end_goes_up_to_its_last_row() {
         let ranges = ranges();
-        ranges.fill(&range("b", None), &chunk(&["b", "c"], false), at(1));
+        fill(&ranges, &range("b", None), chunk(&["b", "c"], false), at(1));
         assert_eq!(look(&ranges, "b", None, at(1)), "b c");
         assert_eq!(look(&ranges, "c\0", None, at(1)), "gap c\0 to end");
     }
@@ -341,8 +355,8 @@ mod tests {
     #[test]
     fn segments_that_follow_each_other_are_read_on_where_one_has_no_rows() {
         let ranges = ranges();
-        ranges.fill(&range("a", Some("c")), &chunk(&[], true), at(1));
-        ranges.fill(&range("c", Some("e")), &chunk(&["d"], true), at(1));
+        fill(&ranges, &range("a", Some("c")), chunk(&[], true), at(1));
+        fill(&ranges, &range("c", Some("e")), chunk(&["d"], true), at(1));
         assert_eq!(look(&ranges, "a", None, at(1)), "d");
         assert_eq!(look(&ranges, "a", Some("e"), at(1)), "d all");
         assert_eq!(look(&ranges, "e", None, at(1)), "gap e to end");
@@ -353,7 +367,7 @@ mod tests {
     #[test]
     fn a_segment_is_of_the_states_and_moments_since_it_was_found() {
         let ranges = ranges();
-        ranges.fill(&range("a", None), &chunk(&["b"], true), at(5));
+        fill(&ranges, &range("a", None), chunk(&["b"], true), at(5));
         assert_eq!(look(&ranges, "a", None, at(4)), "gap a to end");
         assert_eq!(look(&ranges, "a", None, Moment { now: 49, ..at(5) }), "gap a to end");
         assert_eq!(look(&ranges, "a", None, Moment { now: 51, ..at(6) }), "b all");
@@ -362,15 +376,15 @@ mod tests {
     #[test]
     fn a_segment_is_forgotten_with_a_row_of_it_and_overlapping_ones_with_a_new_one() {
         let ranges = ranges();
-        ranges.fill(&range("a", Some("c")), &chunk(&["b"], true), at(1));
+        fill(&ranges, &range("a", Some("c")), chunk(&["b"], true), at(1));
         assert!(ranges.contains(&row("bb")) && !ranges.contains(&row("c")));
         ranges.forget(&row("c"));
         assert!(ranges.contains(&row("a")));
         ranges.forget(&row("bb"));
         assert!(!ranges.contains(&row("a")));
-        ranges.fill(&range("a", Some("c")), &chunk(&["a"], true), at(1));
-        ranges.fill(&range("d", Some("f")), &chunk(&["d"], true), at(1));
-        ranges.fill(&range("b", Some("e")), &chunk(&["b"], true), at(2));
+        fill(&ranges, &range("a", Some("c")), chunk(&["a"], true), at(1));
+        fill(&ranges, &range("d", Some("f")), chunk(&["d"], true), at(1));
+        fill(&ranges, &range("b", Some("e")), chunk(&["b"], true), at(2));
         assert_eq!(look(&ranges, "a", None, at(2)), "gap a to b");
         assert_eq!(look(&ranges, "b", None, at(2)), "b");
         assert_eq!(look(&ranges, "e", None, at(2)), "gap e to end");
@@ -383,10 +397,10 @@ mod tests {
     fn the_segments_stay_within_the_bound_and_those_that_are_read_stay_longest() {
         let ranges = CachedRanges::new(100_000);
         let key = |number: u64| format!("{number:05}");
-        ranges.fill(&range("", Some("0")), &chunk(&[""], true), at(1));
+        fill(&ranges, &range("", Some("0")), chunk(&[""], true), at(1));
         for number in 0..2_000 {
             let (start, end) = (key(number), key(number + 1));
-            ranges.fill(&range(&start, Some(&end)), &chunk(&[&start], true), at(1));
+            fill(&ranges, &range(&start, Some(&end)), chunk(&[&start], true), at(1));
             assert_eq!(look(&ranges, "", Some("0"), at(1)), " all");
         }
         let segments = ranges.lock();
@@ -395,7 +409,7 @@ mod tests {
         drop(segments);
         // One that takes too much of it is not kept.
         let large = vec!["x"; 1_000];
-        ranges.fill(&range("x", None), &chunk(&large, true), at(1));
+        fill(&ranges, &range("x", None), chunk(&large, true), at(1));
         assert!(!ranges.contains(&row("x")));
     }
 }
