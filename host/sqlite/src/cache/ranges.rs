@@ -3,7 +3,7 @@
 //! What a scan found is kept as a segment: all rows from one key up to another. Segments don't overlap. A later scan takes
 //! what it finds of them, and reads the gaps in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,17 +30,16 @@ pub(super) struct CachedRanges {
 struct Segments {
     /// By namespace, and by the first key.
     by_namespace: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Segment>>,
-    /// In the order in which they are looked at when room is needed. Some are gone already.
-    queue: VecDeque<Place>,
+    /// Where each of them is, in the order in which they are looked at when room is needed.
+    queue: BTreeMap<u64, Place>,
     bytes: u64,
-    last_id: u64,
+    last_turn: u64,
 }
 
 /// Where a segment is.
 struct Place {
     namespace: Vec<u8>,
     start: Vec<u8>,
-    id: u64,
 }
 
 /// All rows from a key on, up to `end`; up to the end of the namespace where there is none.
@@ -51,7 +50,8 @@ struct Segment {
     since: StateNumber,
     /// Rows that had expired by then are not among them.
     at: UnixMillis,
-    id: u64,
+    /// Its place in the queue.
+    turn: u64,
     bytes: u64,
     /// Somebody has read it since it was last looked at for room.
     is_used: bool,
@@ -113,7 +113,7 @@ impl CachedRanges {
         segments.remove_within(range, end.as_deref());
         segments.insert(
             range,
-            Segment { end, rows, since: moment.state, at: moment.now, id: 0, bytes, is_used: false },
+            Segment { end, rows, since: moment.state, at: moment.now, turn: 0, bytes, is_used: false },
         );
         segments.shrink(self.bytes_max);
     }
@@ -182,18 +182,23 @@ impl Segments {
     }
 
     fn insert(&mut self, range: &KeyRange, mut segment: Segment) {
-        self.last_id += 1;
-        segment.id = self.last_id;
-        self.bytes += segment.bytes;
         let (namespace, start) = (range.namespace().as_bytes().to_vec(), range.start().to_vec());
-        self.queue.push_back(Place { namespace: namespace.clone(), start: start.clone(), id: segment.id });
+        segment.turn = self.next_turn();
+        self.queue.insert(segment.turn, Place { namespace: namespace.clone(), start: start.clone() });
+        self.bytes += segment.bytes;
         self.by_namespace.entry(namespace).or_default().insert(start, segment);
+    }
+
+    fn next_turn(&mut self) -> u64 {
+        self.last_turn += 1;
+        self.last_turn
     }
 
     fn remove(&mut self, namespace: &[u8], start: &[u8]) {
         let Some(segments) = self.by_namespace.get_mut(namespace) else { return };
         if let Some(segment) = segments.remove(start) {
             self.bytes = self.bytes.saturating_sub(segment.bytes);
+            self.queue.remove(&segment.turn);
         }
         if segments.is_empty() {
             self.by_namespace.remove(namespace);
@@ -216,22 +221,24 @@ impl Segments {
 
     /// Removes segments until the others fit; those that were read since they were last looked at come once more.
     fn shrink(&mut self, bytes_max: u64) {
-        // As many places as there may be segments: those that are gone leave the queue as well.
-        let is_long = |segments: &Self| segments.queue.len() as u64 > bytes_max / OVERHEAD;
-        while (self.bytes > bytes_max || is_long(self))
-            && let Some(place) = self.queue.pop_front()
+        while self.bytes > bytes_max
+            && let Some((_, place)) = self.queue.pop_first()
         {
-            let segments = self.by_namespace.get_mut(&place.namespace);
-            match segments.and_then(|segments| segments.get_mut(&place.start)) {
-                Some(segment) if segment.id != place.id => {}
-                Some(segment) if segment.is_used => {
-                    segment.is_used = false;
-                    self.queue.push_back(place);
-                }
-                Some(_) => self.remove(&place.namespace, &place.start),
-                None => {}
+            let is_used = self.segment(&place).is_some_and(|segment| std::mem::take(&mut segment.is_used));
+            if !is_used {
+                self.remove(&place.namespace, &place.start);
+                continue;
             }
+            let turn = self.next_turn();
+            if let Some(segment) = self.segment(&place) {
+                segment.turn = turn;
+            }
+            self.queue.insert(turn, place);
         }
+    }
+
+    fn segment(&mut self, place: &Place) -> Option<&mut Segment> {
+        self.by_namespace.get_mut(&place.namespace)?.get_mut(&place.start)
     }
 }
 
@@ -391,6 +398,17 @@ mod tests {
         ranges.clear();
         assert_eq!(look(&ranges, "b", None, at(2)), "gap b to end");
         assert_eq!(ranges.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_segment_that_is_gone_leaves_nothing_behind() {
+        let ranges = ranges();
+        for _ in 0..100 {
+            fill(&ranges, &range("a", None), chunk(&["b"], true), at(1));
+            ranges.forget(&row("b"));
+        }
+        let segments = ranges.lock();
+        assert_eq!((segments.bytes, segments.queue.len(), segments.by_namespace.len()), (0, 0, 0));
     }
 
     #[test]
