@@ -10,6 +10,7 @@ use larder_core::name::RowKey;
 use larder_core::{Error, Result};
 use tokio::time::timeout;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use crate::connections::Connections;
 use crate::error::{self, Failure};
@@ -114,13 +115,7 @@ pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -
     let held = connections.clone();
     let work = async move {
         let mut session = held.session().await?;
-        match make(&mut session, &commit, None).await {
-            Err(failure) if failure.is_lost_before() => {
-                held.renew(&mut session).await?;
-                make(&mut session, &commit, None).await
-            }
-            outcome => outcome,
-        }
+        make_on_any(&held, &mut session, &commit, None).await
     };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
@@ -135,7 +130,7 @@ pub(crate) async fn after_reads(
     found: Option<RowKey>,
 ) -> Result<Committed> {
     connections.check_open()?;
-    let work = async move { make(&mut session, &commit, found.as_ref()).await };
+    let work = async move { make(&mut session, &commit, found.as_ref(), None).await };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
@@ -151,24 +146,24 @@ pub(crate) async fn after_first_read(
         return Ok(Committed::default());
     }
     let held = connections.clone();
-    let work = async move {
-        match make_after(&mut session, &commit, &first).await {
-            Err(failure) if failure.is_lost_before() => {
-                held.renew(&mut session).await?;
-                make_after(&mut session, &commit, &first).await
-            }
-            outcome => outcome,
-        }
-    };
+    let work = async move { make_on_any(&held, &mut session, &commit, Some(&first)).await };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-async fn make_after(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
-    in_time(session, async |session| match commit.needs().is_empty() {
-        true => write_if(session, commit, first).await,
-        false => make_unbounded(session, commit, None, Some(first)).await,
-    })
-    .await
+/// Makes a commit that has no transaction open at the server, once more where the connection was lost before.
+async fn make_on_any(
+    connections: &Connections,
+    session: &mut Session,
+    commit: &Commit,
+    first: Option<&FirstRead>,
+) -> error::Result<Committed> {
+    match make(session, commit, None, first).await {
+        Err(failure) if failure.is_lost_before() => {
+            connections.renew(session).await?;
+            make(session, commit, None, first).await
+        }
+        outcome => outcome,
+    }
 }
 
 async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
@@ -182,21 +177,9 @@ async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> 
             session.commit_alone(REPLACE_IF, params).await?
         }
         _ => {
-            let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } =
-                &Changes::of(&plan);
-            let params: &Params<'_> = &[
-                put_namespaces,
-                put_keys,
-                values,
-                expiries,
-                deleted_namespaces,
-                deleted_keys,
-                &namespace,
-                &key,
-                &now,
-                &version,
-            ];
-            session.commit_alone(WRITE_IF, params).await?
+            let changes = Changes::of(&plan);
+            let condition: &Params<'_> = &[&namespace, &key, &now, &version];
+            session.commit_alone(WRITE_IF, &[&changes.params(), condition].concat()).await?
         }
     };
     match rows.first() {
@@ -205,8 +188,17 @@ async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> 
     }
 }
 
-async fn make(session: &mut Session, commit: &Commit, found: Option<&RowKey>) -> error::Result<Committed> {
-    in_time(session, async |session| make_unbounded(session, commit, found, None).await).await
+async fn make(
+    session: &mut Session,
+    commit: &Commit,
+    found: Option<&RowKey>,
+    first: Option<&FirstRead>,
+) -> error::Result<Committed> {
+    in_time(session, async |session| match first {
+        Some(first) if commit.needs().is_empty() => write_if(session, commit, first).await,
+        first => make_unbounded(session, commit, found, first).await,
+    })
+    .await
 }
 
 /// Gives up on work that may commit, and says whether it did not.
@@ -285,11 +277,7 @@ fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey
 
 async fn write(session: &mut Session, plan: &Plan<'_>, found: Option<&RowKey>) -> error::Result<Vec<Row>> {
     let [(row, RowWrite::Put { value, expires_at })] = plan.writes.as_slice() else {
-        let Changes { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } =
-            &Changes::of(plan);
-        let params: &Params<'_> =
-            &[put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys];
-        return send(session, WRITE, params).await;
+        return send(session, WRITE, &Changes::of(plan).params()).await;
     };
     let sql = if found == Some(*row) { REPLACE } else { PUT };
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
@@ -304,7 +292,7 @@ async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::R
     }
 }
 
-/// The parameters of [`WRITE`].
+/// The parameters of [`WRITE`], and the first ones of [`WRITE_IF`].
 #[derive(Default)]
 struct Changes<'a> {
     put_namespaces: Vec<&'a [u8]>,
@@ -316,6 +304,12 @@ struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
+    /// In the order of the statement.
+    fn params(&self) -> [&(dyn ToSql + Sync); 6] {
+        let Self { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } = self;
+        [put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys]
+    }
+
     fn of(plan: &'a Plan<'_>) -> Self {
         let mut changes = Self::default();
         for (row, write) in &plan.writes {

@@ -31,6 +31,15 @@ pub(crate) struct PostgresSnapshot {
     found: Option<RowKey>,
 }
 
+/// How a session that has no transaction yet reads.
+#[derive(Clone, Copy)]
+enum Reading {
+    /// A statement that is a transaction by itself.
+    Alone,
+    /// It begins the snapshot's.
+    Transaction,
+}
+
 /// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more; so it might
 /// with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
 /// known without reading it.
@@ -109,20 +118,41 @@ impl PostgresSnapshot {
     }
 
     async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
-        self.connections.check_open()?;
-        in_time(self.options.deadline, self.read_unbounded(sql, params)).await
+        self.read_in(Reading::Transaction, sql, params).await
     }
 
-    async fn read_unbounded(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+    async fn read_in(&mut self, reading: Reading, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+        self.connections.check_open()?;
+        in_time(self.options.deadline, self.read_unbounded(reading, sql, params)).await
+    }
+
+    async fn read_unbounded(
+        &mut self,
+        reading: Reading,
+        sql: &str,
+        params: &Params<'_>,
+    ) -> error::Result<Vec<Row>> {
         if self.session.is_in_transaction() {
             return self.session.query(sql, params).await;
         }
-        match self.begin_with(sql, params).await {
+        match self.read_new(reading, sql, params).await {
             Err(failure) if failure.is_lost_before() => {
                 self.connections.renew(&mut self.session).await?;
-                self.begin_with(sql, params).await
+                self.read_new(reading, sql, params).await
             }
             result => result,
+        }
+    }
+
+    async fn read_new(
+        &mut self,
+        reading: Reading,
+        sql: &str,
+        params: &Params<'_>,
+    ) -> error::Result<Vec<Row>> {
+        match reading {
+            Reading::Alone => self.session.read_alone(sql, params).await,
+            Reading::Transaction => self.begin_with(sql, params).await,
         }
     }
 
@@ -136,19 +166,8 @@ impl PostgresSnapshot {
 
     /// Reads the first row of an update.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        self.connections.check_open()?;
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
-        let params: &Params<'_> = &[&namespace, &key, &now];
-        let read = async {
-            match self.session.read_alone(GET, params).await {
-                Err(failure) if failure.is_lost_before() => {
-                    self.connections.renew(&mut self.session).await?;
-                    self.session.read_alone(GET, params).await
-                }
-                result => result,
-            }
-        };
-        let rows = in_time(self.options.deadline, read).await?;
+        let rows = self.read_in(Reading::Alone, GET, &[&namespace, &key, &now]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         self.first = Some(FirstRead { row: row.clone(), stored: stored.clone(), now: self.options.now });
         Ok(stored)
