@@ -181,7 +181,7 @@ impl KeyRange {
     }
 
     /// The part at and after `start`.
-    pub(crate) fn narrowed_from(mut self, start: &[u8]) -> Self {
+    pub fn narrowed_from(mut self, start: &[u8]) -> Self {
         if start > self.start.as_slice() {
             self.start = start.to_vec();
         }
@@ -189,7 +189,7 @@ impl KeyRange {
     }
 
     /// The part before `end`.
-    pub(crate) fn narrowed_until(mut self, end: &[u8]) -> Self {
+    pub fn narrowed_until(mut self, end: &[u8]) -> Self {
         if self.end.as_ref().is_none_or(|own| end < own.as_slice()) {
             self.end = Some(end.to_vec());
         }

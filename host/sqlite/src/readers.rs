@@ -175,9 +175,7 @@ impl Reader {
         // The first read is what fixes the state that the transaction sees.
         rows::last_version(connection)
     }
-}
 
-impl Reader {
     /// Ends the transaction.
     pub(crate) fn end(&self) -> Result<()> {
         roll_back(self.connection()?).map_err(SqliteError::from)?;

@@ -210,8 +210,7 @@ impl Snapshot for SqliteSnapshot {
                 chunk.exhausted &= is_rest;
                 return Ok(chunk);
             }
-            let behind = gap.end().unwrap_or_default().to_vec();
-            rest = KeyRange::new(rest.namespace().clone(), behind, rest.end().map(<[u8]>::to_vec));
+            rest = rest.narrowed_from(gap.end().unwrap_or_default());
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::cache::{Cache, CommitUnderWay, Given, StateNumber, Written};
+use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Answer, Queue, Status};
@@ -544,25 +544,24 @@ fn sweep(
     now: UnixMillis,
     max_rows: u32,
 ) -> Result<Vec<u64>> {
-    let cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
+    let mut cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
     let swept = rows::sweep(connection, now, max_rows)?;
     let wrote = !swept.is_empty();
-    let state = cached.as_ref().map(|cached| if wrote { cached.state.next() } else { cached.state });
-    if let Some((cached, state)) = cached.as_ref().zip(state) {
-        cached.asked(state);
+    if let Some(cached) = &mut cached {
+        if wrote {
+            log.push(cached.move_on().as_version(), []);
+        }
+        cached.asked();
     }
     connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
-    if let Some((cached, state)) = cached.zip(state) {
-        if wrote {
-            log.push(state.as_version(), []);
-        }
+    if let Some(cached) = cached {
         let given = cached.given;
-        cached.done(state, given, wrote);
+        cached.done(given, wrote);
     }
     Ok(swept)
 }
 
-/// The same within SQLite's transaction, which has begun.
+/// Gives back versions in SQLite's transaction, which has begun, and commits it.
 fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
     let cached = cache.begin_commit(connection)?;
     let Given { last, reserved } = cached.given;
@@ -571,8 +570,7 @@ fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
         rows::set_last_version(connection, last)?;
     }
     connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
-    let state = cached.state;
-    cached.done(state, Given::read(last), wrote);
+    cached.done(Given::read(last), wrote);
     Ok(())
 }
 
@@ -586,8 +584,6 @@ struct GroupCommit<'a> {
     before: Version,
     /// With the version of the last member that wrote.
     given: Given,
-    /// The state that this member leaves, where states are known.
-    state: Option<StateNumber>,
     /// How many versions may be reserved.
     reserve: u64,
     /// Whether any page was written.
@@ -615,21 +611,20 @@ impl<'a> GroupCommit<'a> {
             return Err(Error::other(reason));
         }
         let redo = journaled_to.map(RedoWriter::new);
-        let state = cached.as_ref().map(|cached| cached.state);
         // Who can't tell whether somebody else has committed has nothing to reserve.
         let reserve = if cached.is_some() { reserve } else { 0 };
-        Ok(Self { connection, log, before: given.last, given, state, reserve, wrote: false, redo, cached })
+        Ok(Self { connection, log, before: given.last, given, reserve, wrote: false, redo, cached })
     }
 
     /// Writes what the group comes to, and commits it.
     fn make(mut self, group: &[Request], positioned: bool) -> Result<Made, GroupError> {
         let (outcomes, changes) = self.write(group, positioned).map_err(GroupError::RolledBack)?;
-        if let Some((cached, state)) = self.cached.as_ref().zip(self.state) {
-            cached.asked(state);
+        if let Some(cached) = &self.cached {
+            cached.asked();
         }
         commit(self.connection)?;
-        if let Some((cached, state)) = self.cached.zip(self.state) {
-            cached.done(state, self.given, self.wrote);
+        if let Some(cached) = self.cached {
+            cached.done(self.given, self.wrote);
         }
         let position = self.given.last;
         let redo = self.redo.and_then(|redo| redo.finish(position));
@@ -675,17 +670,16 @@ impl<'a> GroupCommit<'a> {
     /// A member has written these rows.
     fn move_on(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
         self.given.last = version;
-        self.state = self.state.map(StateNumber::next);
-        if let Some(state) = self.state {
-            self.log.push(state.as_version(), written);
+        if let Some(cached) = &mut self.cached {
+            self.log.push(cached.move_on().as_version(), written);
         }
     }
 
     /// Decides what a member writes; nothing is written yet.
     fn plan<'c>(&self, commit: &'c Commit, snapshot: Option<StateNumber>) -> Result<Plan<'c>> {
         let connection = self.connection;
-        let verdict = snapshot.zip(self.state).map_or(Verdict::Unknown, |(snapshot, state)| {
-            self.log.check(&commit.reads, snapshot.as_version(), state.as_version())
+        let verdict = snapshot.zip(self.cached.as_ref()).map_or(Verdict::Unknown, |(snapshot, cached)| {
+            self.log.check(&commit.reads, snapshot.as_version(), cached.state.as_version())
         });
         let holds = match verdict {
             Verdict::Untouched => true,
@@ -709,8 +703,8 @@ impl<'a> GroupCommit<'a> {
             if let Some(redo) = &mut self.redo {
                 redo.row(row, write, version);
             }
-            if let Some((cached, state)) = self.cached.as_mut().zip(self.state) {
-                cached.note(row, write, Written { state: state.next(), version });
+            if let Some(cached) = &mut self.cached {
+                cached.note(row, write, version);
             }
         }
         self.move_on(version, commit.writes.keys().cloned());

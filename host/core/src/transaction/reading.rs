@@ -37,8 +37,10 @@ impl Transaction {
 
     async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let mut lease = self.open.slot.lease()?;
+        let is_new = lease.snapshot.is_none();
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => match snapshot.get_now(row) {
+            // One that was there could not tell.
+            Ok(snapshot) => match is_new.then(|| snapshot.get_now(row)).flatten() {
                 Some(stored) => Ok(stored),
                 None => snapshot.get(row).await,
             },

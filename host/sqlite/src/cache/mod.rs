@@ -30,8 +30,8 @@ use rusqlite::Connection;
 pub(crate) use log_index::{LogIndex, Mark};
 pub(crate) use ranges::Beginning;
 use ranges::CachedRanges;
-use rows::{CachedRows, Changes};
-pub(crate) use rows::{Moment, Written};
+pub(crate) use rows::Moment;
+use rows::{CachedRows, Changes, Written};
 
 use crate::readers::{Reader, Readers};
 use crate::rows as statements;
@@ -266,6 +266,7 @@ impl Cache {
         }
         Ok(CommitUnderWay {
             cache: self,
+            before: number,
             state: number,
             given,
             mark,
@@ -321,6 +322,8 @@ impl State {
 pub(crate) struct CommitUnderWay<'a> {
     cache: &'a Cache,
     /// Before it.
+    before: StateNumber,
+    /// That its members leave, as far as they have written.
     pub(crate) state: StateNumber,
     /// Before it.
     pub(crate) given: Given,
@@ -332,24 +335,32 @@ pub(crate) struct CommitUnderWay<'a> {
 }
 
 impl CommitUnderWay<'_> {
-    /// A row is written.
-    pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, written: Written) {
+    /// The next member writes a row.
+    pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, version: Version) {
+        let written = Written { state: self.state.next(), version };
         self.cache.rows.note(&mut self.changes, row, write, written);
         if self.cache.ranges.contains(row) {
             self.changed_ranges.push(row.clone());
         }
     }
 
-    /// SQLite is about to be asked for it. It leaves the database at `number`.
-    pub(crate) fn asked(&self, number: StateNumber) {
-        let mut state = lock(&self.cache.state);
-        state.committing = Some(Committing::Asked(number));
-        state.highest = state.highest.max(number);
+    /// The next member has written all of its rows. Gives the state that it leaves.
+    pub(crate) fn move_on(&mut self) -> StateNumber {
+        self.state = self.state.next();
+        self.state
     }
 
-    /// It is made, and the database is at `number`. `wrote` says whether any page was written.
-    pub(crate) fn done(mut self, number: StateNumber, given: Given, wrote: bool) {
+    /// SQLite is about to be asked for it.
+    pub(crate) fn asked(&self) {
+        let mut state = lock(&self.cache.state);
+        state.committing = Some(Committing::Asked(self.state));
+        state.highest = state.highest.max(self.state);
+    }
+
+    /// It is made. `wrote` says whether any page was written.
+    pub(crate) fn done(mut self, given: Given, wrote: bool) {
         self.done = true;
+        let number = self.state;
         let mut state = lock(&self.cache.state);
         self.cache.rows.apply(std::mem::take(&mut self.changes));
         self.changed_ranges.iter().for_each(|row| self.cache.ranges.forget(row));
@@ -378,7 +389,7 @@ impl Drop for CommitUnderWay<'_> {
         let mut state = lock(&self.cache.state);
         // Whether anything is in the file after all, the mark shows: it is the one of before only where nothing is.
         state.committing = None;
-        let before = state.leave_epoch(self.state, self.given);
+        let before = state.leave_epoch(self.before, self.given);
         drop(state);
         drop(before);
     }
@@ -414,11 +425,11 @@ mod tests {
 
     /// Commits in this process.
     fn commit_here(cache: &Cache, ours: &Connection, version: u64) -> StateNumber {
-        let under_way = cache.begin_commit(ours).unwrap();
-        let number = under_way.state.next();
-        under_way.asked(number);
+        let mut under_way = cache.begin_commit(ours).unwrap();
+        let number = under_way.move_on();
+        under_way.asked();
         commit(ours, version);
-        under_way.done(number, Given::read(Version(version)), true);
+        under_way.done(Given::read(Version(version)), true);
         number
     }
 
@@ -431,12 +442,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
         let first = cache.epoch().unwrap().state;
-        let under_way = cache.begin_commit(&ours).unwrap();
+        let mut under_way = cache.begin_commit(&ours).unwrap();
         assert!(cache.epoch().is_none());
-        let second = under_way.state.next();
-        under_way.asked(second);
+        let second = under_way.move_on();
+        under_way.asked();
         commit(&ours, 1);
-        under_way.done(second, Given::read(Version(1)), true);
+        under_way.done(Given::read(Version(1)), true);
         assert!(cache.epoch().unwrap().state > first);
         commit(&theirs, 2);
         assert!(cache.epoch().is_none());
@@ -451,10 +462,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
         let given = Given { last: Version(1), reserved: Version(100) };
-        let under_way = cache.begin_commit(&ours).unwrap();
-        let number = under_way.state.next();
+        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let number = under_way.move_on();
         commit(&ours, 100);
-        under_way.done(number, given, true);
+        under_way.done(given, true);
         let next = cache.begin_commit(&ours).unwrap();
         assert_eq!(next.given, given);
         drop(next);
@@ -485,17 +496,17 @@ mod tests {
     fn a_transaction_sees_the_commit_under_way_or_the_state_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, _theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(&ours).unwrap();
-        let (before, after) = (under_way.state, under_way.state.next());
+        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let (before, after) = (under_way.state, under_way.move_on());
         let seen = cache.saw(Version(0), cache.mark());
         assert_eq!(seen, Some(Seen { state: before, is_cached: true }));
-        under_way.asked(after);
+        under_way.asked();
         let old = cache.mark();
         commit(&ours, 1);
         assert_eq!(cache.saw(Version(0), old), None);
         let seen = cache.saw(Version(1), cache.mark());
         assert_eq!(seen, Some(Seen { state: after, is_cached: false }));
-        under_way.done(after, Given::read(Version(1)), true);
+        under_way.done(Given::read(Version(1)), true);
         assert_eq!(cache.saw(Version(1), cache.mark()), Some(Seen { state: after, is_cached: true }));
     }
 
@@ -503,9 +514,9 @@ mod tests {
     fn the_number_of_a_commit_that_failed_is_not_given_again() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(&ours).unwrap();
-        let failed = under_way.state.next();
-        under_way.asked(failed);
+        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let failed = under_way.move_on();
+        under_way.asked();
         drop(under_way);
         commit(&theirs, 1);
         assert!(cache.saw(Version(1), cache.mark()).unwrap().state > failed);
@@ -515,11 +526,11 @@ mod tests {
     fn a_commit_of_another_process_behind_one_of_this_process_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(&ours).unwrap();
-        let number = under_way.state.next();
+        let mut under_way = cache.begin_commit(&ours).unwrap();
+        under_way.move_on();
         commit(&ours, 1);
         commit(&theirs, 2);
-        under_way.done(number, Given::read(Version(1)), true);
+        under_way.done(Given::read(Version(1)), true);
         assert!(cache.epoch().is_none());
     }
 
@@ -528,9 +539,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
         let under_way = cache.begin_commit(&ours).unwrap();
-        let (number, given) = (under_way.state, under_way.given);
+        let given = under_way.given;
         commit(&theirs, 1);
-        under_way.done(number, given, false);
+        under_way.done(given, false);
         assert!(cache.epoch().is_none());
     }
 

@@ -82,7 +82,8 @@ impl CachedRanges {
             let (rows, end) = match self.lock().find(&rest, moment) {
                 Found::Segment { rows, end } => (rows, end),
                 // All of the segments before were empty: the gap begins where the range does, or is a part of it.
-                Found::Gap { end } => return Ok(Beginning::Gap(with_end(&rest, end))),
+                Found::Gap { end: None } => return Ok(Beginning::Gap(rest)),
+                Found::Gap { end: Some(end) } => return Ok(Beginning::Gap(rest.narrowed_until(&end))),
             };
             let is_last = reaches(end.as_deref(), rest.end());
             let mut part = rows.part(&rest, options, moment.now)?;
@@ -91,7 +92,7 @@ impl CachedRanges {
                 part.exhausted &= is_last;
                 return Ok(Beginning::Cached(part));
             }
-            rest = with_start(&rest, end.unwrap_or_default());
+            rest = rest.narrowed_from(&end.unwrap_or_default());
         }
     }
 
@@ -262,20 +263,6 @@ fn reaches(end: Option<&[u8]>, range_end: Option<&[u8]>) -> bool {
         (None, _) => true,
         (Some(_), None) => false,
         (Some(end), Some(range_end)) => end >= range_end,
-    }
-}
-
-fn with_start(range: &KeyRange, start: Vec<u8>) -> KeyRange {
-    KeyRange::new(range.namespace().clone(), start, range.end().map(<[u8]>::to_vec))
-}
-
-/// The range, cut off at `end` where it goes further.
-fn with_end(range: &KeyRange, end: Option<Vec<u8>>) -> KeyRange {
-    match end {
-        Some(end) if !reaches(Some(&end), range.end()) => {
-            KeyRange::new(range.namespace().clone(), range.start().to_vec(), Some(end))
-        }
-        _ => range.clone(),
     }
 }
 
