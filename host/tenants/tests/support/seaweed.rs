@@ -23,6 +23,7 @@ pub(crate) const BUCKET: &str = "tenants";
 pub(crate) struct Seaweed {
     child: Child,
     endpoint: String,
+    sockets: Vec<PathBuf>,
     _folder: tempfile::TempDir,
 }
 
@@ -37,6 +38,7 @@ impl Seaweed {
         let [s3, master, volume, filer] = free_ports();
         let child = Command::new(program)
             .current_dir(folder.path())
+            .arg(format!("-logdir={}", folder.path().display()))
             .arg("server")
             .arg(format!("-dir={}", folder.path().display()))
             .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"])
@@ -48,7 +50,9 @@ impl Seaweed {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, endpoint: format!("http://127.0.0.1:{s3}"), _folder: folder }
+        let services = [("s3", s3), ("master", master), ("volume", volume), ("filer", filer)];
+        let sockets = services.into_iter().flat_map(sockets).collect();
+        Self { child, endpoint: format!("http://127.0.0.1:{s3}"), sockets, _folder: folder }
     }
 
     /// Where it listens.
@@ -106,16 +110,30 @@ impl Drop for Seaweed {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        for socket in &self.sockets {
+            // Not every service has both.
+            let _ = fs::remove_file(socket);
+        }
     }
 }
 
-/// Free ports whose neighbours of the gRPC services, 10,000 above, are free as well.
+/// Where a service listens besides: no option names another folder, and it leaves them behind.
+fn sockets((service, port): (&str, u16)) -> [PathBuf; 2] {
+    let grpc = port + GRPC_ABOVE;
+    [format!("{service}-{port}"), format!("{service}-grpc-{grpc}")]
+        .map(|name| PathBuf::from(format!("/tmp/seaweedfs-{name}.sock")))
+}
+
+/// How far the port of a gRPC service is above the service's own.
+const GRPC_ABOVE: u16 = 10_000;
+
+/// Free ports whose neighbours of the gRPC services are free as well.
 fn free_ports<const N: usize>() -> [u16; N] {
     let mut held = Vec::new();
     let ports = std::array::from_fn(|_| {
         loop {
             let port = fastrand::u16(20_000..40_000);
-            let both = [port, port + 10_000].map(|port| TcpListener::bind(("127.0.0.1", port)));
+            let both = [port, port + GRPC_ABOVE].map(|port| TcpListener::bind(("127.0.0.1", port)));
             if both.iter().all(Result::is_ok) {
                 held.push(both);
                 return port;
