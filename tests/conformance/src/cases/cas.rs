@@ -8,6 +8,7 @@ pub(crate) const CASES: &[Case] = named!("cas":
     an_absent_row_has_no_version,
     a_version_grows_with_every_write,
     a_version_grows_across_a_delete,
+    a_version_is_larger_than_those_of_commits_since_the_transaction_read,
     a_write_beside_it_leaves_a_version_alone,
     an_own_write_has_the_version_that_it_replaces,
     put_at_the_right_version_writes,
@@ -81,6 +82,26 @@ fn a_version_grows_across_a_delete() -> Outcome {
     let third = write(|tx| Ok(tx.increment(NS, "a", 1)?))?;
     expect(third > second, format!("{third} is larger than {second}"))?;
     expect_eq(version("a")?, third)
+}
+
+fn a_version_is_larger_than_those_of_commits_since_the_transaction_read() -> Outcome {
+    let before = put("read", "1")?;
+    let store = main()?;
+    let tx = update(&store)?;
+    expect_value(tx.get(NS, "read")?, "1")?;
+    let other = put("other", "1")?;
+    tx.put(NS, "other", b"2")?;
+    let committed = Tx::commit(tx)?;
+    expect_eq(version("other")?, committed)?;
+    expect(committed > other, format!("{committed} is larger than {other}"))?;
+    let tx = update(&store)?;
+    expect_value(tx.get(NS, "read")?, "1")?;
+    let other = put("other", "3")?;
+    tx.put(NS, "read", b"2")?;
+    let committed = Tx::commit(tx)?;
+    expect_eq(version("read")?, committed)?;
+    expect(committed > before, format!("{committed} is larger than {before}"))?;
+    expect(committed != other, "two commits have one version")
 }
 
 fn a_write_beside_it_leaves_a_version_alone() -> Outcome {
