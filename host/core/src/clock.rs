@@ -1,7 +1,7 @@
 //! Time as the host sees it, so that tests can move it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970, UTC.
 pub type UnixMillis = u64;
@@ -10,20 +10,15 @@ pub type UnixMillis = u64;
 pub trait Clock: Send + Sync + 'static {
     /// Wall-clock time, for times to live, which outlive the process.
     fn unix_millis(&self) -> UnixMillis;
-    /// Time since a fixed moment, for deadlines; it never goes back.
+    /// Time since a fixed moment, for deadlines; it never goes back. Every call of a guest asks for it: it should cost
+    /// little, and may be some milliseconds behind.
     fn monotonic(&self) -> Duration;
 }
 
 /// The machine's clock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SystemClock {
-    start: Instant,
-}
-
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self { start: Instant::now() }
-    }
+    monotonic: Monotonic,
 }
 
 impl Clock for SystemClock {
@@ -33,7 +28,38 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+        self.monotonic.now()
+    }
+}
+
+/// Time as of the kernel's last tick, at most 10 ms ago. To read the hardware's counter takes several times as long.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Debug, Default)]
+struct Monotonic;
+
+#[cfg(target_os = "linux")]
+impl Monotonic {
+    fn now(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        Duration::try_from(now).unwrap_or_default()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+#[derive(Clone, Debug)]
+struct Monotonic(std::time::Instant);
+
+#[cfg(not(target_os = "linux"))]
+impl Default for Monotonic {
+    fn default() -> Self {
+        Self(std::time::Instant::now())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Monotonic {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
     }
 }
 
@@ -65,6 +91,15 @@ impl Clock for MovableClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_machines_clock_goes_on() {
+        let clock = SystemClock::default();
+        let before = clock.monotonic();
+        std::thread::sleep(Duration::from_millis(40));
+        let passed = clock.monotonic().checked_sub(before).unwrap();
+        assert!(passed >= Duration::from_millis(20), "{passed:?}");
+    }
 
     #[test]
     fn a_movable_clock_moves_both_of_its_times() {

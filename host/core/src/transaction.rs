@@ -128,7 +128,13 @@ impl Transaction {
     pub async fn get(&mut self, namespace: String, key: String) -> Result<Option<Vec<u8>>> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
-        let stored = if self.needs_committed(&row) { self.committed(&row).await? } else { None };
+        let stored = if !self.needs_committed(&row) {
+            None
+        } else if let Some(stored) = self.committed_now(&row)? {
+            stored
+        } else {
+            self.committed_later(&row).await?
+        };
         let value = self.on_top(&row, stored)?;
         self.limits.check(LimitKind::ResultBytes, value.as_ref().map_or(0, |value| value.len() as u64))?;
         Ok(value)
@@ -175,7 +181,10 @@ impl Transaction {
         if self.writes.get(&row) == Some(&Mutation::Delete) {
             return Ok(None);
         }
-        let stored = self.committed(&row).await?;
+        let stored = match self.committed_now(&row)? {
+            Some(stored) => stored,
+            None => self.committed_later(&row).await?,
+        };
         let version = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
         let value = self.on_top(&row, stored)?;
         self.limits.check(LimitKind::ResultBytes, value.as_ref().map_or(0, |value| value.len() as u64))?;

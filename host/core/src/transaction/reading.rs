@@ -26,16 +26,17 @@ impl Transaction {
         }
     }
 
-    pub(super) async fn committed(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let stored = match self.open.slot.read_now(|snapshot| snapshot.get_now(row))? {
-            Some(stored) => stored,
-            None => self.committed_later(row).await?,
-        };
-        self.record_row(row, stored.as_ref())?;
+    /// The row as it is committed, where that is known without waiting.
+    pub(super) fn committed_now(&mut self, row: &RowKey) -> Result<Option<Option<StoredValue>>> {
+        let stored = self.open.slot.read_now(|snapshot| snapshot.get_now(row))?;
+        if let Some(stored) = &stored {
+            self.record_row(row, stored.as_ref())?;
+        }
         Ok(stored)
     }
 
-    async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+    /// The row as it is committed, where [`Transaction::committed_now`] could not tell.
+    pub(super) async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let mut lease = self.open.slot.lease()?;
         let is_new = lease.snapshot.is_none();
         let result = match self.snapshot(&mut lease.snapshot).await {
@@ -46,7 +47,9 @@ impl Transaction {
             },
             Err(error) => Err(error),
         };
-        self.settle(lease, result)
+        let stored = self.settle(lease, result)?;
+        self.record_row(row, stored.as_ref())?;
+        Ok(stored)
     }
 
     pub(super) async fn committed_many(
