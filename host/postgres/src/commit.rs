@@ -100,7 +100,7 @@ const REPLACE: &str = "
     RETURNING version";
 
 /// The same for a single row that the transaction has read without a snapshot of its own, where it was there. Its version
-/// was drawn with that read: what a statement returns, the server first puts aside, for a tenth of its time.
+/// was drawn with that read: what a statement returns, the server puts aside before it sends it.
 const REPLACE_IF: &str = "
     UPDATE larder_entries
     SET value = $3, expires_at = $4, version = $6

@@ -26,7 +26,8 @@ impl Transaction {
         }
     }
 
-    /// The row as it is committed, where that is known without waiting.
+    /// The row as it is committed, where that is known without waiting. Not part of a future, as most rows are: into and
+    /// out of each future, everything is moved.
     pub(super) fn committed_now(&mut self, row: &RowKey) -> Result<Option<Option<StoredValue>>> {
         let stored = self.open.slot.read_now(|snapshot| snapshot.get_now(row))?;
         if let Some(stored) = &stored {
