@@ -99,12 +99,12 @@ const REPLACE: &str = "
     WHERE namespace = $1 AND key = $2
     RETURNING version";
 
-/// The same for a single row that the transaction has read without a snapshot of its own, where it was there. Its version
-/// was drawn with that read: what a statement returns, the server puts aside before it sends it.
+/// The same for a single row that the transaction has read without a snapshot of its own, where it was there.
 const REPLACE_IF: &str = "
     UPDATE larder_entries
-    SET value = $3, expires_at = $4, version = $6
-    WHERE namespace = $1 AND key = $2 AND version = $5";
+    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    WHERE namespace = $1 AND key = $2 AND version = $5
+    RETURNING version";
 
 /// Makes the commit of a transaction that read nothing.
 pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -> Result<Committed> {
@@ -170,21 +170,22 @@ async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> 
     let plan = commit.plan(|_, _| Ok(None))?;
     let (version, now) = (first.version(), saturating(commit.now));
     let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
-    let (written, drawn) = match (plan.writes.as_slice(), first.next) {
-        ([(row, RowWrite::Put { value, expires_at })], Some(next)) if **row == first.row => {
-            let (expiry, drawn) = (expires_at.map(saturating), saturating(next.0));
-            let params: &Params<'_> = &[&namespace, &key, &value.as_ref(), &expiry, &version, &drawn];
-            (session.commit_alone(REPLACE_IF, params).await?, Ok(next))
+    let rows = match plan.writes.as_slice() {
+        [(row, RowWrite::Put { value, expires_at })] if **row == first.row && version.is_some() => {
+            let expiry = expires_at.map(saturating);
+            let params: &Params<'_> = &[&namespace, &key, &value.as_ref(), &expiry, &version];
+            session.commit_alone(REPLACE_IF, params).await?
         }
         _ => {
             let changes = Changes::of(&plan);
             let condition: &Params<'_> = &[&namespace, &key, &now, &version];
-            let written = session.commit_alone(WRITE_IF, &[&changes.params(), condition].concat()).await?;
-            let drawn = drawn(&written.rows);
-            (written, drawn)
+            session.commit_alone(WRITE_IF, &[&changes.params(), condition].concat()).await?
         }
     };
-    if written.count == 0 { Err(Error::Conflict.into()) } else { committed(drawn, plan.growth) }
+    match rows.first() {
+        None => Err(Error::Conflict.into()),
+        Some(drawn) => committed(version_of(drawn), plan.growth),
+    }
 }
 
 async fn make(
@@ -227,12 +228,9 @@ async fn make_unbounded(
         return Ok(Committed::default());
     }
     let rows = write(session, &plan, found).await?;
-    committed(drawn(&rows), plan.growth)
-}
-
-/// The version that a statement has drawn and returned.
-fn drawn(rows: &[Row]) -> error::Result<Version> {
-    rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of)
+    let drawn =
+        rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of);
+    committed(drawn, plan.growth)
 }
 
 /// What was committed. Where the version can't be read, the rows are written all the same; what as, is not known.
@@ -290,7 +288,7 @@ async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::R
     if session.is_in_transaction() {
         session.commit_with(sql, params).await
     } else {
-        Ok(session.commit_alone(sql, params).await?.rows)
+        session.commit_alone(sql, params).await
     }
 }
 

@@ -4,27 +4,19 @@
 //! one statement, which looks whether the row is still what was read. Whoever reads on gets a transaction then, and the
 //! row is looked at in it once more. Each way, all that was read is of one state, or it is a conflict.
 
+use larder_core::Error;
 use larder_core::backend::StoredValue;
 use larder_core::clock::UnixMillis;
 use larder_core::name::RowKey;
-use larder_core::{Error, Version};
 use tokio_postgres::Row;
 
 use crate::error::Result;
-use crate::rows::{saturating, stored_value, unsigned, version};
+use crate::rows::{saturating, version};
 use crate::session::{Params, Session};
 
 /// A live row.
 pub(crate) const GET: &str = "
     SELECT value, version, expires_at FROM larder_entries
-    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
-
-/// The same for the first row of an update, with the version that it would get.
-///
-/// Where the commit finds the row at the version that was read here, nobody has written it in between, and this one is
-/// larger than all that it ever had. For other rows it may not be, as others may have written those meanwhile.
-pub(crate) const GET_FIRST: &str = "
-    SELECT value, version, expires_at, nextval('larder_commit_sequence') AS next FROM larder_entries
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
 
 /// Its version.
@@ -37,8 +29,6 @@ const CHECK: &str = "
 pub(crate) struct FirstRead {
     pub(crate) row: RowKey,
     pub(crate) stored: Option<StoredValue>,
-    /// The version that a write gives it; none where there was no row.
-    pub(crate) next: Option<Version>,
     /// The moment at which it was live.
     pub(crate) now: UnixMillis,
 }
@@ -47,14 +37,6 @@ impl FirstRead {
     /// Its version as the server has it; none where there was no row.
     pub(crate) fn version(&self) -> Option<i64> {
         self.stored.as_ref().map(|stored| saturating(stored.version.0))
-    }
-
-    /// What the server answered to [`GET_FIRST`].
-    pub(crate) fn of(row: &RowKey, now: UnixMillis, answer: &[Row]) -> Result<Self> {
-        let found = answer.first();
-        let stored = found.map(stored_value).transpose()?;
-        let next = found.map(|found| unsigned(found, "next").map(Version)).transpose()?;
-        Ok(Self { row: row.clone(), stored, next, now })
     }
 
     /// Begins a transaction with its first statement, in which the row must be what it was.

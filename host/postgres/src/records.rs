@@ -14,7 +14,7 @@ use crate::connections::Connections;
 use crate::error;
 use crate::maintenance::transaction;
 use crate::rows::{checked, column, saturating, unsigned, version};
-use crate::session::{Params, Session, Written};
+use crate::session::{Params, Session};
 use crate::to_its_end::ToItsEnd;
 
 /// One statement that reads one state needs no more.
@@ -28,16 +28,19 @@ const INSERT: &str = "
     INSERT INTO larder_memory_state
         (tenant_id, user_id, session_id, run_id, kind, strategy, bytes, version, due_at, created_at, updated_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT DO NOTHING";
+    ON CONFLICT DO NOTHING
+    RETURNING version";
 
 const UPDATE: &str = "
     UPDATE larder_memory_state
     SET strategy = $6, bytes = $7, version = $8, due_at = $9, created_at = $10, updated_at = $11
-    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $12";
+    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $12
+    RETURNING version";
 
 const DELETE: &str = "
     DELETE FROM larder_memory_state
-    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6";
+    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
+    RETURNING version";
 
 const LIST: &str = "
     SELECT tenant_id, user_id, session_id, run_id, kind FROM larder_memory_state
@@ -92,10 +95,10 @@ pub(crate) async fn due(
 /// A statement that writes nothing found the record at another version.
 async fn write_in(session: &mut Session, write: &RecordWrite) -> error::Result<()> {
     let written = in_time(session, async |session| execute(session, write).await).await?;
-    if written.count == 0 { Err(Error::Conflict.into()) } else { Ok(()) }
+    if written.is_empty() { Err(Error::Conflict.into()) } else { Ok(()) }
 }
 
-async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Written> {
+async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Vec<Row>> {
     let RecordKey { identity, kind } = &write.key;
     let [tenant, user, of, run] = parts(identity);
     let expected = saturating(write.expected.0);

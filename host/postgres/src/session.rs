@@ -52,14 +52,6 @@ pub(crate) struct Session {
     place: Option<OwnedSemaphorePermit>,
 }
 
-/// What came of a statement that wrote.
-pub(crate) struct Written {
-    /// What it returned.
-    pub(crate) rows: Vec<Row>,
-    /// How many rows it wrote, or returned if it is a query around what wrote.
-    pub(crate) count: u64,
-}
-
 impl Session {
     pub(crate) fn new(client: Object, runtime: Handle) -> Self {
         Self { client: Some(client), state: State::Idle, runtime, place: None }
@@ -153,20 +145,17 @@ impl Session {
     }
 
     /// Runs a statement that is a transaction by itself, and writes.
-    pub(crate) async fn commit_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Written> {
+    pub(crate) async fn commit_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Committing)?;
-        let mut count = None;
-        match query_watched(client, &statement, params, &mut count).await {
+        let mut executed = false;
+        match query_watched(client, &statement, params, &mut executed).await {
             // The server says that a statement is executed before it commits. As long as it hasn't, an error
             // that it sends is the statement's own, also where it takes the session with it.
-            Err(error) if error.as_db_error().is_none() || count.is_some() && leaves_commit_open(&error) => {
+            Err(error) if error.as_db_error().is_none() || executed && leaves_commit_open(&error) => {
                 self.lose(error)
             }
-            rows => {
-                let count = count.unwrap_or_default();
-                self.settle(rows.map(|rows| Written { rows, count }), State::Idle)
-            }
+            rows => self.settle(rows, State::Idle),
         }
     }
 
@@ -225,19 +214,19 @@ fn ready<'a>(
     }
 }
 
-/// A query that also tells of how many rows the server has said that it was executed.
+/// A query that also tells whether the server has said that it was executed.
 async fn query_watched(
     client: &Object,
     statement: &Statement,
     params: &Params<'_>,
-    count: &mut Option<u64>,
+    executed: &mut bool,
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
     let stream = client.query_raw(statement, params.iter().copied()).await?;
     pin_mut!(stream);
     let mut rows = Vec::new();
     loop {
         let next = stream.try_next().await;
-        *count = stream.rows_affected();
+        *executed = stream.rows_affected().is_some();
         match next? {
             Some(row) => rows.push(row),
             None => return Ok(rows),

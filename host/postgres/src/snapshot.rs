@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::first_read::{FirstRead, GET, GET_FIRST};
+use crate::first_read::{FirstRead, GET};
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
@@ -167,9 +167,10 @@ impl PostgresSnapshot {
     /// Reads the first row of an update.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
-        let rows = self.read_in(Reading::Alone, GET_FIRST, &[&namespace, &key, &now]).await?;
-        let first = self.first.insert(FirstRead::of(row, self.options.now, &rows)?);
-        Ok(first.stored.clone())
+        let rows = self.read_in(Reading::Alone, GET, &[&namespace, &key, &now]).await?;
+        let stored = rows.first().map(stored_value).transpose()?;
+        self.first = Some(FirstRead { row: row.clone(), stored: stored.clone(), now: self.options.now });
+        Ok(stored)
     }
 
     fn begin(&self) -> &'static str {

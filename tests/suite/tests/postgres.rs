@@ -48,6 +48,7 @@ fn main() {
         a_session_that_the_server_ends_is_unavailable_and_the_next_one_works,
         an_update_that_read_one_row_outlives_its_session,
         an_update_whose_first_row_was_changed_conflicts,
+        an_update_that_only_reads_has_the_server_write_nothing,
         updates_of_one_row_by_many_tasks_lose_nothing,
         blind_increments_by_many_tasks_never_fail,
         sixteen_hosts_that_open_one_fresh_schema_migrate_it_once,
@@ -286,6 +287,28 @@ async fn an_update_that_read_one_row_outlives_its_session(dsn: &str) -> Outcome 
 }
 
 /// Whatever happens to the row between the read and the commit is a conflict, and so it is where the update reads on.
+/// To draw a version is a write, for which a read would wait for the disk.
+async fn an_update_that_only_reads_has_the_server_write_nothing(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    let handle = handle(&store);
+    put(&handle, "a", "1").await.unwrap();
+    let client = connect(&dsn).await;
+    let drawn = async || {
+        let row = client.query_one("SELECT last_value FROM larder_commit_sequence", &[]).await.unwrap();
+        row.get::<_, i64>(0)
+    };
+    let before = drawn().await;
+    for _ in 0..3 {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        expect(update.get("n".into(), "a".into()).await.unwrap() == Some(b"1".to_vec()), "it reads the row")?;
+        update.commit().await.unwrap();
+    }
+    expect(drawn().await == before, "a version was drawn")?;
+    put(&handle, "a", "2").await.unwrap();
+    expect(drawn().await > before, "a write draws one")
+}
+
 async fn an_update_whose_first_row_was_changed_conflicts(dsn: &str) -> Outcome {
     let store = handle(&open(&schema(dsn).await).await);
     let deleted = async || {
