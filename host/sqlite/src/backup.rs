@@ -6,7 +6,7 @@
 //! transaction, so nothing could be read together with it.)
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use larder_core::backend::Version;
@@ -14,8 +14,8 @@ use larder_core::{Error, Result};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use crate::checkpoint::log_path;
 use crate::error::{Result as SqliteResult, SqliteError};
+use crate::location::with_suffix;
 use crate::readers::Readers;
 use crate::rows;
 use crate::writer::Writer;
@@ -40,7 +40,7 @@ pub(crate) fn backup(readers: &Arc<Readers>, writer: &Arc<Writer>, to: &Path) ->
         .map_err(|error| Error::unavailable("the file of a backup must be new, and can't be made", error))?;
     let copied = copy(&source.connection, writer, to, &file);
     if copied.is_err() {
-        for path in [to.to_path_buf(), log_path(to), shared_memory_path(to)] {
+        for path in [to.to_path_buf(), with_suffix(to, "-wal"), with_suffix(to, "-shm")] {
             // It may never have been made.
             drop(std::fs::remove_file(path));
         }
@@ -109,10 +109,4 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
         _ => File::open(".")?.sync_all(),
     }
-}
-
-fn shared_memory_path(path: &Path) -> PathBuf {
-    let mut shared_memory = path.as_os_str().to_os_string();
-    shared_memory.push("-shm");
-    PathBuf::from(shared_memory)
 }

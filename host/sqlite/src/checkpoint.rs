@@ -1,6 +1,5 @@
 //! Checkpoints, made beside the commits: on the committing connection they are half of an update's cost.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -30,24 +29,23 @@ const PASSES_MAX: usize = 4;
 /// have to wait for it.
 const LONG: i64 = 4;
 
-/// Watches the log of one database, until its writer or its connections are gone.
+/// Intervals without a commit after which the file is looked at all the same.
+const IDLE_INTERVALS: u32 = 10;
+
+/// Watches the file and the log of one database, until its writer or its connections are gone.
 async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
+    let mut idle_intervals = 0;
     loop {
         tokio::time::sleep(INTERVAL).await;
-        match writer.upgrade() {
-            None => return,
-            Some(writer) if !writer.take_dirty() => continue,
-            Some(_) => {}
-        }
-        let Some(readers) = readers.upgrade() else { return };
-        let bytes = std::fs::metadata(log_path(readers.path())).map_or(0, |file| file.len());
-        if bytes < MOVED_BYTES {
+        let Some((readers, writer)) = readers.upgrade().zip(writer.upgrade()) else { return };
+        let has_committed = writer.take_dirty();
+        idle_intervals = if has_committed { 0 } else { idle_intervals + 1 };
+        if !has_committed && idle_intervals % IDLE_INTERVALS != 0 {
             continue;
         }
-        let Some(writer) = writer.upgrade() else { return };
-        let checkpointed =
-            tokio::task::spawn_blocking(move || checkpoint(&readers, &writer, ANEW_PAGES)).await;
-        match checkpointed {
+        // The disk may take long to answer.
+        let looked = tokio::task::spawn_blocking(move || look(&readers, &writer, has_committed)).await;
+        match looked {
             Ok(Err(larder_core::Error::Closed)) => return,
             Ok(Err(error)) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -56,6 +54,16 @@ async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
             Ok(Ok(())) | Err(_) => {}
         }
     }
+}
+
+fn look(readers: &Arc<Readers>, writer: &Arc<Writer>, has_committed: bool) -> larder_core::Result<()> {
+    let location = readers.location();
+    location.check()?;
+    if !has_committed {
+        return Ok(());
+    }
+    let log_bytes = location.log_path().metadata().map_or(0, |file| file.len());
+    if log_bytes < MOVED_BYTES { Ok(()) } else { checkpoint(readers, writer, ANEW_PAGES) }
 }
 
 /// Moves the log, and has it begin anew where it has so many pages.
@@ -93,13 +101,6 @@ fn move_log(connection: &Connection) -> Result<Pass> {
     pass.map_err(SqliteError::from)
 }
 
-/// Where SQLite keeps what is not yet in the database.
-pub(crate) fn log_path(path: &Path) -> PathBuf {
-    let mut log = path.as_os_str().to_os_string();
-    log.push("-wal");
-    PathBuf::from(log)
-}
-
 /// Starts watching.
 pub(crate) fn spawn(readers: &Arc<Readers>, writer: &Arc<Writer>) {
     tokio::spawn(watch(Arc::downgrade(readers), Arc::downgrade(writer)));
@@ -107,18 +108,22 @@ pub(crate) fn spawn(readers: &Arc<Readers>, writer: &Arc<Writer>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::SqliteOptions;
-    use crate::connection;
+    use crate::location::{Location, with_suffix};
+    use crate::{SqliteOptions, connection};
 
     /// A database with a table, and a connection that writes to it.
     fn database(path: &Path) -> (Connection, Arc<Readers>, Arc<Writer>) {
         let options = SqliteOptions::default();
-        let mut connection = connection::open(path, options).unwrap();
+        let location = Arc::new(Location::resolve(path).unwrap());
+        let mut connection =
+            connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
         crate::migrate::migrate(&mut connection).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
-        let readers = Arc::new(Readers::new(path.to_path_buf(), options));
-        let writer = connection::open_writer(path, options).unwrap();
+        let readers = Arc::new(Readers::new(location.clone(), options));
+        let writer = connection::open_writer(&location, options).unwrap();
         let writer = Writer::new(writer, &readers, options.cache_bytes, false, None).unwrap();
         (connection, readers, writer)
     }
@@ -128,7 +133,7 @@ mod tests {
     }
 
     fn log_bytes(path: &Path) -> u64 {
-        std::fs::metadata(log_path(path)).unwrap().len()
+        std::fs::metadata(with_suffix(path, "-wal")).unwrap().len()
     }
 
     #[tokio::test]

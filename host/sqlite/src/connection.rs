@@ -1,13 +1,14 @@
 //! Connections, all set up alike.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use larder_core::Error;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{Result, SqliteError};
-use crate::{Durability, SqliteOptions};
+use crate::location::Location;
+use crate::{Durability, SqliteOptions, file};
 
 /// How long a connection waits for another process's lock.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,10 +22,10 @@ const PAGES_KIB: i64 = 2_000;
 /// A log that had become longer is cut off to this size when it begins anew.
 pub(crate) const LOG_BYTES_KEPT: u64 = 64 << 20;
 
-/// Opens the connection of a database's writer. The pages that it keeps stay valid while nobody else commits, so it need
-/// not read again what it changes; a reader's are worth nothing once somebody has committed.
-pub(crate) fn open_writer(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
-    let connection = open(path, options)?;
+/// Opens the connection of a database's writer, the first one of a store. The pages that it keeps stay valid while nobody
+/// else commits, so it need not read again what it changes; a reader's are worth nothing once somebody has committed.
+pub(crate) fn open_writer(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let connection = open_for_larder(location, options, BUSY_TIMEOUT)?;
     let kib = i64::try_from(options.cache_bytes / 4 / 1_024).unwrap_or(i64::MAX);
     // Negative numbers are KiB, positive ones pages.
     let size = -kib.clamp(PAGES_KIB, i32::MAX.into());
@@ -32,32 +33,102 @@ pub(crate) fn open_writer(path: &Path, options: SqliteOptions) -> larder_core::R
     Ok(connection)
 }
 
-/// Opens a connection that reads and writes.
-pub(crate) fn open(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
-    open_waiting(path, options, BUSY_TIMEOUT)
-}
-
-/// Opens a connection that reads and writes, and waits for others as long as it is told.
-pub(crate) fn open_waiting(
-    path: &Path,
+/// Opens the first connection to a database of larder. It creates the file if the options say so. A database that is not
+/// larder's is refused before anything of it is changed.
+pub(crate) fn open_for_larder(
+    location: &Location,
     options: SqliteOptions,
     wait: Duration,
 ) -> larder_core::Result<Connection> {
-    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    flags.set(OpenFlags::SQLITE_OPEN_CREATE, options.create);
-    let connection = Connection::open_with_flags(path, flags).map_err(SqliteError::from)?;
+    let mut connection = open_first(location, options, wait)?;
+    keep_as_found(&connection, true)?;
+    file::check_belongs(&connection, options)?;
+    keep_as_found(&connection, false)?;
+    set_up(&connection, options, wait)?;
+    distrust_schema(&connection)?;
+    file::mark(&mut connection)?;
+    Ok(connection)
+}
+
+/// Opens the first connection to a platform's own database, which may hold anything.
+pub(crate) fn open_for_platform(
+    location: &Location,
+    options: SqliteOptions,
+    wait: Duration,
+) -> larder_core::Result<Connection> {
+    let connection = open_first(location, options, wait)?;
     set_up(&connection, options, wait)?;
     Ok(connection)
 }
 
-/// Opens a file that is there, to look at it: not even the mode of its log is changed.
-pub(crate) fn open_existing(path: &Path, wait: Duration) -> Result<Connection> {
-    // A read-only connection would leave the files of the log behind.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    wait_for_locks(&connection, wait)?;
-    connection.pragma_update(None, "query_only", true)?;
+/// Opens a further connection to a database of larder, which reads and writes.
+pub(crate) fn open(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let connection = open_file(location, false)?;
+    set_up(&connection, options, BUSY_TIMEOUT)?;
+    distrust_schema(&connection)?;
     Ok(connection)
+}
+
+/// Opens a further connection, which only reads.
+pub(crate) fn open_reader(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
+    let connection = open(location, options)?;
+    connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
+    Ok(connection)
+}
+
+/// Opens a file that is there, to look at it: not even the mode of its log is changed.
+pub(crate) fn open_existing(location: &Location, wait: Duration) -> larder_core::Result<Connection> {
+    // A read-only connection would leave the files of the log behind.
+    let connection = open_file(location, false)?;
+    wait_for_locks(&connection, wait)?;
+    connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
+    Ok(connection)
+}
+
+fn open_first(
+    location: &Location,
+    options: SqliteOptions,
+    wait: Duration,
+) -> larder_core::Result<Connection> {
+    let connection = open_file(location, options.create)?;
+    wait_for_locks(&connection, wait)?;
+    Ok(connection)
+}
+
+fn open_file(location: &Location, create: bool) -> larder_core::Result<Connection> {
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
+    let connection = match Connection::open_with_flags(location.path(), flags) {
+        Ok(connection) => connection,
+        Err(error) => {
+            // There may be no file any more.
+            location.check()?;
+            return Err(SqliteError::from(error).into());
+        }
+    };
+    location.admit(&connection)?;
+    Ok(connection)
+}
+
+/// Keeps the end of this connection from moving the log of another application into its database.
+fn keep_as_found(connection: &Connection, keep: bool) -> Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep)?;
+    Ok(())
+}
+
+/// A database may come from elsewhere: nothing that is stored in its schema runs in this process. Larder has no trigger and
+/// no view of its own.
+fn distrust_schema(connection: &Connection) -> Result<()> {
+    let settings = [
+        (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+    ];
+    for (setting, value) in settings {
+        connection.set_db_config(setting, value)?;
+    }
+    Ok(())
 }
 
 /// How long a connection waits for others' locks.
@@ -71,13 +142,6 @@ pub(crate) fn wait_for_locks(connection: &Connection, wait: Duration) -> Result<
 pub(crate) fn checkpoint_by_itself(connection: &Connection) -> Result<()> {
     const PAGES: i64 = 1_000;
     Ok(connection.pragma_update(None, "wal_autocheckpoint", PAGES)?)
-}
-
-/// Opens a connection that only reads.
-pub(crate) fn open_reader(path: &Path, options: SqliteOptions) -> larder_core::Result<Connection> {
-    let connection = open(path, options)?;
-    connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
-    Ok(connection)
 }
 
 fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> larder_core::Result<()> {
@@ -124,15 +188,19 @@ mod tests {
     #[test]
     fn every_connection_has_the_same_settings() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.db");
+        let location = Location::resolve(&folder.path().join("a.db")).unwrap();
         let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
-        for connection in [open(&path, options).unwrap(), open_reader(&path, options).unwrap()] {
+        let writer = open_writer(&location, options).unwrap();
+        for connection in
+            [writer, open(&location, options).unwrap(), open_reader(&location, options).unwrap()]
+        {
             let setting =
                 |name: &str| -> i64 { connection.pragma_query_value(None, name, |row| row.get(0)).unwrap() };
             assert_eq!(setting("busy_timeout"), 5_000);
             assert_eq!(setting("foreign_keys"), 1);
             assert_eq!(setting("synchronous"), 2);
             assert_eq!(setting("wal_autocheckpoint"), 0);
+            assert_eq!(setting("trusted_schema"), 0);
         }
     }
 
@@ -141,7 +209,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (cache_bytes, kib) in [(64 << 20, 16 << 10), (0, 2_000), (u64::MAX, i64::from(i32::MAX))] {
             let options = SqliteOptions { cache_bytes, ..SqliteOptions::default() };
-            let writer = open_writer(&folder.path().join("a.db"), options).unwrap();
+            let writer =
+                open_writer(&Location::resolve(&folder.path().join("a.db")).unwrap(), options).unwrap();
             let size: i64 = writer.pragma_query_value(None, "cache_size", |row| row.get(0)).unwrap();
             assert_eq!(size, -kib);
         }
@@ -152,6 +221,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         std::fs::write(&path, [b'x'; 4_096]).unwrap();
-        assert!(matches!(open(&path, SqliteOptions::default()), Err(Error::Corrupt(_))));
+        let location = Location::resolve(&path).unwrap();
+        assert!(matches!(open_writer(&location, SqliteOptions::default()), Err(Error::Corrupt(_))));
     }
 }

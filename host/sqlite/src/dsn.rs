@@ -14,7 +14,8 @@ use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 /// Opens `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
 ///
 /// The part behind `?` holds options; a `?` or `%` of the path itself is written `%3F` or `%25`. A file that isn't there
-/// is made, unless `?create=no` is said; its folder must be there. `cache_bytes` is [`SqliteOptions::cache_bytes`].
+/// is made, unless `?create=no` is said; its folder must be there. `cache_bytes` is [`SqliteOptions::cache_bytes`],
+/// `other_tables` is [`SqliteOptions::other_tables`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SqliteDriver;
 
@@ -83,12 +84,15 @@ fn parse_options(query: &str) -> Result<SqliteOptions> {
             "durability=full" => options.durability = Durability::Full,
             "create=yes" => options.create = true,
             "create=no" => options.create = false,
+            "other_tables=yes" => options.other_tables = true,
+            "other_tables=no" => options.other_tables = false,
             _ => match option.strip_prefix("cache_bytes=").map(str::parse) {
                 Some(Ok(bytes)) => options.cache_bytes = bytes,
                 _ => {
                     return Err(Error::invalid_argument(format!(
                         "unknown option {option:?} of a SQLite store; there are `durability=normal`, \
-                         `durability=full`, `create=yes`, `create=no` and `cache_bytes=NUMBER`"
+                         `durability=full`, `create=yes`, `create=no`, `other_tables=yes`, `other_tables=no` and \
+                         `cache_bytes=NUMBER`"
                     )));
                 }
             },

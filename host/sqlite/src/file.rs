@@ -1,27 +1,28 @@
-//! Whether a file is an intact database of larder.
+//! Whether a file is a database of larder, and intact.
+//!
+//! All of it is asked through SQLite. Whoever opens a database file by other means and closes it again drops every POSIX
+//! lock that this process has on the file, and the next process takes the write-ahead log away.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use larder_core::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use crate::checkpoint::log_path;
-use crate::error::Result as SqliteResult;
+use crate::error::{Result as SqliteResult, SqliteError};
+use crate::location::Location;
+use crate::{SqliteOptions, migrate};
 
 /// Says in the header of a database that it is larder's: `LRDR`.
 const APPLICATION_ID: i32 = 0x4c52_4452;
 
-/// What every database of SQLite begins with.
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// Bytes of the header with which every database of SQLite begins.
+const HEADER_BYTES: u64 = 100;
 
-/// Bytes of the header.
-const HEADER_BYTES: usize = 100;
-
-/// Marks a database that holds nothing yet as larder's. What an earlier release or somebody else made stays as it is.
+/// Marks a database that holds nothing yet as larder's. Every other database stays as it is.
 pub(crate) fn mark(connection: &mut Connection) -> Result<()> {
     if is_fresh(connection)? {
         mark_fresh(connection)?;
@@ -68,10 +69,122 @@ fn application_id(connection: &Connection) -> SqliteResult<i32> {
     Ok(connection.pragma_query_value(None, "application_id", |row| row.get(0))?)
 }
 
+/// Why a database is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotLarders {
+    /// Its header says so.
+    #[error(
+        "the database belongs to another application (its application_id is {0:#010x}, larder's is {APPLICATION_ID:#010x}); \
+         check the path"
+    )]
+    Application(i32),
+    /// It holds tables, and none of them is larder's ledger.
+    #[error(
+        "the database holds other tables ({0:?} among them) and none of larder's; check the path, or allow larder's \
+         tables beside them with `other_tables`"
+    )]
+    OtherTables(String),
+    /// One of larder's names is taken.
+    #[error("the database holds {0:?}, a name of larder's, which larder did not create; check the path")]
+    TakenName(String),
+}
+
+impl From<NotLarders> for Error {
+    fn from(refusal: NotLarders) -> Self {
+        Self::other(refusal.to_string())
+    }
+}
+
+/// Refuses a database that is not larder's and must not become it. It reads, and changes nothing.
+///
+/// # Errors
+/// [`Error::Other`] says whose it is, [`Error::Corrupt`] that it is not a database.
+pub(crate) fn check_belongs(connection: &Connection, options: SqliteOptions) -> Result<()> {
+    if has_ledger(connection)? {
+        return Ok(());
+    }
+    match application_id(connection)? {
+        0 | APPLICATION_ID => {}
+        other => return Err(NotLarders::Application(other).into()),
+    }
+    let names = names(connection)?;
+    if let Some(taken) = names.iter().find(|name| is_larders_name(name)) {
+        return Err(NotLarders::TakenName(taken.clone()).into());
+    }
+    match names.into_iter().next() {
+        Some(other) if !options.other_tables && application_id(connection)? == 0 => {
+            Err(NotLarders::OtherTables(other).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The names of all tables, views and indexes that someone has made.
+fn names(connection: &Connection) -> SqliteResult<Vec<String>> {
+    let mut statement = connection.prepare(
+        "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid",
+    )?;
+    let names = statement.query_map([], |row| row.get(0))?;
+    Ok(names.collect::<rusqlite::Result<_>>()?)
+}
+
+/// SQLite compares names without regard to the case of ASCII letters.
+fn is_larders_name(name: &str) -> bool {
+    name.get(..LARDERS_PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(LARDERS_PREFIX))
+}
+
+const LARDERS_PREFIX: &str = "larder_";
+
+/// Refuses a database with a table or an index under one of larder's names that larder did not create: its rules would not
+/// be those that larder relies on. The schema is up to date. The ledger is the migrator's own concern.
+///
+/// # Errors
+/// [`Error::Corrupt`] names the table or index.
+pub(crate) fn check_tables(connection: &Connection) -> Result<()> {
+    let found = definitions(connection)?;
+    for (name, expected) in expected_definitions()? {
+        if found.get(name) != Some(expected) {
+            return Err(Error::Corrupt(format!(
+                "the file is no intact database of larder: its {name:?} is not the one that larder creates"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What larder's own steps create.
+fn expected_definitions() -> Result<&'static BTreeMap<String, Definition>> {
+    static EXPECTED: OnceLock<BTreeMap<String, Definition>> = OnceLock::new();
+    if let Some(expected) = EXPECTED.get() {
+        return Ok(expected);
+    }
+    let mut connection = Connection::open_in_memory().map_err(SqliteError::from)?;
+    migrate::migrate(&mut connection)?;
+    let mut expected = definitions(&connection)?;
+    expected.remove(LEDGER);
+    Ok(EXPECTED.get_or_init(|| expected))
+}
+
+/// The kind of a table or index, the table that it belongs to, and its SQL.
+type Definition = (String, String, Option<String>);
+
+/// Everything under larder's names. Blanks don't count: a file of steps may have been checked out with other line ends.
+fn definitions(connection: &Connection) -> SqliteResult<BTreeMap<String, Definition>> {
+    let mut statement = connection.prepare("SELECT name, type, tbl_name, sql FROM sqlite_schema")?;
+    let rows = statement.query_map([], |row| {
+        let sql: Option<String> = row.get(3)?;
+        let sql = sql.map(|sql| sql.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
+        Ok((row.get(0)?, (row.get(1)?, row.get(2)?, sql)))
+    })?;
+    let definitions = rows.collect::<rusqlite::Result<BTreeMap<String, Definition>>>()?;
+    Ok(definitions.into_iter().filter(|(name, _)| is_larders_name(name)).collect())
+}
+
 /// Checks a file, on this thread.
 pub(crate) fn verify(path: &Path) -> Result<()> {
-    check_header(path)?;
-    let connection = open(path)?;
+    let location = Location::resolve(path)?;
+    check_length(&location)?;
+    let connection = open(&location)?;
     match application_id(&connection)? {
         APPLICATION_ID => {}
         // Earlier releases set none.
@@ -85,41 +198,38 @@ pub(crate) fn verify(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_header(path: &Path) -> Result<()> {
+/// SQLite takes an empty file for an empty database.
+fn check_length(location: &Location) -> Result<()> {
     let unreadable = |error| Error::unavailable("the database file can't be read", error);
-    let mut header = [0; HEADER_BYTES];
-    match File::open(path).map_err(unreadable)?.read_exact(&mut header) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            return Err(corrupt("it is shorter than a database's header"));
-        }
-        Err(error) => return Err(unreadable(error)),
-    }
-    if header.starts_with(MAGIC) { Ok(()) } else { Err(corrupt("it does not begin as a SQLite database")) }
+    let length = location.path().metadata().map_err(unreadable)?.len();
+    if length < HEADER_BYTES { Err(corrupt("it is shorter than a database's header")) } else { Ok(()) }
 }
 
 /// Without a log beside it the file is all there is, and is looked at without leaving anything behind. With one, opening it
 /// takes what was committed out of the log first.
-fn open(path: &Path) -> SqliteResult<Connection> {
+fn open(location: &Location) -> Result<Connection> {
+    let path = location.path();
     let no_mutex = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = match path.to_str() {
-        Some(text) if !log_path(path).exists() => {
+        Some(text) if !location.log_path().exists() => {
             let uri = format!("file:{}?immutable=1", utf8_percent_encode(text, UNRESERVED));
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | no_mutex;
-            Connection::open_with_flags(uri, flags)?
+            Connection::open_with_flags(uri, flags)
         }
-        _ => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | no_mutex)?,
+        _ => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | no_mutex),
     };
-    connection.busy_timeout(Duration::from_secs(5))?;
+    let connection = connection.map_err(SqliteError::from)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(SqliteError::from)?;
     Ok(connection)
 }
 
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
+const LEDGER: &str = "larder_migrations";
+
 fn has_ledger(connection: &Connection) -> SqliteResult<bool> {
-    let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'larder_migrations'";
-    let tables: u64 = connection.query_row(sql, [], |row| row.get(0))?;
-    Ok(tables > 0)
+    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)";
+    Ok(connection.query_row(sql, [LEDGER], |row| row.get(0))?)
 }
 
 /// SQLite answers with one row that says `ok`, or with what is wrong.

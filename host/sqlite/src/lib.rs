@@ -27,6 +27,7 @@ mod dsn;
 mod error;
 mod file;
 mod journal;
+mod location;
 mod migrate;
 mod migrator;
 mod readers;
@@ -57,6 +58,7 @@ pub use rusqlite;
 
 pub use backup::BackupInfo;
 pub use dsn::SqliteDriver;
+use location::Location;
 pub use migrator::SqliteMigrator;
 use readers::Readers;
 use snapshot::SqliteSnapshot;
@@ -81,6 +83,9 @@ pub struct SqliteOptions {
     pub durability: Durability,
     /// Whether a file that isn't there is made.
     pub create: bool,
+    /// Whether larder's tables may be added to a database that holds other tables already, as a platform's own. Without
+    /// it such a database is refused, as the path is most likely wrong. Tables that are added later are never a reason.
+    pub other_tables: bool,
     /// How many bytes of committed rows are kept in memory, about; 0 for none. They are found several times faster than
     /// in the file. A quarter of it is for ranges that were scanned. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
     /// again, and 2 MB at least, are pages of the file that commits change.
@@ -94,7 +99,12 @@ impl SqliteOptions {
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self { durability: Durability::Normal, create: true, cache_bytes: Self::CACHE_BYTES }
+        Self {
+            durability: Durability::Normal,
+            create: true,
+            other_tables: false,
+            cache_bytes: Self::CACHE_BYTES,
+        }
     }
 }
 
@@ -120,8 +130,14 @@ impl Sqlite {
     /// within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the file can't be opened, [`Error::Corrupt`] where it is no database, and
-    /// [`Error::Other`] where a newer release of larder has migrated it.
+    /// - [`Error::InvalidArgument`] if the path is empty or `:memory:`.
+    /// - [`Error::Unavailable`] if the file can't be opened.
+    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names is not larder's.
+    /// - [`Error::Other`] if the database belongs to another application (see [`SqliteOptions::other_tables`]), or a
+    ///   newer release of larder has migrated it.
+    ///
+    /// The path is resolved once: symlinks are followed and the working directory counts as it is now. If the file is
+    /// moved, removed or replaced while it is open, every later call gets [`Error::Unavailable`].
     pub async fn open(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
         Self::open_in(path.into(), options, None, Keeping::Plain).await
     }
@@ -180,20 +196,21 @@ impl Sqlite {
         keeping: Keeping,
     ) -> Result<Self> {
         let positioned = !matches!(keeping, Keeping::Plain);
-        let opened = path.clone();
-        let (connection, positioned) = blocking(move || {
-            let mut connection = connection::open_writer(&opened, options)?;
-            file::mark(&mut connection)?;
+        let (location, connection, positioned) = blocking(move || {
+            let location = Location::resolve(&path)?;
+            let mut connection = connection::open_writer(&location, options)?;
             migrate::migrate(&mut connection)?;
+            file::check_tables(&connection)?;
             let positioned = file::is_positioned(&connection, positioned)?;
-            Ok((connection, positioned))
+            location.check()?;
+            Ok((Arc::new(location), connection, positioned))
         })
         .await?;
         let journal = match keeping {
             Keeping::Plain | Keeping::Positioned => None,
             Keeping::Journaled(journal) => Some(journal),
         };
-        let readers = Arc::new(Readers::new(path, options));
+        let readers = Arc::new(Readers::new(location, options));
         let writer = Writer::new(connection, &readers, options.cache_bytes, positioned, journal)?;
         checkpoint::spawn(&readers, &writer);
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
@@ -281,8 +298,7 @@ impl Sqlite {
         if let Some(failure) = self.writer.journal_failure() {
             return Err(failure);
         }
-        let log = checkpoint::log_path(self.readers.path());
-        match log.try_exists() {
+        match self.readers.location().log_path().try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::Unavailable {
                 reason: "the database's log could not be moved into it: somebody else has it open"
@@ -308,7 +324,10 @@ impl Sqlite {
     }
 
     fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        self.readers.location().check_found()
     }
 }
 
@@ -354,6 +373,9 @@ impl Backend for Sqlite {
     }
 
     async fn ping(&self) -> Result<()> {
+        self.check_open()?;
+        let readers = self.readers.clone();
+        blocking(move || readers.location().check()).await?;
         self.read(rows::last_version).await.map(drop)
     }
 

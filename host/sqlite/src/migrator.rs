@@ -15,6 +15,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Result as SqliteResult, SqliteError};
+use crate::location::Location;
 use crate::{SqliteOptions, connection};
 
 /// Brings a platform's own tables in a SQLite file up to date, beside those of larder.
@@ -67,8 +68,10 @@ pub struct SqliteMigrator {
 impl SqliteMigrator {
     /// A runner for the steps of one ledger in a database file. Nothing is opened yet.
     pub fn new(path: impl Into<PathBuf>, steps: StepSet, ledger: Ledger) -> Self {
-        let options = SqliteOptions::default();
-        Self { path: path.into(), steps: Arc::new(steps), ledger, options, lock_wait: LOCK_WAIT }
+        let (path, options) = (path.into(), SqliteOptions::default());
+        // The working directory may be another one by the time that it is used.
+        let path = std::path::absolute(&path).unwrap_or(path);
+        Self { path, steps: Arc::new(steps), ledger, options, lock_wait: LOCK_WAIT }
     }
 
     /// How the file is opened: whether it is made, and what a step survives.
@@ -97,7 +100,7 @@ impl SqliteMigrator {
             if is_missing(&this.path)? {
                 return Ok(Status::of(&this.steps, Vec::new())?);
             }
-            let connection = connection::open_existing(&this.path, this.lock_wait)?;
+            let connection = connection::open_existing(&Location::resolve(&this.path)?, this.lock_wait)?;
             Ok(Status::of(&this.steps, applied(&connection, &this.ledger)?)?)
         })
         .await
@@ -118,8 +121,7 @@ impl SqliteMigrator {
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
         let this = self.clone();
         blocking(move || {
-            let mut connection = connection::open_waiting(&this.path, this.options, this.lock_wait)
-                .map_err(|error| in_lock(error, this.lock_wait))?;
+            let mut connection = this.connect().map_err(|error| in_lock(error, this.lock_wait))?;
             up(&mut connection, &this.steps, &this.ledger, this.lock_wait)
         })
         .await
@@ -137,11 +139,21 @@ impl SqliteMigrator {
     ) -> Result<T> {
         let this = self.clone();
         crate::blocking(move || {
-            let mut connection = connection::open_waiting(&this.path, this.options, this.lock_wait)?;
+            let mut connection = this.connect()?;
             connection::checkpoint_by_itself(&connection)?;
             Ok(work(&mut connection))
         })
         .await
+    }
+
+    /// A platform's database may hold anything. Larder's own tables are only added to a database that is larder's.
+    fn connect(&self) -> Result<Connection> {
+        let location = Location::resolve(&self.path)?;
+        if self.ledger == Ledger::larder() {
+            connection::open_for_larder(&location, self.options, self.lock_wait)
+        } else {
+            connection::open_for_platform(&location, self.options, self.lock_wait)
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Connections for snapshots, used again.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::SqliteError;
+use crate::location::Location;
 use crate::{SqliteOptions, connection, rows};
 
 /// Snapshots that one store has open at once; a further one waits. Each is a connection with three files.
@@ -23,7 +23,7 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The connections of one store, its writer's aside.
 pub(crate) struct Readers {
-    path: PathBuf,
+    location: Arc<Location>,
     options: SqliteOptions,
     permits: Arc<Semaphore>,
     pool: Mutex<Pool>,
@@ -39,13 +39,13 @@ struct Pool {
 }
 
 impl Readers {
-    pub(crate) fn new(path: PathBuf, options: SqliteOptions) -> Self {
+    pub(crate) fn new(location: Arc<Location>, options: SqliteOptions) -> Self {
         let permits = Arc::new(Semaphore::new(READERS_MAX));
-        Self { path, options, permits, pool: Mutex::default(), gone: Notify::new() }
+        Self { location, options, permits, pool: Mutex::default(), gone: Notify::new() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
     }
 
     /// A connection, outside of a transaction.
@@ -69,7 +69,7 @@ impl Readers {
         };
         let connection = match idle {
             Some(connection) => connection,
-            None => connection::open_reader(&self.path, self.options)?,
+            None => connection::open_reader(&self.location, self.options)?,
         };
         Ok(Reader { connection: Some(connection), in_use, _permit: permit })
     }
@@ -77,7 +77,7 @@ impl Readers {
     /// A connection of its own, for work on the whole file that must not wait for readers.
     pub(crate) fn open_beside(self: &Arc<Self>) -> Result<Beside> {
         let in_use = self.enter(&mut self.lock())?;
-        Ok(Beside { connection: connection::open(&self.path, self.options)?, _in_use: in_use })
+        Ok(Beside { connection: connection::open(&self.location, self.options)?, _in_use: in_use })
     }
 
     /// Refuses new readers, and drops the idle ones.

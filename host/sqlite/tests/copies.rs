@@ -256,7 +256,7 @@ async fn what_is_no_intact_database_of_larder_is_corrupt() {
     std::fs::write(&case, &bytes[..50]).unwrap();
     assert!(reason(&case).await.contains("shorter than a database's header"));
     std::fs::write(&case, [b'x'; 9_000]).unwrap();
-    assert!(reason(&case).await.contains("does not begin as a SQLite database"));
+    assert!(reason(&case).await.contains("no intact SQLite database"));
     // Cut in half, in the middle of a page and between two, and with only the header left.
     for length in [bytes.len() / 2 / 4_096 * 4_096, bytes.len() / 2 + 100, 4_096, 100] {
         std::fs::write(&case, &bytes[..length]).unwrap();

@@ -53,8 +53,7 @@ impl FolderStore {
     /// # Errors
     /// Where the folder can't be made.
     pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
-        let folder = folder.into();
-        let store = Self { folder: Arc::new(folder) };
+        let store = Self::at(folder.into())?;
         for own in [store.temporary_folder(), store.lock_folder()] {
             make_folder(&own)?;
         }
@@ -67,11 +66,16 @@ impl FolderStore {
     /// # Errors
     /// Where it isn't there, or is no folder of this store.
     pub fn open_existing(folder: impl Into<PathBuf>) -> io::Result<Self> {
-        let store = Self { folder: Arc::new(folder.into()) };
+        let store = Self::at(folder.into())?;
         for own in [store.temporary_folder(), store.lock_folder()] {
             fs::metadata(own)?;
         }
         Ok(store)
+    }
+
+    /// The working directory counts as it is now, wherever the process goes later.
+    fn at(folder: PathBuf) -> io::Result<Self> {
+        Ok(Self { folder: Arc::new(std::path::absolute(folder)?) })
     }
 
     fn temporary_folder(&self) -> PathBuf {

@@ -94,7 +94,16 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SqliteOptions, connection};
+    use crate::SqliteOptions;
+    use crate::connection::{BUSY_TIMEOUT, open, open_for_larder};
+    use crate::location::Location;
+
+    fn connections(path: &std::path::Path) -> (Connection, Connection) {
+        let location = Location::resolve(path).unwrap();
+        let options = SqliteOptions::default();
+        let first = open_for_larder(&location, options, BUSY_TIMEOUT).unwrap();
+        (first, open(&location, options).unwrap())
+    }
 
     fn index(connection: &Connection) -> LogIndex {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap();
@@ -105,12 +114,10 @@ mod tests {
     #[test]
     fn a_commit_of_any_connection_moves_the_mark_by_one_and_a_read_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.db");
-        let ours = connection::open(&path, SqliteOptions::default()).unwrap();
+        let (ours, theirs) = connections(&folder.path().join("a.db"));
         ours.execute_batch("CREATE TABLE t (x)").unwrap();
         let index = index(&ours);
         let before = index.mark().unwrap();
-        let theirs = connection::open(&path, SqliteOptions::default()).unwrap();
         theirs.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(index.mark().unwrap(), before);
         for connection in [&ours, &theirs] {
@@ -127,7 +134,7 @@ mod tests {
     #[test]
     fn a_log_that_begins_anew_is_no_commit_and_the_next_one_is() {
         let folder = tempfile::tempdir().unwrap();
-        let ours = connection::open(&folder.path().join("a.db"), SqliteOptions::default()).unwrap();
+        let (ours, _theirs) = connections(&folder.path().join("a.db"));
         ours.execute_batch("CREATE TABLE t (x)").unwrap();
         let index = index(&ours);
         let before = index.mark().unwrap();

@@ -403,17 +403,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::location::Location;
     use crate::{SqliteOptions, connection};
 
     /// A cache, with a connection of its own process and one of another.
     fn cache(folder: &std::path::Path) -> (Cache, Connection, Connection) {
-        let path = folder.join("a.db");
+        let location = Arc::new(Location::resolve(&folder.join("a.db")).unwrap());
         let options = SqliteOptions::default();
-        let mut ours = connection::open(&path, options).unwrap();
+        let mut ours = connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
         crate::migrate::migrate(&mut ours).unwrap();
         statements::last_version(&ours).unwrap();
-        let theirs = connection::open(&path, options).unwrap();
-        let readers = Arc::new(Readers::new(path, options));
+        let theirs = connection::open(&location, options).unwrap();
+        let readers = Arc::new(Readers::new(location, options));
         // SAFETY: it has just read, and the tests keep it as long as the cache.
         let cache = unsafe { Cache::new(readers, &ours, 1 << 20) }.unwrap().unwrap();
         (cache, ours, theirs)

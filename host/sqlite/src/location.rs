@@ -1,0 +1,257 @@
+//! Where a database lies: resolved once, so that every connection, the write-ahead log and every check mean one file.
+//!
+//! A path can come to mean another file while a store is open: a process changes its working directory, a symlink is
+//! turned, a file is renamed, removed or replaced. Connections to two files under one store would read from one and
+//! commit to the other. So each connection is opened by one absolute path, and is checked against the file that the
+//! first one opened. Once the path means another file, or the log is gone, the store refuses all further work.
+
+use std::ffi::c_int;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use larder_core::{Error, Result};
+use rusqlite::{Connection, ffi};
+
+/// How many symlinks are followed to a file that does not exist yet, as many as Linux follows.
+const SYMLINKS_MAX: usize = 40;
+
+/// The file of one database, for as long as a store has it open.
+#[derive(Debug)]
+pub(crate) struct Location {
+    path: PathBuf,
+    log_path: PathBuf,
+    /// The file that the first connection opened.
+    database: OnceLock<Identity>,
+    /// Its write-ahead log, once a connection has made it. SQLite keeps it until the last connection closes.
+    log: OnceLock<Identity>,
+    /// It stays lost: commits made in between went to a file that nobody finds.
+    is_lost: AtomicBool,
+}
+
+/// Which file it is, whatever its name. While a connection has the file open, no other file gets the same identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    number: u64,
+}
+
+impl Location {
+    /// Resolves a path: symlinks are followed, and the working directory counts as it is now.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the path is empty or SQLite's name for a database in memory, and
+    /// [`Error::Unavailable`] if its folder cannot be found.
+    pub(crate) fn resolve(path: &Path) -> Result<Self> {
+        if path.as_os_str().is_empty() || path == Path::new(":memory:") {
+            return Err(Error::invalid_argument(format!(
+                "cannot open the SQLite database {path:?}: it is not the path of a file; \
+                 for a private database use `Sqlite::open_private` or `sqlite::memory:`"
+            )));
+        }
+        let path = canonical(path)
+            .map_err(|error| Error::unavailable("the folder of the database file cannot be found", error))?;
+        let log_path = with_suffix(&path, "-wal");
+        Ok(Self {
+            path,
+            log_path,
+            database: OnceLock::new(),
+            log: OnceLock::new(),
+            is_lost: AtomicBool::new(false),
+        })
+    }
+
+    /// The absolute path, without symlinks.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The write-ahead log that belongs to the path.
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.log_path
+    }
+
+    /// Checks a connection that was just opened: it must have the same file open as the first one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the path means another file by now.
+    pub(crate) fn admit(&self, connection: &Connection) -> Result<()> {
+        let found = identity(&self.path).map_err(unreadable)?;
+        let expected = *self.database.get_or_init(|| found.unwrap_or(Identity::UNKNOWN));
+        // Both are asked, as the file may be replaced between the two looks.
+        if found != Some(expected) || has_moved(connection) {
+            return Err(self.lose());
+        }
+        Ok(())
+    }
+
+    /// Looks whether the path still means the file that is open, and whether its log is still there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if not, now and ever after.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_found()?;
+        let is_same = |path: &Path, expected: &OnceLock<Identity>| match expected.get() {
+            Some(expected) => Ok(identity(path).map_err(unreadable)? == Some(*expected)),
+            None => Ok::<_, Error>(true),
+        };
+        if self.log.get().is_none()
+            && let Some(log) = identity(&self.log_path).map_err(unreadable)?
+        {
+            // Another thread may have been first, and found the same.
+            let _ = self.log.set(log);
+        }
+        match is_same(&self.path, &self.database)? && is_same(&self.log_path, &self.log)? {
+            true => Ok(()),
+            false => Err(self.lose()),
+        }
+    }
+
+    /// The same as far as it was noticed already. It costs next to nothing.
+    pub(crate) fn check_found(&self) -> Result<()> {
+        if self.is_lost.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
+    }
+
+    fn lose(&self) -> Error {
+        if !self.is_lost.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                path = %self.path.display(),
+                "the database file was moved, removed or replaced while it was open; the store refuses further work"
+            );
+        }
+        lost()
+    }
+}
+
+/// The text reaches guests, so it names no path; the log does.
+fn lost() -> Error {
+    Error::Unavailable {
+        reason:
+            "the database file, or its write-ahead log, was moved, removed or replaced while it was open; \
+                 put it back and open the store again"
+                .to_string(),
+        cause: None,
+    }
+}
+
+fn unreadable(error: io::Error) -> Error {
+    Error::unavailable("the folder of the database file cannot be read", error)
+}
+
+impl Identity {
+    /// Of a system that does not tell files apart by number: all are the same.
+    const UNKNOWN: Self = Self { device: 0, number: 0 };
+}
+
+/// Which file a path means; `None` if there is none.
+#[cfg(unix)]
+fn identity(path: &Path) -> io::Result<Option<Identity>> {
+    use std::os::unix::fs::MetadataExt;
+    match path.metadata() {
+        Ok(file) => Ok(Some(Identity { device: file.dev(), number: file.ino() })),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path) -> io::Result<Option<Identity>> {
+    Ok(path.try_exists()?.then_some(Identity::UNKNOWN))
+}
+
+/// Whether the file that a connection has open is no longer the one at the path by which it was opened.
+fn has_moved(connection: &Connection) -> bool {
+    let mut moved: c_int = 0;
+    // SAFETY: the handle is valid while `connection` is borrowed; this operation writes one number.
+    let code = unsafe {
+        ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_HAS_MOVED,
+            (&raw mut moved).cast(),
+        )
+    };
+    // A VFS that cannot tell answers with another code.
+    code == ffi::SQLITE_OK && moved != 0
+}
+
+/// The absolute path without symlinks, of a file that need not exist.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_path_buf();
+    for _ in 0..SYMLINKS_MAX {
+        match path.canonicalize() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            resolved => return resolved,
+        }
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        match path.read_link() {
+            // It leads to a file that does not exist yet, from the symlink's folder.
+            Ok(target) => path = folder.join(target),
+            Err(_) => {
+                let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+                return Ok(folder.canonicalize()?.join(name));
+            }
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
+}
+
+/// The path with something behind its last name, as SQLite names the files beside a database.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_symlink_is_followed_whether_or_not_its_target_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("data")).unwrap();
+        symlink("data/real.db", root.join("link.db")).unwrap();
+        symlink("link.db", root.join("second.db")).unwrap();
+        for _ in 0..2 {
+            let location = Location::resolve(&root.join("second.db")).unwrap();
+            assert_eq!(location.path(), root.join("data/real.db"));
+            assert_eq!(location.log_path(), root.join("data/real.db-wal"));
+            std::fs::write(root.join("data/real.db"), b"").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_path_that_names_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        symlink("loop.db", folder.path().join("loop.db")).unwrap();
+        assert!(matches!(Location::resolve(Path::new("")), Err(Error::InvalidArgument(_))));
+        assert!(matches!(Location::resolve(Path::new(":memory:")), Err(Error::InvalidArgument(_))));
+        for path in ["loop.db", "nowhere/a.db"] {
+            let found = Location::resolve(&folder.path().join(path));
+            assert!(matches!(found, Err(Error::Unavailable { .. })), "{path}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_to_another_file_is_not_admitted_and_the_location_stays_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("a.db"), folder.path().join("aside.db"));
+        let location = Location::resolve(&path).unwrap();
+        let first = Connection::open(&path).unwrap();
+        location.admit(&first).unwrap();
+        std::fs::rename(&path, &aside).unwrap();
+        let second = Connection::open(&path).unwrap();
+        assert!(matches!(location.admit(&second), Err(Error::Unavailable { .. })));
+        drop(second);
+        std::fs::rename(&aside, &path).unwrap();
+        assert!(matches!(location.check_found(), Err(Error::Unavailable { .. })));
+    }
+}

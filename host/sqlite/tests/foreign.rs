@@ -1,0 +1,174 @@
+//! Database files that come from elsewhere, or belong to another application.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use larder_core::backend::Backend;
+use larder_core::commit::Mutation;
+use larder_core::{Driver, Error};
+use larder_sqlite::{Sqlite, SqliteDriver, SqliteOptions};
+use rusqlite::Connection;
+
+fn make(path: &Path, sql: &str) {
+    Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
+/// Every byte of every file in a folder.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    names(folder).into_iter().map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap())).collect()
+}
+
+async fn refusal(path: &Path, options: SqliteOptions) -> Error {
+    match Sqlite::open(path, options).await {
+        Ok(_) => panic!("accepted"),
+        Err(error) => error,
+    }
+}
+
+const DEFAULT: SqliteOptions = SqliteOptions {
+    durability: larder_sqlite::Durability::Normal,
+    create: true,
+    other_tables: false,
+    cache_bytes: 0,
+};
+
+#[tokio::test]
+async fn a_database_that_is_not_larders_is_refused_and_no_byte_of_it_changes() {
+    for (sql, reason) in [
+        (
+            "PRAGMA application_id = 1196444487; CREATE TABLE gpkg_contents (x)",
+            "application_id is 0x47504b47",
+        ),
+        ("PRAGMA application_id = 7", "application_id is 0x00000007"),
+        ("CREATE TABLE moz_places (id INTEGER PRIMARY KEY); PRAGMA user_version = 77", "\"moz_places\""),
+        ("CREATE VIEW v AS SELECT 1", "\"v\""),
+        ("CREATE TABLE larder_entries (x)", "\"larder_entries\""),
+        ("CREATE VIEW Larder_Migrations AS SELECT 1", "\"Larder_Migrations\""),
+    ] {
+        let (folder, path) = folder();
+        make(&path, sql);
+        let before = contents(folder.path());
+        let error = refusal(&path, DEFAULT).await;
+        assert!(
+            matches!(&error, Error::Other { reason: said, .. } if said.contains(reason)),
+            "{sql}: {error:?}"
+        );
+        let dsn = format!("sqlite:{}", path.display());
+        let migrator = SqliteDriver.migrator(&dsn).unwrap().unwrap();
+        assert!(migrator.up().await.is_err(), "{sql}");
+        assert!(contents(folder.path()) == before, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_another_application_left_stays_beside_its_database() {
+    let (folder, path) = folder();
+    let live = folder.path().join("live.db");
+    let owner = Connection::open(&live).unwrap();
+    owner.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+    // As a crash leaves them.
+    std::fs::copy(&live, &path).unwrap();
+    std::fs::copy(folder.path().join("live.db-wal"), folder.path().join("store.db-wal")).unwrap();
+    let before = [std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("store.db-wal")).unwrap()];
+    assert!(matches!(refusal(&path, DEFAULT).await, Error::Other { .. }));
+    let after = [std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("store.db-wal")).unwrap()];
+    assert!(before == after);
+}
+
+#[tokio::test]
+async fn a_platform_may_let_larder_into_a_database_of_its_own() {
+    let (_folder, path) = folder();
+    make(&path, "CREATE TABLE accounts (x)");
+    let options = SqliteOptions { other_tables: true, ..DEFAULT };
+    Sqlite::open(&path, options).await.unwrap().close().await;
+    // From then on it is a database of larder too.
+    let database = Sqlite::open(&path, DEFAULT).await.unwrap();
+    commit(&database, "a", b"1").await.unwrap();
+    database.finish().await.unwrap();
+    make(&path, "CREATE TABLE later (x)");
+    Sqlite::open(&path, DEFAULT).await.unwrap().close().await;
+    let dsn = |path: &Path| format!("sqlite:{}?other_tables=yes", path.display());
+    let second = path.with_extension("second");
+    make(&second, "CREATE TABLE accounts (x)");
+    SqliteDriver.open(&dsn(&second)).await.unwrap().close().await;
+    // A taken name is no other table, and neither is another application's database.
+    for sql in ["CREATE TABLE larder_memory_state (x)", "PRAGMA application_id = 7; CREATE TABLE t (x)"] {
+        let taken = path.with_extension("taken");
+        make(&taken, sql);
+        assert!(matches!(refusal(&taken, options).await, Error::Other { .. }), "{sql}");
+        std::fs::remove_file(&taken).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_is_stored_in_a_database_runs_in_the_host() {
+    let (_folder, path) = folder();
+    let database = open(&path).await;
+    commit(&database, "a", b"1").await.unwrap();
+    database.finish().await.unwrap();
+    make(
+        &path,
+        "CREATE TABLE seen (what);
+         CREATE TRIGGER put AFTER INSERT ON larder_entries BEGIN INSERT INTO seen VALUES ('insert'); END;
+         CREATE TRIGGER changed AFTER UPDATE ON larder_entries BEGIN INSERT INTO seen VALUES ('update'); END;
+         CREATE TRIGGER gone BEFORE DELETE ON larder_entries BEGIN SELECT raise(ABORT, 'no'); END;
+         CREATE TRIGGER kept AFTER INSERT ON larder_memory_state BEGIN INSERT INTO seen VALUES ('record'); END;
+         CREATE TRIGGER counted AFTER UPDATE ON larder_commit_sequence BEGIN INSERT INTO seen VALUES ('count'); END;",
+    );
+    let database = open(&path).await;
+    commit(&database, "a", b"2").await.unwrap();
+    commit(&database, "b", b"3").await.unwrap();
+    database.commit(commit_of(1, [("a", Mutation::Delete)])).await.unwrap();
+    database.write_record(record_write("s", 0, Some((7, b"x")))).await.unwrap();
+    database.finish().await.unwrap();
+    let seen: i64 = Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT count(*) FROM seen", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(seen, 0);
+    assert_eq!(dump(&path).rows.len(), 1);
+}
+
+#[tokio::test]
+async fn a_table_or_index_of_larders_that_larder_did_not_create_is_refused() {
+    for sql in [
+        "ALTER TABLE larder_entries ADD COLUMN note TEXT",
+        "DROP TABLE larder_entries; CREATE TABLE larder_entries (namespace, key, value, version, expires_at)",
+        "DROP TABLE larder_entries; CREATE TABLE real (namespace, key, value, version, expires_at);
+         CREATE VIEW larder_entries AS SELECT * FROM real",
+        "DROP TABLE larder_memory_state",
+        "DROP INDEX larder_entries_expiry",
+    ] {
+        let (_folder, path) = folder();
+        open(&path).await.finish().await.unwrap();
+        make(&path, sql);
+        let error = refusal(&path, DEFAULT).await;
+        assert!(matches!(&error, Error::Corrupt(reason) if reason.contains("larder_")), "{sql}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn steps_that_were_checked_out_with_other_line_ends_make_the_same_tables() {
+    let (_folder, path) = folder();
+    open(&path).await.finish().await.unwrap();
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "PRAGMA writable_schema = ON;
+             UPDATE sqlite_schema SET sql = replace(sql, char(10), char(13, 10));
+             PRAGMA writable_schema = RESET;",
+        )
+        .unwrap();
+    drop(connection);
+    Sqlite::open(&path, DEFAULT).await.unwrap().finish().await.unwrap();
+}
