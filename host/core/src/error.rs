@@ -95,6 +95,14 @@ impl Error {
         Self::Unavailable { reason: reason.into(), cause: Some(Arc::new(cause)) }
     }
 
+    /// Whether a rule of this crate refused the commit: what [`Commit::plan`] and the validation of reads say of one
+    /// transaction. A backend must not report an error of its engine as one of these.
+    ///
+    /// [`Commit::plan`]: crate::commit::Commit::plan
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Conflict | Self::InvalidArgument(_) | Self::LimitExceeded(_))
+    }
+
     /// An [`Error::Other`] without a cause beneath it.
     pub fn other(reason: impl Into<String>) -> Self {
         Self::Other { reason: reason.into(), cause: None }

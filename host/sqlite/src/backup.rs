@@ -17,8 +17,8 @@ use rusqlite::{Connection, OpenFlags};
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::with_suffix;
 use crate::readers::Readers;
-use crate::rows;
 use crate::writer::Writer;
+use crate::{file, rows};
 
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,13 +87,17 @@ fn copy_pages(source: &Connection, to: &Path) -> Result<()> {
     }
 }
 
-/// Makes the copy a single file: its header still says that there is a log beside it. Gives its position.
+/// Makes the copy a single file: its header still says that there is a log beside it. Gives its position. The copy may
+/// become the only one, and SQLite copies pages without looking at them: what the disk gave wrongly is found here.
 fn finish(to: &Path) -> Result<Version> {
     let target = open(to)?;
     let sql = "PRAGMA journal_mode = DELETE";
     let mode: String = target.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?;
     if mode != "delete" {
         return Err(Error::other("the backup can't be used without a write-ahead log"));
+    }
+    if !file::is_intact(&target)? {
+        return Err(Error::Corrupt("the backup is not intact: the disk gave wrong pages".to_string()));
     }
     rows::last_version(&target)
 }

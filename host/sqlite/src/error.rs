@@ -17,14 +17,10 @@ impl SqliteError {
         matches!(self.code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
-    /// Whether a commit that ended so has certainly not happened.
+    /// Whether a commit that ended so has certainly not happened: the lock is taken before anything is written, and a
+    /// disk that is full has not taken the last frame, without which the write-ahead log holds no commit.
     pub(crate) fn is_certain(&self) -> bool {
         self.is_busy() || self.code() == Some(ErrorCode::DiskFull)
-    }
-
-    /// Whether a constraint was not kept.
-    pub(crate) fn is_constraint(&self) -> bool {
-        self.code() == Some(ErrorCode::ConstraintViolation)
     }
 
     fn code(&self) -> Option<ErrorCode> {
@@ -35,9 +31,10 @@ impl SqliteError {
 impl From<SqliteError> for Error {
     fn from(error: SqliteError) -> Self {
         match error.code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                Self::unavailable("another process holds the database's lock", error)
-            }
+            Some(
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed,
+            ) => Self::unavailable("another process holds the database's lock", error),
+            Some(ErrorCode::OutOfMemory) => Self::unavailable("the database ran out of memory", error),
             Some(ErrorCode::DiskFull) => Self::unavailable("the disk is full", error),
             Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
                 Self::unavailable("the database file can't be read or written", error)
@@ -80,13 +77,27 @@ mod tests {
     #[test]
     fn codes_decide_the_kind() {
         use rusqlite::ffi;
-        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_IOERR, ffi::SQLITE_CANTOPEN] {
+        for code in [
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_PROTOCOL,
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_NOMEM,
+            ffi::SQLITE_IOERR,
+            ffi::SQLITE_CANTOPEN,
+        ] {
             assert!(matches!(failure(code).into(), Error::Unavailable { .. }), "{code}");
         }
         for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB] {
             assert!(matches!(failure(code).into(), Error::Corrupt(_)), "{code}");
         }
         assert!(matches!(failure(ffi::SQLITE_MISUSE).into(), Error::Other { .. }));
+    }
+
+    #[test]
+    fn no_error_of_sqlite_is_the_refusal_of_one_transaction() {
+        for code in 1..=101 {
+            assert!(!Error::from(failure(code)).is_refusal(), "{code}");
+        }
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn has_ledger(connection: &Connection) -> SqliteResult<bool> {
 }
 
 /// SQLite answers with one row that says `ok`, or with what is wrong.
-fn is_intact(connection: &Connection) -> SqliteResult<bool> {
+pub(crate) fn is_intact(connection: &Connection) -> SqliteResult<bool> {
     let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     Ok(answer == "ok")
 }

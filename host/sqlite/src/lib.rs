@@ -35,6 +35,7 @@ mod records;
 mod redo;
 mod rows;
 mod snapshot;
+mod transaction;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -227,10 +228,13 @@ impl Sqlite {
     }
 
     /// Copies the database to a new file, while commits go on: one committed state, whose position the answer gives.
-    /// The copy is a single file, and is on disk when this returns; nothing is left of it after an error.
+    /// The copy is a single file, is checked page by page, and is on disk when this returns; nothing is left of it after an
+    /// error.
     ///
     /// # Errors
-    /// [`Error::Closed`], and [`Error::Unavailable`] where there is such a file already, or it can't be written.
+    /// - [`Error::Closed`] if the store is closed.
+    /// - [`Error::Unavailable`] if there is such a file already, or the database can't be read or the file written.
+    /// - [`Error::Corrupt`] if a page of the copy is not as SQLite writes it.
     pub async fn backup(&self, to: &Path) -> Result<BackupInfo> {
         self.check_open()?;
         let (readers, writer, to) = (self.readers.clone(), self.writer.clone(), to.to_path_buf());
@@ -246,14 +250,17 @@ impl Sqlite {
     pub async fn redo_position(&self) -> Result<Version> {
         self.check_open()?;
         let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
-        rows::last_version(reader.connection()?)
+        reader.read(rows::last_version)
     }
 
     /// Makes what a redo holds, or many one after the other, as far as the database does not hold it yet: all of it or
     /// nothing. A journal is not asked, as it is where redos come from.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where the bytes are no redo, or it does not follow on what the database holds.
+    /// - [`Error::Corrupt`] if the bytes are not a redo, or it does not follow on what the database holds.
+    /// - [`Error::Unavailable`] if the database can't be read or written; nothing was replayed.
+    /// - [`Error::CommitUnknown`] if the disk gave no answer to the commit. Replaying again after the database was
+    ///   opened anew is safe.
     pub async fn replay(&self, redo: &[u8]) -> Result<()> {
         self.check_open()?;
         let groups = core_redo::decode(redo)?;
@@ -313,7 +320,7 @@ impl Sqlite {
     async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
         self.check_readable()?;
         let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
-        work(reader.connection()?)
+        reader.read(work)
     }
 
     /// After a commit whose outcome is unknown, guests and memory look for it in the database. What the journal did
@@ -346,7 +353,7 @@ impl Backend for Sqlite {
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
         let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
-        blocking(move || rows::stored_bytes(reader.connection()?)).await
+        blocking(move || reader.read(rows::stored_bytes)).await
     }
 
     async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {

@@ -16,6 +16,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::Location;
+use crate::transaction::{self, CommitError};
 use crate::{SqliteOptions, connection};
 
 /// Brings a platform's own tables in a SQLite file up to date, beside those of larder.
@@ -278,16 +279,16 @@ fn apply(transaction: &Transaction<'_>, step: &Step, ledger: &Ledger, watch: &Wa
     Ok(())
 }
 
-/// A commit can fail by what the step did, as by a constraint that is checked last; otherwise it is open what became of
-/// it, and the ledger will tell.
+/// A commit can fail by what the step did, as by a constraint that is checked last. If its outcome is unknown, the ledger
+/// tells it to the next run.
 fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
-    transaction.commit().map_err(|error| {
-        let error = SqliteError::from(error);
-        if error.is_certain() || error.is_constraint() { failed(step, error) } else { error.into() }
+    transaction::commit(&transaction).map_err(|error| match error {
+        CommitError::NotMade(error) => failed(step, error),
+        CommitError::Unknown(error) => MigrationError::Database(error),
     })
 }
 
-fn failed(step: &Step, error: SqliteError) -> MigrationError {
+fn failed(step: &Step, error: impl Into<Error>) -> MigrationError {
     MigrationError::StepFailed { number: step.number(), name: step.name().to_string(), cause: error.into() }
 }
 

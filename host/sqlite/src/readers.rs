@@ -1,5 +1,6 @@
 //! Connections for snapshots, used again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::SqliteError;
 use crate::location::Location;
+use crate::transaction::roll_back;
 use crate::{SqliteOptions, connection, rows};
 
 /// Snapshots that one store has open at once; a further one waits. Each is a connection with three files.
@@ -71,7 +73,8 @@ impl Readers {
             Some(connection) => connection,
             None => connection::open_reader(&self.location, self.options)?,
         };
-        Ok(Reader { connection: Some(connection), in_use, _permit: permit })
+        let has_failed = AtomicBool::new(false);
+        Ok(Reader { connection: Some(connection), has_failed, in_use, _permit: permit })
     }
 
     /// A connection of its own, for work on the whole file that must not wait for readers.
@@ -158,12 +161,40 @@ pub(crate) struct Beside {
 /// A connection that goes back when it is dropped.
 pub(crate) struct Reader {
     connection: Option<Connection>,
+    /// A read failed. The pages that it left in the connection's memory are not used again.
+    has_failed: AtomicBool,
     in_use: InUse,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Reader {
-    pub(crate) fn connection(&self) -> Result<&Connection> {
+    /// Reads outside of a transaction: the newest state.
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        self.note(work(self.connection()?))
+    }
+
+    /// Reads in the transaction; `None` once a failed read has made SQLite end it: another one would see a newer state.
+    pub(crate) fn read_in_transaction<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let connection = self.connection.as_ref().filter(|_| self.is_in_transaction())?;
+        Some(self.note(work(connection)))
+    }
+
+    /// Whether the transaction that was begun still lasts.
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| !connection.is_autocommit())
+    }
+
+    fn note<T>(&self, outcome: Result<T>) -> Result<T> {
+        if outcome.is_err() {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    fn connection(&self) -> Result<&Connection> {
         self.connection.as_ref().ok_or(Error::Closed)
     }
 
@@ -173,13 +204,12 @@ impl Reader {
         let mut begin = rows::prepare(connection, "BEGIN")?;
         begin.execute([]).map_err(SqliteError::from)?;
         // The first read is what fixes the state that the transaction sees.
-        rows::last_version(connection)
+        self.note(rows::last_version(connection))
     }
 
     /// Ends the transaction.
     pub(crate) fn end(&self) -> Result<()> {
-        roll_back(self.connection()?).map_err(SqliteError::from)?;
-        Ok(())
+        Ok(roll_back(self.connection()?)?)
     }
 }
 
@@ -188,7 +218,7 @@ impl Drop for Reader {
         let Some(connection) = self.connection.take() else {
             return;
         };
-        let is_clean = connection.is_autocommit() || roll_back(&connection).is_ok();
+        let is_clean = !*self.has_failed.get_mut() && roll_back(&connection).is_ok();
         let mut pool = self.in_use.0.lock();
         if is_clean && pool.idle.len() < IDLE_MAX && !pool.closed {
             pool.idle.push(connection);
@@ -198,8 +228,4 @@ impl Drop for Reader {
         drop(pool);
         drop(connection);
     }
-}
-
-fn roll_back(connection: &Connection) -> rusqlite::Result<usize> {
-    connection.prepare_cached("ROLLBACK")?.execute([])
 }

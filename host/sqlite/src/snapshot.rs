@@ -69,16 +69,18 @@ impl SqliteSnapshot {
             self.leave(epoch).await?;
         }
         self.is_seen = true;
-        match &self.base {
-            Base::Reader(reader) => work(reader.connection()?),
-            Base::Pinned(epoch) => work(epoch.pin().ok_or(Error::Conflict)?.connection()?),
-            Base::Epoch(_) => Err(Error::Conflict),
-        }
+        let read = match &self.base {
+            Base::Reader(reader) => reader.read_in_transaction(work),
+            Base::Pinned(epoch) => epoch.pin().and_then(|pin| pin.read_in_transaction(work)),
+            Base::Epoch(_) => None,
+        };
+        // A failed read, perhaps of another snapshot, may have ended the transaction: the state can't be read any more.
+        read.unwrap_or(Err(Error::Conflict))
     }
 
     /// From an epoch to a connection that sees it: while it is the newest state, any does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
-        if epoch.pin().is_none() {
+        if !epoch.is_pinned() {
             let (reader, seen) = begin(&self.readers, &self.writer, self.deadline).await?;
             let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
             if is_same || !self.is_seen {
@@ -86,7 +88,7 @@ impl SqliteSnapshot {
                 return Ok(());
             }
             // Where another process committed, nobody has kept a connection.
-            if epoch.pin().is_none() {
+            if !epoch.is_pinned() {
                 return Err(Error::Conflict);
             }
         }

@@ -20,9 +20,10 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
 use crate::connection::BUSY_TIMEOUT;
-use crate::error::{Result as SqliteResult, SqliteError};
+use crate::error::Result as SqliteResult;
 use crate::journal::{Answer, Queue, Status};
 use crate::readers::Readers;
+use crate::transaction::{CommitError, commit, forget_pages, roll_back};
 use crate::{records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
@@ -405,6 +406,15 @@ impl From<GroupError> for Error {
     }
 }
 
+impl From<CommitError> for GroupError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::NotMade(error) => Self::RolledBack(error),
+            CommitError::Unknown(error) => Self::Unknown(error),
+        }
+    }
+}
+
 impl State {
     /// Commits a group in one transaction, and gives the outcome of each member: one that conflicts, or that
     /// asks for what can't be, fails alone.
@@ -459,10 +469,13 @@ impl State {
         begin(connection, Patience::BusyTimeout)?;
         let replayed = redo::replay(connection, groups)
             .and_then(|replayed| commit(connection).map(|()| replayed).map_err(Error::from));
-        // The log knows nothing of these commits: it begins anew.
-        self.abandon(matches!(replayed, Err(Error::CommitUnknown { .. })));
-        if let Ok((position, _)) = &replayed {
-            self.move_to(*position);
+        match &replayed {
+            Ok((position, _)) => {
+                // The log knows nothing of these commits: it begins anew.
+                self.log = CommitLog::default();
+                self.move_to(*position);
+            }
+            Err(_) => self.abandon(is_unknown(&replayed)),
         }
         replayed
     }
@@ -473,7 +486,7 @@ impl State {
         begin(connection, Patience::BusyTimeout)?;
         let swept = sweep(connection, &mut self.log, cache, now, max_rows);
         if swept.is_err() {
-            self.abandon(false);
+            self.abandon(is_unknown(&swept));
         }
         swept
     }
@@ -488,7 +501,7 @@ impl State {
         begin(connection, Patience::None)?;
         let given_back = give_back_versions(connection, cache);
         if given_back.is_err() {
-            self.abandon(false);
+            self.abandon(is_unknown(&given_back));
         }
         given_back
     }
@@ -497,17 +510,15 @@ impl State {
     fn abandon(&mut self, unknown: bool) {
         self.log = CommitLog::default();
         self.failed |= unknown;
-        if let Some(connection) = &self.connection
-            && !connection.is_autocommit()
-            && connection.execute_batch("ROLLBACK").is_err()
-        {
-            self.failed = true;
+        if let Some(connection) = &self.connection {
+            self.failed |= roll_back(connection).is_err();
+            forget_pages(connection);
         }
     }
 }
 
 fn begin(connection: &Connection, patience: Patience) -> SqliteResult<()> {
-    match patience {
+    let begun = match patience {
         Patience::BusyTimeout => begin_immediate(connection),
         Patience::None => {
             connection.busy_timeout(Duration::ZERO)?;
@@ -515,7 +526,11 @@ fn begin(connection: &Connection, patience: Patience) -> SqliteResult<()> {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             begun
         }
+    };
+    if begun.as_ref().is_err_and(|error| !error.is_busy()) {
+        forget_pages(connection);
     }
+    begun
 }
 
 fn begin_immediate(connection: &Connection) -> SqliteResult<()> {
@@ -523,16 +538,9 @@ fn begin_immediate(connection: &Connection) -> SqliteResult<()> {
     Ok(())
 }
 
-fn commit(connection: &Connection) -> Result<(), GroupError> {
-    let committed = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
-    match committed.map_err(SqliteError::from) {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_certain() => Err(GroupError::RolledBack(error.into())),
-        Err(error) => Err(GroupError::Unknown(Error::CommitUnknown {
-            reason: "the disk gave no answer to the commit".to_string(),
-            cause: Some(Arc::new(error)),
-        })),
-    }
+/// Whether it is open what became of a commit: the file may hold what nobody was told of.
+fn is_unknown<T>(outcome: &Result<T>) -> bool {
+    matches!(outcome, Err(Error::CommitUnknown { .. }))
 }
 
 /// Sweeps in SQLite's transaction, which has begun, and commits it. It leaves a state of its own: who has read an expired
@@ -553,7 +561,7 @@ fn sweep(
         }
         cached.asked();
     }
-    connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
+    commit(connection)?;
     if let Some(cached) = cached {
         let given = cached.given;
         cached.done(given, wrote);
@@ -569,7 +577,7 @@ fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
     if wrote {
         rows::set_last_version(connection, last)?;
     }
-    connection.execute_batch("COMMIT").map_err(SqliteError::from)?;
+    commit(connection)?;
     cached.done(Given::read(last), wrote);
     Ok(())
 }
@@ -631,7 +639,9 @@ impl<'a> GroupCommit<'a> {
         Ok(Made { outcomes, position, changes, redo })
     }
 
-    /// Writes all members that can be made; gives the outcome of each, and how many change something.
+    /// Writes all members that can be made; gives the outcome of each, and how many change something. Only a refusal
+    /// by core's rules is a member's own outcome. After an error of SQLite the members before it may be gone: it rolls
+    /// back whole transactions by itself.
     fn write(&mut self, group: &[Request], positioned: bool) -> Result<(Vec<Result<Committed>>, u64)> {
         let mut changes = 0;
         let mut outcomes = Vec::with_capacity(group.len());
@@ -639,7 +649,8 @@ impl<'a> GroupCommit<'a> {
             let outcome = match &request.work {
                 Work::Commit(commit, snapshot) => match self.plan(commit, *snapshot) {
                     Ok(plan) => Ok(self.apply(commit, plan)?),
-                    Err(error) => Err(error),
+                    Err(error) if error.is_refusal() => Err(error),
+                    Err(error) => return Err(error),
                 },
                 Work::Record(write) if records::write(self.connection, write)? => {
                     if let Some(redo) = &mut self.redo {

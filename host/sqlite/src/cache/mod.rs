@@ -123,6 +123,11 @@ impl Epoch {
     pub(crate) fn pin(&self) -> Option<MutexGuard<'_, Reader>> {
         self.pin.get().map(lock)
     }
+
+    /// Whether a connection still sees it: a failed read ends the transaction for all who share it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pin().is_some_and(|pin| pin.is_in_transaction())
+    }
 }
 
 /// Which state a transaction of SQLite sees.
@@ -434,10 +439,6 @@ mod tests {
         number
     }
 
-    fn last(connection: &Connection) -> Version {
-        statements::last_version(connection).unwrap()
-    }
-
     #[test]
     fn an_epoch_stands_until_somebody_commits() {
         let folder = tempfile::tempdir().unwrap();
@@ -552,7 +553,8 @@ mod tests {
         let (cache, ours, _theirs) = cache(folder.path());
         let held = cache.epoch().unwrap();
         commit_here(&cache, &ours, 1);
-        assert_eq!(last(held.pin().unwrap().connection().unwrap()), Version(0));
+        let read = held.pin().unwrap().read_in_transaction(statements::last_version);
+        assert_eq!(read.unwrap().unwrap(), Version(0));
         let weak = Arc::downgrade(&held);
         drop(held);
         assert!(weak.upgrade().is_none());

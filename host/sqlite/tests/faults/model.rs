@@ -1,0 +1,165 @@
+//! What a store must hold after a run, by rules of its own.
+
+use std::collections::BTreeMap;
+
+use larder_core::{Error, Result, Version};
+
+/// Rows by key: the value and the version.
+pub type Rows = BTreeMap<String, (Vec<u8>, u64)>;
+
+/// What one transaction writes, and what its writes relied on.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// Its marker, a row that only it writes, tells whether the transaction is there.
+    pub id: usize,
+    pub puts: Vec<(String, Vec<u8>)>,
+    pub deletes: Vec<String>,
+    pub increments: Vec<String>,
+    /// Versions of rows that it read or demanded; 0 for an absent row.
+    pub relied_on: BTreeMap<String, u64>,
+}
+
+/// A transaction and what its caller was told.
+#[derive(Debug)]
+pub struct Attempt {
+    pub change: Change,
+    pub outcome: Result<Version>,
+}
+
+impl Change {
+    pub fn marker(&self) -> String {
+        format!("commit/{:03}", self.id)
+    }
+
+    fn apply(&self, version: u64, rows: &mut Rows) {
+        rows.insert(self.marker(), (Vec::new(), version));
+        for (key, value) in &self.puts {
+            rows.insert(key.clone(), (value.clone(), version));
+        }
+        for key in &self.deletes {
+            rows.remove(key);
+        }
+        for key in &self.increments {
+            let before = rows.get(key).map_or(0, |(value, _)| number(value));
+            rows.insert(key.clone(), ((before + 1).to_string().into_bytes(), version));
+        }
+    }
+}
+
+fn number(value: &[u8]) -> i64 {
+    String::from_utf8(value.to_vec()).unwrap().parse().unwrap()
+}
+
+impl Attempt {
+    pub fn is_acknowledged(&self) -> bool {
+        self.outcome.is_ok()
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        is_unknown(&self.outcome)
+    }
+}
+
+pub fn is_unknown<T>(outcome: &Result<T>) -> bool {
+    matches!(outcome, Err(Error::CommitUnknown { .. }))
+}
+
+/// The states that a store went through, the first one before all commits.
+#[derive(Debug)]
+pub struct History {
+    states: Vec<Rows>,
+    /// Which commit led to each state but the first.
+    order: Vec<usize>,
+}
+
+impl History {
+    /// The history that ends with the rows found: what was acknowledged is in it, what was refused is not, each commit is
+    /// there as a whole, and what it relied on was so just before it.
+    pub fn check(base: &Rows, attempts: &[Attempt], found: &Rows) -> Self {
+        let mut made = BTreeMap::new();
+        for attempt in attempts {
+            let version = found.get(&attempt.change.marker()).map(|(_, version)| *version);
+            match (&attempt.outcome, version) {
+                (Ok(acknowledged), found) => {
+                    assert_eq!(found, Some(acknowledged.0), "acknowledged: {:?}", attempt.change.id);
+                }
+                (Err(_), Some(_)) if !attempt.is_unknown() => {
+                    panic!("commit {} was refused with {:?} and is there", attempt.change.id, attempt.outcome)
+                }
+                _ => {}
+            }
+            if let Some(version) = version {
+                assert!(made.insert(version, attempt).is_none(), "a version was used twice");
+            }
+        }
+        let (mut states, mut order) = (vec![base.clone()], Vec::new());
+        for (version, attempt) in made {
+            let mut state = states.last().unwrap().clone();
+            for (key, expected) in &attempt.change.relied_on {
+                let was = state.get(key).map_or(0, |(_, version)| *version);
+                assert_eq!(was, *expected, "commit {} relied on {key}", attempt.change.id);
+            }
+            attempt.change.apply(version, &mut state);
+            states.push(state);
+            order.push(attempt.change.id);
+        }
+        let last = states.last().unwrap();
+        for key in found.keys().chain(last.keys()) {
+            assert_eq!(found.get(key), last.get(key), "{key}, after commits {order:?}");
+        }
+        Self { states, order }
+    }
+
+    /// Checks that a view saw one state, and no older one than it had to.
+    pub fn check_view(&self, view: &View) {
+        let first = self.order.iter().rposition(|id| view.acknowledged_before.contains(id));
+        let first = first.map_or(0, |place| place + 1);
+        let fits = self.states.iter().skip(first).any(|state| view.fits(state));
+        let seen: Vec<_> = view.seen.iter().map(Seen::describe).collect();
+        assert!(fits, "no state from {first} on of {:?} is what a view saw: {seen:#?}", self.order);
+    }
+
+    pub fn check_state(&self, rows: &Rows) {
+        assert!(self.states.contains(rows), "a copy is no state of {:?}", self.order);
+    }
+}
+
+/// What one view saw.
+#[derive(Debug, Default)]
+pub struct View {
+    /// Commits that were acknowledged before its first read.
+    pub acknowledged_before: Vec<usize>,
+    pub seen: Vec<Seen>,
+}
+
+#[derive(Debug)]
+pub enum Seen {
+    Row(String, Option<(Vec<u8>, u64)>),
+    /// All rows with the prefix.
+    Prefix(String, Vec<(String, Vec<u8>)>),
+}
+
+impl View {
+    fn fits(&self, state: &Rows) -> bool {
+        self.seen.iter().all(|seen| match seen {
+            Seen::Row(key, row) => state.get(key) == row.as_ref(),
+            Seen::Prefix(prefix, rows) => {
+                let expected = state.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(prefix));
+                expected
+                    .map(|(key, (value, _))| (key, value))
+                    .eq(rows.iter().map(|(key, value)| (key, value)))
+            }
+        })
+    }
+}
+
+impl Seen {
+    fn describe(&self) -> String {
+        match self {
+            Self::Row(key, row) => format!("{key} at {:?}", row.as_ref().map(|(_, version)| version)),
+            Self::Prefix(prefix, rows) => {
+                format!("{prefix}: {:?}", rows.iter().map(|(key, _)| key).collect::<Vec<_>>())
+            }
+        }
+    }
+}

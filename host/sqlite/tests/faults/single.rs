@@ -1,0 +1,282 @@
+//! What single faults come to.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
+use larder_core::name::{Key, Namespace, RowKey};
+use larder_core::{Error, Handle, HandleOptions, Limits, Mode, Result, Store, Transaction, Version};
+use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use rusqlite::{Connection, ffi};
+use tempfile::TempDir;
+
+use crate::vfs::{Call, Disk, Fault, Victim};
+use crate::work::{Asked, poll_once};
+
+const NAMESPACE: &str = "n";
+
+/// A store whose rows are on many pages, none of which is in memory.
+struct Opened {
+    folder: TempDir,
+    disk: Arc<Disk>,
+    database: Arc<Sqlite>,
+    store: Store,
+}
+
+fn key(number: usize) -> String {
+    format!("{number:04}")
+}
+
+impl Opened {
+    async fn new(options: SqliteOptions) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let store = Store::builder(Sqlite::open(&path, options).await.unwrap()).build().unwrap();
+        let mut update = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+        for number in 0..400 {
+            update.put(NAMESPACE.into(), key(number), vec![b'o'; 300]).unwrap();
+        }
+        update.commit().await.unwrap();
+        store.close().await;
+        let disk = Disk::watch(folder.path());
+        let database = Arc::new(Sqlite::open(&path, options).await.unwrap());
+        let store = Store::builder_shared(database.clone()).sweep_interval(None).build().unwrap();
+        Self { folder, disk, database, store }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("store.db")
+    }
+
+    fn fail(&self, call: Call, victim: Victim, code: i32) {
+        self.disk.arm(Some(Fault { call, victim, code, nth: 1, is_lasting: false }));
+    }
+
+    async fn snapshot(&self) -> Box<dyn Snapshot> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        self.database.snapshot(SnapshotOptions { mode: Mode::View, now: 1, deadline }).await.unwrap()
+    }
+
+    fn begin(&self, mode: Mode) -> Transaction {
+        let handle: Handle = self.store.handle(HandleOptions::default());
+        handle.begin(mode).unwrap()
+    }
+
+    async fn put(&self, number: usize, value: &[u8]) -> Result<Version> {
+        let mut update = self.begin(Mode::Update);
+        update.put(NAMESPACE.into(), key(number), value.to_vec()).unwrap();
+        update.commit().await
+    }
+}
+
+async fn first_byte(view: &mut Transaction, number: usize) -> Result<Option<u8>> {
+    Ok(view.get(NAMESPACE.into(), key(number)).await?.and_then(|value| value.first().copied()))
+}
+
+fn row(number: usize) -> RowKey {
+    let limits = Limits::default();
+    let key = Key::new(key(number), &limits).unwrap();
+    RowKey { namespace: Namespace::new(NAMESPACE, &limits).unwrap(), key }
+}
+
+fn without_cache() -> SqliteOptions {
+    SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_whose_read_failed_reads_no_newer_state() {
+    for code in [ffi::SQLITE_IOERR_READ, ffi::SQLITE_NOMEM] {
+        let opened = Opened::new(without_cache()).await;
+        let mut view = opened.begin(Mode::View);
+        assert_eq!(first_byte(&mut view, 0).await.unwrap(), Some(b'o'));
+        opened.put(200, b"new").await.unwrap();
+        opened.fail(Call::Read, Victim::Reader, code);
+        let failed = first_byte(&mut view, 390).await;
+        assert!(matches!(failed, Err(Error::Unavailable { .. })), "{failed:?}");
+        let next = first_byte(&mut view, 200).await;
+        assert!(next.is_err(), "{next:?}");
+        // Another one is not concerned.
+        assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'n'));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_that_share_a_connection_conflict_once_a_failed_read_has_ended_its_transaction() {
+    let opened = Opened::new(SqliteOptions::default()).await;
+    let mut views = [opened.begin(Mode::View), opened.begin(Mode::View)];
+    // Once the row is cached, views stand on the newest state without a connection of their own.
+    first_byte(&mut opened.begin(Mode::View), 0).await.unwrap();
+    for view in &mut views {
+        assert_eq!(first_byte(view, 0).await.unwrap(), Some(b'o'));
+    }
+    opened.put(200, b"new").await.unwrap();
+    let [first, second] = &mut views;
+    opened.fail(Call::Read, Victim::Reader, ffi::SQLITE_IOERR_READ);
+    let failed = first_byte(first, 390).await;
+    assert!(matches!(failed, Err(Error::Unavailable { .. })), "{failed:?}");
+    let next = first_byte(second, 200).await;
+    assert!(matches!(next, Err(Error::Conflict)), "{next:?}");
+    assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'n'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_read_failed_is_not_used_again() {
+    // A page that is read as zeros stays in the memory of its connection.
+    let opened = Opened::new(without_cache()).await;
+    let mut view = opened.begin(Mode::View);
+    first_byte(&mut view, 0).await.unwrap();
+    opened.fail(Call::Read, Victim::Reader, ffi::SQLITE_IOERR_SHORT_READ);
+    let failed = first_byte(&mut view, 390).await;
+    assert!(matches!(failed, Err(Error::Corrupt(_))), "{failed:?}");
+    drop(view);
+    assert_eq!(first_byte(&mut opened.begin(Mode::View), 390).await.unwrap(), Some(b'o'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_read_failed_reads_no_newer_state() {
+    for cache_bytes in [0, SqliteOptions::CACHE_BYTES] {
+        let opened = Opened::new(SqliteOptions { cache_bytes, ..SqliteOptions::default() }).await;
+        let mut snapshot = opened.snapshot().await;
+        assert!(snapshot.get(&row(0)).await.unwrap().is_some());
+        opened.put(200, b"new").await.unwrap();
+        opened.fail(Call::Read, Victim::Reader, ffi::SQLITE_IOERR_READ);
+        let failed = snapshot.get(&row(390)).await;
+        assert!(matches!(failed, Err(Error::Unavailable { .. })), "{failed:?}");
+        let next = snapshot.get(&row(200)).await;
+        assert!(matches!(next, Err(Error::Conflict)), "{next:?}");
+    }
+}
+
+fn synced() -> SqliteOptions {
+    SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_sync_failed_is_unknown_and_the_writer_refuses_the_next() {
+    let opened = Opened::new(synced()).await;
+    opened.put(1, b"before").await.unwrap();
+    opened.fail(Call::Sync, Victim::Writer, ffi::SQLITE_IOERR_FSYNC);
+    let unknown = opened.put(1, b"after").await;
+    assert!(matches!(unknown, Err(Error::CommitUnknown { .. })), "{unknown:?}");
+    let refused = opened.put(2, b"after").await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    // The row in memory is not the one that nobody was told of.
+    assert_eq!(first_byte(&mut opened.begin(Mode::View), 1).await.unwrap(), Some(b'b'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_whose_commit_got_no_answer_stops_the_writer() {
+    let opened = Opened::new(synced()).await;
+    let other = Connection::open(opened.path()).unwrap();
+    other.execute("UPDATE larder_entries SET expires_at = 1 WHERE key < x'30303130'", []).unwrap();
+    opened.put(100, b"before").await.unwrap();
+    opened.fail(Call::Sync, Victim::Writer, ffi::SQLITE_IOERR_FSYNC);
+    let swept = opened.database.sweep(2, 100).await;
+    assert!(matches!(swept, Err(Error::CommitUnknown { .. })), "{swept:?}");
+    let refused = opened.put(2, b"after").await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    let again = opened.database.sweep(2, 100).await;
+    assert!(matches!(again, Err(Error::Unavailable { .. })), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_on_a_full_disk_is_refused_and_the_next_one_is_made() {
+    let opened = Opened::new(synced()).await;
+    opened.put(200, b"before").await.unwrap();
+    opened.fail(Call::Write, Victim::Writer, ffi::SQLITE_FULL);
+    let refused = opened.put(200, b"refused").await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'b'));
+    opened.put(200, b"made").await.unwrap();
+    assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'm'));
+}
+
+/// The outcomes of three members of one group, each of which reads pages that are not in memory, where the n-th read
+/// fails; and how many calls failed.
+async fn group_with_a_failed_read(opened: &Opened, code: i32, nth: usize) -> (Vec<Result<Version>>, usize) {
+    opened.disk.close_gate();
+    let mut leader = opened.begin(Mode::Update);
+    leader.put(NAMESPACE.into(), "leader".into(), vec![]).unwrap();
+    let leader = tokio::spawn(leader.commit());
+    let disk = opened.disk.clone();
+    tokio::task::spawn_blocking(move || disk.wait_at_gate()).await.unwrap();
+    let mut members = Vec::new();
+    for numbers in [vec![100], vec![200], (300..400).collect()] {
+        let mut member = opened.begin(Mode::Update);
+        for number in numbers {
+            // To add to a number the stored one has to be read.
+            member.increment(NAMESPACE.into(), format!("sum/{number}"), 1).unwrap();
+            member.put(NAMESPACE.into(), key(number), b"group".to_vec()).unwrap();
+        }
+        let mut asked: Asked<'static> = Box::pin(member.commit());
+        assert!(poll_once(&mut asked).is_none());
+        members.push(asked);
+    }
+    opened.disk.arm(Some(Fault { call: Call::Read, victim: Victim::Writer, code, nth, is_lasting: false }));
+    opened.disk.open_gate();
+    drop(leader.await.unwrap());
+    let mut outcomes = Vec::new();
+    for member in members {
+        outcomes.push(member.await);
+    }
+    (outcomes, opened.disk.disarm().0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_fails_in_a_group_takes_no_other_member_apart() {
+    for code in [ffi::SQLITE_IOERR_READ, ffi::SQLITE_NOMEM, ffi::SQLITE_IOERR_CORRUPTFS] {
+        let mut made_again = 0;
+        for nth in 1.. {
+            let opened = Opened::new(SqliteOptions::default()).await;
+            let (outcomes, failed) = group_with_a_failed_read(&opened, code, nth).await;
+            let mut view = opened.begin(Mode::View);
+            for (outcome, numbers) in outcomes.iter().zip([100..101, 200..201, 300..400]) {
+                let expected = if outcome.is_ok() { b'g' } else { b'o' };
+                for number in numbers {
+                    assert_eq!(first_byte(&mut view, number).await.unwrap(), Some(expected), "{outcome:?}");
+                }
+            }
+            if failed == 0 {
+                break;
+            }
+            made_again += usize::from(outcomes.iter().all(Result::is_ok));
+        }
+        // One that fails while the transaction begins fails the group; any other is no member's loss.
+        assert!(made_again > 3, "{made_again}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_with_a_page_that_was_read_wrongly_is_corrupt_and_leaves_no_file() {
+    let opened = Opened::new(SqliteOptions::default()).await;
+    let to = opened.folder.path().join("copy.db");
+    let mut refused = 0;
+    for nth in 1.. {
+        let code = ffi::SQLITE_IOERR_SHORT_READ;
+        opened.disk.arm(Some(Fault {
+            call: Call::Read,
+            victim: Victim::Reader,
+            code,
+            nth,
+            is_lasting: false,
+        }));
+        let copied = opened.database.backup(&to).await;
+        let (failed, _) = opened.disk.disarm();
+        assert_eq!(copied.is_ok(), to.exists());
+        match copied {
+            Ok(_) => {
+                Sqlite::verify(&to).await.unwrap();
+                std::fs::remove_file(&to).unwrap();
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(matches!(error, Error::Corrupt(_) | Error::Unavailable { .. }), "{error:?}");
+            }
+        }
+        if failed == 0 {
+            break;
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}

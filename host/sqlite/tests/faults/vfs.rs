@@ -1,0 +1,474 @@
+//! A VFS of SQLite that fails calls on request. All unsafe code of the fault tests is in this file.
+//!
+//! [`Disk::watch`] makes the VFS the default of the process, in front of SQLite's own. It passes every call on, and fails
+//! those of one folder as [`Disk::arm`] says. Files elsewhere never fail, so tests run side by side.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use rusqlite::ffi;
+
+/// SQLite's own VFS, for connections that the faults must not reach.
+pub const UNDERLYING: &CStr = c"unix";
+
+/// What SQLite asks of its VFS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    Open,
+    Access,
+    Delete,
+    Read,
+    Write,
+    Sync,
+    Truncate,
+    FileSize,
+    Lock,
+    CheckReservedLock,
+    ShmMap,
+    ShmLock,
+}
+
+/// Whose calls fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Victim {
+    /// The connection that has ever held the write lock.
+    Writer,
+    /// Any other connection.
+    Reader,
+}
+
+/// One fault, or one that stays.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub call: Call,
+    pub victim: Victim,
+    /// What the call answers.
+    pub code: c_int,
+    /// Which of the victim's calls fails, counted from 1.
+    pub nth: usize,
+    /// All later ones fail as well.
+    pub is_lasting: bool,
+}
+
+/// How often each kind of call was made.
+pub type Counts = BTreeMap<(Call, Victim), usize>;
+
+/// The files of one folder.
+pub struct Disk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    counts: Counts,
+    fault: Option<Fault>,
+    failed: usize,
+    gate: Gate,
+}
+
+/// Where the writer waits on its way to the write lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gate {
+    #[default]
+    Open,
+    Closed,
+    Reached,
+}
+
+/// No test waits longer for another thread.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+impl Disk {
+    /// Watches the files of a folder, for as long as the answer lives.
+    pub fn watch(folder: &Path) -> Arc<Self> {
+        register();
+        let disk = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+        let mut disks = lock(&DISKS);
+        disks.retain(|_, disk| disk.strong_count() > 0);
+        disks.insert(folder.canonicalize().unwrap(), Arc::downgrade(&disk));
+        disk
+    }
+
+    /// Counts from here on, and fails as it is told.
+    pub fn arm(&self, fault: Option<Fault>) {
+        let mut state = lock(&self.state);
+        (state.counts, state.fault, state.failed) = (Counts::new(), fault, 0);
+    }
+
+    /// Works on without a fault. Gives how many calls have failed, and how often each was made.
+    pub fn disarm(&self) -> (usize, Counts) {
+        let mut state = lock(&self.state);
+        state.fault = None;
+        (state.failed, std::mem::take(&mut state.counts))
+    }
+
+    /// The next who takes the write lock waits.
+    pub fn close_gate(&self) {
+        lock(&self.state).gate = Gate::Closed;
+    }
+
+    /// Waits until a writer waits, or the gate was opened.
+    pub fn wait_at_gate(&self) {
+        self.wait_while(|gate| gate == Gate::Closed);
+    }
+
+    pub fn open_gate(&self) {
+        lock(&self.state).gate = Gate::Open;
+        self.changed.notify_all();
+    }
+
+    fn pass_gate(&self) {
+        let mut state = lock(&self.state);
+        if state.gate == Gate::Closed {
+            state.gate = Gate::Reached;
+            self.changed.notify_all();
+        }
+        drop(state);
+        self.wait_while(|gate| gate == Gate::Reached);
+    }
+
+    fn wait_while(&self, condition: impl Fn(Gate) -> bool) {
+        let state = lock(&self.state);
+        let waited = self.changed.wait_timeout_while(state, WAIT_MAX, |state| condition(state.gate));
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        // A panic must not cross SQLite's frames.
+        if timeout.timed_out() {
+            eprintln!("a thread that the gate waits for never came");
+            std::process::abort();
+        }
+    }
+
+    /// What the call is to answer instead.
+    fn failure(&self, call: Call, victim: Victim) -> Option<c_int> {
+        let mut state = lock(&self.state);
+        let count = state.counts.entry((call, victim)).or_default();
+        *count += 1;
+        let count = *count;
+        let fault = state.fault.filter(|fault| (fault.call, fault.victim) == (call, victim))?;
+        let fails = count == fault.nth || fault.is_lasting && count > fault.nth;
+        state.failed += usize::from(fails);
+        fails.then_some(fault.code)
+    }
+}
+
+static DISKS: Mutex<BTreeMap<PathBuf, Weak<Disk>>> = Mutex::new(BTreeMap::new());
+
+fn disk_of(name: *const c_char) -> Option<Arc<Disk>> {
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: SQLite gives names that end with NUL, and keeps them for the length of the call.
+    let name = unsafe { CStr::from_ptr(name) };
+    let folder = Path::new(OsStr::from_bytes(name.to_bytes())).parent()?;
+    lock(&DISKS).get(folder).and_then(Weak::upgrade)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What this VFS knows of an open file.
+struct Watched {
+    disk: Arc<Disk>,
+    /// Shared by the database and its log: whether the connection ever held the write lock.
+    has_written: Arc<AtomicBool>,
+}
+
+impl Watched {
+    fn victim(&self) -> Victim {
+        if self.has_written.load(Ordering::Relaxed) { Victim::Writer } else { Victim::Reader }
+    }
+}
+
+/// An open file, as SQLite has it in memory. The file of the underlying VFS lies behind it.
+#[repr(C)]
+struct File {
+    base: ffi::sqlite3_file,
+    watched: *mut Watched,
+}
+
+static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
+    // Without memory-mapped I/O: every read is a call.
+    iVersion: 2,
+    xClose: Some(close),
+    xRead: Some(read),
+    xWrite: Some(write),
+    xTruncate: Some(truncate),
+    xSync: Some(sync),
+    xFileSize: Some(file_size),
+    xLock: Some(lock_file),
+    xUnlock: Some(unlock_file),
+    xCheckReservedLock: Some(check_reserved_lock),
+    xFileControl: Some(file_control),
+    xSectorSize: Some(sector_size),
+    xDeviceCharacteristics: Some(device_characteristics),
+    xShmMap: Some(shm_map),
+    xShmLock: Some(shm_lock),
+    xShmBarrier: Some(shm_barrier),
+    xShmUnmap: Some(shm_unmap),
+    xFetch: None,
+    xUnfetch: None,
+};
+
+fn register() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(|| {
+        // SAFETY: the underlying VFS lives for ever, and so does the leaked copy, which differs in what it says.
+        unsafe {
+            let underlying = ffi::sqlite3_vfs_find(UNDERLYING.as_ptr());
+            let mut vfs = *underlying.as_ref().unwrap();
+            vfs.szOsFile += c_int::try_from(size_of::<File>()).unwrap();
+            vfs.pNext = std::ptr::null_mut();
+            vfs.zName = c"faults".as_ptr();
+            vfs.pAppData = underlying.cast();
+            vfs.xOpen = Some(open);
+            vfs.xAccess = Some(access);
+            vfs.xDelete = Some(delete);
+            vfs.xFullPathname = Some(full_pathname);
+            let vfs = Box::leak(Box::new(vfs));
+            assert_eq!(ffi::sqlite3_vfs_register(vfs, 1), ffi::SQLITE_OK);
+        }
+    });
+}
+
+/// The VFS below.
+///
+/// # Safety
+/// `vfs` is the one that [`register`] made.
+unsafe fn underlying(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
+    // SAFETY: as promised.
+    unsafe { (*vfs).pAppData.cast() }
+}
+
+/// Runs a method of the file below.
+macro_rules! below {
+    ($file:expr, $method:ident $(, $argument:expr)*) => {{
+        // SAFETY: SQLite calls this with a file that `open` opened, behind which the file below lies.
+        unsafe {
+            let real: *mut ffi::sqlite3_file = $file.cast::<File>().add(1).cast();
+            match (*(*real).pMethods).$method {
+                Some(method) => method(real $(, $argument)*),
+                None => Default::default(),
+            }
+        }
+    }};
+}
+
+fn watched<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a Watched> {
+    // SAFETY: SQLite calls this with a file that `open` opened, and not after `close`.
+    unsafe { (*file.cast::<File>()).watched.as_ref() }
+}
+
+fn failure(file: *mut ffi::sqlite3_file, call: Call) -> Option<c_int> {
+    let watched = watched(file)?;
+    watched.disk.failure(call, watched.victim())
+}
+
+unsafe extern "C" fn open(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    let ours = file.cast::<File>();
+    // SAFETY: SQLite gives as much memory as `szOsFile` says, and a name of its own for a log.
+    unsafe {
+        let base = ffi::sqlite3_file { pMethods: std::ptr::null() };
+        ours.write(File { base, watched: std::ptr::null_mut() });
+        let disk = disk_of(name);
+        let has_written = if flags & ffi::SQLITE_OPEN_WAL == 0 {
+            Arc::default()
+        } else {
+            let database = ffi::sqlite3_database_file_object(name);
+            watched(database).map(|watched| watched.has_written.clone()).unwrap_or_default()
+        };
+        let watched = disk.map(|disk| Watched { disk, has_written });
+        let failure = watched.as_ref().and_then(|watched| watched.disk.failure(Call::Open, watched.victim()));
+        if let Some(code) = failure {
+            return code;
+        }
+        let real: *mut ffi::sqlite3_file = ours.add(1).cast();
+        let below = underlying(vfs);
+        let code = (*below).xOpen.unwrap()(below, name, real, flags, out_flags);
+        if !(*real).pMethods.is_null() {
+            (*ours).base.pMethods = &raw const METHODS;
+            (*ours).watched =
+                watched.map_or(std::ptr::null_mut(), |watched| Box::into_raw(Box::new(watched)));
+        }
+        code
+    }
+}
+
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    flags: c_int,
+    out: *mut c_int,
+) -> c_int {
+    if let Some(code) = disk_of(name).and_then(|disk| disk.failure(Call::Access, Victim::Reader)) {
+        return code;
+    }
+    // SAFETY: what SQLite gave is passed on.
+    unsafe {
+        let below = underlying(vfs);
+        (*below).xAccess.unwrap()(below, name, flags, out)
+    }
+}
+
+unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
+    if let Some(code) = disk_of(name).and_then(|disk| disk.failure(Call::Delete, Victim::Reader)) {
+        return code;
+    }
+    // SAFETY: what SQLite gave is passed on.
+    unsafe {
+        let below = underlying(vfs);
+        (*below).xDelete.unwrap()(below, name, sync_folder)
+    }
+}
+
+unsafe extern "C" fn full_pathname(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    bytes: c_int,
+    out: *mut c_char,
+) -> c_int {
+    // SAFETY: what SQLite gave is passed on.
+    unsafe {
+        let below = underlying(vfs);
+        (*below).xFullPathname.unwrap()(below, name, bytes, out)
+    }
+}
+
+unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    let code = below!(file, xClose);
+    // SAFETY: nobody uses the file any more; the memory is of `open`.
+    unsafe {
+        let watched = std::mem::replace(&mut (*file.cast::<File>()).watched, std::ptr::null_mut());
+        if !watched.is_null() {
+            drop(Box::from_raw(watched));
+        }
+    }
+    code
+}
+
+unsafe extern "C" fn read(
+    file: *mut ffi::sqlite3_file,
+    buffer: *mut c_void,
+    bytes: c_int,
+    offset: ffi::sqlite3_int64,
+) -> c_int {
+    match failure(file, Call::Read) {
+        None => below!(file, xRead, buffer, bytes, offset),
+        Some(code) => {
+            if code == ffi::SQLITE_IOERR_SHORT_READ {
+                // What lies behind the end of a file is read as zeros.
+                // SAFETY: SQLite gives as much memory as it asks for.
+                unsafe { buffer.cast::<u8>().write_bytes(0, bytes.unsigned_abs() as usize) };
+            }
+            code
+        }
+    }
+}
+
+unsafe extern "C" fn write(
+    file: *mut ffi::sqlite3_file,
+    buffer: *const c_void,
+    bytes: c_int,
+    offset: ffi::sqlite3_int64,
+) -> c_int {
+    match failure(file, Call::Write) {
+        None => below!(file, xWrite, buffer, bytes, offset),
+        Some(code) => {
+            // Half of it arrives, as on a disk that becomes full.
+            below!(file, xWrite, buffer, bytes / 2, offset);
+            code
+        }
+    }
+}
+
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, bytes: ffi::sqlite3_int64) -> c_int {
+    failure(file, Call::Truncate).unwrap_or_else(|| below!(file, xTruncate, bytes))
+}
+
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    failure(file, Call::Sync).unwrap_or_else(|| below!(file, xSync, flags))
+}
+
+unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, bytes: *mut ffi::sqlite3_int64) -> c_int {
+    failure(file, Call::FileSize).unwrap_or_else(|| below!(file, xFileSize, bytes))
+}
+
+unsafe extern "C" fn lock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    failure(file, Call::Lock).unwrap_or_else(|| below!(file, xLock, level))
+}
+
+/// It can't fail: SQLite does not expect it to.
+unsafe extern "C" fn unlock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    below!(file, xUnlock, level)
+}
+
+unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, out: *mut c_int) -> c_int {
+    failure(file, Call::CheckReservedLock).unwrap_or_else(|| below!(file, xCheckReservedLock, out))
+}
+
+unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, operation: c_int, out: *mut c_void) -> c_int {
+    below!(file, xFileControl, operation, out)
+}
+
+unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
+    below!(file, xSectorSize)
+}
+
+unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
+    below!(file, xDeviceCharacteristics)
+}
+
+unsafe extern "C" fn shm_map(
+    file: *mut ffi::sqlite3_file,
+    region: c_int,
+    bytes: c_int,
+    extend: c_int,
+    out: *mut *mut c_void,
+) -> c_int {
+    match failure(file, Call::ShmMap) {
+        None => below!(file, xShmMap, region, bytes, extend, out),
+        Some(code) => {
+            // SAFETY: SQLite waits for one pointer.
+            unsafe { *out = std::ptr::null_mut() };
+            code
+        }
+    }
+}
+
+unsafe extern "C" fn shm_lock(
+    file: *mut ffi::sqlite3_file,
+    offset: c_int,
+    count: c_int,
+    flags: c_int,
+) -> c_int {
+    if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
+        return below!(file, xShmLock, offset, count, flags);
+    }
+    let is_write_lock = offset == 0 && flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+    if let Some(watched) = watched(file).filter(|_| is_write_lock) {
+        watched.disk.pass_gate();
+        watched.has_written.store(true, Ordering::Relaxed);
+    }
+    failure(file, Call::ShmLock).unwrap_or_else(|| below!(file, xShmLock, offset, count, flags))
+}
+
+unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
+    below!(file, xShmBarrier);
+}
+
+unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, is_deleted: c_int) -> c_int {
+    below!(file, xShmUnmap, is_deleted)
+}
