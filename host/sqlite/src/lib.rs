@@ -257,6 +257,8 @@ impl Sqlite {
     /// nothing. A journal is not asked, as it is where redos come from.
     ///
     /// # Errors
+    /// - [`Error::InvalidArgument`] if the database counts no positions: it was never opened with
+    ///   [`Sqlite::open_positioned`] or a journal.
     /// - [`Error::Corrupt`] if the bytes are not a redo, or it does not follow on what the database holds.
     /// - [`Error::Unavailable`] if the database can't be read or written; nothing was replayed.
     /// - [`Error::CommitUnknown`] if the disk gave no answer to the commit. Replaying again after the database was

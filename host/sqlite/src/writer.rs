@@ -464,6 +464,12 @@ impl State {
     }
 
     fn replay(&mut self, groups: &[Group]) -> Result<(Version, u64)> {
+        if !self.positioned {
+            // Its sequence counts reserved versions: redos that it lacks would look like redos that it holds.
+            let reason =
+                "cannot replay a redo: the database counts no positions; open it as a positioned one";
+            return Err(Error::invalid_argument(reason));
+        }
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
         begin(connection, Patience::BusyTimeout)?;

@@ -306,7 +306,7 @@ async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
     let redos: Vec<Vec<u8>> =
         journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
     let copy_path = folder.path().join("copy.db");
-    let copy = open(&copy_path).await;
+    let copy = open_positioned(&copy_path).await;
     copy.replay(&redos[0]).await.unwrap();
     assert!(matches!(copy.replay(&redos[2]).await, Err(Error::Corrupt(_))));
     assert!(matches!(copy.replay(b"").await, Err(Error::Corrupt(_))));
@@ -326,12 +326,40 @@ async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_database_without_positions_refuses_a_redo() {
+    let (folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    commit(&database, "a", b"value").await.unwrap();
+    let plain_path = folder.path().join("plain.db");
+    let plain = open(&plain_path).await;
+    for is_empty in [true, false] {
+        let before = dump(&plain_path);
+        let Err(Error::InvalidArgument(reason)) = plain.replay(&journal.bytes()).await else {
+            panic!("replayed, though empty: {is_empty}")
+        };
+        assert!(reason.contains("counts no positions"), "{reason}");
+        assert_eq!((dump(&plain_path), plain.changes()), (before, u64::from(!is_empty)));
+        if is_empty {
+            // From here on versions are reserved, which looks like a later position.
+            commit(&plain, "b", b"value").await.unwrap();
+        }
+    }
+    plain.close().await;
+    // Once it counts positions it does so for good, however it is opened.
+    open_positioned(&plain_path).await.close().await;
+    let again = open(&plain_path).await;
+    assert!(matches!(again.replay(&journal.bytes()).await, Ok(())));
+    assert_eq!(dump(&plain_path).rows.len(), 1);
+}
+
+#[tokio::test]
 async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
     let (folder, path) = folder();
     let journal = Kept::open();
     let database = journaled(&path, journal.clone()).await;
     commit(&database, "a", b"new").await.unwrap();
-    let backend = Arc::new(open(&folder.path().join("copy.db")).await);
+    let backend = Arc::new(open_positioned(&folder.path().join("copy.db")).await);
     let store = larder_core::Store::builder_shared(backend.clone()).build().unwrap();
     let handle = store.handle(larder_core::HandleOptions::default());
     let mut transaction = handle.begin(Mode::Update).unwrap();
@@ -434,7 +462,7 @@ proptest! {
             let redos: Vec<Vec<u8>> =
                 journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
             let copy_path = folder.path().join("copy.db");
-            let copy = open(&copy_path).await;
+            let copy = open_positioned(&copy_path).await;
             let mut rest = redos.as_slice();
             for portion in portions.iter().cycle() {
                 if rest.is_empty() {
@@ -530,7 +558,7 @@ fn what_was_acknowledged_before_a_kill_is_in_the_journal_and_the_file_tells_how_
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let copy_path = folder.path().join("copy.db");
         let local = runtime.block_on(async {
-            let copy = open(&copy_path).await;
+            let copy = open_positioned(&copy_path).await;
             copy.replay(&bytes).await.unwrap();
             assert_eq!(copy.redo_position().await.unwrap(), end);
             copy.finish().await.unwrap();
