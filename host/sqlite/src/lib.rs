@@ -36,6 +36,7 @@ mod redo;
 mod rows;
 mod snapshot;
 mod transaction;
+mod turn;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -72,6 +72,11 @@ impl Location {
         &self.log_path
     }
 
+    /// The file at which processes line up for the write lock.
+    pub(crate) fn turn_path(&self) -> PathBuf {
+        with_suffix(&self.path, "-turn")
+    }
+
     /// Checks a connection that was just opened: it must have the same file open as the first one.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder_core::backend::{Committed, Swept, Version};
 use larder_core::clock::UnixMillis;
@@ -20,10 +20,11 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
 use crate::connection::BUSY_TIMEOUT;
-use crate::error::Result as SqliteResult;
+use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Answer, Queue, Status};
 use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
+use crate::turn::{Look, Turns};
 use crate::{records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
@@ -45,6 +46,7 @@ pub(crate) struct Writer {
 
 struct State {
     connection: Option<Connection>,
+    lock: WriteLock,
     log: CommitLog,
     journal: Option<Journaled>,
     /// Records move the position too.
@@ -129,6 +131,8 @@ impl Writer {
         journal: Option<Arc<dyn Journal>>,
     ) -> Result<Arc<Self>> {
         let position = rows::last_version(&connection)?;
+        // Other processes are waited for in one place, by `WriteLock`, and never on a guest's thread.
+        connection.busy_timeout(Duration::ZERO).map_err(SqliteError::from)?;
         // SAFETY: it has just read. The writer keeps it until `close`, which closes the cache first; both go with the
         // writer, and the cache with nobody else.
         let cache = unsafe { Cache::new(readers.clone(), &connection, cache_bytes) }?;
@@ -141,9 +145,10 @@ impl Writer {
             let (journal, shipper) = journal.unzip();
             let status = journal.as_ref().map(|journal| journal.status.clone());
             let (connection, log) = (Some(connection), CommitLog::default());
+            let lock = WriteLock::new(Turns::new(readers.location().turn_path()));
             Self {
                 waiting: Mutex::default(),
-                state: Mutex::new(State { connection, log, journal, positioned, failed: false }),
+                state: Mutex::new(State { connection, lock, log, journal, positioned, failed: false }),
                 cache,
                 dirty: AtomicBool::new(false),
                 changes: watch::Sender::new(0),
@@ -258,6 +263,7 @@ impl Writer {
         }
         let mut state = lock(&self.state);
         let (connection, queue) = (state.connection.take(), state.journal.take());
+        state.lock.turns.remove();
         drop(state);
         drop((connection, queue));
         // Whoever came in between is told.
@@ -428,10 +434,12 @@ impl State {
         let Some(connection) = &self.connection else {
             return Err(GroupError::NotBegun(Error::Closed));
         };
-        match begin(connection, patience) {
-            Ok(()) => {}
-            Err(error) if error.is_busy() && patience == Patience::None => return Err(GroupError::Busy),
-            Err(error) => return Err(GroupError::NotBegun(error.into())),
+        let begun = match patience {
+            Patience::None => self.lock.try_begin(connection, cache),
+            Patience::BusyTimeout => self.lock.begin(connection, cache).map(|()| true),
+        };
+        if !begun.map_err(|error| GroupError::NotBegun(error.into()))? {
+            return Err(GroupError::Busy);
         }
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
         // Where the version is a position, others rely on it: it stands in the table with every commit.
@@ -472,7 +480,7 @@ impl State {
         }
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
-        begin(connection, Patience::BusyTimeout)?;
+        self.lock.begin(connection, None)?;
         let replayed = redo::replay(connection, groups)
             .and_then(|replayed| commit(connection).map(|()| replayed).map_err(Error::from));
         match &replayed {
@@ -489,7 +497,7 @@ impl State {
     fn sweep(&mut self, cache: Option<&Cache>, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
-        begin(connection, Patience::BusyTimeout)?;
+        self.lock.begin(connection, cache)?;
         let swept = sweep(connection, &mut self.log, cache, now, max_rows);
         if swept.is_err() {
             self.abandon(is_unknown(&swept));
@@ -504,7 +512,9 @@ impl State {
         }
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
-        begin(connection, Patience::None)?;
+        if !self.lock.try_begin(connection, Some(cache))? {
+            return Ok(());
+        }
         let given_back = give_back_versions(connection, cache);
         if given_back.is_err() {
             self.abandon(is_unknown(&given_back));
@@ -523,20 +533,71 @@ impl State {
     }
 }
 
-fn begin(connection: &Connection, patience: Patience) -> SqliteResult<()> {
-    let begun = match patience {
-        Patience::BusyTimeout => begin_immediate(connection),
-        Patience::None => {
-            connection.busy_timeout(Duration::ZERO)?;
-            let begun = begin_immediate(connection);
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            begun
-        }
-    };
-    if begun.as_ref().is_err_and(|error| !error.is_busy()) {
-        forget_pages(connection);
+/// For so long after another process was met, this one asks whether it waits.
+const COMPANY: Duration = Duration::from_secs(5);
+
+/// How SQLite's write lock is taken, of which other processes have their share.
+struct WriteLock {
+    turns: Turns,
+    /// When another process was last found to have the lock.
+    was_busy: Option<Instant>,
+}
+
+impl WriteLock {
+    fn new(turns: Turns) -> Self {
+        Self { turns, was_busy: None }
     }
-    begun
+
+    /// Begins a transaction that writes, without waiting for anybody; false if another process has the lock or waits for
+    /// it.
+    fn try_begin(&mut self, connection: &Connection, cache: Option<&Cache>) -> SqliteResult<bool> {
+        let turn = match self.has_company(cache) {
+            true => self.turns.try_take(),
+            false => Look::Without,
+        };
+        let begun = !matches!(turn, Look::Taken) && begin_at_once(connection)?;
+        if !begun {
+            self.was_busy = Some(Instant::now());
+        }
+        Ok(begun)
+    }
+
+    /// Begins a transaction that writes, after those that came before. It blocks for [`BUSY_TIMEOUT`] at most.
+    fn begin(&mut self, connection: &Connection, cache: Option<&Cache>) -> SqliteResult<()> {
+        if self.try_begin(connection, cache)? {
+            return Ok(());
+        }
+        let since = Instant::now();
+        let _turn = self.turns.take(BUSY_TIMEOUT);
+        while since.elapsed() < BUSY_TIMEOUT {
+            if begin_at_once(connection)? {
+                return Ok(());
+            }
+            std::thread::sleep((since.elapsed() / 8).clamp(PAUSE_MIN, PAUSE_MAX));
+        }
+        begin_immediate(connection)
+    }
+
+    fn has_company(&self, cache: Option<&Cache>) -> bool {
+        self.was_busy.is_some_and(|busy| busy.elapsed() < COMPANY)
+            || cache.is_some_and(|cache| cache.has_company(COMPANY))
+    }
+}
+
+/// How long whoever is next waits between two looks at the lock: an eighth of the time that it has waited, within these.
+const PAUSE_MIN: Duration = Duration::from_micros(50);
+const PAUSE_MAX: Duration = Duration::from_millis(5);
+
+/// False if another process has the lock.
+fn begin_at_once(connection: &Connection) -> SqliteResult<bool> {
+    match begin_immediate(connection) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_busy() => Ok(false),
+        Err(error) => {
+            forget_pages(connection);
+            Err(error)
+        }
+    }
 }
 
 fn begin_immediate(connection: &Connection) -> SqliteResult<()> {
@@ -733,4 +794,58 @@ impl<'a> GroupCommit<'a> {
 /// `BEGIN` says so.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SqliteOptions;
+    use crate::connection::open_writer;
+    use crate::location::Location;
+
+    /// The write lock as one process has it.
+    fn process(folder: &std::path::Path) -> (WriteLock, Connection) {
+        let location = Location::resolve(&folder.join("a.db")).unwrap();
+        let connection = open_writer(&location, SqliteOptions::default()).unwrap();
+        connection.busy_timeout(Duration::ZERO).unwrap();
+        (WriteLock::new(Turns::new(location.turn_path())), connection)
+    }
+
+    #[test]
+    fn a_process_that_commits_without_end_lets_one_that_waits_go_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, connection) = process(folder.path());
+        // It has met the other one before.
+        ours.was_busy = Some(Instant::now());
+        ours.begin(&connection, None).unwrap();
+        let (mut theirs, their_connection) = process(folder.path());
+        let (finish, finished) = std::sync::mpsc::channel::<()>();
+        let waiting = std::thread::spawn(move || {
+            theirs.begin(&their_connection, None).unwrap();
+            finished.recv().unwrap();
+            commit(&their_connection).unwrap();
+        });
+        // Until the other one is the next.
+        let mut look = Turns::new(folder.path().canonicalize().unwrap().join("a.db-turn"));
+        while !matches!(look.try_take(), Look::Taken) {
+            std::thread::yield_now();
+        }
+        commit(&connection).unwrap();
+        for _ in 0..1_000 {
+            assert!(!ours.try_begin(&connection, None).unwrap());
+        }
+        finish.send(()).unwrap();
+        ours.begin(&connection, None).unwrap();
+        commit(&connection).unwrap();
+        waiting.join().unwrap();
+    }
+
+    #[test]
+    fn a_process_alone_makes_no_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, connection) = process(folder.path());
+        ours.begin(&connection, None).unwrap();
+        commit(&connection).unwrap();
+        assert!(!folder.path().join("a.db-turn").exists());
+    }
 }

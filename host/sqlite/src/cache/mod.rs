@@ -179,6 +179,11 @@ impl Cache {
         (self.keeps_rows && is_newest && is_readable && is_calm).then(|| state.epoch.clone())
     }
 
+    /// Whether another process was seen to commit within that time.
+    pub(crate) fn has_company(&self, within: Duration) -> bool {
+        lock(&self.state).foreign.is_some_and(|foreign| foreign.elapsed() < within)
+    }
+
     /// Whether versions are reserved that were not given yet.
     pub(crate) fn has_reserved(&self) -> bool {
         let Given { last, reserved } = lock(&self.state).epoch.given;

@@ -1,0 +1,230 @@
+//! Whose turn it is among the processes that write to one database.
+//!
+//! SQLite has no queue for its write lock: who waits for it looks again after pauses that grow to 100 ms, and a process
+//! that commits without end is always there first. So processes line up at a file beside the database. Whoever holds the
+//! file's lock is the next, and keeps it only until it has SQLite's lock: the others queue up behind it in the meantime,
+//! the process whose commit is under way among them, and the kernel serves them in the order in which they came.
+//!
+//! Nothing but fairness rests on this. A process that cannot have the file, or waits too long for it, goes without.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// The queue of one database.
+pub(crate) struct Turns {
+    path: PathBuf,
+    /// Kept open for as long as the path means this file.
+    file: Option<File>,
+    /// A thread still waits for a turn that came too late.
+    is_waiting: Arc<AtomicBool>,
+}
+
+/// The right to be the next. Dropping it lets the next one move up.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    file: File,
+}
+
+/// What a look at the queue found.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// Nobody waits.
+    Turn(Turn),
+    /// Another process is next.
+    Taken,
+    /// There is no queue to be had.
+    Without,
+}
+
+impl Turns {
+    /// The queue at a path. Nothing is opened yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, file: None, is_waiting: Arc::default() }
+    }
+
+    /// Takes the turn if no other process waits. It never blocks.
+    pub(crate) fn try_take(&mut self) -> Look {
+        let file = match self.handle() {
+            Ok(file) => file,
+            Err(error) => return self.give_up(&error),
+        };
+        match file.try_lock() {
+            Ok(()) => Look::Turn(Turn { file }),
+            Err(TryLockError::WouldBlock) => Look::Taken,
+            Err(TryLockError::Error(error)) => self.give_up(&error),
+        }
+    }
+
+    /// Waits for the turn, for so long at most; `None` if it has to go without.
+    pub(crate) fn take(&mut self, max: Duration) -> Option<Turn> {
+        match self.try_take() {
+            Look::Turn(turn) => Some(turn),
+            Look::Without => None,
+            Look::Taken => self.wait(max),
+        }
+    }
+
+    /// The kernel's wait has no deadline: a thread of its own waits, and gives back a turn that nobody wants any more.
+    fn wait(&mut self, max: Duration) -> Option<Turn> {
+        if self.is_waiting.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        // Opened by itself: the lock of a turn that comes too late must not pass for one of this process.
+        let file = match open(&self.path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.is_waiting.store(false, Ordering::Release);
+                self.give_up(&error);
+                return None;
+            }
+        };
+        let is_waiting = self.is_waiting.clone();
+        let (give, given) = mpsc::sync_channel(0);
+        let waiting = std::thread::Builder::new().name("larder-turn".to_string()).spawn(move || {
+            let turn = file.lock().map(|()| Turn { file });
+            is_waiting.store(false, Ordering::Release);
+            drop(give.send(turn));
+        });
+        match waiting {
+            Ok(_) => match given.recv_timeout(max) {
+                Ok(Ok(turn)) => Some(turn),
+                Ok(Err(error)) => {
+                    self.give_up(&error);
+                    None
+                }
+                Err(_) => None,
+            },
+            Err(error) => {
+                self.is_waiting.store(false, Ordering::Release);
+                self.give_up(&error);
+                None
+            }
+        }
+    }
+
+    /// A handle on the file that is kept open.
+    fn handle(&mut self) -> io::Result<File> {
+        let file = match self.file.take().filter(|file| is_at(file, &self.path)) {
+            Some(file) => file,
+            None => open(&self.path)?,
+        };
+        self.file.insert(file).try_clone()
+    }
+
+    fn give_up(&mut self, error: &io::Error) -> Look {
+        tracing::debug!(%error, "cannot queue up for the database's lock; it is taken as it comes");
+        self.file = None;
+        Look::Without
+    }
+
+    /// Removes the file, unless another process has a turn. Those that still have it open notice.
+    pub(crate) fn remove(&mut self) {
+        if self.file.is_some()
+            && let Look::Turn(_turn) = self.try_take()
+        {
+            drop(std::fs::remove_file(&self.path));
+        }
+        self.file = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Other handles on the same open file may live on.
+        drop(self.file.unlock());
+    }
+}
+
+/// Opens the file, and creates it if it does not exist. Another user's file can only be read, which is enough.
+fn open(path: &Path) -> io::Result<File> {
+    let writable = File::options().create(true).truncate(false).write(true).open(path);
+    writable.or_else(|_| File::open(path))
+}
+
+/// Whether a path still means an open file. Another process may have removed it when it closed.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), path.metadata()) {
+        (Ok(file), Ok(found)) => (file.dev(), file.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_file: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Two processes' queues at one path: each has opened the file by itself.
+    fn two(folder: &Path) -> (Turns, Turns) {
+        let path = folder.join("a.db-turn");
+        (Turns::new(path.clone()), Turns::new(path))
+    }
+
+    #[test]
+    fn one_has_the_turn_and_the_next_one_gets_it_when_it_is_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, mut theirs) = two(folder.path());
+        let Look::Turn(turn) = ours.try_take() else { panic!("nobody waits") };
+        assert!(matches!(theirs.try_take(), Look::Taken));
+        let waiting = std::thread::spawn(move || (theirs.take(Duration::from_secs(60)).is_some(), theirs));
+        drop(turn);
+        let (has_come, mut theirs) = waiting.join().unwrap();
+        assert!(has_come);
+        assert!(matches!(theirs.try_take(), Look::Turn(_)) && matches!(ours.try_take(), Look::Turn(_)));
+    }
+
+    #[test]
+    fn who_waits_too_long_goes_without_and_keeps_nobody_from_a_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, mut theirs) = two(folder.path());
+        let turn = ours.take(Duration::ZERO).unwrap();
+        let since = Instant::now();
+        assert!(
+            theirs.take(Duration::from_millis(20)).is_none() && since.elapsed() >= Duration::from_millis(20)
+        );
+        // The thread still waits: a second one would be one more each time.
+        assert!(theirs.take(Duration::from_secs(60)).is_none());
+        drop(turn);
+        while theirs.is_waiting.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        assert!(ours.take(Duration::from_secs(60)).is_some());
+        assert!(theirs.take(Duration::from_secs(60)).is_some());
+    }
+
+    #[test]
+    fn the_file_is_removed_unless_another_has_the_turn_and_both_go_on_with_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, mut theirs) = two(folder.path());
+        let turn = ours.take(Duration::ZERO).unwrap();
+        assert!(matches!(theirs.try_take(), Look::Taken));
+        theirs.remove();
+        assert!(ours.path.exists());
+        drop(turn);
+        ours.remove();
+        assert!(!ours.path.exists());
+        let turn = theirs.take(Duration::ZERO).unwrap();
+        assert!(matches!(ours.try_take(), Look::Taken));
+        drop(turn);
+    }
+
+    #[test]
+    fn without_a_folder_there_is_no_queue() {
+        let mut turns = Turns::new(PathBuf::from("/nowhere/a.db-turn"));
+        assert!(matches!(turns.try_take(), Look::Without));
+        assert!(turns.take(Duration::from_secs(60)).is_none());
+    }
+}
