@@ -22,11 +22,11 @@ mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use larder_sqlite::Durability;
+use larder_sqlite::{Durability, SqliteOptions};
 use rusqlite::ffi;
 use tokio::runtime::Runtime;
 use vfs::{Call, Counts, Fault};
-use work::{Template, Work};
+use work::{Setting, Template, Work};
 
 /// What the calls can answer, as the VFS for Unix does.
 const CODES: &[(Call, &[i32])] = &[
@@ -66,7 +66,7 @@ fn faults(counts: &Counts, share: usize) -> Vec<Fault> {
             // Codes take turns, so that together they fail every call also in the short form.
             for nth in (1..=count).skip(number % share).step_by(share) {
                 faults.push(Fault { call, victim, code, nth, is_lasting: false });
-                // Locks that stay taken are waited for, which another test does.
+                // A lock that stays taken is waited for, for seconds; an answer of another call it can't be.
                 if code != ffi::SQLITE_BUSY && (is_long() || nth % 2 == 0) {
                     faults.push(Fault { call, victim, code, nth, is_lasting: true });
                 }
@@ -97,29 +97,41 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-fn with_every_fault_in(work: Work, durability: Durability, share: usize) {
+fn with_every_fault_in(share: usize, setting: Setting) {
     let template = runtime().block_on(Template::make());
-    with_every_fault(share, async |fault| work::run(&template, work, durability, fault).await);
+    with_every_fault(share, async |fault| work::run(&template, setting, fault).await);
 }
 
 #[test]
 fn groups_of_commits_survive_every_fault() {
-    with_every_fault_in(Work::Groups, Durability::Normal, 5);
+    with_every_fault_in(4, Setting::new(Work::Groups));
 }
 
 #[test]
 fn groups_of_commits_that_are_synced_survive_every_fault() {
-    with_every_fault_in(Work::Groups, Durability::Full, 17);
+    let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
+    with_every_fault_in(17, Setting { options, ..Setting::new(Work::Groups) });
+}
+
+#[test]
+fn groups_of_commits_and_snapshots_without_a_cache_survive_every_fault() {
+    let options = SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() };
+    with_every_fault_in(17, Setting { options, ..Setting::new(Work::Groups) });
+}
+
+#[test]
+fn groups_of_commits_that_a_journal_keeps_survive_every_fault() {
+    with_every_fault_in(17, Setting { is_journaled: true, ..Setting::new(Work::Groups) });
 }
 
 #[test]
 fn a_commit_that_is_larger_than_the_page_cache_survives_every_fault() {
-    with_every_fault_in(Work::Spill, Durability::Normal, 97);
+    with_every_fault_in(150, Setting::new(Work::Spill));
 }
 
 #[test]
 fn a_close_survives_every_fault() {
-    with_every_fault_in(Work::Close, Durability::Normal, 3);
+    with_every_fault_in(1, Setting::new(Work::Close));
 }
 
 #[test]

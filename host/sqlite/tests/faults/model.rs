@@ -70,6 +70,7 @@ pub struct History {
     states: Vec<Rows>,
     /// Which commit led to each state but the first.
     order: Vec<usize>,
+    acknowledged: Vec<usize>,
 }
 
 impl History {
@@ -107,16 +108,27 @@ impl History {
         for key in found.keys().chain(last.keys()) {
             assert_eq!(found.get(key), last.get(key), "{key}, after commits {order:?}");
         }
-        Self { states, order }
+        let acknowledged = attempts.iter().filter(|attempt| attempt.is_acknowledged());
+        let acknowledged = acknowledged.map(|attempt| attempt.change.id).collect();
+        Self { states, order, acknowledged }
     }
 
     /// Checks that a view saw one state, and no older one than it had to.
     pub fn check_view(&self, view: &View) {
-        let first = self.order.iter().rposition(|id| view.acknowledged_before.contains(id));
-        let first = first.map_or(0, |place| place + 1);
+        let first = self.first_with(&view.acknowledged_before);
         let fits = self.states.iter().skip(first).any(|state| view.fits(state));
         let seen: Vec<_> = view.seen.iter().map(Seen::describe).collect();
         assert!(fits, "no state from {first} on of {:?} is what a view saw: {seen:#?}", self.order);
+    }
+
+    /// The first state that all of these commits are in.
+    fn first_with(&self, commits: &[usize]) -> usize {
+        self.order.iter().rposition(|id| commits.contains(id)).map_or(0, |place| place + 1)
+    }
+
+    pub fn check_journaled(&self, rows: &Rows) {
+        let first = self.first_with(&self.acknowledged);
+        assert!(self.states[first..].contains(rows), "the journal leads to no state of {:?}", self.order);
     }
 
     pub fn check_state(&self, rows: &Rows) {

@@ -20,8 +20,15 @@ pub struct Redos {
     rest: Vec<u8>,
 }
 
+/// A journal that keeps every redo in memory.
 #[derive(Default)]
-struct Kept(Mutex<Vec<Vec<u8>>>);
+pub struct Kept(Mutex<Vec<Vec<u8>>>);
+
+impl Kept {
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().concat()
+    }
+}
 
 #[async_trait]
 impl Journal for Kept {

@@ -11,12 +11,13 @@ use larder_core::memory::records::RecordWrite;
 use larder_core::{
     Error, Handle, HandleOptions, Mode, OpenTransactions, PutOptions, Result, Store, Transaction, Version,
 };
-use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteOptions};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use crate::common::record_write;
+use crate::common::{open_positioned, record_write};
 use crate::model::{Attempt, Change, History, Rows, Seen, View, is_unknown};
+use crate::replay::Kept;
 use crate::vfs::{Counts, Disk, Fault, UNDERLYING};
 
 /// What is done while calls fail.
@@ -28,6 +29,27 @@ pub enum Work {
     Spill,
     /// The store is closed after a few commits.
     Close,
+}
+
+/// On which store the work is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub work: Work,
+    pub options: SqliteOptions,
+    pub is_journaled: bool,
+}
+
+impl Setting {
+    pub fn new(work: Work) -> Self {
+        Self { work, options: SqliteOptions::default(), is_journaled: false }
+    }
+
+    async fn open(&self, path: &Path, journal: &Arc<Kept>) -> Result<Sqlite> {
+        match self.is_journaled {
+            true => Sqlite::open_journaled(path, self.options, journal.clone()).await,
+            false => Sqlite::open(path, self.options).await,
+        }
+    }
 }
 
 const NAMESPACE: &str = "n";
@@ -105,18 +127,14 @@ struct Record {
 }
 
 /// Does the work with the fault, checks what is there, and gives how many calls failed and how many were made.
-pub async fn run(
-    template: &Template,
-    work: Work,
-    durability: Durability,
-    fault: Option<Fault>,
-) -> (usize, Counts) {
+pub async fn run(template: &Template, setting: Setting, fault: Option<Fault>) -> (usize, Counts) {
+    let work = setting.work;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
     std::fs::copy(template.path(), &path).unwrap();
     let disk = Disk::watch(folder.path());
-    let options = SqliteOptions { durability, ..SqliteOptions::default() };
-    let database = Arc::new(Sqlite::open(&path, options).await.unwrap());
+    let journal = Arc::default();
+    let database = Arc::new(setting.open(&path, &journal).await.unwrap());
     let store = Store::builder_shared(database.clone()).sweep_interval(None).build().unwrap();
     let mut run = Run {
         folder,
@@ -144,8 +162,26 @@ pub async fn run(
     if fault.is_none() {
         run.check_without_fault(work);
     }
-    run.finish(work).await;
+    let history = run.finish(work).await;
+    if setting.is_journaled {
+        check_journal(template, &journal, &history).await;
+    }
     (failed, counts)
+}
+
+/// What the journal has kept leads to a state that holds all that was acknowledged.
+async fn check_journal(template: &Template, journal: &Kept, history: &History) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    std::fs::copy(template.path(), &path).unwrap();
+    let copy = open_positioned(&path).await;
+    let redos = journal.bytes();
+    // It is empty if the first commit got no answer.
+    if !redos.is_empty() {
+        copy.replay(&redos).await.unwrap();
+    }
+    copy.finish().await.unwrap();
+    history.check_journaled(&dump(&path).rows);
 }
 
 /// The same value in two rows, which each commit writes together.
@@ -412,7 +448,7 @@ impl Run {
 
     /// The disk works again. The store goes on, or has said why it does not; opened again, it holds what it must, after a
     /// kill as well as after a close.
-    async fn finish(mut self, work: Work) {
+    async fn finish(mut self, work: Work) -> History {
         if work != Work::Close {
             self.alone(Change { puts: pair(99), ..Change::default() }).await;
             let after = &self.attempts.last().unwrap().outcome;
@@ -445,6 +481,7 @@ impl Run {
         update.put(NAMESPACE.into(), "pair/a".into(), b"again".to_vec()).unwrap();
         update.commit().await.unwrap();
         store.close().await;
+        history
     }
 
     fn check(&self, path: &Path) -> History {
