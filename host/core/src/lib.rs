@@ -48,6 +48,7 @@ mod scan;
 pub mod schema;
 mod slot;
 mod store;
+pub mod to_its_end;
 mod transaction;
 
 pub use backend::{Mode, Version};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, Version};
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, Swept, Version};
 use crate::clock::{Clock, SystemClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ struct Inner {
     backend: Arc<dyn Backend>,
     clock: Arc<dyn Clock>,
     events: Arc<dyn EventSink>,
-    quota: Option<Quota>,
+    quota: Option<Arc<Quota>>,
     closed: AtomicBool,
     next_id: AtomicU64,
     open: Mutex<HashMap<u64, Arc<Slot>>>,
@@ -114,7 +114,7 @@ impl StoreBuilder {
             backend: self.backend,
             clock: self.clock,
             events: self.events,
-            quota: self.quota_bytes.map(Quota::new),
+            quota: self.quota_bytes.map(|bytes| Arc::new(Quota::new(bytes))),
             closed: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             open: Mutex::default(),
@@ -176,15 +176,20 @@ impl Store {
         self.check_open()?;
         let mut rows = 0;
         loop {
-            let swept = self.inner.backend.sweep(self.inner.clock.unix_millis(), SWEEP_ROWS).await?;
+            let swept = self.sweep_some().await?;
             rows += swept.rows;
-            if let Some(quota) = &self.inner.quota {
-                quota.shrink(swept.bytes);
-            }
             if swept.rows < u64::from(SWEEP_ROWS) {
                 return Ok(rows);
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    async fn sweep_some(&self) -> Result<Swept> {
+        let (backend, now) = (self.inner.backend.clone(), self.inner.clock.unix_millis());
+        match &self.inner.quota {
+            Some(quota) => quota.sweep(async move { backend.sweep(now, SWEEP_ROWS).await }).await,
+            None => backend.sweep(now, SWEEP_ROWS).await,
         }
     }
 
@@ -248,9 +253,8 @@ impl Store {
         let now = self.inner.clock.monotonic();
         let admission = quota.admit(commit.growth_bound(), self.inner.backend.as_ref(), now).await?;
         commit.growth_max = Some(admission.growth_max);
-        let outcome = self.make(snapshot, Arc::new(commit), deadline).await;
-        admission.settle(&outcome);
-        outcome
+        let store = self.clone();
+        admission.settle(async move { store.make(snapshot, Arc::new(commit), deadline).await }).await
     }
 
     /// Writes a record of memory, which grows the store by so many bytes.
@@ -262,12 +266,14 @@ impl Store {
         let now = self.inner.clock.monotonic();
         let bound = u64::try_from(growth).unwrap_or_default();
         let admission = quota.admit(bound, self.inner.backend.as_ref(), now).await?;
-        let outcome = match admission.growth_max.check(growth) {
-            Ok(()) => self.inner.backend.write_record(Arc::new(write)).await,
-            refused => refused,
+        let backend = self.inner.backend.clone();
+        let growth_max = admission.growth_max;
+        let written = async move {
+            growth_max.check(growth)?;
+            backend.write_record(Arc::new(write)).await?;
+            Ok(Committed { version: Version::ABSENT, growth })
         };
-        admission.settle(&outcome.clone().map(|()| Committed { version: Version::ABSENT, growth }));
-        outcome
+        admission.settle(written).await.map(drop)
     }
 
     async fn make(

@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder_core::backend::{Committed, Version};
 use larder_core::commit::{Commit, CurrentRow, Need, Plan, RowWrite};
 use larder_core::name::RowKey;
+use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
 use tokio::time::timeout;
 use tokio_postgres::Row;
@@ -17,7 +18,6 @@ use crate::error::{self, Failure};
 use crate::first_read::FirstRead;
 use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Params, Session};
-use crate::to_its_end::ToItsEnd;
 
 /// How long a commit may take. Its transaction's deadline doesn't count any more.
 const COMMIT_MAX: Duration = Duration::from_secs(30);

@@ -54,7 +54,6 @@ mod records;
 mod rows;
 mod session;
 mod snapshot;
-mod to_its_end;
 
 use std::sync::Arc;
 

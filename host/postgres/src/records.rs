@@ -6,6 +6,7 @@ use larder_core::Identity;
 use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
 use tokio_postgres::Row;
 
@@ -15,7 +16,6 @@ use crate::error;
 use crate::maintenance::transaction;
 use crate::rows::{checked, column, saturating, unsigned, version};
 use crate::session::{Params, Session};
-use crate::to_its_end::ToItsEnd;
 
 /// One statement that reads one state needs no more.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";

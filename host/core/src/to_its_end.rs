@@ -1,13 +1,13 @@
-//! Work that goes on when nobody waits for it any more.
+//! Work that goes on when no caller waits for it any more.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 
-/// Work that may commit. It runs where it is awaited, as handing it to a task of its own and waiting for that costs two
-/// changes of tasks; where its future is dropped before its end, a task takes it over.
-pub(crate) struct ToItsEnd<T: Send + 'static> {
+/// Work that may commit. It runs where it is awaited: a task of its own would cost two task switches. If its future is
+/// dropped before its end, a task takes it over.
+pub struct ToItsEnd<T: Send + 'static> {
     work: Option<Work<T>>,
     runtime: Handle,
 }
@@ -15,8 +15,15 @@ pub(crate) struct ToItsEnd<T: Send + 'static> {
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<T: Send + 'static> ToItsEnd<T> {
-    pub(crate) fn new(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
+    /// The work, and the runtime whose task takes it over.
+    pub fn new(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
         Self { work: Some(Box::pin(work)), runtime: runtime.clone() }
+    }
+}
+
+impl<T: Send + 'static> std::fmt::Debug for ToItsEnd<T> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ToItsEnd").field("ended", &self.work.is_none()).finish_non_exhaustive()
     }
 }
 
@@ -45,7 +52,6 @@ impl<T: Send + 'static> Drop for ToItsEnd<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt as _;
     use tokio::sync::oneshot;
 
     #[tokio::test]
@@ -56,7 +62,8 @@ mod tests {
             gone.await.unwrap();
             tell.send(7).unwrap();
         });
-        assert!((&mut work).now_or_never().is_none());
+        let polled = std::pin::pin!(&mut work).poll(&mut Context::from_waker(std::task::Waker::noop()));
+        assert!(polled.is_pending());
         drop(work);
         go.send(()).unwrap();
         assert_eq!(told.await.unwrap(), 7);

@@ -1,0 +1,265 @@
+//! What a quota counts when calls are cancelled, and when sweeps and counts run beside each other.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::commit::Commit;
+use larder_core::memory::operator::MemoryOperator;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::{
+    Error, HandleOptions, IdentityParts, InMemory, LimitExceeded, LimitKind, MemorySnapshot, Mode,
+    MovableClock, PutOptions, Result, Store, Strategy,
+};
+use tokio::sync::Semaphore;
+
+/// A call that is held until the test lets it go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Held {
+    /// A commit, before it is made.
+    Commit,
+    /// A commit that then fails.
+    FailingCommit,
+    /// A sweep, after it removed its rows.
+    Sweep,
+    /// A write of a record, before it is made.
+    Record,
+}
+
+/// Rows in memory, behind calls that can be held.
+struct Holds {
+    rows: InMemory,
+    gates: Gates,
+}
+
+#[derive(Clone)]
+struct Gates {
+    held: Arc<Mutex<Option<Held>>>,
+    let_go: Arc<Semaphore>,
+    /// A permit for each call that has ended.
+    ended: Arc<Semaphore>,
+}
+
+impl Gates {
+    /// Holds the next call of this kind.
+    fn hold(&self, which: Held) {
+        self.ended.forget_permits(usize::MAX >> 3);
+        *self.held.lock().unwrap() = Some(which);
+    }
+
+    fn is_held(&self, which: Held) -> bool {
+        let mut held = self.held.lock().unwrap();
+        held.take_if(|held| *held == which).is_some()
+    }
+
+    async fn wait(&self) {
+        self.let_go.acquire().await.unwrap().forget();
+    }
+
+    /// Lets the held call go, and waits until it has ended and was counted.
+    async fn let_go(&self) {
+        self.let_go.add_permits(1);
+        self.ended.acquire().await.unwrap().forget();
+        tokio::task::yield_now().await;
+    }
+}
+
+#[async_trait]
+impl Backend for Holds {
+    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        self.rows.snapshot(options).await
+    }
+
+    async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
+        let failing = self.gates.is_held(Held::FailingCommit);
+        if failing || self.gates.is_held(Held::Commit) {
+            self.gates.wait().await;
+        }
+        let outcome = if failing { Err(Error::Conflict) } else { self.rows.commit(commit).await };
+        self.gates.ended.add_permits(1);
+        outcome
+    }
+
+    async fn stored_bytes(&self) -> Result<u64> {
+        self.rows.stored_bytes().await
+    }
+
+    async fn sweep(&self, now: u64, max_rows: u32) -> Result<Swept> {
+        let swept = self.rows.sweep(now, max_rows).await;
+        if self.gates.is_held(Held::Sweep) {
+            self.gates.wait().await;
+        }
+        self.gates.ended.add_permits(1);
+        swept
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        self.rows.load_record(key).await
+    }
+
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
+        if self.gates.is_held(Held::Record) {
+            self.gates.wait().await;
+        }
+        let outcome = self.rows.write_record(write).await;
+        self.gates.ended.add_permits(1);
+        outcome
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        self.rows.list_records(after, max).await
+    }
+
+    async fn due_records(&self, now: u64, max: u32) -> Result<Vec<RecordKey>> {
+        self.rows.due_records(now, max).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.rows.ping().await
+    }
+
+    async fn close(&self) {
+        self.rows.close().await;
+    }
+}
+
+const QUOTA: u64 = 1_000;
+
+struct Fixture {
+    store: Store,
+    gates: Gates,
+    clock: Arc<MovableClock>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let (held, closed) = (Arc::default(), || Arc::new(Semaphore::new(0)));
+        let gates = Gates { held, let_go: closed(), ended: closed() };
+        let clock = Arc::new(MovableClock::default());
+        let backend = Holds { rows: InMemory::new(), gates: gates.clone() };
+        let builder = Store::builder(backend).clock(clock.clone()).sweep_interval(None);
+        Self { store: builder.quota_bytes(QUOTA).build().unwrap(), gates, clock }
+    }
+
+    /// Writes a row of so many bytes, name and all.
+    async fn put(&self, key: &str, bytes: u64, ttl_millis: Option<u64>) -> Result<()> {
+        let mut update = self.store.handle(HandleOptions::default()).begin(Mode::Update)?;
+        let value = vec![0; usize::try_from(bytes).unwrap() - 1 - key.len()];
+        let options = PutOptions { ttl_millis, ..PutOptions::default() };
+        update.put_with("n".into(), key.into(), value, options)?;
+        update.commit().await.map(drop)
+    }
+
+    /// What the quota counts, as the refusal of a row that never fits says it.
+    async fn used(&self) -> u64 {
+        let refused = self.put("too large", QUOTA + 1, None).await;
+        let Err(Error::LimitExceeded(LimitExceeded { kind: LimitKind::StoreBytes, requested, .. })) = refused
+        else {
+            panic!("{refused:?}")
+        };
+        requested - QUOTA - 1
+    }
+}
+
+/// Begins a call that is then held, and cancels it.
+async fn cancel<T>(call: impl Future<Output = T>) {
+    let mut call = Box::pin(call);
+    for _ in 0..4 {
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_commit_that_goes_on_is_counted() {
+    let fixture = Fixture::new();
+    fixture.put("a", 100, None).await.unwrap();
+    fixture.gates.hold(Held::Commit);
+    cancel(fixture.put("b", 600, None)).await;
+    // It may still be made, so its bytes are reserved.
+    assert_eq!(fixture.used().await, 700);
+    assert!(matches!(fixture.put("c", 301, None).await, Err(Error::LimitExceeded(_))));
+    fixture.gates.let_go().await;
+    assert_eq!(fixture.used().await, 700);
+    fixture.put("d", 300, None).await.unwrap();
+    assert_eq!(fixture.used().await, QUOTA);
+}
+
+#[tokio::test]
+async fn a_cancelled_commit_that_fails_gives_its_bytes_back() {
+    let fixture = Fixture::new();
+    fixture.put("a", 100, None).await.unwrap();
+    fixture.gates.hold(Held::FailingCommit);
+    // Commits of what read nothing are made again after a conflict; a condition keeps this one from it.
+    let conditional = async {
+        let mut update = fixture.store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+        let options = PutOptions { if_version: Some(larder_core::Version::ABSENT), ..PutOptions::default() };
+        update.put_with("n".into(), "b".into(), vec![0; 598], options).unwrap();
+        update.commit().await
+    };
+    cancel(conditional).await;
+    assert_eq!(fixture.used().await, 700);
+    fixture.gates.let_go().await;
+    assert_eq!(fixture.used().await, 100);
+    fixture.put("c", 900, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_count_waits_for_a_cancelled_commit() {
+    let fixture = Fixture::new();
+    fixture.put("a", 100, None).await.unwrap();
+    fixture.gates.hold(Held::Commit);
+    cancel(fixture.put("b", 600, None)).await;
+    fixture.clock.advance(Duration::from_secs(31));
+    let (used, ()) = tokio::join!(fixture.used(), fixture.gates.let_go());
+    assert_eq!(used, 700);
+    assert_eq!(fixture.used().await, 700);
+}
+
+#[tokio::test]
+async fn a_cancelled_write_of_a_record_is_counted() {
+    let fixture = Fixture::new();
+    let parts = IdentityParts::session("acme", "ann", "monday");
+    let snapshot = MemorySnapshot { strategy: Strategy::Truncation, bytes: Vec::new() };
+    let operator = MemoryOperator::new(&fixture.store);
+    operator.import(parts.clone(), &snapshot, false).await.unwrap();
+    let bytes = fixture.used().await;
+    assert!(bytes > 20, "{bytes}");
+    fixture.gates.hold(Held::Record);
+    cancel(operator.import(IdentityParts::session("acme", "bob", "monday"), &snapshot, false)).await;
+    assert_eq!(fixture.used().await, 2 * bytes);
+    fixture.gates.let_go().await;
+    assert_eq!(fixture.used().await, 2 * bytes);
+    fixture.clock.advance(Duration::from_secs(31));
+    assert_eq!(fixture.used().await, 2 * bytes);
+}
+
+#[tokio::test]
+async fn what_a_sweep_removes_beside_a_count_is_taken_off_once() {
+    let fixture = Fixture::new();
+    fixture.put("a", 100, None).await.unwrap();
+    fixture.put("b", 300, Some(1)).await.unwrap();
+    assert_eq!(fixture.used().await, 400);
+    fixture.clock.advance(Duration::from_secs(31));
+    fixture.gates.hold(Held::Sweep);
+    // The count is stale, so the refused commit counts anew while the sweep has its rows removed.
+    let (swept, used, ()) = tokio::join!(fixture.store.sweep(), fixture.used(), fixture.gates.let_go());
+    assert_eq!((swept.unwrap(), used), (1, 100));
+    assert_eq!(fixture.used().await, 100);
+    fixture.put("c", 900, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cancelled_sweep_is_counted() {
+    let fixture = Fixture::new();
+    fixture.put("a", 100, None).await.unwrap();
+    fixture.put("b", 300, Some(1)).await.unwrap();
+    fixture.clock.advance(Duration::from_secs(1));
+    fixture.gates.hold(Held::Sweep);
+    cancel(fixture.store.sweep()).await;
+    fixture.gates.let_go().await;
+    assert_eq!(fixture.used().await, 100);
+}
