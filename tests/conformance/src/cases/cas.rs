@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = named!("cas":
     delete_at_the_right_version_deletes,
     delete_at_a_wrong_version_is_a_conflict,
     delete_at_zero_asserts_absence,
+    a_delete_of_an_absent_row_has_a_version_and_leaves_it_absent,
     a_condition_that_fails_undoes_the_other_writes,
     a_condition_looks_at_the_committed_row,
     two_conditions_of_which_one_fails_are_a_conflict,
@@ -185,6 +186,32 @@ fn delete_at_a_wrong_version_is_a_conflict() -> Outcome {
     }
     expect_conflict(delete_at("absent", second))?;
     expect_entries(&scan("")?, &[("a", "2")])
+}
+
+fn a_delete_of_an_absent_row_has_a_version_and_leaves_it_absent() -> Outcome {
+    let store = main()?;
+    let deletes: [fn(&Tx) -> Result<(), Error>; 3] = [
+        |tx| tx.delete(NS, "absent"),
+        |tx| tx.delete_many(NS, &keys(&["absent", "also absent"])),
+        |tx| tx.delete_if_version(NS, "absent", 0),
+    ];
+    let mut last = 0;
+    for delete in deletes {
+        let tx = update(&store)?;
+        delete(&tx)?;
+        let deleted = Tx::commit(tx)?;
+        expect(deleted > last, format!("the delete at {deleted} is later than the one at {last}"))?;
+        last = deleted;
+        expect_eq(read(|tx| Ok(tx.get_versioned(NS, "absent")?))?, None)?;
+        expect_conflict(delete_at("absent", deleted))?;
+    }
+    // A range that is empty has nothing to delete: no write is staged.
+    let tx = update(&store)?;
+    expect_eq(tx.delete_range(NS, &range("absent"))?, 0)?;
+    expect_eq(Tx::commit(tx)?, 0)?;
+    // A later write of the row is at a larger version than any delete of it.
+    let after = put("absent", "there now")?;
+    expect(after > last, format!("the put at {after} is later than the delete at {last}"))
 }
 
 fn delete_at_zero_asserts_absence() -> Outcome {
