@@ -183,7 +183,8 @@ impl MemoryOperator {
         snapshot_of(&record).map(Some)
     }
 
-    /// Makes a session of a snapshot, instead of one that is there only where `replace` says so.
+    /// Makes a session of a snapshot, instead of one that is there only where `replace` says so. The snapshot may have
+    /// [`MemoryOptions::MEMORY_BYTES_MAX`] bytes; the `turn_bytes` of a guest does not bound its turns.
     ///
     /// # Errors
     /// [`Error::InvalidSnapshot`] where the bytes are none; [`Error::Conflict`] where there is a session that is not to
@@ -195,7 +196,8 @@ impl MemoryOperator {
         replace: bool,
     ) -> Result<()> {
         let key = key(identity)?;
-        let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX)?;
+        // Each guest has a bound of its own on a turn; none of them is known here.
+        let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX, u64::MAX)?;
         let bytes = snapshot_of(&record)?.bytes;
         let stored = if replace { self.load(&key).await? } else { None };
         let now = self.store.clock().unix_millis();

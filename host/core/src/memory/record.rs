@@ -72,16 +72,15 @@ impl Record {
         Ok(record)
     }
 
-    /// Reads what a guest says is a snapshot.
-    pub(crate) fn parse_snapshot(bytes: &[u8]) -> Result<Self, String> {
-        let record = Self::parse(bytes)?;
-        if record != record.at_rest() {
+    /// Says why a record that was read is not a snapshot, if it is not.
+    pub(crate) fn check_snapshot(&self) -> Result<(), String> {
+        if *self != self.at_rest() {
             return Err("it has a summary under way".to_string());
         }
-        if record.all_turns().any(|turn| turn.broken_artifact().is_some()) {
-            return Err("the value of an artifact is no JSON".to_string());
+        if self.all_turns().any(|turn| turn.broken_artifact().is_some()) {
+            return Err("the value of an artifact is not valid JSON".to_string());
         }
-        Ok(record)
+        Ok(())
     }
 
     /// The same record gives the same bytes on every host.
@@ -259,15 +258,14 @@ mod tests {
                 "artifacts_shown":[["chart",{value:?}]],"timestamp_millis":0}}]}}"#
             )
         };
-        Record::parse_snapshot(turn("{}").as_bytes()).unwrap();
-        Record::parse_snapshot(turn("{").as_bytes()).unwrap_err();
+        parse(&turn("{}")).unwrap().check_snapshot().unwrap();
+        parse(&turn("{")).unwrap().check_snapshot().unwrap_err();
         let claimed = Record {
             in_flight: Some(InFlight { claim: 1, until: 2, turns: vec![Turn::default()] }),
             ..Record::new(Strategy::RollingSummary)
         };
-        let reason = Record::parse_snapshot(&claimed.to_bytes().unwrap()).unwrap_err();
-        assert_eq!(reason, "it has a summary under way");
-        Record::parse_snapshot(&claimed.at_rest().to_bytes().unwrap()).unwrap();
+        assert_eq!(claimed.check_snapshot().unwrap_err(), "it has a summary under way");
+        claimed.at_rest().check_snapshot().unwrap();
     }
 
     #[test]

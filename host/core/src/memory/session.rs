@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Error, LimitExceeded, LimitKind, Result};
-use crate::limits::Limits;
+use crate::error::{Error, LimitKind, Result};
+use crate::limits::{Limits, check_bound};
 use crate::memory::health::Health;
 use crate::memory::identity::Identity;
 use crate::memory::memory_store::MemoryStore;
@@ -147,13 +147,15 @@ impl Memory {
     /// Makes the session what it was. What is on its way to a summary is thrown away.
     ///
     /// # Errors
-    /// [`Error::InvalidSnapshot`] where the snapshot is of another strategy or its bytes are none, and as
-    /// [`Memory::add_turn`]. The session is then as it was.
+    /// [`Error::LimitExceeded`] if the snapshot or one of its turns is too large; [`Error::InvalidSnapshot`] if the
+    /// snapshot is of another strategy or its bytes are not a valid snapshot; and as [`Memory::add_turn`]. The session
+    /// is then as it was.
     pub async fn restore(&self, snapshot: MemorySnapshot) -> Result<()> {
         self.check_open()?;
         let inner = self.memories.inner();
         let options = &inner.options;
-        let restored = parse_snapshot(&snapshot, options.strategy, options.memory_bytes)?;
+        let restored =
+            parse_snapshot(&snapshot, options.strategy, options.memory_bytes, self.limits.turn_bytes)?;
         if options.strategy == Strategy::None {
             return Ok(());
         }
@@ -200,11 +202,12 @@ pub(crate) fn snapshot_of(record: &Record) -> Result<MemorySnapshot> {
     Ok(MemorySnapshot { strategy: record.strategy, bytes })
 }
 
-/// The record that a snapshot holds.
+/// The record that a snapshot holds. Each of its turns is bounded as one that is added.
 pub(crate) fn parse_snapshot(
     snapshot: &MemorySnapshot,
     strategy: Strategy,
     memory_bytes: u64,
+    turn_bytes: u64,
 ) -> Result<Record> {
     let other = |found: Strategy| {
         Error::InvalidSnapshot(format!(
@@ -216,13 +219,12 @@ pub(crate) fn parse_snapshot(
     if snapshot.strategy != strategy {
         return Err(other(snapshot.strategy));
     }
-    let requested = snapshot.bytes.len() as u64;
-    if requested > memory_bytes {
-        return Err(LimitExceeded { kind: LimitKind::MemoryBytes, max: memory_bytes, requested }.into());
-    }
+    check_bound(LimitKind::MemoryBytes, memory_bytes, snapshot.bytes.len() as u64)?;
     if snapshot.bytes.is_empty() {
         return Ok(Record::new(strategy));
     }
-    let record = Record::parse_snapshot(&snapshot.bytes).map_err(Error::InvalidSnapshot)?;
+    let record = Record::parse(&snapshot.bytes).map_err(Error::InvalidSnapshot)?;
+    record.all_turns().try_for_each(|turn| check_bound(LimitKind::TurnBytes, turn_bytes, turn.bytes()))?;
+    record.check_snapshot().map_err(Error::InvalidSnapshot)?;
     if record.strategy == strategy { Ok(record) } else { Err(other(record.strategy)) }
 }

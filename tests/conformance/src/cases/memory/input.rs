@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = named!("memory":
     a_snapshot_that_is_no_json_is_refused,
     a_snapshot_that_is_too_large_is_refused,
     a_snapshot_that_contradicts_itself_is_refused,
+    a_snapshot_with_a_turn_at_the_bound_is_restored_and_with_one_byte_more_refused,
     a_session_of_another_strategy_is_refused_and_left_as_it_is,
     a_record_that_can_not_be_read_is_corrupt_and_left_as_it_is,
     memory_counts_for_the_store_and_is_given_back,
@@ -180,6 +181,49 @@ fn a_snapshot_that_contradicts_itself_is_refused() -> Outcome {
     for contradiction in contradictions {
         let bytes = format!(r#"{{"format":1,"strategy":"rolling-summary",{contradiction}}}"#);
         expect_refused(&memory, Strategy::RollingSummary, bytes.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn a_snapshot_with_a_turn_at_the_bound_is_restored_and_with_one_byte_more_refused() -> Outcome {
+    let max = limits().turn_bytes;
+    let turn_of = |bytes: u64| {
+        let text = "x".repeat(bytes as usize);
+        format!(r#"{{"user_message":"{text}","assistant_response":"","timestamp_millis":0}}"#)
+    };
+    let empty = r#"{"user_message":"","assistant_response":"","timestamp_millis":0"#;
+    let elements = vec![r#""""#; max as usize / 16 + 1].join(",");
+    let small = format!("{empty}}}");
+    // Each place in which a snapshot holds a turn.
+    let places = |turn: &str| {
+        [
+            (Strategy::Truncation, format!(r#""turns":[{small},{turn}]"#)),
+            (Strategy::RollingSummary, format!(r#""turns":[{turn}]"#)),
+            (Strategy::RollingSummary, format!(r#""pending":[{small},{turn}]"#)),
+            (Strategy::RollingSummary, format!(r#""health":"degraded","backlog":[[{small}],[{turn}]]"#)),
+        ]
+    };
+    let snapshot = |strategy: Strategy, content: &str| Snapshot {
+        strategy,
+        bytes: format!(r#"{{"format":1,"strategy":"{}",{content}}}"#, name(strategy)).into_bytes(),
+    };
+    for (strategy, content) in places(&turn_of(max)) {
+        let memory = memory(strategy)?;
+        memory.flush()?;
+        memory.restore(&snapshot(strategy, &content))?;
+    }
+    let over =
+        [(turn_of(max + 1), max + 1), (format!(r#"{empty},"artifacts_hidden":[{elements}]}}"#), max + 16)];
+    for (turn, requested) in over {
+        for (strategy, content) in places(&turn) {
+            let memory = memory(strategy)?;
+            memory.flush()?;
+            say(&memory, &["a"])?;
+            let before = memory.snapshot()?.bytes;
+            let refused = memory.restore(&snapshot(strategy, &content));
+            expect_limit(refused, LimitKind::TurnBytes, max, requested)?;
+            expect_eq(memory.snapshot()?.bytes, before)?;
+        }
     }
     Ok(())
 }
