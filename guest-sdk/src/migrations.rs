@@ -144,7 +144,8 @@ struct Component {
 }
 
 impl MigrationSet {
-    /// The empty set of a component. Its name stands in the store for ever.
+    /// The empty set of a component. Its name stands in the store for ever, and the host must have bound it to this
+    /// component: `larder run` binds the name of the component's file, or those given with `--component-name`.
     pub fn new(component: impl Into<String>) -> Self {
         Self { own: Component { name: component.into(), steps: Vec::new() }, others: Vec::new() }
     }
@@ -276,8 +277,9 @@ impl Store {
     ///
     /// # Errors
     /// [`MigrateError::Step`] where a closure fails: it and those after it are not applied. Otherwise
-    /// [`MigrateError::Store`], with [`Error::MigrationMismatch`] where the store's steps are not the beginning of the
-    /// set, and [`Error::Conflict`] when the runs of the retry policy are used up on one step.
+    /// [`MigrateError::Store`], with [`Error::AccessDenied`] if the host did not bind a component's name to this
+    /// component, [`Error::MigrationMismatch`] where the store's steps are not the beginning of the set, and
+    /// [`Error::Conflict`] when the runs of the retry policy are used up on one step.
     pub fn migrate(&self, set: &MigrationSet) -> Result<Vec<String>, MigrateError> {
         let mut applied = Vec::new();
         for component in set.components() {

@@ -1,23 +1,27 @@
-//! What guests declared and a store has applied.
+//! What guests declared and a store has applied, and repairs of that record.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::Args;
-use larder_host::Mode;
-use larder_host::larder_core::migrations::LEDGER_NAMESPACE;
-use larder_host::larder_core::{AppliedMigration, Range, Transaction};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use larder_host::larder_core::migrations::{LEDGER_NAMESPACE, LedgerEntry};
+use larder_host::larder_core::{Migration, MigrationLedger, Range, Transaction};
+use larder_host::{Error, Handle, Mode};
 
 use crate::inspect::done;
 use crate::store::{StoreArgument, operator};
 use crate::text::{escape, time};
 
-/// Print the migrations of components that a store has applied
+/// Print the migrations of components that a store has applied, and repair that record
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Migrations {
+    #[command(subcommand)]
+    repair: Option<Repair>,
+    /// `None` only if a subcommand is given, which has its own.
     #[command(flatten)]
-    store: StoreArgument,
+    store: Option<StoreArgument>,
     /// Only those of this component
     #[arg(long, value_name = "NAME")]
     component: Option<String>,
@@ -26,10 +30,78 @@ pub(crate) struct Migrations {
     json: bool,
 }
 
+#[derive(Subcommand)]
+enum Repair {
+    /// Remove steps from the record, so that the component applies them again; its rows stay as they are
+    Remove(Remove),
+    /// Record a step as applied, after those that are; the step does not run
+    Record(Record),
+}
+
+#[derive(Args)]
+struct Remove {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// The component
+    #[arg(long, value_name = "NAME")]
+    component: String,
+    /// First step to remove; those applied after it go too [default: every step]
+    #[arg(long, value_name = "MIGRATION")]
+    from: Option<String>,
+    /// Print what would be removed, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+struct Record {
+    #[command(flatten)]
+    store: StoreArgument,
+    /// The component
+    #[arg(long, value_name = "NAME")]
+    component: String,
+    /// The step's id
+    #[arg(long, value_name = "MIGRATION")]
+    id: String,
+    /// SHA-256 of the step in 64 hexadecimal digits, as `larder migrations --json` prints it
+    #[arg(long, value_name = "HEX", value_parser = parse_checksum)]
+    checksum: Checksum,
+    /// Print what would be recorded, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone)]
+struct Checksum(Vec<u8>);
+
+fn parse_checksum(text: &str) -> Result<Checksum, String> {
+    let wrong = || "a checksum has 64 hexadecimal digits".to_string();
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let byte = |start: usize| {
+        let digits = text.get(start..start + 2).ok_or_else(wrong)?;
+        u8::from_str_radix(digits, 16).map_err(|_| wrong())
+    };
+    (0..text.len()).step_by(2).map(byte).collect::<Result<_, _>>().map(Checksum)
+}
+
 impl Migrations {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let store = self.store.open().await?;
-        let printed = self.print(operator(&store).begin(Mode::View)?).await;
+        match self.repair {
+            Some(Repair::Remove(remove)) => remove.execute().await,
+            Some(Repair::Record(record)) => record.execute().await,
+            None => self.list().await,
+        }
+    }
+
+    async fn list(self) -> Result<ExitCode> {
+        let Some(store) = &self.store else { bail!("name the store with --store DSN") };
+        let store = store.open().await?;
+        let printed = match operator(&store).begin(Mode::View) {
+            Ok(view) => self.print(view).await,
+            Err(error) => Err(error.into()),
+        };
         store.close().await;
         done(printed)
     }
@@ -41,12 +113,12 @@ impl Migrations {
         }
         let prefix = self.component.as_ref().map_or_else(String::new, |component| format!("{component}\0"));
         let range = Range { prefix, ..Range::default() };
-        let mut component: Vec<AppliedMigration> = Vec::new();
+        let mut component: Vec<LedgerEntry> = Vec::new();
         let mut after = None;
         loop {
             let page = view.scan_page(LEDGER_NAMESPACE.to_string(), range.clone(), after).await?;
             for entry in page.entries {
-                let step = AppliedMigration::from_row(entry.key.as_bytes(), &entry.value)?;
+                let step = LedgerEntry::from_row(entry.key.as_bytes(), &entry.value);
                 if component.first().is_some_and(|first| first.component != step.component) {
                     self.print_component(std::mem::take(&mut component))?;
                 }
@@ -59,24 +131,120 @@ impl Migrations {
         }
     }
 
-    fn print_component(&self, mut steps: Vec<AppliedMigration>) -> Result<()> {
-        steps.sort_by_key(|step| step.ordinal);
+    fn print_component(&self, mut steps: Vec<LedgerEntry>) -> Result<()> {
+        steps.sort_by_key(|step| step.ordinal().unwrap_or(u64::MAX));
         let mut output = std::io::stdout().lock();
         for step in steps {
-            let AppliedMigration { component, id, ordinal, checksum, applied_at, larder } = step;
-            let applied_at = time(applied_at);
-            if self.json {
-                let step = serde_json::json!({
-                    "component": component, "number": ordinal, "migration": id, "applied_at": applied_at,
-                    "larder": larder, "checksum": checksum,
-                });
-                writeln!(output, "{step}")?;
-            } else {
-                let (component, id) = (escape(&component), escape(&id));
-                let checksum = checksum.get(..12).unwrap_or(&checksum);
-                writeln!(output, "{component}\t{ordinal}\t{id}\t{applied_at}\t{larder}\t{checksum}")?;
+            match self.json {
+                true => writeln!(output, "{}", json_line(step))?,
+                false => writeln!(output, "{}", table_line(&step))?,
             }
         }
+        output.flush()?;
         Ok(())
+    }
+}
+
+fn json_line(step: LedgerEntry) -> serde_json::Value {
+    match step.applied {
+        Ok(applied) => serde_json::json!({
+            "component": applied.component, "number": applied.ordinal, "migration": applied.id,
+            "applied_at": time(applied.applied_at), "larder": applied.larder, "checksum": applied.checksum,
+        }),
+        Err(error) => serde_json::json!({
+            "component": step.component, "migration": step.id, "error": error.to_string(),
+        }),
+    }
+}
+
+fn table_line(step: &LedgerEntry) -> String {
+    let (component, id) = (escape(&step.component), escape(&step.id));
+    match &step.applied {
+        Ok(applied) => {
+            let checksum = applied.checksum.get(..12).unwrap_or(&applied.checksum);
+            let (ordinal, larder) = (applied.ordinal, &applied.larder);
+            format!("{component}\t{ordinal}\t{id}\t{}\t{larder}\t{checksum}", time(applied.applied_at))
+        }
+        Err(error) => format!("{component}\t?\t{id}\t{error}"),
+    }
+}
+
+impl Remove {
+    async fn execute(self) -> Result<ExitCode> {
+        let store = self.store.open().await?;
+        let removed = self.remove(operator(&store)).await;
+        store.close().await;
+        let removed = removed?;
+        if removed.is_empty() {
+            bail!("there is nothing to remove: the store records no migration of {:?}", self.component);
+        }
+        let lines = removed.iter().map(|step| {
+            let number = step.ordinal().map_or_else(|| "?".to_string(), |ordinal| ordinal.to_string());
+            format!("{}\t{number}\t{}", escape(&step.component), escape(&step.id))
+        });
+        print_repair(self.dry_run, "remove", "removed", lines)
+    }
+
+    async fn remove(&self, handle: Handle) -> Result<Vec<LedgerEntry>> {
+        let ledger = MigrationLedger::new(handle);
+        ledger.remove(&self.component, self.from.as_deref(), self.dry_run).await.map_err(explain)
+    }
+}
+
+impl Record {
+    async fn execute(self) -> Result<ExitCode> {
+        let store = self.store.open().await?;
+        let ledger = MigrationLedger::new(operator(&store));
+        let step = Migration { id: self.id.clone(), checksum: self.checksum.0.clone() };
+        let recorded = ledger.record(&self.component, step, self.dry_run).await;
+        drop(ledger);
+        store.close().await;
+        let number = recorded.map_err(explain)?;
+        let line = format!("{}\t{number}\t{}", escape(&self.component), escape(&self.id));
+        print_repair(self.dry_run, "record", "recorded", [line].into_iter())
+    }
+}
+
+/// A conflict says here who wrote, and what to do.
+fn explain(error: Error) -> anyhow::Error {
+    match error {
+        Error::Conflict => anyhow::anyhow!(
+            "the record of migrations was not changed: a component applied a step meanwhile; run the command again"
+        ),
+        error => error.into(),
+    }
+}
+
+/// Says what was done, or would be. The repair is made by then, whatever becomes of the output.
+fn print_repair(
+    dry_run: bool,
+    would: &str,
+    did: &str,
+    mut lines: impl Iterator<Item = String>,
+) -> Result<ExitCode> {
+    let mut output = std::io::stdout().lock();
+    let written = lines.try_for_each(|line| match dry_run {
+        true => writeln!(output, "would {would} {line}"),
+        false => writeln!(output, "{did} {line}"),
+    });
+    let written = written.and_then(|()| output.flush()).map_err(anyhow::Error::from);
+    done(match dry_run {
+        true => written,
+        false => written.with_context(|| format!("the steps are {did}, and this could not be printed")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_64_hexadecimal_digits() {
+        assert_eq!(parse_checksum(&"0aF9".repeat(16)).ok().unwrap().0, [0x0a, 0xf9].repeat(16));
+        for wrong in
+            ["", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"ä".repeat(32), &"+0".repeat(32)]
+        {
+            assert!(parse_checksum(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

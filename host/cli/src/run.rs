@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use larder_host::{
-    IdentityScope, Limits, MemoryStore, StorageCtx, StorageCtxView, StorageView, Store, StoreSource,
-    TenantsDsn, drivers, engine_config,
+    IdentityScope, Limits, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
+    StoreSource, TenantsDsn, drivers, engine_config,
 };
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Engine};
@@ -30,6 +30,9 @@ pub(crate) struct Run {
     /// Let the component open the store DSN under NAME, for reading only
     #[arg(long = "read-only-store", value_name = "NAME=DSN", value_parser = parse_grant)]
     read_only_stores: Vec<(String, String)>,
+    /// Component name that migrations may be declared under; repeatable [default: the stem of the file]
+    #[arg(long = "component-name", value_name = "NAME")]
+    component_names: Vec<String>,
     /// Let the component see an environment variable
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
     environment: Vec<(String, String)>,
@@ -83,6 +86,7 @@ impl StorageView for Instance {
 
 impl Run {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
+        self.migrations()?;
         let engine = engine()?;
         let command = load(&engine, &self.component)?;
         let mut tenants = self.tenants()?;
@@ -100,6 +104,17 @@ impl Run {
         let has_tenants = names.chain(&self.memory.dsn).any(|dsn| TenantsDsn::accepts(dsn));
         let identity = if has_tenants { self.identity.of_tenant()? } else { None };
         Ok(RunTenants::new(identity, self.cache_dir.clone()))
+    }
+
+    /// Whose migrations the component may declare. Components that share a store can't change each other's ledger, as
+    /// long as their files or the names given here differ: the operator chooses both, and the component neither.
+    fn migrations(&self) -> Result<MigrationScope> {
+        if !self.component_names.is_empty() {
+            return MigrationScope::only(&self.component_names).context("--component-name");
+        }
+        let stem = self.component.file_stem().and_then(|stem| stem.to_str());
+        // A file whose name no component can have declares nothing.
+        Ok(stem.and_then(|stem| MigrationScope::only([stem]).ok()).unwrap_or_default())
     }
 
     async fn run_with_stores(
@@ -171,7 +186,7 @@ impl Run {
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stdio().arg(self.component.to_string_lossy()).args(&self.arguments);
         wasi.envs(&self.environment);
-        let storage = storage(grants, memory, &limits)?;
+        let storage = storage(grants, memory, &limits, self.migrations()?)?;
         let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
         let mut store = wasmtime::Store::new(engine, instance);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
@@ -212,8 +227,13 @@ struct GrantedMemory {
     scope: IdentityScope,
 }
 
-fn storage(grants: &[Grant], memory: Option<&GrantedMemory>, limits: &Limits) -> Result<StorageCtx> {
-    let mut builder = StorageCtx::builder().limits(limits.clone());
+fn storage(
+    grants: &[Grant],
+    memory: Option<&GrantedMemory>,
+    limits: &Limits,
+    migrations: MigrationScope,
+) -> Result<StorageCtx> {
+    let mut builder = StorageCtx::builder().limits(limits.clone()).migrations(migrations);
     if let Some(GrantedMemory { memories, scope, .. }) = memory {
         builder = builder.memory(memories, scope.clone());
     }

@@ -127,6 +127,86 @@ fn a_store_of_an_earlier_release_is_migrated_by_the_component_with_its_data() {
 }
 
 #[test]
+fn a_component_declares_migrations_under_the_name_of_its_file_or_those_it_is_given() {
+    let larder = Larder::new();
+    std::fs::copy(larder_artifacts::CATALOG, larder.path("plugin.wasm")).unwrap();
+    let ask = |component: &str, names: &[&str]| {
+        let run = ["run", component, "--store", STORE];
+        let output = larder.run(&[run.as_slice(), names, &["--", "of", "all"]].concat());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let migrations = ["migrations", "--store", "sqlite:catalog.db", "--json"];
+    for names in [&[][..], &["--component-name", "plugin"], &["--component-name", "catalog2"]] {
+        let (code, said) = ask("plugin.wasm", names);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains("access denied: cannot declare migrations of the component \"catalog\""),
+            "{said}"
+        );
+        assert_eq!(larder.output(&migrations), "");
+    }
+    // A name that is given replaces that of the file.
+    let (code, said) = ask(larder_artifacts::CATALOG, &["--component-name", "plugin"]);
+    assert_eq!(code, Some(1), "{said}");
+    let (code, said) = ask("plugin.wasm", &["--component-name", ""]);
+    assert_eq!(code, Some(1));
+    assert!(said.starts_with("larder: --component-name: "), "{said}");
+    let given = ["--component-name", "plugin", "--component-name", "catalog"];
+    assert_eq!(ask("plugin.wasm", &given), (Some(0), String::new()));
+    assert_eq!(larder.output(&migrations).lines().count(), 2);
+    assert_eq!(ask(larder_artifacts::CATALOG, &[]), (Some(0), String::new()));
+}
+
+#[test]
+fn an_operator_repairs_the_record_of_migrations_after_a_dry_run() {
+    let larder = Larder::new();
+    let ask = || larder.output(&["run", larder_artifacts::CATALOG, "--store", STORE, "--", "of", "all"]);
+    ask();
+    let store = ["--store", "sqlite:catalog.db", "--component", "catalog"];
+    let call =
+        |verb: &str, rest: &[&str]| larder.run(&[&["migrations", verb], store.as_slice(), rest].concat());
+    let done = |verb: &str, rest: &[&str]| {
+        let output = call(verb, rest);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let refused = |verb: &str, rest: &[&str]| {
+        let output = call(verb, rest);
+        assert_ne!(output.status.code(), Some(0));
+        assert_eq!(output.stdout, b"");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let listed = || larder.output(&[&["migrations"], store.as_slice(), &["--json"]].concat());
+    let before = listed();
+    let checksum = |line: &str| line.split(r#""checksum":""#).nth(1).unwrap().get(..64).unwrap().to_string();
+    let second = checksum(before.lines().last().unwrap());
+
+    let from = ["--from", "0002_index_by_architecture"];
+    let dry = [from.as_slice(), &["--dry-run"]].concat();
+    assert_eq!(done("remove", &dry), "would remove catalog\t2\t0002_index_by_architecture\n");
+    assert_eq!(listed(), before);
+    assert_eq!(done("remove", &from), "removed catalog\t2\t0002_index_by_architecture\n");
+    assert_eq!(listed().lines().count(), 1);
+    assert!(refused("remove", &from).contains("has no migration \"0002_index_by_architecture\""));
+
+    let record = ["--id", "0002_index_by_architecture", "--checksum", &second];
+    let dry = [record.as_slice(), &["--dry-run"]].concat();
+    assert_eq!(done("record", &dry), "would record catalog\t2\t0002_index_by_architecture\n");
+    assert_eq!(listed().lines().count(), 1);
+    assert_eq!(done("record", &record), "recorded catalog\t2\t0002_index_by_architecture\n");
+    assert!(refused("record", &record).contains("it is recorded already; remove it first"));
+    assert!(refused("record", &["--id", "0003", "--checksum", "ab"]).contains("64 hexadecimal digits"));
+    // The component finds its steps as it declares them.
+    ask();
+
+    let all = "removed catalog\t1\t0001_packages\nremoved catalog\t2\t0002_index_by_architecture\n";
+    assert_eq!(done("remove", &[]), all);
+    assert!(refused("remove", &[]).contains("there is nothing to remove"));
+    ask();
+    assert_eq!(listed().lines().count(), 2);
+}
+
+#[test]
 fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
     let larder = Larder::new();
     let run = ["run", larder_artifacts::CATALOG];

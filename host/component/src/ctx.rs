@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_core::{
     Error, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind, Limits, Memory, MemoryStore,
-    OpenTransactions, Result, Store, StoreSource,
+    MigrationScope, OpenTransactions, Result, Store, StoreSource,
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
@@ -21,6 +21,7 @@ pub struct StorageCtx {
     limits: Arc<Limits>,
     open_transactions: OpenTransactions,
     open_stores: u64,
+    migrations: MigrationScope,
     memory: Option<MemoryStore>,
     identities: IdentityScope,
     open_memories: u64,
@@ -42,6 +43,7 @@ impl std::fmt::Debug for Grant {
 pub struct StorageCtxBuilder {
     grants: Vec<(String, Grant)>,
     limits: Limits,
+    migrations: MigrationScope,
     memory: Option<MemoryStore>,
     identities: IdentityScope,
 }
@@ -73,6 +75,12 @@ impl StorageCtxBuilder {
     pub fn memory(mut self, memories: &MemoryStore, identities: IdentityScope) -> Self {
         self.memory = Some(memories.clone());
         self.identities = identities;
+        self
+    }
+
+    /// Which component names the component may declare migrations for, in all its stores. Default: none.
+    pub fn migrations(mut self, scope: MigrationScope) -> Self {
+        self.migrations = scope;
         self
     }
 
@@ -110,6 +118,7 @@ impl StorageCtxBuilder {
             limits: Arc::new(self.limits),
             open_transactions,
             open_stores: 0,
+            migrations: self.migrations,
             memory: self.memory,
             identities: self.identities,
             open_memories: 0,
@@ -136,6 +145,7 @@ impl StorageCtx {
             read_only: grant.read_only,
             limits: self.limits.clone(),
             open_transactions: self.open_transactions.clone(),
+            migrations: self.migrations.clone(),
         }))
     }
 

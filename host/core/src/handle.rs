@@ -7,7 +7,7 @@ use crate::backend::Mode;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
 use crate::limits::Limits;
-use crate::migrations::{self, Migration, NextMigration};
+use crate::migrations::{self, Declared, Migration, MigrationScope, NextMigration};
 use crate::store::Store;
 use crate::transaction::Transaction;
 
@@ -23,6 +23,8 @@ pub struct HandleOptions {
     /// Counts the transactions that are open; handles that share it share the bound. Default: one of its own,
     /// with the bound of the default limits.
     pub open_transactions: OpenTransactions,
+    /// Which components' migrations its user may declare. Default: none.
+    pub migrations: MigrationScope,
 }
 
 /// Counts open transactions against a bound. Clones share the count.
@@ -89,7 +91,8 @@ impl Handle {
     pub fn begin(&self, mode: Mode) -> Result<Transaction> {
         self.check_open()?;
         if self.options.read_only && mode == Mode::Update {
-            return Err(self.deny_update());
+            let reason = format!("the store {:?} is granted read-only", self.options.name);
+            return Err(self.deny("begin", reason));
         }
         let permit = self.options.open_transactions.permit()?;
         Ok(self.store.begin(mode, self.options.limits.clone(), self.id, permit))
@@ -101,15 +104,15 @@ impl Handle {
     /// # Errors
     /// [`Error::MigrationMismatch`] where what was applied is not the beginning of the set: a step was reordered,
     /// removed or edited, or the store is newer. [`Error::InvalidArgument`] for a set with empty or repeated ids, or
-    /// checksums that are no SHA-256; and as a view that reads.
+    /// checksums that are no SHA-256; [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the
+    /// component, of which the platform is told; and as a view that reads.
     pub async fn pending_migrations(
         &self,
         component: String,
         declared: Vec<Migration>,
     ) -> Result<Vec<String>> {
-        self.check_open()?;
-        let limits = &self.options.limits;
-        migrations::pending(|mode| self.begin(mode), component, declared, limits).await
+        let declared = self.declare("pending-migrations", component, declared)?;
+        migrations::pending(|mode| self.begin(mode), &declared).await
     }
 
     /// Begins the first step of the set that is not yet applied, or gives none where all are. The transaction's commit
@@ -123,9 +126,8 @@ impl Handle {
         component: String,
         declared: Vec<Migration>,
     ) -> Result<Option<NextMigration>> {
-        self.check_open()?;
-        let limits = &self.options.limits;
-        migrations::begin_next(|mode| self.begin(mode), component, declared, limits).await
+        let declared = self.declare("begin-migration", component, declared)?;
+        migrations::begin_next(|mode| self.begin(mode), &declared).await
     }
 
     /// Whether the backend can be reached.
@@ -152,11 +154,24 @@ impl Handle {
         self.store.check_open()
     }
 
-    fn deny_update(&self) -> Error {
-        let reason = format!("the store {:?} is granted read-only", self.options.name);
+    /// Checks what the user declares, and whether the user may declare it.
+    fn declare(&self, operation: &'static str, component: String, steps: Vec<Migration>) -> Result<Declared> {
+        self.check_open()?;
+        let declared = Declared::new(component, steps, &self.options.limits)?;
+        if self.options.migrations.permits(declared.component()) {
+            return Ok(declared);
+        }
+        let reason = format!(
+            "cannot declare migrations of the component {:?}: the host did not bind this name to the instance",
+            declared.component()
+        );
+        Err(self.deny(operation, reason))
+    }
+
+    fn deny(&self, operation: &'static str, reason: String) -> Error {
         self.store.emit(Event::AccessDenied {
             store: self.options.name.clone(),
-            operation: "begin",
+            operation,
             reason: reason.clone(),
         });
         Error::AccessDenied(reason)

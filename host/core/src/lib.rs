@@ -64,6 +64,6 @@ pub use memory::{
     MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder, Strategy, Summarizer, SummaryError,
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
-pub use migrations::{AppliedMigration, Migration, NextMigration};
+pub use migrations::{AppliedMigration, Migration, MigrationLedger, MigrationScope, NextMigration};
 pub use store::{Store, StoreBuilder, StoreSource};
 pub use transaction::{Entry, PackedPage, Page, PutOptions, Range, Transaction};

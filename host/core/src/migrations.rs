@@ -6,18 +6,19 @@
 
 mod declared;
 pub(crate) mod entry;
-
-use std::sync::Arc;
+mod ledger;
+mod scope;
 
 use crate::backend::Mode;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::limits::Limits;
 use crate::transaction::Transaction;
 
-use declared::Declared;
+pub(crate) use declared::Declared;
 pub use entry::AppliedMigration;
+pub use ledger::{LedgerEntry, MigrationLedger};
+pub use scope::MigrationScope;
 
 /// The namespace of the ledger. A row's key is its component's name, a NUL, and the step's id; its value is JSON.
 pub const LEDGER_NAMESPACE: &str = "__store_migrations__";
@@ -43,11 +44,8 @@ pub struct NextMigration {
 /// The ids of what is still to apply, in the order of the set.
 pub(crate) async fn pending(
     begin: impl FnOnce(Mode) -> Result<Transaction>,
-    component: String,
-    declared: Vec<Migration>,
-    limits: &Arc<Limits>,
+    declared: &Declared,
 ) -> Result<Vec<String>> {
-    let declared = Declared::new(component, declared, limits)?;
     if declared.is_empty() {
         return Ok(Vec::new());
     }
@@ -56,14 +54,11 @@ pub(crate) async fn pending(
     Ok(pending.iter().map(|step| step.id.clone()).collect())
 }
 
-/// Begins the first step that is still to apply; none where there is none.
+/// Begins the first step that is still to apply, if there is one.
 pub(crate) async fn begin_next(
     begin: impl FnOnce(Mode) -> Result<Transaction>,
-    component: String,
-    declared: Vec<Migration>,
-    limits: &Arc<Limits>,
+    declared: &Declared,
 ) -> Result<Option<NextMigration>> {
-    let declared = Declared::new(component, declared, limits)?;
     if declared.is_empty() {
         return Ok(None);
     }

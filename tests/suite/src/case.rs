@@ -7,8 +7,8 @@ use larder_host::bindings::memory::Identity as WitIdentity;
 use larder_host::larder_core::backend::Backend;
 use larder_host::larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_host::{
-    Event, EventSink, Identity, IdentityScope, MemoryOptions, MemoryStore, MovableClock, StorageCtx,
-    StorageCtxView, StorageView, Store, Version,
+    Event, EventSink, Identity, IdentityScope, Limits, MemoryOptions, MemoryStore, MigrationScope,
+    MovableClock, StorageCtx, StorageCtxView, StorageView, Store, Version,
 };
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -44,10 +44,29 @@ struct DeclaredMemory {
 pub(crate) struct Instance {
     pub(crate) case: Arc<Case>,
     pub(crate) storage: StorageCtx,
-    pub(crate) memory_of: HostName,
-    pub(crate) identities: IdentityScope,
+    pub(crate) rights: Rights,
     table: ResourceTable,
     wasi: WasiCtx,
+}
+
+/// What one instance may do.
+pub(crate) struct Rights {
+    pub(crate) memory_of: HostName,
+    pub(crate) identities: IdentityScope,
+    pub(crate) migrations: MigrationScope,
+    pub(crate) limits: Limits,
+}
+
+impl Default for Rights {
+    /// All that a case can have.
+    fn default() -> Self {
+        Self {
+            memory_of: HostName::Main,
+            identities: IdentityScope::Any,
+            migrations: MigrationScope::Any,
+            limits: limits(),
+        }
+    }
 }
 
 /// Keeps what the host reports.
@@ -94,11 +113,11 @@ impl Case {
 
     /// A fresh instance's store.
     pub(crate) fn instance(self: &Arc<Self>) -> Result<wasmtime::Store<Instance>> {
+        let rights = Rights::default();
         let instance = Instance {
             case: self.clone(),
-            storage: self.storage(HostName::Main, IdentityScope::Any)?,
-            memory_of: HostName::Main,
-            identities: IdentityScope::Any,
+            storage: self.storage(&rights)?,
+            rights,
             table: ResourceTable::new(),
             wasi: WasiCtx::builder().inherit_stderr().build(),
         };
@@ -108,11 +127,12 @@ impl Case {
         Ok(store)
     }
 
-    pub(crate) fn storage(&self, memory_of: HostName, identities: IdentityScope) -> Result<StorageCtx> {
+    pub(crate) fn storage(&self, rights: &Rights) -> Result<StorageCtx> {
         let main = self.main();
-        let builder = StorageCtx::builder().limits(limits());
-        let builder = match self.memory(memory_of) {
-            Some(memories) => builder.memory(&memories, identities),
+        let builder =
+            StorageCtx::builder().limits(rights.limits.clone()).migrations(rights.migrations.clone());
+        let builder = match self.memory(rights.memory_of) {
+            Some(memories) => builder.memory(&memories, rights.identities.clone()),
             None => builder,
         };
         let builder = builder.grant("main", &main).grant("other", &self.other);
@@ -194,7 +214,7 @@ impl Case {
 impl Instance {
     /// Lets the instance open what the case has by now.
     pub(crate) fn renew_storage(&mut self) -> Result<()> {
-        self.storage = self.case.storage(self.memory_of, self.identities.clone())?;
+        self.storage = self.case.storage(&self.rights)?;
         Ok(())
     }
 }

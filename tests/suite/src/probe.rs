@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use larder_host::IdentityScope;
 use larder_host::bindings::memory::Identity;
+use larder_host::{IdentityScope, MigrationScope};
 
 use crate::case::{Case, Instance};
 use crate::{STORE_BYTES, limits, memory};
@@ -70,7 +70,7 @@ impl Host for Instance {
     }
 
     async fn use_memory_of(&mut self, host: HostName) -> wasmtime::Result<()> {
-        self.memory_of = host;
+        self.rights.memory_of = host;
         self.renew_storage().map_err(wasmtime::Error::from_anyhow)
     }
 
@@ -85,10 +85,23 @@ impl Host for Instance {
             None => IdentityScope::user(tenant, user),
         };
         let bound = scope.map_err(anyhow::Error::from).and_then(|scope| {
-            self.identities = scope;
+            self.rights.identities = scope;
             self.renew_storage()
         });
         Ok(bound.map_err(|error| format!("{error:#}")))
+    }
+
+    async fn bind_migrations(&mut self, components: Vec<String>) -> wasmtime::Result<Result<(), String>> {
+        let bound = MigrationScope::only(components).map_err(anyhow::Error::from).and_then(|scope| {
+            self.rights.migrations = scope;
+            self.renew_storage()
+        });
+        Ok(bound.map_err(|error| format!("{error:#}")))
+    }
+
+    async fn limit_keys(&mut self, bytes: u64) -> wasmtime::Result<Result<(), String>> {
+        self.rights.limits.key_bytes = bytes;
+        Ok(self.renew_storage().map_err(|error| format!("{error:#}")))
     }
 
     async fn set_summaries(&mut self, to: Summaries) -> wasmtime::Result<()> {

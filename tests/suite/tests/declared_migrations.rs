@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::migrations::LEDGER_NAMESPACE;
-use larder_core::{AppliedMigration, Error, Handle, HandleOptions, Migration, Mode, NextMigration, Store};
+use larder_core::{
+    AppliedMigration, Error, Handle, HandleOptions, Migration, MigrationScope, Mode, NextMigration, Store,
+};
 use larder_host::drivers;
 use larder_suite::{Bench, SqliteBench};
 use support::{harness, postgres_server};
@@ -99,7 +101,8 @@ fn id(number: usize) -> String {
 async fn open(dsn: &str) -> (Store, Handle) {
     let backend = drivers().open(dsn).await.unwrap();
     let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
-    let handle = store.handle(HandleOptions::default());
+    let migrations = MigrationScope::only(["crowd"]).unwrap();
+    let handle = store.handle(HandleOptions { migrations, ..HandleOptions::default() });
     (store, handle)
 }
 

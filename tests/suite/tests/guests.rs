@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use larder_host::{
-    EchoSummarizer, Handle, HandleOptions, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore, Mode,
-    StorageCtx, Store, Strategy, engine_config,
+    EchoSummarizer, Handle, HandleOptions, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore,
+    MigrationScope, Mode, StorageCtx, Store, Strategy, engine_config,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
 use support::instance::Instance;
@@ -128,7 +128,9 @@ async fn the_sdk_does_what_it_says() {
         let memories =
             MemoryStore::builder(store, options).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
         let scope = IdentityScope::user("acme", "ann").unwrap();
-        let storage = StorageCtx::builder().grant("default", store).memory(&memories, scope).build().unwrap();
+        let migrations = MigrationScope::only(["tasks", "search", "failing", "crowded"]).unwrap();
+        let builder = StorageCtx::builder().grant("default", store).memory(&memories, scope);
+        let storage = builder.migrations(migrations).build().unwrap();
         let mut checking = guest(larder_artifacts::SDK, &[], storage);
         let outcome = checking.run().await.unwrap();
         assert_eq!(checking.output(), "the SDK does what it says\n");

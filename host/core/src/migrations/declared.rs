@@ -11,14 +11,14 @@ use crate::limits::Limits;
 const CHECKSUM_BYTES: usize = 32;
 
 /// A checked set.
-pub(super) struct Declared {
+pub(crate) struct Declared {
     component: String,
     steps: Vec<Migration>,
 }
 
 impl Declared {
     /// Checks what a guest sent.
-    pub(super) fn new(component: String, steps: Vec<Migration>, limits: &Limits) -> Result<Self> {
+    pub(crate) fn new(component: String, steps: Vec<Migration>, limits: &Limits) -> Result<Self> {
         limits.check(LimitKind::TransactionMutations, steps.len() as u64)?;
         check_name("the name of a component", &component, 0, limits)?;
         for step in &steps {
@@ -41,7 +41,7 @@ impl Declared {
         Ok(Self { component, steps })
     }
 
-    pub(super) fn component(&self) -> &str {
+    pub(crate) fn component(&self) -> &str {
         &self.component
     }
 
@@ -95,7 +95,7 @@ impl Declared {
 }
 
 /// Names stand in a row's key, with `before` bytes before them, and in messages.
-fn check_name(what: &str, name: &str, before: u64, limits: &Limits) -> Result<()> {
+pub(super) fn check_name(what: &str, name: &str, before: u64, limits: &Limits) -> Result<()> {
     limits.check(LimitKind::KeyBytes, before + name.len() as u64)?;
     if name.is_empty() || name.chars().any(char::is_control) {
         return Err(Error::invalid_argument(format!(

@@ -5,11 +5,19 @@ use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
 use crate::migrations::{AppliedMigration, LEDGER_NAMESPACE, Migration, entry};
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value};
+use crate::pairs::Pairs;
 use crate::scan::Scan;
 
 impl Transaction {
     /// What the ledger holds of one component, in the order in which it was applied. An update watches it.
     pub(crate) async fn ledger(&mut self, component: &str) -> Result<Vec<AppliedMigration>> {
+        let rows = self.ledger_rows(component).await?;
+        let applied = rows.iter().map(|(key, value)| AppliedMigration::from_row(key, value));
+        entry::in_order(applied.collect::<Result<_>>()?)
+    }
+
+    /// The rows of one component in the ledger, in the order of their ids. An update watches them.
+    pub(crate) async fn ledger_rows(&mut self, component: &str) -> Result<Pairs> {
         let max = self.limits.transaction_mutations;
         let found = self
             .find(Scan {
@@ -21,8 +29,7 @@ impl Transaction {
             })
             .await?;
         self.limits.check(LimitKind::TransactionMutations, found.entries.len() as u64)?;
-        let applied = found.entries.iter().map(|(key, value)| AppliedMigration::from_row(key, value));
-        entry::in_order(applied.collect::<Result<_>>()?)
+        Ok(found.entries)
     }
 
     /// Stages the entry of a step that follows `applied` others.
@@ -37,6 +44,12 @@ impl Transaction {
         let value = entry::value(step, applied, now)?;
         let row = RowKey { namespace: ledger()?, key };
         self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_millis: None }, None)
+    }
+
+    /// Stages the removal of a step's entry.
+    pub(crate) fn forget_migration(&mut self, component: &str, id: &str) -> Result<()> {
+        let key = Key::from_stored(format!("{component}\0{id}").into_bytes())?;
+        self.stage_if(RowKey { namespace: ledger()?, key }, Mutation::Delete, None)
     }
 }
 

@@ -45,6 +45,9 @@ pub(crate) const CASES: &[Case] = named!("migrations":
     steps_survive_a_reopening,
     many_instances_of_two_hosts_apply_each_step_once,
     a_set_of_many_steps_is_applied,
+    a_component_declares_under_its_own_names_only,
+    a_refused_declaration_is_told_to_the_host,
+    the_arguments_of_a_declaration_are_judged_before_its_name,
 );
 
 pub(crate) const WORKERS: &[Worker] = named!("migrations":
@@ -545,4 +548,64 @@ fn a_set_of_many_steps_is_applied() -> Outcome {
     let ids: Vec<_> = ids.iter().map(String::as_str).collect();
     expect_eq(apply("tasks", &ids)?, keys(&ids))?;
     expect_pending("tasks", &ids, &[])
+}
+
+/// Expects `access-denied` from both calls.
+#[track_caller]
+fn expect_refused_name(component: &str, ids: &[&str]) -> Outcome {
+    let store = main()?;
+    expect_access_denied(store.pending_migrations(component, &set(ids)))?;
+    expect_access_denied(store.begin_migration(component, &set(ids)).map(drop))
+}
+
+fn a_component_declares_under_its_own_names_only() -> Outcome {
+    apply("tasks", &["a"])?;
+    probe::bind_migrations(&keys(&["plugin", "library"]))?;
+    for name in ["tasks", "plugin2", "plug", "Plugin", "plugin/library"] {
+        expect_refused_name(name, &["a", "evil"])?;
+        expect_refused_name(name, &[])?;
+    }
+    expect_eq(apply("plugin", &["a"])?, keys(&["a"]))?;
+    expect_eq(apply("library", &["b"])?, keys(&["b"]))?;
+    expect_keys(&ledger()?, &["library\0b", "plugin\0a", "tasks\0a"])?;
+    probe::bind_migrations(&keys(&["tasks"]))?;
+    expect_eq(apply("tasks", &["a", "b"])?, keys(&["b"]))
+}
+
+fn a_refused_declaration_is_told_to_the_host() -> Outcome {
+    probe::bind_migrations(&keys(&["plugin"]))?;
+    let store = main()?;
+    for operation in ["pending-migrations", "begin-migration"] {
+        probe::events();
+        if operation == "pending-migrations" {
+            expect_access_denied(store.pending_migrations("tasks", &set(&["a"])))?;
+        } else {
+            expect_access_denied(store.begin_migration("tasks", &set(&["a"])).map(drop))?;
+        }
+        let events = probe::events();
+        expect_eq(events.len(), 1)?;
+        let event = events.first().ok_or_else(|| wrong("expected an event"))?;
+        expect_eq(event.name.as_str(), "store.access_denied")?;
+        let fields: Vec<_> = event.fields.iter().map(|(_, value)| value.as_str()).take(2).collect();
+        expect_eq(fields, vec!["main", operation])?;
+        let reason =
+            event.fields.iter().find(|(name, _)| name == "reason").map(|(_, reason)| reason.as_str());
+        expect(
+            reason.is_some_and(|reason| reason.contains("\"tasks\"")),
+            format!("{reason:?} names the component"),
+        )?;
+    }
+    Ok(())
+}
+
+fn the_arguments_of_a_declaration_are_judged_before_its_name() -> Outcome {
+    probe::bind_migrations(&keys(&["plugin"]))?;
+    let store = main()?;
+    expect_invalid_argument(store.pending_migrations("", &set(&["a"])))?;
+    expect_invalid_argument(store.pending_migrations("tasks", &set(&["a", "a"])))?;
+    let max = limits().key_bytes;
+    let long = "t".repeat(max as usize + 1);
+    expect_limit(store.begin_migration(&long, &[]).map(drop), LimitKind::KeyBytes, max, max + 1)?;
+    store.close();
+    expect_closed(store.pending_migrations("tasks", &set(&["a"])))
 }

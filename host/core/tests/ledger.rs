@@ -1,0 +1,184 @@
+//! Whose migrations a handle may declare, and what an operator does to the ledger.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::sync::{Arc, Mutex};
+
+use larder_core::{
+    Error, Event, EventSink, Handle, HandleOptions, InMemory, Limits, Migration, MigrationLedger,
+    MigrationScope, Mode, Result, Store,
+};
+
+#[derive(Default)]
+struct Told(Mutex<Vec<Event>>);
+
+impl EventSink for Told {
+    fn emit(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Told {
+    fn take(&self) -> Vec<String> {
+        let events = std::mem::take(&mut *self.0.lock().unwrap());
+        events.iter().map(|event| format!("{} {}", event.name(), event.fields()[1].1)).collect()
+    }
+}
+
+fn store() -> (Store, Arc<Told>) {
+    let told = Arc::new(Told::default());
+    (Store::builder(InMemory::new()).events(told.clone()).build().unwrap(), told)
+}
+
+fn bound(store: &Store, names: &[&str]) -> Handle {
+    let migrations = MigrationScope::only(names.iter().copied()).unwrap();
+    store.handle(HandleOptions { migrations, ..HandleOptions::default() })
+}
+
+fn ledger(store: &Store) -> MigrationLedger {
+    MigrationLedger::new(store.handle(HandleOptions::default()))
+}
+
+fn steps(ids: &[&str]) -> Vec<Migration> {
+    ids.iter().map(|id| Migration { id: id.to_string(), checksum: vec![7; 32] }).collect()
+}
+
+/// Applies what is to apply, and gives the ids.
+async fn apply(handle: &Handle, component: &str, ids: &[&str]) -> Result<Vec<String>> {
+    let mut applied = Vec::new();
+    while let Some(next) = handle.begin_migration(component.into(), steps(ids)).await? {
+        next.transaction.commit().await?;
+        applied.push(next.id);
+    }
+    Ok(applied)
+}
+
+async fn recorded(store: &Store, component: &str) -> Vec<(u64, String)> {
+    let entries = ledger(store).entries(component).await.unwrap();
+    entries.into_iter().map(|entry| (entry.ordinal().unwrap_or_default(), entry.id)).collect()
+}
+
+fn expect_denied<T: std::fmt::Debug>(outcome: Result<T>) {
+    assert!(matches!(outcome, Err(Error::AccessDenied(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_guest_declares_under_the_names_that_the_host_bound_and_no_other() {
+    let (store, told) = store();
+    let attacker = bound(&store, &["plugin", "library"]);
+    for component in ["tasks", "plugin2", "plug", "Plugin"] {
+        expect_denied(attacker.pending_migrations(component.into(), steps(&["evil"])).await);
+        expect_denied(attacker.begin_migration(component.into(), steps(&["evil"])).await);
+        expect_denied(attacker.pending_migrations(component.into(), Vec::new()).await);
+        let told = told.take();
+        assert_eq!(
+            told,
+            ["pending-migrations", "begin-migration", "pending-migrations"]
+                .map(|operation| format!("store.access_denied {operation}"))
+        );
+        assert!(recorded(&store, component).await.is_empty());
+    }
+    assert_eq!(apply(&attacker, "library", &["a"]).await.unwrap(), ["a"]);
+    assert_eq!(apply(&bound(&store, &["tasks"]), "tasks", &["a", "b"]).await.unwrap(), ["a", "b"]);
+    assert!(told.take().is_empty());
+}
+
+#[tokio::test]
+async fn a_handle_that_nothing_is_bound_to_declares_nothing() {
+    let (store, _) = store();
+    let unbound = store.handle(HandleOptions::default());
+    expect_denied(unbound.pending_migrations("tasks".into(), steps(&["a"])).await);
+    let any = HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    assert_eq!(apply(&store.handle(any), "tasks", &["a"]).await.unwrap(), ["a"]);
+}
+
+#[tokio::test]
+async fn arguments_are_judged_before_rights_and_a_closed_handle_before_both() {
+    let (store, told) = store();
+    let handle = bound(&store, &["plugin"]);
+    let bad = handle.pending_migrations("ta\0sks".into(), steps(&["a"])).await;
+    assert!(matches!(bad, Err(Error::InvalidArgument(_))));
+    let long = handle.begin_migration("t".repeat(3_000), steps(&["a"])).await;
+    assert!(matches!(long, Err(Error::LimitExceeded(_))));
+    handle.close();
+    let closed = handle.pending_migrations("tasks".into(), steps(&["a"])).await;
+    assert!(matches!(closed, Err(Error::Closed)));
+    assert!(told.take().is_empty());
+}
+
+#[tokio::test]
+async fn removed_steps_are_applied_again_and_those_before_them_are_not() {
+    let (store, _) = store();
+    let handle = bound(&store, &["tasks", "tasks2"]);
+    apply(&handle, "tasks", &["c", "a", "b"]).await.unwrap();
+    apply(&handle, "tasks2", &["a"]).await.unwrap();
+    let ids = |entries: Vec<larder_core::migrations::LedgerEntry>| {
+        entries.into_iter().map(|entry| entry.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(ledger(&store).remove("tasks", Some("a"), true).await.unwrap()), ["a", "b"]);
+    assert_eq!(recorded(&store, "tasks").await.len(), 3);
+    assert_eq!(ids(ledger(&store).remove("tasks", Some("a"), false).await.unwrap()), ["a", "b"]);
+    assert_eq!(recorded(&store, "tasks").await, [(1, "c".to_string())]);
+    assert_eq!(apply(&handle, "tasks", &["c", "x"]).await.unwrap(), ["x"]);
+    assert_eq!(ids(ledger(&store).remove("tasks", None, false).await.unwrap()), ["c", "x"]);
+    assert!(ledger(&store).remove("tasks", None, false).await.unwrap().is_empty());
+    assert_eq!(recorded(&store, "tasks2").await, [(1, "a".to_string())]);
+    let absent = ledger(&store).remove("tasks2", Some("b"), false).await;
+    assert!(matches!(absent, Err(Error::InvalidArgument(_))), "{absent:?}");
+    assert_eq!(recorded(&store, "tasks2").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_component_that_was_locked_out_migrates_again_after_the_repair() {
+    let (store, _) = store();
+    let tasks = bound(&store, &["tasks"]);
+    apply(&tasks, "tasks", &["a"]).await.unwrap();
+    let trusted = HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    apply(&store.handle(trusted), "tasks", &["a", "evil"]).await.unwrap();
+    assert!(matches!(apply(&tasks, "tasks", &["a", "b"]).await, Err(Error::MigrationMismatch(_))));
+    ledger(&store).remove("tasks", Some("evil"), false).await.unwrap();
+    assert_eq!(apply(&tasks, "tasks", &["a", "b"]).await.unwrap(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_recorded_step_counts_as_applied() {
+    let (store, _) = store();
+    let handle = bound(&store, &["tasks"]);
+    apply(&handle, "tasks", &["a"]).await.unwrap();
+    let [b] = steps(&["b"]).try_into().unwrap();
+    assert_eq!(ledger(&store).record("tasks", Migration::clone(&b), true).await.unwrap(), 2);
+    assert_eq!(recorded(&store, "tasks").await.len(), 1);
+    assert_eq!(ledger(&store).record("tasks", b.clone(), false).await.unwrap(), 2);
+    let again = ledger(&store).record("tasks", b.clone(), false).await;
+    assert!(matches!(again, Err(Error::InvalidArgument(_))), "{again:?}");
+    assert_eq!(apply(&handle, "tasks", &["a", "b", "c"]).await.unwrap(), ["c"]);
+    let short = Migration { checksum: vec![7; 31], ..b.clone() };
+    for (component, step) in [("ta\0sks", b.clone()), ("", b), ("tasks", short)] {
+        let refused = ledger(&store).record(component, step, false).await;
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_repair_beside_a_step_conflicts_and_changes_nothing() {
+    let (store, _) = store();
+    let handle = bound(&store, &["tasks"]);
+    apply(&handle, "tasks", &["a"]).await.unwrap();
+    let step = handle.begin_migration("tasks".into(), steps(&["a", "b"])).await.unwrap().unwrap();
+    ledger(&store).remove("tasks", None, false).await.unwrap();
+    assert!(matches!(step.transaction.commit().await, Err(Error::Conflict)));
+    assert!(recorded(&store, "tasks").await.is_empty());
+}
+
+#[tokio::test]
+async fn guests_still_can_not_write_the_ledger() {
+    let (store, _) = store();
+    let options = HandleOptions {
+        migrations: MigrationScope::Any,
+        limits: Limits::default().into(),
+        ..HandleOptions::default()
+    };
+    let mut update = store.handle(options).begin(Mode::Update).unwrap();
+    let namespace = larder_core::migrations::LEDGER_NAMESPACE;
+    expect_denied(update.put(namespace.into(), "tasks\0a".into(), Vec::new()));
+    expect_denied(update.delete(namespace.into(), "tasks\0a".into()));
+}
