@@ -1,6 +1,6 @@
 //! Where the next page of a range starts, as a guest carries it.
 
-use crate::error::{Error, LimitKind, Result};
+use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Namespace;
 use crate::transaction::Range;
@@ -8,24 +8,29 @@ use crate::transaction::Range;
 /// Hexadecimal digits of the fingerprint before the key.
 const FINGERPRINT_DIGITS: usize = 16;
 
+/// The longest cursor: no backend holds a longer key.
+const CURSOR_BYTES_MAX: usize = FINGERPRINT_DIGITS + Limits::KEY_BYTES_MAX as usize;
+
 /// The cursor behind `last`, the last key of a page.
 pub(crate) fn encode(namespace: &Namespace, range: &Range, last: &str) -> String {
     format!("{:016x}{last}", fingerprint(namespace, range))
 }
 
-/// The key that a cursor stands behind.
+/// The key that a cursor stands behind. The guest's own `key_bytes` does not bound it: a guest with wider limits may have
+/// written the last key of the page.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where it is no cursor of this range.
-pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str, limits: &Limits) -> Result<Vec<u8>> {
-    limits.check(LimitKind::KeyBytes, cursor.len().saturating_sub(FINGERPRINT_DIGITS) as u64)?;
-    let expected = format!("{:016x}", fingerprint(namespace, range));
-    match cursor.strip_prefix(&expected) {
-        Some(last) => Ok(last.as_bytes().to_vec()),
-        None => Err(Error::invalid_argument(
-            "`after` is no cursor of this range; pass `next` of its last page, and the same range",
-        )),
-    }
+/// [`Error::InvalidArgument`] if it is not a cursor of this range.
+pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str) -> Result<Vec<u8>> {
+    let last = match cursor.len() <= CURSOR_BYTES_MAX {
+        true => cursor.strip_prefix(&format!("{:016x}", fingerprint(namespace, range))),
+        false => None,
+    };
+    last.map(|last| last.as_bytes().to_vec()).ok_or_else(|| {
+        Error::invalid_argument(
+            "`after` is not a cursor of this range; pass `next` of its last page, and the same range",
+        )
+    })
 }
 
 /// FNV-1a over all that makes a range another one. It finds mistakes, not attacks: a guest that forges a cursor
@@ -57,16 +62,27 @@ mod tests {
         let namespace = Namespace::new("n", &limits).unwrap();
         let range = Range { prefix: "a".into(), ..Default::default() };
         let cursor = encode(&namespace, &range, "a\u{0}b");
-        assert_eq!(decode(&namespace, &range, &cursor, &limits).unwrap(), b"a\0b");
+        assert_eq!(decode(&namespace, &range, &cursor).unwrap(), b"a\0b");
         let page_size = Range { limit: Some(3), keys_only: true, ..range.clone() };
-        assert_eq!(decode(&namespace, &page_size, &cursor, &limits).unwrap(), b"a\0b");
+        assert_eq!(decode(&namespace, &page_size, &cursor).unwrap(), b"a\0b");
         for other in [
             Range { reverse: true, ..range.clone() },
             Range { prefix: String::new(), start: Some("a".into()), ..range.clone() },
             Range { end: Some(String::new()), ..range.clone() },
         ] {
-            assert!(matches!(decode(&namespace, &other, &cursor, &limits), Err(Error::InvalidArgument(_))));
+            assert!(matches!(decode(&namespace, &other, &cursor), Err(Error::InvalidArgument(_))));
         }
-        assert!(matches!(decode(&namespace, &range, "ä", &limits), Err(Error::InvalidArgument(_))));
+        assert!(matches!(decode(&namespace, &range, "ä"), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn a_cursor_is_as_long_as_a_key_can_be_and_no_longer() {
+        let namespace = Namespace::new("n", &Limits::default()).unwrap();
+        let range = Range::default();
+        let longest = "k".repeat(Limits::KEY_BYTES_MAX as usize);
+        let cursor = encode(&namespace, &range, &longest);
+        assert_eq!(decode(&namespace, &range, &cursor).unwrap(), longest.as_bytes());
+        let longer = decode(&namespace, &range, &format!("{cursor}k"));
+        assert!(matches!(longer, Err(Error::InvalidArgument(_))));
     }
 }

@@ -396,7 +396,7 @@ impl Transaction {
         let namespace = Namespace::new(namespace, &self.limits)?;
         let mut key_range = self.key_range(&namespace, &range)?;
         if let Some(after) = after {
-            let last = cursor::decode(&namespace, &range, &after, &self.limits)?;
+            let last = cursor::decode(&namespace, &range, &after)?;
             key_range = if range.reverse {
                 key_range.narrowed_until(&last)
             } else {

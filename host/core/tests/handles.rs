@@ -46,6 +46,47 @@ async fn a_row_written_under_wider_limits_is_refused_and_never_left_out() {
     assert_eq!(view.scan_page("n".into(), keys, None).await.unwrap().entries.len(), 2);
 }
 
+/// Every key of a namespace, in pages of one row.
+async fn page_through(handle: &Handle, range: Range) -> Vec<String> {
+    let mut view = handle.begin(Mode::View).unwrap();
+    let range = Range { limit: Some(1), ..range };
+    let (mut keys, mut after) = (Vec::new(), None);
+    loop {
+        let page = view.scan_page("n".into(), range.clone(), after.clone()).await.unwrap();
+        let packed = view.scan_page_packed("n".into(), range.clone(), after).await.unwrap();
+        assert_eq!(page.next, packed.next);
+        keys.extend(page.entries.into_iter().map(|entry| entry.key));
+        after = page.next;
+        if after.is_none() {
+            return keys;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guest_pages_over_keys_that_are_longer_than_its_own_limit() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let wide = handle(&store, Limits::default());
+    let longest = "l".repeat(Limits::KEY_BYTES_MAX as usize);
+    let keys = ["a".to_string(), "k".repeat(201), longest, "z".to_string()];
+    for key in &keys {
+        put(&wide, key, b"1").await;
+    }
+    let narrow = handle(&store, Limits { key_bytes: 100, ..Limits::default() });
+    assert_eq!(page_through(&narrow, Range::default()).await, keys);
+    let mut backwards = page_through(&narrow, Range { reverse: true, ..Range::default() }).await;
+    backwards.reverse();
+    assert_eq!(backwards, keys);
+
+    let mut update = narrow.begin(Mode::Update).unwrap();
+    let too_long = update.get("n".into(), keys[1].clone()).await;
+    assert!(matches!(too_long, Err(Error::LimitExceeded(LimitExceeded { max: 100, requested: 201, .. }))));
+    let middle = Range { start: Some("b".into()), end: Some("m".into()), ..Range::default() };
+    assert_eq!(update.delete_range("n".into(), middle).await.unwrap(), 2);
+    update.commit().await.unwrap();
+    assert_eq!(page_through(&narrow, Range::default()).await, ["a", "z"]);
+}
+
 #[tokio::test]
 async fn handles_that_share_a_count_share_its_bound() {
     let store = Store::builder(InMemory::new()).build().unwrap();

@@ -28,6 +28,7 @@ pub(crate) const CASES: &[Case] = named!("page":
     an_after_that_is_no_cursor_is_refused,
     an_after_of_another_range_is_refused,
     an_overlong_bound_is_refused,
+    a_next_is_accepted_whatever_the_bound_of_keys_is,
 );
 
 /// A page both ways, which have to agree.
@@ -396,4 +397,29 @@ fn an_overlong_bound_is_refused() -> Outcome {
         Ok(())
     })?;
     Ok(())
+}
+
+fn a_next_is_accepted_whatever_the_bound_of_keys_is() -> Outcome {
+    let max = limits().key_bytes;
+    let [long, longest] = [201, max].map(|bytes| "k".repeat(bytes as usize));
+    let all = ["a", &long, &longest, "z"];
+    put_keys(&all)?;
+    probe::limit_keys(100)?;
+    read(|tx| {
+        expect_keys(&all_pages(tx, &limited("", 1))?, &all)?;
+        let mut backwards = all_pages(tx, &Range { reverse: true, ..limited("", 1) })?;
+        backwards.reverse();
+        expect_keys(&backwards, &all)?;
+        let keys_only = all_pages(tx, &Range { keys_only: true, ..limited("k", 1) })?;
+        expect_keys(&keys_only, &[&long, &longest])?;
+        expect_limit(tx.get(NS, &long), LimitKind::KeyBytes, 100, 201)
+    })?;
+    // What follows the fingerprint can't be longer than any key.
+    let forged = format!("{}{}", next_of(&page(&limited("", 1), None)?)?, "k".repeat(4_096));
+    read(|tx| expect_invalid_argument(scan_page(tx, NS, &limited("", 1), Some(&forged))))?;
+    write(|tx| {
+        expect_limit(tx.delete(NS, &long), LimitKind::KeyBytes, 100, 201)?;
+        expect_eq(tx.delete_range(NS, &range("k"))?, 2)
+    })?;
+    expect_keys(&scan("")?, &["a", "z"])
 }
