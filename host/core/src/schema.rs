@@ -12,6 +12,8 @@
 //! reached, and nothing of the step stays. What the engines refuse beyond that is said in the documentation of the
 //! runners.
 
+mod foreign_keys;
+mod position;
 mod step_set;
 
 use std::time::Duration;
@@ -21,6 +23,9 @@ use async_trait::async_trait;
 use crate::clock::UnixMillis;
 use crate::error::Error;
 
+pub use foreign_keys::{ForeignKeyViolation, ForeignKeyViolations};
+pub use position::StepPosition;
+use step_set::file;
 pub use step_set::{Step, StepFileError, StepSet};
 
 /// How long a runner waits for others who bring the same database up to date, where it isn't told otherwise.
@@ -33,7 +38,7 @@ pub struct AppliedStep {
     pub number: u32,
     /// Its name when it was applied.
     pub name: String,
-    /// SHA-256 of the statements that were run.
+    /// SHA-256 of the statements that were run, as [`Step::checksum`]; in a row of an earlier release, of the file.
     pub checksum: Vec<u8>,
     /// When.
     pub applied_at: UnixMillis,
@@ -123,11 +128,19 @@ pub fn pending<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Result<&'a [S
         if applied.number != step.number() {
             return Err(SchemaError::Missing(step.number()));
         }
-        if applied.checksum != step.checksum() {
+        if !step.is_checksum(&applied.checksum) {
             return Err(SchemaError::Edited(step.number()));
         }
     }
     Ok(steps.steps().get(applied.len()..).unwrap_or_default())
+}
+
+/// The steps whose checksums an earlier release recorded in another form. An engine records their new checksums in the
+/// transaction of the next step that it applies, and not before: as long as a ledger holds no step that the earlier release
+/// lacks, hosts of that release go on with what they find, and later they are refused anyway.
+pub fn recorded_otherwise<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Vec<&'a Step> {
+    let both = steps.steps().iter().zip(applied);
+    both.filter(|(step, applied)| applied.checksum != step.checksum()).map(|(step, _)| step).collect()
 }
 
 /// The table in which a database keeps what was applied to it: one for each set of steps, so that several share a
@@ -198,28 +211,61 @@ pub enum MigrationError {
     #[error(transparent)]
     Files(#[from] StepFileError),
     /// A step failed and was rolled back. Those before it are applied.
-    #[error("schema step {number:04}_{name} failed and was rolled back")]
+    #[error(
+        "schema step {:?} failed{} and was rolled back; correct the file and apply it again",
+        file(*number, name),
+        at(position)
+    )]
     StepFailed {
         /// Its number.
         number: u32,
         /// Its name.
         name: String,
+        /// The statement that failed; `None` if it was the commit.
+        position: Option<StepPosition>,
         /// What the database said.
         #[source]
         cause: Error,
     },
-    /// A step holds a command that none can have, and was rolled back. Those before it are applied.
+    /// A step would have left rows that refer to missing rows, and was rolled back. Those before it are applied.
     #[error(
-        "schema step {number:04}_{name} was rolled back because it {reason}; a step runs in one transaction, which \
-         the runner begins and ends"
+        "schema step {:?} was rolled back because it leaves rows that refer to missing rows: {violations}; delete or \
+         change these rows in the step",
+        file(*number, name)
     )]
+    ForeignKeys {
+        /// Its number.
+        number: u32,
+        /// Its name.
+        name: String,
+        /// The rows.
+        violations: ForeignKeyViolations,
+    },
+    /// A step holds a command that none can have, and was rolled back. Those before it are applied.
+    #[error("schema step {:?} was rolled back{}: it {reason}", file(*number, name), at(position))]
     ForbiddenCommand {
         /// Its number.
         number: u32,
         /// Its name.
         name: String,
-        /// What it does that it can't.
+        /// The statement that was refused; `None` if it is not known.
+        position: Option<StepPosition>,
+        /// What it does that it can't, and what to do instead.
         reason: &'static str,
+    },
+    /// The ledger is not in the schema in which tables are made, but in another one of the search path. Nothing was
+    /// done: to make a second ledger there would hide the first one with all that belongs to it.
+    #[error(
+        "cannot tell which schema holds {ledger:?}: tables are made in schema {first:?}, but the table is in schema \
+         {holder:?}; name the schema in the data-source name, as schema={holder}"
+    )]
+    ShadowedLedger {
+        /// The table.
+        ledger: String,
+        /// The schema in which tables are made, the first one of the search path.
+        first: String,
+        /// The schema that has the table.
+        holder: String,
     },
     /// Others held the lock of the migrations for as long as the runner waits.
     #[error("others have held the lock of the migrations for {waited:?}")]
@@ -243,11 +289,22 @@ impl From<MigrationError> for Error {
             MigrationError::StepFailed { cause, .. }
             | MigrationError::LockHeld { cause, .. }
             | MigrationError::Database(cause) => cause,
-            MigrationError::Fresh(_) | MigrationError::Files(_) | MigrationError::ForbiddenCommand { .. } => {
+            MigrationError::ShadowedLedger { .. } => Self::caused(
+                "the store is in another schema of the database than the first of the search path",
+                error,
+            ),
+            MigrationError::Fresh(_)
+            | MigrationError::Files(_)
+            | MigrationError::ForeignKeys { .. }
+            | MigrationError::ForbiddenCommand { .. } => {
                 Self::caused("the schema of the database could not be brought up to date", error)
             }
         }
     }
+}
+
+fn at(position: &Option<StepPosition>) -> String {
+    position.as_ref().map(|position| format!(" in {position}")).unwrap_or_default()
 }
 
 /// Whether an error says that the database is fresh, so that applying the steps is what it needs. It is false for a
@@ -319,6 +376,31 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_of_an_earlier_release_is_accepted_and_known_as_such() {
+        use sha2::{Digest, Sha256};
+        let mut earlier = applied(&[1, 2]);
+        earlier[1].checksum = Sha256::digest("2").to_vec();
+        let numbers = |steps: &[Step]| steps.iter().map(Step::number).collect::<Vec<_>>();
+        assert_eq!(numbers(pending(&steps(), &earlier).unwrap()), [3]);
+        let set = steps();
+        assert_eq!(recorded_otherwise(&set, &earlier), [&set.steps()[1]]);
+        assert!(recorded_otherwise(&set, &applied(&[1, 2])).is_empty());
+    }
+
+    #[test]
+    fn an_error_of_a_step_names_its_file_the_statement_and_the_line() {
+        let position = StepPosition::new("SELECT 1;\nSELECT x", 10..18, None);
+        let (number, name) = (2, "two".to_string());
+        let failed =
+            MigrationError::StepFailed { number, name, position: Some(position), cause: Error::TimedOut };
+        assert_eq!(
+            failed.to_string(),
+            "schema step \"0002_two.sql\" failed in line 2, at \"SELECT x\" and was rolled back; correct the file and \
+             apply it again"
+        );
+    }
+
+    #[test]
     fn a_gap_is_found_in_the_ledger() {
         assert_eq!(pending(&steps(), &applied(&[1, 3])).unwrap_err(), SchemaError::Missing(2));
     }
@@ -359,7 +441,8 @@ mod tests {
     #[test]
     fn as_an_error_of_a_store_the_cause_stays() {
         let cause = || Error::TimedOut;
-        let step = MigrationError::StepFailed { number: 1, name: "one".to_string(), cause: cause() };
+        let (name, position) = ("one".to_string(), None);
+        let step = MigrationError::StepFailed { number: 1, name, position, cause: cause() };
         let lock = MigrationError::LockHeld { waited: Duration::from_secs(1), cause: cause() };
         for error in [step, lock, MigrationError::Database(cause())] {
             assert!(matches!(Error::from(error), Error::TimedOut));

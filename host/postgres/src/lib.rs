@@ -18,9 +18,17 @@
 //! | keywords | `host=/run/postgresql user=larder dbname=plugins` |
 //!
 //! Both take the options of libpq that the `tokio-postgres` crate knows. Several hosts are tried in turn; with
-//! `target_session_attrs=read-write` the one that is primary is taken. larder's tables are made and found in the
-//! first schema of the search path, so `options=-c search_path=tenant_a` (in a URL
-//! `?options=-c%20search_path%3Dtenant_a`) gives each schema a store of its own.
+//! `target_session_attrs=read-write` the one that is primary is taken.
+//!
+//! # Schemas
+//!
+//! larder's tables are made and found in the first schema of the search path. `schema=tenant_a`, which both forms take, pins
+//! a store to a schema, which has to exist: the search path is then this schema alone. Each schema has a store of its own.
+//!
+//! Without it the search path is the server's, as a rule `"$user", public`, or that of `options=-c search_path=…`. If its
+//! first schema holds no store and another one of it does, opening the store fails with
+//! [`MigrationError::ShadowedLedger`](larder_core::schema::MigrationError::ShadowedLedger) as its cause: a schema that is
+//! created later, for example by `CREATE SCHEMA AUTHORIZATION`, would otherwise hide the store behind a new one.
 //!
 //! The crate is built without TLS: `sslmode` is `disable` or `prefer`. For a database across a network that is not
 //! trusted, put a tunnel in between.
@@ -52,8 +60,10 @@ mod migrate;
 mod migrator;
 mod records;
 mod rows;
+mod search_path;
 mod session;
 mod snapshot;
+mod statements;
 
 use std::sync::Arc;
 

@@ -1,21 +1,27 @@
 //! Runs the steps of a schema on a Postgres database.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::Error;
 use larder_core::schema::{
-    AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepSet, pending, version,
+    AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepPosition, StepSet,
+    pending, recorded_otherwise, version,
 };
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, IsolationLevel, NoTls, Transaction};
+use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
+use tokio_postgres::{AsyncMessage, Client, Config, GenericClient, IsolationLevel, NoTls, Transaction};
 
 use crate::dsn;
 use crate::error::{Failure, Result, leaves_commit_open};
 use crate::rows::{checked, column};
+use crate::search_path::{self, quoted};
+use crate::statements::statements;
 
 /// How long to wait for the server.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -23,33 +29,53 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long after the server should have ended the wait for a lock it counts as one that says nothing any more.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Whether there is a ledger, in the schema where tables are made, and in no other of the search path.
-const HAS_LEDGER: &str = "
-    SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_class
-        WHERE relname = $2 AND relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1)
-    ) AS has_ledger";
+/// Where tables are made, and where else they are looked for.
+const SEARCH_PATH: &str = "
+    SELECT current_schema()::text AS first, current_setting('search_path') AS path, current_user::text AS role";
+
+/// Everything under one name in some schemas, whether the role may use them or not.
+const HOLDERS: &str = "
+    SELECT nspname::text AS schema, relkind::text AS kind
+    FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relname = $1 AND nspname = ANY($2)";
 
 /// The timeouts of a session that apply to a step's statements are for those of a server's everyday work. Which there
 /// are depends on the release.
 const NO_TIMEOUTS: &str = "
-    SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
+    SELECT set_config(name, '0', true) FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')";
 
-/// Runs the statements in the setting `larder.step`. PL/pgSQL runs them one after the other, as the server does with a
-/// text that it is sent, but refuses `COMMIT` and its kin: sent as a text, they would take the transaction apart.
-const RUN_STEP: &str = "DO 'BEGIN EXECUTE current_setting(''larder.step''); END'";
+/// Runs the statements in the setting `larder.step` one after the other, and says which one is next. `EXECUTE` of PL/pgSQL
+/// refuses `COMMIT` and its kin: sent by themselves, they would take the transaction apart. A message of level `INFO` is
+/// sent whatever the step sets.
+const RUN_STEP: &str = "DO $larder$
+    DECLARE
+        statement text;
+        number bigint := 0;
+    BEGIN
+        FOREACH statement IN ARRAY current_setting('larder.step')::text[] LOOP
+            RAISE INFO USING MESSAGE = number, ERRCODE = 'LDR01';
+            number := number + 1;
+            EXECUTE statement;
+        END LOOP;
+    END $larder$";
+
+/// The code of the messages that say which statement is next.
+const NEXT_STATEMENT: &str = "LDR01";
 
 /// Where in the server `EXECUTE` refuses the commands that it doesn't know.
 const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 
 /// Brings a platform's own tables in a Postgres database up to date, beside those of larder.
 ///
-/// Tables are made in the first schema of the search path, as larder's are: each schema has a ledger of its own. Say it
-/// in the data-source name (`options=-c search_path=…`) where a step may make a schema that the default path, `"$user",
-/// public`, would find first. Each step is one transaction that also records it, and all are applied by the one connection that holds an advisory lock
-/// for the schema and the ledger. The lock is given back on the same connection, which is closed at the end, where
-/// a step fails, and where the future is dropped: then nobody holds it any more.
+/// Tables are made in the first schema of the search path, as larder's are: each schema has a ledger of its own. If another
+/// schema of the path has the ledger and the first one does not, every call fails with
+/// [`MigrationError::ShadowedLedger`]. Pin the schema in the data-source name (`schema=…`) if a step makes a schema that the
+/// default path, `"$user", public`, would find first.
+///
+/// Each step is one transaction, which takes an advisory lock for the schema and the ledger, looks at the ledger again, and
+/// records the step. The lock ends with the transaction: when the step is committed, when it fails, and when the future is
+/// dropped.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -73,16 +99,24 @@ const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 /// # drop(accounts); Ok(()) }
 /// ```
 ///
-/// # What a step can't hold
+/// # What a step sees
 ///
-/// Besides what begins, ends or divides a transaction: what the server doesn't do within one (`VACUUM`, `CREATE INDEX
-/// CONCURRENTLY`, `CREATE DATABASE`), `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE
-/// TABLE … AS`. The statements are run by PL/pgSQL's `EXECUTE`, which every database has that nobody took it from.
+/// Each step has a session of its own. Temporary tables, settings such as `SET search_path` and `SET ROLE`, prepared
+/// statements and whatever else belongs to a session end with the step, so it does the same whether it is applied alone or
+/// after others.
 ///
-/// What a step does to the settings of its session, such as `SET search_path` and `SET ROLE`, ends with the step.
 /// Timeouts of the server are lifted for it, but no lock is waited for longer than
 /// [`lock_wait`](PostgresMigrator::lock_wait): a step that stands behind a long transaction keeps all who come later
 /// waiting.
+///
+/// # What a step can't hold
+///
+/// Besides what begins, ends or divides a transaction:
+///
+/// - What the server doesn't do within one: `VACUUM`, `CREATE INDEX CONCURRENTLY`, `CREATE DATABASE`. Run it beside the
+///   migrations, by [`PostgresMigrator::with_connection`].
+/// - `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE TABLE … AS`. The statements are run by
+///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped.
 #[derive(Clone)]
 pub struct PostgresMigrator {
     config: Config,
@@ -113,14 +147,11 @@ impl PostgresMigrator {
     /// What was applied, and what is still to apply. It writes nothing, and makes no ledger.
     ///
     /// # Errors
-    /// [`MigrationError::Schema`] where the steps don't fit the database, and [`MigrationError::Database`] where it
-    /// can't be read or the search path names no schema.
+    /// - [`MigrationError::Schema`] if the steps don't fit the database.
+    /// - [`MigrationError::ShadowedLedger`] if another schema of the search path than the first one has the ledger.
+    /// - [`MigrationError::Database`] if it can't be read or the search path names no schema.
     pub async fn status(&self) -> Result<Status, MigrationError> {
-        let applied = pinned(&self.config, async |client| {
-            let place = Place::find(client, &self.ledger).await?;
-            place.applied(client).await
-        });
-        Ok(Status::of(&self.steps, applied.await??.unwrap_or_default())?)
+        Ok(Status::of(&self.steps, applied(&self.config, &self.ledger).await?)?)
     }
 
     /// The number of the newest step that was applied.
@@ -145,7 +176,7 @@ impl PostgresMigrator {
     /// # Errors
     /// Where there is no connection to be had. What `work` runs into is its own result.
     pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T, Error> {
-        Ok(pinned(&self.config, work).await?)
+        Ok(pinned(&self.config, async |client, _| work(client).await).await?)
     }
 }
 
@@ -168,60 +199,134 @@ impl SchemaMigrator for PostgresMigrator {
     }
 }
 
-/// Brings a schema up to date.
+/// The steps that were applied.
+async fn applied(config: &Config, ledger: &Ledger) -> Result<Vec<AppliedStep>, MigrationError> {
+    pinned(config, async |client, _| {
+        let place = Place::find(client, ledger).await?;
+        Ok(place.applied(client).await?)
+    })
+    .await?
+}
+
+/// Brings a schema up to date. Steps run in sessions of their own: none sees what another did to its own.
 pub(crate) async fn up(
     config: &Config,
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
 ) -> Result<Vec<Step>, MigrationError> {
-    pinned(config, async |client| {
-        let place = Place::find(client, ledger).await?;
-        // Where all is applied, as mostly, nobody is waited for.
-        let applied = place.applied(client).await?.unwrap_or_default();
-        if pending(steps, &applied)?.is_empty() {
-            return Ok(Vec::new());
-        }
-        place.lock(client, lock_wait).await?;
-        let done = apply_all(client, steps, &place, lock_wait).await?;
-        place.unlock(client).await?;
-        Ok(done)
-    })
-    .await?
-}
-
-/// Under the lock.
-async fn apply_all(
-    client: &mut Client,
-    steps: &StepSet,
-    place: &Place,
-    lock_wait: Duration,
-) -> Result<Vec<Step>, MigrationError> {
-    // What others did while this one waited counts.
-    let applied = place.applied(client).await?;
-    let mut has_ledger = applied.is_some();
+    // If all is applied, as mostly, no lock is waited for.
+    if pending(steps, &applied(config, ledger).await?)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let run = Run { steps, ledger, lock_wait };
     let mut done = Vec::new();
-    for step in pending(steps, &applied.unwrap_or_default())? {
-        set_up(client, lock_wait).await?;
-        place.apply(client, step, has_ledger).await?;
-        has_ledger = true;
+    while let Some(step) = pinned(config, async |client, next| run.apply_next(client, next).await).await?? {
         done.push(step.clone());
+        if step.number() == steps.newest() {
+            break;
+        }
     }
     Ok(done)
 }
 
+/// What all steps of one run have in common.
+struct Run<'a> {
+    steps: &'a StepSet,
+    ledger: &'a Ledger,
+    lock_wait: Duration,
+}
+
+impl<'a> Run<'a> {
+    /// Applies the next step; `None` if there is none left. The step and its entry in the ledger are committed together.
+    async fn apply_next(
+        &self,
+        client: &mut Client,
+        next_statement: &AtomicUsize,
+    ) -> Result<Option<&'a Step>, MigrationError> {
+        let transaction = begin(client, self.lock_wait).await?;
+        let place = self.lock(&transaction).await?;
+        // What others did while this one waited counts.
+        let applied = place.applied(&transaction).await?;
+        let Some(step) = pending(self.steps, &applied)?.first() else { return Ok(None) };
+        // The table is made only if it is missing: a role that may not make tables can use what another has made.
+        if !place.has_ledger {
+            transaction.batch_execute(&place.create_ledger()).await.map_err(Failure::from)?;
+        }
+        // Before the step's own statements, which may change the role.
+        for earlier in recorded_otherwise(self.steps, &applied) {
+            place.record_anew(&transaction, earlier).await?;
+        }
+        place.record(&transaction, step).await?;
+        run(&transaction, step, next_statement).await?;
+        transaction.commit().await.map_err(|error| match leaves_commit_open(&error) {
+            true => Failure::CommitLost(Some(Box::new(error.into()))).into(),
+            // As by a constraint that is checked last.
+            false => why_it_failed(step, None, error),
+        })?;
+        Ok(Some(step))
+    }
+
+    /// Takes the lock of the schema in which the ledger is or is made. Another host may have made a schema meanwhile that
+    /// comes first, so the ledger is looked for again.
+    async fn lock(&self, transaction: &Transaction<'_>) -> Result<Place, MigrationError> {
+        let mut place = Place::find(transaction, self.ledger).await?;
+        loop {
+            place.lock(transaction, self.lock_wait).await?;
+            let found = Place::find(transaction, self.ledger).await?;
+            let is_same = found.schema == place.schema;
+            place = found;
+            if is_same {
+                return Ok(place);
+            }
+        }
+    }
+}
+
+/// Begins a transaction for one step. The server notices by itself that a host which was killed in the middle is not there
+/// any more.
+async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'_>> {
+    let builder = client.build_transaction();
+    let transaction = builder.isolation_level(IsolationLevel::ReadCommitted).read_only(false).start().await?;
+    let millis = lock_millis(lock_wait);
+    let settings = format!(
+        "SET LOCAL lock_timeout = {millis}; SET LOCAL client_connection_check_interval = '1s'; {NO_TIMEOUTS}"
+    );
+    transaction.batch_execute(&settings).await?;
+    Ok(transaction)
+}
+
 /// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where
-/// this future is dropped.
-async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T> {
+/// this future is dropped. The work is also told which statement of a step comes next.
+async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client, &AtomicUsize) -> T) -> Result<T> {
     let Ok(connected) = timeout(CONNECT_MAX, config.connect(NoTls)).await else {
         return Err(Failure::Stalled("the database could not be connected to in time"));
     };
-    let (mut client, connection) = connected?;
-    let mut connection = Connection(tokio::spawn(async move { drop(connection.await) }));
-    let outcome = work(&mut client).await;
+    let (mut client, mut connection) = connected?;
+    let next_statement = Arc::new(AtomicUsize::new(0));
+    let heard = next_statement.clone();
+    let mut connection = Connection(tokio::spawn(poll_fn(move |context| {
+        loop {
+            match ready!(connection.poll_message(context)) {
+                Some(Ok(AsyncMessage::Notice(notice))) => hear(&notice, &heard),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(()),
+            }
+        }
+    })));
+    let outcome = work(&mut client, &next_statement).await;
     drop(client);
     connection.closed().await;
     Ok(outcome)
+}
+
+fn hear(notice: &DbError, next_statement: &AtomicUsize) {
+    if notice.code().code() != NEXT_STATEMENT {
+        return tracing::debug!(message = notice.message(), "a step of the schema gave notice");
+    }
+    if let Ok(number) = notice.message().parse() {
+        next_statement.store(number, Ordering::Relaxed);
+    }
 }
 
 struct Connection(JoinHandle<()>);
@@ -239,17 +344,6 @@ impl Drop for Connection {
     }
 }
 
-/// Sets up the session for one step: nothing is left of what another did to it. The server notices by itself that a
-/// host which was killed in the middle is not there any more.
-async fn set_up(client: &Client, lock_wait: Duration) -> Result<()> {
-    let millis = lock_millis(lock_wait);
-    let settings = format!(
-        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SET lock_timeout = {millis};
-         SET client_connection_check_interval = '1s'; {NO_TIMEOUTS}"
-    );
-    Ok(client.batch_execute(&settings).await?)
-}
-
 /// A wait as the server takes it. It would wait without end for 0.
 fn lock_millis(wait: Duration) -> i32 {
     i32::try_from(wait.as_millis()).unwrap_or(i32::MAX).max(1)
@@ -259,22 +353,56 @@ fn lock_millis(wait: Duration) -> i32 {
 struct Place {
     schema: String,
     ledger: Ledger,
+    has_ledger: bool,
 }
 
 impl Place {
-    async fn find(client: &Client, ledger: &Ledger) -> Result<Self> {
-        let row = client.query_one("SELECT current_schema()::text AS name", &[]).await?;
-        let schema = column::<Option<String>>(&row, "name")?.ok_or_else(|| {
-            Error::invalid_argument(
-                "the search path of the Postgres store names no schema that exists; create it first",
-            )
-        })?;
-        Ok(Self { schema, ledger: ledger.clone() })
+    /// Finds the ledger in the first schema of the search path, where it may not be yet.
+    async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError> {
+        let row = client.query_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
+        let path: String = column(&row, "path")?;
+        let Some(first) = column::<Option<String>>(&row, "first")? else {
+            return Err(Error::invalid_argument(format!(
+                "the search path {path:?} of the Postgres store names no schema that exists and that its role may use; \
+                 create the schema, or grant USAGE on it, first"
+            ))
+            .into());
+        };
+        if first.starts_with("pg_") || first == "information_schema" {
+            return Err(Error::invalid_argument(format!(
+                "schema {first:?}, the first of the search path {path:?} of the Postgres store, belongs to the server; \
+                 name another one in the data-source name, as schema=public"
+            ))
+            .into());
+        }
+        let mut schemas = vec![first.clone()];
+        schemas.extend(search_path::names(&path, &column::<String>(&row, "role")?));
+        let holders = client.query(HOLDERS, &[&ledger.name(), &schemas]).await.map_err(Failure::from)?;
+        let mut kinds = Vec::new();
+        for holder in &holders {
+            kinds.push((column::<String>(holder, "schema")?, column::<String>(holder, "kind")?));
+        }
+        let kind_in =
+            |schema: &String| kinds.iter().find(|(holder, _)| holder == schema).map(|(_, kind)| kind);
+        let place = Self { has_ledger: kind_in(&first).is_some(), schema: first, ledger: ledger.clone() };
+        match (kind_in(&place.schema), schemas.into_iter().find(|schema| kind_in(schema).is_some())) {
+            (Some(kind), _) if !matches!(kind.as_str(), "r" | "p") => Err(Error::other(format!(
+                "cannot use {} as the ledger of schema steps: it is not a table; rename it or drop it",
+                place.table()
+            ))
+            .into()),
+            (None, Some(holder)) => Err(MigrationError::ShadowedLedger {
+                ledger: ledger.name().to_string(),
+                first: place.schema,
+                holder,
+            }),
+            _ => Ok(place),
+        }
     }
 
     /// The ledger's table, wherever a step may have set the search path to.
     fn table(&self) -> String {
-        format!("\"{}\".\"{}\"", self.schema.replace('"', "\"\""), self.ledger.name())
+        format!("{}.{}", quoted(&self.schema), quoted(self.ledger.name()))
     }
 
     /// A key of its own for each ledger in each schema: FNV-1a. That of larder's ledger is the schema's alone, as all
@@ -293,13 +421,13 @@ impl Place {
             .cast_signed()
     }
 
-    /// Takes the lock. The server ends the wait; the limit here, a little later, is for a server that says nothing any
-    /// more.
-    async fn lock(&self, client: &Client, lock_wait: Duration) -> Result<(), MigrationError> {
-        set_up(client, lock_wait).await?;
+    /// Takes the lock for the rest of the transaction. The server ends the wait; the limit here, a little later, is for a
+    /// server that says nothing any more.
+    async fn lock(&self, transaction: &Transaction<'_>, lock_wait: Duration) -> Result<(), MigrationError> {
         let held = |cause: Failure| MigrationError::LockHeld { waited: lock_wait, cause: cause.into() };
         let key = self.lock_key();
-        let locked = async { client.execute("SELECT pg_catalog.pg_advisory_lock($1)", &[&key]).await };
+        let locked =
+            async { transaction.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", &[&key]).await };
         match timeout(lock_wait.saturating_add(ANSWER_MAX), locked).await {
             Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(held(error.into())),
             Ok(locked) => Ok(locked.map(drop).map_err(Failure::from)?),
@@ -309,18 +437,10 @@ impl Place {
         }
     }
 
-    /// Gives the lock back on the connection that holds it. Others could have it a moment later without, once the server
-    /// has closed the session.
-    async fn unlock(&self, client: &Client) -> Result<()> {
-        client.execute("SELECT pg_catalog.pg_advisory_unlock($1)", &[&self.lock_key()]).await?;
-        Ok(())
-    }
-
-    /// The steps that were applied; none at all where there is no ledger.
-    async fn applied(&self, client: &Client) -> Result<Option<Vec<AppliedStep>>> {
-        let has_ledger = client.query_one(HAS_LEDGER, &[&self.schema, &self.ledger.name()]).await?;
-        if !column::<bool>(&has_ledger, "has_ledger")? {
-            return Ok(None);
+    /// The steps that were applied: none if there is no ledger.
+    async fn applied(&self, client: &impl GenericClient) -> Result<Vec<AppliedStep>> {
+        if !self.has_ledger {
+            return Ok(Vec::new());
         }
         let sql = format!("SELECT number, name, checksum, applied_at FROM {} ORDER BY number", self.table());
         let rows = client.query(&sql, &[]).await?;
@@ -334,30 +454,7 @@ impl Place {
                 applied_at: checked(column(row, "applied_at")?)?,
             })
         });
-        steps.collect::<Result<_>>().map(Some)
-    }
-
-    /// A step and its entry in the ledger come together or not at all.
-    async fn apply(&self, client: &mut Client, step: &Step, has_ledger: bool) -> Result<(), MigrationError> {
-        let transaction = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::ReadCommitted)
-            .read_only(false)
-            .start()
-            .await
-            .map_err(Failure::from)?;
-        // The table is made only where it is missing: a role that may not make tables can use what another has made.
-        if !has_ledger {
-            transaction.batch_execute(&self.create_ledger()).await.map_err(Failure::from)?;
-        }
-        self.record(&transaction, step).await?;
-        let run = run(&transaction, step).await;
-        run.map_err(|error| why_it_failed(step, error))?;
-        transaction.commit().await.map_err(|error| match leaves_commit_open(&error) {
-            true => Failure::CommitLost(Some(Box::new(error.into()))).into(),
-            // As by a constraint that is checked last.
-            false => why_it_failed(step, error),
-        })
+        steps.collect()
     }
 
     fn create_ledger(&self) -> String {
@@ -372,30 +469,71 @@ impl Place {
         )
     }
 
-    /// Before the step's own statements, which may change the role.
     async fn record(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
-        let number = i32::try_from(step.number())
-            .map_err(|_| Failure::corrupt("a schema step's number is too large"))?;
         let sql = format!(
             "INSERT INTO {} (number, name, checksum, applied_at)
              VALUES ($1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)",
             self.table()
         );
-        transaction.execute(&sql, &[&number, &step.name(), &step.checksum().as_slice()]).await?;
+        let checksum = step.checksum();
+        transaction.execute(&sql, &[&number(step)?, &step.name(), &checksum.as_slice()]).await?;
+        Ok(())
+    }
+
+    /// Records the checksum of a step that is applied, in its present form.
+    async fn record_anew(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
+        let sql = format!("UPDATE {} SET checksum = $2 WHERE number = $1", self.table());
+        transaction.execute(&sql, &[&number(step)?, &step.checksum().as_slice()]).await?;
         Ok(())
     }
 }
 
-async fn run(transaction: &Transaction<'_>, step: &Step) -> Result<(), tokio_postgres::Error> {
-    transaction.execute("SELECT set_config('larder.step', $1, true)", &[&step.sql()]).await?;
-    transaction.batch_execute(RUN_STEP).await
+/// A step's number as the ledger keeps it.
+fn number(step: &Step) -> Result<i32> {
+    i32::try_from(step.number()).map_err(|_| Failure::corrupt("a schema step's number is too large"))
 }
 
-fn why_it_failed(step: &Step, error: tokio_postgres::Error) -> MigrationError {
+async fn run(
+    transaction: &Transaction<'_>,
+    step: &Step,
+    next_statement: &AtomicUsize,
+) -> Result<(), MigrationError> {
+    let ranges = statements(step.sql());
+    let texts: Vec<&str> = ranges.iter().filter_map(|range| step.sql().get(range.clone())).collect();
+    transaction
+        .execute("SELECT set_config('larder.step', $1::text[]::text, true)", &[&texts])
+        .await
+        .map_err(Failure::from)?;
+    transaction.batch_execute(RUN_STEP).await.map_err(|error| {
+        let range = ranges.get(next_statement.load(Ordering::Relaxed));
+        let position = range.map(|range| {
+            let at = byte_of_error(&error, step.sql().get(range.clone()).unwrap_or_default());
+            StepPosition::new(step.sql(), range.clone(), at.map(|at| range.start + at))
+        });
+        why_it_failed(step, position, error)
+    })
+}
+
+/// At which byte of a statement the server found an error. It counts characters, and may mean the text of a function.
+fn byte_of_error(error: &tokio_postgres::Error, statement: &str) -> Option<usize> {
+    match error.as_db_error()?.position()? {
+        ErrorPosition::Internal { position, query } if query == statement => {
+            let characters = usize::try_from(*position).ok()?.checked_sub(1)?;
+            statement.char_indices().nth(characters).map(|(byte, _)| byte)
+        }
+        _ => None,
+    }
+}
+
+fn why_it_failed(
+    step: &Step,
+    position: Option<StepPosition>,
+    error: tokio_postgres::Error,
+) -> MigrationError {
     let (number, name) = (step.number(), step.name().to_string());
     match reason_to_refuse(&error) {
-        Some(reason) => MigrationError::ForbiddenCommand { number, name, reason },
-        None => MigrationError::StepFailed { number, name, cause: Failure::from(error).into() },
+        Some(reason) => MigrationError::ForbiddenCommand { number, name, position, reason },
+        None => MigrationError::StepFailed { number, name, position, cause: Failure::from(error).into() },
     }
 }
 
@@ -404,10 +542,16 @@ fn reason_to_refuse(error: &tokio_postgres::Error) -> Option<&'static str> {
     let error = error.as_db_error()?;
     match *error.code() {
         SqlState::FEATURE_NOT_SUPPORTED if error.routine() == Some(EXECUTE_ROUTINE) => Some(
-            "begins, ends or divides a transaction, copies from or to the client, or selects into a table",
+            "begins, ends or divides a transaction, copies from or to the client, or selects into a table; remove the \
+             command, as the runner begins and ends the transaction of each step",
         ),
-        SqlState::INVALID_TRANSACTION_TERMINATION => Some("ends a transaction"),
-        SqlState::ACTIVE_SQL_TRANSACTION => Some("holds a command that can't be run within a transaction"),
+        SqlState::INVALID_TRANSACTION_TERMINATION => Some(
+            "ends a transaction; remove the command, as the runner begins and ends the transaction of each step",
+        ),
+        SqlState::ACTIVE_SQL_TRANSACTION => Some(
+            "can't run within a transaction, as each step does; run the command beside the migrations, on a connection \
+             of its own",
+        ),
         _ => None,
     }
 }
@@ -417,7 +561,7 @@ mod tests {
     use super::*;
 
     fn lock_key(schema: &str, ledger: Ledger) -> i64 {
-        Place { schema: schema.to_string(), ledger }.lock_key()
+        Place { schema: schema.to_string(), ledger, has_ledger: true }.lock_key()
     }
 
     #[test]
@@ -443,7 +587,7 @@ mod tests {
 
     #[test]
     fn a_table_is_named_with_its_schema_whatever_that_is_named() {
-        let place = Place { schema: "a\"b.c".to_string(), ledger: Ledger::larder() };
+        let place = Place { schema: "a\"b.c".to_string(), ledger: Ledger::larder(), has_ledger: true };
         assert_eq!(place.table(), "\"a\"\"b.c\".\"larder_migrations\"");
     }
 

@@ -118,9 +118,8 @@ mod tests {
     fn database(path: &Path) -> (Connection, Arc<Readers>, Arc<Writer>) {
         let options = SqliteOptions::default();
         let location = Arc::new(Location::resolve(path).unwrap());
-        let mut connection =
-            connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
-        crate::migrate::migrate(&mut connection).unwrap();
+        let connection = connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
+        crate::migrate::migrate(&connection, &location, options).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
         let readers = Arc::new(Readers::new(location.clone(), options));
         let writer = connection::open_writer(&location, options).unwrap();

@@ -23,6 +23,11 @@ impl SqliteError {
         self.is_busy() || self.code() == Some(ErrorCode::DiskFull)
     }
 
+    /// Whether SQLite gave this code.
+    pub(crate) fn has_code(&self, code: ErrorCode) -> bool {
+        self.code() == Some(code)
+    }
+
     fn code(&self) -> Option<ErrorCode> {
         self.0.sqlite_error_code()
     }

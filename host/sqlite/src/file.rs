@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use larder_core::schema::MigrationError;
 use larder_core::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
@@ -158,10 +159,11 @@ fn expected_definitions() -> Result<&'static BTreeMap<String, Definition>> {
     if let Some(expected) = EXPECTED.get() {
         return Ok(expected);
     }
-    let mut connection = Connection::open_in_memory().map_err(SqliteError::from)?;
-    migrate::migrate(&mut connection)?;
-    let mut expected = definitions(&connection)?;
-    expected.remove(LEDGER);
+    let connection = Connection::open_in_memory().map_err(SqliteError::from)?;
+    for step in migrate::steps().map_err(MigrationError::from)?.steps() {
+        connection.execute_batch(step.sql()).map_err(SqliteError::from)?;
+    }
+    let expected = definitions(&connection)?;
     Ok(EXPECTED.get_or_init(|| expected))
 }
 

@@ -26,6 +26,7 @@ mod connection;
 mod dsn;
 mod error;
 mod file;
+mod foreign_keys;
 mod journal;
 mod location;
 mod migrate;
@@ -34,6 +35,7 @@ mod readers;
 mod records;
 mod redo;
 mod rows;
+mod script;
 mod snapshot;
 mod transaction;
 mod turn;
@@ -200,8 +202,8 @@ impl Sqlite {
         let positioned = !matches!(keeping, Keeping::Plain);
         let (location, connection, positioned) = blocking(move || {
             let location = Location::resolve(&path)?;
-            let mut connection = connection::open_writer(&location, options)?;
-            migrate::migrate(&mut connection)?;
+            let connection = connection::open_writer(&location, options)?;
+            migrate::migrate(&connection, &location, options)?;
             file::check_tables(&connection)?;
             let positioned = file::is_positioned(&connection, positioned)?;
             location.check()?;

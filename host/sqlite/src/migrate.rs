@@ -3,9 +3,9 @@
 use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet};
 use rusqlite::Connection;
 
-use crate::connection::BUSY_TIMEOUT;
-use crate::error::SqliteError;
-use crate::migrator;
+use crate::connection::{self, BUSY_TIMEOUT};
+use crate::location::Location;
+use crate::{SqliteOptions, migrator};
 
 /// The steps. The files are the same numbers as those of the other engine.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
@@ -15,10 +15,15 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     ])
 }
 
-/// Brings the schema up to date, on a connection that is used for other work from then on.
-pub(crate) fn migrate(connection: &mut Connection) -> Result<(), MigrationError> {
-    migrator::up(connection, &steps()?, &Ledger::larder(), LOCK_WAIT)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| SqliteError::from(error).into())
+/// Brings the schema up to date. The connection looks whether that is needed, and is used for other work from then on.
+pub(crate) fn migrate(
+    connection: &Connection,
+    location: &Location,
+    options: SqliteOptions,
+) -> Result<(), MigrationError> {
+    let fresh = || connection::open(location, options);
+    migrator::up(connection, fresh, &steps()?, &Ledger::larder(), LOCK_WAIT)?;
+    Ok(connection::wait_for_locks(connection, BUSY_TIMEOUT)?)
 }
 
 #[cfg(test)]
@@ -37,6 +42,15 @@ mod tests {
         statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
     }
 
+    /// A database of its own, and a connection to it.
+    fn database() -> (tempfile::TempDir, Location, Connection) {
+        let folder = tempfile::tempdir().unwrap();
+        let location = Location::resolve(&folder.path().join("a.db")).unwrap();
+        let connection =
+            connection::open_for_larder(&location, SqliteOptions::default(), BUSY_TIMEOUT).unwrap();
+        (folder, location, connection)
+    }
+
     #[test]
     fn every_file_is_a_step_of_this_release() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/sqlite");
@@ -45,9 +59,10 @@ mod tests {
 
     #[test]
     fn a_fresh_database_gets_every_step_once() {
-        let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        migrate(&mut connection).unwrap();
+        let (_folder, location, connection) = database();
+        for _ in 0..2 {
+            migrate(&connection, &location, SqliteOptions::default()).unwrap();
+        }
         assert_eq!(
             tables(&connection),
             ["larder_commit_sequence", "larder_entries", "larder_memory_state", "larder_migrations"]
@@ -60,18 +75,19 @@ mod tests {
 
     #[test]
     fn a_newer_database_and_an_edited_step_are_refused() {
-        let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
+        let (_folder, location, connection) = database();
+        let refusal = || refusal(migrate(&connection, &location, SqliteOptions::default()).unwrap_err());
+        migrate(&connection, &location, SqliteOptions::default()).unwrap();
         connection.execute("UPDATE larder_migrations SET checksum = x'00' WHERE number = 1", []).unwrap();
-        assert_eq!(refusal(&mut connection), SchemaError::Edited(1));
+        assert_eq!(refusal(), SchemaError::Edited(1));
         connection.execute("UPDATE larder_migrations SET number = 99 WHERE number = 2", []).unwrap();
         let known = steps().unwrap().newest();
-        assert_eq!(refusal(&mut connection), SchemaError::Newer { applied: 99, known });
+        assert_eq!(refusal(), SchemaError::Newer { applied: 99, known });
     }
 
-    /// As who opens a store is told.
-    fn refusal(connection: &mut Connection) -> SchemaError {
-        let error = Error::from(migrate(connection).unwrap_err());
+    /// As the caller that opens a store is told.
+    fn refusal(error: MigrationError) -> SchemaError {
+        let error = Error::from(error);
         error.source().unwrap().downcast_ref::<Cause>().unwrap().downcast_ref().cloned().unwrap()
     }
 }

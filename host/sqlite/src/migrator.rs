@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::schema::{
-    AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepSet, pending, version,
+    AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepPosition, StepSet,
+    pending, recorded_otherwise, version,
 };
 use larder_core::{Error, Result};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Result as SqliteResult, SqliteError};
+use crate::foreign_keys::Found;
 use crate::location::Location;
+use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
 use crate::{SqliteOptions, connection};
 
@@ -51,12 +54,27 @@ use crate::{SqliteOptions, connection};
 /// # Ok(()) }
 /// ```
 ///
+/// # What a step sees
+///
+/// Each step has a connection of its own. Temporary tables, `PRAGMA`s and whatever else belongs to a connection end with the
+/// step, so it does the same whether it is applied alone or after others.
+///
+/// Foreign keys are off during a step and are checked at its end. A step can therefore rebuild a table as [SQLite's
+/// documentation describes it](https://sqlite.org/lang_altertable.html#otheralter): `CREATE TABLE new_x`, `INSERT INTO new_x
+/// SELECT … FROM x`, `DROP TABLE x`, `ALTER TABLE new_x RENAME TO x`. No `ON DELETE` and no `ON UPDATE` action runs: a step
+/// that deletes or changes rows that others refer to has to delete or change these as well. If a row refers to a missing
+/// row at the end of the step, the step fails with [`MigrationError::ForeignKeys`]. Rows that did so before the step do not
+/// count, if they have kept their row ids.
+///
 /// # What a step can't hold
 ///
-/// Besides what begins, ends or divides a transaction: `ATTACH` and `DETACH`, since what is in another file is not
-/// committed together with the ledger, and `PRAGMA foreign_keys`, which does nothing within a transaction and says
-/// nothing about it. Foreign keys are enforced in a step, as in every connection: a step that drops a table to build it
-/// anew runs the `ON DELETE` actions of those that refer to it.
+/// Besides what begins, ends or divides a transaction:
+///
+/// - `ATTACH` and `DETACH`: what is in another file is not committed together with the ledger.
+/// - `VACUUM`, which SQLite doesn't run within a transaction. It loses nothing if it is run again, so run it beside the
+///   migrations, by [`SqliteMigrator::with_connection`].
+/// - `PRAGMA foreign_keys`, which has no effect within a transaction, and `PRAGMA`s that set something for the whole
+///   process: `soft_heap_limit`, `hard_heap_limit`, `temp_store_directory` and `data_store_directory`.
 #[derive(Clone, Debug)]
 pub struct SqliteMigrator {
     path: PathBuf,
@@ -122,8 +140,12 @@ impl SqliteMigrator {
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
         let this = self.clone();
         blocking(move || {
-            let mut connection = this.connect().map_err(|error| in_lock(error, this.lock_wait))?;
-            up(&mut connection, &this.steps, &this.ledger, this.lock_wait)
+            let location = Location::resolve(&this.path)?;
+            // It stays open, as the last connection that closes moves the log into the file.
+            let looking = this.connect_to(&location).map_err(|error| in_lock(error, this.lock_wait))?;
+            let options = SqliteOptions { create: false, ..this.options };
+            let fresh = this.clone().options(options);
+            up(&looking, || fresh.connect_to(&location), &this.steps, &this.ledger, this.lock_wait)
         })
         .await
     }
@@ -147,13 +169,16 @@ impl SqliteMigrator {
         .await
     }
 
-    /// A platform's database may hold anything. Larder's own tables are only added to a database that is larder's.
     fn connect(&self) -> Result<Connection> {
-        let location = Location::resolve(&self.path)?;
+        self.connect_to(&Location::resolve(&self.path)?)
+    }
+
+    /// A platform's database may hold anything. Larder's own tables are only added to a database that is larder's.
+    fn connect_to(&self, location: &Location) -> Result<Connection> {
         if self.ledger == Ledger::larder() {
-            connection::open_for_larder(&location, self.options, self.lock_wait)
+            connection::open_for_larder(location, self.options, self.lock_wait)
         } else {
-            connection::open_for_platform(&location, self.options, self.lock_wait)
+            connection::open_for_platform(location, self.options, self.lock_wait)
         }
     }
 }
@@ -194,42 +219,108 @@ fn is_missing(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Brings a schema up to date. The connection waits for locks as long as it is told here, also afterwards.
+/// Brings a schema up to date. The connection looks whether that is needed, and waits for locks as long as it is told here,
+/// also afterwards. Steps run on fresh connections: none sees what another did to its own.
 pub(crate) fn up(
-    connection: &mut Connection,
+    connection: &Connection,
+    fresh: impl Fn() -> Result<Connection>,
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
 ) -> Result<Vec<Step>, MigrationError> {
     connection::wait_for_locks(connection, lock_wait)?;
-    // Where all is applied, as mostly, nobody is waited for.
+    // If all is applied, as mostly, no lock is waited for.
     let found = applied(connection, ledger).map_err(|error| in_lock(error, lock_wait))?;
     if pending(steps, &found)?.is_empty() {
         return Ok(Vec::new());
     }
-    let watch = Arc::new(Watch::default());
-    connection.authorizer(Some(watch.authorizer())).map_err(SqliteError::from)?;
-    let outcome = apply_all(connection, steps, ledger, lock_wait, &watch);
-    connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).map_err(SqliteError::from)?;
-    outcome
+    let run = Run { fresh, steps, ledger, lock_wait };
+    let mut done = Vec::new();
+    while let Some(step) = run.apply_next()? {
+        done.push(step.clone());
+        if step.number() == steps.newest() {
+            break;
+        }
+    }
+    Ok(done)
 }
 
-fn apply_all(
-    connection: &mut Connection,
-    steps: &StepSet,
-    ledger: &Ledger,
+/// What all steps of one run have in common.
+struct Run<'a, F> {
+    fresh: F,
+    steps: &'a StepSet,
+    ledger: &'a Ledger,
     lock_wait: Duration,
-    watch: &Watch,
-) -> Result<Vec<Step>, MigrationError> {
-    let mut done = Vec::new();
-    loop {
-        let transaction = begin(connection).map_err(|error| in_lock(error, lock_wait))?;
+}
+
+impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
+    /// Applies the next step; `None` if there is none left. The step and its entry in the ledger are committed together.
+    fn apply_next(&self) -> Result<Option<&'a Step>, MigrationError> {
+        let mut connection = self.connect().map_err(|error| in_lock(error, self.lock_wait))?;
+        // Within a transaction this has no effect. The connection ends with the step.
+        connection.pragma_update(None, "foreign_keys", false).map_err(SqliteError::from)?;
+        let watch = Arc::new(Watch::default());
+        connection.authorizer(Some(watch.authorizer())).map_err(SqliteError::from)?;
+        let transaction = begin(&mut connection).map_err(|error| in_lock(error, self.lock_wait))?;
         // What others did while this one waited counts.
-        let found = applied(&transaction, ledger)?;
-        let Some(step) = pending(steps, &found)?.first() else { return Ok(done) };
-        apply(&transaction, step, ledger, watch).map_err(|error| watch.failure(step, error))?;
+        let found = applied(&transaction, self.ledger)?;
+        let Some(step) = pending(self.steps, &found)?.first() else { return Ok(None) };
+        self.create_ledger(&transaction).map_err(|error| failed(step, None, error))?;
+        watch.over(|| script::run(&transaction, step.sql())).map_err(|error| watch.failure(step, error))?;
+        self.check_foreign_keys(&transaction, step)?;
+        self.record(&transaction, step, &found).map_err(|error| failed(step, None, error))?;
         commit(transaction, step)?;
-        done.push(step.clone());
+        Ok(Some(step))
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        let connection = (self.fresh)()?;
+        connection::wait_for_locks(&connection, self.lock_wait)?;
+        Ok(connection)
+    }
+
+    fn create_ledger(&self, transaction: &Transaction<'_>) -> SqliteResult<()> {
+        Ok(transaction.execute_batch(&format!(
+            "CREATE TABLE IF NOT EXISTS main.\"{}\" (
+                 number     INTEGER PRIMARY KEY,
+                 name       TEXT NOT NULL,
+                 checksum   BLOB NOT NULL,
+                 applied_at INTEGER NOT NULL
+             ) STRICT",
+            self.ledger.name()
+        ))?)
+    }
+
+    /// A step must not leave rows that refer to missing ones, except for those that it found. Only then does it matter what
+    /// was there before, which another connection sees until this one commits.
+    fn check_foreign_keys(&self, transaction: &Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
+        let after = Found::in_database(transaction).map_err(|error| failed(step, None, error))?;
+        if after.is_empty() {
+            return Ok(());
+        }
+        let before = Found::in_database(&self.connect()?)?;
+        let violations = after.beyond(before).map_err(|error| failed(step, None, error))?;
+        if violations.count() == 0 {
+            return Ok(());
+        }
+        let (number, name) = (step.number(), step.name().to_string());
+        Err(MigrationError::ForeignKeys { number, name, violations })
+    }
+
+    fn record(&self, transaction: &Transaction<'_>, step: &Step, found: &[AppliedStep]) -> SqliteResult<()> {
+        let name = self.ledger.name();
+        for earlier in recorded_otherwise(self.steps, found) {
+            let sql = format!("UPDATE main.\"{name}\" SET checksum = ?2 WHERE number = ?1");
+            transaction.execute(&sql, (earlier.number(), earlier.checksum()))?;
+        }
+        transaction.execute(
+            &format!(
+                "INSERT INTO main.\"{name}\" (number, name, checksum, applied_at)
+                 VALUES (?1, ?2, ?3, CAST(unixepoch('subsec') * 1000 AS INTEGER))"
+            ),
+            (step.number(), step.name(), step.checksum()),
+        )?;
+        Ok(())
     }
 }
 
@@ -257,39 +348,17 @@ fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<Vec<Applied
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// A step and its entry in the ledger come together or not at all.
-fn apply(transaction: &Transaction<'_>, step: &Step, ledger: &Ledger, watch: &Watch) -> SqliteResult<()> {
-    let name = ledger.name();
-    transaction.execute_batch(&format!(
-        "CREATE TABLE IF NOT EXISTS main.\"{name}\" (
-             number     INTEGER PRIMARY KEY,
-             name       TEXT NOT NULL,
-             checksum   BLOB NOT NULL,
-             applied_at INTEGER NOT NULL
-         ) STRICT",
-    ))?;
-    watch.over(|| transaction.execute_batch(step.sql()))?;
-    transaction.execute(
-        &format!(
-            "INSERT INTO main.\"{name}\" (number, name, checksum, applied_at)
-             VALUES (?1, ?2, ?3, CAST(unixepoch('subsec') * 1000 AS INTEGER))"
-        ),
-        (step.number(), step.name(), step.checksum()),
-    )?;
-    Ok(())
-}
-
-/// A commit can fail by what the step did, as by a constraint that is checked last. If its outcome is unknown, the ledger
-/// tells it to the next run.
+/// A commit can fail for lack of room. If its outcome is unknown, the ledger tells it to the next run.
 fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
     transaction::commit(&transaction).map_err(|error| match error {
-        CommitError::NotMade(error) => failed(step, error),
+        CommitError::NotMade(error) => failed(step, None, error),
         CommitError::Unknown(error) => MigrationError::Database(error),
     })
 }
 
-fn failed(step: &Step, error: impl Into<Error>) -> MigrationError {
-    MigrationError::StepFailed { number: step.number(), name: step.name().to_string(), cause: error.into() }
+fn failed(step: &Step, position: Option<StepPosition>, error: impl Into<Error>) -> MigrationError {
+    let (number, name) = (step.number(), step.name().to_string());
+    MigrationError::StepFailed { number, name, position, cause: error.into() }
 }
 
 /// An error before anything was done, where others' locks are waited for.
@@ -333,26 +402,51 @@ impl Watch {
     }
 
     /// Why a step failed.
-    fn failure(&self, step: &Step, error: SqliteError) -> MigrationError {
-        let name = || step.name().to_string();
-        match self.refused.get() {
-            Some(reason) => MigrationError::ForbiddenCommand { number: step.number(), name: name(), reason },
-            None => failed(step, error),
+    fn failure(&self, step: &Step, Failed { statement, at, error }: Failed) -> MigrationError {
+        let is_vacuum = || is_vacuum(step.sql().get(statement.clone()).unwrap_or_default());
+        let position = || Some(StepPosition::new(step.sql(), statement.clone(), at));
+        match self.refused.get().copied().or_else(|| is_vacuum().then_some(VACUUM)) {
+            Some(reason) => {
+                let (number, name) = (step.number(), step.name().to_string());
+                MigrationError::ForbiddenCommand { number, name, position: position(), reason }
+            }
+            None => failed(step, position(), error),
         }
     }
 }
 
+const VACUUM: &str = "can't run within a transaction, as each step does; run `VACUUM` beside the migrations, on a \
+                      connection of its own";
+
+fn is_vacuum(statement: &str) -> bool {
+    let keyword = statement.split(|next: char| !next.is_ascii_alphanumeric()).next().unwrap_or_default();
+    keyword.eq_ignore_ascii_case("vacuum")
+}
+
 fn reason_to_refuse(action: &AuthAction<'_>) -> Option<&'static str> {
     match action {
-        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => {
-            Some("begins, ends or divides a transaction")
-        }
-        AuthAction::Attach { .. } | AuthAction::Detach { .. } => Some("attaches or detaches a database"),
-        AuthAction::Pragma { pragma_name, pragma_value: Some(_) }
-            if pragma_name.eq_ignore_ascii_case("foreign_keys") =>
-        {
-            Some("sets `foreign_keys`, which has no effect within a transaction")
-        }
+        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => Some(
+            "begins, ends or divides a transaction; remove the command, as the runner begins and ends the transaction \
+             of each step",
+        ),
+        AuthAction::Attach { .. } | AuthAction::Detach { .. } => Some(
+            "attaches or detaches a database; remove the command, as another file is not committed together with the \
+             ledger",
+        ),
+        AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => reason_to_refuse_pragma(pragma_name),
+        _ => None,
+    }
+}
+
+fn reason_to_refuse_pragma(name: &str) -> Option<&'static str> {
+    match name.to_ascii_lowercase().as_str() {
+        "foreign_keys" => Some(
+            "sets `foreign_keys`; remove the command, as foreign keys are off during each step and are checked at its \
+             end",
+        ),
+        "soft_heap_limit" | "hard_heap_limit" | "temp_store_directory" | "data_store_directory" => Some(
+            "sets something for the whole process; remove the command, or give it where the process starts",
+        ),
         _ => None,
     }
 }

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_core::Error;
-use larder_core::schema::{Ledger, MigrationError, SchemaError, Step, StepSet, is_missing_migration};
+use larder_core::schema::{
+    ForeignKeyViolation, Ledger, MigrationError, SchemaError, Step, StepSet, is_missing_migration,
+};
 use larder_sqlite::rusqlite::{self, Connection};
-use larder_sqlite::{Sqlite, SqliteMigrator, SqliteOptions};
+use larder_sqlite::{Durability, Sqlite, SqliteMigrator, SqliteOptions};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// As a service for findings of scans has them: references, checks, and what is deleted with its parent.
@@ -211,7 +214,7 @@ async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay() {
     let database = Database::new();
     let error =
         database.with_second("CREATE TABLE two (x); INSERT INTO nowhere VALUES (1)").up().await.unwrap_err();
-    let MigrationError::StepFailed { number: 2, name, cause: Error::Other { .. } } = error else {
+    let MigrationError::StepFailed { number: 2, name, cause: Error::Other { .. }, .. } = error else {
         panic!("{error:?}")
     };
     assert_eq!(name, "second");
@@ -231,7 +234,7 @@ async fn a_constraint_that_is_checked_last_fails_the_step() {
         .up()
         .await
         .unwrap_err();
-    assert!(matches!(error, MigrationError::StepFailed { number: 2, .. }), "{error:?}");
+    assert!(matches!(error, MigrationError::ForeignKeys { number: 2, .. }), "{error:?}");
     assert_eq!(database.tables(), "platform_migrations teams");
 }
 
@@ -247,6 +250,12 @@ async fn a_step_can_not_take_its_transaction_apart() {
         "CREATE TABLE two (x); /* hidden */ cOmMiT -- here",
         "CREATE TABLE two (x); ATTACH '' AS other",
         "CREATE TABLE two (x); PRAGMA foreign_keys = OFF",
+        "CREATE TABLE two (x); PRAGMA main.Foreign_Keys(1)",
+        "CREATE TABLE two (x); PRAGMA soft_heap_limit = 1000000",
+        "CREATE TABLE two (x); PRAGMA hard_heap_limit = 1000000",
+        "CREATE TABLE two (x); PRAGMA temp_store_directory = '/'",
+        "CREATE TABLE two (x); VACUUM",
+        "CREATE TABLE two (x); -- smaller\n vacuum INTO 'other.db'",
     ] {
         let database = Database::new();
         let error = database.with_second(sql).up().await.unwrap_err();
@@ -258,8 +267,8 @@ async fn a_step_can_not_take_its_transaction_apart() {
     let error = database.with_second("COMMIT").up().await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "schema step 0002_second was rolled back because it begins, ends or divides a transaction; a step runs in \
-         one transaction, which the runner begins and ends"
+        "schema step \"0002_second.sql\" was rolled back in line 1, at \"COMMIT\": it begins, ends or divides a \
+         transaction; remove the command, as the runner begins and ends the transaction of each step"
     );
 }
 
@@ -372,4 +381,238 @@ async fn a_folder_of_files_is_a_set_too() {
     assert_eq!(numbers(&migrator.up().await.unwrap()), [1, 2, 3]);
     // The same steps, wherever they come from.
     assert_eq!(database.migrator(&FILES).version().await.unwrap(), 3);
+}
+
+// What a step sees, and what it leaves.
+
+const PARENTS: &str = "
+    CREATE TABLE parents (id INTEGER PRIMARY KEY, name TEXT);
+    CREATE TABLE children (
+        id INTEGER PRIMARY KEY,
+        parent INTEGER NOT NULL REFERENCES parents (id) ON DELETE CASCADE ON UPDATE CASCADE
+    );
+    INSERT INTO parents VALUES (1, 'one'), (2, 'two');
+    INSERT INTO children VALUES (10, 1), (11, 1), (12, 2);";
+
+const REBUILD: &str = "
+    CREATE TABLE new_parents (id INTEGER PRIMARY KEY, name TEXT NOT NULL, age INTEGER);
+    INSERT INTO new_parents SELECT id, name, 0 FROM parents;
+    DROP TABLE parents;
+    ALTER TABLE new_parents RENAME TO parents;";
+
+fn violations(error: MigrationError) -> Vec<(String, Option<i64>, String)> {
+    let MigrationError::ForeignKeys { number: 2, violations, .. } = error else { panic!("{error:?}") };
+    assert_eq!(violations.count(), violations.first().len() as u64);
+    let violation =
+        |violation: &ForeignKeyViolation| (violation.table.clone(), violation.row, violation.parent.clone());
+    violations.first().iter().map(violation).collect()
+}
+
+#[tokio::test]
+async fn a_parent_table_that_is_rebuilt_keeps_its_children() {
+    let database = Database::new();
+    let migrator = database.migrator(&[("0001_parents.sql", PARENTS), ("0002_rebuild.sql", REBUILD)]);
+    assert_eq!(numbers(&migrator.up().await.unwrap()), [1, 2]);
+    assert_eq!(database.look::<i64>("SELECT count(*) FROM children"), 3);
+    let refers = "SELECT \"table\" FROM pragma_foreign_key_list('children')";
+    assert_eq!(database.look::<String>(refers), "parents");
+    let left = migrator.with_connection(|connection| -> rusqlite::Result<i64> {
+        connection.execute("DELETE FROM parents WHERE id = 1", [])?;
+        connection.query_row("SELECT count(*) FROM children", [], |row| row.get(0))
+    });
+    assert_eq!(left.await.unwrap(), Ok(1), "foreign keys are not enforced after the step");
+}
+
+#[tokio::test]
+async fn a_step_that_leaves_rows_without_their_parents_fails_and_names_them() {
+    let children = |rows: &[i64]| {
+        rows.iter().map(|row| ("children".to_string(), Some(*row), "parents".to_string())).collect::<Vec<_>>()
+    };
+    for (sql, rows) in [
+        ("DELETE FROM parents WHERE id = 1", &[10, 11][..]),
+        ("UPDATE parents SET id = 7 WHERE id = 2", &[12]),
+        ("INSERT INTO children VALUES (13, 9)", &[13]),
+        ("DROP TABLE parents", &[10, 11, 12]),
+        ("PRAGMA defer_foreign_keys = ON; DELETE FROM parents WHERE id = 2", &[12]),
+    ] {
+        let database = Database::new();
+        let migrator = database.migrator(&[("0001_parents.sql", PARENTS), ("0002_second.sql", sql)]);
+        assert_eq!(violations(migrator.up().await.unwrap_err()), children(rows), "{sql}");
+        assert_eq!(database.look::<i64>("SELECT count(*) FROM parents, children"), 6, "{sql}");
+        assert_eq!(migrator.version().await.unwrap(), 1);
+    }
+    let database = Database::new();
+    let wrong_order = "ALTER TABLE parents RENAME TO old_parents;
+        CREATE TABLE parents (id INTEGER PRIMARY KEY, name TEXT);
+        INSERT INTO parents SELECT * FROM old_parents; DROP TABLE old_parents";
+    let migrator = database.migrator(&[("0001_parents.sql", PARENTS), ("0002_second.sql", wrong_order)]);
+    let error = migrator.up().await.unwrap_err();
+    assert!(error.to_string().contains("row 10 of \"children\" refers to \"old_parents\""), "{error}");
+}
+
+#[tokio::test]
+async fn a_step_in_the_earlier_way_of_renaming_tables_leaves_the_next_in_the_usual_one() {
+    let database = Database::new();
+    let legacy = "PRAGMA legacy_alter_table = ON; ALTER TABLE parents RENAME TO kept; ALTER TABLE kept RENAME TO parents";
+    let usual = "ALTER TABLE parents RENAME TO people";
+    let migrator = database.migrator(&[
+        ("0001_parents.sql", PARENTS),
+        ("0002_legacy.sql", legacy),
+        ("0003_usual.sql", usual),
+    ]);
+    assert_eq!(numbers(&migrator.up().await.unwrap()), [1, 2, 3]);
+    let refers = "SELECT \"table\" FROM pragma_foreign_key_list('children')";
+    assert_eq!(database.look::<String>(refers), "people");
+}
+
+#[tokio::test]
+async fn rows_that_lacked_their_parents_before_a_step_do_not_fail_it() {
+    let database = Database::new();
+    database.migrator(&[("0001_parents.sql", PARENTS)]).up().await.unwrap();
+    let before = "PRAGMA foreign_keys = OFF; INSERT INTO children VALUES (13, 9), (14, 9);
+        CREATE TABLE apart (parent INTEGER REFERENCES parents (name)); INSERT INTO apart VALUES (1);
+        CREATE TABLE keyed (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parents (id)) WITHOUT ROWID;
+        INSERT INTO keyed VALUES (1, 8), (2, 8)";
+    Connection::open(database.path()).unwrap().execute_batch(before).unwrap();
+    let second = |sql| database.migrator(&[("0001_parents.sql", PARENTS), ("0002_second.sql", sql)]);
+    let error = second("INSERT INTO children VALUES (15, 9); DELETE FROM children WHERE id = 14").up().await;
+    assert_eq!(violations(error.unwrap_err()), [("children".to_string(), Some(15), "parents".to_string())]);
+    let error = second("INSERT INTO keyed VALUES (3, 8)").up().await.unwrap_err();
+    assert_eq!(violations(error), [("keyed".to_string(), None, "parents".to_string())]);
+    let new = "CREATE TABLE new (parent INTEGER REFERENCES parents (name)); INSERT INTO new VALUES (1)";
+    let error = second(new).up().await.unwrap_err();
+    assert!(matches!(error, MigrationError::StepFailed { number: 2, .. }), "{error:?}");
+    assert_eq!(numbers(&second(REBUILD).up().await.unwrap()), [2]);
+}
+
+#[tokio::test]
+async fn a_query_in_a_step_runs_for_all_its_rows() {
+    let database = Database::new();
+    let error = database
+        .with_second("SELECT abs(column1) FROM (VALUES (1), (2), (-9223372036854775808))")
+        .up()
+        .await
+        .unwrap_err();
+    assert!(matches!(error, MigrationError::StepFailed { number: 2, .. }), "{error:?}");
+    assert_eq!(database.with_second("SELECT 1 UNION SELECT 2").version().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn an_error_of_a_step_names_the_file_the_statement_and_the_line() {
+    let long =
+        "CREATE TABLE two (x UNIQUE);\n\n-- Twice.\nINSERT INTO two\n    VALUES (1),\n    (1);\nSELECT 1";
+    for (sql, place) in [
+        (long, "line 4, at \"INSERT INTO two VALUES (1), (1);\""),
+        ("SELECT 1;\nSELECT\n  1,\n  nothing", "line 4, at \"SELECT 1, nothing\""),
+        ("SELECT 1;\r\nSELEC 2", "line 2, at \"SELEC 2\""),
+    ] {
+        let database = Database::new();
+        let error = database.with_second(sql).up().await.unwrap_err().to_string();
+        let expected = format!("schema step \"0002_second.sql\" failed in {place} and was rolled back");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+// Checksums.
+
+#[tokio::test]
+async fn a_checkout_with_other_line_ends_is_the_same_step_and_runs_the_same_statements() {
+    let (unix, windows) = ("CREATE TABLE t (x);\nINSERT INTO t VALUES ('a\nb');\n", {
+        "\u{feff}CREATE TABLE t (x);\r\nINSERT INTO t VALUES ('a\r\nb');"
+    });
+    for (first, second) in [(unix, windows), (windows, unix)] {
+        let database = Database::new();
+        database.migrator(&[("0001_t.sql", first)]).up().await.unwrap();
+        assert_eq!(database.look::<String>("SELECT x FROM t"), "a\nb");
+        let migrator = database.migrator(&[("0001_t.sql", second), ("0002_teams.sql", TEAMS)]);
+        assert_eq!(numbers(&migrator.up().await.unwrap()), [2]);
+    }
+}
+
+/// Hosts of an earlier release read the ledger too, until there is a step that they lack.
+#[tokio::test]
+async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step() {
+    let database = Database::new();
+    let first = ("0001_teams.sql", TEAMS);
+    let steps = StepSet::embedded(&[first]).unwrap();
+    database.migrator(&[first]).up().await.unwrap();
+    let earlier = Sha256::digest(format!("\u{feff}{TEAMS}\r\n")).to_vec();
+    let recorded = || database.look::<Vec<u8>>("SELECT checksum FROM platform_migrations WHERE number = 1");
+    let connection = Connection::open(database.path()).unwrap();
+    connection.execute("UPDATE platform_migrations SET checksum = ?1", [&earlier]).unwrap();
+    assert_eq!(numbers(&database.migrator(&[first]).up().await.unwrap()), Vec::<u32>::new());
+    assert_eq!(recorded(), earlier);
+    let migrator = database.migrator(&[first, ("0002_sessions.sql", SESSIONS)]);
+    assert_eq!(numbers(&migrator.up().await.unwrap()), [2]);
+    assert_eq!(recorded(), steps.steps()[0].checksum());
+    assert_eq!(migrator.version().await.unwrap(), 2);
+}
+
+// A step does the same whether it is applied alone or after others.
+
+/// What steps leave behind on a connection, and what others would notice of it.
+const PIECES: [&str; 16] = [
+    "CREATE TEMP TABLE t (x)",
+    "CREATE TEMP TABLE log (x)",
+    "CREATE TEMP TABLE platform_migrations (number, name, checksum, applied_at)",
+    "CREATE TEMP TRIGGER noticed AFTER INSERT ON log BEGIN DELETE FROM log; END",
+    "CREATE TEMP VIEW seen AS SELECT 1",
+    "CREATE TABLE t (x)",
+    "CREATE TABLE IF NOT EXISTS t (x DEFAULT 7)",
+    "INSERT INTO t VALUES (1)",
+    "DROP TABLE t",
+    "PRAGMA case_sensitive_like = ON",
+    "PRAGMA recursive_triggers = ON",
+    "PRAGMA ignore_check_constraints = ON",
+    "PRAGMA max_page_count = 3",
+    "INSERT INTO log SELECT 'a' LIKE 'A'",
+    "INSERT INTO log SELECT last_insert_rowid() || ',' || changes() || ',' || total_changes()",
+    "INSERT INTO log SELECT group_concat(recursive_triggers) FROM pragma_recursive_triggers",
+];
+
+#[tokio::test]
+async fn any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error() {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for round in 0..40 {
+        let mut files = vec![("0001_log.sql".to_string(), "CREATE TABLE log (x)".to_string())];
+        for number in 2..8 {
+            let (one, two) = (random.choice(PIECES).unwrap(), random.choice(PIECES).unwrap());
+            files.push((format!("{number:04}_piece.sql"), format!("{one};\n{two}")));
+        }
+        let mut whole = vec![files.len()];
+        let expected = apply_in_runs(&files, &whole).await;
+        whole.splice(..0, (1..files.len()).filter(|_| random.bool()));
+        assert_eq!(
+            apply_in_runs(&files, &whole).await,
+            expected,
+            "{seed}, round {round}: {whole:?} of {files:#?}"
+        );
+    }
+}
+
+/// Applies the first of the files up to each of the numbers, and gives the error and what is in the database then.
+async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<String>, String) {
+    let database = Database::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = 0;
+    let mut error = None;
+    for end in ends {
+        for (file, sql) in &files[written..*end] {
+            fs::write(folder.path().join(file), sql).unwrap();
+        }
+        written = *end;
+        let ledger = Ledger::new("platform_migrations").unwrap();
+        let steps = StepSet::from_folder(folder.path()).unwrap();
+        let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
+        let migrator = SqliteMigrator::new(database.path(), steps, ledger).options(options);
+        if let Err(failed) = migrator.up().await {
+            error = Some(format!("{failed}: {:?}", std::error::Error::source(&failed)));
+            break;
+        }
+    }
+    let found = "SELECT coalesce((SELECT group_concat(sql, ';') FROM sqlite_schema), '') || '|' ||
+        coalesce((SELECT group_concat(number) FROM platform_migrations), '') || '|' ||
+        coalesce((SELECT group_concat(x) FROM log), '')";
+    (error, database.look(found))
 }

@@ -92,6 +92,14 @@ fn main() {
         what_a_step_does_to_its_session_ends_with_it,
         a_role_that_may_not_make_tables_uses_what_another_has_made,
         a_schema_is_shared_with_larder_and_each_schema_is_apart,
+        a_schema_that_is_created_later_does_not_hide_a_store_or_a_ledger,
+        a_schema_that_the_role_may_not_use_does_not_hide_a_ledger_either,
+        a_schema_that_can_hold_no_ledger_is_refused,
+        a_pinned_schema_has_to_exist_and_is_the_only_one,
+        an_error_of_a_step_names_the_file_the_statement_and_the_line,
+        a_query_in_a_step_runs_for_all_its_rows,
+        a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step,
+        any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error,
     );
     trials.push(Trial::test("every_schema_version_has_a_fixture", || {
         Ok(every_schema_version_has_a_fixture()?)
@@ -582,7 +590,7 @@ async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay(dsn: &str) ->
         let error = with_second(dsn, sql).up().await.unwrap_err();
         let is_typed = matches!(
             &error,
-            MigrationError::StepFailed { number: 2, name, cause: Error::Other { .. } } if name == "second"
+            MigrationError::StepFailed { number: 2, name, cause: Error::Other { .. }, .. } if name == "second"
         );
         expect(is_typed, (sql, error))?;
         expect(tables(dsn).await == "platform_migrations teams", tables(dsn).await)?;
@@ -777,9 +785,9 @@ async fn a_role_that_may_not_make_tables_uses_what_another_has_made(dsn: &str) -
 async fn a_schema_is_shared_with_larder_and_each_schema_is_apart(dsn: &str) -> Outcome {
     connect(dsn).await.batch_execute("CREATE SCHEMA \"a\"\"b\"").await.unwrap();
     open(dsn).await.close().await;
-    let other = format!("{dsn} options='-csearch_path=\"a\"\"b\",public'");
+    let other = format!("{dsn} options='-csearch_path=\"a\"\"b\"'");
     platform(dsn, &FILES).up().await.unwrap();
-    let migrator = platform(&other, &FILES);
+    let migrator = platform(&format!("{dsn} schema='a\"b'"), &FILES);
     expect(
         is_missing_migration(&migrator.version().await.unwrap_err()),
         "the other schema's ledger was found",
@@ -791,4 +799,215 @@ async fn a_schema_is_shared_with_larder_and_each_schema_is_apart(dsn: &str) -> O
     )?;
     let of_larder = found(dsn, "SELECT count(*) FROM larder_migrations").await;
     expect(of_larder == [i64::from(newest().await)], of_larder)
+}
+
+async fn batch(dsn: &str, sql: &str) {
+    connect(dsn).await.batch_execute(sql).await.unwrap();
+}
+
+fn is_shadowed(error: &MigrationError, first: &str, holder: &str) -> Outcome {
+    let is_shadowed = matches!(
+        error,
+        MigrationError::ShadowedLedger { first: found, holder: other, .. } if found == first && other == holder
+    );
+    expect(is_shadowed, error)
+}
+
+async fn a_schema_that_is_created_later_does_not_hide_a_store_or_a_ledger(dsn: &str) -> Outcome {
+    write_what_is_kept(dsn).await;
+    platform(dsn, &FILES[..2]).up().await.unwrap();
+    batch(dsn, "CREATE SCHEMA AUTHORIZATION larder").await;
+    let migrator = platform(dsn, &FILES);
+    for error in [
+        migrator.up().await.unwrap_err(),
+        migrator.status().await.unwrap_err(),
+        migrator.version().await.unwrap_err(),
+    ] {
+        is_shadowed(&error, "larder", "public")?;
+    }
+    let Err(error) = drivers().open(dsn).await else { return Err("the store was opened".to_string()) };
+    let cause = error_chain(&error);
+    expect(
+        cause.contains("\"larder\"") && cause.contains("\"public\"") && cause.contains("schema=public"),
+        cause,
+    )?;
+    expect(
+        found(dsn, "SELECT count(*) FROM pg_class WHERE relname = 'larder_entries'").await == [1],
+        "a second store",
+    )?;
+
+    let pinned = format!("{dsn} schema=public");
+    expect(
+        numbers(&platform(&pinned, &FILES).up().await.unwrap()) == [3],
+        "the pinned ledger was not found",
+    )?;
+    read_and_write(&pinned, newest().await).await?;
+    // Whoever wants a second store says so.
+    let second = format!("{dsn} schema=larder");
+    expect(is_missing_migration(&platform(&second, &FILES).version().await.unwrap_err()), "not fresh")?;
+    platform(&second, &FILES).up().await.map_err(|error| format!("{error:?}"))?;
+    // The first schema has a ledger now, and hides the other one as search paths do.
+    expect(platform(dsn, &FILES).up().await.unwrap().is_empty(), "something was applied")
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+async fn a_schema_that_the_role_may_not_use_does_not_hide_a_ledger_either(dsn: &str) -> Outcome {
+    let role = dsn.rsplit('=').next().unwrap();
+    batch(
+        dsn,
+        &format!(
+            "CREATE SCHEMA kept; CREATE ROLE {role} LOGIN; GRANT ALL ON SCHEMA kept, public TO {role};
+             ALTER ROLE {role} SET search_path = kept, public"
+        ),
+    )
+    .await;
+    let theirs = dsn.replace("user=larder", &format!("user={role}"));
+    platform(&theirs, &FILES).up().await.unwrap();
+    batch(dsn, &format!("REVOKE USAGE ON SCHEMA kept FROM {role}")).await;
+    let outcome = is_shadowed(&platform(&theirs, &FILES).up().await.unwrap_err(), "public", "kept");
+    // A view is in the way of tables as well.
+    batch(dsn, "CREATE SCHEMA views; CREATE VIEW views.platform_migrations AS SELECT 1").await;
+    let behind = format!("{dsn} options='-csearch_path=public,views'");
+    let of_view = is_shadowed(&platform(&behind, &FILES).up().await.unwrap_err(), "public", "views");
+    batch(dsn, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    outcome.and(of_view)
+}
+
+async fn a_schema_that_can_hold_no_ledger_is_refused(dsn: &str) -> Outcome {
+    for path in ["pg_temp,public", "pg_catalog,public", "information_schema", "pg_temp", "\"\"", "missing"] {
+        let dsn = format!("{dsn} options='-csearch_path={path}'");
+        let error = platform(&dsn, &FILES).up().await.unwrap_err();
+        let is_typed = matches!(error, MigrationError::Database(Error::InvalidArgument(_)));
+        expect(is_typed, (path, error))?;
+    }
+    batch(dsn, "CREATE VIEW platform_migrations AS SELECT 1").await;
+    let error = platform(dsn, &FILES).up().await.unwrap_err();
+    expect(error.to_string().contains("\"public\".\"platform_migrations\""), &error)?;
+    expect(!is_missing_migration(&platform(dsn, &FILES).version().await.unwrap_err()), "it counts as fresh")
+}
+
+async fn a_pinned_schema_has_to_exist_and_is_the_only_one(dsn: &str) -> Outcome {
+    let url = format!("postgres://larder@/?{}&schema=", dsn.replace(' ', "&"));
+    for missing in [format!("{dsn} schema=tenant_a"), format!("{url}tenant_a")] {
+        let Err(error) = drivers().open(&missing).await else { return Err("it was opened".to_string()) };
+        expect(error_chain(&error).contains("tenant_a"), error_chain(&error))?;
+    }
+    batch(dsn, "CREATE SCHEMA \"Tenant A\"; CREATE SCHEMA larder").await;
+    write_what_is_kept(&format!("{dsn} schema='Tenant A'")).await;
+    read_and_write(&format!("{url}Tenant%20A"), newest().await).await?;
+    let schemas = "SELECT count(*) FROM pg_class WHERE relname LIKE 'larder%' AND relkind = 'r'
+                   AND relnamespace <> '\"Tenant A\"'::regnamespace";
+    expect(found(dsn, schemas).await == [0], "tables in another schema")
+}
+
+async fn an_error_of_a_step_names_the_file_the_statement_and_the_line(dsn: &str) -> Outcome {
+    const FUNCTION: &str = "CREATE FUNCTION broken() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+            SELECT nothing;
+        END $$;
+        SELECT broken();";
+    for (sql, place) in [
+        // While it runs, when it is analyzed, when it is parsed, in a function of its own, and refused.
+        (
+            "CREATE TABLE two (x int UNIQUE);\n\n-- Größe.\nINSERT INTO two\n    VALUES (1),\n    (1);\nSELECT 1",
+            "failed in line 4, at \"INSERT INTO two VALUES (1), (1)\" and",
+        ),
+        ("SELECT 1;\nSELECT\n  'größe',\n  nothing;", "failed in line 4, at \"SELECT 'größe', nothing\" and"),
+        ("SELECT 1;\r\nSELEC 2", "failed in line 2, at \"SELEC 2\" and"),
+        (FUNCTION, "failed in line 4, at \"SELECT broken()\" and"),
+        ("SET client_min_messages = error;\nSELECT 1 / 0", "failed in line 2, at \"SELECT 1 / 0\" and"),
+        ("SELECT 1;\nCOMMIT", "was rolled back in line 2, at \"COMMIT\": it"),
+        ("SELECT 1;\nVACUUM", "was rolled back in line 2, at \"VACUUM\": it"),
+    ] {
+        let error = with_second(dsn, sql).up().await.unwrap_err().to_string();
+        expect(error.starts_with(&format!("schema step \"0002_second.sql\" {place}")), error)?;
+    }
+    Ok(())
+}
+
+async fn a_query_in_a_step_runs_for_all_its_rows(dsn: &str) -> Outcome {
+    let error =
+        with_second(dsn, "SELECT 1 / (3 - x) FROM generate_series(1, 3) AS x").up().await.unwrap_err();
+    expect(matches!(error, MigrationError::StepFailed { number: 2, .. }), error)
+}
+
+async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step(dsn: &str) -> Outcome {
+    let steps = [("0001_teams.sql", TEAMS), ("0002_sessions.sql", SESSIONS)];
+    platform(dsn, &steps[..1]).up().await.unwrap();
+    let recorded = "SELECT count(*) FROM platform_migrations WHERE checksum = ";
+    let earlier = format!("sha256(convert_to('{TEAMS}' || E'\\r\\n', 'UTF8'))");
+    batch(dsn, &format!("UPDATE platform_migrations SET checksum = {earlier}")).await;
+    // Hosts of the earlier release read the ledger too, until there is a step that they lack.
+    expect(platform(dsn, &steps[..1]).up().await.unwrap().is_empty(), "something was applied")?;
+    expect(found(dsn, &format!("{recorded}{earlier}")).await == [1], "it was recorded anew too early")?;
+    expect(numbers(&platform(dsn, &steps).up().await.unwrap()) == [2], "not applied")?;
+    expect(found(dsn, &format!("{recorded}{earlier}")).await == [0], "it was not recorded anew")?;
+    expect(platform(dsn, &steps).version().await.unwrap() == 2, "another version")
+}
+
+/// What steps leave behind in a session, and what others would notice of it.
+const PIECES: [&str; 18] = [
+    "CREATE TEMP TABLE t (x text)",
+    "CREATE TEMP TABLE log (x text)",
+    "CREATE TEMP TABLE platform_migrations (number int, name text, checksum bytea, applied_at bigint)",
+    "CREATE TABLE t (x text)",
+    "CREATE TABLE IF NOT EXISTS t (x text DEFAULT 'a')",
+    "INSERT INTO t VALUES ('b')",
+    "DROP TABLE t",
+    "SET search_path = elsewhere, public",
+    "SELECT set_config('search_path', '', false)",
+    "SET larder.step = '{}'",
+    "SET my.setting = 'set'",
+    "PREPARE prepared AS SELECT 1",
+    "EXECUTE prepared",
+    "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
+    "SELECT nextval('numbers')",
+    "INSERT INTO log SELECT lastval()::text",
+    "INSERT INTO public.log SELECT coalesce(current_setting('my.setting', true), 'unset')",
+    "INSERT INTO public.log SELECT current_schema()",
+];
+
+async fn any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error(dsn: &str) -> Outcome {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for round in 0..20 {
+        let begin =
+            "CREATE SCHEMA elsewhere; CREATE TABLE public.log (x text); CREATE SEQUENCE public.numbers";
+        let mut files = vec![("0001_begin.sql".to_string(), begin.to_string())];
+        for number in 2..6 {
+            let (one, two) = (random.choice(PIECES).unwrap(), random.choice(PIECES).unwrap());
+            files.push((format!("{number:04}_piece.sql"), format!("{one};\n{two}")));
+        }
+        let expected = apply_in_runs(dsn, &files, &[files.len()]).await;
+        let split: Vec<_> = (1..files.len()).filter(|_| random.bool()).chain([files.len()]).collect();
+        let outcome = apply_in_runs(dsn, &files, &split).await;
+        expect(outcome == expected, (seed, round, &split, &files, outcome, &expected))?;
+    }
+    Ok(())
+}
+
+/// Applies the first of the files up to each of the numbers, and gives the error and what is in the database then.
+async fn apply_in_runs(dsn: &str, files: &[(String, String)], ends: &[usize]) -> (String, String) {
+    batch(dsn, "DROP SCHEMA IF EXISTS elsewhere CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut written, mut error) = (0, String::new());
+    for end in ends {
+        for (file, sql) in &files[written..*end] {
+            std::fs::write(folder.path().join(file), sql).unwrap();
+        }
+        written = *end;
+        if let Err(failed) = migrator(dsn, StepSet::from_folder(folder.path()).unwrap()).up().await {
+            error = error_chain(&failed);
+            break;
+        }
+    }
+    let sql = "SELECT coalesce((SELECT string_agg(oid::regclass::text, ' ' ORDER BY relname) FROM pg_class
+            WHERE relnamespace IN ('public'::regnamespace, 'elsewhere'::regnamespace)), '')
+        || coalesce((SELECT string_agg(number::text, ' ' ORDER BY number) FROM platform_migrations), '')
+        || coalesce((SELECT string_agg(x, ' ') FROM log), '')";
+    (error, connect(dsn).await.query_one(sql, &[]).await.unwrap().get(0))
 }

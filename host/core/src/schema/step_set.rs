@@ -1,4 +1,9 @@
 //! The steps of a schema, from files named `NNNN_name.sql`.
+//!
+//! A step has one text, however its file was checked out: without a byte order mark, with `\n` at the end of each line, and
+//! with one at the end of the text. That text is what is run and what the checksum covers, so equal checksums mean equal
+//! effects, also for a literal of several lines. Releases that hashed the file's bytes recorded the same checksum for most
+//! files, and [`Step::is_checksum`] recognises the others.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -27,20 +32,68 @@ impl Step {
         &self.name
     }
 
-    /// Its statements.
+    /// Its statements as they are run: without a byte order mark, and with `\n` at the end of each line and of the text.
+    /// A literal that needs `\r\n` has to be written with an escape or a function.
     pub fn sql(&self) -> &str {
         &self.sql
     }
 
-    /// SHA-256 of its statements.
+    /// SHA-256 of [`Step::sql`].
     pub fn checksum(&self) -> [u8; 32] {
         Sha256::digest(self.sql.as_bytes()).into()
     }
 
-    /// The name of its file.
-    fn file(&self) -> String {
-        format!("{:04}_{}.sql", self.number, self.name)
+    /// Whether a ledger's checksum is of this step: that of [`Step::sql`], or of the same text with a byte order mark, with
+    /// `\r\n`, or with another number of line ends behind it, as earlier releases recorded it.
+    pub fn is_checksum(&self, checksum: &[u8]) -> bool {
+        checksum == self.checksum() || self.is_earlier_checksum(checksum)
     }
+
+    fn is_earlier_checksum(&self, checksum: &[u8]) -> bool {
+        let body = self.sql.trim_end_matches('\n');
+        let with_returns = body.replace('\n', "\r\n");
+        [(body, "\n"), (&with_returns, "\r\n")].into_iter().any(|(body, line_end)| {
+            ["", BYTE_ORDER_MARK].into_iter().any(|mark| {
+                let mut hash = Sha256::new_with_prefix(mark).chain_update(body);
+                (0..=EARLIER_LINE_ENDS).any(|_| {
+                    let found = hash.clone().finalize();
+                    hash.update(line_end);
+                    found.as_slice() == checksum
+                })
+            })
+        })
+    }
+
+    /// The name of its file.
+    pub fn file(&self) -> String {
+        file(self.number, &self.name)
+    }
+}
+
+/// The name of a step's file.
+pub(super) fn file(number: u32, name: &str) -> String {
+    format!("{number:04}_{name}.sql")
+}
+
+/// What some editors write before the text.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+/// How many line ends behind a text are recognised in a checksum of an earlier release.
+const EARLIER_LINE_ENDS: u32 = 8;
+
+/// The one form of a text. It is not copied if it has that form already.
+fn one_form(sql: Cow<'static, str>) -> Cow<'static, str> {
+    let has_one_form = !sql.starts_with(BYTE_ORDER_MARK)
+        && !sql.contains("\r\n")
+        && sql.ends_with('\n')
+        && !sql.ends_with("\n\n");
+    if has_one_form {
+        return sql;
+    }
+    let mut text = sql.trim_start_matches(BYTE_ORDER_MARK).replace("\r\n", "\n");
+    text.truncate(text.trim_end_matches('\n').len());
+    text.push('\n');
+    Cow::Owned(text)
 }
 
 /// Why files are no set of steps. Each names the file to look at.
@@ -183,14 +236,13 @@ fn read(path: &Path, file: &OsStr) -> Result<Step, StepFileError> {
     let bytes =
         fs::read(path).map_err(|cause| StepFileError::Unreadable { path: path.to_path_buf(), cause })?;
     let sql = String::from_utf8(bytes).map_err(|_| StepFileError::NotUtf8(file.to_string()))?;
-    check(file, &sql)?;
-    Ok(Step { number, name: Cow::Owned(name.to_string()), sql: Cow::Owned(sql) })
+    let sql = checked(file, Cow::Owned(sql))?;
+    Ok(Step { number, name: Cow::Owned(name.to_string()), sql })
 }
 
 fn step(file: &'static str, sql: Cow<'static, str>) -> Result<Step, StepFileError> {
     let (number, name) = parse_name(file)?;
-    check(file, &sql)?;
-    Ok(Step { number, name: Cow::Borrowed(name), sql })
+    Ok(Step { number, name: Cow::Borrowed(name), sql: checked(file, sql)? })
 }
 
 fn parse_name(file: &str) -> Result<(u32, &str), StepFileError> {
@@ -204,14 +256,15 @@ fn parse_name(file: &str) -> Result<(u32, &str), StepFileError> {
     parse().ok_or_else(|| StepFileError::Name(file.to_string()))
 }
 
-fn check(file: &str, sql: &str) -> Result<(), StepFileError> {
+fn checked(file: &str, sql: Cow<'static, str>) -> Result<Cow<'static, str>, StepFileError> {
+    let sql = one_form(sql);
     if sql.trim().is_empty() {
         return Err(StepFileError::Empty(file.to_string()));
     }
     if sql.contains('\0') {
         return Err(StepFileError::Nul(file.to_string()));
     }
-    Ok(())
+    Ok(sql)
 }
 
 #[cfg(test)]
@@ -247,7 +300,7 @@ mod tests {
         let steps = StepSet::embedded(&[("0002_two-b.sql", "2"), ("0001_one.sql", "1")]).unwrap();
         let found: Vec<_> =
             steps.steps().iter().map(|step| (step.number(), step.name(), step.sql())).collect();
-        assert_eq!(found, [(1, "one", "1"), (2, "two-b", "2")]);
+        assert_eq!(found, [(1, "one", "1\n"), (2, "two-b", "2\n")]);
         assert_eq!(steps.newest(), 2);
     }
 
@@ -261,6 +314,57 @@ mod tests {
         ]);
         let embedded = StepSet::embedded(&[("0001_one.sql", "1"), ("0002_two.sql", "2\n")]).unwrap();
         assert_eq!(StepSet::from_folder(&folder.0).unwrap(), embedded);
+    }
+
+    fn one(sql: &str) -> Step {
+        let file = "0001_one.sql";
+        step(file, Cow::Owned(sql.to_string())).unwrap()
+    }
+
+    /// What a checkout or an editor makes of one text.
+    const FORMS: [&str; 8] = [
+        "SELECT 'a\nb';\n-- é\n",
+        "SELECT 'a\nb';\n-- é",
+        "SELECT 'a\nb';\n-- é\n\n\n",
+        "\u{feff}SELECT 'a\nb';\n-- é\n",
+        "SELECT 'a\r\nb';\r\n-- é\r\n",
+        "SELECT 'a\r\nb';\r\n-- é",
+        "SELECT 'a\r\nb';\n-- é\r\n\n",
+        "\u{feff}SELECT 'a\r\nb';\r\n-- é\r\n",
+    ];
+
+    #[test]
+    fn line_ends_a_byte_order_mark_and_a_lost_last_newline_make_no_other_step() {
+        for form in FORMS {
+            assert_eq!(one(form), one(FORMS[0]), "{form:?}");
+        }
+        assert_eq!(one(FORMS[4]).sql(), FORMS[0]);
+        assert_eq!(one(FORMS[0]).checksum(), <[u8; 32]>::from(Sha256::digest(FORMS[0])));
+    }
+
+    #[test]
+    fn what_an_earlier_release_recorded_of_any_checkout_is_recognised_in_every_other() {
+        let consistent = FORMS.iter().filter(|form| !form.contains("\r\n") || !form.contains(";\n"));
+        for recorded in consistent.map(Sha256::digest) {
+            for form in FORMS {
+                assert!(one(form).is_checksum(&recorded), "{form:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_database_would_read_otherwise_is_another_step() {
+        for sql in [
+            "SELECT 'a\rb';\n-- é\n",
+            "SELECT 'a\n\nb';\n-- é\n",
+            "SELECT 'a\nb';\n-- é \n",
+            " SELECT 'a\nb';\n-- é\n",
+            "SELECT 'a\nb';\n\u{feff}-- é\n",
+        ] {
+            assert!(!one(FORMS[0]).is_checksum(&one(sql).checksum()), "{sql:?}");
+            assert!(!one(FORMS[0]).is_checksum(&Sha256::digest(sql)), "{sql:?}");
+        }
+        assert!(!one(FORMS[0]).is_checksum(&[]));
     }
 
     #[test]
@@ -320,7 +424,9 @@ mod tests {
             StepSet::from_folder(&folder.0).unwrap_err().to_string()
         };
         assert_eq!(refusal(&[("0001_a.sql", b"\xff")]), "the schema step \"0001_a.sql\" is not UTF-8");
-        assert_eq!(refusal(&[("0001_a.sql", b"")]), "the schema step \"0001_a.sql\" is empty");
+        for empty in [&b""[..], b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"] {
+            assert_eq!(refusal(&[("0001_a.sql", empty)]), "the schema step \"0001_a.sql\" is empty");
+        }
         let mistyped = refusal(&[("0001_a.sql", b"1"), ("0002_b.sq", b"2")]);
         assert!(mistyped.starts_with("the schema step \"0002_b.sq\" is not named"), "{mistyped}");
         let none = refusal(&[("README.md", b"1")]);

@@ -420,8 +420,8 @@ mod tests {
     fn cache(folder: &std::path::Path) -> (Cache, Connection, Connection) {
         let location = Arc::new(Location::resolve(&folder.join("a.db")).unwrap());
         let options = SqliteOptions::default();
-        let mut ours = connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
-        crate::migrate::migrate(&mut ours).unwrap();
+        let ours = connection::open_for_larder(&location, options, connection::BUSY_TIMEOUT).unwrap();
+        crate::migrate::migrate(&ours, &location, options).unwrap();
         statements::last_version(&ours).unwrap();
         let theirs = connection::open(&location, options).unwrap();
         let readers = Arc::new(Readers::new(location, options));

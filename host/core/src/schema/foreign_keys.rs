@@ -1,0 +1,94 @@
+//! Rows that refer to rows that are not there.
+
+use std::fmt;
+
+/// A row that refers to a missing row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ForeignKeyViolation {
+    /// The table of the row.
+    pub table: String,
+    /// The row's id; `None` if the table has no row ids.
+    pub row: Option<i64>,
+    /// The table that lacks the row that is referred to.
+    pub parent: String,
+}
+
+impl fmt::Display for ForeignKeyViolation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.row {
+            Some(row) => write!(formatter, "row {row} of {:?}", self.table)?,
+            None => write!(formatter, "a row of {:?}", self.table)?,
+        }
+        write!(formatter, " refers to {:?}", self.parent)
+    }
+}
+
+/// Some of the rows that refer to missing rows, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForeignKeyViolations {
+    first: Vec<ForeignKeyViolation>,
+    count: u64,
+}
+
+impl ForeignKeyViolations {
+    /// How many of them are kept.
+    pub const FIRST_MAX: usize = 10;
+
+    /// The first ones, [`ForeignKeyViolations::FIRST_MAX`] at most.
+    pub fn first(&self) -> &[ForeignKeyViolation] {
+        &self.first
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+impl FromIterator<ForeignKeyViolation> for ForeignKeyViolations {
+    fn from_iter<I: IntoIterator<Item = ForeignKeyViolation>>(violations: I) -> Self {
+        let mut collected = Self::default();
+        for violation in violations {
+            collected.count = collected.count.saturating_add(1);
+            if collected.first.len() < Self::FIRST_MAX {
+                collected.first.push(violation);
+            }
+        }
+        collected
+    }
+}
+
+impl fmt::Display for ForeignKeyViolations {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, violation) in self.first.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(formatter, "{separator}{violation}")?;
+        }
+        match self.count.saturating_sub(self.first.len() as u64) {
+            0 => Ok(()),
+            more => write!(formatter, " and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_violations_are_named_and_the_others_counted() {
+        let violation = |row| ForeignKeyViolation {
+            table: "child".to_string(),
+            row: (row != 0).then_some(row),
+            parent: "parent".to_string(),
+        };
+        let two: ForeignKeyViolations = (0..2).map(violation).collect();
+        assert_eq!(
+            two.to_string(),
+            "a row of \"child\" refers to \"parent\", row 1 of \"child\" refers to \"parent\""
+        );
+        let many: ForeignKeyViolations = (0..1_000).map(violation).collect();
+        assert_eq!((many.first().len(), many.count()), (10, 1_000));
+        assert!(many.to_string().ends_with(" and 990 more"), "{many}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Runs a text of many statements.
+//!
+//! `rusqlite` passes SQLite the length of a text, and SQLite then copies all that is left of it for each statement that it
+//! prepares: quadratic in the length. A text that is known to end with NUL is not copied. SQLite also tells where the next
+//! statement begins, which an error needs, and which `rusqlite` keeps to itself.
+
+use std::ffi::{CStr, CString, c_int};
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use rusqlite::{Connection, ffi};
+
+use crate::error::SqliteError;
+
+/// A statement that failed.
+pub(crate) struct Failed {
+    /// Where the statement is in the text. What can't be prepared goes on to the text's end.
+    pub(crate) statement: Range<usize>,
+    /// The byte of the text at which SQLite found the error, if it says that.
+    pub(crate) at: Option<usize>,
+    /// What SQLite said.
+    pub(crate) error: SqliteError,
+}
+
+/// Runs all statements of a text, each to its last row, in time linear in its length.
+pub(crate) fn run(connection: &Connection, sql: &str) -> Result<(), Failed> {
+    let end = sql.len();
+    let terminated = CString::new(sql).map_err(|error| Failed {
+        statement: 0..end,
+        at: None,
+        error: rusqlite::Error::from(error).into(),
+    })?;
+    let terminated = terminated.as_bytes_with_nul();
+    let mut begin = 0;
+    while begin < end {
+        let rest = terminated.get(begin..).unwrap_or_default();
+        let first = || begin + trivia(sql.get(begin..).unwrap_or_default());
+        let prepared = Statement::prepare(connection, rest).map_err(|(error, offset)| Failed {
+            statement: first()..end,
+            at: offset.map(|offset| begin + offset),
+            error: error.into(),
+        });
+        let (statement, length) = prepared?;
+        let next = begin + length;
+        if let Some(statement) = statement {
+            let failed =
+                |error: rusqlite::Error| Failed { statement: first()..next, at: None, error: error.into() };
+            statement.run().map_err(failed)?;
+        }
+        begin = next;
+    }
+    Ok(())
+}
+
+/// How many bytes precede the first statement: white space, comments and semicolons.
+fn trivia(sql: &str) -> usize {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|next: char| next == ';' || next.is_ascii_whitespace());
+        let end = match rest.get(..2) {
+            Some("--") => rest.find('\n'),
+            Some("/*") => rest.find("*/").map(|end| end + 1),
+            _ => return sql.len() - rest.len(),
+        };
+        rest = end.and_then(|end| rest.get(end + 1..)).unwrap_or_default();
+    }
+}
+
+/// A prepared statement, which is finalized when it is dropped.
+struct Statement<'a> {
+    statement: NonNull<ffi::sqlite3_stmt>,
+    connection: &'a Connection,
+}
+
+/// What SQLite said, and at which byte.
+type PrepareError = (rusqlite::Error, Option<usize>);
+
+impl<'a> Statement<'a> {
+    /// Prepares the first statement of a text that ends with NUL, and gives the length of what was read. There is no
+    /// statement if the text begins with a comment or a semicolon that belongs to none.
+    fn prepare(connection: &'a Connection, text: &[u8]) -> Result<(Option<Self>, usize), PrepareError> {
+        debug_assert_eq!(text.last(), Some(&0));
+        let mut statement = std::ptr::null_mut();
+        let mut tail = std::ptr::null();
+        // SAFETY: the handle is valid, and not in use by another thread, while `connection` is borrowed. The text ends
+        // with NUL, where SQLite stops reading if the length is negative. It writes two pointers that live long enough.
+        let (database, code) = unsafe {
+            let database = connection.handle();
+            let begin = text.as_ptr().cast();
+            (database, ffi::sqlite3_prepare_v2(database, begin, -1, &raw mut statement, &raw mut tail))
+        };
+        if code != ffi::SQLITE_OK {
+            // SAFETY: as above; the last call on the connection is the one that failed.
+            let offset = unsafe { ffi::sqlite3_error_offset(database) };
+            return Err((last_error(connection, code), usize::try_from(offset).ok()));
+        }
+        // A tail lies in the text. Without one, everything was read.
+        let length = tail.addr().checked_sub(text.as_ptr().addr()).filter(|length| *length > 0);
+        let statement = NonNull::new(statement).map(|statement| Self { statement, connection });
+        Ok((statement, length.unwrap_or(text.len())))
+    }
+
+    /// Runs it to its last row.
+    fn run(&self) -> rusqlite::Result<()> {
+        loop {
+            // SAFETY: the statement is of the borrowed connection, and is not finalized before it is dropped.
+            match unsafe { ffi::sqlite3_step(self.statement.as_ptr()) } {
+                ffi::SQLITE_ROW => {}
+                ffi::SQLITE_DONE => return Ok(()),
+                code => return Err(last_error(self.connection, code)),
+            }
+        }
+    }
+}
+
+impl Drop for Statement<'_> {
+    fn drop(&mut self) {
+        // SAFETY: it is finalized once, while its connection is open. The result repeats the error of the last step.
+        unsafe { ffi::sqlite3_finalize(self.statement.as_ptr()) };
+    }
+}
+
+fn last_error(connection: &Connection, code: c_int) -> rusqlite::Error {
+    // SAFETY: SQLite gives a text that ends with NUL and is valid until the next call on the connection.
+    let message = unsafe { CStr::from_ptr(ffi::sqlite3_errmsg(connection.handle())) };
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(message.to_string_lossy().into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(connection: &Connection) -> Vec<i64> {
+        let mut statement = connection.prepare("SELECT x FROM t ORDER BY x").unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
+    fn failure(sql: &str) -> Failed {
+        run(&Connection::open_in_memory().unwrap(), sql).unwrap_err()
+    }
+
+    #[test]
+    fn every_statement_is_run_whatever_stands_between_and_behind_them() {
+        for end in ["", ";", ";\n", "; -- end", ";;\n/* end */", "\n-- end", ";/* not closed"] {
+            let connection = Connection::open_in_memory().unwrap();
+            let sql = format!(
+                "; -- begin\nCREATE TABLE t (x);;\n/* ; */ CREATE TRIGGER two AFTER INSERT ON t WHEN new.x = 1
+                 BEGIN INSERT INTO t VALUES (2); END; INSERT INTO t VALUES (1), (length('a;é'))  {end}"
+            );
+            run(&connection, &sql).map_err(|failed| failed.error).unwrap();
+            assert_eq!(numbers(&connection), [1, 2, 3], "{end:?}");
+        }
+        for nothing in ["", " ", ";", "-- only", "/* only */\n", "\u{a0}"] {
+            let connection = Connection::open_in_memory().unwrap();
+            assert_eq!(run(&connection, nothing).is_ok(), nothing != "\u{a0}", "{nothing:?}");
+        }
+    }
+
+    /// SQLite applies its limit for the length of a text to what it copies.
+    #[test]
+    fn what_is_left_of_a_text_is_not_copied_for_each_statement() {
+        let connection = Connection::open_in_memory().unwrap();
+        // SAFETY: the handle is valid while `connection` is borrowed.
+        unsafe { ffi::sqlite3_limit(connection.handle(), ffi::SQLITE_LIMIT_SQL_LENGTH, 1_000) };
+        let rows: String = (1..=2_000).map(|row| format!("INSERT INTO t VALUES ({row});\n")).collect();
+        let sql = format!("CREATE TABLE t (x);\n{rows}");
+        assert!(connection.execute_batch(&sql).is_err());
+        run(&connection, &sql).map_err(|failed| failed.error).unwrap();
+        assert_eq!(numbers(&connection), (1..=2_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_query_runs_to_its_last_row() {
+        let sql = "SELECT 1; SELECT abs(x) FROM (SELECT 1 AS x UNION ALL SELECT 2 UNION ALL SELECT -9223372036854775808)";
+        let failed = failure(sql);
+        assert!(failed.error.to_string().contains("overflow"), "{}", failed.error);
+        assert_eq!((failed.statement, failed.at), (10..sql.len(), None));
+    }
+
+    #[test]
+    fn a_failure_says_where_its_statement_begins_and_where_in_it_the_error_is() {
+        let failed = failure("SELECT 1; -- SELECT 2\n;/* é */\nSELECT 3, nothing");
+        assert_eq!((failed.statement, failed.at), (32..49, Some(42)));
+        let failed = failure("SELECT 1 FROM");
+        assert_eq!(failed.statement, 0..13);
+        let failed = failure("CREATE TABLE t (x UNIQUE);\nINSERT INTO t VALUES (1), (1); SELECT 1");
+        assert_eq!((failed.statement, failed.at), (27..57, None));
+        assert!(failed.error.has_code(rusqlite::ErrorCode::ConstraintViolation));
+    }
+}
