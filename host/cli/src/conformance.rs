@@ -12,6 +12,8 @@ use larder_suite::{Bench, CaseResult, Suite, bench_for};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::output::{heard, output};
+
 /// Run the conformance suite on a backend
 ///
 /// Each case runs in a fresh store beside the one that DSN names, which is never touched: a temporary file in its
@@ -43,11 +45,7 @@ impl Conformance {
             bail!("no case's name holds {:?}", self.filter);
         }
         let results = run_all(&suite, bench, cases, self.jobs).await?;
-        if self.json {
-            print_json(&results)
-        } else {
-            print_table(&results)
-        }
+        heard(if self.json { print_json(&results) } else { print_table(&results) })?;
         let has_failed = results.values().any(Result::is_err);
         Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
@@ -92,29 +90,33 @@ async fn run_all(
     Ok(results)
 }
 
-fn print_json(results: &BTreeMap<String, CaseResult>) {
+fn print_json(results: &BTreeMap<String, CaseResult>) -> Result<()> {
     for (name, result) in results {
         let error = result.as_ref().err();
-        println!("{}", serde_json::json!({ "case": name, "passed": error.is_none(), "error": error }));
+        let line = serde_json::json!({ "case": name, "passed": error.is_none(), "error": error });
+        writeln!(output(), "{line}")?;
     }
+    Ok(())
 }
 
-fn print_table(results: &BTreeMap<String, CaseResult>) {
+fn print_table(results: &BTreeMap<String, CaseResult>) -> Result<()> {
     let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for (name, result) in results {
         let group = name.split("::").next().unwrap_or_default();
         let (passed, failed) = groups.entry(group).or_default();
         *if result.is_ok() { passed } else { failed } += 1;
     }
-    println!("{:<16} {:>6} {:>6}", "group", "passed", "failed");
+    let mut output = output();
+    writeln!(output, "{:<16} {:>6} {:>6}", "group", "passed", "failed")?;
     for (group, (passed, failed)) in &groups {
-        println!("{group:<16} {passed:>6} {failed:>6}");
+        writeln!(output, "{group:<16} {passed:>6} {failed:>6}")?;
     }
     for (name, result) in results {
         if let Err(error) = result {
-            println!("\n{name}\n    {error}");
+            writeln!(output, "\n{name}\n    {error}")?;
         }
     }
     let failed = results.values().filter(|result| result.is_err()).count();
-    println!("\n{} passed, {failed} failed", results.len() - failed);
+    writeln!(output, "\n{} passed, {failed} failed", results.len() - failed)?;
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Looking into a store without a guest.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -9,6 +9,7 @@ use larder_host::larder_core::name::Namespace;
 use larder_host::larder_core::{PutOptions, Range, Transaction};
 use larder_host::{Handle, Limits, Mode, Store, Version};
 
+use crate::output::{complain, heard, output};
 use crate::store::{StoreArgument, operator};
 use crate::text::{escape, escape_bytes, json_value, unescape};
 
@@ -124,20 +125,18 @@ impl Get {
         let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
         store.close().await;
         let Some((value, version)) = found else {
-            eprintln!("larder: there is no row {:?} in the namespace {namespace:?}", key);
+            complain(format_args!("there is no row {key:?} in the namespace {namespace:?}"));
             return Ok(ExitCode::FAILURE);
         };
-        let mut output = std::io::stdout().lock();
         if self.json {
             let (name, value) = json_value(value);
             let row = serde_json::json!({
                 "namespace": namespace, "key": key, name: value, "version": version.0,
             });
-            writeln!(output, "{row}")?;
+            writeln!(output(), "{row}")?;
         } else {
-            output.write_all(&value)?;
+            output().write_bytes(&value)?;
         }
-        output.flush()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -155,7 +154,9 @@ impl Put {
         transaction.put_with(namespace, key, value, options)?;
         let committed = transaction.commit().await;
         store.close().await;
-        println!("version {}", committed?.0);
+        let version = committed?.0;
+        let printed = writeln!(output(), "version {version}");
+        printed.with_context(|| format!("the row was written, version {version}, but the output was not"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -181,7 +182,11 @@ impl Delete {
         let committed = transaction.commit().await;
         store.close().await;
         committed?;
-        println!("{}", if was_there { "deleted" } else { "there was no such row" });
+        let (said, done) = match was_there {
+            true => ("deleted", "the row was deleted"),
+            false => ("there was no such row", "there was no such row"),
+        };
+        writeln!(output(), "{said}").with_context(|| format!("{done}, but the output was not written"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -222,7 +227,7 @@ async fn print_rows(
         range.limit = Some(u32::try_from(left).unwrap_or(PAGE_ROWS).min(PAGE_ROWS));
         let page = view.scan_page(namespace.clone(), range.clone(), after).await?;
         left -= page.entries.len() as u64;
-        let mut output = std::io::stdout().lock();
+        let mut output = output();
         for entry in page.entries {
             if json {
                 let (name, value) = json_value(entry.value);
@@ -237,7 +242,6 @@ async fn print_rows(
                 writeln!(output, "{}\t{}", escape(&entry.key), escape_bytes(&entry.value))?;
             }
         }
-        output.flush()?;
         after = page.next;
         if after.is_none() {
             break;
@@ -259,7 +263,7 @@ async fn print_namespaces(mut view: Transaction, json: bool) -> Result<()> {
     let mut after: Option<Namespace> = None;
     while let Some(namespace) = view.next_namespace(after).await? {
         let text = namespace.to_string();
-        let mut output = std::io::stdout().lock();
+        let mut output = output();
         match json {
             true => writeln!(output, "{}", serde_json::Value::from(text))?,
             false => writeln!(output, "{}", escape(&text))?,
@@ -269,15 +273,7 @@ async fn print_namespaces(mut view: Transaction, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Somebody who reads only the first rows (`| head`) has what they want.
+/// The exit code of a command that printed what it was asked for.
 pub(crate) fn done(printed: Result<()>) -> Result<ExitCode> {
-    match printed {
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        printed => printed.map(|()| ExitCode::SUCCESS),
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<std::io::Error>();
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    heard(printed).map(|()| ExitCode::SUCCESS)
 }

@@ -1,10 +1,12 @@
 //! The command line of larder.
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic if nobody reads: see `output`")]
 
 mod conformance;
 mod inspect;
 mod memory;
 mod migrate;
 mod migrations;
+mod output;
 mod progress;
 mod run;
 mod run_identity;
@@ -14,9 +16,12 @@ mod store;
 mod tenants;
 mod text;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::output::{OutputError, complain, is_closed_pipe};
 
 /// Storage for WebAssembly components: run them, look into their stores, test a backend.
 ///
@@ -62,11 +67,16 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return print(&answer),
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")))
         .with_writer(std::io::stderr)
+        // It would report a standard error that cannot be written there, and panic.
+        .log_internal_errors(false)
         .init();
     let outcome = match arguments.command {
         Command::Run(run) => Box::pin(run.execute()).await,
@@ -81,8 +91,26 @@ async fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate.execute().await,
         Command::Tenants(tenants) => tenants.execute().await,
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("larder: {error:#}");
-        ExitCode::FAILURE
-    })
+    outcome.unwrap_or_else(|error| failed(&error))
+}
+
+/// Prints help, the version, or what is wrong about the arguments.
+fn print(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    match printed.map_err(OutputError) {
+        // Standard error is not looked after: the exit code says that the arguments are wrong.
+        _ if answer.use_stderr() => {
+            u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.into()),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    if is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    complain(format_args!("{error:#}"));
+    ExitCode::FAILURE
 }

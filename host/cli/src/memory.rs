@@ -1,6 +1,6 @@
 //! `larder memory`: what is kept of whose conversations.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::inspect::done;
+use crate::output::{complain, heard, output};
 use crate::store::StoreArgument;
 use crate::text::{escape, time};
 
@@ -152,12 +153,12 @@ impl List {
     async fn execute(self, operator: &MemoryOperator) -> Result<()> {
         if !self.json {
             writeln!(
-                std::io::stdout(),
+                output(),
                 "TENANT\tUSER\tSESSION\tRUN\tSTRATEGY\tHEALTH\tTURNS\tWAITING\tTOKENS\tUPDATED"
             )?;
         }
         for_each(operator, &self.from.filter(), async |session| {
-            let mut output = std::io::stdout().lock();
+            let mut output = output();
             match self.json {
                 true => writeln!(output, "{}", overview_json(&session))?,
                 false => writeln!(output, "{}", overview_line(&session))?,
@@ -227,11 +228,11 @@ impl Show {
     async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
         let Self { tenant, user, session, run, json, .. } = self;
         let Some(content) = operator.show(IdentityParts { tenant, user, session, run }).await? else {
-            eprintln!("larder: nothing is kept of this session");
+            complain("nothing is kept of this session");
             return Ok(ExitCode::FAILURE);
         };
         let shown = if json { content_json(&content).to_string() + "\n" } else { content_text(&content) };
-        std::io::stdout().write_all(shown.as_bytes())?;
+        heard(output().write_bytes(shown.as_bytes()).map_err(Into::into))?;
         Ok(match content.overview.content {
             Ok(_) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
@@ -309,7 +310,7 @@ impl Export {
             let record = serde_json::from_slice(&snapshot.bytes)?;
             let strategy = snapshot.strategy.name().to_string();
             let exported = Exported { tenant, user, session, run, strategy, record };
-            writeln!(std::io::stdout(), "{}", serde_json::to_string(&exported)?)?;
+            writeln!(output(), "{}", serde_json::to_string(&exported)?)?;
             Ok(())
         })
         .await
@@ -333,7 +334,9 @@ impl Import {
             done.with_context(|| format!("line {number}, after {imported} sessions were imported"))?;
             imported += 1;
         }
-        println!("imported {imported} sessions");
+        let printed = writeln!(output(), "imported {imported} sessions");
+        printed
+            .with_context(|| format!("{imported} sessions were imported, but the output was not written"))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -359,18 +362,24 @@ impl Forget {
             Some(session) => SessionFilter::session(&self.tenant, &self.user, session),
             None => SessionFilter::user(&self.tenant, &self.user),
         };
-        let (mut sessions, mut turns) = (0_u64, 0);
+        let (mut sessions, mut turns, mut printed) = (0_u64, 0, Ok(()));
         let forgotten = operator
             .forget(&filter, |removed| {
                 sessions += 1;
                 let counts = removed.content.map_or(0, |counts| counts.turns);
                 turns += counts;
                 let IdentityParts { session, run, .. } = &removed.identity;
-                println!("removed session {} {}\t{counts} turns in full", escape(session), escape(run));
+                // What the user asked to be forgotten is, whether or not anybody can be told.
+                let (session, run) = (escape(session), escape(run));
+                if printed.is_ok() {
+                    printed = writeln!(output(), "removed session {session} {run}\t{counts} turns in full");
+                }
             })
             .await;
-        println!("removed {sessions} sessions with {turns} turns in full, and their summaries");
-        forgotten?;
+        let removed = format!("removed {sessions} sessions with {turns} turns in full, and their summaries");
+        let printed = printed.and_then(|()| writeln!(output(), "{removed}"));
+        forgotten.with_context(|| removed.clone())?;
+        printed.with_context(|| format!("{removed}, but the output was not written"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,15 +1,15 @@
 //! `larder migrate`: larder's own tables, looked at and brought up to date without opening the store.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use larder_host::drivers;
 use larder_host::larder_core::schema::{Status, Step};
 
 use crate::inspect::done;
+use crate::output::output;
 use crate::text::escape;
 
 /// Look at larder's own tables, and bring them up to date
@@ -50,7 +50,8 @@ impl Migrate {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (Command::Status(store) | Command::Up(Up { store, .. })) = &self.command;
         let Some(migrator) = drivers().migrator(&store.store)? else {
-            println!("this store ends with its process; it has no schema to bring up to date");
+            let sentence = "this store ends with its process; it has no schema to bring up to date";
+            writeln!(output(), "{sentence}")?;
             return Ok(ExitCode::SUCCESS);
         };
         match self.command {
@@ -61,7 +62,8 @@ impl Migrate {
             }
             Command::Up(_) => {
                 let applied = migrator.up().await?;
-                done(print_steps("applied", &applied, &migrator.status().await?))
+                let printed = print_steps("applied", &applied, &migrator.status().await?);
+                done(printed.context("the schema is up to date, but the output was not written"))
             }
         }
     }
@@ -74,7 +76,7 @@ fn print_status(status: &Status) -> Result<()> {
         status.pending.iter().map(|step| (step.number(), escape(step.name()), "pending", "-".to_string()));
     let rows: Vec<_> = applied.chain(pending).collect();
     let width = rows.iter().map(|(_, name, ..)| name.chars().count()).max().unwrap_or_default().max(4);
-    let mut output = std::io::stdout().lock();
+    let mut output = output();
     writeln!(output, "number  {:<width$}  state    applied at", "name")?;
     for (number, name, state, applied_at) in rows {
         writeln!(output, "{number:04}    {name:<width$}  {state}  {applied_at}")?;
@@ -83,7 +85,7 @@ fn print_status(status: &Status) -> Result<()> {
 }
 
 fn print_steps(what: &str, steps: &[Step], status: &Status) -> Result<()> {
-    let mut output = std::io::stdout().lock();
+    let mut output = output();
     for step in steps {
         writeln!(output, "{what} {:04}_{}", step.number(), step.name())?;
     }

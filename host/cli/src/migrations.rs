@@ -1,6 +1,5 @@
 //! What guests declared and a store has applied, and repairs of that record.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +9,7 @@ use larder_host::larder_core::{Migration, MigrationLedger, Range, Transaction};
 use larder_host::{Error, Handle, Mode};
 
 use crate::inspect::done;
+use crate::output::output;
 use crate::store::{StoreArgument, operator};
 use crate::text::{escape, time};
 
@@ -109,7 +109,7 @@ impl Migrations {
     /// The ledger has the components one after the other, and each one's steps in the order of their ids.
     async fn print(&self, mut view: Transaction) -> Result<()> {
         if !self.json {
-            writeln!(std::io::stdout(), "COMPONENT\tNUMBER\tMIGRATION\tAPPLIED\tLARDER\tCHECKSUM")?;
+            writeln!(output(), "COMPONENT\tNUMBER\tMIGRATION\tAPPLIED\tLARDER\tCHECKSUM")?;
         }
         let prefix = self.component.as_ref().map_or_else(String::new, |component| format!("{component}\0"));
         let range = Range { prefix, ..Range::default() };
@@ -133,14 +133,13 @@ impl Migrations {
 
     fn print_component(&self, mut steps: Vec<LedgerEntry>) -> Result<()> {
         steps.sort_by_key(|step| step.ordinal().unwrap_or(u64::MAX));
-        let mut output = std::io::stdout().lock();
+        let mut output = output();
         for step in steps {
             match self.json {
                 true => writeln!(output, "{}", json_line(step))?,
                 false => writeln!(output, "{}", table_line(&step))?,
             }
         }
-        output.flush()?;
         Ok(())
     }
 }
@@ -222,12 +221,12 @@ fn print_repair(
     did: &str,
     mut lines: impl Iterator<Item = String>,
 ) -> Result<ExitCode> {
-    let mut output = std::io::stdout().lock();
+    let mut output = output();
     let written = lines.try_for_each(|line| match dry_run {
         true => writeln!(output, "would {would} {line}"),
         false => writeln!(output, "{did} {line}"),
     });
-    let written = written.and_then(|()| output.flush()).map_err(anyhow::Error::from);
+    let written = written.map_err(anyhow::Error::from);
     done(match dry_run {
         true => written,
         false => written.with_context(|| format!("the steps are {did}, and this could not be printed")),

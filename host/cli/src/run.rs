@@ -15,6 +15,7 @@ use wasmtime::{Cache, CacheConfig, Engine};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
 
+use crate::output::complain;
 use crate::run_identity::RunIdentity;
 use crate::run_memory::RunMemory;
 use crate::run_tenants::RunTenants;
@@ -93,7 +94,7 @@ impl Run {
         let outcome = self.run_with_stores(&engine, &command, &mut tenants).await;
         let unwritten = tenants.close().await;
         for sentence in &unwritten {
-            eprintln!("larder: {sentence}");
+            complain(sentence);
         }
         if unwritten.is_empty() { outcome } else { outcome.map(|_| ExitCode::FAILURE) }
     }

@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use async_trait::async_trait;
 use larder_host::{Error, Store, StoreSource, TenantIdentity, TenantsDsn, larder_core};
 
+use crate::output::complain;
 use crate::progress::waiting;
 use crate::tenants::host::{Host, HostOptions};
 
@@ -103,6 +104,6 @@ impl Watched {
             _ => "",
         };
         let error = anyhow!(error.clone());
-        eprintln!("larder: the store {:?} was not opened: {error:#}{hint}", self.name);
+        complain(format_args!("the store {:?} was not opened: {error:#}{hint}", self.name));
     }
 }

@@ -1,6 +1,5 @@
 //! `larder tenants list`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,6 +10,7 @@ use larder_host::{TenantError, TenantKey};
 use serde_json::json;
 
 use crate::inspect::done;
+use crate::output::output;
 use crate::progress::counter;
 use crate::tenants::{Place, snapshot_json};
 use crate::text::{bytes, escape, time};
@@ -38,7 +38,7 @@ impl List {
 
     async fn print(&self, remote: &Remote) -> Result<()> {
         if !self.json {
-            writeln!(std::io::stdout(), "TENANT\tSCOPE\tGENERATION\tEPOCH\tLEASE\tSNAPSHOT\tSIZE")?;
+            writeln!(output(), "TENANT\tSCOPE\tGENERATION\tEPOCH\tLEASE\tSNAPSHOT\tSIZE")?;
         }
         let progress = counter("tenants");
         let mut after = None;
@@ -66,7 +66,7 @@ impl List {
                     }
                     Err(error) => format!("{key}\t{}\t{}", key.scope(), escape(&error.to_string())),
                 };
-                writeln!(std::io::stdout(), "{line}")?;
+                writeln!(output(), "{line}")?;
                 progress.inc(1);
             }
         }

@@ -1,6 +1,5 @@
 //! `larder tenants quarantine`: databases that could not be kept.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +10,7 @@ use larder_host::larder_tenants::{CacheFolder, Quarantined};
 use serde_json::json;
 
 use crate::inspect::done;
+use crate::output::output;
 use crate::text::{escape, time};
 
 /// Print or remove the databases of a host that could not be kept
@@ -63,7 +63,7 @@ impl Quarantine {
     }
 
     fn print(&self, folders: &[(CacheFolder, Vec<Quarantined>)]) -> Result<()> {
-        let mut output = std::io::stdout().lock();
+        let mut output = output();
         if !self.json {
             writeln!(output, "NAME\tTENANT\tSINCE\tSENT\tWRITTEN\tREASON\tDATABASE")?;
         }
@@ -93,6 +93,7 @@ fn remove(folders: &[(CacheFolder, Vec<Quarantined>)], name: &str) -> Result<Exi
         bail!("nothing in quarantine is called {name:?}; without --remove, what is there is printed");
     };
     folder.remove_from_quarantine(name)?;
-    println!("removed {}", escape(name));
+    let printed = writeln!(output(), "removed {}", escape(name));
+    printed.with_context(|| format!("{name:?} was removed, but the output was not written"))?;
     Ok(ExitCode::SUCCESS)
 }

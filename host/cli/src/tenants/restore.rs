@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use larder_host::larder_tenants::Restored;
 use larder_host::{TenantError, TenantKey};
 
+use crate::output::{OutputError, complain, heard, output};
 use crate::progress::waiting;
 use crate::tenants::{HostArguments, head_of, parse_key};
 use crate::text::{bytes, moment, time};
@@ -34,24 +35,26 @@ impl Restore {
         let outcome = waiting(format!("restoring {}", self.key), restoring).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
-            eprintln!("larder: {sentence}");
+            complain(sentence);
         }
-        self.print(&outcome.map_err(|error| self.explain(error))?);
+        let printed = self.print(&outcome.map_err(|error| self.explain(error))?);
+        heard(printed.context("the tenant is restored, but the output was not written"))?;
         Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn print(&self, Restored { before, found, .. }: &Restored) {
+    fn print(&self, Restored { before, found, .. }: &Restored) -> Result<(), OutputError> {
+        let mut output = output();
         let (taken_at, size) = (time(found.taken_at), bytes(found.bytes));
         if before.name == found.name {
-            println!("{} is as it was at {taken_at} already, {size}", self.key);
-            return;
+            return writeln!(output, "{} is as it was at {taken_at} already, {size}", self.key);
         }
-        println!("{} is now as it was at {taken_at}, {size}", self.key);
-        println!(
+        writeln!(output, "{} is now as it was at {taken_at}, {size}", self.key)?;
+        writeln!(
+            output,
             "to undo this: larder tenants restore {} --at {} --store …",
             self.key,
             time(before.taken_at)
-        );
+        )
     }
 
     fn explain(&self, error: TenantError) -> anyhow::Error {

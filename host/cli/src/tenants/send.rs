@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_util::StreamExt;
 use larder_host::larder_tenants::{CacheFolder, SnapshotRef};
 use larder_host::{TenantError, TenantKey};
 
+use crate::output::{complain, heard, output};
 use crate::progress::bar;
 use crate::tenants::host::{Host, cache_in_use};
 use crate::tenants::{HostArguments, parse_key};
@@ -32,7 +33,7 @@ impl Send {
         let options = self.host.options()?;
         let keys = self.keys(&options.folder)?;
         if keys.is_empty() {
-            println!("the cache folder {} holds no tenants", options.folder.display());
+            writeln!(output(), "the cache folder {} holds no tenants", options.folder.display())?;
             return Ok(ExitCode::SUCCESS);
         }
         // A host sends what was left as soon as it is open: so this is read before.
@@ -43,11 +44,12 @@ impl Send {
             earlier.insert(key.clone(), head.and_then(|head| head.snapshot));
         }
         let host = options.keep_copies(keep).open().await?;
-        let failed = send_all(&host, keys, &earlier, keep).await;
+        let (failed, printed) = send_all(&host, keys, &earlier, keep).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
-            eprintln!("larder: {sentence}");
+            complain(sentence);
         }
+        heard(printed.context("what could be sent was sent, but the output was not written"))?;
         Ok(if failed || !unwritten.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
@@ -67,8 +69,9 @@ impl Send {
 
 type Earlier = HashMap<TenantKey, Option<SnapshotRef>>;
 
-/// Sends them side by side and says what became of each, in their order; true where one could not be sent.
-async fn send_all(host: &Host, keys: Vec<TenantKey>, earlier: &Earlier, keep: bool) -> bool {
+/// Sends them side by side and says what became of each, in their order; true if one could not be sent. If
+/// what is said cannot be written, the others are sent all the same.
+async fn send_all(host: &Host, keys: Vec<TenantKey>, earlier: &Earlier, keep: bool) -> (bool, Result<()>) {
     let progress = bar(keys.len() as u64);
     let mut sent = futures_util::stream::iter(keys)
         .map(|key| async move {
@@ -76,19 +79,21 @@ async fn send_all(host: &Host, keys: Vec<TenantKey>, earlier: &Earlier, keep: bo
             (key, sent)
         })
         .buffered(AT_ONCE);
-    let mut failed = false;
+    let (mut failed, mut printed) = (false, Ok(()));
     while let Some((key, sent)) = sent.next().await {
         progress.suspend(|| match sent {
-            Ok(sentence) => println!("{sentence}"),
+            Ok(sentence) if printed.is_ok() => printed = writeln!(output(), "{sentence}"),
+            Ok(_) => {}
             Err(error) => {
                 failed = true;
-                eprintln!("larder: {:#}", anyhow::anyhow!(error).context(format!("{key} was not sent")));
+                let error = anyhow::anyhow!(error).context(format!("{key} was not sent"));
+                complain(format_args!("{error:#}"));
             }
         });
         progress.inc(1);
     }
     progress.finish_and_clear();
-    failed
+    (failed, printed.map_err(Into::into))
 }
 
 async fn send(

@@ -1,7 +1,6 @@
 //! `larder tenants show`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,6 +9,7 @@ use larder_host::TenantKey;
 use larder_host::larder_tenants::{Head, LogOverview};
 use serde_json::json;
 
+use crate::output::output;
 use crate::tenants::list::head_json;
 use crate::tenants::{Place, head_of, parse_key, snapshot_json};
 use crate::text::{bytes, escape, time};
@@ -33,7 +33,7 @@ impl Show {
         let head = head_of(&remote, &self.key).await?;
         let log = remote.log_overview(&self.key, &head).await?;
         let shown = if self.json { self.object(&head, &log) } else { self.text(&head, &log)? };
-        std::io::stdout().write_all(shown.as_bytes())?;
+        output().write_bytes(shown.as_bytes())?;
         Ok(ExitCode::SUCCESS)
     }
 
