@@ -20,7 +20,11 @@ impl EventSink for Told {
 impl Told {
     fn take(&self) -> Vec<String> {
         let events = std::mem::take(&mut *self.0.lock().unwrap());
-        events.iter().map(|event| format!("{} {}", event.name(), event.fields()[1].1)).collect()
+        let operation = |event: &Event| match event {
+            Event::AccessDenied { operation, .. } => format!("{} {operation}", event.name()),
+            other => panic!("{other:?}"),
+        };
+        events.iter().map(operation).collect()
     }
 }
 

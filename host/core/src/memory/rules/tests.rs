@@ -345,7 +345,8 @@ proptest! {
                 Step::Wait(millis) => now += millis,
                 Step::Store => record = Record::parse(&record.to_bytes().unwrap()).unwrap(),
                 Step::Snapshot => {
-                    record = Record::parse_snapshot(&record.at_rest().to_bytes().unwrap()).unwrap();
+                    record = Record::parse(&record.at_rest().to_bytes().unwrap()).unwrap();
+                    record.check_snapshot().unwrap();
                     rules.fit(&mut record);
                 }
             }
