@@ -117,6 +117,8 @@ const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 ///   migrations, by [`PostgresMigrator::with_connection`].
 /// - `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE TABLE … AS`. The statements are run by
 ///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped.
+///
+/// A step is split into statements by the rules of `psql`, which rely on `standard_conforming_strings` being on.
 #[derive(Clone)]
 pub struct PostgresMigrator {
     config: Config,

@@ -64,7 +64,8 @@ use crate::{SqliteOptions, connection};
 /// SELECT … FROM x`, `DROP TABLE x`, `ALTER TABLE new_x RENAME TO x`. No `ON DELETE` and no `ON UPDATE` action runs: a step
 /// that deletes or changes rows that others refer to has to delete or change these as well. If a row refers to a missing
 /// row at the end of the step, the step fails with [`MigrationError::ForeignKeys`]. Rows that did so before the step do not
-/// count, if they have kept their row ids.
+/// count, if they have kept their row ids. The check reads every row that refers to another, also in tables that the step
+/// did not change.
 ///
 /// # What a step can't hold
 ///

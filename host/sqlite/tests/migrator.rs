@@ -598,7 +598,7 @@ async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<St
     let mut written = 0;
     let mut error = None;
     for end in ends {
-        for (file, sql) in &files[written..*end] {
+        for (file, sql) in files.iter().take(*end).skip(written) {
             fs::write(folder.path().join(file), sql).unwrap();
         }
         written = *end;
