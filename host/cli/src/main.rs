@@ -13,6 +13,7 @@ mod run_identity;
 mod run_memory;
 mod run_tenants;
 mod store;
+mod sweep;
 mod tenants;
 mod text;
 
@@ -59,6 +60,8 @@ enum Command {
     Migrations(migrations::Migrations),
     /// See, move and delete what is kept of conversations
     Memory(memory::Memory),
+    /// Remove the rows of a store whose time to live is over
+    Sweep(sweep::Sweep),
     /// Look at larder's own tables, and bring them up to date
     Migrate(migrate::Migrate),
     /// See, send and restore the databases of tenants
@@ -88,6 +91,7 @@ async fn main() -> ExitCode {
         Command::Namespaces(namespaces) => namespaces.execute().await,
         Command::Migrations(migrations) => migrations.execute().await,
         Command::Memory(memory) => memory.execute().await,
+        Command::Sweep(sweep) => sweep.execute().await,
         Command::Migrate(migrate) => migrate.execute().await,
         Command::Tenants(tenants) => tenants.execute().await,
     };

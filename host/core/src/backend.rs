@@ -6,8 +6,13 @@
 //! which the row expires. It gives **snapshots** and makes **commits**.
 //!
 //! - A snapshot is one committed state, the same for all of its reads however long it lives. It shows only
-//!   rows that are live at [`SnapshotOptions::now`] (see [`is_live`]), in the byte order of their keys. It holds
+//!   rows that are live at its moment (see [`is_live`]), in the byte order of their keys. It holds
 //!   nothing that a commit of another transaction would wait for. Dropping it gives back all that it held.
+//! - Moments come from a clock that never goes back: that of the call ([`SnapshotOptions::clock`], [`Commit::clock`]), or
+//!   the server's, plus [`ForwardClock::moved_millis`], where several hosts share it. A commit takes its moment when
+//!   nothing can come before it any more. The moment of a view's snapshot is no earlier than those of the commits that it
+//!   shows and no later than those of the commits that follow: within a process always, and among processes as far as their
+//!   clocks agree and for a commit that is just being made.
 //! - A commit is atomic: after it, every later snapshot shows all of its writes; after an error, none does,
 //!   [`Error::CommitUnknown`] aside. It is made only if the transaction could have run alone at that moment:
 //!   where a row or range of [`Commit::reads`] has changed since the snapshot, it gives [`Error::Conflict`].
@@ -30,7 +35,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::clock::UnixMillis;
+use crate::clock::{ForwardClock, UnixMillis};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -72,12 +77,12 @@ pub fn is_live(expires_at: Option<UnixMillis>, now: UnixMillis) -> bool {
 }
 
 /// How a snapshot is to be taken.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SnapshotOptions {
     /// Whether its commit may carry writes.
     pub mode: Mode,
-    /// The moment at which rows must be live to be shown.
-    pub now: UnixMillis,
+    /// What tells the moment at which rows must be live to be shown. It is asked when the state is known.
+    pub clock: ForwardClock,
     /// When waiting for the engine ends with [`Error::TimedOut`].
     pub deadline: Instant,
 }
@@ -242,6 +247,18 @@ pub struct Committed {
     pub growth: i64,
 }
 
+/// How expired rows are to be removed.
+#[derive(Clone, Debug)]
+pub struct SweepOptions {
+    /// What tells the moment at which rows are no longer live.
+    pub clock: ForwardClock,
+    /// At most so many.
+    pub max_rows: u32,
+    /// Whether the store is about to be closed. Nothing is removed then if that means to wait for another process or to
+    /// look at rows that have not expired.
+    pub is_closing: bool,
+}
+
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -263,8 +280,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes of namespace, key and value of every row, expired ones included, and of key and bytes of every record.
     async fn stored_bytes(&self) -> Result<u64>;
 
-    /// Removes up to `max_rows` rows that are no longer live at `now`. It changes no version.
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept>;
+    /// Removes rows that have expired. It changes no version.
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
 
     /// The record, if it is there.
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>>;

@@ -1,6 +1,7 @@
 //! Time as the host sees it, so that tests can move it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970, UTC.
@@ -8,14 +9,139 @@ pub type UnixMillis = u64;
 
 /// What a store measures times to live and deadlines with.
 pub trait Clock: Send + Sync + 'static {
-    /// Wall-clock time, for times to live, which outlive the process.
+    /// Wall-clock time, for times to live, which outlive the process. A store never lets it go back: see [`ForwardClock`].
     fn unix_millis(&self) -> UnixMillis;
     /// Time since a fixed moment, for deadlines; it never goes back. Every call of a guest asks for it: it should cost
     /// little, and may be some milliseconds behind.
     fn monotonic(&self) -> Duration;
+    /// How many milliseconds [`Clock::unix_millis`] was moved ahead of the machine's clock on purpose, as by a test. An
+    /// engine that reckons with its server's clock adds it to that. By default it is the difference between the two.
+    fn moved_millis(&self) -> i64 {
+        signed(self.unix_millis()).saturating_sub(signed(machine_millis()))
+    }
 }
 
-/// The machine's clock.
+fn signed(millis: UnixMillis) -> i64 {
+    i64::try_from(millis).unwrap_or(i64::MAX)
+}
+
+/// The machine's wall-clock time as it is, steps back included.
+fn machine_millis() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+}
+
+/// A clock whose wall-clock time never goes back; clones share it.
+///
+/// Stores of one process that are given the same clock agree on the time, those too that are opened later. If the clock
+/// steps back, time goes on from the latest moment that anybody was told, at the pace of [`Clock::monotonic`], until the
+/// clock has caught up.
+#[derive(Clone)]
+pub struct ForwardClock {
+    clock: Arc<dyn Clock>,
+    floor: Arc<Floor>,
+}
+
+/// The clocks that are in use, with how far each has come.
+static FLOORS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+type Known = (Weak<dyn Clock>, Arc<Floor>);
+
+/// The machine's clock, for stores that are given no other.
+static MACHINE: LazyLock<ForwardClock> =
+    LazyLock::new(|| ForwardClock::new(Arc::new(SystemClock::default())));
+
+impl ForwardClock {
+    /// The clock, from now on without steps back.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let mut floors = FLOORS.lock().unwrap_or_else(PoisonError::into_inner);
+        floors.retain(|(clock, _)| clock.strong_count() > 0);
+        let known = floors.iter().find(|(known, _)| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(&clock)));
+        let floor = match known {
+            Some((_, floor)) => floor.clone(),
+            None => {
+                let floor = Arc::<Floor>::default();
+                floors.push((Arc::downgrade(&clock), floor.clone()));
+                floor
+            }
+        };
+        Self { clock, floor }
+    }
+
+    /// The moment now. It is no earlier than any that this clock gave before.
+    pub fn now(&self) -> UnixMillis {
+        self.floor.raise(self.clock.unix_millis(), || self.clock.monotonic())
+    }
+
+    /// [`Clock::monotonic`].
+    pub fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// [`Clock::moved_millis`], so that a server's time moved by it does not go back if the clock is moved back.
+    pub fn moved_millis(&self) -> i64 {
+        let is_moved = self.clock.moved_millis() != 0;
+        if is_moved {
+            self.floor.was_moved.store(true, Ordering::Release);
+        }
+        if !is_moved && !self.floor.was_moved.load(Ordering::Acquire) {
+            return 0;
+        }
+        signed(self.now()).saturating_sub(signed(machine_millis()))
+    }
+}
+
+impl Default for ForwardClock {
+    fn default() -> Self {
+        MACHINE.clone()
+    }
+}
+
+impl std::fmt::Debug for ForwardClock {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ForwardClock").field("latest", &self.floor.latest).finish_non_exhaustive()
+    }
+}
+
+/// How far a clock has come.
+#[derive(Debug, Default)]
+struct Floor {
+    /// The latest moment that was given.
+    latest: AtomicU64,
+    /// The most by which the wall clock was ahead of the monotonic one.
+    lead: AtomicU64,
+    /// The clock has been moved away from the machine's on purpose.
+    was_moved: AtomicBool,
+}
+
+/// Threads read the clock and are told in no certain order: so far behind the latest moment, time stands still.
+const DISORDER_MAX: UnixMillis = 50;
+
+impl Floor {
+    /// The moment for what the wall clock shows. While it goes forward, this costs one look, and a store for each
+    /// millisecond that passes.
+    fn raise(&self, wall: UnixMillis, monotonic: impl Fn() -> Duration) -> UnixMillis {
+        let latest = self.latest.load(Ordering::Acquire);
+        if wall == latest {
+            return wall;
+        }
+        if wall > latest {
+            self.lead.fetch_max(wall.saturating_sub(millis(monotonic())), Ordering::AcqRel);
+            return self.latest.fetch_max(wall, Ordering::AcqRel).max(wall);
+        }
+        if latest - wall <= DISORDER_MAX {
+            return latest;
+        }
+        let gone_on = self.lead.load(Ordering::Acquire).saturating_add(millis(monotonic()));
+        self.latest.fetch_max(gone_on, Ordering::AcqRel).max(gone_on)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The machine's clock. Its wall-clock time never goes back within a process.
 #[derive(Clone, Debug, Default)]
 pub struct SystemClock {
     monotonic: Monotonic,
@@ -23,12 +149,16 @@ pub struct SystemClock {
 
 impl Clock for SystemClock {
     fn unix_millis(&self) -> UnixMillis {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+        static FLOOR: LazyLock<Floor> = LazyLock::new(Floor::default);
+        FLOOR.raise(machine_millis(), || self.monotonic())
     }
 
     fn monotonic(&self) -> Duration {
         self.monotonic.now()
+    }
+
+    fn moved_millis(&self) -> i64 {
+        0
     }
 }
 
@@ -63,28 +193,38 @@ impl Monotonic {
     }
 }
 
-/// The machine's clock, which a test can move forward.
+/// The machine's clock, which a test can move.
 #[derive(Debug, Default)]
 pub struct MovableClock {
     system: SystemClock,
     ahead_millis: AtomicU64,
+    back_millis: AtomicU64,
 }
 
 impl MovableClock {
     /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
-        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX / 2);
-        self.ahead_millis.fetch_add(millis, Ordering::Relaxed);
+        self.ahead_millis.fetch_add(millis(by).min(u64::MAX / 2), Ordering::Relaxed);
+    }
+
+    /// Sets the wall-clock time back, as a person who corrects it does. Monotonic time goes on.
+    pub fn step_back(&self, by: Duration) {
+        self.back_millis.fetch_add(millis(by).min(u64::MAX / 2), Ordering::Relaxed);
     }
 }
 
 impl Clock for MovableClock {
     fn unix_millis(&self) -> UnixMillis {
-        self.system.unix_millis().saturating_add(self.ahead_millis.load(Ordering::Relaxed))
+        self.system.unix_millis().saturating_add_signed(self.moved_millis())
     }
 
     fn monotonic(&self) -> Duration {
         self.system.monotonic() + Duration::from_millis(self.ahead_millis.load(Ordering::Relaxed))
+    }
+
+    fn moved_millis(&self) -> i64 {
+        let ahead = signed(self.ahead_millis.load(Ordering::Relaxed));
+        ahead.saturating_sub(signed(self.back_millis.load(Ordering::Relaxed)))
     }
 }
 
@@ -108,5 +248,78 @@ mod tests {
         clock.advance(Duration::from_secs(60));
         assert!(clock.unix_millis() - wall >= 60_000);
         assert!(clock.monotonic().checked_sub(monotonic).unwrap() >= Duration::from_secs(60));
+    }
+
+    /// Shows what it is told to.
+    #[derive(Default)]
+    struct Hands {
+        wall: AtomicU64,
+        monotonic: AtomicU64,
+    }
+
+    impl Hands {
+        fn set(&self, wall: u64, monotonic: u64) {
+            self.wall.store(wall, Ordering::Relaxed);
+            self.monotonic.store(monotonic, Ordering::Relaxed);
+        }
+    }
+
+    impl Clock for Hands {
+        fn unix_millis(&self) -> UnixMillis {
+            self.wall.load(Ordering::Relaxed)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_millis(self.monotonic.load(Ordering::Relaxed))
+        }
+    }
+
+    #[test]
+    fn time_goes_on_from_the_latest_moment_while_the_clock_is_behind() {
+        let hands = Arc::new(Hands::default());
+        let clock = ForwardClock::new(hands.clone());
+        hands.set(1_000_000, 100);
+        assert_eq!(clock.now(), 1_000_000);
+        hands.set(400_000, 600);
+        assert_eq!(clock.now(), 1_000_500);
+        hands.set(400_000, 500);
+        assert_eq!(clock.now(), 1_000_500);
+        hands.set(1_000_600, 700);
+        assert_eq!(clock.now(), 1_000_600);
+    }
+
+    #[test]
+    fn time_stands_still_where_a_clock_is_read_a_little_out_of_order() {
+        let hands = Arc::new(Hands::default());
+        let clock = ForwardClock::new(hands.clone());
+        for (wall, expected) in [(1_000_000, 1_000_000), (999_999, 1_000_000), (1_000_001, 1_000_001)] {
+            hands.set(wall, 10 * wall);
+            assert_eq!(clock.now(), expected);
+        }
+    }
+
+    #[test]
+    fn stores_with_the_same_clock_agree_on_the_time() {
+        let hands = Arc::new(Hands::default());
+        let first = ForwardClock::new(hands.clone());
+        hands.set(1_000_000, 0);
+        assert_eq!(first.now(), 1_000_000);
+        drop(first);
+        hands.set(400_000, 0);
+        assert_eq!(ForwardClock::new(hands.clone()).now(), 1_000_000);
+        let other = Arc::new(Hands::default());
+        other.set(400_000, 0);
+        assert_eq!(ForwardClock::new(other).now(), 400_000);
+    }
+
+    #[test]
+    fn a_clock_says_how_far_it_was_moved() {
+        let clock = MovableClock::default();
+        assert_eq!((SystemClock::default().moved_millis(), clock.moved_millis()), (0, 0));
+        clock.advance(Duration::from_secs(60));
+        clock.step_back(Duration::from_secs(90));
+        assert_eq!(clock.moved_millis(), -30_000);
+        let standing = Hands::default();
+        assert!(standing.moved_millis() < -1_000_000);
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::backend::{Version, is_live};
-use crate::clock::UnixMillis;
+use crate::clock::{ForwardClock, UnixMillis};
 use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::name::{RowKey, Value};
@@ -27,6 +27,14 @@ pub enum Mutation {
 }
 
 impl Mutation {
+    /// The time to live that it gives the row.
+    pub fn ttl_millis(&self) -> Option<u64> {
+        match self {
+            Self::Put { ttl_millis, .. } => *ttl_millis,
+            Self::Delete | Self::Increment(_) => None,
+        }
+    }
+
     /// The value of the row after it, given the live one before; none where the row is gone.
     pub(crate) fn applied_to(&self, stored: Option<Vec<u8>>) -> Result<Option<Vec<u8>>> {
         match self {
@@ -52,8 +60,8 @@ const COUNTER_BYTES_MAX: u64 = 20;
 /// One transaction, ready to be made.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
-    /// The moment of the commit, for times to live.
-    pub now: UnixMillis,
+    /// What tells the moment of the commit. A backend asks it once nothing can come before the commit any more.
+    pub clock: ForwardClock,
     /// What must not have changed since the snapshot.
     pub reads: ReadSet,
     /// Versions that rows must be at.
@@ -114,6 +122,8 @@ pub struct Plan<'a> {
     pub writes: Vec<(&'a RowKey, RowWrite<'a>)>,
     /// By how many bytes the store grows, where that was asked.
     pub growth: i64,
+    /// The first moment at which a row that the commit rests on has expired. It must be made before that.
+    pub expires_at: Option<UnixMillis>,
 }
 
 /// What becomes of one row.
@@ -153,62 +163,40 @@ impl Commit {
         }
     }
 
-    /// Decides what is written. `current` gives the stored row, none where there is none; it is asked in the
-    /// moment of the commit, when nobody else can change it.
+    /// Decides what is written, at the moment `now` of the commit. `current` gives the stored row, none where there is
+    /// none; both are asked for when nobody else can come before the commit any more. Where an engine can only tell the
+    /// moment of the commit later, it makes the commit by [`Plan::expires_at`] or not at all.
     ///
     /// # Errors
-    /// [`Error::Conflict`] where a condition doesn't hold, [`Error::InvalidArgument`] where a counter is none,
-    /// [`Error::LimitExceeded`] over the quota, and those of `current`. Nothing is to be written then.
-    pub fn plan<'a, F>(&'a self, mut current: F) -> Result<Plan<'a>>
+    /// [`Error::Conflict`] where a row that was read has expired or a condition doesn't hold,
+    /// [`Error::InvalidArgument`] where a counter is none, [`Error::LimitExceeded`] over the quota, and those of
+    /// `current`. Nothing is to be written then.
+    pub fn plan<'a, F>(&'a self, now: UnixMillis, mut current: F) -> Result<Plan<'a>>
     where
         F: FnMut(&RowKey, Need) -> Result<Option<CurrentRow>>,
     {
+        if self.reads.has_expired(now) {
+            return Err(Error::Conflict);
+        }
+        let mut plan = Plan { expires_at: self.reads.earliest_expiry(), ..Plan::default() };
         for (row, expected) in &self.conditions {
-            let found = self.live(current(row, Need::Header)?);
+            let found = plan.live(current(row, Need::Header)?, now);
             if found.map_or(Version::ABSENT, |row| row.version) != *expected {
                 return Err(Error::Conflict);
             }
         }
-        let mut plan = Plan::default();
         for (row, mutation) in &self.writes {
             let stored = match self.need(mutation) {
                 Some(need) => current(row, need)?,
                 None => None,
             };
             let before = stored.as_ref().map_or(0, |stored| row.bytes() + stored.value_bytes);
-            let write = self.resolve(mutation, stored)?;
+            let write = plan.resolve(mutation, stored, now)?;
             plan.growth += row_bytes(row, &write) as i64 - before as i64;
             plan.writes.push((row, write));
         }
         self.check_growth(plan.growth)?;
         Ok(plan)
-    }
-
-    fn resolve<'a>(&self, mutation: &'a Mutation, stored: Option<CurrentRow>) -> Result<RowWrite<'a>> {
-        Ok(match mutation {
-            Mutation::Put { value, ttl_millis } => RowWrite::Put {
-                value: Cow::Borrowed(value.as_bytes()),
-                expires_at: ttl_millis.map(|ttl| self.expiry(ttl)),
-            },
-            Mutation::Delete => RowWrite::Delete,
-            Mutation::Increment(delta) => {
-                let live = self.live(stored);
-                let base = live.as_ref().and_then(|row| row.value.as_deref());
-                RowWrite::Put {
-                    value: Cow::Owned(counter::add(base, *delta)?),
-                    expires_at: live.and_then(|row| row.expires_at),
-                }
-            }
-        })
-    }
-
-    fn live(&self, row: Option<CurrentRow>) -> Option<CurrentRow> {
-        row.filter(|row| is_live(row.expires_at, self.now))
-    }
-
-    /// SQL engines keep the moment in a signed number; what lies beyond never comes.
-    fn expiry(&self, ttl_millis: u64) -> UnixMillis {
-        self.now.saturating_add(ttl_millis).min(i64::MAX as u64)
     }
 
     fn check_growth(&self, growth: i64) -> Result<()> {
@@ -223,6 +211,44 @@ impl Commit {
             .map(|(row, mutation)| row.bytes() + mutation.value_bytes())
             .sum()
     }
+}
+
+impl<'a> Plan<'a> {
+    fn resolve(
+        &mut self,
+        mutation: &'a Mutation,
+        stored: Option<CurrentRow>,
+        now: UnixMillis,
+    ) -> Result<RowWrite<'a>> {
+        Ok(match mutation {
+            Mutation::Put { value, ttl_millis } => RowWrite::Put {
+                value: Cow::Borrowed(value.as_bytes()),
+                expires_at: ttl_millis.map(|ttl| expiry(now, ttl)),
+            },
+            Mutation::Delete => RowWrite::Delete,
+            Mutation::Increment(delta) => {
+                let live = self.live(stored, now);
+                let base = live.as_ref().and_then(|row| row.value.as_deref());
+                RowWrite::Put {
+                    value: Cow::Owned(counter::add(base, *delta)?),
+                    expires_at: live.and_then(|row| row.expires_at),
+                }
+            }
+        })
+    }
+
+    /// The row, where it is live. The commit rests on its being so.
+    fn live(&mut self, row: Option<CurrentRow>, now: UnixMillis) -> Option<CurrentRow> {
+        let live = row.filter(|row| is_live(row.expires_at, now));
+        let expires_at = live.as_ref().and_then(|row| row.expires_at);
+        self.expires_at = self.expires_at.into_iter().chain(expires_at).min();
+        live
+    }
+}
+
+/// SQL engines keep the moment in a signed number; what lies beyond never comes.
+fn expiry(now: UnixMillis, ttl_millis: u64) -> UnixMillis {
+    now.saturating_add(ttl_millis).min(i64::MAX as u64)
 }
 
 fn row_bytes(row: &RowKey, write: &RowWrite<'_>) -> u64 {
@@ -259,17 +285,37 @@ mod tests {
     #[test]
     fn a_condition_on_an_expired_row_sees_no_row() {
         let conditions = BTreeMap::from([(row("a"), Version::ABSENT)]);
-        let commit = Commit { now: 100, conditions, ..Default::default() };
-        commit.plan(|_, _| Ok(Some(stored(b"x", Some(100))))).unwrap();
-        assert!(matches!(commit.plan(|_, _| Ok(Some(stored(b"x", Some(101))))), Err(Error::Conflict)));
+        let commit = Commit { conditions, ..Default::default() };
+        commit.plan(100, |_, _| Ok(Some(stored(b"x", Some(100))))).unwrap();
+        assert!(matches!(commit.plan(100, |_, _| Ok(Some(stored(b"x", Some(101))))), Err(Error::Conflict)));
+    }
+
+    #[test]
+    fn a_commit_rests_on_all_that_it_read_and_found_live() {
+        let mut reads = ReadSet::default();
+        reads.record_expiry(Some(150));
+        let conditions = BTreeMap::from([(row("a"), Version(7))]);
+        let writes = BTreeMap::from([(row("b"), Mutation::Increment(1)), (row("c"), put(b"x", Some(1)))]);
+        let commit = Commit { reads, conditions, writes, ..Default::default() };
+        let plan = |now, a, b| {
+            let of = |row: &RowKey| if row.key.as_bytes() == b"a" { a } else { b };
+            commit.plan(now, |row, _| Ok(Some(stored(b"1", of(row))))).map(|plan| plan.expires_at)
+        };
+        assert_eq!(plan(100, None, None).unwrap(), Some(150));
+        assert_eq!(plan(100, Some(120), Some(130)).unwrap(), Some(120));
+        assert_eq!(plan(100, Some(140), Some(130)).unwrap(), Some(130));
+        // A counter that has expired is none to rest on.
+        assert_eq!(plan(100, Some(140), Some(90)).unwrap(), Some(140));
+        assert!(matches!(plan(150, None, None), Err(Error::Conflict)));
     }
 
     #[test]
     fn a_counter_keeps_its_time_to_live_and_an_expired_one_starts_anew() {
         let writes = BTreeMap::from([(row("a"), Mutation::Increment(2))]);
-        let commit = Commit { now: 100, writes, ..Default::default() };
-        let value =
-            |stored: CurrentRow| commit.plan(|_, _| Ok(Some(stored.clone()))).unwrap().writes.remove(0).1;
+        let commit = Commit { writes, ..Default::default() };
+        let value = |stored: CurrentRow| {
+            commit.plan(100, |_, _| Ok(Some(stored.clone()))).unwrap().writes.remove(0).1
+        };
         let seven = RowWrite::Put { value: Cow::Borrowed(b"7".as_slice()), expires_at: Some(101) };
         assert_eq!(value(stored(b"5", Some(101))), seven);
         let two = RowWrite::Put { value: Cow::Borrowed(b"2".as_slice()), expires_at: None };
@@ -279,8 +325,8 @@ mod tests {
     #[test]
     fn a_time_to_live_beyond_all_time_never_ends() {
         let writes = BTreeMap::from([(row("a"), put(b"x", Some(u64::MAX)))]);
-        let commit = Commit { now: 100, writes, ..Default::default() };
-        let plan = commit.plan(|_, _| Ok(None)).unwrap();
+        let commit = Commit { writes, ..Default::default() };
+        let plan = commit.plan(100, |_, _| Ok(None)).unwrap();
         let forever =
             RowWrite::Put { value: Cow::Borrowed(b"x".as_slice()), expires_at: Some(i64::MAX as u64) };
         assert_eq!(plan.writes.first().unwrap().1, forever);
@@ -294,8 +340,9 @@ mod tests {
             writes: BTreeMap::from([(row("a"), mutation)]),
             ..Default::default()
         };
-        let plan =
-            |commit: Commit| commit.plan(|_, _| Ok(Some(stored(b"12345678", None)))).map(|plan| plan.growth);
+        let plan = |commit: Commit| {
+            commit.plan(100, |_, _| Ok(Some(stored(b"12345678", None)))).map(|plan| plan.growth)
+        };
         assert_eq!(plan(commit(put(b"1234567", None))).unwrap(), -1);
         assert_eq!(plan(commit(Mutation::Delete)).unwrap(), -10);
         let Err(Error::LimitExceeded(exceeded)) = plan(commit(put(b"123456789", None))) else {

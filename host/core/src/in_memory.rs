@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
+use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Need, RowWrite};
 use crate::commit_log::{CommitLog, Verdict};
@@ -106,8 +106,10 @@ impl Backend for InMemory {
         let database = self.lock()?;
         let moment = self.shared.latest().moment(database.last);
         let rows = database.rows.clone();
+        // While the database is held: no commit is under way, and a later one has a later moment.
+        let now = options.clock.now();
         drop(database);
-        Ok(Box::new(InMemorySnapshot::new(rows, moment, options.now, self.shared.clone())))
+        Ok(Box::new(InMemorySnapshot::new(rows, moment, now, self.shared.clone())))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
@@ -124,7 +126,12 @@ impl Backend for InMemory {
         Ok(records + rows.iter().map(StoredRow::bytes).sum::<u64>())
     }
 
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
+        let SweepOptions { clock, max_rows, is_closing } = options;
+        if is_closing {
+            return Ok(Swept::default());
+        }
+        let now = clock.now();
         let rows = self.lock()?.rows.clone();
         let expired = rows.iter().filter(|row| !row.is_live(now)).take(max_rows as usize);
         let expired: Vec<_> = expired.cloned().collect();
@@ -175,10 +182,11 @@ impl Backend for InMemory {
 
 impl Database {
     fn commit(&mut self, shared: &Shared, snapshot: Version, commit: &Commit) -> Result<Committed> {
+        let now = commit.clock.now();
         let latest = shared.latest();
-        self.validate(&latest, snapshot, commit)?;
+        self.validate(&latest, snapshot, commit, now)?;
         let mut name = Vec::new();
-        let plan = commit.plan(|row, need| {
+        let plan = commit.plan(now, |row, need| {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
         })?;
@@ -209,12 +217,12 @@ impl Database {
         Ok(Committed { version, growth: plan.growth })
     }
 
-    fn validate(&self, latest: &Latest, snapshot: Version, commit: &Commit) -> Result<()> {
+    fn validate(&self, latest: &Latest, snapshot: Version, commit: &Commit, now: UnixMillis) -> Result<()> {
         let holds = match self.log.check(&commit.reads, snapshot, self.last) {
             Verdict::Untouched => true,
             Verdict::Touched => false,
             Verdict::Unknown => {
-                let mut current = Current { rows: &self.rows, latest, now: commit.now, name: Vec::new() };
+                let mut current = Current { rows: &self.rows, latest, now, name: Vec::new() };
                 commit.reads.holds(&mut current)?
             }
         };

@@ -52,7 +52,7 @@ pub mod to_its_end;
 mod transaction;
 
 pub use backend::{Mode, Version};
-pub use clock::{Clock, MovableClock, SystemClock};
+pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};
 pub use drivers::{Driver, DriverError, Drivers};
 pub use error::{Error, LimitExceeded, LimitKind, Result};
 pub use event::{Event, EventChannel, EventSink, EventSubscriber, Missed, TracingEvents};

@@ -64,6 +64,11 @@ impl ReadSet {
         self.earliest_expiry.is_some_and(|expiry| expiry <= now)
     }
 
+    /// When the first of the rows that were read expires.
+    pub fn earliest_expiry(&self) -> Option<UnixMillis> {
+        self.earliest_expiry
+    }
+
     /// Whether a commit that wrote these rows changed what was read. The rows are in order.
     pub fn is_touched_by(&self, written: &[RowKey]) -> bool {
         written.iter().any(|row| self.rows.contains_key(row))

@@ -46,18 +46,23 @@ impl Found {
 const CHUNK_ROWS_MAX: usize = 1_024;
 
 impl Scan {
+    /// What an empty range holds.
+    pub(crate) fn nothing(&self) -> Found {
+        Found {
+            entries: Pairs::default(),
+            next_entry_bytes: None,
+            read: RangeRead { range: self.range.clone(), state: RangeState::default() },
+            earliest_expiry: None,
+        }
+    }
+
     /// Reads the range.
     pub(crate) async fn run(
         self,
         snapshot: &mut dyn Snapshot,
         staged: &BTreeMap<RowKey, Mutation>,
     ) -> Result<Found> {
-        let mut found = Found {
-            entries: Pairs::default(),
-            next_entry_bytes: None,
-            read: RangeRead { range: self.range.clone(), state: RangeState::default() },
-            earliest_expiry: None,
-        };
+        let mut found = self.nothing();
         let mut rest = self.range.clone();
         while !rest.is_empty() {
             let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, Swept, Version};
-use crate::clock::{Clock, SystemClock};
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use crate::clock::{Clock, ForwardClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink, TracingEvents};
@@ -48,11 +48,13 @@ impl StoreSource for Store {
 struct Inner {
     name: String,
     backend: Arc<dyn Backend>,
-    clock: Arc<dyn Clock>,
+    clock: ForwardClock,
     events: Arc<dyn EventSink>,
     quota: Option<Arc<Quota>>,
     closed: AtomicBool,
     next_id: AtomicU64,
+    /// Whether expired rows are removed unasked.
+    sweeps: bool,
     open: Mutex<HashMap<u64, Arc<Slot>>>,
 }
 
@@ -60,7 +62,7 @@ struct Inner {
 pub struct StoreBuilder {
     name: String,
     backend: Arc<dyn Backend>,
-    clock: Arc<dyn Clock>,
+    clock: ForwardClock,
     events: Arc<dyn EventSink>,
     quota_bytes: Option<u64>,
     sweep_interval: Option<Duration>,
@@ -73,9 +75,11 @@ impl StoreBuilder {
         self
     }
 
-    /// What times to live and deadlines are measured with. Default: the machine's clock.
+    /// What times to live and deadlines are measured with. Within a process its time never goes back: see
+    /// [`ForwardClock`]. On Postgres the server's clock counts for times to live, moved by [`Clock::moved_millis`].
+    /// Default: the machine's clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+        self.clock = ForwardClock::new(clock);
         self
     }
 
@@ -94,8 +98,8 @@ impl StoreBuilder {
         self
     }
 
-    /// How often expired rows are removed; none for never. Reads don't show them in any case. Default: every
-    /// minute.
+    /// How often expired rows are removed, besides when the store is closed; none for never. Reads don't show them in
+    /// any case. Default: every minute.
     pub fn sweep_interval(mut self, interval: Option<Duration>) -> Self {
         self.sweep_interval = interval;
         self
@@ -117,6 +121,7 @@ impl StoreBuilder {
             quota: self.quota_bytes.map(|bytes| Arc::new(Quota::new(bytes))),
             closed: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
+            sweeps: self.sweep_interval.is_some(),
             open: Mutex::default(),
         });
         runtime.spawn(maintain(Arc::downgrade(&inner), self.sweep_interval));
@@ -126,6 +131,9 @@ impl StoreBuilder {
 
 /// Rows removed by one step of a sweep, so that commits get in between.
 const SWEEP_ROWS: u32 = 1_000;
+
+/// How long a close goes on removing expired rows.
+const CLOSING_SWEEP_MAX: Duration = Duration::from_millis(100);
 
 /// How often overdue transactions are looked for; a call on one finds out at once.
 const OVERDUE_INTERVAL: Duration = Duration::from_millis(250);
@@ -141,7 +149,7 @@ impl Store {
         StoreBuilder {
             name: "store".to_string(),
             backend,
-            clock: Arc::new(SystemClock::default()),
+            clock: ForwardClock::default(),
             events: Arc::new(TracingEvents),
             quota_bytes: None,
             sweep_interval: Some(Duration::from_secs(60)),
@@ -176,7 +184,7 @@ impl Store {
         self.check_open()?;
         let mut rows = 0;
         loop {
-            let swept = self.sweep_some().await?;
+            let swept = self.sweep_some(false).await?;
             rows += swept.rows;
             if swept.rows < u64::from(SWEEP_ROWS) {
                 return Ok(rows);
@@ -185,19 +193,41 @@ impl Store {
         }
     }
 
-    async fn sweep_some(&self) -> Result<Swept> {
-        let (backend, now) = (self.inner.backend.clone(), self.inner.clock.unix_millis());
+    async fn sweep_some(&self, is_closing: bool) -> Result<Swept> {
+        let backend = self.inner.backend.clone();
+        let options = SweepOptions { clock: self.inner.clock.clone(), max_rows: SWEEP_ROWS, is_closing };
         match &self.inner.quota {
-            Some(quota) => quota.sweep(async move { backend.sweep(now, SWEEP_ROWS).await }).await,
-            None => backend.sweep(now, SWEEP_ROWS).await,
+            Some(quota) => quota.sweep(async move { backend.sweep(options).await }).await,
+            None => backend.sweep(options).await,
         }
     }
 
-    /// Rolls back every open transaction and gives back what the backend holds. Later calls, on handles and
+    /// Removes expired rows of a store that may not have been open long enough for a sweep, as many as take no longer than
+    /// a close may. What is left is for the next.
+    async fn sweep_before_close(&self) {
+        let steps = async {
+            while self.sweep_some(true).await?.rows == u64::from(SWEEP_ROWS) {}
+            Ok(())
+        };
+        // An error says that the backend can't be written to now: closing it has nothing to add.
+        if let Ok(Err(error)) = tokio::time::timeout(CLOSING_SWEEP_MAX, steps).await {
+            let error: Error = error;
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "expired rows are left for the next sweep"
+            );
+        }
+    }
+
+    /// Rolls back every open transaction, removes expired rows for up to 100 ms unless the sweep interval is none, and
+    /// gives back what the backend holds. Later calls, on handles and
     /// transactions too, get [`Error::Closed`]. Closing again does nothing.
     pub async fn close(&self) {
         if !self.inner.closed.swap(true, Ordering::AcqRel) {
             self.end_transactions(|_| true, &Error::Closed);
+            if self.inner.sweeps {
+                self.sweep_before_close().await;
+            }
             self.inner.backend.close().await;
         }
     }
@@ -229,8 +259,8 @@ impl Store {
         &self.inner.name
     }
 
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        self.inner.clock.as_ref()
+    pub(crate) fn clock(&self) -> &ForwardClock {
+        &self.inner.clock
     }
 
     pub(crate) fn emit(&self, event: Event) {

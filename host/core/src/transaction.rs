@@ -454,12 +454,11 @@ impl Transaction {
                 None => Ok(Version::ABSENT),
             };
         }
-        let now = store.clock().unix_millis();
-        if self.contradiction || self.reads.has_expired(now) {
+        if self.contradiction {
             return Err(Error::Conflict);
         }
         let commit = Commit {
-            now,
+            clock: store.clock().clone(),
             reads: std::mem::take(&mut self.reads),
             conditions: std::mem::take(&mut self.conditions),
             writes: std::mem::take(&mut self.writes),

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{
@@ -43,8 +43,8 @@ impl Backend for Breaks {
         self.rows.stored_bytes().await
     }
 
-    async fn sweep(&self, now: u64, max_rows: u32) -> Result<Swept> {
-        self.rows.sweep(now, max_rows).await
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
+        self.rows.sweep(options).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {

@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
 use larder_core::commit::Commit;
 use larder_core::memory::operator::MemoryOperator;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -87,8 +87,8 @@ impl Backend for Holds {
         self.rows.stored_bytes().await
     }
 
-    async fn sweep(&self, now: u64, max_rows: u32) -> Result<Swept> {
-        let swept = self.rows.sweep(now, max_rows).await;
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
+        let swept = self.rows.sweep(options).await;
         if self.gates.is_held(Held::Sweep) {
             self.gates.wait().await;
         }

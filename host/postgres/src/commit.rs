@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::backend::{Committed, Version};
-use larder_core::commit::{Commit, CurrentRow, Need, Plan, RowWrite};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::{Commit, CurrentRow, Mutation, Need, Plan, RowWrite};
 use larder_core::name::RowKey;
 use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
@@ -16,6 +17,7 @@ use tokio_postgres::types::ToSql;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::first_read::FirstRead;
+use crate::moment::moment;
 use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Params, Session};
 
@@ -25,15 +27,40 @@ const COMMIT_MAX: Duration = Duration::from_secs(30);
 const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
 
 /// The rows as they are, live or not, and locked in key order.
-const CURRENT: &str = "
+const CURRENT: &str = concat!("
     SELECT asked.position, found.version, found.expires_at, octet_length(found.value)::bigint AS value_bytes,
+        ", moment!("$4"), " AS moment,
         CASE WHEN asked.whole THEN found.value END AS value
     FROM unnest($1::bytea[], $2::bytea[], $3::boolean[]) WITH ORDINALITY AS asked (namespace, key, whole, position)
     CROSS JOIN LATERAL (
         SELECT version, expires_at, value FROM larder_entries
         WHERE namespace = asked.namespace AND key = asked.key
         FOR UPDATE
-    ) AS found";
+    ) AS found");
+
+/// When a row that is put expires: a counter keeps its expiry, a time to live counts from the moment. What runs into a row
+/// that another transaction has locked reads the clock once it has the lock: so does `ON CONFLICT DO UPDATE`, but no plain
+/// update. (An insert that waits for another of the same row, which is rolled back, counts from before the wait.)
+macro_rules! expiry {
+    ($kept:literal, $ttl:literal, $moved:literal) => {
+        concat!("coalesce(", $kept, ", ", moment!($moved), " + ", $ttl, ")")
+    };
+}
+
+/// The version that was drawn, unless something that the commit rests on has expired: then the statement fails, by a
+/// division by zero, which nothing else in it can come to. It must be evaluated once all rows are locked and written.
+macro_rules! unless_expired {
+    ($version:literal, $moved:literal, $expires_at:literal) => {
+        concat!(
+            $version,
+            " / CASE WHEN ",
+            $expires_at,
+            "::bigint <= ",
+            moment!($moved),
+            " THEN 0 ELSE 1 END AS version"
+        )
+    };
+}
 
 /// All changes of a commit, in key order, and their version.
 ///
@@ -41,13 +68,16 @@ const CURRENT: &str = "
 /// changed the row since that snapshot, so the smaller one fails to serialize: a row's versions only grow. (A row that
 /// others made and deleted meanwhile is not there to tell; that it was there is not seen either.)
 ///
-/// Rows to delete are found one by one: as a join the planner might read the whole index, and thereby watch it.
+/// Rows to delete are found one by one: as a join the planner might read the whole index, and thereby watch it. That the
+/// changes are counted has them made before the last look at the clock.
 macro_rules! write_all {
-    ($condition:literal) => {
+    ($condition:expr) => {
         concat!(
             "
     WITH drawn AS MATERIALIZED (
-        SELECT nextval('larder_commit_sequence') AS version",
+        SELECT nextval('larder_commit_sequence') AS version, ",
+            moment!("$11"),
+            " AS moment",
             $condition,
             "
     ), written AS (
@@ -57,54 +87,86 @@ macro_rules! write_all {
         CROSS JOIN unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[]) AS puts (namespace, key, value, expires_at)
         ON CONFLICT (namespace, key) DO UPDATE
         SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+        RETURNING 1
+    ), lapsing AS (
+        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+        SELECT puts.namespace, puts.key, puts.value, drawn.moment + puts.ttl, drawn.version
+        FROM drawn
+        CROSS JOIN unnest($5::bytea[], $6::bytea[], $7::bytea[], $8::bigint[]) AS puts (namespace, key, value, ttl)
+        ON CONFLICT (namespace, key) DO UPDATE
+        SET value = excluded.value, version = excluded.version,
+            expires_at = excluded.expires_at - (SELECT moment FROM drawn) + ",
+            moment!("$11"),
+            "
+        RETURNING 1
     ), deleted AS (
         DELETE FROM larder_entries AS entries
-        USING drawn CROSS JOIN unnest($5::bytea[], $6::bytea[]) AS deletes (namespace, key)
+        USING drawn CROSS JOIN unnest($9::bytea[], $10::bytea[]) AS deletes (namespace, key)
         CROSS JOIN LATERAL (
             SELECT ctid AS place FROM larder_entries
             WHERE namespace = deletes.namespace AND key = deletes.key
             LIMIT 1
         ) AS found
         WHERE entries.ctid = found.place
+        RETURNING 1
     )
-    SELECT version FROM drawn"
+    SELECT ",
+            unless_expired!("drawn.version", "$11", "$12"),
+            "
+    FROM drawn CROSS JOIN (SELECT count(*) FROM written) AS put
+    CROSS JOIN (SELECT count(*) FROM lapsing) AS put_for_a_time CROSS JOIN (SELECT count(*) FROM deleted) AS gone"
         )
     };
 }
 
 const WRITE: &str = write_all!("");
 
-/// The same, if a row is at a version: `$7` to `$10` say which row, when it must be live, and the version, none for no row.
-const WRITE_IF: &str = write_all!(
+/// The same, if a row is at a version: `$13` to `$15` say which row, and the version, none for no row.
+const WRITE_IF: &str = write_all!(concat!(
     "
         WHERE (
             SELECT version FROM larder_entries
-            WHERE namespace = $7 AND key = $8 AND (expires_at IS NULL OR expires_at > $9)
-        ) IS NOT DISTINCT FROM $10::bigint"
-);
+            WHERE namespace = $13 AND key = $14 AND (expires_at IS NULL OR expires_at > ",
+    moment!("$11"),
+    ")
+        ) IS NOT DISTINCT FROM $15::bigint"
+));
 
 /// The same for a single row, which most commits write, without what the server does to run over arrays.
-const PUT: &str = "
-    INSERT INTO larder_entries (namespace, key, value, expires_at, version)
-    VALUES ($1, $2, $3, $4, nextval('larder_commit_sequence'))
+const PUT: &str = concat!(
+    "
+    INSERT INTO larder_entries AS entries (namespace, key, value, expires_at, version)
+    VALUES ($1, $2, $3, ",
+    expiry!("$4::bigint", "$5::bigint", "$6"),
+    ", nextval('larder_commit_sequence'))
     ON CONFLICT (namespace, key) DO UPDATE
-    SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
-    RETURNING version";
+    SET value = excluded.value, version = excluded.version, expires_at = ",
+    expiry!("$4::bigint", "$5::bigint", "$6"),
+    "
+    RETURNING ",
+    unless_expired!("entries.version", "$6", "$7")
+);
 
-/// The same for a single row that the transaction has seen in its snapshot. It is there, or the statement fails to
-/// serialize. An insert that runs into the row would lock it first, and log that.
-const REPLACE: &str = "
-    UPDATE larder_entries
+/// The same for a single row without a time to live that the transaction has seen in its snapshot. It is there, or the
+/// statement fails to serialize. An insert that runs into the row would lock it first, and log that.
+const REPLACE: &str = concat!(
+    "
+    UPDATE larder_entries AS entries
     SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
     WHERE namespace = $1 AND key = $2
-    RETURNING version";
+    RETURNING ",
+    unless_expired!("entries.version", "$5", "$6")
+);
 
 /// The same for a single row that the transaction has read without a snapshot of its own, where it was there.
-const REPLACE_IF: &str = "
-    UPDATE larder_entries
+const REPLACE_IF: &str = concat!(
+    "
+    UPDATE larder_entries AS entries
     SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
-    WHERE namespace = $1 AND key = $2 AND version = $5
-    RETURNING version";
+    WHERE namespace = $1 AND key = $2 AND version = $7
+    RETURNING ",
+    unless_expired!("entries.version", "$5", "$6")
+);
 
 /// Makes the commit of a transaction that read nothing.
 pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -> Result<Committed> {
@@ -167,25 +229,78 @@ async fn make_on_any(
 }
 
 async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
-    let plan = commit.plan(|_, _| Ok(None))?;
-    let (version, now) = (first.version(), saturating(commit.now));
+    let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
+    let (version, terms) = (first.version(), Terms::of(commit, &plan));
     let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
-    let rows = match plan.writes.as_slice() {
-        [(row, RowWrite::Put { value, expires_at })] if **row == first.row && version.is_some() => {
-            let expiry = expires_at.map(saturating);
-            let params: &Params<'_> = &[&namespace, &key, &value.as_ref(), &expiry, &version];
-            session.commit_alone(REPLACE_IF, params).await?
+    let rows = match single_put(commit, &plan) {
+        Some((row, value, Expiry { ttl: None, kept })) if *row == first.row && version.is_some() => {
+            let Terms { moved, expires_at } = terms;
+            let params: &Params<'_> = &[&namespace, &key, &value, &kept, &moved, &expires_at, &version];
+            session.commit_alone(REPLACE_IF, params).await.map_err(expired)?
         }
         _ => {
-            let changes = Changes::of(&plan);
-            let condition: &Params<'_> = &[&namespace, &key, &now, &version];
-            session.commit_alone(WRITE_IF, &[&changes.params(), condition].concat()).await?
+            let changes = Changes::of(commit, &plan);
+            let condition: &Params<'_> = &[&namespace, &key, &version];
+            let params = [&changes.params(&terms), condition].concat();
+            session.commit_alone(WRITE_IF, &params).await.map_err(expired)?
         }
     };
     match rows.first() {
         None => Err(Error::Conflict.into()),
         Some(drawn) => committed(version_of(drawn), plan.growth),
     }
+}
+
+/// Stands for the moment of a plan that no stored row is needed for: the server takes it, in the statement that writes.
+const SERVER_TELLS: UnixMillis = 0;
+
+/// What the server has to know to take the moment of a commit.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// How far its clock is moved.
+    moved: i64,
+    /// When the first row expires that the commit rests on.
+    expires_at: Option<i64>,
+}
+
+impl Terms {
+    fn of(commit: &Commit, plan: &Plan<'_>) -> Self {
+        Self { moved: commit.clock.moved_millis(), expires_at: plan.expires_at.map(saturating) }
+    }
+}
+
+/// When a row expires that is put: at a moment that it keeps, or so long after the commit.
+#[derive(Clone, Copy, Default)]
+struct Expiry {
+    kept: Option<i64>,
+    ttl: Option<i64>,
+}
+
+/// The longest time to live that can be added to any moment.
+const TTL_MAX: i64 = i64::MAX / 2;
+
+impl Expiry {
+    fn of(commit: &Commit, row: &RowKey, expires_at: Option<UnixMillis>) -> Self {
+        match commit.writes.get(row).and_then(Mutation::ttl_millis) {
+            Some(ttl) => Self { kept: None, ttl: Some(saturating(ttl).min(TTL_MAX)) },
+            None => Self { kept: expires_at.map(saturating), ttl: None },
+        }
+    }
+}
+
+/// The only write, where it is a put.
+fn single_put<'a>(commit: &Commit, plan: &'a Plan<'_>) -> Option<(&'a RowKey, &'a [u8], Expiry)> {
+    match plan.writes.as_slice() {
+        [(row, RowWrite::Put { value, expires_at })] => {
+            Some((row, value.as_ref(), Expiry::of(commit, row, *expires_at)))
+        }
+        _ => None,
+    }
+}
+
+/// A statement that ends with [`unless_expired`] has found that it is too late.
+fn expired(failure: Failure) -> Failure {
+    if failure.is_division_by_zero() { Error::Conflict.into() } else { failure }
 }
 
 async fn make(
@@ -219,15 +334,16 @@ async fn make_unbounded(
     found: Option<&RowKey>,
     first: Option<&FirstRead>,
 ) -> error::Result<Committed> {
-    let current = read_current(session, &commit.needs(), first).await?;
-    let plan = commit.plan(|row, _| Ok(current.get(row).cloned()))?;
+    let moved = commit.clock.moved_millis();
+    let (current, now) = read_current(session, &commit.needs(), moved, first).await?;
+    let plan = commit.plan(now, |row, _| Ok(current.get(row).cloned()))?;
     if plan.writes.is_empty() {
         if !session.is_idle() {
             session.commit().await?;
         }
         return Ok(Committed::default());
     }
-    let rows = write(session, &plan, found).await?;
+    let rows = write(session, commit, &plan, found).await.map_err(expired)?;
     let drawn =
         rows.first().ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of);
     committed(drawn, plan.growth)
@@ -244,22 +360,26 @@ fn committed(drawn: error::Result<Version>, growth: i64) -> error::Result<Commit
 async fn read_current<'a>(
     session: &mut Session,
     needs: &BTreeMap<&'a RowKey, Need>,
+    moved: i64,
     first: Option<&FirstRead>,
-) -> error::Result<BTreeMap<&'a RowKey, CurrentRow>> {
+) -> error::Result<(BTreeMap<&'a RowKey, CurrentRow>, UnixMillis)> {
     if needs.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok((BTreeMap::new(), SERVER_TELLS));
     }
     let namespaces: Vec<&[u8]> = needs.keys().map(|row| row.namespace.as_bytes()).collect();
     let keys: Vec<&[u8]> = needs.keys().map(|row| row.key.as_bytes()).collect();
     let whole: Vec<bool> = needs.values().map(|need| *need == Need::Value).collect();
-    let params: &Params<'_> = &[&namespaces, &keys, &whole];
+    let params: &Params<'_> = &[&namespaces, &keys, &whole, &moved];
     let rows = match first {
         _ if session.is_in_transaction() => session.query(CURRENT, params).await?,
-        Some(first) => first.begin(session, BEGIN, CURRENT, params).await?,
+        Some(first) => first.begin(session, BEGIN, moved, CURRENT, params).await?,
         None => session.begin(BEGIN, CURRENT, params).await?,
     };
     let asked: Vec<&'a RowKey> = needs.keys().copied().collect();
-    rows.iter().map(|row| current_row(row, &asked)).collect()
+    // The last row was locked last.
+    let now = rows.last().map_or(Ok(SERVER_TELLS), |row| unsigned(row, "moment"))?;
+    let current = rows.iter().map(|row| current_row(row, &asked)).collect::<error::Result<_>>()?;
+    Ok((current, now))
 }
 
 fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey, CurrentRow)> {
@@ -275,13 +395,22 @@ fn current_row<'a>(row: &Row, asked: &[&'a RowKey]) -> error::Result<(&'a RowKey
     Ok((key, current))
 }
 
-async fn write(session: &mut Session, plan: &Plan<'_>, found: Option<&RowKey>) -> error::Result<Vec<Row>> {
-    let [(row, RowWrite::Put { value, expires_at })] = plan.writes.as_slice() else {
-        return send(session, WRITE, &Changes::of(plan).params()).await;
+async fn write(
+    session: &mut Session,
+    commit: &Commit,
+    plan: &Plan<'_>,
+    found: Option<&RowKey>,
+) -> error::Result<Vec<Row>> {
+    let terms = Terms::of(commit, plan);
+    let Some((row, value, Expiry { kept, ttl })) = single_put(commit, plan) else {
+        return send(session, WRITE, &Changes::of(commit, plan).params(&terms)).await;
     };
-    let sql = if found == Some(*row) { REPLACE } else { PUT };
+    let Terms { moved, expires_at } = terms;
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
-    send(session, sql, &[&namespace, &key, &value.as_ref(), &expires_at.map(saturating)]).await
+    if found == Some(row) && ttl.is_none() {
+        return send(session, REPLACE, &[&namespace, &key, &value, &kept, &moved, &expires_at]).await;
+    }
+    send(session, PUT, &[&namespace, &key, &value, &kept, &ttl, &moved, &expires_at]).await
 }
 
 async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
@@ -295,31 +424,60 @@ async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::R
 /// The parameters of [`WRITE`], and the first ones of [`WRITE_IF`].
 #[derive(Default)]
 struct Changes<'a> {
-    put_namespaces: Vec<&'a [u8]>,
-    put_keys: Vec<&'a [u8]>,
-    values: Vec<&'a [u8]>,
-    expiries: Vec<Option<i64>>,
+    /// With the moments at which they expire, if they do.
+    kept: Puts<'a>,
+    /// With their times to live.
+    lapsing: Puts<'a>,
     deleted_namespaces: Vec<&'a [u8]>,
     deleted_keys: Vec<&'a [u8]>,
 }
 
+#[derive(Default)]
+struct Puts<'a> {
+    namespaces: Vec<&'a [u8]>,
+    keys: Vec<&'a [u8]>,
+    values: Vec<&'a [u8]>,
+    expiries: Vec<Option<i64>>,
+}
+
+impl<'a> Puts<'a> {
+    fn push(&mut self, row: &'a RowKey, value: &'a [u8], expiry: Option<i64>) {
+        self.namespaces.push(row.namespace.as_bytes());
+        self.keys.push(row.key.as_bytes());
+        self.values.push(value);
+        self.expiries.push(expiry);
+    }
+}
+
 impl<'a> Changes<'a> {
     /// In the order of the statement.
-    fn params(&self) -> [&(dyn ToSql + Sync); 6] {
-        let Self { put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys } = self;
-        [put_namespaces, put_keys, values, expiries, deleted_namespaces, deleted_keys]
+    fn params<'p>(&'p self, terms: &'p Terms) -> [&'p (dyn ToSql + Sync); 12] {
+        let Self { kept, lapsing, deleted_namespaces, deleted_keys } = self;
+        let Terms { moved, expires_at } = terms;
+        [
+            &kept.namespaces,
+            &kept.keys,
+            &kept.values,
+            &kept.expiries,
+            &lapsing.namespaces,
+            &lapsing.keys,
+            &lapsing.values,
+            &lapsing.expiries,
+            deleted_namespaces,
+            deleted_keys,
+            moved,
+            expires_at,
+        ]
     }
 
-    fn of(plan: &'a Plan<'_>) -> Self {
+    fn of(commit: &Commit, plan: &'a Plan<'_>) -> Self {
         let mut changes = Self::default();
         for (row, write) in &plan.writes {
             match write {
-                RowWrite::Put { value, expires_at } => {
-                    changes.put_namespaces.push(row.namespace.as_bytes());
-                    changes.put_keys.push(row.key.as_bytes());
-                    changes.values.push(value);
-                    changes.expiries.push(expires_at.map(saturating));
-                }
+                RowWrite::Put { value, expires_at } => match Expiry::of(commit, row, *expires_at) {
+                    Expiry { ttl: None, kept } => changes.kept.push(row, value, kept),
+                    Expiry { ttl, .. } => changes.lapsing.push(row, value, ttl),
+                },
                 RowWrite::Delete => {
                     changes.deleted_namespaces.push(row.namespace.as_bytes());
                     changes.deleted_keys.push(row.key.as_bytes());

@@ -33,6 +33,11 @@ const UNREACHABLE: &str = "the database can't be reached";
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
+    /// Whether a statement divided by zero.
+    pub(crate) fn is_division_by_zero(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
+    }
+
     /// Stored bytes that are not as larder writes them.
     pub(crate) fn corrupt(what: &str) -> Self {
         Self::Known(Error::Corrupt(what.to_string()))

@@ -6,31 +6,43 @@
 
 use larder_core::Error;
 use larder_core::backend::StoredValue;
-use larder_core::clock::UnixMillis;
 use larder_core::name::RowKey;
 use tokio_postgres::Row;
 
 use crate::error::Result;
+use crate::moment::{Read, moment, with_moment};
 use crate::rows::{saturating, version};
 use crate::session::{Params, Session};
 
-/// A live row.
-pub(crate) const GET: &str = "
+macro_rules! get {
+    ($now:literal) => {
+        concat!(
+            "
     SELECT value, version, expires_at FROM larder_entries
-    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
+    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > ",
+            $now,
+            ")"
+        )
+    };
+}
+
+/// A live row.
+pub(crate) const GET: Read = Read { first: with_moment!("$3", get!("moment.now")), next: get!("$3") };
 
 /// Its version.
-const CHECK: &str = "
+const CHECK: &str = concat!(
+    "
     SELECT version FROM larder_entries
-    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > $3)";
+    WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > ",
+    moment!("$3"),
+    ")"
+);
 
 /// A row as it was when it was read first.
 #[derive(Debug)]
 pub(crate) struct FirstRead {
     pub(crate) row: RowKey,
     pub(crate) stored: Option<StoredValue>,
-    /// The moment at which it was live.
-    pub(crate) now: UnixMillis,
 }
 
 impl FirstRead {
@@ -44,12 +56,12 @@ impl FirstRead {
         &self,
         session: &mut Session,
         begin: &str,
+        moved: i64,
         sql: &str,
         params: &Params<'_>,
     ) -> Result<Vec<Row>> {
         let (namespace, key) = (self.row.namespace.as_bytes(), self.row.key.as_bytes());
-        let now = saturating(self.now);
-        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &now]);
+        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &moved]);
         let (checked, rows) = session.begin_checked(begin, check, sql, params).await?;
         let found = checked.first().map(version).transpose()?;
         let is_same = found == self.stored.as_ref().map(|stored| stored.version);

@@ -58,6 +58,7 @@ mod first_read;
 mod maintenance;
 mod migrate;
 mod migrator;
+mod moment;
 mod records;
 mod rows;
 mod search_path;
@@ -68,7 +69,7 @@ mod statements;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -120,8 +121,8 @@ impl Backend for Postgres {
         Ok(maintenance::stored_bytes(&self.connections).await?)
     }
 
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
-        Ok(maintenance::sweep(&self.connections, now, max_rows).await?)
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
+        Ok(maintenance::sweep(&self.connections, &options).await?)
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use larder_core::backend::Swept;
-use larder_core::clock::UnixMillis;
+use larder_core::backend::{SweepOptions, Swept};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
 use crate::connections::Connections;
 use crate::error::{Failure, Result};
-use crate::rows::{saturating, unsigned};
+use crate::moment::moment;
+use crate::rows::unsigned;
 use crate::session::Params;
 
 /// How long a server may take to say that it is there.
@@ -32,23 +32,27 @@ const BEGIN_SWEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 /// A row that somebody is writing is left for later. So is one that was written since the statement began: its new
 /// place is not visible to the statement.
-const SWEEP: &str = "
+const SWEEP: &str = concat!(
+    "
     WITH expired AS MATERIALIZED (
-        SELECT ctid AS place FROM larder_entries WHERE expires_at <= $1
+        SELECT ctid AS place FROM larder_entries WHERE expires_at <= ",
+    moment!("$1"),
+    "
         ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), deleted AS (
         DELETE FROM larder_entries AS entries USING expired WHERE entries.ctid = expired.place
         RETURNING octet_length(namespace) + octet_length(key) + octet_length(value) AS bytes
     )
-    SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted";
+    SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted"
+);
 
 pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
     unsigned(one(&transaction(connections, BEGIN_COUNT, COUNT, &[]).await?)?, "bytes")
 }
 
-pub(crate) async fn sweep(connections: &Connections, now: UnixMillis, max_rows: u32) -> Result<Swept> {
-    let (now, max_rows) = (saturating(now), i64::from(max_rows));
-    let rows = transaction(connections, BEGIN_SWEEP, SWEEP, &[&now, &max_rows]).await?;
+pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> Result<Swept> {
+    let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
+    let rows = transaction(connections, BEGIN_SWEEP, SWEEP, &[&moved, &max_rows]).await?;
     let row = one(&rows)?;
     Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }

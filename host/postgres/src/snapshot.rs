@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use larder_core::Result;
 use larder_core::backend::{
     Chunk, ChunkRow, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Version,
 };
+use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::{Error, Result};
 use tokio::time::timeout_at;
 use tokio_postgres::Row;
 
@@ -17,6 +18,7 @@ use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::first_read::{FirstRead, GET};
+use crate::moment::{Read, with_moment};
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
@@ -25,8 +27,12 @@ pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
     session: Session,
     options: SnapshotOptions,
+    /// The moment at which rows are live, once there is a transaction.
+    now: i64,
     /// What was read before there is a transaction.
     first: Option<FirstRead>,
+    /// When the row expires that was read before there was a transaction: the moment must be before that, too.
+    first_expires_at: Option<UnixMillis>,
     /// The row that was read last, where there was one: its update need not look whether it is there.
     found: Option<RowKey>,
 }
@@ -43,32 +49,53 @@ enum Reading {
 /// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more; so it might
 /// with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
 /// known without reading it.
-const GET_MANY: &str = "
+macro_rules! get_many {
+    ($now:literal) => {
+        concat!(
+            "
     SELECT asked.position, found.version, found.expires_at, found.value
     FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
     CROSS JOIN LATERAL (
         SELECT version, expires_at, CASE WHEN octet_length(value) <= $4 THEN value END AS value
         FROM larder_entries
-        WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > $3)
+        WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > ",
+            $now,
+            ")
         LIMIT 1
-    ) AS found";
+    ) AS found"
+        )
+    };
+}
+
+const GET_MANY: Read = Read { first: with_moment!("$3", get_many!("moment.now")), next: get_many!("$3") };
 
 /// The same where values are of very different sizes: it adds them up before it sends any.
-const GET_MANY_COUNTED: &str = "
+macro_rules! get_many_counted {
+    ($now:literal) => {
+        concat!(
+            "
     SELECT position, version, expires_at, total, CASE WHEN total <= $4 THEN value END AS value
     FROM (
         SELECT asked.position, found.*, coalesce(sum(octet_length(found.value)) OVER (), 0) AS total
         FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
         CROSS JOIN LATERAL (
             SELECT value, version, expires_at FROM larder_entries
-            WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > $3)
+            WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > ",
+            $now,
+            ")
             LIMIT 1
         ) AS found
-    ) AS counted";
+    ) AS counted"
+        )
+    };
+}
+
+const GET_MANY_COUNTED: Read =
+    Read { first: with_moment!("$3", get_many_counted!("moment.now")), next: get_many_counted!("$3") };
 
 /// A further row is looked for and not sent: it tells whether the range ends.
 macro_rules! scan {
-    ($order:literal, $end:literal) => {
+    ($now:literal, $order:literal, $end:literal) => {
         concat!(
             "
     SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, expires_at, is_last
@@ -79,7 +106,9 @@ macro_rules! scan {
             SELECT key, value, expires_at,
                 octet_length(key) + CASE WHEN $4::boolean THEN 0 ELSE octet_length(value) END AS size
             FROM larder_entries
-            WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > $3)",
+            WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > ",
+            $now,
+            ")",
             $end,
             " ORDER BY key ",
             $order,
@@ -96,52 +125,95 @@ macro_rules! scan {
     };
 }
 
+macro_rules! scan_read {
+    ($order:literal, $end:literal) => {
+        Read { first: with_moment!("$3", scan!("moment.now", $order, $end)), next: scan!("$3", $order, $end) }
+    };
+}
+
 /// The statement for a range. One that is also for ranges without an end would be planned without using the end.
-fn scan_sql(reverse: bool, has_end: bool) -> &'static str {
+fn scan_read(reverse: bool, has_end: bool) -> Read {
     match (reverse, has_end) {
-        (false, false) => scan!("ASC", ""),
-        (false, true) => scan!("ASC", " AND key < $7"),
-        (true, false) => scan!("DESC", ""),
-        (true, true) => scan!("DESC", " AND key < $7"),
+        (false, false) => scan_read!("ASC", ""),
+        (false, true) => scan_read!("ASC", " AND key < $7"),
+        (true, false) => scan_read!("DESC", ""),
+        (true, true) => scan_read!("DESC", " AND key < $7"),
     }
 }
 
-const NEXT_NAMESPACE: &str = "
+macro_rules! next_namespace {
+    ($now:literal) => {
+        concat!(
+            "
     SELECT namespace FROM larder_entries
-    WHERE namespace >= $1 AND (expires_at IS NULL OR expires_at > $2)
-    ORDER BY namespace, key LIMIT 1";
+    WHERE namespace >= $1 AND (expires_at IS NULL OR expires_at > ",
+            $now,
+            ")
+    ORDER BY namespace, key LIMIT 1"
+        )
+    };
+}
+
+const NEXT_NAMESPACE: Read =
+    Read { first: with_moment!("$2", next_namespace!("moment.now")), next: next_namespace!("$2") };
 
 impl PostgresSnapshot {
     pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
         let session = in_time(options.deadline, connections.snapshot_session()).await?;
-        Ok(Self { connections: connections.clone(), session, options, first: None, found: None })
+        Ok(Self {
+            connections: connections.clone(),
+            session,
+            options,
+            now: 0,
+            first: None,
+            first_expires_at: None,
+            found: None,
+        })
     }
 
-    async fn read(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
-        self.read_in(Reading::Transaction, sql, params).await
+    async fn read(&mut self, read: Read, params: &Params<'_>) -> error::Result<Vec<Row>> {
+        self.read_in(Reading::Transaction, read, params).await
     }
 
-    async fn read_in(&mut self, reading: Reading, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+    async fn read_in(
+        &mut self,
+        reading: Reading,
+        read: Read,
+        params: &Params<'_>,
+    ) -> error::Result<Vec<Row>> {
         self.connections.check_open()?;
-        in_time(self.options.deadline, self.read_unbounded(reading, sql, params)).await
+        in_time(self.options.deadline, self.read_unbounded(reading, read, params)).await
     }
 
     async fn read_unbounded(
         &mut self,
         reading: Reading,
-        sql: &str,
+        read: Read,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
         if self.session.is_in_transaction() {
-            return self.session.query(sql, params).await;
+            return self.session.query(read.next, params).await;
         }
-        match self.read_new(reading, sql, params).await {
+        let rows = match self.read_new(reading, read.first, params).await {
             Err(failure) if failure.is_lost_before() => {
                 self.connections.renew(&mut self.session).await?;
-                self.read_new(reading, sql, params).await
+                self.read_new(reading, read.first, params).await?
             }
-            result => result,
+            rows => rows?,
+        };
+        self.take_moment(rows)
+    }
+
+    /// Takes the moment of the snapshot, and leaves the rows.
+    fn take_moment(&mut self, mut rows: Vec<Row>) -> error::Result<Vec<Row>> {
+        let first = rows.first().ok_or_else(|| Failure::corrupt("the database gave no moment"))?;
+        self.now = column(first, "moment")?;
+        if column::<Option<bool>>(first, "is_found")?.is_none() {
+            rows.clear();
         }
+        let expired =
+            self.first_expires_at.take().is_some_and(|expires_at| saturating(expires_at) <= self.now);
+        if expired { Err(Error::Conflict.into()) } else { Ok(rows) }
     }
 
     async fn read_new(
@@ -157,19 +229,20 @@ impl PostgresSnapshot {
     }
 
     async fn begin_with(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
-        let begin = self.begin();
+        let (begin, moved) = (self.begin(), self.options.clock.moved_millis());
         let Some(first) = &self.first else { return self.session.begin(begin, sql, params).await };
-        let rows = first.begin(&mut self.session, begin, sql, params).await?;
+        let rows = first.begin(&mut self.session, begin, moved, sql, params).await?;
+        self.first_expires_at = first.stored.as_ref().and_then(|stored| stored.expires_at);
         self.found = self.first.take().and_then(FirstRead::found);
         Ok(rows)
     }
 
     /// Reads the first row of an update.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
-        let rows = self.read_in(Reading::Alone, GET, &[&namespace, &key, &now]).await?;
+        let (namespace, key, moved) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
+        let rows = self.read_in(Reading::Alone, GET, &[&namespace, &key, &moved]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
-        self.first = Some(FirstRead { row: row.clone(), stored: stored.clone(), now: self.options.now });
+        self.first = Some(FirstRead { row: row.clone(), stored: stored.clone() });
         Ok(stored)
     }
 
@@ -180,8 +253,9 @@ impl PostgresSnapshot {
         }
     }
 
-    fn now(&self) -> i64 {
-        saturating(self.options.now)
+    /// What a [`Read`] is to be told.
+    fn moment(&self) -> i64 {
+        if self.session.is_in_transaction() { self.now } else { self.options.clock.moved_millis() }
     }
 }
 
@@ -200,7 +274,7 @@ impl Snapshot for PostgresSnapshot {
         if self.options.mode == Mode::Update && self.session.is_idle() && self.first.is_none() {
             return self.read_first(row).await;
         }
-        let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.now());
+        let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
         let rows = self.read(GET, &[&namespace, &key, &now]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         if self.options.mode == Mode::Update {
@@ -211,38 +285,40 @@ impl Snapshot for PostgresSnapshot {
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let names: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
-        let (namespace, now, max) = (namespace.as_bytes(), self.now(), saturating(max_bytes));
+        let (namespace, now, max) = (namespace.as_bytes(), self.moment(), saturating(max_bytes));
         let share = max / i64::try_from(keys.len().max(1)).unwrap_or(i64::MAX);
         let share = i32::try_from(share).unwrap_or(i32::MAX);
         let rows = self.read(GET_MANY, &[&namespace, &names, &now, &share]).await?;
         if let Some(found) = many(&rows, keys.len())? {
             return Ok(Many::Rows(found));
         }
+        let now = self.moment();
         let rows = self.read(GET_MANY_COUNTED, &[&namespace, &names, &now, &max]).await?;
         Ok(many_counted(&rows, keys.len(), max_bytes)?)
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let (namespace, start, now) = (range.namespace().as_bytes(), range.start(), self.now());
+        let (namespace, start, now) = (range.namespace().as_bytes(), range.start(), self.moment());
         // One row more is asked for than may be given.
         let max_rows = i64::try_from(options.max_rows).unwrap_or(i64::MAX).min(i64::MAX - 1);
         let max_bytes = saturating(options.max_bytes);
-        let sql = scan_sql(options.reverse, range.end().is_some());
+        let read = scan_read(options.reverse, range.end().is_some());
         let rows = match range.end() {
             None => {
-                self.read(sql, &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes]).await?
+                self.read(read, &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes])
+                    .await?
             }
             Some(end) => {
                 let params: &Params<'_> =
                     &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes, &end];
-                self.read(sql, params).await?
+                self.read(read, params).await?
             }
         };
         Ok(chunk(&rows, options)?)
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let now = self.now();
+        let now = self.moment();
         let rows = self.read(NEXT_NAMESPACE, &[&first_after(after), &now]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Namespace::from_stored(column(row, "namespace")?).map(Some)

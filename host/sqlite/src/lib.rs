@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept, Version};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -361,10 +361,10 @@ impl Backend for Sqlite {
         blocking(move || reader.read(rows::stored_bytes)).await
     }
 
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         self.check_open()?;
         let writer = self.writer.clone();
-        blocking(move || writer.sweep(now, max_rows)).await
+        blocking(move || writer.sweep(&options)).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {

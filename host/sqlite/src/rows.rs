@@ -3,7 +3,7 @@
 use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
-use larder_core::name::{KeyRange, Namespace, RowKey};
+use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::read_set::{CurrentState, RangeState};
 use larder_core::{Error, Result};
 use rusqlite::types::Value as SqlValue;
@@ -137,15 +137,35 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
     Ok(statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?)
 }
 
-/// Removes expired rows, and gives the bytes of each.
-pub(crate) fn sweep(connection: &Connection, now: UnixMillis, max_rows: u32) -> SqliteResult<Vec<u64>> {
+/// Removes expired rows, and gives them without their values, with the bytes of each.
+pub(crate) fn sweep(
+    connection: &Connection,
+    now: UnixMillis,
+    max_rows: u32,
+) -> SqliteResult<Vec<(StoredName, u64)>> {
     let mut statement = connection.prepare_cached(
         "DELETE FROM larder_entries WHERE (namespace, key) IN
              (SELECT namespace, key FROM larder_entries WHERE expires_at <= ?1 LIMIT ?2)
-         RETURNING length(namespace) + length(key) + length(value)",
+         RETURNING namespace, key, length(namespace) + length(key) + length(value)",
     )?;
-    let swept = statement.query_map((sql_millis(now), max_rows), |row| row.get(0))?;
+    let swept = statement.query_map((sql_millis(now), max_rows), |row| {
+        Ok((StoredName { namespace: row.get(0)?, key: row.get(1)? }, row.get(2)?))
+    })?;
     Ok(swept.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The names of a row as the file has them.
+pub(crate) struct StoredName {
+    namespace: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl StoredName {
+    /// The row; none where the names are no text, which is never read.
+    pub(crate) fn row(self) -> Option<RowKey> {
+        let namespace = Namespace::from_stored(self.namespace).ok()?;
+        Some(RowKey { namespace, key: Key::from_stored(self.key).ok()? })
+    }
 }
 
 /// The committed state within the writer's transaction.

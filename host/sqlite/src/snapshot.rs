@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use larder_core::backend::{
     Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
 };
-use larder_core::clock::UnixMillis;
+use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::{Error, Result};
@@ -15,8 +15,8 @@ use rusqlite::Connection;
 
 use crate::cache::{Beginning, Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
-use crate::rows;
 use crate::writer::Writer;
+use crate::{blocking, rows};
 
 /// One committed state. Reads run on the caller's thread: a hop to another one costs more than a read.
 pub(crate) struct SqliteSnapshot {
@@ -25,6 +25,8 @@ pub(crate) struct SqliteSnapshot {
     seen: Option<Seen>,
     /// Whether anybody has seen the state yet.
     is_seen: bool,
+    clock: ForwardClock,
+    /// The moment at which rows are live. It belongs to the state.
     now: UnixMillis,
     deadline: Instant,
     readers: Arc<Readers>,
@@ -48,27 +50,29 @@ impl SqliteSnapshot {
         options: SnapshotOptions,
     ) -> Result<Self> {
         let (readers, writer) = (readers.clone(), writer.clone());
-        let SnapshotOptions { now, deadline, .. } = options;
-        let (base, seen) = match writer.cache().and_then(|cache| cache.epoch()) {
-            Some(epoch) => {
+        let SnapshotOptions { clock, deadline, .. } = options;
+        let (base, seen, now) = match writer.cache().and_then(|cache| cache.epoch(&clock)) {
+            Some((epoch, now)) => {
                 let seen = Seen { state: epoch.state, is_cached: true };
-                (Base::Epoch(epoch), Some(seen))
+                (Base::Epoch(epoch), Some(seen), now)
             }
             None => {
-                let (reader, seen) = begin(&readers, &writer, deadline).await?;
-                (Base::Reader(reader), seen)
+                let (reader, seen, now) = begin(&readers, &writer, &clock, deadline).await?;
+                (Base::Reader(reader), seen, now)
             }
         };
-        Ok(Self { base, seen, is_seen: false, now, deadline, readers, writer })
+        Ok(Self { base, seen, is_seen: false, clock, now, deadline, readers, writer })
     }
 
-    /// Reads in the database, where this snapshot still can.
-    async fn read<T>(&mut self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
+    /// Reads in the database, where this snapshot still can. The moment is known only then: it may change with the state.
+    async fn read<T>(&mut self, work: impl FnOnce(&Connection, UnixMillis) -> Result<T> + Send) -> Result<T> {
         if let Base::Epoch(epoch) = &self.base {
             let epoch = epoch.clone();
             self.leave(epoch).await?;
         }
         self.is_seen = true;
+        let now = self.now;
+        let work = |connection: &Connection| work(connection, now);
         let read = match &self.base {
             Base::Reader(reader) => reader.read_in_transaction(work),
             Base::Pinned(epoch) => epoch.pin().and_then(|pin| pin.read_in_transaction(work)),
@@ -81,10 +85,14 @@ impl SqliteSnapshot {
     /// From an epoch to a connection that sees it: while it is the newest state, any does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
         if !epoch.is_pinned() {
-            let (reader, seen) = begin(&self.readers, &self.writer, self.deadline).await?;
+            let (reader, seen, now) = begin(&self.readers, &self.writer, &self.clock, self.deadline).await?;
             let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
-            if is_same || !self.is_seen {
+            if is_same {
                 (self.base, self.seen) = (Base::Reader(reader), seen);
+                return Ok(());
+            }
+            if !self.is_seen {
+                (self.base, self.seen, self.now) = (Base::Reader(reader), seen, now);
                 return Ok(());
             }
             // Where another process committed, nobody has kept a connection.
@@ -109,8 +117,7 @@ impl SqliteSnapshot {
     }
 
     async fn scan_database(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let now = self.now;
-        self.read(|connection| rows::scan(connection, range, options, now)).await
+        self.read(|connection, now| rows::scan(connection, range, options, now)).await
     }
 
     /// Where nothing is cached of this state, all of it is a gap.
@@ -142,28 +149,41 @@ impl SqliteSnapshot {
 /// How often a transaction is begun anew where it can't be told which state it sees: somebody committed just then.
 const BEGINS_MAX: usize = 3;
 
-/// Begins a transaction; gives the state that it sees, where that can be told.
+/// Begins a transaction; gives the state that it sees, where that can be told, and the moment that belongs to it.
 async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
+    clock: &ForwardClock,
     deadline: Instant,
-) -> Result<(Reader, Option<Seen>)> {
+) -> Result<(Reader, Option<Seen>, UnixMillis)> {
     let reader = readers.take(deadline).await?;
-    let Some(cache) = writer.cache() else {
-        reader.begin()?;
-        return Ok((reader, None));
-    };
-    let mut attempts = 1;
-    loop {
+    for _ in 0..BEGINS_MAX {
+        let Some(cache) = writer.cache() else { break };
         let mark = cache.mark();
         let reserved = reader.begin()?;
-        let seen = cache.saw(reserved, mark);
-        if seen.is_some() || attempts == BEGINS_MAX {
-            return Ok((reader, seen));
+        if let Some((seen, now)) = cache.saw(reserved, mark, clock) {
+            return Ok((reader, Some(seen), now));
         }
         reader.end()?;
-        attempts += 1;
     }
+    begin_between_commits(reader, writer, clock).await
+}
+
+/// Begins a transaction while this process commits nothing, so that the moment is that of the state that it sees.
+async fn begin_between_commits(
+    reader: Reader,
+    writer: &Arc<Writer>,
+    clock: &ForwardClock,
+) -> Result<(Reader, Option<Seen>, UnixMillis)> {
+    let (writer, clock) = (writer.clone(), clock.clone());
+    blocking(move || {
+        writer.between_commits(|_| {
+            reader.begin()?;
+            let now = clock.now();
+            Ok((reader, None, now))
+        })
+    })
+    .await
 }
 
 #[async_trait]
@@ -173,8 +193,7 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let now = self.now;
-        let found = self.read(|connection| rows::get(connection, row, now)).await?;
+        let found = self.read(|connection, now| rows::get(connection, row, now)).await?;
         self.fill(row, found.as_ref());
         Ok(found)
     }
@@ -217,8 +236,7 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let now = self.now;
-        self.read(|connection| rows::next_namespace(connection, after, now)).await
+        self.read(|connection, now| rows::next_namespace(connection, after, now)).await
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {

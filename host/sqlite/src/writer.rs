@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use larder_core::backend::{Committed, Swept, Version};
-use larder_core::clock::UnixMillis;
-use larder_core::commit::{Commit, Plan};
+use larder_core::backend::{Committed, SweepOptions, Swept, Version};
+use larder_core::clock::ForwardClock;
+use larder_core::commit::{Commit, Plan, RowWrite};
 use larder_core::commit_log::{CommitLog, Verdict};
 use larder_core::memory::records::RecordWrite;
 use larder_core::name::RowKey;
@@ -111,6 +111,14 @@ const GROUP_MAX: usize = 256;
 const JOURNALED_BYTES_MAX: u64 = 16 << 20;
 
 impl Work {
+    /// What tells its moment; a record has none.
+    fn clock(&self) -> Option<&ForwardClock> {
+        match self {
+            Self::Commit(commit, _) => Some(&commit.clock),
+            Self::Record(_) => None,
+        }
+    }
+
     /// Bytes that it writes, about.
     fn bytes(&self) -> u64 {
         match self {
@@ -187,9 +195,10 @@ impl Writer {
     }
 
     /// Removes expired rows.
-    pub(crate) fn sweep(self: &Arc<Self>, now: UnixMillis, max_rows: u32) -> Result<Swept> {
-        let mut state = lock(&self.state);
-        let swept = state.sweep(self.cache.as_ref(), now, max_rows);
+    pub(crate) fn sweep(self: &Arc<Self>, options: &SweepOptions) -> Result<Swept> {
+        let state = if options.is_closing { self.try_state() } else { Some(lock(&self.state)) };
+        let Some(mut state) = state else { return Ok(Swept::default()) };
+        let swept = state.sweep(self.cache.as_ref(), options);
         self.count(swept.as_ref().is_ok_and(|swept| !swept.is_empty()).into());
         drop(state);
         self.dirty.store(true, Ordering::Release);
@@ -444,7 +453,8 @@ impl State {
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
         // Where the version is a position, others rely on it: it stands in the table with every commit.
         let reserve = if self.positioned { 0 } else { RESERVED_VERSIONS };
-        let result = GroupCommit::begin(connection, &mut self.log, cache, journaled_to, reserve)
+        let clock = group.iter().find_map(|request| request.work.clock());
+        let result = GroupCommit::begin(connection, &mut self.log, cache, clock, journaled_to, reserve)
             .map_err(GroupError::RolledBack)
             .and_then(|group_commit| group_commit.make(group, self.positioned));
         match &result {
@@ -494,11 +504,15 @@ impl State {
         replayed
     }
 
-    fn sweep(&mut self, cache: Option<&Cache>, now: UnixMillis, max_rows: u32) -> Result<Vec<u64>> {
+    fn sweep(&mut self, cache: Option<&Cache>, options: &SweepOptions) -> Result<Vec<u64>> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
-        self.lock.begin(connection, cache)?;
-        let swept = sweep(connection, &mut self.log, cache, now, max_rows);
+        if !options.is_closing {
+            self.lock.begin(connection, cache)?;
+        } else if !self.lock.try_begin(connection, cache)? {
+            return Ok(Vec::new());
+        }
+        let swept = sweep(connection, &mut self.log, cache, options);
         if swept.is_err() {
             self.abandon(is_unknown(&swept));
         }
@@ -616,12 +630,19 @@ fn sweep(
     connection: &Connection,
     log: &mut CommitLog,
     cache: Option<&Cache>,
-    now: UnixMillis,
-    max_rows: u32,
+    options: &SweepOptions,
 ) -> Result<Vec<u64>> {
-    let mut cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
-    let swept = rows::sweep(connection, now, max_rows)?;
+    // It changes nothing that a read could tell, so it has no moment.
+    let mut cached = cache.map(|cache| cache.begin_commit(connection, None)).transpose()?;
+    let swept = rows::sweep(connection, options.clock.now(), options.max_rows)?;
     let wrote = !swept.is_empty();
+    let mut sizes = Vec::with_capacity(swept.len());
+    for (name, bytes) in swept {
+        if let (Some(cached), Some(row)) = (&mut cached, name.row()) {
+            cached.note(&row, &RowWrite::Delete, Version::ABSENT);
+        }
+        sizes.push(bytes);
+    }
     if let Some(cached) = &mut cached {
         if wrote {
             log.push(cached.move_on().as_version(), []);
@@ -633,12 +654,12 @@ fn sweep(
         let given = cached.given;
         cached.done(given, wrote);
     }
-    Ok(swept)
+    Ok(sizes)
 }
 
 /// Gives back versions in SQLite's transaction, which has begun, and commits it.
 fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
-    let cached = cache.begin_commit(connection)?;
+    let cached = cache.begin_commit(connection, None)?;
     let Given { last, reserved } = cached.given;
     let wrote = last < reserved;
     if wrote {
@@ -673,10 +694,11 @@ impl<'a> GroupCommit<'a> {
         connection: &'a Connection,
         log: &'a mut CommitLog,
         cache: Option<&'a Cache>,
+        clock: Option<&ForwardClock>,
         journaled_to: Option<Version>,
         reserve: u64,
     ) -> Result<Self> {
-        let cached = cache.map(|cache| cache.begin_commit(connection)).transpose()?;
+        let cached = cache.map(|cache| cache.begin_commit(connection, clock)).transpose()?;
         let given = match &cached {
             Some(cached) => cached.given,
             None => Given::read(rows::last_version(connection)?),
@@ -753,21 +775,23 @@ impl<'a> GroupCommit<'a> {
         }
     }
 
-    /// Decides what a member writes; nothing is written yet.
+    /// Decides what a member writes; nothing is written yet. Its moment is now, when SQLite's lock keeps everything else
+    /// from coming before it.
     fn plan<'c>(&self, commit: &'c Commit, snapshot: Option<StateNumber>) -> Result<Plan<'c>> {
         let connection = self.connection;
+        let now = commit.clock.now();
         let verdict = snapshot.zip(self.cached.as_ref()).map_or(Verdict::Unknown, |(snapshot, cached)| {
             self.log.check(&commit.reads, snapshot.as_version(), cached.state.as_version())
         });
         let holds = match verdict {
             Verdict::Untouched => true,
             Verdict::Touched => false,
-            Verdict::Unknown => commit.reads.holds(&mut rows::Current { connection, now: commit.now })?,
+            Verdict::Unknown => commit.reads.holds(&mut rows::Current { connection, now })?,
         };
         if !holds {
             return Err(Error::Conflict);
         }
-        commit.plan(|row, need| rows::current_row(connection, row, need))
+        commit.plan(now, |row, need| rows::current_row(connection, row, need))
     }
 
     /// Writes what a member decided. An error here fails the whole group.

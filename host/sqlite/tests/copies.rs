@@ -115,8 +115,11 @@ async fn a_close_waits_for_reads_under_way_and_leaves_one_file() {
         commit(&database, &turn.to_string(), &[0; 2_000]).await.unwrap();
     }
     assert_eq!(names(folder.path()), ["store.db", "store.db-shm", "store.db-wal"]);
-    let options =
-        SnapshotOptions { mode: Mode::View, now: 1, deadline: Instant::now() + Duration::from_secs(5) };
+    let options = SnapshotOptions {
+        mode: Mode::View,
+        clock: clock_at(1),
+        deadline: Instant::now() + Duration::from_secs(5),
+    };
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("0")).await.unwrap();
     let read = async {
@@ -140,7 +143,7 @@ async fn a_snapshot_that_is_kept_after_the_close_moves_the_log_with_its_end() {
     let database = open(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let options = SnapshotOptions { mode: Mode::View, now: 1, deadline };
+    let options = SnapshotOptions { mode: Mode::View, clock: clock_at(1), deadline };
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("a")).await.unwrap();
     assert!(matches!(database.finish().await, Err(Error::Unavailable { .. })));
@@ -170,9 +173,9 @@ async fn changes_count_what_changed_something_and_wake_who_waits() {
     assert_eq!((database.changes(), database.redo_position().await.unwrap()), (2, Version(2)));
     let expiring = commit_of(1, [("short", put(b"", Some(10)))]);
     assert_eq!(database.commit(expiring).await.unwrap().version, Version(3));
-    assert_eq!(database.sweep(5, 10).await.unwrap().rows, 0);
+    assert_eq!(database.sweep(sweep_at(5, 10)).await.unwrap().rows, 0);
     assert_eq!(database.changes(), 3);
-    assert_eq!(database.sweep(11, 10).await.unwrap().rows, 1);
+    assert_eq!(database.sweep(sweep_at(11, 10)).await.unwrap().rows, 1);
     // A sweep counts, and is at no position of its own.
     assert_eq!((database.changes(), database.redo_position().await.unwrap()), (4, Version(3)));
 }

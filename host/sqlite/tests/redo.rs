@@ -135,7 +135,7 @@ async fn a_commit_that_changes_nothing_waits_for_those_it_may_have_seen() {
     let seen = {
         let database = database.clone();
         tokio::spawn(async move {
-            let mut commit = larder_core::commit::Commit { now: 1, ..Default::default() };
+            let mut commit = larder_core::commit::Commit::default();
             commit.conditions.insert(row("a"), Version(1));
             database.commit(Arc::new(commit)).await
         })
@@ -192,7 +192,11 @@ async fn a_close_hands_over_what_has_queued_up() {
 }
 
 fn view() -> SnapshotOptions {
-    SnapshotOptions { mode: Mode::View, now: 1, deadline: Instant::now() + Duration::from_secs(5) }
+    SnapshotOptions {
+        mode: Mode::View,
+        clock: clock_at(1),
+        deadline: Instant::now() + Duration::from_secs(5),
+    }
 }
 
 #[tokio::test]
@@ -211,7 +215,7 @@ async fn after_a_failure_all_who_wait_are_told_and_nothing_is_shown_or_taken_unt
     assert!(is_fenced(&second.await.unwrap().unwrap_err()));
     assert!(is_fenced(&commit(&database, "c", b"").await.unwrap_err()));
     assert!(is_fenced(&database.write_record(record_write("s", 0, Some((1, b"")))).await.unwrap_err()));
-    assert!(is_fenced(&database.sweep(1, 1).await.unwrap_err()));
+    assert!(is_fenced(&database.sweep(sweep_at(1, 1)).await.unwrap_err()));
     assert!(is_fenced(&database.load_record(&record_key("s")).await.unwrap_err()));
     let Err(error) = database.snapshot(view()).await else { panic!("shown") };
     assert!(is_fenced(&error));
@@ -415,7 +419,7 @@ async fn make(database: Arc<Sqlite>, step: Step, now: u64) {
                     (row(&key.to_string()), mutation)
                 })
                 .collect();
-            let commit = larder_core::commit::Commit { now, writes, ..Default::default() };
+            let commit = larder_core::commit::Commit { clock: clock_at(now), writes, ..Default::default() };
             let outcome = database.commit(Arc::new(commit)).await;
             assert!(matches!(outcome, Ok(_) | Err(Error::InvalidArgument(_))), "{outcome:?}");
         }
@@ -430,7 +434,7 @@ async fn make(database: Arc<Sqlite>, step: Step, now: u64) {
             assert!(matches!(outcome, Ok(()) | Err(Error::Conflict)), "{outcome:?}");
         }
         Step::Sweep => {
-            database.sweep(now, 3).await.unwrap();
+            database.sweep(sweep_at(now, 3)).await.unwrap();
         }
     }
 }
@@ -476,7 +480,7 @@ proptest! {
             }
             // Sweeps have no redo: what they left out is swept here, as of the same moment.
             for swept in [&*database, &copy] {
-                swept.sweep(rounds, 1_000).await.unwrap();
+                swept.sweep(sweep_at(rounds, 1_000)).await.unwrap();
             }
             database.finish().await.unwrap();
             copy.finish().await.unwrap();

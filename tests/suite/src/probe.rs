@@ -60,6 +60,11 @@ impl Host for Instance {
         Ok(())
     }
 
+    async fn step_clock_back(&mut self, millis: u64) -> wasmtime::Result<()> {
+        self.case.clock.step_back(Duration::from_millis(millis));
+        Ok(())
+    }
+
     async fn sweep(&mut self) -> wasmtime::Result<Result<u64, String>> {
         Ok(self.case.main().sweep().await.map_err(|error| error.to_string()))
     }

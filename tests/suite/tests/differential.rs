@@ -238,7 +238,8 @@ impl Call {
             }
             4 => shown(tx.put(namespace, key, value(random))),
             5 => {
-                let ttl_millis = random.bool().then(|| random.u64(1..60_000));
+                // Half a second aside of where the clock stands: a server's clock goes on meanwhile.
+                let ttl_millis = random.bool().then(|| random.u64(0..60) * 1_000 + 500);
                 let if_version = random.bool().then_some(*seen);
                 shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_millis, if_version }))
             }

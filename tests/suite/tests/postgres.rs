@@ -12,7 +12,8 @@ use std::time::Duration;
 use larder_core::error::Cause;
 use larder_core::schema::SchemaError;
 use larder_core::{
-    Error, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions, Store, Transaction,
+    Clock, Error, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions, PutOptions, Store,
+    SystemClock, Transaction,
 };
 use larder_postgres::{Postgres, SNAPSHOTS_MAX};
 use libtest_mimic::Trial;
@@ -59,6 +60,9 @@ fn main() {
         a_schema_that_is_not_there_is_said,
         both_engines_have_the_same_tables,
         a_quota_is_never_passed_by_commits_at_once,
+        a_lease_that_ends_while_its_update_waits_for_a_row_is_a_conflict,
+        a_time_to_live_counts_from_when_the_row_was_got,
+        the_servers_clock_counts_for_times_to_live_and_not_that_of_a_host,
     );
     let server_of_its_own = restarted.clone();
     trials.push(Trial::test("a_server_that_stops_and_starts_again_is_found_again", {
@@ -162,6 +166,118 @@ async fn sessions(dsn: &str, condition: &str) -> i64 {
     );
     let observer = dsn.split(" options=").next().unwrap();
     connect(observer).await.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
+// Time. The server's clock counts, which no test can move: these wait for it, as shortly as they can.
+
+const LEASE: Duration = Duration::from_millis(300);
+
+fn for_(ttl: Duration) -> PutOptions {
+    PutOptions { ttl_millis: Some(ttl.as_millis() as u64), if_version: None }
+}
+
+async fn put_for(handle: &Handle, key: &str, ttl: Duration) {
+    let mut update = handle.begin(Mode::Update).unwrap();
+    update.put_with("n".into(), key.into(), b"1".to_vec(), for_(ttl)).unwrap();
+    update.commit().await.unwrap();
+}
+
+/// A session that has locked a row.
+async fn lock_row(dsn: &str, key: &str) -> Client {
+    let locker = connect(dsn).await;
+    locker.batch_execute("BEGIN").await.unwrap();
+    let sql = "SELECT 1 FROM larder_entries WHERE key = $1 FOR UPDATE";
+    assert_eq!(locker.query(sql, &[&key.as_bytes()]).await.unwrap().len(), 1);
+    locker
+}
+
+async fn a_lease_that_ends_while_its_update_waits_for_a_row_is_a_conflict(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    let handle = handle(&store);
+    for (reads, writes) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+        for row in ["row 1", "row 2"] {
+            put(&handle, row, "old").await.unwrap();
+        }
+        put_for(&handle, "lease", LEASE).await;
+        let mut update = handle.begin(Mode::Update).unwrap();
+        for key in ["lease", "row 1"].iter().take(reads) {
+            expect(update.get("n".into(), (*key).into()).await.unwrap().is_some(), key)?;
+        }
+        for key in ["row 1", "row 2"].iter().take(writes) {
+            update.put("n".into(), (*key).into(), b"new".to_vec()).unwrap();
+        }
+        let locker = lock_row(&dsn, "row 1").await;
+        let commit = tokio::spawn(update.commit());
+        tokio::time::sleep(LEASE + Duration::from_millis(50)).await;
+        expect(!commit.is_finished(), "the commit did not wait")?;
+        let mut view = handle.begin(Mode::View).unwrap();
+        expect(view.get("n".into(), "lease".into()).await.unwrap().is_none(), "the lease is there")?;
+        expect(view.get("n".into(), "row 1".into()).await.unwrap() == Some(b"old".to_vec()), "not old")?;
+        drop(view);
+        locker.batch_execute("ROLLBACK").await.unwrap();
+        let outcome = commit.await.unwrap();
+        expect(matches!(outcome, Err(Error::Conflict)), (reads, writes, outcome))?;
+        expect(get(&handle, "row 1").await.unwrap().as_deref() == Some("old"), "it was written")?;
+    }
+    Ok(())
+}
+
+async fn a_time_to_live_counts_from_when_the_row_was_got(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    let handle = handle(&store);
+    for (read, more) in [(false, false), (true, false), (false, true), (true, true)] {
+        put(&handle, "row", "old").await.unwrap();
+        let mut update = handle.begin(Mode::Update).unwrap();
+        if read {
+            update.get("n".into(), "row".into()).await.unwrap();
+        }
+        if more {
+            update.put("n".into(), "more".into(), b"1".to_vec()).unwrap();
+        }
+        update.put_with("n".into(), "row".into(), b"new".to_vec(), for_(LEASE)).unwrap();
+        let locker = lock_row(&dsn, "row").await;
+        let commit = tokio::spawn(update.commit());
+        tokio::time::sleep(LEASE + Duration::from_millis(50)).await;
+        locker.batch_execute("ROLLBACK").await.unwrap();
+        commit.await.unwrap().unwrap();
+        let value = get(&handle, "row").await.unwrap();
+        expect(value.as_deref() == Some("new"), (read, more, value))?;
+    }
+    Ok(())
+}
+
+/// The clock of a machine that is wrong.
+struct Ahead(SystemClock);
+
+impl Clock for Ahead {
+    fn unix_millis(&self) -> u64 {
+        self.0.unix_millis() + 58 * 24 * 3_600_000
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn moved_millis(&self) -> i64 {
+        0
+    }
+}
+
+async fn the_servers_clock_counts_for_times_to_live_and_not_that_of_a_host(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let right = open(&dsn).await;
+    let ahead = Store::builder(Postgres::open(&dsn).await.unwrap()).sweep_interval(None);
+    let ahead = ahead.clock(Arc::new(Ahead(SystemClock::default()))).build().unwrap();
+    put_for(&handle(&right), "a", Duration::from_secs(60)).await;
+    put_for(&handle(&ahead), "b", Duration::from_secs(60)).await;
+    expect(get(&handle(&ahead), "a").await.unwrap().is_some(), "a is gone")?;
+    expect(ahead.sweep().await.unwrap() == 0, "a row that is there was swept")?;
+    let sql =
+        "SELECT max(expires_at) - (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM larder_entries";
+    let left: i64 = connect(&dsn).await.query_one(sql, &[]).await.unwrap().get(0);
+    expect((1..=60_000).contains(&left), left)
 }
 
 // Connections that break.

@@ -186,7 +186,7 @@ impl MemoryStore {
     /// [`Error::Closed`], and those of the backend.
     pub async fn run_due(&self) -> Result<usize> {
         self.check_open()?;
-        let now = self.inner.store.clock().unix_millis();
+        let now = self.inner.store.clock().now();
         let due = self.inner.store.backend().due_records(now, DUE_MAX).await?;
         let tasks: Vec<_> = due.iter().cloned().map(|key| self.clone().work_off(key)).collect();
         let mut running = JoinSet::new();
@@ -265,7 +265,7 @@ impl Inner {
     }
 
     pub(crate) fn now(&self) -> UnixMillis {
-        self.store.clock().unix_millis()
+        self.store.clock().now()
     }
 
     /// A place for a summary; none where too many are under way, or the store is closed.

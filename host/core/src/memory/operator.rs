@@ -200,7 +200,7 @@ impl MemoryOperator {
         let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX, u64::MAX)?;
         let bytes = snapshot_of(&record)?.bytes;
         let stored = if replace { self.load(&key).await? } else { None };
-        let now = self.store.clock().unix_millis();
+        let now = self.store.clock().now();
         let imported = StoredRecord {
             strategy: record.strategy.name().to_string(),
             bytes,

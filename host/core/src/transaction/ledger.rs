@@ -40,7 +40,7 @@ impl Transaction {
         applied: usize,
     ) -> Result<()> {
         let key = Key::new(format!("{component}\0{}", step.id), &self.limits)?;
-        let now = self.open.store.clock().unix_millis();
+        let now = self.open.store.clock().now();
         let value = entry::value(step, applied, now)?;
         let row = RowKey { namespace: ledger()?, key };
         self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_millis: None }, None)

@@ -81,6 +81,10 @@ impl Transaction {
     }
 
     pub(super) async fn find(&mut self, scan: Scan) -> Result<Found> {
+        // It tells nothing of any state, so it takes no snapshot.
+        if scan.range.is_empty() {
+            return Ok(scan.nothing());
+        }
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
             Ok(snapshot) => scan.run(snapshot, &self.writes).await,
@@ -113,7 +117,7 @@ impl Transaction {
         // Limits that were never validated may hold any timeout.
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
-        SnapshotOptions { mode: self.mode, now: clock.unix_millis(), deadline }
+        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline }
     }
 
     /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot

@@ -11,6 +11,8 @@
 //! - Before this process commits, it opens a connection at the epoch that snapshots stand on: they all read there what
 //!   is not cached. Where another process commits, such a snapshot has nowhere to read from: that is a conflict, which
 //!   costs a run again, and for a while snapshots are transactions of SQLite from the beginning.
+//! - A snapshot's moment is taken under the lock that says which state it sees. While a commit is under way that the
+//!   snapshot doesn't see, it is that commit's moment: what had not expired for the commit is there for the snapshot.
 //! - As long as nobody else commits, this process knows which versions were given, and the table need not: it says only
 //!   up to which they may have been (see [`Given`]). Writing that with every commit would be one page more for each.
 
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use larder_core::Result;
 use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
+use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::RowWrite;
 use larder_core::name::{KeyRange, RowKey};
 use rusqlite::Connection;
@@ -58,7 +61,7 @@ struct State {
     /// The index's mark for as long as the database is at the epoch; none where it isn't known.
     mark: Option<Mark>,
     /// A commit of this process is being made.
-    committing: Option<Committing>,
+    committing: Option<UnderWay>,
     /// The highest number that a state was given.
     highest: StateNumber,
     /// When another process was last seen to have committed.
@@ -72,6 +75,14 @@ enum Committing {
     Begun,
     /// It may be made any moment, and leaves this state.
     Asked(StateNumber),
+}
+
+/// A commit of this process that is being made.
+#[derive(Clone, Copy)]
+struct UnderWay {
+    step: Committing,
+    /// No member's moment is before it; none where rows are not what is committed.
+    moment: Option<UnixMillis>,
 }
 
 /// A state of the database, as this process counts them: each commit of its own is one more, and so is whatever others did
@@ -170,13 +181,14 @@ impl Cache {
     }
 
     /// The newest state, where it is known which one that is and somebody can read on at it once it is no longer the
-    /// newest.
-    pub(crate) fn epoch(&self) -> Option<Arc<Epoch>> {
+    /// newest; with the moment of a snapshot that stands on it.
+    pub(crate) fn epoch(&self, clock: &ForwardClock) -> Option<(Arc<Epoch>, UnixMillis)> {
         let state = lock(&self.state);
         let is_newest = state.is_newest();
         let is_readable = state.committing.is_none() || state.epoch.pin.get().is_some();
         let is_calm = state.foreign.is_none_or(|foreign| foreign.elapsed() >= WARY);
-        (self.keeps_rows && is_newest && is_readable && is_calm).then(|| state.epoch.clone())
+        (self.keeps_rows && is_newest && is_readable && is_calm)
+            .then(|| (state.epoch.clone(), state.moment_before_commit(clock)))
     }
 
     /// Whether another process was seen to commit within that time.
@@ -196,24 +208,30 @@ impl Cache {
     }
 
     /// A transaction of SQLite was begun after the mark was read, and found the table to say `reserved`. Gives the state
-    /// that it sees; none where that can't be told, as somebody has committed meanwhile.
-    pub(crate) fn saw(&self, reserved: Version, mark: Option<Mark>) -> Option<Seen> {
+    /// that it sees, and the moment of its snapshot; none where that can't be told, as somebody has committed meanwhile.
+    pub(crate) fn saw(
+        &self,
+        reserved: Version,
+        mark: Option<Mark>,
+        clock: &ForwardClock,
+    ) -> Option<(Seen, UnixMillis)> {
         let mut state = lock(&self.state);
         let mark = mark.filter(|mark| state.read_mark() == Some(*mark))?;
         if state.mark == Some(mark) {
-            return Some(Seen { state: state.epoch.state, is_cached: self.keeps_rows });
+            let seen = Seen { state: state.epoch.state, is_cached: self.keeps_rows };
+            return Some((seen, state.moment_before_commit(clock)));
         }
-        match state.committing {
+        match state.committing.map(|under_way| under_way.step) {
             // Nobody else can have committed in between. Its rows are not here yet.
             Some(Committing::Asked(number)) => {
                 let is_made = state.mark.is_some_and(|before| mark.is_one_commit_after(&before));
-                is_made.then_some(Seen { state: number, is_cached: false })
+                is_made.then(|| (Seen { state: number, is_cached: false }, clock.now()))
             }
             Some(Committing::Begun) => None,
             None => {
                 self.move_to_foreign(&mut state, Given::read(reserved));
                 state.mark = Some(mark);
-                Some(Seen { state: state.epoch.state, is_cached: self.keeps_rows })
+                Some((Seen { state: state.epoch.state, is_cached: self.keeps_rows }, clock.now()))
             }
         }
     }
@@ -255,8 +273,13 @@ impl Cache {
         }
     }
 
-    /// This process is about to commit, on `connection`, which holds the lock that keeps others from it.
-    pub(crate) fn begin_commit(&self, connection: &Connection) -> Result<CommitUnderWay<'_>> {
+    /// This process is about to commit, on `connection`, which holds the lock that keeps others from it. The clock tells its
+    /// moment, where it has one.
+    pub(crate) fn begin_commit(
+        &self,
+        connection: &Connection,
+        clock: Option<&ForwardClock>,
+    ) -> Result<CommitUnderWay<'_>> {
         let mut state = lock(&self.state);
         if !state.is_newest() {
             let reserved = statements::last_version(connection)?;
@@ -264,7 +287,7 @@ impl Cache {
             self.move_to_foreign(&mut state, Given::read(reserved));
             state.mark = mark;
         }
-        state.committing = Some(Committing::Begun);
+        state.committing = Some(UnderWay { step: Committing::Begun, moment: clock.map(ForwardClock::now) });
         let (number, given, mark) = (state.epoch.state, state.epoch.given, state.mark);
         let is_read = Arc::strong_count(&state.epoch) > 1 && state.epoch.pin.get().is_none();
         let pinned = is_read.then(|| state.epoch.clone());
@@ -323,6 +346,12 @@ impl State {
         self.mark.is_some() && self.mark == self.read_mark()
     }
 
+    /// The moment of a snapshot of the state before the commit under way, if there is one. Others come after it.
+    fn moment_before_commit(&self, clock: &ForwardClock) -> UnixMillis {
+        let before = self.committing.and_then(|under_way| under_way.moment);
+        before.unwrap_or_else(|| clock.now())
+    }
+
     fn read_mark(&self) -> Option<Mark> {
         self.index.as_ref().and_then(LogIndex::mark)
     }
@@ -363,7 +392,9 @@ impl CommitUnderWay<'_> {
     /// SQLite is about to be asked for it.
     pub(crate) fn asked(&self) {
         let mut state = lock(&self.cache.state);
-        state.committing = Some(Committing::Asked(self.state));
+        if let Some(under_way) = &mut state.committing {
+            under_way.step = Committing::Asked(self.state);
+        }
         state.highest = state.highest.max(self.state);
     }
 
@@ -413,6 +444,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_core::MovableClock;
+
     use crate::location::Location;
     use crate::{SqliteOptions, connection};
 
@@ -436,7 +469,7 @@ mod tests {
 
     /// Commits in this process.
     fn commit_here(cache: &Cache, ours: &Connection, version: u64) -> StateNumber {
-        let mut under_way = cache.begin_commit(ours).unwrap();
+        let mut under_way = cache.begin_commit(ours, None).unwrap();
         let number = under_way.move_on();
         under_way.asked();
         commit(ours, version);
@@ -444,24 +477,32 @@ mod tests {
         number
     }
 
+    fn epoch(cache: &Cache) -> Option<Arc<Epoch>> {
+        cache.epoch(&ForwardClock::default()).map(|(epoch, _)| epoch)
+    }
+
+    fn saw(cache: &Cache, reserved: Version, mark: Option<Mark>) -> Option<Seen> {
+        cache.saw(reserved, mark, &ForwardClock::default()).map(|(seen, _)| seen)
+    }
+
     #[test]
     fn an_epoch_stands_until_somebody_commits() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let first = cache.epoch().unwrap().state;
-        let mut under_way = cache.begin_commit(&ours).unwrap();
-        assert!(cache.epoch().is_none());
+        let first = epoch(&cache).unwrap().state;
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
+        assert!(epoch(&cache).is_none());
         let second = under_way.move_on();
         under_way.asked();
         commit(&ours, 1);
         under_way.done(Given::read(Version(1)), true);
-        assert!(cache.epoch().unwrap().state > first);
+        assert!(epoch(&cache).unwrap().state > first);
         commit(&theirs, 2);
-        assert!(cache.epoch().is_none());
-        let seen = cache.saw(Version(2), cache.mark()).unwrap();
+        assert!(epoch(&cache).is_none());
+        let seen = saw(&cache, Version(2), cache.mark()).unwrap();
         assert!(seen.is_cached && seen.state > second);
         // For a while there may be more of them.
-        assert!(cache.epoch().is_none());
+        assert!(epoch(&cache).is_none());
     }
 
     #[test]
@@ -469,17 +510,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
         let given = Given { last: Version(1), reserved: Version(100) };
-        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
         let number = under_way.move_on();
         commit(&ours, 100);
         under_way.done(given, true);
-        let next = cache.begin_commit(&ours).unwrap();
+        let next = cache.begin_commit(&ours, None).unwrap();
         assert_eq!(next.given, given);
         drop(next);
-        assert_eq!(cache.begin_commit(&ours).unwrap().given, given);
+        assert_eq!(cache.begin_commit(&ours, None).unwrap().given, given);
         // It goes on from what it finds reserved.
         commit(&theirs, 200);
-        let next = cache.begin_commit(&ours).unwrap();
+        let next = cache.begin_commit(&ours, None).unwrap();
         assert_eq!(next.given, Given::read(Version(200)));
         assert!(next.state > number);
     }
@@ -488,13 +529,13 @@ mod tests {
     fn a_state_that_another_process_left_has_a_number_of_its_own_even_where_the_table_did_not_change() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, _ours, theirs) = cache(folder.path());
-        let mut numbers = vec![cache.epoch().unwrap().state];
+        let mut numbers = vec![epoch(&cache).unwrap().state];
         for key in ["a", "b"] {
             // Within what it has reserved.
             theirs
                 .execute("INSERT INTO larder_entries VALUES (x'', CAST(?1 AS BLOB), x'', 1, NULL)", [key])
                 .unwrap();
-            numbers.push(cache.saw(Version(0), cache.mark()).unwrap().state);
+            numbers.push(saw(&cache, Version(0), cache.mark()).unwrap().state);
         }
         assert!(numbers.is_sorted_by(|before, after| before < after), "{numbers:?}");
     }
@@ -503,60 +544,60 @@ mod tests {
     fn a_transaction_sees_the_commit_under_way_or_the_state_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, _theirs) = cache(folder.path());
-        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
         let (before, after) = (under_way.state, under_way.move_on());
-        let seen = cache.saw(Version(0), cache.mark());
+        let seen = saw(&cache, Version(0), cache.mark());
         assert_eq!(seen, Some(Seen { state: before, is_cached: true }));
         under_way.asked();
         let old = cache.mark();
         commit(&ours, 1);
-        assert_eq!(cache.saw(Version(0), old), None);
-        let seen = cache.saw(Version(1), cache.mark());
+        assert_eq!(saw(&cache, Version(0), old), None);
+        let seen = saw(&cache, Version(1), cache.mark());
         assert_eq!(seen, Some(Seen { state: after, is_cached: false }));
         under_way.done(Given::read(Version(1)), true);
-        assert_eq!(cache.saw(Version(1), cache.mark()), Some(Seen { state: after, is_cached: true }));
+        assert_eq!(saw(&cache, Version(1), cache.mark()), Some(Seen { state: after, is_cached: true }));
     }
 
     #[test]
     fn the_number_of_a_commit_that_failed_is_not_given_again() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
         let failed = under_way.move_on();
         under_way.asked();
         drop(under_way);
         commit(&theirs, 1);
-        assert!(cache.saw(Version(1), cache.mark()).unwrap().state > failed);
+        assert!(saw(&cache, Version(1), cache.mark()).unwrap().state > failed);
     }
 
     #[test]
     fn a_commit_of_another_process_behind_one_of_this_process_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let mut under_way = cache.begin_commit(&ours).unwrap();
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
         under_way.move_on();
         commit(&ours, 1);
         commit(&theirs, 2);
         under_way.done(Given::read(Version(1)), true);
-        assert!(cache.epoch().is_none());
+        assert!(epoch(&cache).is_none());
     }
 
     #[test]
     fn a_commit_of_another_process_behind_one_that_wrote_nothing_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
-        let under_way = cache.begin_commit(&ours).unwrap();
+        let under_way = cache.begin_commit(&ours, None).unwrap();
         let given = under_way.given;
         commit(&theirs, 1);
         under_way.done(given, false);
-        assert!(cache.epoch().is_none());
+        assert!(epoch(&cache).is_none());
     }
 
     #[test]
     fn who_stands_on_an_epoch_reads_on_there_and_others_do_not_hold_it() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, _theirs) = cache(folder.path());
-        let held = cache.epoch().unwrap();
+        let held = epoch(&cache).unwrap();
         commit_here(&cache, &ours, 1);
         let read = held.pin().unwrap().read_in_transaction(statements::last_version);
         assert_eq!(read.unwrap().unwrap(), Version(0));
@@ -564,7 +605,7 @@ mod tests {
         drop(held);
         assert!(weak.upgrade().is_none());
         // Nobody stands on this one.
-        drop(cache.begin_commit(&ours).unwrap());
+        drop(cache.begin_commit(&ours, None).unwrap());
         assert!(lock(&cache.state).epoch.pin.get().is_none());
     }
 
@@ -574,6 +615,28 @@ mod tests {
         let (cache, ours, _theirs) = cache(folder.path());
         cache.close();
         drop(ours);
-        assert!(cache.epoch().is_none() && cache.mark().is_none());
+        assert!(epoch(&cache).is_none() && cache.mark().is_none());
+    }
+
+    #[test]
+    fn a_snapshot_of_the_state_before_a_commit_has_the_commits_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let moving = Arc::new(MovableClock::default());
+        let clock = ForwardClock::new(moving.clone());
+        let held = cache.epoch(&clock).unwrap();
+        let begun = clock.now();
+        let mut under_way = cache.begin_commit(&ours, Some(&clock)).unwrap();
+        moving.advance(Duration::from_secs(60));
+        let (epoch, moment) = cache.epoch(&clock).unwrap();
+        assert_eq!(epoch.state, held.0.state);
+        assert!((begun..begun + 30_000).contains(&moment), "{begun} {moment}");
+        assert_eq!(cache.saw(Version(0), cache.mark(), &clock).unwrap().1, moment);
+        under_way.move_on();
+        under_way.asked();
+        commit(&ours, 1);
+        assert!(cache.saw(Version(1), cache.mark(), &clock).unwrap().1 >= begun + 60_000);
+        under_way.done(Given::read(Version(1)), true);
+        assert!(cache.epoch(&clock).unwrap().1 >= begun + 60_000);
     }
 }

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use larder_core::backend::{Backend, Committed, StoredValue};
+use larder_core::backend::{Backend, Committed, StoredValue, SweepOptions};
+use larder_core::clock::{Clock, ForwardClock};
 use larder_core::commit::{Commit, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, Namespace, RowKey, Value};
@@ -39,7 +41,28 @@ pub fn put(value: &[u8], ttl_millis: Option<u64>) -> Mutation {
 
 pub fn commit_of<const N: usize>(now: u64, writes: [(&str, Mutation); N]) -> Arc<Commit> {
     let writes: BTreeMap<_, _> = writes.into_iter().map(|(key, mutation)| (row(key), mutation)).collect();
-    Arc::new(Commit { now, writes, ..Default::default() })
+    Arc::new(Commit { clock: clock_at(now), writes, ..Default::default() })
+}
+
+/// A clock that stands.
+pub fn clock_at(now: u64) -> ForwardClock {
+    ForwardClock::new(Arc::new(Standing(now)))
+}
+
+struct Standing(u64);
+
+impl Clock for Standing {
+    fn unix_millis(&self) -> u64 {
+        self.0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+pub fn sweep_at(now: u64, max_rows: u32) -> SweepOptions {
+    SweepOptions { clock: clock_at(now), max_rows, is_closing: false }
 }
 
 pub async fn commit(database: &Sqlite, key: &str, value: &[u8]) -> Result<Version> {

@@ -47,7 +47,7 @@ pub async fn redos() -> Redos {
         let keys: Vec<String> = (0..150).map(|number| format!("{:03}", (number * 7 + group) % 300)).collect();
         let value = vec![u8::try_from(group).unwrap(); 200];
         let writes = keys.iter().map(|key| (row(key), put(&value, None))).collect();
-        let commit = Commit { now: 1, writes, ..Commit::default() };
+        let commit = Commit { clock: crate::common::clock_at(1), writes, ..Commit::default() };
         database.commit(Arc::new(commit)).await.unwrap();
         let version = group as u64 + 1;
         database.write_record(record_write("s", version - 1, Some((version, &value)))).await.unwrap();

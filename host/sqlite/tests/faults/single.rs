@@ -55,7 +55,10 @@ impl Opened {
 
     async fn snapshot(&self) -> Box<dyn Snapshot> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        self.database.snapshot(SnapshotOptions { mode: Mode::View, now: 1, deadline }).await.unwrap()
+        self.database
+            .snapshot(SnapshotOptions { mode: Mode::View, clock: crate::common::clock_at(1), deadline })
+            .await
+            .unwrap()
     }
 
     fn begin(&self, mode: Mode) -> Transaction {
@@ -172,11 +175,11 @@ async fn a_sweep_whose_commit_got_no_answer_stops_the_writer() {
     other.execute("UPDATE larder_entries SET expires_at = 1 WHERE key < x'30303130'", []).unwrap();
     opened.put(100, b"before").await.unwrap();
     opened.fail(Call::Sync, Victim::Writer, ffi::SQLITE_IOERR_FSYNC);
-    let swept = opened.database.sweep(2, 100).await;
+    let swept = opened.database.sweep(crate::common::sweep_at(2, 100)).await;
     assert!(matches!(swept, Err(Error::CommitUnknown { .. })), "{swept:?}");
     let refused = opened.put(2, b"after").await;
     assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
-    let again = opened.database.sweep(2, 100).await;
+    let again = opened.database.sweep(crate::common::sweep_at(2, 100)).await;
     assert!(matches!(again, Err(Error::Unavailable { .. })), "{again:?}");
 }
 

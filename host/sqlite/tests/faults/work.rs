@@ -233,7 +233,7 @@ impl Run {
         self.read(&mut after, "pair/a").await;
         self.read(&mut before, "pair/b").await;
 
-        let swept = self.database.sweep(2, 1_000).await;
+        let swept = self.database.sweep(crate::common::sweep_at(2, 1_000)).await;
         self.unknown |= is_unknown(&swept);
         self.swept |= swept.is_ok();
 

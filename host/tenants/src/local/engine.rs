@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept, Version,
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions,
+    Swept, Version,
 };
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
@@ -89,10 +90,10 @@ impl Backend for SharedEngine {
         self.0.database.stored_bytes().await
     }
 
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> Result<Swept> {
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         // Nobody asked for it, and the next one does the same.
         let Ok(_pass) = self.0.enter() else { return Ok(Swept::default()) };
-        self.0.database.sweep(now, max_rows).await
+        self.0.database.sweep(options).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {

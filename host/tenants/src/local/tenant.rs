@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -100,8 +100,8 @@ impl Backend for TenantBackend {
         self.open()?.stored_bytes().await
     }
 
-    async fn sweep(&self, now: UnixMillis, max_rows: u32) -> larder_core::Result<Swept> {
-        self.open()?.sweep(now, max_rows).await
+    async fn sweep(&self, options: SweepOptions) -> larder_core::Result<Swept> {
+        self.open()?.sweep(options).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> larder_core::Result<Option<StoredRecord>> {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use larder_core::backend::{Backend, SweepOptions};
+use larder_core::clock::ForwardClock;
 use tokio::time::Instant;
 
 use crate::backoff::jittered;
@@ -13,6 +15,9 @@ use crate::local::state::LocalState;
 
 /// The longest pause between two attempts to write back what could not be written back.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// The most expired rows that are removed before a copy is sent.
+const SWEEP_ROWS: u32 = 10_000;
 
 /// How often superseded snapshots are looked for, in checkpoints.
 const COLLECT_EVERY: u64 = 16;
@@ -38,6 +43,7 @@ impl Resident {
         {
             return Ok(false);
         }
+        self.sweep_before_copy().await;
         // Every segment up to here was written by a commit that the copy will have.
         let covers = lease.log_end().await?;
         let file = self.around.cache.temporary();
@@ -61,6 +67,15 @@ impl Resident {
             }
         }
         Ok(true)
+    }
+
+    /// Removes expired rows, so that they are not sent. What does not go quickly is for a later time.
+    async fn sweep_before_copy(&self) {
+        let clock = ForwardClock::new(self.around.remote.options().clock.clone());
+        let options = SweepOptions { clock, max_rows: SWEEP_ROWS, is_closing: true };
+        if let Err(error) = self.engine.database().sweep(options).await {
+            self.report("sweep", error);
+        }
     }
 
     async fn is_dirty(&self) -> bool {

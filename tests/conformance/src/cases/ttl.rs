@@ -22,6 +22,8 @@ pub(crate) const CASES: &[Case] = named!("ttl":
     a_row_that_expires_after_its_read_is_a_conflict,
     a_range_that_expires_after_its_read_is_a_conflict,
     a_view_keeps_a_row_that_expires,
+    a_clock_that_steps_back_brings_no_row_back,
+    a_range_read_as_empty_stays_so_when_the_clock_steps_back,
     a_sweep_removes_what_expired_and_counts_it,
     a_sweep_is_seen_by_no_read,
 );
@@ -244,6 +246,38 @@ fn a_view_keeps_a_row_that_expires() -> Outcome {
         expect_absent(get("a")?)?;
         expect_value(view.get(NS, "a")?, "1")?;
         expect_entries(&view.scan(NS, "")?, &[("a", "1"), ("b", "2")])
+    })
+}
+
+fn a_clock_that_steps_back_brings_no_row_back() -> Outcome {
+    put_an_expired_row()?;
+    expect_absent(get("b")?)?;
+    expect_keys(&scan("")?, &["a", "c"])?;
+    expect_eq(probe::sweep()?, 1)?;
+    probe::step_clock_back(10 * SECOND);
+    expect_absent(get("b")?)?;
+    expect_keys(&scan("")?, &["a", "c"])?;
+    put_for("b", "new", MINUTE)?;
+    expect_value(get("b")?, "new")
+}
+
+fn a_range_read_as_empty_stays_so_when_the_clock_steps_back() -> Outcome {
+    let store = main()?;
+    retrying(|| {
+        put_for("a", "1", 5 * SECOND)?;
+        probe::advance_clock(10 * SECOND);
+        let tx = update(&store)?;
+        expect_entries(&tx.scan(NS, "")?, &[])?;
+        expect_absent(tx.get(NS, "a")?)?;
+        probe::step_clock_back(10 * SECOND);
+        expect_entries(&tx.scan(NS, "")?, &[])?;
+        tx.put(NS, "mark", b"because it was empty")?;
+        Tx::commit(tx)?;
+        write(|tx| {
+            tx.delete(NS, "mark")?;
+            Ok(tx.delete(NS, "a")?)
+        })?;
+        Ok(())
     })
 }
 

@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
 use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions, Swept,
 };
 use larder_core::commit::{Commit, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::read_set::ReadSet;
-use larder_core::{Identity, IdentityParts, InMemory, Limits, Version};
+use larder_core::{Clock, ForwardClock, Identity, IdentityParts, InMemory, Limits, Version};
 use larder_suite::{Bench, Scratch};
 use tokio::sync::Mutex;
 
@@ -95,6 +96,19 @@ struct BrokenSnapshot {
     defect: Defect,
 }
 
+/// A clock by which nothing expires.
+struct Stopped;
+
+impl Clock for Stopped {
+    fn unix_millis(&self) -> u64 {
+        0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
 fn damage(commit: &Commit, defect: Defect) -> Arc<Commit> {
     let mut commit = commit.clone();
     match defect {
@@ -134,9 +148,9 @@ async fn damage_record(
 impl Backend for Broken {
     async fn snapshot(&self, mut options: SnapshotOptions) -> larder_core::Result<Box<dyn Snapshot>> {
         if self.defect == Defect::ShowsExpiredRows {
-            options.now = 0;
+            options.clock = ForwardClock::new(Arc::new(Stopped));
         }
-        let sound = self.rows.snapshot(options).await?;
+        let sound = self.rows.snapshot(options.clone()).await?;
         let (rows, remembered) = (self.rows.clone(), self.remembered.clone());
         Ok(Box::new(BrokenSnapshot { sound, rows, remembered, options, defect: self.defect }))
     }
@@ -150,8 +164,8 @@ impl Backend for Broken {
         self.rows.stored_bytes().await
     }
 
-    async fn sweep(&self, now: u64, max_rows: u32) -> larder_core::Result<Swept> {
-        self.rows.sweep(now, max_rows).await
+    async fn sweep(&self, options: SweepOptions) -> larder_core::Result<Swept> {
+        self.rows.sweep(options).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> larder_core::Result<Option<StoredRecord>> {
@@ -182,7 +196,7 @@ impl Backend for Broken {
 impl BrokenSnapshot {
     async fn follow(&mut self) -> larder_core::Result<()> {
         if self.defect == Defect::MovingSnapshot {
-            self.sound = self.rows.snapshot(self.options).await?;
+            self.sound = self.rows.snapshot(self.options.clone()).await?;
         }
         Ok(())
     }

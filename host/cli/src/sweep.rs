@@ -1,0 +1,29 @@
+//! Removes expired rows.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::inspect::done;
+use crate::output::output;
+use crate::store::StoreArgument;
+
+/// Remove the rows of a store whose time to live is over
+#[derive(Args)]
+pub(crate) struct Sweep {
+    #[command(flatten)]
+    store: StoreArgument,
+}
+
+impl Sweep {
+    pub(crate) async fn execute(self) -> Result<ExitCode> {
+        let store = self.store.open().await?;
+        let swept = store.sweep().await;
+        store.close().await;
+        let rows = swept.context("cannot sweep the store")?;
+        let noun = if rows == 1 { "row" } else { "rows" };
+        let printed = writeln!(output(), "removed {rows} expired {noun}");
+        done(printed.with_context(|| format!("{rows} expired {noun} were removed")))
+    }
+}
