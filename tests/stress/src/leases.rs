@@ -1,0 +1,128 @@
+//! Rows that have expired stay away: a commit that relied on one comes before every transaction that found it gone.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::history::{Answer, Call, Id, LEASES, Nanos, Row, Step, Transaction, Window};
+use crate::model::Timeline;
+
+/// A row as one commit wrote it, as seen by transactions with the same clock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Lease {
+    clock: u64,
+    row: Row,
+    version: u64,
+}
+
+/// Which transactions saw a lease, and which found it gone.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// The last update that relied on it, and how many commits there were before that.
+    relied_on: Option<(usize, Id)>,
+    /// The first transaction that found it gone, and after how many commits.
+    gone: Option<(usize, Id)>,
+    /// The last snapshot that shows it, and when that was begun.
+    shown: Option<(Nanos, Id)>,
+    /// The first snapshot in which it is gone, and when that had been taken.
+    hidden: Option<(Nanos, Id)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Leases {
+    seen: HashMap<Lease, Seen>,
+    /// Whether all stores have the same clock. Otherwise each opening of a store has its own.
+    one_clock: bool,
+}
+
+impl Leases {
+    pub(crate) fn new(one_clock: bool) -> Self {
+        Self { seen: HashMap::new(), one_clock }
+    }
+
+    /// An update committed, as the one that follows `commits` others.
+    pub(crate) fn relied_on(&mut self, transaction: &Transaction, commits: usize, timeline: &Timeline) {
+        for (lease, is_there) in self.looks(transaction, commits, timeline) {
+            let seen = self.seen.entry(lease).or_default();
+            match is_there {
+                true => seen.relied_on = seen.relied_on.max(Some((commits, transaction.id))),
+                false => seen.gone = earliest(seen.gone, (commits, transaction.id)),
+            }
+        }
+    }
+
+    /// A snapshot showed the state that `commits` commits left.
+    pub(crate) fn saw(
+        &mut self,
+        transaction: &Transaction,
+        window: Window,
+        commits: usize,
+        timeline: &Timeline,
+    ) {
+        let id = transaction.id;
+        for (lease, is_there) in self.looks(transaction, commits, timeline) {
+            let seen = self.seen.entry(lease).or_default();
+            if is_there {
+                seen.shown = seen.shown.max(Some((window.from, id)));
+            } else {
+                seen.hidden = earliest(seen.hidden, (window.to, id));
+                seen.gone = earliest(seen.gone, (commits, id));
+            }
+        }
+    }
+
+    /// What came back.
+    pub(crate) fn returned(&self) -> Vec<String> {
+        let mut returned = Vec::new();
+        for (Lease { row, version, .. }, seen) in &self.seen {
+            if let (Some((gone, who)), Some((relied_on, id))) = (seen.gone, seen.relied_on)
+                && gone <= relied_on
+            {
+                returned.push(format!(
+                    "{who} found {row} of version {version} gone, and {id}, which committed after that, relied on it"
+                ));
+            }
+            if let (Some((hidden, who)), Some((shown, id))) = (seen.hidden, seen.shown)
+                && hidden < shown
+            {
+                returned.push(format!("{who} found {row} of version {version} gone, and {id} saw it again"));
+            }
+        }
+        returned
+    }
+
+    /// The leases that a transaction looked for, and whether they were there. Those that it wrote itself are left out.
+    fn looks(&self, transaction: &Transaction, commits: usize, timeline: &Timeline) -> Vec<(Lease, bool)> {
+        let clock = if self.one_clock { 0 } else { transaction.opening };
+        let mut written = HashSet::new();
+        let mut looks = Vec::new();
+        let mut look = |written: &HashSet<&Row>, row: Row, is_there: bool| {
+            if let Some(stored) = timeline.get(&row, commits).filter(|_| !written.contains(&row)) {
+                looks.push((Lease { clock, row, version: stored.version }, is_there));
+            }
+        };
+        for Step { call, answer } in &transaction.steps {
+            match (call, answer) {
+                (Call::Put { row, .. } | Call::Delete { row, .. }, _) if row.0 == LEASES => {
+                    written.insert(row);
+                }
+                (Call::Get(row), Answer::Value(found)) if row.0 == LEASES => {
+                    look(&written, row.clone(), found.is_some());
+                }
+                (Call::Page(namespace, ..), Answer::Page(entries, _)) if namespace == LEASES => {
+                    for (key, _) in timeline.namespace(LEASES, commits) {
+                        let is_there = entries.iter().any(|(found, _)| found == key);
+                        look(&written, Row(LEASES.to_string(), key.to_string()), is_there);
+                    }
+                }
+                _ => {}
+            }
+        }
+        looks
+    }
+}
+
+fn earliest<T: Ord>(first: Option<T>, second: T) -> Option<T> {
+    Some(match first {
+        Some(first) => first.min(second),
+        None => second,
+    })
+}

@@ -1,0 +1,5 @@
+//! Runs the stress test.
+
+fn main() {
+    larder_stress::main(env!("CARGO_TARGET_TMPDIR"));
+}
