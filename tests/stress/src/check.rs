@@ -133,7 +133,7 @@ impl<'a> Checker<'a> {
         let mut leases = Leases::new(self.history.one_clock);
         for (before, commit) in commits.iter().enumerate() {
             self.replay(before, commit);
-            leases.relied_on(&commit.record.transaction, before, &self.timeline);
+            leases.relied_on(&commit.record.transaction, commit.asked, before, &self.timeline);
         }
         self.check_file(&commits);
         let order = Order::of(&commits);

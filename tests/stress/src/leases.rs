@@ -1,9 +1,16 @@
 //! Rows that have expired stay away: a commit that relied on one comes before every transaction that found it gone.
+//!
+//! One exception is allowed. While an update commits, a view of another process may still find the lease gone in the state
+//! before: the update judges time under the write lock, and readers do not wait for that lock. Once a view has found the
+//! lease gone, no update may begin its commit and rely on it.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::history::{Answer, Call, Id, LEASES, Nanos, Row, Step, Transaction, Window};
 use crate::model::Timeline;
+
+/// The machine's clock, which is that of all stores unless clocks jump. Otherwise each opening of a store has its own.
+const MACHINE: u64 = 0;
 
 /// A row as one commit wrote it, as seen by transactions with the same clock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +25,8 @@ struct Lease {
 struct Seen {
     /// The last update that relied on it, and how many commits there were before that.
     relied_on: Option<(usize, Id)>,
+    /// The last update that relied on it, and when its commit was asked for.
+    relied_on_at: Option<(Nanos, Id)>,
     /// The first transaction that found it gone, and after how many commits.
     gone: Option<(usize, Id)>,
     /// The last snapshot that shows it, and when that was begun.
@@ -29,7 +38,7 @@ struct Seen {
 #[derive(Default)]
 pub(crate) struct Leases {
     seen: HashMap<Lease, Seen>,
-    /// Whether all stores have the same clock. Otherwise each opening of a store has its own.
+    /// Whether all stores have the same clock.
     one_clock: bool,
 }
 
@@ -39,11 +48,20 @@ impl Leases {
     }
 
     /// An update committed, as the one that follows `commits` others.
-    pub(crate) fn relied_on(&mut self, transaction: &Transaction, commits: usize, timeline: &Timeline) {
+    pub(crate) fn relied_on(
+        &mut self,
+        transaction: &Transaction,
+        asked: Nanos,
+        commits: usize,
+        timeline: &Timeline,
+    ) {
         for (lease, is_there) in self.looks(transaction, commits, timeline) {
             let seen = self.seen.entry(lease).or_default();
             match is_there {
-                true => seen.relied_on = seen.relied_on.max(Some((commits, transaction.id))),
+                true => {
+                    seen.relied_on = seen.relied_on.max(Some((commits, transaction.id)));
+                    seen.relied_on_at = seen.relied_on_at.max(Some((asked, transaction.id)));
+                }
                 false => seen.gone = earliest(seen.gone, (commits, transaction.id)),
             }
         }
@@ -59,12 +77,15 @@ impl Leases {
     ) {
         let id = transaction.id;
         for (lease, is_there) in self.looks(transaction, commits, timeline) {
+            let is_own_clock = lease.clock == transaction.opening;
             let seen = self.seen.entry(lease).or_default();
             if is_there {
                 seen.shown = seen.shown.max(Some((window.from, id)));
             } else {
                 seen.hidden = earliest(seen.hidden, (window.to, id));
-                seen.gone = earliest(seen.gone, (commits, id));
+                if is_own_clock {
+                    seen.gone = earliest(seen.gone, (commits, id));
+                }
             }
         }
     }
@@ -80,10 +101,13 @@ impl Leases {
                     "{who} found {row} of version {version} gone, and {id}, which committed after that, relied on it"
                 ));
             }
-            if let (Some((hidden, who)), Some((shown, id))) = (seen.hidden, seen.shown)
-                && hidden < shown
+            for (later, did) in [(seen.shown, "saw it again"), (seen.relied_on_at, "relied on it after that")]
             {
-                returned.push(format!("{who} found {row} of version {version} gone, and {id} saw it again"));
+                if let (Some((hidden, who)), Some((at, id))) = (seen.hidden, later)
+                    && hidden < at
+                {
+                    returned.push(format!("{who} found {row} of version {version} gone, and {id} {did}"));
+                }
             }
         }
         returned
@@ -91,12 +115,15 @@ impl Leases {
 
     /// The leases that a transaction looked for, and whether they were there. Those that it wrote itself are left out.
     fn looks(&self, transaction: &Transaction, commits: usize, timeline: &Timeline) -> Vec<(Lease, bool)> {
-        let clock = if self.one_clock { 0 } else { transaction.opening };
+        let clocks = [Some(transaction.opening), self.one_clock.then_some(MACHINE)];
         let mut written = HashSet::new();
         let mut looks = Vec::new();
         let mut look = |written: &HashSet<&Row>, row: Row, is_there: bool| {
             if let Some(stored) = timeline.get(&row, commits).filter(|_| !written.contains(&row)) {
-                looks.push((Lease { clock, row, version: stored.version }, is_there));
+                let leases = clocks.iter().flatten();
+                let leases =
+                    leases.map(|clock| Lease { clock: *clock, row: row.clone(), version: stored.version });
+                looks.extend(leases.map(|lease| (lease, is_there)));
             }
         };
         for Step { call, answer } in &transaction.steps {

@@ -36,8 +36,8 @@ const SECONDS: &str = "LARDER_STRESS_SECONDS";
 /// The seed of the first round; each further round has the next number.
 const SEED: &str = "LARDER_STRESS_SEED";
 
-/// How long the short form runs.
-const SHORT: Duration = Duration::from_secs(40);
+/// How long the short form runs: without leases, and with them.
+const SHORT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(20)];
 
 /// How long the processes of one round run.
 const ROUND: Duration = Duration::from_secs(6);
@@ -54,8 +54,11 @@ pub fn main(folder: &str) {
     let mut arguments = Arguments::from_args();
     // Each of them needs the whole machine.
     arguments.test_threads = Some(1);
-    let name = "a_file_that_several_processes_use_loses_nothing_and_keeps_one_order";
-    let trials = vec![trial(name, folder, SHORT, false)];
+    let [order, leases] = SHORT;
+    let trials = vec![
+        trial("a_file_that_several_processes_use_loses_nothing_and_keeps_one_order", folder, order, false),
+        trial("an_expired_lease_is_not_seen_again_and_no_later_commit_relies_on_it", folder, leases, true),
+    ];
     libtest_mimic::run(&arguments, trials).exit();
 }
 
