@@ -261,6 +261,24 @@ fn rows_are_written_and_read_without_a_guest() {
 }
 
 #[test]
+fn expired_rows_are_removed_on_demand() {
+    let larder = Larder::new();
+    load(&larder);
+    let sweep = ["sweep", "--store", "sqlite:catalog.db"];
+    assert_eq!(larder.output(&sweep), "removed 0 expired rows\n");
+    let database = rusqlite::Connection::open(larder.path("catalog.db")).unwrap();
+    let insert = "INSERT INTO larder_entries (namespace, key, value, version, expires_at)
+        VALUES (CAST('n' AS BLOB), CAST(?1 AS BLOB), x'', 1, ?2)";
+    for (key, expires_at) in [("a", 1), ("b", 2), ("later", i64::MAX)] {
+        database.execute(insert, (key, expires_at)).unwrap();
+    }
+    drop(database);
+    assert_eq!(larder.output(&sweep), "removed 2 expired rows\n");
+    assert_eq!(larder.output(&["scan", "--store", "sqlite:catalog.db", "n"]), "later\t\n");
+    larder.error(1, &["sweep", "--store", "sqlite:missing.db"]);
+}
+
+#[test]
 fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
     let larder = Larder::new();
     load(&larder);

@@ -1,4 +1,12 @@
 //! The moments of commits and views, while another process holds the database or the clock steps back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
 
 mod common;
 

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use host::*;
-use larder_core::{Error, HandleOptions, Mode, Store, StoreSource};
+use larder_core::backend::Backend;
+use larder_core::{Error, HandleOptions, Mode, MovableClock, PutOptions, Store, StoreSource};
 use larder_tenants::faults::{Fault, Operation, Rule};
 use larder_tenants::{Durability, RemoteOptions, Scope, TenantError, TenantIdentity, Tenants};
 
@@ -115,6 +116,26 @@ async fn a_checkpoint_is_what_the_next_host_reads() {
     a.close().await.unwrap();
     let b = world.host("b").await;
     assert_eq!(get_in(&b, &ann, "a").await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn expired_rows_are_not_written_back() {
+    let world = World::new();
+    let clock = Arc::new(MovableClock::default());
+    let a = world.builder("a").clock(clock.clone()).open().await.unwrap();
+    let ann = key("acme/users/ann");
+    let tenant = a.get(&ann).await.unwrap();
+    let mut update = handle(&tenant).begin(Mode::Update).unwrap();
+    let minute = PutOptions { ttl_millis: Some(60_000), if_version: None };
+    update.put_with("n".into(), "expires".into(), b"value".to_vec(), minute).unwrap();
+    update.put("n".into(), "a".into(), b"1".to_vec()).unwrap();
+    update.commit().await.unwrap();
+    clock.advance(Duration::from_secs(120));
+    assert!(a.checkpoint(&ann).await.unwrap());
+    // Namespace, key and value of the row that is left.
+    assert_eq!(tenant.backend().stored_bytes().await.unwrap(), 3);
+    drop(tenant);
+    a.close().await.unwrap();
 }
 
 #[tokio::test]
