@@ -132,7 +132,7 @@ impl History {
     }
 
     pub fn check_state(&self, rows: &Rows) {
-        assert!(self.states.contains(rows), "a copy is no state of {:?}", self.order);
+        assert!(self.states.contains(rows), "what was seen is no state of {:?}", self.order);
     }
 }
 

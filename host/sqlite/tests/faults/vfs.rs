@@ -62,6 +62,8 @@ pub type Counts = BTreeMap<(Call, Victim), usize>;
 pub struct Disk {
     state: Mutex<State>,
     changed: Condvar,
+    /// Called each time that a writer has given the write lock back.
+    observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -88,7 +90,8 @@ impl Disk {
     /// Watches the files of a folder, for as long as the answer lives.
     pub fn watch(folder: &Path) -> Arc<Self> {
         register();
-        let disk = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+        let disk =
+            Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), observer: OnceLock::new() });
         let mut disks = lock(&DISKS);
         disks.retain(|_, disk| disk.strong_count() > 0);
         disks.insert(folder.canonicalize().unwrap(), Arc::downgrade(&disk));
@@ -106,6 +109,12 @@ impl Disk {
         let mut state = lock(&self.state);
         state.fault = None;
         (state.failed, std::mem::take(&mut state.counts))
+    }
+
+    /// Has somebody look at the database each time that the write lock was given back: after each commit. It must not
+    /// panic, as SQLite calls it.
+    pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+        drop(self.observer.set(Box::new(observer)));
     }
 
     /// The next who takes the write lock waits.
@@ -454,10 +463,16 @@ unsafe extern "C" fn shm_lock(
     count: c_int,
     flags: c_int,
 ) -> c_int {
-    if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
-        return below!(file, xShmLock, offset, count, flags);
-    }
     let is_write_lock = offset == 0 && flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+    if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
+        let code = below!(file, xShmLock, offset, count, flags);
+        if let Some(observer) =
+            watched(file).filter(|_| is_write_lock).and_then(|watched| watched.disk.observer.get())
+        {
+            observer();
+        }
+        return code;
+    }
     if let Some(watched) = watched(file).filter(|_| is_write_lock) {
         watched.disk.pass_gate();
         watched.has_written.store(true, Ordering::Relaxed);

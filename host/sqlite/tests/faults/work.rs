@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use larder_core::backend::Backend;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::common::{open_positioned, record_write};
 use crate::model::{Attempt, Change, History, Rows, Seen, View, is_unknown};
 use crate::replay::Kept;
-use crate::vfs::{Counts, Disk, Fault, UNDERLYING};
+use crate::vfs::{Call, Counts, Disk, Fault, UNDERLYING};
 
 /// What is done while calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,8 @@ struct Run {
     attempts: Vec<Attempt>,
     views: Vec<View>,
     record: Record,
+    /// What another process saw after each commit.
+    observed: Arc<Mutex<Vec<Rows>>>,
     /// Whether anything ended without an answer.
     unknown: bool,
     swept: bool,
@@ -145,9 +147,13 @@ pub async fn run(template: &Template, setting: Setting, fault: Option<Fault>) ->
         attempts: Vec::new(),
         views: Vec::new(),
         record: Record::default(),
+        observed: Arc::default(),
         unknown: false,
         swept: false,
     };
+    if work != Work::Close {
+        run.observe();
+    }
     if work == Work::Close {
         run.alone(Change { puts: pair(0), ..Change::default() }).await;
         run.alone(Change { puts: pair(1), ..Change::default() }).await;
@@ -162,6 +168,9 @@ pub async fn run(template: &Template, setting: Setting, fault: Option<Fault>) ->
     if fault.is_none() {
         run.check_without_fault(work);
     }
+    // SQLite reads nothing after it has begun to write the last page of a commit.
+    let is_read = fault.is_some_and(|fault| matches!(fault.call, Call::Read | Call::Open | Call::Access));
+    assert!(!(is_read && run.unknown), "a read left the outcome of a commit unknown");
     let history = run.finish(work).await;
     if setting.is_journaled {
         check_journal(template, &journal, &history).await;
@@ -192,6 +201,22 @@ fn pair(id: usize) -> Vec<(String, Vec<u8>)> {
 pub type Asked<'a> = Pin<Box<dyn Future<Output = Result<Version>> + Send + 'a>>;
 
 impl Run {
+    /// Has another process look at the rows after each commit.
+    fn observe(&self) {
+        let connection = open_underlying(&self.folder.path().join("store.db"));
+        let connection = Mutex::new(connection.unwrap());
+        let observed = self.observed.clone();
+        self.disk.observe(move || {
+            // A look that fails while a checkpoint is under way is none.
+            if let (Ok(connection), Ok(mut observed)) = (connection.lock(), observed.lock())
+                && let Ok(rows) = rows(&connection)
+                && observed.last() != Some(&rows)
+            {
+                observed.push(rows);
+            }
+        });
+    }
+
     async fn groups(&mut self) {
         let mut before = self.begin_view();
         let mut beside = self.begin_view();
@@ -442,6 +467,8 @@ impl Run {
             assert!(
                 self.swept && self.record.acknowledged == 2 && self.folder.path().join("copy.db").exists()
             );
+            let observed = self.observed.lock().unwrap().len();
+            assert!(observed >= 4, "{observed} states were seen from outside");
             assert!(self.views.iter().all(|view| view.seen.len() > 4), "{:?}", self.views);
         }
     }
@@ -469,6 +496,7 @@ impl Run {
         self.check(&killed.path().join("store.db"));
         let history = self.check(&path);
         self.views.iter().for_each(|view| history.check_view(view));
+        self.observed.lock().unwrap().iter().for_each(|rows| history.check_state(rows));
         let copy = self.folder.path().join("copy.db");
         if copy.exists() {
             history.check_state(&dump(&copy).rows);
@@ -539,23 +567,29 @@ struct Found {
     record: u64,
 }
 
-/// All that is in a file, read past the faults.
-fn dump(path: &Path) -> Found {
+/// A connection that the faults do not reach, as another process has it.
+fn open_underlying(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags_and_vfs(path, flags, UNDERLYING).unwrap();
+    Connection::open_with_flags_and_vfs(path, flags, UNDERLYING)
+}
+
+fn rows(connection: &Connection) -> rusqlite::Result<Rows> {
+    let sql = "SELECT CAST(key AS TEXT), value, version FROM larder_entries
+        WHERE namespace = x'6e' AND expires_at IS NULL";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+    rows.collect()
+}
+
+/// All that is in a file.
+fn dump(path: &Path) -> Found {
+    let connection = open_underlying(path).unwrap();
     let intact: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(intact, "ok");
-    let sql = "SELECT key, value, version FROM larder_entries WHERE namespace = x'6e' AND expires_at IS NULL";
-    let mut statement = connection.prepare(sql).unwrap();
-    let rows = statement.query_map([], |row| {
-        let key = String::from_utf8(row.get(0)?).unwrap();
-        Ok((key, (row.get(1)?, row.get(2)?)))
-    });
-    let rows = rows.unwrap().collect::<rusqlite::Result<_>>().unwrap();
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get(0)).unwrap();
     let expired = count("SELECT count(*) FROM larder_entries WHERE expires_at IS NOT NULL");
     let record = count("SELECT coalesce(max(version), 0) FROM larder_memory_state");
-    Found { rows, expired, record }
+    Found { rows: rows(&connection).unwrap(), expired, record }
 }
 
 /// The files of a database as a process that is killed leaves them.
