@@ -190,7 +190,8 @@ fn delete_at_a_wrong_version_is_a_conflict() -> Outcome {
 
 fn a_delete_of_an_absent_row_has_a_version_and_leaves_it_absent() -> Outcome {
     let store = main()?;
-    let deletes: [fn(&Tx) -> Result<(), Error>; 3] = [
+    type Delete = fn(&Tx) -> Result<(), Error>;
+    let deletes: [Delete; 3] = [
         |tx| tx.delete(NS, "absent"),
         |tx| tx.delete_many(NS, &keys(&["absent", "also absent"])),
         |tx| tx.delete_if_version(NS, "absent", 0),
