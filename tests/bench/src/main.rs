@@ -30,6 +30,9 @@ use report::{Machine, Report};
 use runner::{Bench, PostgresDatabase};
 
 fn main() -> Result<ExitCode> {
+    if let Some(played) = groups::played_by_this_process() {
+        return played;
+    }
     let arguments = Arguments::parse();
     // The server ends with the thread that started it: this one.
     let (server, postgres) = match arguments.observe {

@@ -30,6 +30,8 @@ impl Timed<'_> {
         let since = Instant::now();
         let outcome = self.entrant.side.run(work).await;
         let elapsed = since.elapsed();
+        let operations = u32::try_from(self.count).unwrap_or(u32::MAX);
+        let elapsed = self.entrant.side.measured().map_or(elapsed, |time| time.saturating_mul(operations));
         self.entrant.side.after().await.with_context(|| format!("{name}, after"))?;
         self.sum = outcome.with_context(|| name.to_string())?;
         Ok(elapsed)

@@ -1,5 +1,7 @@
 //! A row: several sides that do the same work, and how their times are held against each other.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use async_trait::async_trait;
 
@@ -30,6 +32,11 @@ pub(crate) trait Side: Send {
 
     /// Does the work, and gives a sum of what it read. Only this is measured.
     async fn run(&mut self, work: Work) -> Result<u64>;
+
+    /// The time of one operation, if the side took it itself and the time of the whole run says something else.
+    fn measured(&self) -> Option<Duration> {
+        None
+    }
 
     /// What ends with the measurement and is not a part of it.
     async fn after(&mut self) -> Result<()> {

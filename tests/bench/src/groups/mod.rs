@@ -6,6 +6,7 @@ mod growth;
 mod host_memory;
 mod in_memory;
 mod postgres;
+mod processes;
 mod request;
 mod sqlite;
 mod values;
@@ -16,12 +17,14 @@ use crate::report::GroupReport;
 use crate::runner::{Bench, Runner};
 
 pub(crate) use host_memory::observe;
+pub(crate) use processes::played_by_this_process;
 
 /// A group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     Sqlite,
     Clients,
+    Processes,
     InMemory,
     Postgres,
     Request,
@@ -35,9 +38,10 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Sqlite,
         Self::Clients,
+        Self::Processes,
         Self::InMemory,
         Self::Postgres,
         Self::Request,
@@ -54,6 +58,7 @@ impl Group {
         match self {
             Self::Sqlite => "sqlite",
             Self::Clients => "guests",
+            Self::Processes => "processes",
             Self::InMemory => "in-memory",
             Self::Postgres => "postgres",
             Self::Request => "request",
@@ -70,6 +75,7 @@ impl Group {
         match self {
             Self::Sqlite => "SQLite, one guest, 100,000 rows of 100 bytes",
             Self::Clients => "SQLite, many guests, an update of get and put each, 100,000 rows of 100 bytes",
+            Self::Processes => "SQLite, 3 processes that commit without end, synced",
             Self::InMemory => "In memory, 100,000 rows of 100 bytes, beside wasmtime-wasi-keyvalue",
             Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
             Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
@@ -95,6 +101,7 @@ impl Group {
         match self {
             Self::Sqlite => sqlite::measure(&mut runner).await?,
             Self::Clients => clients::measure(&mut runner).await?,
+            Self::Processes => processes::measure(&mut runner).await?,
             Self::InMemory => in_memory::measure(&mut runner).await?,
             Self::Postgres => postgres::measure(&mut runner).await?,
             Self::Request => request::measure(&mut runner).await?,
