@@ -107,6 +107,12 @@ struct StoreArguments {
 }
 
 impl StoreArguments {
+    async fn look(&self) -> Result<(Store, Handle)> {
+        let store = self.store.look().await?;
+        let handle = operator(&store);
+        Ok((store, handle))
+    }
+
     async fn open(&self) -> Result<(Store, Handle)> {
         let store = self.store.open().await?;
         let handle = operator(&store);
@@ -120,7 +126,7 @@ impl StoreArguments {
 
 impl Get {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let (store, handle) = self.store.open().await?;
+        let (store, handle) = self.store.look().await?;
         let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
         let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
         store.close().await;
@@ -193,7 +199,7 @@ impl Delete {
 
 impl Scan {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let (store, handle) = self.store.open().await?;
+        let (store, handle) = self.store.look().await?;
         let name = |text: Option<String>| text.map(|text| self.store.name(text)).transpose();
         let namespace = self.store.name(self.namespace)?;
         let range = Range {
@@ -252,7 +258,7 @@ async fn print_rows(
 
 impl Namespaces {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let (store, handle) = self.store.open().await?;
+        let (store, handle) = self.store.look().await?;
         let printed = print_namespaces(handle.begin(Mode::View)?, self.json).await;
         store.close().await;
         done(printed)

@@ -134,7 +134,8 @@ impl Memory {
         };
         let store = match self.command {
             Command::Import(_) => store.open_or_create().await?,
-            _ => store.open().await?,
+            Command::Forget(_) => store.open().await?,
+            Command::List(_) | Command::Show(_) | Command::Export(_) => store.look().await?,
         };
         let operator = MemoryOperator::new(&store);
         let outcome = match self.command {

@@ -97,7 +97,7 @@ impl Migrations {
 
     async fn list(self) -> Result<ExitCode> {
         let Some(store) = &self.store else { bail!("name the store with --store DSN") };
-        let store = store.open().await?;
+        let store = store.look().await?;
         let printed = match operator(&store).begin(Mode::View) {
             Ok(view) => self.print(view).await,
             Err(error) => Err(error.into()),
@@ -170,7 +170,7 @@ fn table_line(step: &LedgerEntry) -> String {
 
 impl Remove {
     async fn execute(self) -> Result<ExitCode> {
-        let store = self.store.open().await?;
+        let store = self.store.open_for(self.dry_run).await?;
         let removed = self.remove(operator(&store)).await;
         store.close().await;
         let removed = removed?;
@@ -192,7 +192,7 @@ impl Remove {
 
 impl Record {
     async fn execute(self) -> Result<ExitCode> {
-        let store = self.store.open().await?;
+        let store = self.store.open_for(self.dry_run).await?;
         let ledger = MigrationLedger::new(operator(&store));
         let step = Migration { id: self.id.clone(), checksum: self.checksum.0.clone() };
         let recorded = ledger.record(&self.component, step, self.dry_run).await;

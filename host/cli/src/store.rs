@@ -1,10 +1,12 @@
 //! The store that a command works on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
-use larder_host::{Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
+use larder_host::larder_core::backend::Backend;
+use larder_host::{DriverError, Error, Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
 #[derive(Args)]
 pub(crate) struct StoreArgument {
@@ -14,7 +16,18 @@ pub(crate) struct StoreArgument {
 }
 
 impl StoreArgument {
-    /// Opens a store that is there: looking into one must not make it.
+    /// Opens a store to look at it: nothing is created, migrated or written.
+    pub(crate) async fn look(&self) -> Result<Store> {
+        let opened = drivers().open_read_only(&self.store).await;
+        build(opened.map_err(|error| not_opened(&self.store, error))?)
+    }
+
+    /// Opens a store that exists, to write to it, or to say what would be written.
+    pub(crate) async fn open_for(&self, dry_run: bool) -> Result<Store> {
+        if dry_run { self.look().await } else { self.open().await }
+    }
+
+    /// Opens a store that exists, to write to it.
     pub(crate) async fn open(&self) -> Result<Store> {
         open(&existing(&self.store)).await
     }
@@ -26,7 +39,37 @@ impl StoreArgument {
 }
 
 async fn open(dsn: &str) -> Result<Store> {
-    Ok(Store::builder_shared(drivers().open(dsn).await?).sweep_interval(None).build()?)
+    build(drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?)
+}
+
+fn build(backend: Arc<dyn Backend>) -> Result<Store> {
+    Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
+}
+
+/// Says which store was not opened, and what to do.
+pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
+    let DriverError::Open { error, .. } = error else { return error.into() };
+    let what = format!("cannot open the store {:?}", shown(dsn));
+    match error {
+        Error::NotFound { .. } => {
+            anyhow!(
+                "{what}: {:#}; check the path, or create the store with `larder migrate up`",
+                anyhow!(error)
+            )
+        }
+        error => anyhow!(error).context(what),
+    }
+}
+
+/// A data-source name without what may be secret: a password, or the keys of a bucket.
+fn shown(dsn: &str) -> &str {
+    let place = dsn.split('?').next().unwrap_or_default();
+    match dsn.split_once(':') {
+        Some(("sqlite" | "memory" | "tenants+file", _)) => place,
+        Some((scheme, _)) if TenantsDsn::accepts(dsn) || scheme.starts_with("postgres") => scheme,
+        // `host=… password=…`
+        _ => "postgres",
+    }
 }
 
 /// A handle for an operator, who is bound by nothing that a guest is.

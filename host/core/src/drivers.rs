@@ -24,6 +24,16 @@ pub trait Driver: Send + Sync + 'static {
     /// [`Error::InvalidArgument`] where the name is malformed, and what the engine ran into.
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
 
+    /// Opens what exists to look at it. It creates, migrates and writes nothing: no file appears, and no byte of the
+    /// store changes. It does not wait for other processes. A write to the backend fails with
+    /// [`Error::AccessDenied`]; [`ReadOnly`](crate::ReadOnly) makes sure of that for any backend.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the name is malformed, [`Error::NotFound`] if the store does not exist,
+    /// [`Error::Other`] if its schema is older or newer than this release, or it is not larder's, and the engine's own
+    /// errors.
+    async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
+
     /// What brings larder's own tables up to date in the database that the data-source name says, for those who do
     /// that apart from opening it. Nothing is opened yet. None where nothing outlives the process, as by default.
     ///
@@ -118,6 +128,25 @@ impl Drivers {
         driver.open(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
     }
 
+    /// Opens a backend to look at it: it creates, migrates and writes nothing. Writes fail with
+    /// [`Error::AccessDenied`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), larder_core::DriverError> {
+    /// use larder_core::backend::Backend;
+    ///
+    /// let backend = larder_core::Drivers::with_in_memory().open_read_only("memory:").await?;
+    /// assert!(matches!(backend.sweep(0, 1).await, Err(larder_core::Error::AccessDenied(_))));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`DriverError::Unknown`], and [`DriverError::Open`] over the errors of [`Driver::open_read_only`].
+    pub async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
+        let driver = self.driver(dsn)?;
+        driver.open_read_only(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
+    }
+
     /// What brings larder's own tables up to date in a database, without opening it. None where there are no tables
     /// that outlive the process, as in memory.
     ///
@@ -162,6 +191,10 @@ mod tests {
         async fn open(&self, _: &str) -> Result<Arc<dyn Backend>, Error> {
             Err(Error::Closed)
         }
+
+        async fn open_read_only(&self, _: &str) -> Result<Arc<dyn Backend>, Error> {
+            Err(Error::Closed)
+        }
     }
 
     #[tokio::test]
@@ -188,5 +221,7 @@ mod tests {
         let Err(DriverError::Open { driver, error }) = drivers.open("f:x").await else { panic!("opened") };
         assert_eq!(driver, "f");
         assert!(matches!(error, Error::Closed));
+        let looked = drivers.open_read_only("f:x").await;
+        assert!(matches!(looked, Err(DriverError::Open { driver: "f", error: Error::Closed })));
     }
 }

@@ -49,6 +49,15 @@ pub enum Error {
     /// A snapshot, or what is stored, is of another strategy; or bytes are no snapshot.
     #[error("invalid snapshot: {0}")]
     InvalidSnapshot(String),
+    /// The store does not exist, and the caller did not ask to create it.
+    #[error("{reason}")]
+    NotFound {
+        /// What does not exist, for the guest.
+        reason: String,
+        /// The backend's own error.
+        #[source]
+        cause: Option<Cause>,
+    },
     /// The backend can't be reached now; nothing was written.
     #[error("the store is unavailable: {reason}")]
     Unavailable {
@@ -85,6 +94,12 @@ impl Error {
     /// An [`Error::InvalidArgument`] that says what is wrong and what would be right.
     pub fn invalid_argument(reason: impl Into<String>) -> Self {
         Self::InvalidArgument(reason.into())
+    }
+
+    /// An [`Error::AccessDenied`] for a write to a backend that was opened with
+    /// [`Driver::open_read_only`](crate::Driver::open_read_only).
+    pub fn opened_read_only() -> Self {
+        Self::AccessDenied("the store is open for reading only".to_string())
     }
 
     /// An [`Error::Unavailable`] over what caused it.

@@ -21,6 +21,7 @@ use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
+use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangeState};
 use latest::Latest;
 use rows::Rows;
@@ -296,6 +297,11 @@ impl Driver for InMemoryDriver {
             ));
         }
         Ok(Arc::new(InMemory::new()))
+    }
+
+    /// Nothing outlives its process: the store is empty, and stays so.
+    async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(ReadOnly::new(self.open(dsn).await?)))
     }
 }
 

@@ -101,6 +101,17 @@ pub enum SchemaError {
         /// The last number known here.
         known: u32,
     },
+    /// The database lacks steps of this release, and may not be changed: it is open for reading only.
+    #[error(
+        "the database is at schema step {applied:04}, and this release reads step {known:04}; run `larder migrate up` \
+         on it first"
+    )]
+    Behind {
+        /// The newest step of the database; 0 if it has no tables of larder.
+        applied: u32,
+        /// The last number known here.
+        known: u32,
+    },
     /// The ledger lacks a step below one that it holds.
     #[error("the database's ledger lacks schema step {0:04}")]
     Missing(u32),
@@ -113,6 +124,18 @@ impl From<SchemaError> for Error {
     fn from(error: SchemaError) -> Self {
         Self::caused("the schema of the database does not fit this release of larder", error)
     }
+}
+
+/// Checks that a database can be read as it is, without applying a step.
+///
+/// # Errors
+/// [`SchemaError::Behind`] if a step is pending, and the errors of [`pending`].
+pub fn check_current(steps: &StepSet, applied: &[AppliedStep]) -> Result<(), SchemaError> {
+    if pending(steps, applied)?.is_empty() {
+        return Ok(());
+    }
+    let newest = applied.last().map_or(0, |step| step.number);
+    Err(SchemaError::Behind { applied: newest, known: steps.newest() })
 }
 
 /// What of `steps` is still to apply, after what the ledger holds, in the order of its numbers.
@@ -366,6 +389,16 @@ mod tests {
     fn a_newer_database_is_refused() {
         let newer = SchemaError::Newer { applied: 4, known: 3 };
         assert_eq!(pending(&steps(), &applied(&[1, 2, 3, 4])).unwrap_err(), newer);
+    }
+
+    #[test]
+    fn only_a_database_with_every_step_is_current() {
+        let behind = |applied| SchemaError::Behind { applied, known: 3 };
+        assert_eq!(check_current(&steps(), &applied(&[1, 2, 3])), Ok(()));
+        assert_eq!(check_current(&steps(), &applied(&[1, 2])), Err(behind(2)));
+        assert_eq!(check_current(&steps(), &[]), Err(behind(0)));
+        let newer = SchemaError::Newer { applied: 4, known: 3 };
+        assert_eq!(check_current(&steps(), &applied(&[1, 2, 3, 4])), Err(newer));
     }
 
     #[test]

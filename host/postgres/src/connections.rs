@@ -44,6 +44,16 @@ const SETUP: &str = "
     SET idle_in_transaction_session_timeout = '10min';
     SET statement_timeout = '60s'";
 
+/// What the sessions of a backend may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// The server refuses a write in such a session.
+const READ_ONLY: &str = "SET default_transaction_read_only = on";
+
 /// The connections of one backend.
 pub(crate) struct Connections {
     pool: Pool,
@@ -55,7 +65,7 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    pub(crate) fn new(config: Config, runtime: Handle) -> Result<Self, Error> {
+    pub(crate) fn new(config: Config, runtime: Handle, access: Access) -> Result<Self, Error> {
         // A round trip to test a connection would double the cost of most transactions. What has closed is noticed
         // without one, and who finds a connection broken at its first use takes another.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -63,8 +73,14 @@ impl Connections {
             .max_size(CONNECTIONS_MAX)
             // The latest has its statements prepared.
             .queue_mode(QueueMode::Lifo)
-            .post_create(Hook::async_fn(|client, _| {
-                Box::pin(async move { client.batch_execute(SETUP).await.map_err(HookError::Backend) })
+            .post_create(Hook::async_fn(move |client, _| {
+                Box::pin(async move {
+                    client.batch_execute(SETUP).await.map_err(HookError::Backend)?;
+                    if access == Access::ReadOnly {
+                        client.batch_execute(READ_ONLY).await.map_err(HookError::Backend)?;
+                    }
+                    Ok(())
+                })
             }))
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;

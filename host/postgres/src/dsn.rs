@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder_core::backend::Backend;
 use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
-use larder_core::{Driver, Error, Result};
+use larder_core::{Driver, Error, ReadOnly, Result};
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
@@ -40,6 +40,10 @@ impl Driver for PostgresDriver {
 
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(Postgres::open(dsn).await?))
+    }
+
+    async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(ReadOnly::new(Arc::new(Postgres::open_read_only(dsn).await?))))
     }
 
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {

@@ -79,7 +79,7 @@ use tokio::runtime::Handle;
 /// What [`PostgresMigrator::with_connection`] gives a client of, in the release that fits.
 pub use tokio_postgres;
 
-use connections::Connections;
+use connections::{Access, Connections};
 pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
 pub use dsn::PostgresDriver;
 pub use migrator::PostgresMigrator;
@@ -103,7 +103,16 @@ impl Postgres {
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
         migrate::migrate(&config).await?;
-        Ok(Self { connections: Arc::new(Connections::new(config, runtime)?) })
+        Ok(Self { connections: Arc::new(Connections::new(config, runtime, Access::ReadWrite)?) })
+    }
+
+    /// Connects to read. Nothing is created or migrated, and the server refuses every write of these sessions.
+    pub(crate) async fn open_read_only(dsn: &str) -> Result<Self> {
+        let config = dsn::parse(dsn)?;
+        let runtime = Handle::try_current()
+            .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
+        migrate::check(&config).await?;
+        Ok(Self { connections: Arc::new(Connections::new(config, runtime, Access::ReadOnly)?) })
     }
 }
 

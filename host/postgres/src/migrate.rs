@@ -1,6 +1,6 @@
 //! The schema of larder's own tables.
 
-use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet};
+use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
 use tokio_postgres::Config;
 
 use crate::migrator;
@@ -16,6 +16,12 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
 /// Brings the schema up to date.
 pub(crate) async fn migrate(config: &Config) -> Result<(), MigrationError> {
     migrator::up(config, &steps()?, &Ledger::larder(), LOCK_WAIT).await.map(drop)
+}
+
+/// Checks that the schema is that of this release, and changes nothing.
+pub(crate) async fn check(config: &Config) -> Result<(), MigrationError> {
+    let applied = migrator::applied(config, &Ledger::larder()).await?;
+    Ok(check_current(&steps()?, &applied)?)
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ impl SchemaMigrator for PostgresMigrator {
 }
 
 /// The steps that were applied.
-async fn applied(config: &Config, ledger: &Ledger) -> Result<Vec<AppliedStep>, MigrationError> {
+pub(crate) async fn applied(config: &Config, ledger: &Ledger) -> Result<Vec<AppliedStep>, MigrationError> {
     pinned(config, async |client, _| {
         let place = Place::find(client, ledger).await?;
         Ok(place.applied(client).await?)

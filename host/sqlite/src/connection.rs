@@ -76,15 +76,6 @@ pub(crate) fn open_reader(location: &Location, options: SqliteOptions) -> larder
     Ok(connection)
 }
 
-/// Opens a file that is there, to look at it: not even the mode of its log is changed.
-pub(crate) fn open_existing(location: &Location, wait: Duration) -> larder_core::Result<Connection> {
-    // A read-only connection would leave the files of the log behind.
-    let connection = open_file(location, false)?;
-    wait_for_locks(&connection, wait)?;
-    connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
-    Ok(connection)
-}
-
 fn open_first(
     location: &Location,
     options: SqliteOptions,
@@ -103,6 +94,7 @@ fn open_file(location: &Location, create: bool) -> larder_core::Result<Connectio
         Err(error) => {
             // There may be no file any more.
             location.check()?;
+            location.check_exists()?;
             return Err(SqliteError::from(error).into());
         }
     };
@@ -118,7 +110,7 @@ fn keep_as_found(connection: &Connection, keep: bool) -> Result<()> {
 
 /// A database may come from elsewhere: nothing that is stored in its schema runs in this process. Larder has no trigger and
 /// no view of its own.
-fn distrust_schema(connection: &Connection) -> Result<()> {
+pub(crate) fn distrust_schema(connection: &Connection) -> Result<()> {
     let settings = [
         (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
         (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),

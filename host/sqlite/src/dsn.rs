@@ -6,9 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use larder_core::backend::Backend;
 use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
-use larder_core::{Driver, Error, Result};
+use larder_core::{Driver, Error, ReadOnly, Result};
 use percent_encoding::percent_decode_str;
 
+use crate::read_only::SqliteReadOnly;
 use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 
 /// Opens `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
@@ -38,6 +39,17 @@ impl Driver for SqliteDriver {
             Place::File(path) => Sqlite::open(path, options).await?,
         };
         Ok(Arc::new(backend))
+    }
+
+    async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        let (place, options) = parse(dsn)?;
+        Ok(match place {
+            // It is new, and nobody else can ever write to it.
+            Place::Private => Arc::new(ReadOnly::new(Arc::new(Sqlite::open_private().await?))),
+            Place::File(path) => {
+                Arc::new(ReadOnly::new(Arc::new(SqliteReadOnly::open(path, options).await?)))
+            }
+        })
     }
 
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {

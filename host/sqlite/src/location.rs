@@ -8,9 +8,10 @@
 use std::ffi::c_int;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use larder_core::error::Cause;
 use larder_core::{Error, Result};
 use rusqlite::{Connection, ffi};
 
@@ -41,8 +42,8 @@ impl Location {
     /// Resolves a path: symlinks are followed, and the working directory counts as it is now.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the path is empty or SQLite's name for a database in memory, and
-    /// [`Error::Unavailable`] if its folder cannot be found.
+    /// [`Error::InvalidArgument`] if the path is empty or SQLite's name for a database in memory, [`Error::NotFound`] if
+    /// its folder does not exist, and [`Error::Unavailable`] if that cannot be told.
     pub(crate) fn resolve(path: &Path) -> Result<Self> {
         if path.as_os_str().is_empty() || path == Path::new(":memory:") {
             return Err(Error::invalid_argument(format!(
@@ -50,8 +51,10 @@ impl Location {
                  for a private database use `Sqlite::open_private` or `sqlite::memory:`"
             )));
         }
-        let path = canonical(path)
-            .map_err(|error| Error::unavailable("the folder of the database file cannot be found", error))?;
+        let path = canonical(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => missing("the folder of the database file does not exist", path),
+            _ => Error::unavailable("the folder of the database file cannot be found", error),
+        })?;
         let log_path = with_suffix(&path, "-wal");
         Ok(Self {
             path,
@@ -75,6 +78,17 @@ impl Location {
     /// The file at which processes line up for the write lock.
     pub(crate) fn turn_path(&self) -> PathBuf {
         with_suffix(&self.path, "-turn")
+    }
+
+    /// Looks whether there is a file, without opening it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none.
+    pub(crate) fn check_exists(&self) -> Result<()> {
+        match identity(&self.path).map_err(unreadable)? {
+            Some(_) => Ok(()),
+            None => Err(missing("the database file does not exist", &self.path)),
+        }
     }
 
     /// Checks a connection that was just opened: it must have the same file open as the first one.
@@ -127,6 +141,12 @@ impl Location {
         }
         lost()
     }
+}
+
+/// The path is in the cause, which guests do not see.
+fn missing(reason: &str, path: &Path) -> Error {
+    let cause: Cause = Arc::new(io::Error::new(ErrorKind::NotFound, path.display().to_string()));
+    Error::NotFound { reason: reason.to_string(), cause: Some(cause) }
 }
 
 /// The text reaches guests, so it names no path; the log does.
@@ -239,10 +259,10 @@ mod tests {
         symlink("loop.db", folder.path().join("loop.db")).unwrap();
         assert!(matches!(Location::resolve(Path::new("")), Err(Error::InvalidArgument(_))));
         assert!(matches!(Location::resolve(Path::new(":memory:")), Err(Error::InvalidArgument(_))));
-        for path in ["loop.db", "nowhere/a.db"] {
-            let found = Location::resolve(&folder.path().join(path));
-            assert!(matches!(found, Err(Error::Unavailable { .. })), "{path}: {found:?}");
-        }
+        let looped = Location::resolve(&folder.path().join("loop.db"));
+        assert!(matches!(looped, Err(Error::Unavailable { .. })), "{looped:?}");
+        let nowhere = Location::resolve(&folder.path().join("nowhere/a.db"));
+        assert!(matches!(nowhere, Err(Error::NotFound { .. })), "{nowhere:?}");
     }
 
     #[test]

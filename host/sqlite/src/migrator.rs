@@ -20,7 +20,7 @@ use crate::foreign_keys::Found;
 use crate::location::Location;
 use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
-use crate::{SqliteOptions, connection};
+use crate::{SqliteOptions, connection, file, look};
 
 /// Brings a platform's own tables in a SQLite file up to date, beside those of larder.
 ///
@@ -109,7 +109,8 @@ impl SqliteMigrator {
         self
     }
 
-    /// What was applied, and what is still to apply. It writes nothing, and makes neither a file nor a ledger.
+    /// What was applied, and what is still to apply. It changes no byte, creates neither a file nor a ledger, and does not
+    /// wait for other processes.
     ///
     /// # Errors
     /// [`MigrationError::Schema`] where the steps don't fit the database, and [`MigrationError::Database`] where it
@@ -120,8 +121,14 @@ impl SqliteMigrator {
             if is_missing(&this.path)? {
                 return Ok(Status::of(&this.steps, Vec::new())?);
             }
-            let connection = connection::open_existing(&Location::resolve(&this.path)?, this.lock_wait)?;
-            Ok(Status::of(&this.steps, applied(&connection, &this.ledger)?)?)
+            let location = Location::resolve(&this.path)?;
+            let (found, _) = look::read_anew(&location, None, |connection| {
+                if this.ledger == Ledger::larder() {
+                    file::check_belongs(connection, this.options)?;
+                }
+                Ok(applied(connection, &this.ledger)?)
+            })?;
+            Ok(Status::of(&this.steps, found)?)
         })
         .await
     }
@@ -330,7 +337,7 @@ fn begin(connection: &mut Connection) -> SqliteResult<Transaction<'_>> {
 }
 
 /// The steps that were applied: none where there is no ledger.
-fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<Vec<AppliedStep>> {
+pub(crate) fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<Vec<AppliedStep>> {
     let name = ledger.name();
     let has_ledger = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)";
     if !connection.query_row(has_ledger, [name], |row| row.get::<_, bool>(0))? {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use larder_core::backend::Backend;
 use larder_core::schema::SchemaMigrator;
-use larder_core::{Driver, Error, Result};
+use larder_core::{Driver, Error, ReadOnly, Result};
 
 use crate::dsn::TenantsDsn;
 use crate::local::TenantsBuilder;
@@ -32,29 +32,14 @@ impl Driver for TenantsDriver {
     }
 
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
-        let dsn = TenantsDsn::parse(dsn)?;
-        let key = dsn.tenant.as_ref().ok_or_else(|| {
-            Error::invalid_argument(
-                "a store of tenants is that of one of them: say which with `tenant=ORG/users/USER`, `tenant=ORG/org`, \
-                 `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` behind the `?`",
-            )
-        })?;
-        if !dsn.create && dsn.open_remote()?.head(key).await?.is_none() {
-            let reason = "there is no such tenant: nobody has ever opened it".to_string();
-            return Err(Error::Unavailable { reason, cause: None });
-        }
-        let mut builder = TenantsBuilder::from_dsn(&dsn)?.cache_folder(dsn.cache_folder(None)?);
-        if dsn.lease_wait.is_none() {
-            builder = builder.outwait_lease();
-        }
-        let tenants = builder.capacity(CAPACITY).open().await?;
-        match tenants.get(key).await {
-            Ok(tenant) => Ok(Arc::new(tenant.backend_closing(tenants))),
-            Err(error) => {
-                tenants.close_or_log().await;
-                Err(error.into())
-            }
-        }
+        open(&TenantsDsn::parse(dsn)?).await
+    }
+
+    /// Opens a tenant that exists, and lets nothing be written to it. A tenant is read where it can be the newest: with
+    /// its lease, in the cache folder. If nothing of it was left unsent, nothing is sent.
+    async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
+        let dsn = TenantsDsn { create: false, ..TenantsDsn::parse(dsn)? };
+        Ok(Arc::new(ReadOnly::new(open(&dsn).await?)))
     }
 
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
@@ -62,6 +47,30 @@ impl Driver for TenantsDriver {
         Err(Error::invalid_argument(
             "the tables of tenants are brought up to date when a tenant is opened, and not apart from that",
         ))
+    }
+}
+
+async fn open(dsn: &TenantsDsn) -> Result<Arc<dyn Backend>> {
+    let key = dsn.tenant.as_ref().ok_or_else(|| {
+        Error::invalid_argument(
+            "a store of tenants is that of one of them: say which with `tenant=ORG/users/USER`, `tenant=ORG/org`, \
+             `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` behind the `?`",
+        )
+    })?;
+    if !dsn.create && dsn.open_remote()?.head(key).await?.is_none() {
+        return Err(Error::NotFound { reason: format!("the tenant {key} does not exist"), cause: None });
+    }
+    let mut builder = TenantsBuilder::from_dsn(dsn)?.cache_folder(dsn.cache_folder(None)?);
+    if dsn.lease_wait.is_none() {
+        builder = builder.outwait_lease();
+    }
+    let tenants = builder.capacity(CAPACITY).open().await?;
+    match tenants.get(key).await {
+        Ok(tenant) => Ok(Arc::new(tenant.backend_closing(tenants))),
+        Err(error) => {
+            tenants.close_or_log().await;
+            Err(error.into())
+        }
     }
 }
 
@@ -82,7 +91,7 @@ mod tests {
             Store::builder_shared(TenantsDriver.open(&dsn).await.unwrap()).build().unwrap()
         };
         let refused = TenantsDriver.open(&dsn("one", "&create=no")).await;
-        assert!(matches!(refused, Err(Error::Unavailable { .. })), "it was made");
+        assert!(matches!(refused, Err(Error::NotFound { .. })), "it was made");
         let first = store(dsn("one", "")).await;
         let mut update = first.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
         update.put("n".into(), "key".into(), b"value".to_vec()).unwrap();

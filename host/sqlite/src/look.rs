@@ -1,0 +1,257 @@
+//! Connections that look at a database file and change nothing: no byte of it, and no file beside it.
+//!
+//! A connection of SQLite that only reads creates the write-ahead log and its index, which then belong to the user who
+//! looked: the owner of the database can no longer write. So the way to open the file depends on what lies beside it.
+//!
+//! - No log: the file holds everything, and is read as immutable, without a lock. Another process may begin to write
+//!   in the meantime, so the file must be found unchanged after each read.
+//! - A log and its index: an ordinary read-only connection that may neither create nor write the index.
+//! - A log alone, as after a copy: the index is built in memory, which takes a lock on the file that excludes others.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use larder_core::error::Cause;
+use larder_core::{Error, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, MAIN_DB, OpenFlags};
+
+use crate::connection::{distrust_schema, wait_for_locks};
+use crate::error::SqliteError;
+use crate::location::{Location, with_suffix};
+
+/// How long a look waits for a lock. Others hold the locks that it needs for milliseconds, or for as long as they like.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// A file system notes the time of a write with this resolution, or a finer one.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The same if the time has no fraction of a second.
+const COARSE_TICK: Duration = Duration::from_secs(2);
+
+/// How often a read begins anew because another process changed the file in the meantime.
+const ATTEMPTS: usize = 20;
+
+/// A connection for reading only.
+pub(crate) struct Look {
+    connection: Connection,
+    /// What the file was when it was opened as immutable. `None` if SQLite's locks protect the reads.
+    immutable: Option<Stamp>,
+}
+
+/// Tells one content of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    modified: SystemTime,
+    identity: (u64, u64),
+}
+
+/// Which of the files of a database an error is about. It is the cause of an error, which guests do not see.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {path:?}: {because}")]
+struct FileError {
+    what: &'static str,
+    path: PathBuf,
+    because: Cause,
+}
+
+impl Look {
+    /// Opens a database file.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it does not exist, and [`Error::Unavailable`] if it cannot be read without a change.
+    pub(crate) fn open(location: &Location) -> Result<Self> {
+        location.check_exists()?;
+        let path = location.path();
+        let (log, index) = (location.log_path(), with_suffix(path, "-shm"));
+        match (length(log)?, length(&index)?.is_some()) {
+            (None | Some(0), false) | (None, true) => Self::open_immutable(path),
+            (Some(_), true) => Self::open_shared(path, log),
+            (Some(_), false) => Self::open_alone(path, log),
+        }
+    }
+
+    fn open_immutable(path: &Path) -> Result<Self> {
+        let journal = with_suffix(path, "-journal");
+        if length(&journal)?.is_some_and(|length| length > 0) {
+            let state = "an unfinished transaction is in it; wait for the process that writes, or recover the database";
+            return Err(failed(
+                "cannot look at a database with the rollback journal",
+                &journal,
+                std::io::Error::other(state),
+            ));
+        }
+        let mut stamp = Stamp::of(path)?;
+        // A write within the same tick of the file system's clock would not show.
+        while let Some(wait) = stamp.until_settled() {
+            std::thread::sleep(wait);
+            stamp = Stamp::of(path)?;
+        }
+        let connection = open(path, "mode=ro&immutable=1", OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Self { connection, immutable: Some(stamp) })
+    }
+
+    fn open_shared(path: &Path, log: &Path) -> Result<Self> {
+        let connection = open(path, "mode=ro&readonly_shm=1", OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        read_schema(&connection)
+            .map_err(|error| failed_with("cannot read the write-ahead log", log, error))?;
+        Ok(Self { connection, immutable: None })
+    }
+
+    fn open_alone(path: &Path, log: &Path) -> Result<Self> {
+        let connection = open(path, "mode=rw", OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        if connection.is_readonly(MAIN_DB).map_err(SqliteError::from)? {
+            let state = "its index (-shm) is missing, and only a user who may write the database can build it; copy \
+                         both files to a folder of your own and look at the copy";
+            return Err(failed("cannot read the write-ahead log", log, std::io::Error::other(state)));
+        }
+        let exclusive = connection.query_row("PRAGMA main.locking_mode = EXCLUSIVE", [], |_| Ok(()));
+        exclusive.map_err(SqliteError::from)?;
+        connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
+        read_schema(&connection)
+            .map_err(|error| failed_with("cannot read the write-ahead log", log, error))?;
+        Ok(Self { connection, immutable: None })
+    }
+
+    /// Whether another snapshot may be read with this connection.
+    pub(crate) fn is_current(&self, location: &Location) -> Result<bool> {
+        // A log that has come since then holds newer commits.
+        let is_alone =
+            self.immutable.is_none() || length(location.log_path())?.is_none_or(|length| length == 0);
+        Ok(is_alone && self.is_unchanged(location)?)
+    }
+
+    /// Whether what was read so far is one committed state.
+    fn is_unchanged(&self, location: &Location) -> Result<bool> {
+        match self.immutable {
+            None => Ok(true),
+            Some(stamp) => Ok(Stamp::of(location.path())? == stamp),
+        }
+    }
+
+    /// Ends the transaction of a snapshot.
+    pub(crate) fn end(&self) -> Result<(), SqliteError> {
+        if !self.connection.is_autocommit() {
+            self.connection.execute_batch("ROLLBACK")?;
+        }
+        Ok(())
+    }
+
+    /// Reads with this connection.
+    ///
+    /// # Errors
+    /// The work's, and [`Error::Unavailable`] if another process changed the file in the meantime.
+    pub(crate) fn read<T>(
+        &self,
+        location: &Location,
+        work: impl FnOnce(&Connection) -> Result<T>,
+    ) -> Result<T> {
+        let outcome = work(&self.connection);
+        // Half of one state and half of the next may also look like a damaged file.
+        if self.is_unchanged(location)? { outcome } else { Err(changed()) }
+    }
+}
+
+/// Opens a file and reads from it, once more if another process changed it in the meantime.
+pub(crate) fn read_anew<T>(
+    location: &Location,
+    mut idle: Option<Look>,
+    mut work: impl FnMut(&Connection) -> Result<T>,
+) -> Result<(T, Look)> {
+    for _ in 0..ATTEMPTS {
+        let look = match idle.take() {
+            Some(look) if look.is_current(location)? => look,
+            _ => Look::open(location)?,
+        };
+        let outcome = work(&look.connection);
+        if look.is_unchanged(location)? {
+            return Ok((outcome?, look));
+        }
+    }
+    Err(changed())
+}
+
+fn changed() -> Error {
+    Error::Unavailable {
+        reason: "another process changed the database while it was read; try again".to_string(),
+        cause: None,
+    }
+}
+
+fn open(path: &Path, options: &str, access: OpenFlags) -> Result<Connection> {
+    let uri = format!("file:{}?{options}", percent_encode(path.as_os_str().as_encoded_bytes(), UNRESERVED));
+    let flags = access | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(uri, flags)
+        .map_err(|error| failed_with("cannot open the database", path, error.into()))?;
+    wait_for_locks(&connection, WAIT)?;
+    distrust_schema(&connection)?;
+    // The log stays as it is, whoever closes last.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(SqliteError::from)?;
+    Ok(connection)
+}
+
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
+
+/// The first read is what opens the log and its index.
+fn read_schema(connection: &Connection) -> Result<(), SqliteError> {
+    Ok(connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?)
+}
+
+/// The length of a file; `None` if there is none. The file is not opened: closing it would drop this process's locks.
+fn length(path: &Path) -> Result<Option<u64>> {
+    match path.metadata() {
+        Ok(file) => Ok(Some(file.len())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("cannot look at the file", path, error)),
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self> {
+        let stamp = || {
+            let file = path.metadata()?;
+            Ok(Self { length: file.len(), modified: file.modified()?, identity: identity(&file) })
+        };
+        stamp().map_err(|error: std::io::Error| failed("cannot look at the file", path, error))
+    }
+
+    /// How long it takes until a further write gets another time than the last one.
+    fn until_settled(&self) -> Option<Duration> {
+        let fraction =
+            self.modified.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+        let tick = if fraction == 0 { COARSE_TICK } else { TICK };
+        // A time in the future is no tick of now.
+        let age = SystemTime::now().duration_since(self.modified).ok()?;
+        tick.checked_sub(age).filter(|wait| !wait.is_zero())
+    }
+}
+
+#[cfg(unix)]
+fn identity(file: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino())
+}
+
+#[cfg(not(unix))]
+fn identity(_: &std::fs::Metadata) -> (u64, u64) {
+    (0, 0)
+}
+
+/// An error of SQLite, with the file that it is about.
+fn failed_with(what: &'static str, path: &Path, error: SqliteError) -> Error {
+    match error.into() {
+        Error::Unavailable { reason, cause: Some(because) } => {
+            Error::unavailable(reason, FileError { what, path: path.to_path_buf(), because })
+        }
+        error => error,
+    }
+}
+
+fn failed(what: &'static str, path: &Path, because: std::io::Error) -> Error {
+    let error = FileError { what, path: path.to_path_buf(), because: Arc::new(because) };
+    Error::unavailable("the database cannot be read as it is", error)
+}

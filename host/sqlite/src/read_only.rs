@@ -1,0 +1,219 @@
+//! A database that is only looked at.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use larder_core::backend::{
+    Backend, Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
+};
+use larder_core::clock::UnixMillis;
+use larder_core::commit::Commit;
+use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::schema::{Ledger, MigrationError, check_current};
+use larder_core::{Error, Result};
+use rusqlite::Connection;
+
+use crate::error::SqliteError;
+use crate::location::Location;
+use crate::look::{Look, read_anew};
+use crate::{SqliteOptions, blocking, file, migrate, migrator, records, rows};
+
+/// A database file that is read, and in which no byte changes.
+pub(crate) struct SqliteReadOnly {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    location: Location,
+    /// A connection that no snapshot uses.
+    idle: Mutex<Option<Look>>,
+    closed: AtomicBool,
+}
+
+impl SqliteReadOnly {
+    /// Opens a database of larder with the schema of this release.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no file, [`Error::Other`] if it is not larder's or its schema is another, and
+    /// [`Error::Corrupt`] if it is damaged.
+    pub(crate) async fn open(path: PathBuf, options: SqliteOptions) -> Result<Self> {
+        let open = move || {
+            let location = Location::resolve(&path)?;
+            let ((), look) = read_anew(&location, None, |connection| check(connection, options))?;
+            Ok(Shared { location, idle: Mutex::new(Some(look)), closed: AtomicBool::new(false) })
+        };
+        Ok(Self { shared: Arc::new(blocking(open).await?) })
+    }
+
+    /// Reads the newest state.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.shared.check_open()?;
+        let shared = self.shared.clone();
+        blocking(move || {
+            let (found, look) = read_anew(&shared.location, shared.take(), work)?;
+            shared.give_back(look);
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// The tables have to be as this release reads them.
+fn check(connection: &Connection, options: SqliteOptions) -> Result<()> {
+    file::check_belongs(connection, options)?;
+    let applied = migrator::applied(connection, &Ledger::larder())?;
+    let steps = migrate::steps().map_err(MigrationError::from)?;
+    check_current(&steps, &applied)?;
+    file::check_tables(connection)
+}
+
+impl Shared {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn take(&self) -> Option<Look> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn give_back(&self, look: Look) {
+        if !self.closed.load(Ordering::Acquire) {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        }
+    }
+}
+
+/// One committed state, from the first read on.
+struct ReadOnlySnapshot {
+    shared: Arc<Shared>,
+    look: Option<Look>,
+    now: UnixMillis,
+}
+
+impl ReadOnlySnapshot {
+    async fn read<T: Send + 'static>(
+        &mut self,
+        mut work: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.shared.check_open()?;
+        let (shared, look) = (self.shared.clone(), self.look.take());
+        let (found, look) = blocking(move || match look {
+            Some(look) => {
+                let found = look.read(&shared.location, work);
+                Ok((found, look))
+            }
+            None => {
+                let begin = move |connection: &Connection| {
+                    if connection.is_autocommit() {
+                        connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
+                    }
+                    work(connection)
+                };
+                read_anew(&shared.location, shared.take(), begin).map(|(found, look)| (Ok(found), look))
+            }
+        })
+        .await?;
+        self.look = Some(look);
+        found
+    }
+}
+
+impl Drop for ReadOnlySnapshot {
+    fn drop(&mut self) {
+        if let Some(look) = self.look.take()
+            && look.end().is_ok()
+        {
+            self.shared.give_back(look);
+        }
+    }
+}
+
+#[async_trait]
+impl Snapshot for ReadOnlySnapshot {
+    async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
+        let (row, now) = (row.clone(), self.now);
+        self.read(move |connection| rows::get(connection, &row, now)).await
+    }
+
+    async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
+        let (namespace, keys, now) = (namespace.clone(), keys.to_vec(), self.now);
+        self.read(move |connection| {
+            let mut found = ManyRows::new(keys.len(), max_bytes);
+            for key in &keys {
+                let row = RowKey { namespace: namespace.clone(), key: key.clone() };
+                if !found.push(rows::get(connection, &row, now)?) {
+                    break;
+                }
+            }
+            Ok(found.finish())
+        })
+        .await
+    }
+
+    async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
+        let (range, now) = (range.clone(), self.now);
+        self.read(move |connection| rows::scan(connection, &range, options, now)).await
+    }
+
+    async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
+        let (after, now) = (after.cloned(), self.now);
+        self.read(move |connection| rows::next_namespace(connection, after.as_ref(), now)).await
+    }
+
+    async fn commit(self: Box<Self>, _: Arc<Commit>) -> Result<Committed> {
+        Err(Error::opened_read_only())
+    }
+}
+
+#[async_trait]
+impl Backend for SqliteReadOnly {
+    async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
+        self.shared.check_open()?;
+        Ok(Box::new(ReadOnlySnapshot { shared: self.shared.clone(), look: None, now: options.now }))
+    }
+
+    async fn commit(&self, _: Arc<Commit>) -> Result<Committed> {
+        Err(Error::opened_read_only())
+    }
+
+    async fn stored_bytes(&self) -> Result<u64> {
+        self.read(rows::stored_bytes).await
+    }
+
+    async fn sweep(&self, _: UnixMillis, _: u32) -> Result<Swept> {
+        Err(Error::opened_read_only())
+    }
+
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
+        let key = key.clone();
+        self.read(move |connection| records::load(connection, &key)).await
+    }
+
+    async fn write_record(&self, _: Arc<RecordWrite>) -> Result<()> {
+        Err(Error::opened_read_only())
+    }
+
+    async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
+        let after = after.cloned();
+        self.read(move |connection| records::list(connection, after.as_ref(), max)).await
+    }
+
+    async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>> {
+        self.read(move |connection| records::due(connection, now, max)).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.read(|connection| rows::last_version(connection).map(drop)).await
+    }
+
+    async fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        drop(self.shared.take());
+    }
+}
