@@ -14,7 +14,7 @@ pub(crate) const JUMP_MAX: Millis = 300;
 const TICK: Millis = 20;
 
 /// The machine's clock, with wall-clock time moved forth and back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct JumpingClock {
     system: SystemClock,
     ahead: AtomicI64,
@@ -24,6 +24,14 @@ pub(crate) struct JumpingClock {
 }
 
 impl JumpingClock {
+    /// A clock that agrees with the machine's until its first jump.
+    pub(crate) fn new() -> Self {
+        let system = SystemClock::default();
+        // The first reading may follow a jump back.
+        let highest = AtomicU64::new(system.unix_millis().saturating_sub(JUMP_MAX));
+        Self { system, ahead: AtomicI64::new(0), ahead_max: AtomicI64::new(0), highest }
+    }
+
     /// Moves wall-clock time by a random amount, which replaces the one before.
     pub(crate) fn jump(&self, random: &mut fastrand::Rng) {
         let max = JUMP_MAX as i64;
@@ -32,7 +40,8 @@ impl JumpingClock {
         self.ahead.store(ahead, Ordering::SeqCst);
     }
 
-    /// The latest time that the clock has given: a store does not go back behind it.
+    /// The earliest time that it can be for a store, which does not go back behind what the clock has given. The clock
+    /// may not have been read yet: then it is the machine's time less the longest jump.
     pub(crate) fn earliest(&self) -> Millis {
         self.highest.load(Ordering::SeqCst)
     }
@@ -53,5 +62,22 @@ impl Clock for JumpingClock {
 
     fn monotonic(&self) -> Duration {
         self.system.monotonic()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_clock_that_was_never_read_is_known_within_a_jump() {
+        let machine = SystemClock::default().unix_millis();
+        let clock = JumpingClock::new();
+        clock.jump(&mut fastrand::Rng::with_seed(1));
+        let earliest = clock.earliest();
+        assert!(machine <= earliest + JUMP_MAX);
+        let read = clock.unix_millis();
+        assert!(earliest <= read && read <= clock.latest());
+        assert!(clock.earliest() >= read);
     }
 }

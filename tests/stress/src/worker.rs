@@ -84,7 +84,7 @@ pub(crate) fn run(worker: Worker) {
 
 /// Opens the store, uses it for a while, and closes it.
 async fn open_and_use(worker: &Worker, next_id: &Arc<AtomicU64>, random: &mut Rng, stop: &AtomicBool) {
-    let clock = Arc::new(JumpingClock::default());
+    let clock = Arc::new(JumpingClock::new());
     let Some((sqlite, store)) = open(worker, clock.clone()).await else { return };
     report(&Event::Did(Deed::Opened));
     let shared = Arc::new(Shared {
