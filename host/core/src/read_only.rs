@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions, Swept,
 };
 use crate::clock::UnixMillis;
 use crate::commit::Commit;
@@ -56,7 +56,7 @@ impl Backend for ReadOnly {
         self.backend.stored_bytes().await
     }
 
-    async fn sweep(&self, _: UnixMillis, _: u32) -> Result<Swept> {
+    async fn sweep(&self, _: SweepOptions) -> Result<Swept> {
         Err(Error::opened_read_only())
     }
 

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Swept,
+    Backend, Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
+    SweepOptions, Swept,
 };
-use larder_core::clock::UnixMillis;
+use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
@@ -92,30 +93,30 @@ impl Shared {
 /// One committed state, from the first read on.
 struct ReadOnlySnapshot {
     shared: Arc<Shared>,
-    look: Option<Look>,
-    now: UnixMillis,
+    clock: ForwardClock,
+    /// The connection, and the moment at which rows are live: both are those of the first read.
+    look: Option<(Look, UnixMillis)>,
 }
 
 impl ReadOnlySnapshot {
     async fn read<T: Send + 'static>(
         &mut self,
-        mut work: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+        mut work: impl FnMut(&Connection, UnixMillis) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.shared.check_open()?;
-        let (shared, look) = (self.shared.clone(), self.look.take());
+        let (shared, clock, look) = (self.shared.clone(), self.clock.clone(), self.look.take());
         let (found, look) = blocking(move || match look {
-            Some(look) => {
-                let found = look.read(&shared.location, work);
-                Ok((found, look))
+            Some((look, now)) => {
+                let found = look.read(&shared.location, |connection| work(connection, now));
+                Ok((found, (look, now)))
             }
             None => {
                 let begin = move |connection: &Connection| {
-                    if connection.is_autocommit() {
-                        connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
-                    }
-                    work(connection)
+                    let now = begin(connection, &clock)?;
+                    Ok((work(connection, now)?, now))
                 };
-                read_anew(&shared.location, shared.take(), begin).map(|(found, look)| (Ok(found), look))
+                let ((found, now), look) = read_anew(&shared.location, shared.take(), begin)?;
+                Ok((Ok(found), (look, now)))
             }
         })
         .await?;
@@ -124,9 +125,19 @@ impl ReadOnlySnapshot {
     }
 }
 
+/// Begins a transaction, if none is open, and gives the moment that belongs to the state that it sees.
+fn begin(connection: &Connection, clock: &ForwardClock) -> Result<UnixMillis> {
+    if connection.is_autocommit() {
+        connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
+    }
+    // The first read is what fixes the state.
+    rows::last_version(connection)?;
+    Ok(clock.now())
+}
+
 impl Drop for ReadOnlySnapshot {
     fn drop(&mut self) {
-        if let Some(look) = self.look.take()
+        if let Some((look, _)) = self.look.take()
             && look.end().is_ok()
         {
             self.shared.give_back(look);
@@ -137,13 +148,13 @@ impl Drop for ReadOnlySnapshot {
 #[async_trait]
 impl Snapshot for ReadOnlySnapshot {
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let (row, now) = (row.clone(), self.now);
-        self.read(move |connection| rows::get(connection, &row, now)).await
+        let row = row.clone();
+        self.read(move |connection, now| rows::get(connection, &row, now)).await
     }
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
-        let (namespace, keys, now) = (namespace.clone(), keys.to_vec(), self.now);
-        self.read(move |connection| {
+        let (namespace, keys) = (namespace.clone(), keys.to_vec());
+        self.read(move |connection, now| {
             let mut found = ManyRows::new(keys.len(), max_bytes);
             for key in &keys {
                 let row = RowKey { namespace: namespace.clone(), key: key.clone() };
@@ -157,13 +168,13 @@ impl Snapshot for ReadOnlySnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let (range, now) = (range.clone(), self.now);
-        self.read(move |connection| rows::scan(connection, &range, options, now)).await
+        let range = range.clone();
+        self.read(move |connection, now| rows::scan(connection, &range, options, now)).await
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let (after, now) = (after.cloned(), self.now);
-        self.read(move |connection| rows::next_namespace(connection, after.as_ref(), now)).await
+        let after = after.cloned();
+        self.read(move |connection, now| rows::next_namespace(connection, after.as_ref(), now)).await
     }
 
     async fn commit(self: Box<Self>, _: Arc<Commit>) -> Result<Committed> {
@@ -175,7 +186,7 @@ impl Snapshot for ReadOnlySnapshot {
 impl Backend for SqliteReadOnly {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         self.shared.check_open()?;
-        Ok(Box::new(ReadOnlySnapshot { shared: self.shared.clone(), look: None, now: options.now }))
+        Ok(Box::new(ReadOnlySnapshot { shared: self.shared.clone(), clock: options.clock, look: None }))
     }
 
     async fn commit(&self, _: Arc<Commit>) -> Result<Committed> {
@@ -186,7 +197,7 @@ impl Backend for SqliteReadOnly {
         self.read(rows::stored_bytes).await
     }
 
-    async fn sweep(&self, _: UnixMillis, _: u32) -> Result<Swept> {
+    async fn sweep(&self, _: SweepOptions) -> Result<Swept> {
         Err(Error::opened_read_only())
     }
 
