@@ -5,7 +5,9 @@
 //! `stranger` nothing at all.
 
 use anyhow::{Context, Result, ensure};
-use larder_host::{InMemory, Limits, StorageCtx, StorageCtxView, StorageView, Store, engine_config};
+use larder_host::{
+    InMemory, Limits, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store, engine_config,
+};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime_wasi::p2::bindings::CommandPre;
@@ -81,14 +83,19 @@ async fn main() -> Result<()> {
     let platform = Platform::new()?;
     let shelf = Store::builder(InMemory::new()).name("shelf").quota_bytes(1 << 20).build()?;
 
-    let inventory = StorageCtx::builder().grant("default", &shelf).build()?;
+    // The catalog declares the steps of its layout under a name that the platform binds to the instance.
+    let catalog = MigrationScope::only(["catalog"])?;
+    let inventory = StorageCtx::builder().grant("default", &shelf).migrations(catalog.clone()).build()?;
     let loaded = platform.run(inventory, &[], STANZAS).await?;
     print!("inventory: {}", loaded.output);
     ensure!(loaded.succeeded, "inventory could not load: {}", loaded.errors);
 
     // The same store under the same name, with fewer rights and tighter limits.
     let limits = || Limits { open_transactions: 1, ..Limits::default() };
-    let audit = || StorageCtx::builder().grant_read_only("default", &shelf).limits(limits()).build();
+    let audit = || {
+        let builder = StorageCtx::builder().grant_read_only("default", &shelf);
+        builder.migrations(catalog.clone()).limits(limits()).build()
+    };
     let needs = platform.run(audit()?, &["needs", "libcore"], "").await?;
     print!("audit: libcore is needed by {}", needs.output);
     ensure!(needs.output == "shell\n", "audit read something else: {}", needs.output);

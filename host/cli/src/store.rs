@@ -52,10 +52,11 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
     let what = format!("cannot open the store {:?}", shown(dsn));
     match error {
         Error::NotFound { .. } => {
-            anyhow!(
-                "{what}: {:#}; check the path, or create the store with `larder migrate up`",
-                anyhow!(error)
-            )
+            let advice = match TenantsDsn::accepts(dsn) {
+                true => "check the key behind `tenant=`",
+                false => "check the path, or create the store with `larder migrate up`",
+            };
+            anyhow!("{what}: {:#}; {advice}", anyhow!(error))
         }
         error => anyhow!(error).context(what),
     }

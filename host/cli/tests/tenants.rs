@@ -447,7 +447,10 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
     std::fs::create_dir_all(larder.path("place")).unwrap();
     TenantsDsn::parse(&larder.dsn()).unwrap().open_store().unwrap();
     let absent = error(&format!("{}?tenant=acme/org", larder.dsn()));
-    assert!(absent.ends_with("there is no such tenant: nobody has ever opened it\n"), "{absent}");
+    assert!(
+        absent.ends_with("the tenant acme/org does not exist; check the key behind `tenant=`\n"),
+        "{absent}"
+    );
     let migrate = larder.error(1, &["migrate", "up", "--store", &larder.dsn()]);
     assert!(migrate.contains("brought up to date when a tenant is opened"), "{migrate}");
     let list = larder.error(1, &["tenants", "list", "--store", "sqlite:a.db"]);

@@ -137,6 +137,7 @@ impl Sqlite {
     ///
     /// # Errors
     /// - [`Error::InvalidArgument`] if the path is empty or `:memory:`.
+    /// - [`Error::NotFound`] if the folder does not exist, or the file does not and must not be created.
     /// - [`Error::Unavailable`] if the file can't be opened.
     /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names is not larder's.
     /// - [`Error::Other`] if the database belongs to another application (see [`SqliteOptions::other_tables`]), or a

@@ -128,9 +128,9 @@ async fn a_path_with_special_characters_is_that_file() {
 }
 
 #[tokio::test]
-async fn a_missing_folder_is_unavailable() {
+async fn a_missing_folder_is_not_found() {
     let outcome = Sqlite::open("/nowhere/at/all/store.db", SqliteOptions::default()).await;
-    assert!(matches!(outcome, Err(Error::Unavailable { .. })));
+    assert!(matches!(outcome, Err(Error::NotFound { .. })));
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
 async fn a_missing_file_is_only_made_where_that_is_wanted() {
     let (_folder, path) = database();
     let options = SqliteOptions { create: false, ..Default::default() };
-    assert!(matches!(Sqlite::open(&path, options).await, Err(Error::Unavailable { .. })));
+    assert!(matches!(Sqlite::open(&path, options).await, Err(Error::NotFound { .. })));
     assert!(!path.exists());
     store(&path).await.close().await;
     Sqlite::open(&path, options).await.unwrap();

@@ -172,13 +172,13 @@ impl TenantsDsn {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where this build has no such store, and where the environment's settings contradict
-    /// each other; [`Error::Unavailable`] where the folder isn't there and can't be made.
+    /// each other; [`Error::NotFound`] if the folder does not exist and must not be created, and
+    /// [`Error::Unavailable`] if it can't be used.
     pub fn open_store(&self) -> Result<Arc<dyn ObjectStore>, Error> {
         match &self.place {
             Place::Folder(folder) => {
                 let open = if self.create { FolderStore::open } else { FolderStore::open_existing };
-                let store = open(folder.clone())
-                    .map_err(|error| Error::unavailable("the folder of tenants can't be opened", error))?;
+                let store = open(folder.clone()).map_err(folder_not_opened)?;
                 Ok(Arc::new(store))
             }
             Place::S3 { bucket, endpoint, region } => s3(bucket, endpoint.as_deref(), region.as_deref()),
@@ -445,6 +445,14 @@ fn gcs(_: &str) -> Result<Arc<dyn ObjectStore>, Error> {
     Err(Error::invalid_argument(
         "this build of larder has no Google Cloud: build larder-tenants with its feature `gcs`",
     ))
+}
+
+fn folder_not_opened(error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        let reason = "the folder of tenants does not exist".to_string();
+        return Error::NotFound { reason, cause: Some(Arc::new(error)) };
+    }
+    Error::unavailable("the folder of tenants can't be opened", error)
 }
 
 #[cfg(test)]
