@@ -3,14 +3,14 @@
 use std::io::Read;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use larder_host::larder_core::name::Namespace;
 use larder_host::larder_core::{PutOptions, Range, Transaction};
-use larder_host::{Handle, Limits, Mode, Store, Version};
+use larder_host::{Error, Handle, Limits, Mode, Store, Version};
 
 use crate::output::{complain, heard, output};
-use crate::store::{StoreArgument, operator};
+use crate::store::{StoreArgument, closing, operator};
 use crate::text::{escape, escape_bytes, json_value, unescape};
 
 /// Print the value of a row
@@ -127,9 +127,13 @@ impl StoreArguments {
 impl Get {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
-        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
-        let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
-        store.close().await;
+        let (namespace, key) = (self.store.name(self.namespace), self.store.name(self.key));
+        let found = closing(store, async {
+            let (namespace, key) = (namespace?, key?);
+            let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
+            Ok((found, namespace, key))
+        });
+        let (found, namespace, key) = found.await?;
         let Some((value, version)) = found else {
             complain(format_args!("there is no row {key:?} in the namespace {namespace:?}"));
             return Ok(ExitCode::FAILURE);
@@ -154,16 +158,44 @@ impl Put {
             None => read_value()?,
         };
         let (store, handle) = self.store.open().await?;
-        let mut transaction = handle.begin(Mode::Update)?;
-        let options = PutOptions { ttl_millis: self.ttl_ms, if_version: self.if_version.map(Version) };
-        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
-        transaction.put_with(namespace, key, value, options)?;
-        let committed = transaction.commit().await;
-        store.close().await;
-        let version = committed?.0;
+        let committed = closing(store, async {
+            let mut transaction = handle.begin(Mode::Update)?;
+            let options = PutOptions { ttl_millis: self.ttl_ms, if_version: self.if_version.map(Version) };
+            let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
+            transaction.put_with(namespace.clone(), key.clone(), value, options)?;
+            match (transaction.commit().await, self.if_version) {
+                (Err(Error::Conflict), Some(expected)) => Err(stale(&handle, namespace, key, expected).await),
+                (committed, _) => Ok(committed?),
+            }
+        });
+        let version = committed.await?.0;
         let printed = writeln!(output(), "version {version}");
         printed.with_context(|| format!("the row was written, version {version}, but the output was not"))?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Says which version the row has, instead of the one that was expected.
+async fn stale(handle: &Handle, namespace: String, key: String, expected: u64) -> anyhow::Error {
+    let expected = match expected {
+        0 => "absent".to_string(),
+        version => format!("at version {version}"),
+    };
+    let row = format!("{key:?} in the namespace {namespace:?}");
+    let found = async { handle.begin(Mode::View)?.get_versioned(namespace, key).await };
+    match found.await {
+        Ok(Some((_, found))) => {
+            anyhow!(
+                "cannot write {row}: the row is at version {}, not {expected}; nothing was written",
+                found.0
+            )
+        }
+        Ok(None) => anyhow!("cannot write {row}: the row is absent, not {expected}; nothing was written"),
+        Err(error) => {
+            let what =
+                format!("cannot write {row}: the row is not {expected}, and its version cannot be read");
+            anyhow!(error).context(what)
+        }
     }
 }
 
@@ -181,13 +213,23 @@ fn read_value() -> Result<Vec<u8>> {
 impl Delete {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.open().await?;
-        let mut transaction = handle.begin(Mode::Update)?;
-        let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
-        let was_there = transaction.get_versioned(namespace.clone(), key.clone()).await?.is_some();
-        transaction.delete(namespace, key)?;
-        let committed = transaction.commit().await;
-        store.close().await;
-        committed?;
+        let deleted = closing(store, async {
+            let mut transaction = handle.begin(Mode::Update)?;
+            let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
+            let was_there = transaction.get_versioned(namespace.clone(), key.clone()).await?.is_some();
+            transaction.delete(namespace.clone(), key.clone())?;
+            match transaction.commit().await {
+                Err(Error::Conflict) => {
+                    bail!(
+                        "cannot delete {key:?} in the namespace {namespace:?}: another process wrote it \
+                         meanwhile; run the command again"
+                    )
+                }
+                committed => committed?,
+            };
+            Ok(was_there)
+        });
+        let was_there = deleted.await?;
         let (said, done) = match was_there {
             true => ("deleted", "the row was deleted"),
             false => ("there was no such row", "there was no such row"),
@@ -200,20 +242,21 @@ impl Delete {
 impl Scan {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
-        let name = |text: Option<String>| text.map(|text| self.store.name(text)).transpose();
-        let namespace = self.store.name(self.namespace)?;
-        let range = Range {
-            prefix: self.store.name(self.prefix)?,
-            start: name(self.start)?,
-            end: name(self.end)?,
-            reverse: self.reverse,
-            limit: None,
-            keys_only: self.keys_only,
-        };
-        let view = handle.begin(Mode::View)?;
-        let printed = print_rows(view, namespace, range, self.limit, self.json).await;
-        store.close().await;
-        done(printed)
+        let printed = closing(store, async {
+            let name = |text: Option<String>| text.map(|text| self.store.name(text)).transpose();
+            let namespace = self.store.name(self.namespace)?;
+            let range = Range {
+                prefix: self.store.name(self.prefix)?,
+                start: name(self.start)?,
+                end: name(self.end)?,
+                reverse: self.reverse,
+                limit: None,
+                keys_only: self.keys_only,
+            };
+            let view = handle.begin(Mode::View)?;
+            print_rows(view, namespace, range, self.limit, self.json).await
+        });
+        done(printed.await)
     }
 }
 
@@ -259,9 +302,8 @@ async fn print_rows(
 impl Namespaces {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
-        let printed = print_namespaces(handle.begin(Mode::View)?, self.json).await;
-        store.close().await;
-        done(printed)
+        let printed = closing(store, async { print_namespaces(handle.begin(Mode::View)?, self.json).await });
+        done(printed.await)
     }
 }
 

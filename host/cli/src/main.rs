@@ -12,6 +12,7 @@ mod run;
 mod run_identity;
 mod run_memory;
 mod run_tenants;
+mod signals;
 mod store;
 mod sweep;
 mod tenants;
@@ -33,6 +34,11 @@ use crate::output::{OutputError, complain, is_closed_pipe};
 ///   postgres://USER@HOST/DATABASE      a Postgres database, also as `host=… dbname=…`
 ///   tenants+file:///FOLDER?tenant=KEY  a tenant's database, in a folder
 ///   tenants+s3://BUCKET/PREFIX?…       the same in S3; options: scope, tenant, endpoint, region, durability, …
+///
+/// A signal ends `run`, and every command on tenants, after the stores are closed; a second signal ends it at once.
+///
+/// Exit codes: 0 if the command succeeded, 1 if it failed, 2 if its arguments are wrong, and 128 and the number of the
+/// signal that ended it: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM. `run` ends with the component's code.
 #[derive(Parser)]
 #[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Arguments {
@@ -95,6 +101,7 @@ async fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate.execute().await,
         Command::Tenants(tenants) => tenants.execute().await,
     };
+    signals::exit_if_ended(&outcome);
     outcome.unwrap_or_else(|error| failed(&error))
 }
 

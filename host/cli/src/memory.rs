@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::inspect::done;
 use crate::output::{complain, heard, output};
-use crate::store::StoreArgument;
+use crate::store::{StoreArgument, closing};
 use crate::text::{escape, time};
 
 /// See, move and delete what is kept of conversations
@@ -138,15 +138,16 @@ impl Memory {
             Command::List(_) | Command::Show(_) | Command::Export(_) => store.look().await?,
         };
         let operator = MemoryOperator::new(&store);
-        let outcome = match self.command {
-            Command::List(list) => done(list.execute(&operator).await),
-            Command::Show(show) => show.execute(&operator).await,
-            Command::Export(export) => done(export.execute(&operator).await),
-            Command::Import(import) => import.execute(&operator).await,
-            Command::Forget(forget) => forget.execute(&operator).await,
-        };
-        store.close().await;
-        outcome
+        let outcome = closing(store, async {
+            match self.command {
+                Command::List(list) => done(list.execute(&operator).await),
+                Command::Show(show) => show.execute(&operator).await,
+                Command::Export(export) => done(export.execute(&operator).await),
+                Command::Import(import) => import.execute(&operator).await,
+                Command::Forget(forget) => forget.execute(&operator).await,
+            }
+        });
+        outcome.await
     }
 }
 

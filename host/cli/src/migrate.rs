@@ -10,6 +10,7 @@ use larder_host::larder_core::schema::{Status, Step};
 
 use crate::inspect::done;
 use crate::output::output;
+use crate::store::{not_opened, shown};
 use crate::text::escape;
 
 /// Look at larder's own tables, and bring them up to date
@@ -49,20 +50,25 @@ struct Up {
 impl Migrate {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (Command::Status(store) | Command::Up(Up { store, .. })) = &self.command;
-        let Some(migrator) = drivers().migrator(&store.store)? else {
+        let dsn = &store.store;
+        let Some(migrator) = drivers().migrator(dsn).map_err(|error| not_opened(dsn, error))? else {
             let sentence = "this store ends with its process; it has no schema to bring up to date";
             writeln!(output(), "{sentence}")?;
             return Ok(ExitCode::SUCCESS);
         };
-        match self.command {
-            Command::Status(_) => done(print_status(&migrator.status().await?)),
+        let unread = || format!("cannot read the schema of the store {:?}", shown(dsn));
+        match &self.command {
+            Command::Status(_) => done(print_status(&migrator.status().await.with_context(unread)?)),
             Command::Up(Up { dry_run: true, .. }) => {
-                let status = migrator.status().await?;
+                let status = migrator.status().await.with_context(unread)?;
                 done(print_steps("would apply", &status.pending, &status))
             }
             Command::Up(_) => {
-                let applied = migrator.up().await?;
-                let printed = print_steps("applied", &applied, &migrator.status().await?);
+                let up = migrator.up();
+                let applied =
+                    up.await.with_context(|| format!("cannot migrate the store {:?}", shown(dsn)))?;
+                let status = migrator.status().await.with_context(unread)?;
+                let printed = print_steps("applied", &applied, &status);
                 done(printed.context("the schema is up to date, but the output was not written"))
             }
         }

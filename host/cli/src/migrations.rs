@@ -10,7 +10,7 @@ use larder_host::{Error, Handle, Mode};
 
 use crate::inspect::done;
 use crate::output::output;
-use crate::store::{StoreArgument, operator};
+use crate::store::{StoreArgument, closing, operator};
 use crate::text::{escape, time};
 
 /// Print the migrations of components that a store has applied, and repair that record
@@ -98,12 +98,8 @@ impl Migrations {
     async fn list(self) -> Result<ExitCode> {
         let Some(store) = &self.store else { bail!("name the store with --store DSN") };
         let store = store.look().await?;
-        let printed = match operator(&store).begin(Mode::View) {
-            Ok(view) => self.print(view).await,
-            Err(error) => Err(error.into()),
-        };
-        store.close().await;
-        done(printed)
+        let handle = operator(&store);
+        done(closing(store, async { self.print(handle.begin(Mode::View)?).await }).await)
     }
 
     /// The ledger has the components one after the other, and each one's steps in the order of their ids.
@@ -171,9 +167,8 @@ fn table_line(step: &LedgerEntry) -> String {
 impl Remove {
     async fn execute(self) -> Result<ExitCode> {
         let store = self.store.open_for(self.dry_run).await?;
-        let removed = self.remove(operator(&store)).await;
-        store.close().await;
-        let removed = removed?;
+        let handle = operator(&store);
+        let removed = closing(store, self.remove(handle)).await?;
         if removed.is_empty() {
             bail!("there is nothing to remove: the store records no migration of {:?}", self.component);
         }
@@ -195,10 +190,13 @@ impl Record {
         let store = self.store.open_for(self.dry_run).await?;
         let ledger = MigrationLedger::new(operator(&store));
         let step = Migration { id: self.id.clone(), checksum: self.checksum.0.clone() };
-        let recorded = ledger.record(&self.component, step, self.dry_run).await;
-        drop(ledger);
-        store.close().await;
-        let number = recorded.map_err(explain)?;
+        let component = self.component.clone();
+        let recorded =
+            closing(
+                store,
+                async move { ledger.record(&component, step, self.dry_run).await.map_err(explain) },
+            );
+        let number = recorded.await?;
         let line = format!("{}\t{number}\t{}", escape(&self.component), escape(&self.id));
         print_repair(self.dry_run, "record", "recorded", [line].into_iter())
     }

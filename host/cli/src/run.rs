@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -10,6 +11,8 @@ use larder_host::{
     IdentityScope, Limits, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
     StoreSource, TenantsDsn, drivers, engine_config,
 };
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Engine};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
@@ -19,6 +22,8 @@ use crate::output::complain;
 use crate::run_identity::RunIdentity;
 use crate::run_memory::RunMemory;
 use crate::run_tenants::RunTenants;
+use crate::signals::{self, until_signal};
+use crate::store::not_opened;
 
 /// Run a WASI command component with stores
 #[derive(Args)]
@@ -91,7 +96,13 @@ impl Run {
         let engine = engine()?;
         let command = load(&engine, &self.component)?;
         let mut tenants = self.tenants()?;
-        let outcome = self.run_with_stores(&engine, &command, &mut tenants).await;
+        signals::catch()?;
+        let mut opened = Opened::default();
+        let outcome = match until_signal(self.open(&mut tenants, &mut opened)).await {
+            Ok(()) => self.run(&engine, &command, &opened).await,
+            Err(error) => Err(error),
+        };
+        opened.close().await;
         let unwritten = tenants.close().await;
         for sentence in &unwritten {
             complain(sentence);
@@ -118,42 +129,31 @@ impl Run {
         Ok(stem.and_then(|stem| MigrationScope::only([stem]).ok()).unwrap_or_default())
     }
 
-    async fn run_with_stores(
-        &self,
-        engine: &Engine,
-        command: &CommandPre<Instance>,
-        tenants: &mut RunTenants,
-    ) -> Result<ExitCode> {
-        let opened = self.open_stores(tenants).await?;
-        let memory = self.open_memory(&opened, tenants).await?;
-        let outcome = self.run(engine, command, &opened, memory.as_ref()).await;
-        if let Some(memory) = memory {
-            memory.memories.close().await;
-            memory.store.close().await;
-        }
-        for grant in &opened {
-            if let GrantedStore::Own(store) = &grant.store {
-                store.close().await;
-            }
-        }
-        outcome
+    /// What is open by the time that this ends, or is dropped, is in `opened`.
+    async fn open(&self, tenants: &mut RunTenants, opened: &mut Opened) -> Result<()> {
+        self.open_stores(tenants, &mut opened.grants).await?;
+        opened.memory = self.open_memory(&opened.grants, tenants).await?;
+        Ok(())
     }
 
-    async fn open_stores(&self, tenants: &mut RunTenants) -> Result<Vec<Grant>> {
+    async fn open_stores(&self, tenants: &mut RunTenants, grants: &mut Vec<Grant>) -> Result<()> {
         let writable = self.stores.iter().map(|store| (store, false));
         let read_only = self.read_only_stores.iter().map(|store| (store, true));
-        let mut grants = Vec::new();
         for ((name, dsn), read_only) in writable.chain(read_only) {
             let context = || format!("the store {name:?}");
             let store = if TenantsDsn::accepts(dsn) {
                 GrantedStore::Tenant(tenants.source(name, dsn).await.with_context(context)?)
             } else {
-                let backend = drivers().open(dsn).await.with_context(context)?;
+                let backend = drivers()
+                    .open(dsn)
+                    .await
+                    .map_err(|error| not_opened(dsn, error))
+                    .with_context(context)?;
                 GrantedStore::Own(Store::builder_shared(backend).name(name).build()?)
             };
             grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only });
         }
-        Ok(grants)
+        Ok(())
     }
 
     async fn open_memory(&self, grants: &[Grant], tenants: &mut RunTenants) -> Result<Option<GrantedMemory>> {
@@ -168,7 +168,8 @@ impl Run {
             Some(store) => store,
             None if TenantsDsn::accepts(dsn) => tenants.open("memory", dsn).await.context(context)?,
             None => {
-                let backend = drivers().open(dsn).await.context(context)?;
+                let backend =
+                    drivers().open(dsn).await.map_err(|error| not_opened(dsn, error)).context(context)?;
                 Store::builder_shared(backend).name("memory").build()?
             }
         };
@@ -176,26 +177,70 @@ impl Run {
         Ok(Some(GrantedMemory { store, memories, scope }))
     }
 
+    /// Runs the component until it ends, or a signal comes.
     async fn run(
         &self,
         engine: &Engine,
         command: &CommandPre<Instance>,
-        grants: &[Grant],
-        memory: Option<&GrantedMemory>,
+        opened: &Opened,
     ) -> Result<ExitCode> {
         let limits = Limits::default();
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stdio().arg(self.component.to_string_lossy()).args(&self.arguments);
         wasi.envs(&self.environment);
-        let storage = storage(grants, memory, &limits, self.migrations()?)?;
+        let storage = storage(&opened.grants, opened.memory.as_ref(), &limits, self.migrations()?)?;
         let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
         let mut store = wasmtime::Store::new(engine, instance);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
-        let command: Command = command.instantiate_async(&mut store).await?;
-        let outcome = command.wasi_cli_run().call_run(&mut store).await;
-        drop(store);
-        exit_code(outcome)
+        let command = command.clone();
+        let mut guest = on_own_thread(async move {
+            let command: Command = command.instantiate_async(&mut store).await?;
+            let outcome = command.wasi_cli_run().call_run(&mut store).await;
+            exit_code(outcome)
+        });
+        tokio::select! {
+            biased;
+            ended = signals::caught() => {
+                // One that waits is dropped at once. One that computes ends with the process.
+                drop(tokio::time::timeout(GRACE, guest).await);
+                Err(ended.into())
+            }
+            outcome = &mut guest => outcome?,
+        }
+    }
+}
+
+/// How long a component that a signal ends may take to give way before its stores close under it.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Runs a component on a thread of its own: one that loops without calling its host keeps nothing else from running. No
+/// check in its code is needed to stop it, since the process ends without it.
+fn on_own_thread(
+    guest: impl Future<Output = Result<ExitCode>> + Send + 'static,
+) -> JoinHandle<Result<ExitCode>> {
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(until_signal(guest)))
+}
+
+/// What a run has open.
+#[derive(Default)]
+struct Opened {
+    grants: Vec<Grant>,
+    memory: Option<GrantedMemory>,
+}
+
+impl Opened {
+    async fn close(&self) {
+        if let Some(memory) = &self.memory {
+            memory.memories.close().await;
+            memory.store.close().await;
+        }
+        for grant in &self.grants {
+            if let GrantedStore::Own(store) = &grant.store {
+                store.close().await;
+            }
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use clap::Args;
 use larder_host::larder_core::backend::Backend;
 use larder_host::{DriverError, Error, Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
+use crate::signals::{self, until_signal};
+
 #[derive(Args)]
 pub(crate) struct StoreArgument {
     /// The store's data-source name
@@ -18,6 +20,7 @@ pub(crate) struct StoreArgument {
 impl StoreArgument {
     /// Opens a store to look at it: nothing is created, migrated or written.
     pub(crate) async fn look(&self) -> Result<Store> {
+        catch_signals(&self.store)?;
         let opened = drivers().open_read_only(&self.store).await;
         build(opened.map_err(|error| not_opened(&self.store, error))?)
     }
@@ -39,7 +42,20 @@ impl StoreArgument {
 }
 
 async fn open(dsn: &str) -> Result<Store> {
+    catch_signals(dsn)?;
     build(drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?)
+}
+
+/// A tenant has to be written back, and its lease given up. Every other store rolls back if its process is killed.
+fn catch_signals(dsn: &str) -> Result<()> {
+    if TenantsDsn::accepts(dsn) { signals::catch() } else { Ok(()) }
+}
+
+/// Works on an open store, and closes it however the work ends, also if a signal ends it.
+pub(crate) async fn closing<T>(store: Store, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let outcome = until_signal(work).await;
+    store.close().await;
+    outcome
 }
 
 fn build(backend: Arc<dyn Backend>) -> Result<Store> {
@@ -63,7 +79,7 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
 }
 
 /// A data-source name without what may be secret: a password, or the keys of a bucket.
-fn shown(dsn: &str) -> &str {
+pub(crate) fn shown(dsn: &str) -> &str {
     let place = dsn.split('?').next().unwrap_or_default();
     match dsn.split_once(':') {
         Some(("sqlite" | "memory" | "tenants+file", _)) => place,

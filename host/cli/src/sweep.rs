@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::inspect::done;
 use crate::output::output;
-use crate::store::StoreArgument;
+use crate::store::{StoreArgument, closing};
 
 /// Remove the rows of a store whose time to live is over
 #[derive(Args)]
@@ -19,9 +19,9 @@ pub(crate) struct Sweep {
 impl Sweep {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let store = self.store.open().await?;
-        let swept = store.sweep().await;
-        store.close().await;
-        let rows = swept.context("cannot sweep the store")?;
+        let sweeping = store.clone();
+        let swept = closing(store, async { sweeping.sweep().await.context("cannot sweep the store") });
+        let rows = swept.await?;
         let noun = if rows == 1 { "row" } else { "rows" };
         let printed = writeln!(output(), "removed {rows} expired {noun}");
         done(printed.with_context(|| format!("{rows} expired {noun} were removed")))

@@ -132,11 +132,14 @@ impl Drivers {
     /// [`Error::AccessDenied`].
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), larder_core::DriverError> {
-    /// use larder_core::backend::Backend;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use larder_core::{Error, HandleOptions, Mode, Store};
     ///
     /// let backend = larder_core::Drivers::with_in_memory().open_read_only("memory:").await?;
-    /// assert!(matches!(backend.sweep(0, 1).await, Err(larder_core::Error::AccessDenied(_))));
+    /// let handle = Store::builder_shared(backend).build()?.handle(HandleOptions::default());
+    /// let mut transaction = handle.begin(Mode::Update)?;
+    /// transaction.put("notes".into(), "a".into(), b"hello".to_vec())?;
+    /// assert!(matches!(transaction.commit().await, Err(Error::AccessDenied(_))));
     /// # Ok(()) }
     /// ```
     ///

@@ -1,10 +1,11 @@
 //! Connections, all set up alike.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use larder_core::Error;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use crate::error::{Result, SqliteError};
 use crate::location::Location;
@@ -40,8 +41,10 @@ pub(crate) fn open_for_larder(
     options: SqliteOptions,
     wait: Duration,
 ) -> larder_core::Result<Connection> {
+    let has_log = location.log_path().metadata().is_ok_and(|log| log.len() > 0);
     let mut connection = open_first(location, options, wait)?;
-    keep_as_found(&connection, true)?;
+    // Where there was none, the close removes the empty log and the index that SQLite creates for this look.
+    keep_as_found(&connection, has_log)?;
     file::check_belongs(&connection, options)?;
     keep_as_found(&connection, false)?;
     set_up(&connection, options, wait)?;
@@ -99,6 +102,12 @@ fn open_file(location: &Location, create: bool) -> larder_core::Result<Connectio
         }
     };
     location.admit(&connection)?;
+    // SQLite opens a file that it may not write for reading.
+    if connection.is_readonly(MAIN_DB).map_err(SqliteError::from)? {
+        let path = location.path().display().to_string();
+        let cause = io::Error::new(io::ErrorKind::PermissionDenied, path);
+        return Err(Error::caused("the database file may not be written", cause));
+    }
     Ok(connection)
 }
 

@@ -551,7 +551,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dsn = format!("tenants+file://{}/new?create=no", folder.path().display());
         let refused = TenantsDsn::parse(&dsn).unwrap().open_store();
-        assert!(matches!(refused, Err(Error::Unavailable { .. })));
+        assert!(matches!(refused, Err(Error::NotFound { .. })));
         assert!(!folder.path().join("new").exists());
         let dsn = TenantsDsn::parse(dsn.trim_end_matches("?create=no")).unwrap();
         dsn.open_store().unwrap();

@@ -9,6 +9,7 @@ use larder_host::{
 };
 
 use crate::progress::waiting;
+use crate::signals;
 
 /// Tenants that are open at once: each has a few files open.
 const CAPACITY: usize = 16;
@@ -39,6 +40,7 @@ impl HostOptions {
 
     /// Opens it.
     pub(crate) async fn open(self) -> Result<Host> {
+        signals::catch()?;
         let quarantined = Arc::new(Quarantined::default());
         let opening = self.builder.events(quarantined.clone()).open();
         let tenants = waiting("looking at the object storage", opening).await.map_err(cache_in_use)?;

@@ -9,6 +9,7 @@ use larder_host::{TenantError, TenantKey};
 
 use crate::output::{OutputError, complain, heard, output};
 use crate::progress::waiting;
+use crate::signals::until_signal;
 use crate::tenants::{HostArguments, head_of, parse_key};
 use crate::text::{bytes, moment, time};
 
@@ -32,12 +33,13 @@ impl Restore {
         head_of(&self.host.place.remote()?, &self.key).await?;
         let host = self.host.options()?.open().await?;
         let restoring = host.tenants.restore_at(&self.key, self.at);
-        let outcome = waiting(format!("restoring {}", self.key), restoring).await;
+        let restoring = async { restoring.await.map_err(|error| self.explain(error)) };
+        let outcome = waiting(format!("restoring {}", self.key), until_signal(restoring)).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
             complain(sentence);
         }
-        let printed = self.print(&outcome.map_err(|error| self.explain(error))?);
+        let printed = self.print(&outcome?);
         heard(printed.context("the tenant is restored, but the output was not written"))?;
         Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

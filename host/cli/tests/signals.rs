@@ -1,0 +1,132 @@
+//! Signals end a running component cleanly, on every store.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use support::Larder;
+
+/// Far longer than any end takes, and far shorter than the components run.
+const END_MAX: Duration = Duration::from_secs(20);
+
+struct Running {
+    child: Child,
+    since: Option<Instant>,
+}
+
+impl Running {
+    /// Runs a component, and waits until it says that it is under way.
+    fn start(larder: &Larder, component: &str, store: &str, arguments: &[&str]) -> Self {
+        let grant = format!("default={store}");
+        let run = ["run", component, "--store", grant.as_str(), "--tenant", "acme", "--user", "ann", "--"];
+        let mut command = larder.command(&[run.as_slice(), arguments].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(["looping\n", "holding\n"].contains(&line.as_str()), "{line:?}");
+        Self { child, since: None }
+    }
+
+    fn send(&mut self, signal: &str) {
+        self.since.get_or_insert_with(Instant::now);
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+    }
+
+    /// The status and standard error, once it has ended.
+    fn end(mut self) -> (ExitStatus, String) {
+        let since = self.since.unwrap();
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if since.elapsed() > END_MAX => {
+                    self.child.kill().unwrap();
+                    panic!("it did not end");
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let mut error = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        (status, error)
+    }
+}
+
+const GUESTS: [(&str, &[&str]); 2] =
+    [(larder_artifacts::LOOP_IN_UPDATE, &[]), (larder_artifacts::HOLD_UPDATE, &["600000"])];
+
+#[test]
+fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
+    let larder = Larder::new();
+    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    for (component, arguments) in GUESTS {
+        for store in ["memory:", "sqlite:a.db"] {
+            for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+                let mut running = Running::start(&larder, component, store, arguments);
+                running.send(signal);
+                let (status, error) = running.end();
+                assert_eq!(status.code(), Some(code), "{component} on {store}: {error}");
+                assert_eq!(error, "", "{component} on {store}");
+            }
+        }
+    }
+    // The database is one file again: it was closed.
+    let beside = ["a.db-wal", "a.db-shm"].map(|name| larder.path(name).exists());
+    assert_eq!(beside, [false, false]);
+    let row = larder.error(1, &["get", "--store", "sqlite:a.db", "n", "key"]);
+    assert_eq!(row, "larder: there is no row \"key\" in the namespace \"n\"\n");
+}
+
+#[test]
+fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
+    let larder = Larder::new();
+    let place = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{place}?tenant=acme/users/ann");
+    for (component, arguments) in GUESTS {
+        let mut running = Running::start(&larder, component, &tenant, arguments);
+        let show = || {
+            let show = ["tenants", "show", "acme/users/ann", "--json", "--store", place.as_str()];
+            serde_json::from_str::<serde_json::Value>(&larder.output(&show)).unwrap()
+        };
+        assert!(!show()["lease"].is_null(), "it has no lease while it runs");
+        running.send("TERM");
+        let (status, error) = running.end();
+        assert_eq!(status.code(), Some(143), "{component}: {error}");
+        assert!(show()["lease"].is_null(), "{component}: its lease is left");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let larder = Larder::new();
+    let place = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{place}?tenant=acme/users/ann");
+    let mut running = Running::start(&larder, larder_artifacts::LOOP_IN_UPDATE, &tenant, &[]);
+    running.send("INT");
+    running.send("TERM");
+    let (status, error) = running.end();
+    // Whichever the process took first.
+    assert!([Some(130), Some(143)].contains(&status.code()), "{status}: {error}");
+}
+
+#[test]
+fn a_signal_that_the_process_was_started_to_ignore_stays_ignored() {
+    let larder = Larder::new();
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_larder");
+    let script = "trap '' HUP; exec \"$0\" run \"$1\" --store default=memory: -- 600000";
+    command.args(["-c", script, program, larder_artifacts::HOLD_UPDATE]);
+    command.current_dir(larder.path("")).stdin(Stdio::null());
+    command.env("XDG_CACHE_HOME", larder.path("cache"));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let mut running = Running { child, since: None };
+    running.send("HUP");
+    running.send("TERM");
+    let (status, error) = running.end();
+    assert_eq!(status.code(), Some(143), "{error}");
+}
