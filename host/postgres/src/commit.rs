@@ -40,23 +40,34 @@ const CURRENT: &str = concat!("
 
 /// When a row that is put expires: a counter keeps its expiry, a time to live counts from the moment. What runs into a row
 /// that another transaction has locked reads the clock once it has the lock: so does `ON CONFLICT DO UPDATE`, but no plain
-/// update. (An insert that waits for another of the same row, which is rolled back, counts from before the wait.)
+/// update. An insert that waits for another of the same row, which is rolled back, counts from before the wait, and so do the
+/// rows before one that waits: [`is_dead!`] looks after those.
 macro_rules! expiry {
     ($kept:literal, $ttl:literal, $moved:literal) => {
         concat!("coalesce(", $kept, ", ", moment!($moved), " + ", $ttl, ")")
     };
 }
 
+/// Whether a row that was put for a time has expired already, because the statement waited for a lock since it took the
+/// moment. Half a second is no wait: a row with a time to live of a millisecond may end before its commit does.
+macro_rules! is_dead {
+    ($expires_at:literal, $since:literal, $moved:literal) => {
+        concat!($expires_at, " <= ", moment!($moved), " AND ", moment!($moved), " - ", $since, " > 500")
+    };
+}
+
 /// The version that was drawn, unless something that the commit rests on has expired: then the statement fails, by a
 /// division by zero, which nothing else in it can come to. It must be evaluated once all rows are locked and written.
 macro_rules! unless_expired {
-    ($version:literal, $moved:literal, $expires_at:literal) => {
+    ($version:literal, $moved:literal, $expires_at:literal, $is_dead:expr) => {
         concat!(
             $version,
             " / CASE WHEN ",
             $expires_at,
             "::bigint <= ",
             moment!($moved),
+            " OR ",
+            $is_dead,
             " THEN 0 ELSE 1 END AS version"
         )
     };
@@ -98,7 +109,7 @@ macro_rules! write_all {
             expires_at = excluded.expires_at - (SELECT moment FROM drawn) + ",
             moment!("$11"),
             "
-        RETURNING 1
+        RETURNING expires_at
     ), deleted AS (
         DELETE FROM larder_entries AS entries
         USING drawn CROSS JOIN unnest($9::bytea[], $10::bytea[]) AS deletes (namespace, key)
@@ -111,10 +122,10 @@ macro_rules! write_all {
         RETURNING 1
     )
     SELECT ",
-            unless_expired!("drawn.version", "$11", "$12"),
+            unless_expired!("drawn.version", "$11", "$12", is_dead!("lapsing.first", "drawn.moment", "$11")),
             "
     FROM drawn CROSS JOIN (SELECT count(*) FROM written) AS put
-    CROSS JOIN (SELECT count(*) FROM lapsing) AS put_for_a_time CROSS JOIN (SELECT count(*) FROM deleted) AS gone"
+    CROSS JOIN (SELECT min(expires_at) AS first FROM lapsing) AS lapsing CROSS JOIN (SELECT count(*) FROM deleted) AS gone"
         )
     };
 }
@@ -144,7 +155,12 @@ const PUT: &str = concat!(
     expiry!("$4::bigint", "$5::bigint", "$6"),
     "
     RETURNING ",
-    unless_expired!("entries.version", "$6", "$7")
+    unless_expired!(
+        "entries.version",
+        "$6",
+        "$7",
+        is_dead!("entries.expires_at", "(entries.expires_at - $5::bigint)", "$6")
+    )
 );
 
 /// The same for a single row without a time to live that the transaction has seen in its snapshot. It is there, or the
@@ -155,7 +171,7 @@ const REPLACE: &str = concat!(
     SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
     WHERE namespace = $1 AND key = $2
     RETURNING ",
-    unless_expired!("entries.version", "$5", "$6")
+    unless_expired!("entries.version", "$5", "$6", "false")
 );
 
 /// The same for a single row that the transaction has read without a snapshot of its own, where it was there.
@@ -165,7 +181,7 @@ const REPLACE_IF: &str = concat!(
     SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
     WHERE namespace = $1 AND key = $2 AND version = $7
     RETURNING ",
-    unless_expired!("entries.version", "$5", "$6")
+    unless_expired!("entries.version", "$5", "$6", "false")
 );
 
 /// Makes the commit of a transaction that read nothing.

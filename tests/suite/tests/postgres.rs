@@ -62,6 +62,7 @@ fn main() {
         a_quota_is_never_passed_by_commits_at_once,
         a_lease_that_ends_while_its_update_waits_for_a_row_is_a_conflict,
         a_time_to_live_counts_from_when_the_row_was_got,
+        a_row_is_not_dead_when_its_commit_is_acknowledged,
         the_servers_clock_counts_for_times_to_live_and_not_that_of_a_host,
     );
     let server_of_its_own = restarted.clone();
@@ -263,6 +264,38 @@ impl Clock for Ahead {
     fn moved_millis(&self) -> i64 {
         0
     }
+}
+
+/// A commit waits with its first row written, or with none, for an insert that is rolled back.
+async fn a_row_is_not_dead_when_its_commit_is_acknowledged(dsn: &str) -> Outcome {
+    const TTL: Duration = Duration::from_millis(600);
+    let dsn = schema(dsn).await;
+    let store = open(&dsn).await;
+    let handle = handle(&store);
+    for keys in [["a"].as_slice(), &["a", "b"], &["b", "a"]] {
+        let waits_for = keys.last().unwrap();
+        let inserter = connect(&dsn).await;
+        let insert = format!(
+            "BEGIN; INSERT INTO larder_entries (namespace, key, value, version) VALUES ('n', '{waits_for}', '', 1)"
+        );
+        inserter.batch_execute(&insert).await.unwrap();
+        let mut update = handle.begin(Mode::Update).unwrap();
+        for key in keys {
+            update.put_with("n".into(), (*key).into(), b"1".to_vec(), for_(TTL)).unwrap();
+        }
+        let commit = tokio::spawn(update.commit());
+        tokio::time::sleep(TTL + Duration::from_millis(100)).await;
+        expect(!commit.is_finished(), "the commit did not wait")?;
+        inserter.batch_execute("ROLLBACK").await.unwrap();
+        commit.await.unwrap().unwrap();
+        for key in keys {
+            expect(get(&handle, key).await.unwrap().is_some(), (keys, key))?;
+        }
+        let mut delete = handle.begin(Mode::Update).unwrap();
+        delete.delete_many("n".into(), vec!["a".into(), "b".into()]).unwrap();
+        delete.commit().await.unwrap();
+    }
+    Ok(())
 }
 
 async fn the_servers_clock_counts_for_times_to_live_and_not_that_of_a_host(dsn: &str) -> Outcome {
