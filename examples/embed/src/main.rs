@@ -4,12 +4,15 @@
 //! for `inventory` a store of its own, to read and write; for `audit` the store of `inventory`, to read only; and for
 //! `stranger` nothing at all.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use larder_host::{
     InMemory, Limits, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store, engine_config,
 };
-use wasmtime::Engine;
 use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Engine, EngineWeak};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -48,7 +51,12 @@ struct Said {
 
 impl Platform {
     fn new() -> Result<Self> {
-        let engine = Engine::new(&engine_config())?;
+        let mut config = engine_config();
+        // A plugin that computes is interrupted at every tick, so that others get on and its time can end.
+        config.epoch_interruption(true);
+        let engine = Engine::new(&config)?;
+        let ticking = engine.weak();
+        thread::spawn(move || tick(&ticking));
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         larder_host::add_to_linker(&mut linker)?;
@@ -65,10 +73,31 @@ impl Platform {
         wasi.stdout(output.clone()).stderr(errors.clone());
         let plugin = Plugin { table: ResourceTable::new(), wasi: wasi.build(), storage };
         let mut store = wasmtime::Store::new(&self.engine, plugin);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
         let command = self.catalog.instantiate_async(&mut store).await?;
-        let succeeded =
-            command.wasi_cli_run().call_run(&mut store).await.is_ok_and(|outcome| outcome.is_ok());
+        let run = tokio::time::timeout(TIMEOUT, command.wasi_cli_run().call_run(&mut store)).await;
+        let succeeded = run.is_ok_and(|run| run.is_ok_and(|outcome| outcome.is_ok()));
         Ok(Said { succeeded, output: text(&output)?, errors: text(&errors)? })
+    }
+}
+
+/// How long a plugin computes before others get their turn.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long a plugin may run.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What one call may hand over: a transaction of the default limits, and the lists around it.
+const HOSTCALL_BYTES: usize = 32 << 20;
+
+/// Ticks until the engine is gone.
+fn tick(engine: &EngineWeak) {
+    while let Some(engine) = engine.upgrade() {
+        engine.increment_epoch();
+        drop(engine);
+        thread::sleep(TICK);
     }
 }
 

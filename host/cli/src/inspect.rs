@@ -145,7 +145,7 @@ impl Get {
             });
             writeln!(output(), "{row}")?;
         } else {
-            output().write_bytes(&value)?;
+            output().write_value(&value)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -9,6 +9,7 @@ mod migrations;
 mod output;
 mod progress;
 mod run;
+mod run_bounds;
 mod run_identity;
 mod run_memory;
 mod run_tenants;
@@ -38,7 +39,8 @@ use crate::output::{OutputError, complain, is_closed_pipe};
 /// A signal ends `run`, and every command on tenants, after the stores are closed; a second signal ends it at once.
 ///
 /// Exit codes: 0 if the command succeeded, 1 if it failed, 2 if its arguments are wrong, and 128 and the number of the
-/// signal that ended it: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM. `run` ends with the component's code.
+/// signal that ended it: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM. `run` ends with the component's code, and with
+/// 124 if the component ran for longer than `--timeout`.
 #[derive(Parser)]
 #[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Arguments {

@@ -234,7 +234,7 @@ impl Show {
             return Ok(ExitCode::FAILURE);
         };
         let shown = if json { content_json(&content).to_string() + "\n" } else { content_text(&content) };
-        heard(output().write_bytes(shown.as_bytes()).map_err(Into::into))?;
+        heard(write!(output(), "{shown}").map_err(Into::into))?;
         Ok(match content.overview.content {
             Ok(_) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

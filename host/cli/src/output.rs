@@ -1,9 +1,15 @@
 //! What the command line prints. A closed pipe and a full device are errors here, and never panics.
+//!
+//! Nothing that is stored reaches a terminal as a character that the terminal acts on. Most text is escaped where it is
+//! printed; what JSON leaves as it is, and any text that was forgotten, is escaped here.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
+
+use crate::text::{escape_for_terminal, is_acted_on};
 
 /// Standard output cannot be written.
 #[derive(Debug)]
@@ -33,16 +39,38 @@ pub(crate) fn output() -> Output {
 }
 
 impl Output {
-    /// Writes what `write!` and `writeln!` format.
+    /// Writes what `write!` and `writeln!` format, which may be JSON.
     pub(crate) fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result<(), OutputError> {
-        self.0.lock().write_fmt(text).map_err(OutputError)
+        let text = text.as_str().map_or_else(|| Cow::Owned(text.to_string()), Cow::Borrowed);
+        let written = self.0.lock().write_all(escape_as_json(&text).as_bytes());
+        written.map_err(OutputError)
     }
 
-    /// Writes all of these bytes, also those of a line that does not end.
-    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+    /// Writes a value as it is, also one whose last line does not end. On a terminal, it is readable text.
+    pub(crate) fn write_value(&mut self, value: &[u8]) -> Result<(), OutputError> {
         let mut output = self.0.lock();
-        output.write_all(bytes).and_then(|()| output.flush()).map_err(OutputError)
+        let written = match output.is_terminal() {
+            true => output.write_all(escape_for_terminal(value).as_bytes()),
+            false => output.write_all(value),
+        };
+        written.and_then(|()| output.flush()).map_err(OutputError)
     }
+}
+
+/// The text with what a terminal acts on written as JSON writes it within a string. Nowhere else does JSON have it.
+fn escape_as_json(text: &str) -> Cow<'_, str> {
+    let needs_escape = |character: char| is_acted_on(character) && character != '\n' && character != '\t';
+    if !text.contains(needs_escape) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        match needs_escape(character) {
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => escaped.push(character),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 /// Writes a sentence to standard error. If that cannot be written either, the exit code has to say enough.
@@ -69,6 +97,16 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+
+    #[test]
+    fn json_with_characters_that_a_terminal_acts_on_means_the_same_text() {
+        let text = "a\u{9b}2J\u{7f}\u{202e}b\u{2066}\u{200f}\u{61c}é😀\n\u{1b}[0m";
+        let json = serde_json::Value::from(text).to_string();
+        let escaped = escape_as_json(&json);
+        assert!(!escaped.contains(is_acted_on), "{escaped:?}");
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        assert!(matches!(escape_as_json("plain\ttext é\n"), Cow::Borrowed(_)));
+    }
 
     fn failed(kind: io::ErrorKind) -> Result<()> {
         Err(OutputError(kind.into())).context("the row was written")

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use larder_host::larder_core::backend::Backend;
 use larder_host::{
     IdentityScope, Limits, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
     StoreSource, TenantsDsn, drivers, engine_config,
@@ -19,10 +20,11 @@ use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
 
 use crate::output::complain;
+use crate::run_bounds::{MemoryBound, RunBounds};
 use crate::run_identity::RunIdentity;
 use crate::run_memory::RunMemory;
 use crate::run_tenants::RunTenants;
-use crate::signals::{self, until_signal};
+use crate::signals::{self, until_ended};
 use crate::store::not_opened;
 
 /// Run a WASI command component with stores
@@ -49,6 +51,8 @@ pub(crate) struct Run {
     cache_dir: Option<PathBuf>,
     #[command(flatten)]
     memory: RunMemory,
+    #[command(flatten)]
+    bounds: RunBounds,
     /// Arguments for the component
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -76,6 +80,7 @@ struct Instance {
     table: ResourceTable,
     wasi: WasiCtx,
     storage: StorageCtx,
+    bound: MemoryBound,
 }
 
 impl WasiView for Instance {
@@ -93,12 +98,13 @@ impl StorageView for Instance {
 impl Run {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         self.migrations()?;
+        self.bounds.limits().context("--limit")?;
         let engine = engine()?;
         let command = load(&engine, &self.component)?;
         let mut tenants = self.tenants()?;
         signals::catch()?;
         let mut opened = Opened::default();
-        let outcome = match until_signal(self.open(&mut tenants, &mut opened)).await {
+        let outcome = match until_ended(self.open(&mut tenants, &mut opened)).await {
             Ok(()) => self.run(&engine, &command, &opened).await,
             Err(error) => Err(error),
         };
@@ -115,7 +121,7 @@ impl Run {
         let names = self.stores.iter().chain(&self.read_only_stores).map(|(_, dsn)| dsn);
         let has_tenants = names.chain(&self.memory.dsn).any(|dsn| TenantsDsn::accepts(dsn));
         let identity = if has_tenants { self.identity.of_tenant()? } else { None };
-        Ok(RunTenants::new(identity, self.cache_dir.clone()))
+        Ok(RunTenants::new(identity, self.cache_dir.clone(), self.bounds.quota))
     }
 
     /// Whose migrations the component may declare. Components that share a store can't change each other's ledger, as
@@ -149,7 +155,7 @@ impl Run {
                     .await
                     .map_err(|error| not_opened(dsn, error))
                     .with_context(context)?;
-                GrantedStore::Own(Store::builder_shared(backend).name(name).build()?)
+                GrantedStore::Own(self.build_store(backend, name)?)
             };
             grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only });
         }
@@ -170,38 +176,51 @@ impl Run {
             None => {
                 let backend =
                     drivers().open(dsn).await.map_err(|error| not_opened(dsn, error)).context(context)?;
-                Store::builder_shared(backend).name("memory").build()?
+                self.build_store(backend, "memory")?
             }
         };
         let (memories, scope) = self.memory.build(&store, &self.identity)?;
         Ok(Some(GrantedMemory { store, memories, scope }))
     }
 
-    /// Runs the component until it ends, or a signal comes.
+    fn build_store(&self, backend: Arc<dyn Backend>, name: &str) -> Result<Store> {
+        let mut store = Store::builder_shared(backend).name(name);
+        if let Some(bytes) = self.bounds.quota {
+            store = store.quota_bytes(bytes);
+        }
+        Ok(store.build()?)
+    }
+
+    /// Runs the component until it ends, its time is over, or a signal comes.
     async fn run(
         &self,
         engine: &Engine,
         command: &CommandPre<Instance>,
         opened: &Opened,
     ) -> Result<ExitCode> {
-        let limits = Limits::default();
+        let (limits, printed) = (self.bounds.limits()?, self.bounds.output());
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stdio().arg(self.component.to_string_lossy()).args(&self.arguments);
+        wasi.inherit_stdin().stdout(printed.bind(std::io::stdout())).stderr(printed.bind(std::io::stderr()));
+        wasi.arg(self.component.to_string_lossy()).args(&self.arguments);
         wasi.envs(&self.environment);
         let storage = storage(&opened.grants, opened.memory.as_ref(), &limits, self.migrations()?)?;
-        let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage };
+        let bound = self.bounds.memory();
+        let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage, bound };
         let mut store = wasmtime::Store::new(engine, instance);
+        store.limiter(|instance| &mut instance.bound);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
+        if let Some(timeout) = self.bounds.timeout() {
+            signals::end_after(timeout);
+        }
         let command = command.clone();
         let mut guest = on_own_thread(async move {
-            let command: Command = command.instantiate_async(&mut store).await?;
-            let outcome = command.wasi_cli_run().call_run(&mut store).await;
-            exit_code(outcome)
+            let outcome = call(&command, &mut store).await;
+            outcome.and_then(exit_code).map_err(|error| store.data().bound.explain(error))
         });
         tokio::select! {
             biased;
-            ended = signals::caught() => {
+            ended = signals::ended() => {
                 // One that waits is dropped at once. One that computes ends with the process.
                 drop(tokio::time::timeout(GRACE, guest).await);
                 Err(ended.into())
@@ -211,7 +230,15 @@ impl Run {
     }
 }
 
-/// How long a component that a signal ends may take to give way before its stores close under it.
+async fn call(
+    command: &CommandPre<Instance>,
+    store: &mut wasmtime::Store<Instance>,
+) -> Result<wasmtime::Result<Result<(), ()>>> {
+    let command: Command = command.instantiate_async(&mut *store).await?;
+    Ok(command.wasi_cli_run().call_run(store).await)
+}
+
+/// How long a component that is ended may take to give way before its stores close under it.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// Runs a component on a thread of its own: one that loops without calling its host keeps nothing else from running. No
@@ -220,7 +247,7 @@ fn on_own_thread(
     guest: impl Future<Output = Result<ExitCode>> + Send + 'static,
 ) -> JoinHandle<Result<ExitCode>> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(until_signal(guest)))
+    tokio::task::spawn_blocking(move || runtime.block_on(until_ended(guest)))
 }
 
 /// What a run has open.

@@ -15,13 +15,14 @@ use crate::tenants::host::{Host, HostOptions};
 pub(crate) struct RunTenants {
     identity: Option<TenantIdentity>,
     cache: Option<PathBuf>,
+    quota: Option<u64>,
     places: Vec<(TenantsDsn, Host)>,
 }
 
 impl RunTenants {
     /// None is open yet. Each place has its own folder below `cache`, or below the user's folder for caches.
-    pub(crate) fn new(identity: Option<TenantIdentity>, cache: Option<PathBuf>) -> Self {
-        Self { identity, cache, places: Vec::new() }
+    pub(crate) fn new(identity: Option<TenantIdentity>, cache: Option<PathBuf>, quota: Option<u64>) -> Self {
+        Self { identity, cache, quota, places: Vec::new() }
     }
 
     /// What is granted under a name for a data-source name.
@@ -46,14 +47,18 @@ impl RunTenants {
         };
         let tenants = &self.place(&dsn).await?.tenants;
         let tenant = waiting(format!("opening {key}"), tenants.get(&key)).await?;
-        Ok(Store::builder(tenant.backend()).name(name).build()?)
+        let mut store = Store::builder(tenant.backend()).name(name);
+        if let Some(bytes) = self.quota {
+            store = store.quota_bytes(bytes);
+        }
+        Ok(store.build()?)
     }
 
     async fn place(&mut self, dsn: &TenantsDsn) -> Result<&Host> {
         let index = match self.places.iter().position(|(open, _)| open.place_name() == dsn.place_name()) {
             Some(index) => index,
             None => {
-                let options = HostOptions::new(dsn, self.cache.as_deref())?;
+                let options = HostOptions::new(dsn, self.cache.as_deref())?.quota(self.quota);
                 self.places.push((dsn.clone(), options.open().await?));
                 self.places.len() - 1
             }

@@ -1,4 +1,5 @@
-//! Signals that end a command: the first one ends its work and lets its stores close, a second one ends at once.
+//! What ends a command before it is done: a signal, or its time. The first one ends its work and lets its stores close, a
+//! second signal ends it at once.
 //!
 //! A command that has nothing to close leaves signals to the system. It is killed, and the database rolls back.
 
@@ -13,35 +14,45 @@ use tokio::sync::watch;
 
 use crate::output::complain;
 
-/// A signal that ends a command.
+/// What ended a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
-    name: &'static str,
-    number: u8,
+pub(crate) enum Ended {
+    /// A signal.
+    Signal { name: &'static str, number: u8 },
+    /// It took longer than it may.
+    Timeout(Duration),
 }
 
-const SIGNALS: [Ended; 3] = [
-    Ended { name: "SIGHUP", number: 1 },
-    Ended { name: "SIGINT", number: 2 },
-    Ended { name: "SIGTERM", number: 15 },
-];
+const SIGNALS: [(&str, u8); 3] = [("SIGHUP", 1), ("SIGINT", 2), ("SIGTERM", 15)];
 
 /// How long a command may take to close before it says that it does.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// The first signal; `None` as long as there was none.
-static CAUGHT: OnceLock<watch::Receiver<Option<Ended>>> = OnceLock::new();
+/// What has ended the command; `None` as long as nothing has.
+static ENDED: OnceLock<watch::Sender<Option<Ended>>> = OnceLock::new();
 
 impl Ended {
-    /// The exit code of a shell for a command that the signal killed.
+    /// The exit code of a shell for a command that the signal killed, and that of `timeout` for one that took too long.
     pub(crate) fn exit_code(self) -> u8 {
-        128 + self.number
+        match self {
+            Self::Signal { number, .. } => 128 + number,
+            Self::Timeout(_) => 124,
+        }
     }
 }
 
 impl fmt::Display for Ended {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ended the command", self.name)
+        match self {
+            Self::Signal { name, .. } => write!(formatter, "{name} ended the command"),
+            Self::Timeout(limit) => {
+                let limit = humantime::format_duration(*limit);
+                write!(
+                    formatter,
+                    "the component ran for {limit} and was ended; `--timeout` lets it run longer"
+                )
+            }
+        }
     }
 }
 
@@ -49,27 +60,21 @@ impl std::error::Error for Ended {}
 
 /// Catches signals from now on. Signals that the process was started to ignore, as by `nohup`, stay ignored.
 pub(crate) fn catch() -> Result<()> {
-    let (sender, receiver) = watch::channel(None);
-    if CAUGHT.set(receiver).is_err() {
+    if ENDED.set(watch::channel(None).0).is_err() {
         return Ok(());
     }
     let ignored = ignored();
-    for ended in SIGNALS.into_iter().filter(|ended| ignored & (1 << (ended.number - 1)) == 0) {
-        let kind = SignalKind::from_raw(ended.number.into());
-        let signals = signal(kind).with_context(|| format!("cannot catch {}", ended.name))?;
-        tokio::spawn(watch_for(signals, ended, sender.clone()));
+    for (name, number) in SIGNALS.into_iter().filter(|(_, number)| ignored & (1 << (number - 1)) == 0) {
+        let signals = signal(SignalKind::from_raw(number.into()));
+        let signals = signals.with_context(|| format!("cannot catch {name}"))?;
+        tokio::spawn(watch_for(signals, Ended::Signal { name, number }));
     }
     Ok(())
 }
 
-async fn watch_for(mut signals: Signal, ended: Ended, first: watch::Sender<Option<Ended>>) {
+async fn watch_for(mut signals: Signal, ended: Ended) {
     while signals.recv().await.is_some() {
-        let is_first = first.send_if_modified(|first| {
-            let is_first = first.is_none();
-            first.get_or_insert(ended);
-            is_first
-        });
-        if !is_first {
+        if !end(ended) {
             std::process::exit(ended.exit_code().into());
         }
         tokio::spawn(async move {
@@ -77,6 +82,27 @@ async fn watch_for(mut signals: Signal, ended: Ended, first: watch::Sender<Optio
             complain(format_args!("{ended}; closing its stores, a second signal ends it at once"));
         });
     }
+}
+
+/// Ends the command that [`catch`] was called for, and says whether this is what ended it.
+fn end(ended: Ended) -> bool {
+    let Some(sender) = ENDED.get() else { return false };
+    sender.send_if_modified(|first| {
+        let is_first = first.is_none();
+        first.get_or_insert(ended);
+        is_first
+    })
+}
+
+/// Ends the command that [`catch`] was called for after this time.
+pub(crate) fn end_after(limit: Duration) {
+    tokio::spawn(async move {
+        tokio::time::sleep(limit).await;
+        let ended = Ended::Timeout(limit);
+        if end(ended) {
+            complain(ended);
+        }
+    });
 }
 
 /// The signals that this process ignores, a bit each. Systems that don't tell have none.
@@ -90,10 +116,10 @@ fn parse_ignored(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// Waits for the first signal; for ever if none are caught.
-pub(crate) async fn caught() -> Ended {
-    if let Some(mut caught) = CAUGHT.get().cloned()
-        && let Ok(first) = caught.wait_for(Option::is_some).await
+/// Waits until the command is ended; for ever if nothing can end it.
+pub(crate) async fn ended() -> Ended {
+    if let Some(mut ended) = ENDED.get().map(watch::Sender::subscribe)
+        && let Ok(first) = ended.wait_for(Option::is_some).await
         && let Some(ended) = *first
     {
         return ended;
@@ -101,19 +127,19 @@ pub(crate) async fn caught() -> Ended {
     std::future::pending().await
 }
 
-/// Works until a signal comes. The work is dropped then.
+/// Works until the command is ended. The work is dropped then.
 ///
 /// # Errors
 /// The work's, and [`Ended`].
-pub(crate) async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) async fn until_ended<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         biased;
-        ended = caught() => Err(ended.into()),
+        ended = ended() => Err(ended.into()),
         outcome = work => outcome,
     }
 }
 
-/// Ends the process, if a signal ended its command. A component that computes on another thread ends with it.
+/// Ends the process, if its command was ended. A component that computes on another thread ends with it.
 pub(crate) fn exit_if_ended(outcome: &Result<ExitCode>) {
     if let Err(error) = outcome
         && let Some(ended) = error.downcast_ref::<Ended>()

@@ -8,7 +8,7 @@ use clap::Args;
 use larder_host::larder_core::backend::Backend;
 use larder_host::{DriverError, Error, Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
-use crate::signals::{self, until_signal};
+use crate::signals::{self, until_ended};
 
 #[derive(Args)]
 pub(crate) struct StoreArgument {
@@ -53,7 +53,7 @@ fn catch_signals(dsn: &str) -> Result<()> {
 
 /// Works on an open store, and closes it however the work ends, also if a signal ends it.
 pub(crate) async fn closing<T>(store: Store, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let outcome = until_signal(work).await;
+    let outcome = until_ended(work).await;
     store.close().await;
     outcome
 }

@@ -61,6 +61,34 @@ pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
     escaped
 }
 
+/// Whether a terminal acts on a character instead of showing it: controls, and those that turn the direction of a line.
+pub(crate) fn is_acted_on(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// The bytes as text for a terminal: lines and tabs are kept, and what the terminal would act on is escaped. Several values
+/// may look the same; the bytes themselves are written to everything else.
+pub(crate) fn escape_for_terminal(bytes: &[u8]) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\n' | '\t' => shown.push(character),
+                character if is_acted_on(character) => shown.extend(character.escape_debug()),
+                character => shown.push(character),
+            }
+        }
+        for byte in chunk.invalid() {
+            shown.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    shown
+}
+
 /// The value as a member of a JSON object: `value` where it is text, otherwise `value_hex`.
 pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
     match String::from_utf8(bytes) {
@@ -89,6 +117,29 @@ pub(crate) fn moment(text: &str) -> Result<u64, String> {
     let time = humantime::parse_rfc3339_weak(text).map_err(wrong)?;
     let since = time.duration_since(UNIX_EPOCH).map_err(|_| "the time is before 1970".to_string())?;
     u64::try_from(since.as_millis()).map_err(|_| "the time is too far away".to_string())
+}
+
+/// The number of bytes that a text names: `4096`, `64KiB`, `512MiB`, `1GiB`.
+///
+/// # Errors
+/// If it names none.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u32); 7] =
+        [("KiB", 10), ("MiB", 20), ("GiB", 30), ("K", 10), ("M", 20), ("G", 30), ("B", 0)];
+    let unit = UNITS.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
+    let (number, shift) = unit.unwrap_or((text, 0));
+    let number: Option<u64> = number.trim_end().parse().ok();
+    let bytes = number.and_then(|number| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| format!("{text:?} is no size; write 4096, 64KiB, 512MiB or 1GiB"))
+}
+
+/// The duration that a text names: `500ms`, `90s`, `10m`, `1h 30m`, or `0`.
+///
+/// # Errors
+/// If it names none.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| format!("{text:?} is no duration; write 500ms, 90s, 10m or 1h"))
 }
 
 /// So many bytes, as one says them.
@@ -124,6 +175,20 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_durations_are_read() {
+        let sizes = [("0", 0), ("4096", 4096), ("64KiB", 64 << 10), ("512MiB", 512 << 20), ("2G", 2 << 30)];
+        for (text, size) in sizes {
+            assert_eq!(parse_bytes(text), Ok(size));
+        }
+        for wrong in ["", "-1", "1.5GiB", "GiB", "18446744073709551615K", "1TB", "1 2"] {
+            parse_bytes(wrong).unwrap_err();
+        }
+        assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        parse_duration("90").unwrap_err();
+    }
+
+    #[test]
     fn sizes_are_said_in_words() {
         assert_eq!([0, 1, 512].map(bytes), ["0 bytes", "1 byte", "512 bytes"]);
         assert_eq!(bytes(3 << 20), "3.00 MiB");
@@ -134,6 +199,13 @@ mod tests {
         for text in ["\\", "\\x41", "\\u41", "\\u{zz}", "\\u{110000}"] {
             unescape(text).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_terminal_gets_lines_and_nothing_that_it_acts_on() {
+        let value = "two\nlines\tand \\ \u{1b}]0;title\u{7}\u{9b}2J\u{202e}é".as_bytes();
+        let shown = escape_for_terminal(&[value, b"\xff\r"].concat());
+        assert_eq!(shown, "two\nlines\tand \\ \\u{1b}]0;title\\u{7}\\u{9b}2J\\u{202e}é\\xff\\r");
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! transactions. This crate is the host's side, in wasmtime's own conventions: a [`StorageCtx`] in the data of a
 //! [`wasmtime::Store`], a [`StorageView`] that finds it, and [`add_to_linker`].
 //!
-//! A complete embedding: one plugin, a WASI command, with one store in a SQLite file.
+//! A complete embedding: one plugin, a WASI command, with one store in a SQLite file. A plugin that computes without end
+//! gives way to others, and is ended when its time is over.
 //!
 //! ```no_run
+//! use std::time::Duration;
+//!
 //! use larder_host::{StorageCtx, StorageCtxView, StorageView};
 //! use wasmtime::component::{Component, Linker, ResourceTable};
 //! use wasmtime_wasi::p2::bindings::Command;
@@ -33,7 +36,16 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     // Once a process: the engine, the linker, and the stores.
-//!     let engine = wasmtime::Engine::new(&larder_host::engine_config())?;
+//!     let mut config = larder_host::engine_config();
+//!     config.epoch_interruption(true);
+//!     let engine = wasmtime::Engine::new(&config)?;
+//!     let ticking = engine.clone();
+//!     std::thread::spawn(move || {
+//!         loop {
+//!             std::thread::sleep(Duration::from_millis(10));
+//!             ticking.increment_epoch();
+//!         }
+//!     });
 //!     let mut linker = Linker::new(&engine);
 //!     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
 //!     larder_host::add_to_linker(&mut linker)?;
@@ -48,9 +60,14 @@
 //!         storage,
 //!     };
 //!     let mut store = wasmtime::Store::new(&engine, plugin);
+//!     // It gives way at every tick, and one call hands over at most a transaction's worth, and the lists around it.
+//!     store.set_epoch_deadline(1);
+//!     store.epoch_deadline_async_yield_and_update(1);
+//!     store.set_hostcall_fuel(32 << 20);
 //!     let component = Component::from_file(&engine, "plugin.wasm")?;
 //!     let command = Command::instantiate_async(&mut store, &component, &linker).await?;
-//!     let outcome = command.wasi_cli_run().call_run(&mut store).await?;
+//!     let run = command.wasi_cli_run().call_run(&mut store);
+//!     let outcome = tokio::time::timeout(Duration::from_secs(60), run).await??;
 //!     drop(store);
 //!     notes.close().await;
 //!     outcome.map_err(|()| "the plugin failed".into())

@@ -38,6 +38,14 @@ impl HostOptions {
         self
     }
 
+    /// How many bytes each database may hold.
+    pub(crate) fn quota(mut self, bytes: Option<u64>) -> Self {
+        if let Some(bytes) = bytes {
+            self.builder = self.builder.quota_bytes(bytes);
+        }
+        self
+    }
+
     /// Opens it.
     pub(crate) async fn open(self) -> Result<Host> {
         signals::catch()?;

@@ -9,7 +9,7 @@ use larder_host::{TenantError, TenantKey};
 
 use crate::output::{OutputError, complain, heard, output};
 use crate::progress::waiting;
-use crate::signals::until_signal;
+use crate::signals::until_ended;
 use crate::tenants::{HostArguments, head_of, parse_key};
 use crate::text::{bytes, moment, time};
 
@@ -34,7 +34,7 @@ impl Restore {
         let host = self.host.options()?.open().await?;
         let restoring = host.tenants.restore_at(&self.key, self.at);
         let restoring = async { restoring.await.map_err(|error| self.explain(error)) };
-        let outcome = waiting(format!("restoring {}", self.key), until_signal(restoring)).await;
+        let outcome = waiting(format!("restoring {}", self.key), until_ended(restoring)).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
             complain(sentence);

@@ -11,7 +11,7 @@ use larder_host::{TenantError, TenantKey};
 
 use crate::output::{complain, heard, output};
 use crate::progress::bar;
-use crate::signals::until_signal;
+use crate::signals::until_ended;
 use crate::tenants::host::{Host, cache_in_use};
 use crate::tenants::{HostArguments, parse_key};
 use crate::text::bytes;
@@ -45,7 +45,7 @@ impl Send {
             earlier.insert(key.clone(), head.and_then(|head| head.snapshot));
         }
         let host = options.keep_copies(keep).open().await?;
-        let sent = until_signal(async { Ok(send_all(&host, keys, &earlier, keep).await) }).await;
+        let sent = until_ended(async { Ok(send_all(&host, keys, &earlier, keep).await) }).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
             complain(sentence);

@@ -33,7 +33,7 @@ impl Show {
         let head = head_of(&remote, &self.key).await?;
         let log = remote.log_overview(&self.key, &head).await?;
         let shown = if self.json { self.object(&head, &log) } else { self.text(&head, &log)? };
-        output().write_bytes(shown.as_bytes())?;
+        write!(output(), "{shown}")?;
         Ok(ExitCode::SUCCESS)
     }
 

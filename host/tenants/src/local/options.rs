@@ -25,6 +25,7 @@ pub(crate) struct LocalOptions {
     pub(crate) room_wait: Duration,
     pub(crate) sweep_interval: Option<Duration>,
     pub(crate) keep_copies: bool,
+    pub(crate) quota_bytes: Option<u64>,
 }
 
 /// Sets up [`Tenants`].
@@ -49,6 +50,7 @@ impl TenantsBuilder {
             room_wait: Duration::from_secs(10),
             sweep_interval: Some(Duration::from_secs(60)),
             keep_copies: false,
+            quota_bytes: None,
         };
         Self {
             store,
@@ -120,6 +122,14 @@ impl TenantsBuilder {
     /// can lose. Default: 60 seconds.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.local.checkpoint_interval = interval;
+        self
+    }
+
+    /// How many bytes each tenant's database may hold, keys and values: [`StoreBuilder::quota_bytes`]. Default: no bound.
+    ///
+    /// [`StoreBuilder::quota_bytes`]: larder_core::StoreBuilder::quota_bytes
+    pub fn quota_bytes(mut self, bytes: u64) -> Self {
+        self.local.quota_bytes = Some(bytes);
         self
     }
 

@@ -92,13 +92,15 @@ impl Resident {
         let Hydrated { database, journal, sent, is_ahead } = hydrated;
         let mut unsent = Unsent { is_ahead, changes: database.watch_changes() };
         let engine = Arc::new(Engine::new(database, lease));
-        let store = Store::builder(SharedEngine(engine.clone()))
+        let mut store = Store::builder(SharedEngine(engine.clone()))
             .name(format!("tenant {key}"))
             .events(around.events.clone())
             .clock(around.remote.options().clock.clone())
-            .sweep_interval(around.options.sweep_interval)
-            .build()
-            .map_err(|error| TenantError::database(&key, error))?;
+            .sweep_interval(around.options.sweep_interval);
+        if let Some(bytes) = around.options.quota_bytes {
+            store = store.quota_bytes(bytes);
+        }
+        let store = store.build().map_err(|error| TenantError::database(&key, error))?;
         let resident = Self {
             key,
             around,
