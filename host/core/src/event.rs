@@ -98,6 +98,20 @@ impl Event {
         }
     }
 
+    /// What it comes from, to tell one storm of events from another: a store, an operation, or a tenant.
+    pub(crate) fn source(&self) -> String {
+        match self {
+            Self::AccessDenied { store, .. } | Self::TransactionTimedOut { store, .. } => store.clone(),
+            // What the guest named is its own choice.
+            Self::MemoryIdentityRejected { operation, .. } => (*operation).to_string(),
+            Self::MemoryHealthChanged { identity, .. }
+            | Self::MemoryRecoveryDropped { identity, .. }
+            | Self::MemoryRecordCorrupt { identity, .. } => identity.tenant.clone(),
+            Self::TenantQuarantined { tenant, .. } => tenant.clone(),
+            Self::BackgroundFailed { store, work, .. } => format!("{store}, {work}"),
+        }
+    }
+
     /// Its fields as text.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
@@ -149,6 +163,14 @@ fn identity_fields(identity: &IdentityParts) -> [(&'static str, String); 4] {
 pub trait EventSink: Send + Sync + 'static {
     /// Takes one event.
     fn emit(&self, event: Event);
+
+    /// Takes an event that stands for as many of its kind and source, as [`RatedEvents`] gives it. By default, the same as one.
+    ///
+    /// [`RatedEvents`]: crate::RatedEvents
+    fn emit_repeated(&self, event: Event, times: u64) {
+        let _ = times;
+        self.emit(event);
+    }
 }
 
 /// Writes events to `tracing`, as warnings.
@@ -158,6 +180,13 @@ pub struct TracingEvents;
 impl EventSink for TracingEvents {
     fn emit(&self, event: Event) {
         tracing::warn!(target: "larder", event = event.name(), fields = ?event.fields());
+    }
+
+    fn emit_repeated(&self, event: Event, times: u64) {
+        match times {
+            1 => self.emit(event),
+            _ => tracing::warn!(target: "larder", event = event.name(), times, fields = ?event.fields()),
+        }
     }
 }
 
@@ -206,6 +235,11 @@ impl EventSink for EventChannel {
         // Nobody has to subscribe.
         drop(self.sender.send(event.clone()));
         self.next.emit(event);
+    }
+
+    fn emit_repeated(&self, event: Event, times: u64) {
+        drop(self.sender.send(event.clone()));
+        self.next.emit_repeated(event, times);
     }
 }
 

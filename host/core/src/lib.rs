@@ -42,6 +42,7 @@ pub mod name;
 pub mod packed;
 mod pairs;
 mod quota;
+mod rated_events;
 mod read_only;
 pub mod read_set;
 pub mod redo;
@@ -66,6 +67,7 @@ pub use memory::{
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
 pub use migrations::{AppliedMigration, Migration, MigrationLedger, MigrationScope, NextMigration};
+pub use rated_events::RatedEvents;
 pub use read_only::ReadOnly;
 pub use store::{Store, StoreBuilder, StoreSource};
 pub use transaction::{Entry, PackedPage, Page, PutOptions, Range, Transaction};

@@ -11,11 +11,12 @@ use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepO
 use crate::clock::{Clock, ForwardClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
-use crate::event::{Event, EventSink, TracingEvents};
+use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
 use crate::limits::Limits;
 use crate::memory::records::RecordWrite;
 use crate::quota::Quota;
+use crate::rated_events::RatedEvents;
 use crate::slot::Slot;
 use crate::transaction::Transaction;
 
@@ -83,7 +84,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Where events go. Default: `tracing`.
+    /// Where events go. Default: to `tracing`, by [`RatedEvents`].
     pub fn events(mut self, events: Arc<dyn EventSink>) -> Self {
         self.events = events;
         self
@@ -150,7 +151,7 @@ impl Store {
             name: "store".to_string(),
             backend,
             clock: ForwardClock::default(),
-            events: Arc::new(TracingEvents),
+            events: Arc::new(RatedEvents::default()),
             quota_bytes: None,
             sweep_interval: Some(Duration::from_secs(60)),
         }

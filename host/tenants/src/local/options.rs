@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::{Clock, EventSink, TracingEvents};
+use larder_core::{Clock, EventSink, RatedEvents};
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 
@@ -58,7 +58,7 @@ impl TenantsBuilder {
             cache: PathBuf::from("larder-cache"),
             local,
             remote: RemoteOptions::default(),
-            events: Arc::new(TracingEvents),
+            events: Arc::new(RatedEvents::default()),
         }
     }
 

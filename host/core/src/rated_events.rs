@@ -1,0 +1,221 @@
+//! Events at a bounded rate: a guest that is refused without end fills no log.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::event::{Event, EventSink, TracingEvents};
+
+/// Sources that are told apart at once. Beyond that, events of a kind count as one source: a guest can choose names.
+const SOURCES_MAX: usize = 1_024;
+
+/// Gives another sink at most one event of a kind and a source in each interval. The first one is passed on at once. Those
+/// that follow within the interval are counted, and the last of them is passed on with the count at its end.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use larder_core::{Event, EventChannel, EventSink, RatedEvents, TracingEvents};
+///
+/// let rated = RatedEvents::new(Duration::from_secs(1), Arc::new(TracingEvents));
+/// for _ in 0..1_000 {
+///     let (store, operation, reason) = ("notes".to_string(), "begin", "read-only".to_string());
+///     rated.emit(Event::AccessDenied { store, operation, reason });
+/// }
+/// ```
+///
+/// The end of an interval is noticed by the tokio runtime that an event comes from. Outside of one, it is noticed with the
+/// next event.
+pub struct RatedEvents {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    interval: Duration,
+    next: Arc<dyn EventSink>,
+    windows: Mutex<HashMap<Key, Window>>,
+}
+
+type Key = (&'static str, String);
+
+/// The interval of one kind and source.
+struct Window {
+    until: Instant,
+    held: Option<Held>,
+}
+
+/// The last event that was not passed on, and how many there were.
+struct Held {
+    event: Event,
+    times: u64,
+}
+
+impl RatedEvents {
+    /// At most one event of a kind and a source in each `interval` goes to `next`.
+    pub fn new(interval: Duration, next: Arc<dyn EventSink>) -> Self {
+        Self { shared: Arc::new(Shared { interval, next, windows: Mutex::default() }) }
+    }
+}
+
+/// One line a second for a kind and a source, to `tracing`.
+impl Default for RatedEvents {
+    fn default() -> Self {
+        Self::new(Duration::from_secs(1), Arc::new(TracingEvents))
+    }
+}
+
+impl std::fmt::Debug for RatedEvents {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RatedEvents").field("interval", &self.shared.interval).finish_non_exhaustive()
+    }
+}
+
+impl EventSink for RatedEvents {
+    fn emit(&self, event: Event) {
+        self.emit_repeated(event, 1);
+    }
+
+    fn emit_repeated(&self, event: Event, times: u64) {
+        let now = Instant::now();
+        let (key, due) = self.shared.note(event, times, now);
+        let Some(Held { event, times }) = due else { return };
+        self.shared.next.emit_repeated(event, times);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(self.shared.clone().follow(key));
+        }
+    }
+}
+
+impl Shared {
+    /// Counts an event, and gives what is to be passed on now.
+    fn note(&self, event: Event, times: u64, now: Instant) -> (Key, Option<Held>) {
+        let mut windows = self.lock();
+        let mut key = (event.name(), event.source());
+        if windows.len() >= SOURCES_MAX && !windows.contains_key(&key) {
+            windows.retain(|_, window| window.until > now || window.held.is_some());
+            if windows.len() >= SOURCES_MAX {
+                key.1.clear();
+            }
+        }
+        let until = now + self.interval;
+        let due = match windows.entry(key.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Window { until, held: None });
+                Some(Held { event, times })
+            }
+            Entry::Occupied(mut occupied) => {
+                let window = occupied.get_mut();
+                let before = window.held.take().map_or(0, |held| held.times);
+                let held = Held { event, times: before.saturating_add(times) };
+                match now < window.until {
+                    true => {
+                        window.held = Some(held);
+                        None
+                    }
+                    false => {
+                        window.until = until;
+                        Some(held)
+                    }
+                }
+            }
+        };
+        (key, due)
+    }
+
+    /// Passes on what was held in each interval, until there was nothing in one.
+    async fn follow(self: Arc<Self>, key: Key) {
+        loop {
+            tokio::time::sleep(self.interval).await;
+            let Some(Held { event, times }) = self.end_interval(&key) else { return };
+            self.next.emit_repeated(event, times);
+        }
+    }
+
+    fn end_interval(&self, key: &Key) -> Option<Held> {
+        let mut windows = self.lock();
+        let window = windows.get_mut(key)?;
+        match window.held.take() {
+            Some(held) => {
+                window.until = Instant::now() + self.interval;
+                Some(held)
+            }
+            None => {
+                windows.remove(key);
+                None
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Window>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keeps what it is given: the store and the count.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<(String, u64)>>);
+
+    impl EventSink for Kept {
+        fn emit(&self, event: Event) {
+            self.emit_repeated(event, 1);
+        }
+
+        fn emit_repeated(&self, event: Event, times: u64) {
+            self.0.lock().unwrap().push((event.source(), times));
+        }
+    }
+
+    fn denied(store: &str) -> Event {
+        Event::AccessDenied { store: store.to_string(), operation: "open", reason: "not granted".to_string() }
+    }
+
+    fn rated() -> (RatedEvents, Arc<Kept>) {
+        let kept = Arc::new(Kept::default());
+        (RatedEvents::new(Duration::from_millis(100), kept.clone()), kept)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_storm_is_one_event_at_once_and_one_with_the_count_for_each_interval() {
+        let (rated, kept) = rated();
+        for _ in 0..1_000 {
+            rated.emit(denied("a"));
+        }
+        rated.emit(denied("b"));
+        assert_eq!(*kept.0.lock().unwrap(), [("a".to_string(), 1), ("b".to_string(), 1)]);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(kept.0.lock().unwrap().split_off(2), [("a".to_string(), 999)]);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(rated.shared.lock().len(), 0);
+        rated.emit(denied("a"));
+        assert_eq!(kept.0.lock().unwrap().split_off(2), [("a".to_string(), 1)]);
+    }
+
+    #[test]
+    fn outside_of_a_runtime_the_next_event_has_the_count() {
+        let kept = Arc::new(Kept::default());
+        let rated = RatedEvents::new(Duration::from_millis(1), kept.clone());
+        let now = Instant::now();
+        let times = |after| {
+            let now = now + Duration::from_micros(after);
+            rated.shared.note(denied("a"), 1, now).1.map(|held| held.times)
+        };
+        assert_eq!([0, 500, 999, 1_000, 1_500].map(times), [Some(1), None, None, Some(3), None]);
+    }
+
+    #[test]
+    fn names_that_a_guest_makes_up_take_no_more_room_than_a_bound() {
+        let (rated, kept) = rated();
+        for number in 0..5 * SOURCES_MAX {
+            rated.emit(denied(&number.to_string()));
+        }
+        assert_eq!(rated.shared.lock().len(), SOURCES_MAX + 1);
+        assert_eq!(kept.0.lock().unwrap().len(), SOURCES_MAX + 1);
+    }
+}
