@@ -57,8 +57,9 @@ impl CommitLog {
         if !reaches_back || !is_current {
             return Verdict::Unknown;
         }
+        let watched = reads.watched();
         let mut since = self.commits.iter().rev().take_while(|(version, _)| *version > snapshot);
-        if since.any(|(_, written)| reads.is_touched_by(written)) {
+        if since.any(|(_, written)| watched.is_touched_by(written)) {
             Verdict::Touched
         } else {
             Verdict::Untouched

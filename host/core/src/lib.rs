@@ -52,6 +52,7 @@ mod slot;
 mod store;
 pub mod to_its_end;
 mod transaction;
+mod validation;
 
 pub use backend::{Mode, Version};
 pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};

@@ -6,6 +6,7 @@ use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::error::Result;
 use crate::name::{KeyRange, RowKey};
+use crate::validation::{Watched, ranges_hold};
 
 /// What one transaction read of the committed state: rows, absent rows and ranges.
 #[derive(Clone, Debug, Default)]
@@ -69,16 +70,9 @@ impl ReadSet {
         self.earliest_expiry
     }
 
-    /// Whether a commit that wrote these rows changed what was read. The rows are in order.
-    pub fn is_touched_by(&self, written: &[RowKey]) -> bool {
-        written.iter().any(|row| self.rows.contains_key(row))
-            || self.ranges.iter().any(|read| {
-                let first = written.partition_point(|row| {
-                    (row.namespace.as_bytes(), row.key.as_bytes())
-                        < (read.range.namespace().as_bytes(), read.range.start())
-                });
-                written.get(first).is_some_and(|row| read.range.contains(row))
-            })
+    /// What was read, to be held against the rows that commits wrote.
+    pub(crate) fn watched(&self) -> Watched<'_> {
+        Watched::new(&self.rows, &self.ranges)
     }
 
     /// Whether everything read is as it was, in an engine whose versions grow from commit to commit.
@@ -91,12 +85,7 @@ impl ReadSet {
                 return Ok(false);
             }
         }
-        for read in &self.ranges {
-            if current.range(&read.range)? != read.state {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        ranges_hold(&self.ranges, current)
     }
 
     /// Bytes that recording a row costs: none where it is recorded already.
@@ -156,16 +145,16 @@ mod tests {
     fn a_write_to_a_row_that_was_read_as_absent_touches_the_read_set() {
         let mut reads = ReadSet::default();
         reads.record_row(row("n", "b"), Version::ABSENT);
-        assert!(reads.is_touched_by(&[row("n", "a"), row("n", "b")]));
-        assert!(!reads.is_touched_by(&[row("m", "b"), row("n", "c")]));
+        assert!(reads.watched().is_touched_by(&[row("n", "a"), row("n", "b")]));
+        assert!(!reads.watched().is_touched_by(&[row("m", "b"), row("n", "c")]));
     }
 
     #[test]
     fn a_write_within_a_range_touches_it_and_one_beside_it_does_not() {
         let mut reads = ReadSet::default();
         reads.record_range(RangeRead { range: range("n", "k"), state: RangeState::default() });
-        assert!(reads.is_touched_by(&[row("a", "k"), row("n", "kz"), row("z", "k")]));
-        assert!(!reads.is_touched_by(&[row("n", "j"), row("n", "l"), row("o", "k")]));
+        assert!(reads.watched().is_touched_by(&[row("a", "k"), row("n", "kz"), row("z", "k")]));
+        assert!(!reads.watched().is_touched_by(&[row("n", "j"), row("n", "l"), row("o", "k")]));
     }
 
     #[test]
