@@ -9,6 +9,7 @@ use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::name::{RowKey, Value};
 use crate::read_set::ReadSet;
+pub use crate::stage::Stage;
 
 /// A change to one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct Commit {
     /// By how many bytes the store may grow at most, and the quota to name where it would grow more; none
     /// where growth isn't counted.
     pub growth_max: Option<GrowthMax>,
+    /// How far it has come.
+    pub stage: Stage,
 }
 
 /// How far a commit may grow the store.
@@ -167,7 +170,10 @@ impl Commit {
     /// none; both are asked for when nobody else can come before the commit any more. Where an engine can only tell the
     /// moment of the commit later, it makes the commit by [`Plan::expires_at`] or not at all.
     ///
+    /// From here on, the commit can no longer be withdrawn: who waits for it and gives up does not know its outcome.
+    ///
     /// # Errors
+    /// [`Error::TimedOut`] if the transaction's time was over before,
     /// [`Error::Conflict`] where a row that was read has expired or a condition doesn't hold,
     /// [`Error::InvalidArgument`] where a counter is none, [`Error::LimitExceeded`] over the quota, and those of
     /// `current`. Nothing is to be written then.
@@ -175,6 +181,7 @@ impl Commit {
     where
         F: FnMut(&RowKey, Need) -> Result<Option<CurrentRow>>,
     {
+        self.stage.start()?;
         if self.reads.has_expired(now) {
             return Err(Error::Conflict);
         }

@@ -115,7 +115,7 @@ impl Error {
     ///
     /// [`Commit::plan`]: crate::commit::Commit::plan
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Conflict | Self::InvalidArgument(_) | Self::LimitExceeded(_))
+        matches!(self, Self::Conflict | Self::TimedOut | Self::InvalidArgument(_) | Self::LimitExceeded(_))
     }
 
     /// An [`Error::Other`] without a cause beneath it.

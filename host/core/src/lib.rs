@@ -49,6 +49,7 @@ pub mod redo;
 mod scan;
 pub mod schema;
 mod slot;
+mod stage;
 mod store;
 pub mod to_its_end;
 mod transaction;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
 use crate::clock::{Clock, ForwardClock};
@@ -211,7 +212,7 @@ impl Store {
             Ok(())
         };
         // An error says that the backend can't be written to now: closing it has nothing to add.
-        if let Ok(Err(error)) = tokio::time::timeout(CLOSING_SWEEP_MAX, steps).await {
+        if let Ok(Err(error)) = timeout(CLOSING_SWEEP_MAX, steps).await {
             let error: Error = error;
             tracing::debug!(
                 error = &error as &dyn std::error::Error,
@@ -272,7 +273,26 @@ impl Store {
         self.inner.backend.snapshot(options).await
     }
 
+    /// Makes a commit by the deadline, or says that it was not made, or that this is unknown.
     pub(crate) async fn commit(
+        &self,
+        snapshot: Option<Box<dyn Snapshot>>,
+        commit: Commit,
+        deadline: Duration,
+    ) -> Result<Committed> {
+        let left = deadline.saturating_sub(self.inner.clock.monotonic());
+        let stage = commit.stage.clone();
+        match timeout(left, self.commit_within_quota(snapshot, commit, deadline)).await {
+            Ok(outcome) => outcome,
+            Err(_) if stage.withdraw() => Err(Error::TimedOut),
+            Err(error) => {
+                let reason = "the transaction's time was over while its commit was being made".to_string();
+                Err(Error::CommitUnknown { reason, cause: Some(Arc::new(error)) })
+            }
+        }
+    }
+
+    async fn commit_within_quota(
         &self,
         snapshot: Option<Box<dyn Snapshot>>,
         mut commit: Commit,
@@ -329,6 +349,7 @@ impl Store {
             if !again || self.inner.clock.monotonic() >= deadline {
                 return outcome;
             }
+            commit.stage.wait_again();
             tokio::time::sleep(longest_pause.mul_f64(fastrand::f64())).await;
             longest_pause = (longest_pause * 2).min(Duration::from_millis(64));
         }

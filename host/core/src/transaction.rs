@@ -19,6 +19,7 @@ use crate::packed;
 use crate::pairs::Pairs;
 use crate::read_set::ReadSet;
 use crate::scan::Scan;
+use crate::stage::Stage;
 use crate::store::OpenTransaction;
 
 /// One transaction of a store; dropping it rolls back.
@@ -442,6 +443,8 @@ impl Transaction {
     /// Makes the staged writes, all or none. Gives the version of the rows written, or
     /// [`Version::ABSENT`] where there were none.
     ///
+    /// It takes no longer than the transaction may: what is not being made by then is withdrawn.
+    ///
     /// # Errors
     /// As `tx.commit` of the WIT.
     pub async fn commit(mut self) -> Result<Version> {
@@ -463,6 +466,7 @@ impl Transaction {
             conditions: std::mem::take(&mut self.conditions),
             writes: std::mem::take(&mut self.writes),
             growth_max: None,
+            stage: Stage::default(),
         };
         let deadline = self.open.slot.deadline;
         Ok(store.commit(snapshot, commit, deadline).await?.version)

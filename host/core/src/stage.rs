@@ -1,0 +1,68 @@
+//! How far a commit has come: until it is being made, it can be withdrawn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Whether a commit is being made. A backend asks at the moment from which it may be made, and whoever waits for it
+/// withdraws it when its time is over; one of the two is first. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Stage(Arc<AtomicU8>);
+
+const WAITING: u8 = 0;
+const STARTED: u8 = 1;
+const WITHDRAWN: u8 = 2;
+
+impl Stage {
+    /// From now on, the commit may be made.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if it was withdrawn: it must not be made.
+    pub(crate) fn start(&self) -> Result<()> {
+        if self.change(WAITING, STARTED) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
+    }
+
+    /// The commit was not made, and may be tried again.
+    pub(crate) fn wait_again(&self) {
+        self.change(STARTED, WAITING);
+    }
+
+    /// Whether the commit will not be made any more.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.change(WAITING, WITHDRAWN) != STARTED
+    }
+
+    /// The stage before.
+    fn change(&self, from: u8, to: u8) -> u8 {
+        match self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(before) | Err(before) => before,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_first_decides() {
+        let (made, withdrawn) = (Stage::default(), Stage::default());
+        made.start().unwrap();
+        made.start().unwrap();
+        assert!(!made.withdraw());
+        assert!(withdrawn.withdraw());
+        assert!(withdrawn.withdraw());
+        assert!(matches!(withdrawn.start(), Err(Error::TimedOut)));
+    }
+
+    #[test]
+    fn a_commit_that_is_tried_again_can_be_withdrawn_in_between() {
+        let stage = Stage::default();
+        stage.start().unwrap();
+        stage.wait_again();
+        assert!(stage.withdraw());
+        stage.wait_again();
+        assert!(matches!(stage.start(), Err(Error::TimedOut)));
+    }
+}
