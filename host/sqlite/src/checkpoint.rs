@@ -58,7 +58,8 @@ async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
 
 fn look(readers: &Arc<Readers>, writer: &Arc<Writer>, has_committed: bool) -> larder_core::Result<()> {
     let location = readers.location();
-    location.check()?;
+    // A close removes the log.
+    writer.while_open(|| location.check())?;
     if !has_committed {
         return Ok(());
     }

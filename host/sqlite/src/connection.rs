@@ -85,6 +85,8 @@ fn open_first(
     wait: Duration,
 ) -> larder_core::Result<Connection> {
     let connection = open_file(location, options.create)?;
+    location.check_single()?;
+    location.check_not_looked_at()?;
     wait_for_locks(&connection, wait)?;
     Ok(connection)
 }
@@ -117,12 +119,13 @@ fn keep_as_found(connection: &Connection, keep: bool) -> Result<()> {
     Ok(())
 }
 
-/// A database may come from elsewhere: nothing that is stored in its schema runs in this process. Larder has no trigger and
-/// no view of its own.
+/// A database may come from elsewhere: nothing that is stored in its schema runs in this process, and no foreign key of
+/// another table to larder's changes that table. Larder has no trigger, no view and no foreign key of its own.
 pub(crate) fn distrust_schema(connection: &Connection) -> Result<()> {
     let settings = [
         (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
         (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false),
         (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
         (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
     ];
@@ -198,7 +201,7 @@ mod tests {
             let setting =
                 |name: &str| -> i64 { connection.pragma_query_value(None, name, |row| row.get(0)).unwrap() };
             assert_eq!(setting("busy_timeout"), 5_000);
-            assert_eq!(setting("foreign_keys"), 1);
+            assert_eq!(setting("foreign_keys"), 0);
             assert_eq!(setting("synchronous"), 2);
             assert_eq!(setting("wal_autocheckpoint"), 0);
             assert_eq!(setting("trusted_schema"), 0);

@@ -390,7 +390,10 @@ impl Backend for Sqlite {
     async fn ping(&self) -> Result<()> {
         self.check_open()?;
         let readers = self.readers.clone();
-        blocking(move || readers.location().check()).await?;
+        let found = blocking(move || readers.location().check()).await;
+        // A close removes the log.
+        self.check_open()?;
+        found?;
         self.read(rows::last_version).await.map(drop)
     }
 

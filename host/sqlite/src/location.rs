@@ -3,17 +3,21 @@
 //! A path can come to mean another file while a store is open: a process changes its working directory, a symlink is
 //! turned, a file is renamed, removed or replaced. Connections to two files under one store would read from one and
 //! commit to the other. So each connection is opened by one absolute path, and is checked against the file that the
-//! first one opened. Once the path means another file, or the log is gone, the store refuses all further work.
+//! first one opened. Once the path means another file, or the log or its index is gone, the store refuses all further work:
+//! other processes would make new ones, and neither side would see what the other commits.
 
 use std::ffi::c_int;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use larder_core::error::Cause;
 use larder_core::{Error, Result};
 use rusqlite::{Connection, ffi};
+
+/// What stands behind the name of a database in that of the file at which processes line up.
+const TURN_SUFFIX: &str = "-turn";
 
 /// How many symlinks are followed to a file that does not exist yet, as many as Linux follows.
 const SYMLINKS_MAX: usize = 40;
@@ -21,14 +25,19 @@ const SYMLINKS_MAX: usize = 40;
 /// The file of one database, for as long as a store has it open.
 #[derive(Debug)]
 pub(crate) struct Location {
-    path: PathBuf,
-    log_path: PathBuf,
-    /// The file that the first connection opened.
-    database: OnceLock<Identity>,
-    /// Its write-ahead log, once a connection has made it. SQLite keeps it until the last connection closes.
-    log: OnceLock<Identity>,
+    database: Place,
+    /// The write-ahead log and its index, once a connection has made them. SQLite keeps them until the last one closes.
+    log: Place,
+    index: Place,
     /// It stays lost: commits made in between went to a file that nobody finds.
     is_lost: AtomicBool,
+}
+
+/// A path, and the file that it meant when it was first looked at.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    found: OnceLock<Identity>,
 }
 
 /// Which file it is, whatever its name. While a connection has the file open, no other file gets the same identity.
@@ -55,29 +64,82 @@ impl Location {
             ErrorKind::NotFound => missing("the folder of the database file does not exist", path),
             _ => Error::unavailable("the folder of the database file cannot be found", error),
         })?;
-        let log_path = with_suffix(&path, "-wal");
+        if path.as_os_str().as_encoded_bytes().ends_with(TURN_SUFFIX.as_bytes()) {
+            return Err(Error::invalid_argument(format!(
+                "the name of a database cannot end with \"{TURN_SUFFIX}\": the file beside which processes line up has it"
+            )));
+        }
         Ok(Self {
-            path,
-            log_path,
-            database: OnceLock::new(),
-            log: OnceLock::new(),
+            log: Place::new(with_suffix(&path, "-wal")),
+            index: Place::new(with_suffix(&path, "-shm")),
+            database: Place::new(path),
             is_lost: AtomicBool::new(false),
         })
     }
 
     /// The absolute path, without symlinks.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.database.path
     }
 
     /// The write-ahead log that belongs to the path.
     pub(crate) fn log_path(&self) -> &Path {
-        &self.log_path
+        &self.log.path
+    }
+
+    /// The index of the write-ahead log.
+    pub(crate) fn index_path(&self) -> &Path {
+        &self.index.path
     }
 
     /// The file at which processes line up for the write lock.
     pub(crate) fn turn_path(&self) -> PathBuf {
-        with_suffix(&self.path, "-turn")
+        with_suffix(self.path(), TURN_SUFFIX)
+    }
+
+    /// Looks whether the file has no other name. Through another one, another process would make another log, and neither
+    /// would see what the other commits.
+    ///
+    /// # Errors
+    /// [`Error::Other`] if it has.
+    #[cfg(unix)]
+    pub(crate) fn check_single(&self) -> Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let links = self.path().metadata().map_err(unreadable)?.nlink();
+        if links <= 1 {
+            return Ok(());
+        }
+        Err(Error::other(format!(
+            "the database file has {links} names (hard links), and each would have a log of its own; remove the others, or copy \
+             the file"
+        )))
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn check_single(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Counts a connection that may neither create nor write the log's index, for as long as what it gives lives.
+    pub(crate) fn begin_look(&self) -> Result<LookCount> {
+        let place = identity(self.path()).map_err(unreadable)?.unwrap_or(Identity::UNKNOWN);
+        lock_looks().push(place);
+        Ok(LookCount(place))
+    }
+
+    /// Refuses a store that writes while another one of this process only looks: SQLite has one index for both, and took it
+    /// for one that it may not write.
+    ///
+    /// # Errors
+    /// [`Error::Other`].
+    pub(crate) fn check_not_looked_at(&self) -> Result<()> {
+        let place = identity(self.path()).map_err(unreadable)?;
+        if place.is_some_and(|place| lock_looks().contains(&place)) {
+            let reason = "this process has the database open for reading only; close that store, or open the one that \
+                          writes first";
+            return Err(Error::other(reason));
+        }
+        Ok(())
     }
 
     /// Looks whether there is a file, without opening it.
@@ -85,9 +147,9 @@ impl Location {
     /// # Errors
     /// [`Error::NotFound`] if there is none.
     pub(crate) fn check_exists(&self) -> Result<()> {
-        match identity(&self.path).map_err(unreadable)? {
+        match identity(self.path()).map_err(unreadable)? {
             Some(_) => Ok(()),
-            None => Err(missing("the database file does not exist", &self.path)),
+            None => Err(missing("the database file does not exist", self.path())),
         }
     }
 
@@ -96,8 +158,8 @@ impl Location {
     /// # Errors
     /// [`Error::Unavailable`] if the path means another file by now.
     pub(crate) fn admit(&self, connection: &Connection) -> Result<()> {
-        let found = identity(&self.path).map_err(unreadable)?;
-        let expected = *self.database.get_or_init(|| found.unwrap_or(Identity::UNKNOWN));
+        let found = identity(self.path()).map_err(unreadable)?;
+        let expected = *self.database.found.get_or_init(|| found.unwrap_or(Identity::UNKNOWN));
         // Both are asked, as the file may be replaced between the two looks.
         if found != Some(expected) || has_moved(connection) {
             return Err(self.lose());
@@ -105,26 +167,14 @@ impl Location {
         Ok(())
     }
 
-    /// Looks whether the path still means the file that is open, and whether its log is still there.
+    /// Looks whether the path still means the file that is open, and whether its log and the index are still there.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if not, now and ever after.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_found()?;
-        let is_same = |path: &Path, expected: &OnceLock<Identity>| match expected.get() {
-            Some(expected) => Ok(identity(path).map_err(unreadable)? == Some(*expected)),
-            None => Ok::<_, Error>(true),
-        };
-        if self.log.get().is_none()
-            && let Some(log) = identity(&self.log_path).map_err(unreadable)?
-        {
-            // Another thread may have been first, and found the same.
-            let _ = self.log.set(log);
-        }
-        match is_same(&self.path, &self.database)? && is_same(&self.log_path, &self.log)? {
-            true => Ok(()),
-            false => Err(self.lose()),
-        }
+        let is_same = self.database.is_same()? && self.log.is_same()? && self.index.is_same()?;
+        if is_same { Ok(()) } else { Err(self.lose()) }
     }
 
     /// The same as far as it was noticed already. It costs next to nothing.
@@ -135,11 +185,51 @@ impl Location {
     fn lose(&self) -> Error {
         if !self.is_lost.swap(true, Ordering::AcqRel) {
             tracing::error!(
-                path = %self.path.display(),
-                "the database file was moved, removed or replaced while it was open; the store refuses further work"
+                path = %self.path().display(),
+                "the database file, or a file beside it, was moved, removed or replaced while it was open; the store \
+                 refuses further work"
             );
         }
         lost()
+    }
+}
+
+impl Place {
+    fn new(path: PathBuf) -> Self {
+        Self { path, found: OnceLock::new() }
+    }
+
+    /// Whether the path means the same file as before, or had none before.
+    fn is_same(&self) -> Result<bool> {
+        let found = identity(&self.path).map_err(unreadable)?;
+        if let Some(expected) = self.found.get() {
+            return Ok(found == Some(*expected));
+        }
+        if let Some(found) = found {
+            // Another thread may have been first, and found the same.
+            let _ = self.found.set(found);
+        }
+        Ok(true)
+    }
+}
+
+/// The databases at which connections of this process only look.
+static LOOKS: Mutex<Vec<Identity>> = Mutex::new(Vec::new());
+
+fn lock_looks() -> MutexGuard<'static, Vec<Identity>> {
+    LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection that only looks is open.
+#[derive(Debug)]
+pub(crate) struct LookCount(Identity);
+
+impl Drop for LookCount {
+    fn drop(&mut self) {
+        let mut looks = lock_looks();
+        if let Some(index) = looks.iter().position(|place| *place == self.0) {
+            looks.swap_remove(index);
+        }
     }
 }
 
@@ -153,8 +243,8 @@ fn missing(reason: &str, path: &Path) -> Error {
 fn lost() -> Error {
     Error::Unavailable {
         reason:
-            "the database file, or its write-ahead log, was moved, removed or replaced while it was open; \
-                 put it back and open the store again"
+            "the database file, or a file beside it, was moved, removed or replaced while it was open; put it back, or \
+                 remove the old -wal and -shm files beside a new one, and open the store again"
                 .to_string(),
         cause: None,
     }

@@ -21,7 +21,7 @@ use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use crate::connection::{distrust_schema, wait_for_locks};
 use crate::error::SqliteError;
-use crate::location::{Location, with_suffix};
+use crate::location::{Location, LookCount, with_suffix};
 
 /// How long a look waits for a lock. Others hold the locks that it needs for milliseconds, or for as long as they like.
 const WAIT: Duration = Duration::from_millis(500);
@@ -40,6 +40,7 @@ pub(crate) struct Look {
     connection: Connection,
     /// What the file was when it was opened as immutable. `None` if SQLite's locks protect the reads.
     immutable: Option<Stamp>,
+    _count: Option<LookCount>,
 }
 
 /// Tells one content of a file from another.
@@ -67,10 +68,10 @@ impl Look {
     pub(crate) fn open(location: &Location) -> Result<Self> {
         location.check_exists()?;
         let path = location.path();
-        let (log, index) = (location.log_path(), with_suffix(path, "-shm"));
-        match (length(log)?, length(&index)?.is_some()) {
+        let (log, index) = (location.log_path(), location.index_path());
+        match (length(log)?, length(index)?.is_some()) {
             (None | Some(0), false) | (None, true) => Self::open_immutable(path),
-            (Some(_), true) => Self::open_shared(path, log),
+            (Some(_), true) => Self::open_shared(location),
             (Some(_), false) => Self::open_alone(path, log),
         }
     }
@@ -92,14 +93,16 @@ impl Look {
             stamp = Stamp::of(path)?;
         }
         let connection = open(path, "mode=ro&immutable=1", OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Self { connection, immutable: Some(stamp) })
+        Ok(Self { connection, immutable: Some(stamp), _count: None })
     }
 
-    fn open_shared(path: &Path, log: &Path) -> Result<Self> {
+    fn open_shared(location: &Location) -> Result<Self> {
+        let (path, log) = (location.path(), location.log_path());
+        let count = location.begin_look()?;
         let connection = open(path, "mode=ro&readonly_shm=1", OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         read_schema(&connection)
             .map_err(|error| failed_with("cannot read the write-ahead log", log, error))?;
-        Ok(Self { connection, immutable: None })
+        Ok(Self { connection, immutable: None, _count: Some(count) })
     }
 
     fn open_alone(path: &Path, log: &Path) -> Result<Self> {
@@ -114,7 +117,7 @@ impl Look {
         connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
         read_schema(&connection)
             .map_err(|error| failed_with("cannot read the write-ahead log", log, error))?;
-        Ok(Self { connection, immutable: None })
+        Ok(Self { connection, immutable: None, _count: None })
     }
 
     /// Whether another snapshot may be read with this connection.

@@ -5,9 +5,11 @@
 //! file's lock is the next, and keeps it only until it has SQLite's lock: the others queue up behind it in the meantime,
 //! the process whose commit is under way among them, and the kernel serves them in the order in which they came.
 //!
-//! Nothing but fairness rests on this. A process that cannot have the file, or waits too long for it, goes without.
+//! Nothing but fairness rests on this. A process that cannot have the file, or waits too long for it, goes without. So does
+//! one that finds something else under the file's name: only an empty regular file is opened, and removed. Larder refuses
+//! databases with such a name, as to open and close one drops the locks that SQLite has on it.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -124,7 +126,7 @@ impl Turns {
 
     /// Removes the file, unless another process has a turn. Those that still have it open notice.
     pub(crate) fn remove(&mut self) {
-        if self.file.is_some()
+        if self.file.as_ref().is_some_and(|file| is_at(file, &self.path))
             && let Look::Turn(_turn) = self.try_take()
         {
             drop(std::fs::remove_file(&self.path));
@@ -142,16 +144,51 @@ impl Drop for Turn {
 
 /// Opens the file, and creates it if it does not exist. Another user's file can only be read, which is enough.
 fn open(path: &Path) -> io::Result<File> {
-    let writable = File::options().create(true).truncate(false).write(true).open(path);
-    writable.or_else(|_| File::open(path))
+    let created = options().write(true).create_new(true).open(path);
+    match created {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_existing(path),
+        created => created,
+    }
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    check_ours(&path.symlink_metadata()?)?;
+    let writable = options().write(true).open(path);
+    let file = writable.or_else(|_| options().read(true).open(path))?;
+    // It may have been replaced in between.
+    check_ours(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_ours(found: &Metadata) -> io::Result<()> {
+    if found.is_file() && found.len() == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other("something else than an empty file has the name of the queue"))
+}
+
+/// Neither a symlink that comes in between is followed, nor is a pipe waited for.
+#[cfg(unix)]
+fn options() -> OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed());
+    options
+}
+
+#[cfg(not(unix))]
+fn options() -> OpenOptions {
+    File::options()
 }
 
 /// Whether a path still means an open file. Another process may have removed it when it closed.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), path.metadata()) {
-        (Ok(file), Ok(found)) => (file.dev(), file.ino()) == (found.dev(), found.ino()),
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(file), Ok(found)) => {
+            (file.dev(), file.ino()) == (found.dev(), found.ino()) && check_ours(&found).is_ok()
+        }
         _ => false,
     }
 }
@@ -219,6 +256,41 @@ mod tests {
         let turn = theirs.take(Duration::ZERO).unwrap();
         assert!(matches!(ours.try_take(), Look::Taken));
         drop(turn);
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_under_the_name_is_neither_opened_nor_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db-turn");
+        let look = || {
+            let mut turns = Turns::new(path.clone());
+            assert!(matches!(turns.try_take(), Look::Without));
+            assert!(turns.take(Duration::from_secs(60)).is_none());
+            turns.remove();
+        };
+        std::fs::write(&path, "notes").unwrap();
+        look();
+        assert_eq!(std::fs::read(&path).unwrap(), b"notes");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        look();
+        std::fs::remove_dir(&path).unwrap();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(folder.path().join("target"), &path).unwrap();
+            look();
+            assert!(path.is_symlink() && !folder.path().join("target").exists());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_longer_the_queues_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ours, _) = two(folder.path());
+        drop(ours.take(Duration::ZERO).unwrap());
+        std::fs::write(&ours.path, "notes").unwrap();
+        ours.remove();
+        assert_eq!(std::fs::read(&ours.path).unwrap(), b"notes");
     }
 
     #[test]

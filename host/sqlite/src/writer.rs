@@ -218,6 +218,18 @@ impl Writer {
         Ok(replayed?.0)
     }
 
+    /// Does something while nobody commits or closes the database. It must be quick.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and those of the work.
+    pub(crate) fn while_open<T>(self: &Arc<Self>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let state = lock(&self.state);
+        let done = if state.connection.is_some() { work() } else { Err(Error::Closed) };
+        drop(state);
+        self.serve_waiting();
+        done
+    }
+
     /// Does something while nobody commits, with the number of changes made before. It must be quick.
     pub(crate) fn between_commits<T>(self: &Arc<Self>, work: impl FnOnce(u64) -> T) -> T {
         let state = lock(&self.state);
@@ -582,7 +594,7 @@ impl WriteLock {
             return Ok(());
         }
         let since = Instant::now();
-        let _turn = self.turns.take(BUSY_TIMEOUT);
+        let _turn = self.turns.take(TURN_MAX);
         while since.elapsed() < BUSY_TIMEOUT {
             if begin_at_once(connection)? {
                 return Ok(());
@@ -597,6 +609,9 @@ impl WriteLock {
             || cache.is_some_and(|cache| cache.has_company(COMPANY))
     }
 }
+
+/// How long the turn is waited for. Whoever has it may have been stopped, and SQLite's lock be free.
+const TURN_MAX: Duration = Duration::from_secs(1);
 
 /// How long whoever is next waits between two looks at the lock: an eighth of the time that it has waited, within these.
 const PAUSE_MIN: Duration = Duration::from_micros(50);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_core::{Event, EventSink, Handle, HandleOptions, Mode, Range};
+use larder_core::{Event, EventSink, Handle, HandleOptions, Limits, Mode, Range};
 use larder_tenants::faults::FaultyStore;
 use larder_tenants::{RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder};
 use object_store::ObjectStore;
@@ -84,7 +84,9 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 }
 
 pub(crate) fn handle(tenant: &Tenant) -> Handle {
-    tenant.store().handle(HandleOptions::default())
+    // A shipment that fails is to fail the commit, and not the transaction's deadline.
+    let limits = Limits { transaction_timeout: Duration::from_secs(300), ..Limits::default() };
+    tenant.store().handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
 }
 
 pub(crate) async fn put(tenant: &Tenant, name: &str, value: &str) -> larder_core::Result<()> {
