@@ -96,7 +96,7 @@ fn finish(to: &Path) -> Result<Version> {
     if mode != "delete" {
         return Err(Error::other("the backup can't be used without a write-ahead log"));
     }
-    if !file::is_intact(&target)? {
+    if !file::is_intact(&target, file::Check::Pages)? {
         return Err(Error::Corrupt("the backup is not intact: the disk gave wrong pages".to_string()));
     }
     rows::last_version(&target)

@@ -143,14 +143,20 @@ const LARDERS_PREFIX: &str = "larder_";
 /// [`Error::Corrupt`] names the table or index.
 pub(crate) fn check_tables(connection: &Connection) -> Result<()> {
     let found = definitions(connection)?;
-    for (name, expected) in expected_definitions()? {
-        if found.get(name) != Some(expected) {
+    let expected = expected_definitions()?;
+    for (name, definition) in expected {
+        if found.get(name) != Some(definition) {
             return Err(Error::Corrupt(format!(
                 "the file is no intact database of larder: its {name:?} is not the one that larder creates"
             )));
         }
     }
-    Ok(())
+    match found.iter().find(|(name, (kind, ..))| kind == "index" && !expected.contains_key(*name)) {
+        Some((name, (_, table, _))) => Err(Error::Corrupt(format!(
+            "the file is no intact database of larder: larder did not create the index {name:?} of its {table:?}; drop it"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What larder's own steps create.
@@ -170,7 +176,7 @@ fn expected_definitions() -> Result<&'static BTreeMap<String, Definition>> {
 /// The kind of a table or index, the table that it belongs to, and its SQL.
 type Definition = (String, String, Option<String>);
 
-/// Everything under larder's names. Blanks don't count: a file of steps may have been checked out with other line ends.
+/// Everything under larder's names, and every index of its tables. Blanks don't count: a file of steps may have been checked out with other line ends.
 fn definitions(connection: &Connection) -> SqliteResult<BTreeMap<String, Definition>> {
     let mut statement = connection.prepare("SELECT name, type, tbl_name, sql FROM sqlite_schema")?;
     let rows = statement.query_map([], |row| {
@@ -179,7 +185,11 @@ fn definitions(connection: &Connection) -> SqliteResult<BTreeMap<String, Definit
         Ok((row.get(0)?, (row.get(1)?, row.get(2)?, sql)))
     })?;
     let definitions = rows.collect::<rusqlite::Result<BTreeMap<String, Definition>>>()?;
-    Ok(definitions.into_iter().filter(|(name, _)| is_larders_name(name)).collect())
+    let is_larders = |name: &str, (kind, table, sql): &Definition| {
+        // SQLite's own indexes have no SQL.
+        is_larders_name(name) || kind == "index" && sql.is_some() && is_larders_name(table)
+    };
+    Ok(definitions.into_iter().filter(|(name, definition)| is_larders(name, definition)).collect())
 }
 
 /// Checks a file, on this thread.
@@ -189,12 +199,12 @@ pub(crate) fn verify(path: &Path) -> Result<()> {
     let connection = open(&location)?;
     match application_id(&connection)? {
         APPLICATION_ID => {}
-        // Earlier releases set none.
-        0 if has_ledger(&connection)? => {}
+        // Earlier releases set none, and a database that an application shares with larder keeps the application's.
+        _ if has_ledger(&connection)? => {}
         0 => return Err(corrupt("it has no tables of larder")),
         _ => return Err(corrupt("it belongs to another application")),
     }
-    if !is_intact(&connection)? {
+    if !is_intact(&connection, Check::Full)? {
         return Err(corrupt("its pages contradict each other"));
     }
     Ok(())
@@ -229,14 +239,31 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove
 
 const LEDGER: &str = "larder_migrations";
 
+const LEDGER_COLUMNS: &str = "number INTEGER, name TEXT, checksum BLOB, applied_at INTEGER";
+
+/// Whether there is a ledger as larder creates it. A table that only has its name proves nothing.
 fn has_ledger(connection: &Connection) -> SqliteResult<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)";
-    Ok(connection.query_row(sql, [LEDGER], |row| row.get(0))?)
+    let sql = "SELECT group_concat(name || ' ' || type, ', ') FROM pragma_table_info(?1)";
+    let columns: Option<String> = connection.query_row(sql, [LEDGER], |row| row.get(0))?;
+    Ok(columns.as_deref() == Some(LEDGER_COLUMNS))
+}
+
+/// How closely a database is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Its pages hang together.
+    Pages,
+    /// The rows are in order too, and each is in every index. It takes several times as long.
+    Full,
 }
 
 /// SQLite answers with one row that says `ok`, or with what is wrong.
-pub(crate) fn is_intact(connection: &Connection) -> SqliteResult<bool> {
-    let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+pub(crate) fn is_intact(connection: &Connection, check: Check) -> SqliteResult<bool> {
+    let sql = match check {
+        Check::Pages => "PRAGMA quick_check(1)",
+        Check::Full => "PRAGMA integrity_check(1)",
+    };
+    let answer: String = connection.query_row(sql, [], |row| row.get(0))?;
     Ok(answer == "ok")
 }
 

@@ -282,6 +282,9 @@ async fn what_is_no_intact_database_of_larder_is_corrupt() {
 
     std::fs::write(&case, &bytes).unwrap();
     set_application_id(&case, 7);
+    Sqlite::verify(&case).await.unwrap();
+    let forged = "DROP TABLE larder_migrations; CREATE TABLE larder_migrations (number INTEGER)";
+    rusqlite::Connection::open(&case).unwrap().execute_batch(forged).unwrap();
     assert!(reason(&case).await.contains("belongs to another application"));
     std::fs::remove_file(&case).unwrap();
     rusqlite::Connection::open(&case).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();

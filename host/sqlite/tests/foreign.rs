@@ -140,6 +140,35 @@ async fn nothing_that_is_stored_in_a_database_runs_in_the_host() {
 }
 
 #[tokio::test]
+async fn a_foreign_key_of_another_table_neither_changes_that_table_nor_stops_a_commit() {
+    let (_folder, path) = folder();
+    let database = open(&path).await;
+    for key in ["a", "b"] {
+        commit(&database, key, b"1").await.unwrap();
+    }
+    database.finish().await.unwrap();
+    for action in ["CASCADE", "RESTRICT"] {
+        make(
+            &path,
+            &format!(
+                "CREATE TABLE app_{action} (namespace, key, FOREIGN KEY (namespace, key)
+                     REFERENCES larder_entries (namespace, key) ON DELETE {action});
+                 INSERT INTO app_{action} SELECT namespace, key FROM larder_entries"
+            ),
+        );
+    }
+    let database = open(&path).await;
+    database.commit(commit_of(1, [("a", Mutation::Delete)])).await.unwrap();
+    database.finish().await.unwrap();
+    let count = |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        Connection::open(&path).unwrap().query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    let counts = ["larder_entries", "app_CASCADE", "app_RESTRICT"].map(count);
+    assert_eq!(counts, [1, 2, 2]);
+}
+
+#[tokio::test]
 async fn a_table_or_index_of_larders_that_larder_did_not_create_is_refused() {
     for sql in [
         "ALTER TABLE larder_entries ADD COLUMN note TEXT",
@@ -148,6 +177,8 @@ async fn a_table_or_index_of_larders_that_larder_did_not_create_is_refused() {
          CREATE VIEW larder_entries AS SELECT * FROM real",
         "DROP TABLE larder_memory_state",
         "DROP INDEX larder_entries_expiry",
+        "CREATE UNIQUE INDEX one_a_namespace ON larder_entries (namespace)",
+        "CREATE INDEX by_value ON larder_memory_state (bytes)",
     ] {
         let (_folder, path) = folder();
         open(&path).await.finish().await.unwrap();
