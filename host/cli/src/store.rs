@@ -1,11 +1,9 @@
 //! The store that a command works on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use larder_host::larder_core::backend::Backend;
 use larder_host::{DriverError, Error, Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
 use crate::signals::{self, until_ended};
@@ -22,7 +20,8 @@ impl StoreArgument {
     pub(crate) async fn look(&self) -> Result<Store> {
         catch_signals(&self.store)?;
         let opened = drivers().open_read_only(&self.store).await;
-        build(opened.map_err(|error| not_opened(&self.store, error))?)
+        let backend = opened.map_err(|error| not_opened(&self.store, error))?;
+        Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
     }
 
     /// Opens a store that exists, to write to it, or to say what would be written.
@@ -43,7 +42,9 @@ impl StoreArgument {
 
 async fn open(dsn: &str) -> Result<Store> {
     catch_signals(dsn)?;
-    build(drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?)
+    let backend = drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?;
+    // It removes expired rows when it is closed.
+    Ok(Store::builder_shared(backend).build()?)
 }
 
 /// A tenant has to be written back, and its lease given up. Every other store rolls back if its process is killed.
@@ -56,10 +57,6 @@ pub(crate) async fn closing<T>(store: Store, work: impl Future<Output = Result<T
     let outcome = until_ended(work).await;
     store.close().await;
     outcome
-}
-
-fn build(backend: Arc<dyn Backend>) -> Result<Store> {
-    Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
 }
 
 /// Says which store was not opened, and what to do.

@@ -292,6 +292,30 @@ fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
 }
 
 #[test]
+fn commands_that_write_remove_what_has_expired() {
+    let larder = Larder::new();
+    let store = ["--store", "sqlite:a.db"];
+    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    let stored = || -> i64 {
+        let database = rusqlite::Connection::open(larder.path("a.db")).unwrap();
+        database.query_row("SELECT count(*) FROM larder_entries", [], |row| row.get(0)).unwrap()
+    };
+    for command in [["delete", "n", "x"].as_slice(), &["put", "n", "x", "v"]] {
+        for key in ["a", "b"] {
+            larder.output(&[&["put", "n", key, "v", "--ttl-ms", "1"], store.as_slice()].concat());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        larder.output(&[command, store.as_slice()].concat());
+        assert_eq!(stored(), i64::from(command[0] == "put"), "{command:?}");
+    }
+    larder.output(&[&["put", "n", "a", "v", "--ttl-ms", "100"], store.as_slice()].concat());
+    std::thread::sleep(std::time::Duration::from_millis(110));
+    // A look changes nothing.
+    assert_eq!(larder.output(&[&["scan", "n"], store.as_slice()].concat()), "x\tv\n");
+    assert_eq!(stored(), 2);
+}
+
+#[test]
 fn looking_into_a_store_that_is_not_there_makes_none() {
     let larder = Larder::new();
     let error = larder.error(1, &["scan", "--store", "sqlite:missing.db", "n"]);

@@ -41,25 +41,26 @@ const CURRENT: &str = concat!("
 /// When a row that is put expires: a counter keeps its expiry, a time to live counts from the moment. What runs into a row
 /// that another transaction has locked reads the clock once it has the lock: so does `ON CONFLICT DO UPDATE`, but no plain
 /// update. An insert that waits for another of the same row, which is rolled back, counts from before the wait, and so do the
-/// rows before one that waits: [`is_dead!`] looks after those.
+/// rows before one that waits: [`is_late!`] looks after those.
 macro_rules! expiry {
     ($kept:literal, $ttl:literal, $moved:literal) => {
         concat!("coalesce(", $kept, ", ", moment!($moved), " + ", $ttl, ")")
     };
 }
 
-/// Whether a row that was put for a time has expired already, because the statement waited for a lock since it took the
-/// moment. Half a second is no wait: a row with a time to live of a millisecond may end before its commit does.
-macro_rules! is_dead {
-    ($expires_at:literal, $since:literal, $moved:literal) => {
-        concat!($expires_at, " <= ", moment!($moved), " AND ", moment!($moved), " - ", $since, " > 500")
+/// Whether the statement waited for a lock since it took the moment from which times to live count. It may take 100 ms, and
+/// one more for each row, without a wait.
+macro_rules! is_late {
+    ($since:literal, $rows:literal, $moved:literal) => {
+        concat!(moment!($moved), " - ", $since, " > 100 + ", $rows)
     };
 }
 
-/// The version that was drawn, unless something that the commit rests on has expired: then the statement fails, by a
-/// division by zero, which nothing else in it can come to. It must be evaluated once all rows are locked and written.
+/// The version that was drawn, unless something that the commit rests on has expired, or times to live would count from too
+/// early: then the statement fails, by a division by zero, which nothing else in it can come to. It must be evaluated once all
+/// rows are locked and written.
 macro_rules! unless_expired {
-    ($version:literal, $moved:literal, $expires_at:literal, $is_dead:expr) => {
+    ($version:literal, $moved:literal, $expires_at:literal, $is_late:expr) => {
         concat!(
             $version,
             " / CASE WHEN ",
@@ -67,7 +68,7 @@ macro_rules! unless_expired {
             "::bigint <= ",
             moment!($moved),
             " OR ",
-            $is_dead,
+            $is_late,
             " THEN 0 ELSE 1 END AS version"
         )
     };
@@ -109,7 +110,7 @@ macro_rules! write_all {
             expires_at = excluded.expires_at - (SELECT moment FROM drawn) + ",
             moment!("$11"),
             "
-        RETURNING expires_at
+        RETURNING 1
     ), deleted AS (
         DELETE FROM larder_entries AS entries
         USING drawn CROSS JOIN unnest($9::bytea[], $10::bytea[]) AS deletes (namespace, key)
@@ -122,10 +123,18 @@ macro_rules! write_all {
         RETURNING 1
     )
     SELECT ",
-            unless_expired!("drawn.version", "$11", "$12", is_dead!("lapsing.first", "drawn.moment", "$11")),
+            unless_expired!(
+                "drawn.version",
+                "$11",
+                "$12",
+                concat!(
+                    "lapsing.rows > 0 AND ",
+                    is_late!("drawn.moment", "put.rows + lapsing.rows + gone.rows", "$11")
+                )
+            ),
             "
-    FROM drawn CROSS JOIN (SELECT count(*) FROM written) AS put
-    CROSS JOIN (SELECT min(expires_at) AS first FROM lapsing) AS lapsing CROSS JOIN (SELECT count(*) FROM deleted) AS gone"
+    FROM drawn CROSS JOIN (SELECT count(*) AS rows FROM written) AS put
+    CROSS JOIN (SELECT count(*) AS rows FROM lapsing) AS lapsing CROSS JOIN (SELECT count(*) AS rows FROM deleted) AS gone"
         )
     };
 }
@@ -155,12 +164,7 @@ const PUT: &str = concat!(
     expiry!("$4::bigint", "$5::bigint", "$6"),
     "
     RETURNING ",
-    unless_expired!(
-        "entries.version",
-        "$6",
-        "$7",
-        is_dead!("entries.expires_at", "(entries.expires_at - $5::bigint)", "$6")
-    )
+    unless_expired!("entries.version", "$6", "$7", is_late!("(entries.expires_at - $5::bigint)", "1", "$6"))
 );
 
 /// The same for a single row without a time to live that the transaction has seen in its snapshot. It is there, or the

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use larder_core::backend::{Committed, SweepOptions, Swept, Version};
-use larder_core::clock::ForwardClock;
+use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::{Commit, Plan, RowWrite};
 use larder_core::commit_log::{CommitLog, Verdict};
 use larder_core::memory::records::RecordWrite;
@@ -662,7 +662,7 @@ fn sweep(
         if wrote {
             log.push(cached.move_on().as_version(), []);
         }
-        cached.asked();
+        cached.asked(None);
     }
     commit(connection)?;
     if let Some(cached) = cached {
@@ -697,6 +697,8 @@ struct GroupCommit<'a> {
     given: Given,
     /// How many versions may be reserved.
     reserve: u64,
+    /// When the first row expires on which a member rests.
+    expires_at: Option<UnixMillis>,
     /// Whether any page was written.
     wrote: bool,
     redo: Option<RedoWriter>,
@@ -725,14 +727,24 @@ impl<'a> GroupCommit<'a> {
         let redo = journaled_to.map(RedoWriter::new);
         // Who can't tell whether somebody else has committed has nothing to reserve.
         let reserve = if cached.is_some() { reserve } else { 0 };
-        Ok(Self { connection, log, before: given.last, given, reserve, wrote: false, redo, cached })
+        Ok(Self {
+            connection,
+            log,
+            before: given.last,
+            given,
+            reserve,
+            expires_at: None,
+            wrote: false,
+            redo,
+            cached,
+        })
     }
 
     /// Writes what the group comes to, and commits it.
     fn make(mut self, group: &[Request], positioned: bool) -> Result<Made, GroupError> {
         let (outcomes, changes) = self.write(group, positioned).map_err(GroupError::RolledBack)?;
         if let Some(cached) = &self.cached {
-            cached.asked();
+            cached.asked(self.expires_at);
         }
         commit(self.connection)?;
         if let Some(cached) = self.cached {
@@ -815,6 +827,7 @@ impl<'a> GroupCommit<'a> {
             return Ok(Committed::default());
         }
         let version = Version(self.given.last.0 + 1);
+        self.expires_at = self.expires_at.into_iter().chain(plan.expires_at).min();
         for (row, write) in &plan.writes {
             self.wrote |= rows::write(self.connection, row, write, version)?;
             if let Some(redo) = &mut self.redo {

@@ -12,7 +12,8 @@
 //!   is not cached. Where another process commits, such a snapshot has nowhere to read from: that is a conflict, which
 //!   costs a run again, and for a while snapshots are transactions of SQLite from the beginning.
 //! - A snapshot's moment is taken under the lock that says which state it sees. While a commit is under way that the
-//!   snapshot doesn't see, it is that commit's moment: what had not expired for the commit is there for the snapshot.
+//!   snapshot doesn't see, what the commit rests on has not expired for the snapshot either: its moment is that of the commit
+//!   until it is decided, and after that it is before the first row expires on which the commit rests.
 //! - As long as nobody else commits, this process knows which versions were given, and the table need not: it says only
 //!   up to which they may have been (see [`Given`]). Writing that with every commit would be one page more for each.
 
@@ -73,8 +74,8 @@ struct State {
 enum Committing {
     /// It is not asked of SQLite yet.
     Begun,
-    /// It may be made any moment, and leaves this state.
-    Asked(StateNumber),
+    /// It may be made any moment, and leaves this state. The first row on which it rests expires then.
+    Asked(StateNumber, Option<UnixMillis>),
 }
 
 /// A commit of this process that is being made.
@@ -223,7 +224,7 @@ impl Cache {
         }
         match state.committing.map(|under_way| under_way.step) {
             // Nobody else can have committed in between. Its rows are not here yet.
-            Some(Committing::Asked(number)) => {
+            Some(Committing::Asked(number, _)) => {
                 let is_made = state.mark.is_some_and(|before| mark.is_one_commit_after(&before));
                 is_made.then(|| (Seen { state: number, is_cached: false }, clock.now()))
             }
@@ -346,10 +347,16 @@ impl State {
         self.mark.is_some() && self.mark == self.read_mark()
     }
 
-    /// The moment of a snapshot of the state before the commit under way, if there is one. Others come after it.
+    /// The moment of a snapshot of the state before the commit under way, if there is one.
     fn moment_before_commit(&self, clock: &ForwardClock) -> UnixMillis {
-        let before = self.committing.and_then(|under_way| under_way.moment);
-        before.unwrap_or_else(|| clock.now())
+        let now = clock.now();
+        match self.committing {
+            Some(UnderWay { step: Committing::Begun, moment: Some(moment) }) => moment,
+            Some(UnderWay { step: Committing::Asked(_, Some(expires_at)), .. }) => {
+                now.min(expires_at.saturating_sub(1))
+            }
+            _ => now,
+        }
     }
 
     fn read_mark(&self) -> Option<Mark> {
@@ -389,11 +396,11 @@ impl CommitUnderWay<'_> {
         self.state
     }
 
-    /// SQLite is about to be asked for it.
-    pub(crate) fn asked(&self) {
+    /// SQLite is about to be asked for it. The first row on which it rests expires at `expires_at`.
+    pub(crate) fn asked(&self, expires_at: Option<UnixMillis>) {
         let mut state = lock(&self.cache.state);
         if let Some(under_way) = &mut state.committing {
-            under_way.step = Committing::Asked(self.state);
+            under_way.step = Committing::Asked(self.state, expires_at);
         }
         state.highest = state.highest.max(self.state);
     }
@@ -471,7 +478,7 @@ mod tests {
     fn commit_here(cache: &Cache, ours: &Connection, version: u64) -> StateNumber {
         let mut under_way = cache.begin_commit(ours, None).unwrap();
         let number = under_way.move_on();
-        under_way.asked();
+        under_way.asked(None);
         commit(ours, version);
         under_way.done(Given::read(Version(version)), true);
         number
@@ -493,7 +500,7 @@ mod tests {
         let mut under_way = cache.begin_commit(&ours, None).unwrap();
         assert!(epoch(&cache).is_none());
         let second = under_way.move_on();
-        under_way.asked();
+        under_way.asked(None);
         commit(&ours, 1);
         under_way.done(Given::read(Version(1)), true);
         assert!(epoch(&cache).unwrap().state > first);
@@ -548,7 +555,7 @@ mod tests {
         let (before, after) = (under_way.state, under_way.move_on());
         let seen = saw(&cache, Version(0), cache.mark());
         assert_eq!(seen, Some(Seen { state: before, is_cached: true }));
-        under_way.asked();
+        under_way.asked(None);
         let old = cache.mark();
         commit(&ours, 1);
         assert_eq!(saw(&cache, Version(0), old), None);
@@ -564,7 +571,7 @@ mod tests {
         let (cache, ours, theirs) = cache(folder.path());
         let mut under_way = cache.begin_commit(&ours, None).unwrap();
         let failed = under_way.move_on();
-        under_way.asked();
+        under_way.asked(None);
         drop(under_way);
         commit(&theirs, 1);
         assert!(saw(&cache, Version(1), cache.mark()).unwrap().state > failed);
@@ -619,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_the_state_before_a_commit_has_the_commits_moment() {
+    fn what_a_commit_rests_on_has_not_expired_for_a_snapshot_of_the_state_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, _theirs) = cache(folder.path());
         let moving = Arc::new(MovableClock::default());
@@ -633,7 +640,12 @@ mod tests {
         assert!((begun..begun + 30_000).contains(&moment), "{begun} {moment}");
         assert_eq!(cache.saw(Version(0), cache.mark(), &clock).unwrap().1, moment);
         under_way.move_on();
-        under_way.asked();
+        let (until, later) = (begun + 30_000, begun + 600_000);
+        for (expires_at, expected) in [(None, None), (Some(until), Some(until - 1)), (Some(later), None)] {
+            under_way.asked(expires_at);
+            let moment = cache.epoch(&clock).unwrap().1;
+            assert!(expected.map_or(moment >= begun + 60_000, |expected| moment == expected), "{moment}");
+        }
         commit(&ours, 1);
         assert!(cache.saw(Version(1), cache.mark(), &clock).unwrap().1 >= begun + 60_000);
         under_way.done(Given::read(Version(1)), true);
