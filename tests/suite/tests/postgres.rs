@@ -278,7 +278,8 @@ async fn a_time_to_live_does_not_count_a_wait(dsn: &str) -> Outcome {
     let handle = handle(&store);
     let reader = connect(&dsn).await;
     // What is put for a time, what is put or deleted without one, and what is waited for.
-    let cases: [(&[&str], &[&str], &[&str], &str); 6] = [
+    type Keys = &'static [&'static str];
+    let cases: [(Keys, Keys, Keys, &str); 6] = [
         (&["a"], &[], &[], "a"),
         (&["a", "b"], &[], &[], "b"),
         (&["b", "a"], &[], &[], "a"),
