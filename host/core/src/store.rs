@@ -91,10 +91,10 @@ impl StoreBuilder {
         self
     }
 
-    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. A commit that would pass it gets
-    /// `limit-exceeded`. Exact among the commits of this host; what other hosts write to the same database
-    /// is counted within 30 seconds, by counting every row anew, for which commits wait. Each commit has to read the sizes of the rows that it replaces. Default:
-    /// unbounded.
+    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. A commit that would pass
+    /// it gets `limit-exceeded`. Exact among the commits of this [`Store`] and its clones. What other stores write to the same
+    /// database, in this process or another, is counted within 30 seconds, by counting every row anew, for which commits wait.
+    /// Each commit has to read the sizes of the rows that it replaces. Default: unbounded.
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
         self.quota_bytes = Some(bytes);
         self

@@ -313,10 +313,12 @@ impl Sqlite {
         if let Some(failure) = self.writer.journal_failure() {
             return Err(failure);
         }
+        // What lies at the path now may be another file's.
+        self.readers.location().check_found()?;
         match self.readers.location().log_path().try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::Unavailable {
-                reason: "the database's log could not be moved into it: somebody else has it open"
+                reason: "the database's log could not be moved into it: somebody else has it open, or the disk is full"
                     .to_string(),
                 cause: None,
             }),
