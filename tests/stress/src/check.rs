@@ -140,7 +140,7 @@ impl<'a> Checker<'a> {
         for record in &self.history.records {
             if let Some(taken) = record.transaction.snapshot {
                 counts.snapshots += 1;
-                self.check_snapshot(&record.transaction, taken, &order, &mut leases);
+                self.check_snapshot(record, taken, &order, &mut leases);
             }
         }
         self.violations.extend(leases.returned());
@@ -291,17 +291,16 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn check_snapshot(
-        &mut self,
-        transaction: &Transaction,
-        taken: Taken,
-        order: &Order,
-        leases: &mut Leases,
-    ) {
+    fn check_snapshot(&mut self, record: &Record, taken: Taken, order: &Order, leases: &mut Leases) {
+        let transaction = &record.transaction;
+        let committing = record.asked.map(|(from, _)| Window {
+            from,
+            to: record.answered.as_ref().map_or(Nanos::MAX, |(answered, ..)| *answered),
+        });
         let reader = Reader { now: taken.now, anywhere: self.history.latest_anywhere_at(taken.window.to) };
         let sees = |commits| Run::of(&transaction.steps, &self.timeline, commits, reader).map(drop);
         match self.one_of(order, taken.window, sees) {
-            Ok(Some(commits)) => leases.saw(transaction, taken.window, commits, &self.timeline),
+            Ok(Some(commits)) => leases.saw(transaction, (taken.window, committing), commits, &self.timeline),
             Ok(None) => {}
             Err(error) => {
                 let what = format!("the snapshot of {}, taken {}", transaction.id, show(taken.window));

@@ -1,8 +1,9 @@
 //! Rows that have expired stay away: a commit that relied on one comes before every transaction that found it gone.
 //!
 //! One exception is allowed. While an update commits, a view of another process may still find the lease gone in the state
-//! before: the update judges time under the write lock, and readers do not wait for that lock. Once a view has found the
-//! lease gone, no update may begin its commit and rely on it.
+//! before: the update judges time under the write lock, and readers do not wait for that lock. Views of the update's own
+//! process see the lease as long as it commits. Once a view has found the lease gone, no update may begin its commit and rely
+//! on it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,8 +30,10 @@ struct Seen {
     relied_on_at: Option<(Nanos, Id)>,
     /// The first transaction that found it gone, and after how many commits.
     gone: Option<(usize, Id)>,
-    /// The last snapshot that shows it, and when that was begun.
-    shown: Option<(Nanos, Id)>,
+    /// The snapshots that show it: of which opening of a store, and when they were taken.
+    shown: Vec<(u64, Window, Id)>,
+    /// When updates that relied on it were under way, made or not, and in which opening of a store.
+    relied_on_in: Vec<(u64, Window)>,
     /// The first snapshot in which it is gone, and when that had been taken.
     hidden: Option<(Nanos, Id)>,
 }
@@ -67,11 +70,12 @@ impl Leases {
         }
     }
 
-    /// A snapshot showed the state that `commits` commits left.
+    /// A snapshot showed the state that `commits` commits left. Its transaction asked for its commit, if it did, and was
+    /// answered within `committing`.
     pub(crate) fn saw(
         &mut self,
         transaction: &Transaction,
-        window: Window,
+        (window, committing): (Window, Option<Window>),
         commits: usize,
         timeline: &Timeline,
     ) {
@@ -80,7 +84,8 @@ impl Leases {
             let is_own_clock = lease.clock == transaction.opening;
             let seen = self.seen.entry(lease).or_default();
             if is_there {
-                seen.shown = seen.shown.max(Some((window.from, id)));
+                seen.shown.push((transaction.opening, window, id));
+                seen.relied_on_in.extend(committing.map(|committing| (transaction.opening, committing)));
             } else {
                 seen.hidden = earliest(seen.hidden, (window.to, id));
                 if is_own_clock {
@@ -101,13 +106,12 @@ impl Leases {
                     "{who} found {row} of version {version} gone, and {id}, which committed after that, relied on it"
                 ));
             }
-            for (later, did) in [(seen.shown, "saw it again"), (seen.relied_on_at, "relied on it after that")]
-            {
-                if let (Some((hidden, who)), Some((at, id))) = (seen.hidden, later)
-                    && hidden < at
-                {
-                    returned.push(format!("{who} found {row} of version {version} gone, and {id} {did}"));
-                }
+            let Some((hidden, who)) = seen.hidden else { continue };
+            let again = seen.shown_after(hidden).map(|id| (id, "saw it again"));
+            let relied_on = seen.relied_on_at.filter(|(at, _)| hidden < *at);
+            let after = relied_on.map(|(_, id)| (id, "relied on it after that"));
+            for (id, did) in again.into_iter().chain(after) {
+                returned.push(format!("{who} found {row} of version {version} gone, and {id} {did}"));
             }
         }
         returned
@@ -144,6 +148,18 @@ impl Leases {
             }
         }
         looks
+    }
+}
+
+impl Seen {
+    /// A snapshot that shows it and was begun after a moment, while no update of its process that relied on it committed.
+    fn shown_after(&self, hidden: Nanos) -> Option<Id> {
+        let is_beside_update = |opening: u64, window: &Window| {
+            let mut updates = self.relied_on_in.iter().filter(|(of, _)| *of == opening);
+            updates.any(|(_, update)| update.from <= window.to && window.from <= update.to)
+        };
+        let mut late = self.shown.iter().filter(|(_, window, _)| hidden < window.from);
+        late.find(|(opening, window, _)| !is_beside_update(*opening, window)).map(|(_, _, id)| *id)
     }
 }
 

@@ -274,6 +274,29 @@ fn a_lease_that_was_found_gone_does_not_come_back() {
 }
 
 #[test]
+fn a_lease_is_seen_on_beside_an_update_of_the_same_process_that_relies_on_it() {
+    let held = vec![get(lease(), Some("held"))];
+    let past = |update: bool| {
+        let mut past = Past::new().committed(1, vec![hold(5_000)], (10, 20), 5);
+        let elsewhere = Past::transaction(2, vec![get(lease(), None)], Some((5_000, 5_012)));
+        past.events.push(Event::Looked(Transaction { opening: 2, ..elsewhere }));
+        if update {
+            let id = Id { task: 3, number: 1 };
+            let mut steps = held.clone();
+            steps.extend([put("a", "1"), step(crate::calls::Calls::marker(id), Answer::Nothing)]);
+            let transaction = Past::transaction(3, steps, Some((4_980, 4_990)));
+            past.events.push(Event::Asked { transaction, at: at(4_995), now: WALL + 4_995 });
+            let outcome = Outcome::Committed(6);
+            past.events.push(Event::Answered { id, at: at(5_020), now: WALL + 5_020, outcome });
+            past = past.marked(3, 6).stored(row("a"), "1", 6);
+        }
+        past.view(4, held.clone(), (5_014, 5_018))
+    };
+    past(true).passes();
+    past(false).fails("2-1 found leases/l of version 5 gone, and 4-1 saw it again");
+}
+
+#[test]
 fn a_foreign_dump_is_one_state_with_its_versions() {
     let past = |version| {
         let mut past = Past::new().committed(1, vec![put("a", "1")], (10, 20), 5).committed(
