@@ -21,7 +21,7 @@ use crate::dsn;
 use crate::error::{Failure, Result, leaves_commit_open};
 use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
-use crate::statements::statements;
+use crate::statements::{Statement, statements};
 
 /// How long to wait for the server.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -118,7 +118,7 @@ const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 /// - `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE TABLE … AS`. The statements are run by
 ///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped.
 ///
-/// A step is split into statements by the rules of `psql`, which rely on `standard_conforming_strings` being on.
+/// A step is split into statements by the rules of the server and of `psql`, which rely on `standard_conforming_strings` being on.
 #[derive(Clone)]
 pub struct PostgresMigrator {
     config: Config,
@@ -500,15 +500,18 @@ async fn run(
     step: &Step,
     next_statement: &AtomicUsize,
 ) -> Result<(), MigrationError> {
-    let ranges = statements(step.sql());
-    let texts: Vec<&str> = ranges.iter().filter_map(|range| step.sql().get(range.clone())).collect();
+    let statements = statements(step.sql());
+    let texts: Vec<&str> = statements
+        .iter()
+        .map(|statement| step.sql().get(statement.range.clone()).unwrap_or_default())
+        .collect();
     transaction
         .execute("SELECT set_config('larder.step', $1::text[]::text, true)", &[&texts])
         .await
         .map_err(Failure::from)?;
     transaction.batch_execute(RUN_STEP).await.map_err(|error| {
-        let range = ranges.get(next_statement.load(Ordering::Relaxed));
-        let position = range.map(|range| {
+        let statement = statements.get(next_statement.load(Ordering::Relaxed));
+        let position = statement.map(|Statement { range, .. }| {
             let at = byte_of_error(&error, step.sql().get(range.clone()).unwrap_or_default());
             StepPosition::new(step.sql(), range.clone(), at.map(|at| range.start + at))
         });

@@ -98,6 +98,8 @@ fn main() {
         a_pinned_schema_has_to_exist_and_is_the_only_one,
         an_error_of_a_step_names_the_file_the_statement_and_the_line,
         a_query_in_a_step_runs_for_all_its_rows,
+        a_step_runs_whole_or_is_refused,
+        a_step_does_what_its_text_does_at_once,
         a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step,
         any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error,
     );
@@ -932,6 +934,81 @@ async fn a_query_in_a_step_runs_for_all_its_rows(dsn: &str) -> Outcome {
     let error =
         with_second(dsn, "SELECT 1 / (3 - x) FROM generate_series(1, 3) AS x").up().await.unwrap_err();
     expect(matches!(error, MigrationError::StepFailed { number: 2, .. }), error)
+}
+
+async fn a_step_runs_whole_or_is_refused(dsn: &str) -> Outcome {
+    for (sql, is_valid) in [
+        ("CREATE TABLE a (x int);\n/* files in src/*.sql */\nCREATE TABLE b (x int);", false),
+        ("CREATE TABLE a (x int);\n/*//////////\n// part 2 //\n//////////*/\nCREATE TABLE b (x int);", false),
+        ("CREATE TABLE a (x int); CREATE TABLE b (x int); /* the end", false),
+        ("CREATE TABLE a (x int); CREATE TABLE b (x text DEFAULT 'c);", false),
+        ("CREATE TABLE a (x int); CREATE TABLE b (x int); SELECT $a$ $b$", false),
+        ("CREATE TABLE a (x int); -- first\rCREATE TABLE b (x int);", true),
+        ("-- both\rCREATE TABLE a (x int);\rCREATE TABLE b (x int);\r", true),
+        (
+            "CREATE TABLE a (x int); /* /* one */ -- two */ CREATE TABLE b (x text DEFAULT E'c'\n'd\\';e')",
+            true,
+        ),
+    ] {
+        let outcome = with_second(dsn, sql).up().await;
+        let expected = if is_valid { "a b platform_migrations teams" } else { "platform_migrations teams" };
+        expect(tables(dsn).await == expected, (sql, tables(dsn).await))?;
+        expect(outcome.is_ok() == is_valid, (sql, outcome))?;
+        batch(dsn, "DROP TABLE IF EXISTS a, b; DELETE FROM platform_migrations WHERE number = 2").await;
+    }
+    Ok(())
+}
+
+/// What the server's lexer and the runner's have to read alike, at the beginning, at the end and between statements.
+const TEXTS: [&str; 22] = [
+    "CREATE TABLE a (x text);",
+    "CREATE TABLE b (x text)",
+    "INSERT INTO log VALUES (1);",
+    "INSERT INTO log VALUES (E'1'",
+    ") ;",
+    "DO 'BEGIN END';",
+    ";",
+    "\n",
+    "\r",
+    " ",
+    "-- ",
+    "/* ",
+    " */",
+    "/",
+    "*/",
+    "'",
+    "'\\'",
+    "\n'",
+    "$$",
+    "$a$",
+    "E'",
+    "\"",
+];
+
+async fn a_step_does_what_its_text_does_at_once(dsn: &str) -> Outcome {
+    const RESET: &str = "DROP TABLE IF EXISTS a, b, log; CREATE TABLE log (x text)";
+    const LEFT: &str = "SELECT coalesce(string_agg(relname::text, ' ' ORDER BY relname), '')
+        || (SELECT coalesce(string_agg(x, ' '), '') FROM log)
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname IN ('a', 'b')";
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let client = connect(dsn).await;
+    client.batch_execute(TEAMS).await.unwrap();
+    for _ in 0..60 {
+        let text: String = (0..random.usize(1..9)).map(|_| random.choice(TEXTS).unwrap()).collect();
+        client.batch_execute(RESET).await.unwrap();
+        let at_once = client.batch_execute(&text).await.map_err(|error| format!("{error:?}"));
+        let expected: String = client.query_one(LEFT, &[]).await.unwrap().get(0);
+        client.batch_execute(RESET).await.unwrap();
+        client.batch_execute("DROP TABLE IF EXISTS platform_migrations").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("0001_text.sql"), &text).unwrap();
+        let outcome = migrator(dsn, StepSet::from_folder(folder.path()).unwrap()).up().await;
+        let left: String = client.query_one(LEFT, &[]).await.unwrap().get(0);
+        let is_same = outcome.is_ok() == at_once.is_ok() && left == expected;
+        expect(is_same, (seed, text, outcome, left, at_once, expected))?;
+    }
+    Ok(())
 }
 
 async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step(dsn: &str) -> Outcome {
