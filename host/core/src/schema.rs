@@ -290,6 +290,37 @@ pub enum MigrationError {
         /// The schema that has the table.
         holder: String,
     },
+    /// Several schemas of the search path have the ledger, and each may be the one that is meant. Nothing was done.
+    #[error(
+        "cannot tell which schema holds {ledger:?}: the schemas {} of the search path have it; name one of them in the \
+         data-source name, as schema={}",
+        quoted(schemas),
+        schemas.first().map_or("public", String::as_str)
+    )]
+    SeveralLedgers {
+        /// The table.
+        ledger: String,
+        /// The schemas that have it, in the order of the search path.
+        schemas: Vec<String>,
+    },
+    /// Between two steps of a run, the schema in which tables are made became another one. The steps before are applied.
+    #[error(
+        "stopped after schema step {:?}: it was recorded in {ledger:?} of schema {schema:?}, but the search path now leads \
+         to schema {found:?}; name the schema in the data-source name, as schema={schema}",
+        file(*number, name)
+    )]
+    SchemaChanged {
+        /// The number of the last step that was applied.
+        number: u32,
+        /// Its name.
+        name: String,
+        /// The table.
+        ledger: String,
+        /// The schema in which the steps were applied.
+        schema: String,
+        /// The schema in which a further step would have been applied.
+        found: String,
+    },
     /// Others held the lock of the migrations for as long as the runner waits.
     #[error("others have held the lock of the migrations for {waited:?}")]
     LockHeld {
@@ -316,14 +347,22 @@ impl From<MigrationError> for Error {
                 "the store is in another schema of the database than the first of the search path",
                 error,
             ),
+            MigrationError::SeveralLedgers { .. } => {
+                Self::caused("several schemas of the search path hold a store", error)
+            }
             MigrationError::Fresh(_)
             | MigrationError::Files(_)
             | MigrationError::ForeignKeys { .. }
+            | MigrationError::SchemaChanged { .. }
             | MigrationError::ForbiddenCommand { .. } => {
                 Self::caused("the schema of the database could not be brought up to date", error)
             }
         }
     }
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
 fn at(position: &Option<StepPosition>) -> String {

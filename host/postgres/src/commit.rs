@@ -27,13 +27,13 @@ const COMMIT_MAX: Duration = Duration::from_secs(30);
 const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
 
 /// The rows as they are, live or not, and locked in key order.
-const CURRENT: &str = concat!("
+pub(crate) const CURRENT: &str = concat!("
     SELECT asked.position, found.version, found.expires_at, octet_length(found.value)::bigint AS value_bytes,
         ", moment!("$4"), " AS moment,
         CASE WHEN asked.whole THEN found.value END AS value
     FROM unnest($1::bytea[], $2::bytea[], $3::boolean[]) WITH ORDINALITY AS asked (namespace, key, whole, position)
     CROSS JOIN LATERAL (
-        SELECT version, expires_at, value FROM larder_entries
+        SELECT version, expires_at, value FROM {schema}.larder_entries
         WHERE namespace = asked.namespace AND key = asked.key
         FOR UPDATE
     ) AS found");
@@ -87,13 +87,13 @@ macro_rules! write_all {
         concat!(
             "
     WITH drawn AS MATERIALIZED (
-        SELECT nextval('larder_commit_sequence') AS version, ",
+        SELECT nextval({sequence}) AS version, ",
             moment!("$11"),
             " AS moment",
             $condition,
             "
     ), written AS (
-        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+        INSERT INTO {schema}.larder_entries (namespace, key, value, expires_at, version)
         SELECT puts.namespace, puts.key, puts.value, puts.expires_at, drawn.version
         FROM drawn
         CROSS JOIN unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[]) AS puts (namespace, key, value, expires_at)
@@ -101,7 +101,7 @@ macro_rules! write_all {
         SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
         RETURNING 1
     ), lapsing AS (
-        INSERT INTO larder_entries (namespace, key, value, expires_at, version)
+        INSERT INTO {schema}.larder_entries (namespace, key, value, expires_at, version)
         SELECT puts.namespace, puts.key, puts.value, drawn.moment + puts.ttl, drawn.version
         FROM drawn
         CROSS JOIN unnest($5::bytea[], $6::bytea[], $7::bytea[], $8::bigint[]) AS puts (namespace, key, value, ttl)
@@ -112,10 +112,10 @@ macro_rules! write_all {
             "
         RETURNING 1
     ), deleted AS (
-        DELETE FROM larder_entries AS entries
+        DELETE FROM {schema}.larder_entries AS entries
         USING drawn CROSS JOIN unnest($9::bytea[], $10::bytea[]) AS deletes (namespace, key)
         CROSS JOIN LATERAL (
-            SELECT ctid AS place FROM larder_entries
+            SELECT ctid AS place FROM {schema}.larder_entries
             WHERE namespace = deletes.namespace AND key = deletes.key
             LIMIT 1
         ) AS found
@@ -139,13 +139,13 @@ macro_rules! write_all {
     };
 }
 
-const WRITE: &str = write_all!("");
+pub(crate) const WRITE: &str = write_all!("");
 
 /// The same, if a row is at a version: `$13` to `$15` say which row, and the version, none for no row.
-const WRITE_IF: &str = write_all!(concat!(
+pub(crate) const WRITE_IF: &str = write_all!(concat!(
     "
         WHERE (
-            SELECT version FROM larder_entries
+            SELECT version FROM {schema}.larder_entries
             WHERE namespace = $13 AND key = $14 AND (expires_at IS NULL OR expires_at > ",
     moment!("$11"),
     ")
@@ -153,12 +153,12 @@ const WRITE_IF: &str = write_all!(concat!(
 ));
 
 /// The same for a single row, which most commits write, without what the server does to run over arrays.
-const PUT: &str = concat!(
+pub(crate) const PUT: &str = concat!(
     "
-    INSERT INTO larder_entries AS entries (namespace, key, value, expires_at, version)
+    INSERT INTO {schema}.larder_entries AS entries (namespace, key, value, expires_at, version)
     VALUES ($1, $2, $3, ",
     expiry!("$4::bigint", "$5::bigint", "$6"),
-    ", nextval('larder_commit_sequence'))
+    ", nextval({sequence}))
     ON CONFLICT (namespace, key) DO UPDATE
     SET value = excluded.value, version = excluded.version, expires_at = ",
     expiry!("$4::bigint", "$5::bigint", "$6"),
@@ -169,20 +169,20 @@ const PUT: &str = concat!(
 
 /// The same for a single row without a time to live that the transaction has seen in its snapshot. It is there, or the
 /// statement fails to serialize. An insert that runs into the row would lock it first, and log that.
-const REPLACE: &str = concat!(
+pub(crate) const REPLACE: &str = concat!(
     "
-    UPDATE larder_entries AS entries
-    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    UPDATE {schema}.larder_entries AS entries
+    SET value = $3, expires_at = $4, version = nextval({sequence})
     WHERE namespace = $1 AND key = $2
     RETURNING ",
     unless_expired!("entries.version", "$5", "$6", "false")
 );
 
 /// The same for a single row that the transaction has read without a snapshot of its own, where it was there.
-const REPLACE_IF: &str = concat!(
+pub(crate) const REPLACE_IF: &str = concat!(
     "
-    UPDATE larder_entries AS entries
-    SET value = $3, expires_at = $4, version = nextval('larder_commit_sequence')
+    UPDATE {schema}.larder_entries AS entries
+    SET value = $3, expires_at = $4, version = nextval({sequence})
     WHERE namespace = $1 AND key = $2 AND version = $7
     RETURNING ",
     unless_expired!("entries.version", "$5", "$6", "false")
@@ -251,18 +251,19 @@ async fn make_on_any(
 async fn write_if(session: &mut Session, commit: &Commit, first: &FirstRead) -> error::Result<Committed> {
     let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
     let (version, terms) = (first.version(), Terms::of(commit, &plan));
+    let queries = session.queries();
     let (namespace, key) = (first.row.namespace.as_bytes(), first.row.key.as_bytes());
     let rows = match single_put(commit, &plan) {
         Some((row, value, Expiry { ttl: None, kept })) if *row == first.row && version.is_some() => {
             let Terms { moved, expires_at } = terms;
             let params: &Params<'_> = &[&namespace, &key, &value, &kept, &moved, &expires_at, &version];
-            session.commit_alone(REPLACE_IF, params).await.map_err(expired)?
+            session.commit_alone(&queries.replace_if, params).await.map_err(expired)?
         }
         _ => {
             let changes = Changes::of(commit, &plan);
             let condition: &Params<'_> = &[&namespace, &key, &version];
             let params = [&changes.params(&terms), condition].concat();
-            session.commit_alone(WRITE_IF, &params).await.map_err(expired)?
+            session.commit_alone(&queries.write_if, &params).await.map_err(expired)?
         }
     };
     match rows.first() {
@@ -390,10 +391,11 @@ async fn read_current<'a>(
     let keys: Vec<&[u8]> = needs.keys().map(|row| row.key.as_bytes()).collect();
     let whole: Vec<bool> = needs.values().map(|need| *need == Need::Value).collect();
     let params: &Params<'_> = &[&namespaces, &keys, &whole, &moved];
+    let queries = session.queries();
     let rows = match first {
-        _ if session.is_in_transaction() => session.query(CURRENT, params).await?,
-        Some(first) => first.begin(session, BEGIN, moved, CURRENT, params).await?,
-        None => session.begin(BEGIN, CURRENT, params).await?,
+        _ if session.is_in_transaction() => session.query(&queries.current, params).await?,
+        Some(first) => first.begin(session, BEGIN, moved, &queries.current, params).await?,
+        None => session.begin(BEGIN, &queries.current, params).await?,
     };
     let asked: Vec<&'a RowKey> = needs.keys().copied().collect();
     // The last row was locked last.
@@ -421,16 +423,17 @@ async fn write(
     plan: &Plan<'_>,
     found: Option<&RowKey>,
 ) -> error::Result<Vec<Row>> {
-    let terms = Terms::of(commit, plan);
+    let (terms, queries) = (Terms::of(commit, plan), session.queries());
     let Some((row, value, Expiry { kept, ttl })) = single_put(commit, plan) else {
-        return send(session, WRITE, &Changes::of(commit, plan).params(&terms)).await;
+        return send(session, &queries.write, &Changes::of(commit, plan).params(&terms)).await;
     };
     let Terms { moved, expires_at } = terms;
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
     if found == Some(row) && ttl.is_none() {
-        return send(session, REPLACE, &[&namespace, &key, &value, &kept, &moved, &expires_at]).await;
+        return send(session, &queries.replace, &[&namespace, &key, &value, &kept, &moved, &expires_at])
+            .await;
     }
-    send(session, PUT, &[&namespace, &key, &value, &kept, &ttl, &moved, &expires_at]).await
+    send(session, &queries.put, &[&namespace, &key, &value, &kept, &ttl, &moved, &expires_at]).await
 }
 
 async fn send(session: &mut Session, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {

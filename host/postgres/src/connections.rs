@@ -8,10 +8,11 @@ use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, QueueMode
 use larder_core::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Config, NoTls};
 
 use crate::error::{Failure, Result};
+use crate::queries::Queries;
 use crate::session::Session;
 
 /// The most connections that one backend has at a time.
@@ -23,6 +24,22 @@ pub const SNAPSHOTS_MAX: usize = 20;
 
 /// How long to wait for a connection, making one included.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long to ask a server again that has too many connections, and how often.
+const CROWDED_MAX: Duration = Duration::from_secs(5);
+const CROWDED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Does something that needs a connection, again while the server has too many: it counts a session for a moment after its
+/// client has closed it, and a role may have few.
+pub(crate) async fn while_crowded<T, W: Future<Output = Result<T>>>(work: impl Fn() -> W) -> Result<T> {
+    let until = Instant::now() + CROWDED_MAX;
+    loop {
+        match work().await {
+            Err(failure) if failure.is_crowded() && Instant::now() < until => sleep(CROWDED_PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+}
 
 /// What every session is set to.
 ///
@@ -60,12 +77,14 @@ pub(crate) struct Connections {
     /// For as many snapshots as there may be.
     places: Arc<Semaphore>,
     closed: AtomicBool,
+    queries: Arc<Queries>,
     /// Where work goes on that nobody waits for.
     runtime: Handle,
 }
 
 impl Connections {
-    pub(crate) fn new(config: Config, runtime: Handle, access: Access) -> Result<Self, Error> {
+    /// Connections for the tables in a schema. The search path of the sessions has no part in what they find.
+    pub(crate) fn new(config: Config, runtime: Handle, access: Access, schema: &str) -> Result<Self, Error> {
         // A round trip to test a connection would double the cost of most transactions. What has closed is noticed
         // without one, and who finds a connection broken at its first use takes another.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -85,7 +104,8 @@ impl Connections {
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         let places = Arc::new(Semaphore::new(SNAPSHOTS_MAX));
-        Ok(Self { pool, places, closed: AtomicBool::new(false), runtime })
+        let queries = Arc::new(Queries::of(schema));
+        Ok(Self { pool, places, closed: AtomicBool::new(false), queries, runtime })
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -96,13 +116,17 @@ impl Connections {
         &self.runtime
     }
 
+    pub(crate) fn queries(&self) -> &Queries {
+        &self.queries
+    }
+
     /// A connection for one piece of work.
     pub(crate) async fn session(&self) -> Result<Session> {
         self.check_open()?;
         let Ok(client) = timeout(WAIT_MAX, self.pool.get()).await else {
             return Err(Failure::Stalled("no connection to the database became free in time"));
         };
-        Ok(Session::new(client?, self.runtime.clone()))
+        Ok(Session::new(client?, self.runtime.clone(), self.queries.clone()))
     }
 
     /// A connection that a snapshot may keep.

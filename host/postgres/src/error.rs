@@ -38,6 +38,11 @@ impl Failure {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
     }
 
+    /// Whether the server, the database or the role has as many connections as it may.
+    pub(crate) fn is_crowded(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
+    }
+
     /// Stored bytes that are not as larder writes them.
     pub(crate) fn corrupt(what: &str) -> Self {
         Self::Known(Error::Corrupt(what.to_string()))

@@ -18,7 +18,7 @@ macro_rules! get {
     ($now:literal) => {
         concat!(
             "
-    SELECT value, version, expires_at FROM larder_entries
+    SELECT value, version, expires_at FROM {schema}.larder_entries
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > ",
             $now,
             ")"
@@ -27,12 +27,12 @@ macro_rules! get {
 }
 
 /// A live row.
-pub(crate) const GET: Read = Read { first: with_moment!("$3", get!("moment.now")), next: get!("$3") };
+pub(crate) const GET: Read<&str> = Read { first: with_moment!("$3", get!("moment.now")), next: get!("$3") };
 
 /// Its version.
-const CHECK: &str = concat!(
+pub(crate) const CHECK: &str = concat!(
     "
-    SELECT version FROM larder_entries
+    SELECT version FROM {schema}.larder_entries
     WHERE namespace = $1 AND key = $2 AND (expires_at IS NULL OR expires_at > ",
     moment!("$3"),
     ")"
@@ -61,7 +61,8 @@ impl FirstRead {
         params: &Params<'_>,
     ) -> Result<Vec<Row>> {
         let (namespace, key) = (self.row.namespace.as_bytes(), self.row.key.as_bytes());
-        let check: (_, &Params<'_>) = (CHECK, &[&namespace, &key, &moved]);
+        let queries = session.queries();
+        let check: (&str, &Params<'_>) = (&queries.check, &[&namespace, &key, &moved]);
         let (checked, rows) = session.begin_checked(begin, check, sql, params).await?;
         let found = checked.first().map(version).transpose()?;
         let is_same = found == self.stored.as_ref().map(|stored| stored.version);

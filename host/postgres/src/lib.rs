@@ -28,7 +28,18 @@
 //! Without it the search path is the server's, as a rule `"$user", public`, or that of `options=-c search_path=…`. If its
 //! first schema holds no store and another one of it does, opening the store fails with
 //! [`MigrationError::ShadowedLedger`](larder_core::schema::MigrationError::ShadowedLedger) as its cause: a schema that is
-//! created later, for example by `CREATE SCHEMA AUTHORIZATION`, would otherwise hide the store behind a new one.
+//! created later, for example by `CREATE SCHEMA AUTHORIZATION`, would otherwise hide the store behind a new one. If several
+//! schemas of it hold a store, opening fails with
+//! [`MigrationError::SeveralLedgers`](larder_core::schema::MigrationError::SeveralLedgers).
+//!
+//! The schema is resolved once, when the store is opened, and stands in every statement: a change of the search path does not
+//! lead an open store to other tables.
+//!
+//! # Privileges
+//!
+//! The role that creates a store, or migrates it to a newer release, needs `CREATE` and `USAGE` on the schema, and `USAGE` on
+//! the language `plpgsql`, which every role has unless it was revoked. Afterwards `USAGE` on the schema and the tables' own
+//! privileges are enough.
 //!
 //! The crate is built without TLS: `sslmode` is `disable` or `prefer`. For a database across a network that is not
 //! trusted, put a tunnel in between.
@@ -59,6 +70,7 @@ mod maintenance;
 mod migrate;
 mod migrator;
 mod moment;
+mod queries;
 mod records;
 mod rows;
 mod search_path;
@@ -75,11 +87,12 @@ use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, Result};
 use tokio::runtime::Handle;
+use tokio_postgres::Config;
 
 /// What [`PostgresMigrator::with_connection`] gives a client of, in the release that fits.
 pub use tokio_postgres;
 
-use connections::{Access, Connections};
+use connections::{Access, Connections, while_crowded};
 pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
 pub use dsn::PostgresDriver;
 pub use migrator::PostgresMigrator;
@@ -102,8 +115,8 @@ impl Postgres {
         let config = dsn::parse(dsn)?;
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
-        migrate::migrate(&config).await?;
-        Ok(Self { connections: Arc::new(Connections::new(config, runtime, Access::ReadWrite)?) })
+        let schema = migrate::migrate(&config).await?;
+        Self::within(config, runtime, Access::ReadWrite, &schema).await
     }
 
     /// Connects to read. Nothing is created or migrated, and the server refuses every write of these sessions.
@@ -111,8 +124,15 @@ impl Postgres {
         let config = dsn::parse(dsn)?;
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
-        migrate::check(&config).await?;
-        Ok(Self { connections: Arc::new(Connections::new(config, runtime, Access::ReadOnly)?) })
+        let schema = migrate::check(&config).await?;
+        Self::within(config, runtime, Access::ReadOnly, &schema).await
+    }
+
+    /// The store in a schema, whatever sessions find first later.
+    async fn within(config: Config, runtime: Handle, access: Access, schema: &str) -> Result<Self> {
+        let connections = Connections::new(config, runtime, access, schema)?;
+        while_crowded(|| maintenance::check_tables(&connections, schema)).await?;
+        Ok(Self { connections: Arc::new(connections) })
     }
 }
 

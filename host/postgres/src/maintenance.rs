@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larder_core::Error;
 use larder_core::backend::{SweepOptions, Swept};
 use tokio::time::timeout;
 use tokio_postgres::Row;
@@ -9,7 +10,7 @@ use tokio_postgres::Row;
 use crate::connections::Connections;
 use crate::error::{Failure, Result};
 use crate::moment::moment;
-use crate::rows::unsigned;
+use crate::rows::{column, unsigned};
 use crate::session::Params;
 
 /// How long a server may take to say that it is there.
@@ -19,12 +20,12 @@ const PING_MAX: Duration = Duration::from_secs(5);
 const BEGIN_COUNT: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '10min'";
 
-const COUNT: &str = "
+pub(crate) const COUNT: &str = "
     SELECT (
         (SELECT coalesce(sum(octet_length(namespace) + octet_length(key) + octet_length(value)), 0)
-            FROM larder_entries)
+            FROM {schema}.larder_entries)
         + (SELECT coalesce(sum(octet_length(tenant_id) + octet_length(user_id) + octet_length(session_id)
-            + octet_length(run_id) + octet_length(kind) + octet_length(bytes)), 0) FROM larder_memory_state)
+            + octet_length(run_id) + octet_length(kind) + octet_length(bytes)), 0) FROM {schema}.larder_memory_state)
     )::bigint AS bytes";
 
 /// Expired rows are seen by no transaction, so taking them away needn't be watched by any.
@@ -32,27 +33,63 @@ const BEGIN_SWEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 /// A row that somebody is writing is left for later. So is one that was written since the statement began: its new
 /// place is not visible to the statement.
-const SWEEP: &str = concat!(
+pub(crate) const SWEEP: &str = concat!(
     "
     WITH expired AS MATERIALIZED (
-        SELECT ctid AS place FROM larder_entries WHERE expires_at <= ",
+        SELECT ctid AS place FROM {schema}.larder_entries WHERE expires_at <= ",
     moment!("$1"),
     "
         ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), deleted AS (
-        DELETE FROM larder_entries AS entries USING expired WHERE entries.ctid = expired.place
+        DELETE FROM {schema}.larder_entries AS entries USING expired WHERE entries.ctid = expired.place
         RETURNING octet_length(namespace) + octet_length(key) + octet_length(value) AS bytes
     )
     SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted"
 );
 
+const BEGIN_CHECK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+
+/// What a schema has under larder's names: of each the kind.
+const RELATIONS: &str = "
+    SELECT relname::text AS name, relkind::text AS kind
+    FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = $1 AND relname = ANY($2)";
+
+/// What larder's steps create, with the kinds that each may be of: a table can be partitioned.
+const EXPECTED: [(&str, &[&str]); 3] = [
+    ("larder_entries", &["r", "p"]),
+    ("larder_commit_sequence", &["S"]),
+    ("larder_memory_state", &["r", "p"]),
+];
+
+/// Refuses a schema that lacks a table of larder's, as its ledger says that all steps are applied.
+pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Result<()> {
+    let names = EXPECTED.map(|(name, _)| name);
+    let rows = transaction(connections, BEGIN_CHECK, RELATIONS, &[&schema, &names.as_slice()]).await?;
+    let mut found = Vec::new();
+    for row in &rows {
+        found.push((column::<String>(row, "name")?, column::<String>(row, "kind")?));
+    }
+    let is_there = |(expected, kinds): &(&str, &[&str])| {
+        found.iter().any(|(name, kind)| name == expected && kinds.contains(&kind.as_str()))
+    };
+    match EXPECTED.iter().find(|expected| !is_there(expected)) {
+        None => Ok(()),
+        Some((missing, _)) => Err(Failure::Known(Error::Corrupt(format!(
+            "schema {schema:?} of the database holds no intact store: its ledger \"larder_migrations\" says that larder's \
+             tables were created, but {missing:?} is missing or of another kind; restore the schema from a backup"
+        )))),
+    }
+}
+
 pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
-    unsigned(one(&transaction(connections, BEGIN_COUNT, COUNT, &[]).await?)?, "bytes")
+    unsigned(one(&transaction(connections, BEGIN_COUNT, &connections.queries().count, &[]).await?)?, "bytes")
 }
 
 pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> Result<Swept> {
     let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
-    let rows = transaction(connections, BEGIN_SWEEP, SWEEP, &[&moved, &max_rows]).await?;
+    let rows =
+        transaction(connections, BEGIN_SWEEP, &connections.queries().sweep, &[&moved, &max_rows]).await?;
     let row = one(&rows)?;
     Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }

@@ -3,7 +3,7 @@
 use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
 use tokio_postgres::Config;
 
-use crate::migrator;
+use crate::migrator::{self, Applied};
 
 /// The steps. The files are the same numbers as those of the other engine.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
@@ -13,15 +13,17 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     ])
 }
 
-/// Brings the schema up to date.
-pub(crate) async fn migrate(config: &Config) -> Result<(), MigrationError> {
-    migrator::up(config, &steps()?, &Ledger::larder(), LOCK_WAIT).await.map(drop)
+/// Brings larder's tables up to date, and says in which schema they are.
+pub(crate) async fn migrate(config: &Config) -> Result<String, MigrationError> {
+    let outcome = migrator::up(config, &steps()?, &Ledger::larder(), LOCK_WAIT).await?;
+    Ok(outcome.schema)
 }
 
-/// Checks that the schema is that of this release, and changes nothing.
-pub(crate) async fn check(config: &Config) -> Result<(), MigrationError> {
-    let applied = migrator::applied(config, &Ledger::larder()).await?;
-    Ok(check_current(&steps()?, &applied)?)
+/// Checks that larder's tables are those of this release, changes nothing, and says in which schema they are.
+pub(crate) async fn check(config: &Config) -> Result<String, MigrationError> {
+    let Applied { schema, steps: applied } = migrator::applied(config, &Ledger::larder()).await?;
+    check_current(&steps()?, &applied)?;
+    Ok(schema)
 }
 
 #[cfg(test)]

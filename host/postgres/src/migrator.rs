@@ -1,5 +1,6 @@
 //! Runs the steps of a schema on a Postgres database.
 
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
 use tokio_postgres::{AsyncMessage, Client, Config, GenericClient, IsolationLevel, NoTls, Transaction};
 
 use crate::dsn;
-use crate::error::{Failure, Result, leaves_commit_open};
+use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
 use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
 use crate::statements::{Statement, statements};
@@ -58,6 +59,8 @@ const RUN_STEP: &str = "DO $larder$
             number := number + 1;
             EXECUTE statement;
         END LOOP;
+        PERFORM pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+            WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout');
     END $larder$";
 
 /// The code of the messages that say which statement is next.
@@ -70,8 +73,11 @@ const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 ///
 /// Tables are made in the first schema of the search path, as larder's are: each schema has a ledger of its own. If another
 /// schema of the path has the ledger and the first one does not, every call fails with
-/// [`MigrationError::ShadowedLedger`]. Pin the schema in the data-source name (`schema=…`) if a step makes a schema that the
-/// default path, `"$user", public`, would find first.
+/// [`MigrationError::ShadowedLedger`], and if several have it, with [`MigrationError::SeveralLedgers`]. Pin the schema in the
+/// data-source name (`schema=…`) if a step makes a schema that the default path, `"$user", public`, would find first.
+///
+/// A run stays in the schema in which it began. If a step, or another process, leads new sessions to another schema, the run
+/// stops there with [`MigrationError::SchemaChanged`]. A step that removes or changes the ledger fails.
 ///
 /// Each step is one transaction, which takes an advisory lock for the schema and the ledger, looks at the ledger again, and
 /// records the step. The lock ends with the transaction: when the step is committed, when it fails, and when the future is
@@ -151,9 +157,10 @@ impl PostgresMigrator {
     /// # Errors
     /// - [`MigrationError::Schema`] if the steps don't fit the database.
     /// - [`MigrationError::ShadowedLedger`] if another schema of the search path than the first one has the ledger.
+    /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have it.
     /// - [`MigrationError::Database`] if it can't be read or the search path names no schema.
     pub async fn status(&self) -> Result<Status, MigrationError> {
-        Ok(Status::of(&self.steps, applied(&self.config, &self.ledger).await?)?)
+        Ok(Status::of(&self.steps, applied(&self.config, &self.ledger).await?.steps)?)
     }
 
     /// The number of the newest step that was applied.
@@ -169,7 +176,7 @@ impl PostgresMigrator {
     /// # Errors
     /// Those of [`MigrationError`], [`MigrationError::Fresh`] aside. The steps before one that fails stay.
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
-        up(&self.config, &self.steps, &self.ledger, self.lock_wait).await
+        Ok(up(&self.config, &self.steps, &self.ledger, self.lock_wait).await?.done)
     }
 
     /// Runs SQL on a connection of its own, and gives what `work` returns. What `work` changes about the session ends
@@ -201,13 +208,25 @@ impl SchemaMigrator for PostgresMigrator {
     }
 }
 
-/// The steps that were applied.
-pub(crate) async fn applied(config: &Config, ledger: &Ledger) -> Result<Vec<AppliedStep>, MigrationError> {
+/// The steps that were applied, and the schema that they were applied in, or would be.
+pub(crate) struct Applied {
+    pub(crate) schema: String,
+    pub(crate) steps: Vec<AppliedStep>,
+}
+
+pub(crate) async fn applied(config: &Config, ledger: &Ledger) -> Result<Applied, MigrationError> {
     pinned(config, async |client, _| {
         let place = Place::find(client, ledger).await?;
-        Ok(place.applied(client).await?)
+        let steps = place.applied(client).await?;
+        Ok(Applied { schema: place.schema, steps })
     })
     .await?
+}
+
+/// What a run did, and in which schema.
+pub(crate) struct Outcome {
+    pub(crate) schema: String,
+    pub(crate) done: Vec<Step>,
 }
 
 /// Brings a schema up to date. Steps run in sessions of their own: none sees what another did to its own.
@@ -216,20 +235,24 @@ pub(crate) async fn up(
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
-) -> Result<Vec<Step>, MigrationError> {
+) -> Result<Outcome, MigrationError> {
+    let Applied { schema, steps: applied } = applied(config, ledger).await?;
+    let mut outcome = Outcome { schema, done: Vec::new() };
     // If all is applied, as mostly, no lock is waited for.
-    if pending(steps, &applied(config, ledger).await?)?.is_empty() {
-        return Ok(Vec::new());
+    if pending(steps, &applied)?.is_empty() {
+        return Ok(outcome);
     }
     let run = Run { steps, ledger, lock_wait };
-    let mut done = Vec::new();
-    while let Some(step) = pinned(config, async |client, next| run.apply_next(client, next).await).await?? {
-        done.push(step.clone());
-        if step.number() == steps.newest() {
-            break;
-        }
+    let is_newest =
+        |outcome: &Outcome| outcome.done.last().is_some_and(|step| step.number() == steps.newest());
+    while !is_newest(&outcome) {
+        let next =
+            pinned(config, async |client, next| run.apply_next(client, next, &outcome).await).await??;
+        outcome.schema = next.schema;
+        let Some(step) = next.step else { break };
+        outcome.done.push(step.clone());
     }
-    Ok(done)
+    Ok(outcome)
 }
 
 /// What all steps of one run have in common.
@@ -239,18 +262,29 @@ struct Run<'a> {
     lock_wait: Duration,
 }
 
+/// What one session of a run did.
+struct Next<'a> {
+    schema: String,
+    /// `None` if there was none left.
+    step: Option<&'a Step>,
+}
+
 impl<'a> Run<'a> {
-    /// Applies the next step; `None` if there is none left. The step and its entry in the ledger are committed together.
+    /// Applies the next step. The step and its entry in the ledger are committed together.
     async fn apply_next(
         &self,
         client: &mut Client,
         next_statement: &AtomicUsize,
-    ) -> Result<Option<&'a Step>, MigrationError> {
+        before: &Outcome,
+    ) -> Result<Next<'a>, MigrationError> {
         let transaction = begin(client, self.lock_wait).await?;
         let place = self.lock(&transaction).await?;
         // What others did while this one waited counts.
         let applied = place.applied(&transaction).await?;
-        let Some(step) = pending(self.steps, &applied)?.first() else { return Ok(None) };
+        let next = pending(self.steps, &applied)?.first();
+        self.check_goes_on(&place, next, before)?;
+        let schema = place.schema.clone();
+        let Some(step) = next else { return Ok(Next { schema, step: None }) };
         // The table is made only if it is missing: a role that may not make tables can use what another has made.
         if !place.has_ledger {
             transaction.batch_execute(&place.create_ledger()).await.map_err(Failure::from)?;
@@ -260,13 +294,39 @@ impl<'a> Run<'a> {
             place.record_anew(&transaction, earlier).await?;
         }
         place.record(&transaction, step).await?;
+        place.hold_search_path(&transaction).await?;
         run(&transaction, step, next_statement).await?;
+        place.check_kept(&transaction, step, &applied).await?;
         transaction.commit().await.map_err(|error| match leaves_commit_open(&error) {
             true => Failure::CommitLost(Some(Box::new(error.into()))).into(),
-            // As by a constraint that is checked last.
             false => why_it_failed(step, None, error),
         })?;
-        Ok(Some(step))
+        Ok(Next { schema, step: Some(step) })
+    }
+
+    /// Checks that a step follows those that this run has applied: a step, or another process, can change where new sessions
+    /// look for the ledger, and what is in it.
+    fn check_goes_on(
+        &self,
+        place: &Place,
+        next: Option<&Step>,
+        before: &Outcome,
+    ) -> Result<(), MigrationError> {
+        let Some(last) = before.done.last() else { return Ok(()) };
+        if place.schema != before.schema {
+            return Err(MigrationError::SchemaChanged {
+                number: last.number(),
+                name: last.name().to_string(),
+                ledger: self.ledger.name().to_string(),
+                schema: before.schema.clone(),
+                found: place.schema.clone(),
+            });
+        }
+        if next.is_some_and(|next| next.number() <= last.number()) {
+            let lost = format!("{} no longer holds steps that were just applied", place.table());
+            return Err(Error::Corrupt(lost).into());
+        }
+        Ok(())
     }
 
     /// Takes the lock of the schema in which the ledger is or is made. Another host may have made a schema meanwhile that
@@ -354,6 +414,8 @@ fn lock_millis(wait: Duration) -> i32 {
 /// The ledger of one set of steps, in one schema.
 struct Place {
     schema: String,
+    /// The setting `search_path` in which it was found.
+    search_path: String,
     ledger: Ledger,
     has_ledger: bool,
 }
@@ -384,11 +446,24 @@ impl Place {
         for holder in &holders {
             kinds.push((column::<String>(holder, "schema")?, column::<String>(holder, "kind")?));
         }
+        let mut with_table = schemas.clone();
+        with_table.retain(|schema| kinds.iter().any(|(holder, kind)| holder == schema && is_table(kind)));
+        let mut seen = HashSet::new();
+        with_table.retain(|schema| seen.insert(schema.clone()));
+        if with_table.len() > 1 {
+            let ledger = ledger.name().to_string();
+            return Err(MigrationError::SeveralLedgers { ledger, schemas: with_table });
+        }
         let kind_in =
             |schema: &String| kinds.iter().find(|(holder, _)| holder == schema).map(|(_, kind)| kind);
-        let place = Self { has_ledger: kind_in(&first).is_some(), schema: first, ledger: ledger.clone() };
+        let place = Self {
+            has_ledger: kind_in(&first).is_some(),
+            schema: first,
+            search_path: path,
+            ledger: ledger.clone(),
+        };
         match (kind_in(&place.schema), schemas.into_iter().find(|schema| kind_in(schema).is_some())) {
-            (Some(kind), _) if !matches!(kind.as_str(), "r" | "p") => Err(Error::other(format!(
+            (Some(kind), _) if !is_table(kind) => Err(Error::other(format!(
                 "cannot use {} as the ledger of schema steps: it is not a table; rename it or drop it",
                 place.table()
             ))
@@ -441,9 +516,10 @@ impl Place {
 
     /// The steps that were applied: none if there is no ledger.
     async fn applied(&self, client: &impl GenericClient) -> Result<Vec<AppliedStep>> {
-        if !self.has_ledger {
-            return Ok(Vec::new());
-        }
+        if self.has_ledger { self.read(client).await } else { Ok(Vec::new()) }
+    }
+
+    async fn read(&self, client: &impl GenericClient) -> Result<Vec<AppliedStep>> {
         let sql = format!("SELECT number, name, checksum, applied_at FROM {} ORDER BY number", self.table());
         let rows = client.query(&sql, &[]).await?;
         let steps = rows.iter().map(|row| {
@@ -471,6 +547,49 @@ impl Place {
         )
     }
 
+    /// Keeps the step in the schema, also if another one that would come first is created while the step runs.
+    async fn hold_search_path(&self, transaction: &Transaction<'_>) -> Result<()> {
+        // Without regard to the role, which the step may change.
+        let is_first = search_path::names(&self.search_path, "$user").first() == Some(&self.schema);
+        if is_first {
+            return Ok(());
+        }
+        let path = format!("{}, {}", quoted(&self.schema), self.search_path);
+        transaction.execute("SELECT set_config('search_path', $1, true)", &[&path]).await?;
+        Ok(())
+    }
+
+    /// Checks that the ledger holds what was applied before a step and the step, and nothing else.
+    async fn check_kept(
+        &self,
+        transaction: &Transaction<'_>,
+        step: &Step,
+        before: &[AppliedStep],
+    ) -> Result<(), MigrationError> {
+        // What the step has deferred could change the ledger too. It runs with the role that the step has set.
+        let deferred = transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
+        deferred.map_err(|error| why_it_failed(step, None, error))?;
+        let reset = transaction.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE").await;
+        reset.map_err(|error| why_it_failed(step, None, error))?;
+        let failed = |cause| MigrationError::StepFailed {
+            number: step.number(),
+            name: step.name().to_string(),
+            position: None,
+            cause,
+        };
+        let changed =
+            format!("the step removes or changes the ledger {}; leave the ledger as it is", self.table());
+        let numbers = before.iter().map(|step| step.number).chain([step.number()]);
+        match self.read(transaction).await {
+            Ok(after) if after.iter().map(|step| step.number).eq(numbers) => Ok(()),
+            Ok(_) => Err(failed(Error::other(changed))),
+            Err(Failure::Database(error)) if !breaks_connection(&error) => {
+                Err(failed(Error::caused(changed, error)))
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
     async fn record(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
         let sql = format!(
             "INSERT INTO {} (number, name, checksum, applied_at)
@@ -488,6 +607,11 @@ impl Place {
         transaction.execute(&sql, &[&number(step)?, &step.checksum().as_slice()]).await?;
         Ok(())
     }
+}
+
+/// Whether a kind of relation is that of a table, partitioned or not.
+fn is_table(kind: &str) -> bool {
+    matches!(kind, "r" | "p")
 }
 
 /// A step's number as the ledger keeps it.
@@ -565,8 +689,12 @@ fn reason_to_refuse(error: &tokio_postgres::Error) -> Option<&'static str> {
 mod tests {
     use super::*;
 
+    fn place(schema: &str, ledger: Ledger) -> Place {
+        Place { schema: schema.to_string(), search_path: quoted(schema), ledger, has_ledger: true }
+    }
+
     fn lock_key(schema: &str, ledger: Ledger) -> i64 {
-        Place { schema: schema.to_string(), ledger, has_ledger: true }.lock_key()
+        place(schema, ledger).lock_key()
     }
 
     #[test]
@@ -592,8 +720,7 @@ mod tests {
 
     #[test]
     fn a_table_is_named_with_its_schema_whatever_that_is_named() {
-        let place = Place { schema: "a\"b.c".to_string(), ledger: Ledger::larder(), has_ledger: true };
-        assert_eq!(place.table(), "\"a\"\"b.c\".\"larder_migrations\"");
+        assert_eq!(place("a\"b.c", Ledger::larder()).table(), "\"a\"\"b.c\".\"larder_migrations\"");
     }
 
     #[test]

@@ -26,10 +26,9 @@ macro_rules! with_moment {
 pub(crate) use {moment, with_moment};
 
 /// A read, with where its moment comes from.
-#[derive(Clone, Copy)]
-pub(crate) struct Read {
+pub(crate) struct Read<T = String> {
     /// For the first read of a transaction: a parameter says how far to move the server's clock.
-    pub(crate) first: &'static str,
+    pub(crate) first: T,
     /// For a later one: the same parameter is the moment.
-    pub(crate) next: &'static str,
+    pub(crate) next: T,
 }

@@ -20,40 +20,46 @@ use crate::session::{Params, Session};
 /// One statement that reads one state needs no more.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 
-const LOAD: &str = "
-    SELECT strategy, bytes, version, due_at, created_at, updated_at FROM larder_memory_state
+pub(crate) const LOAD: &str = "
+    SELECT strategy, bytes, version, due_at, created_at, updated_at FROM {schema}.larder_memory_state
     WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5";
 
-const INSERT: &str = "
-    INSERT INTO larder_memory_state
+pub(crate) const INSERT: &str = "
+    INSERT INTO {schema}.larder_memory_state
         (tenant_id, user_id, session_id, run_id, kind, strategy, bytes, version, due_at, created_at, updated_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT DO NOTHING
     RETURNING version";
 
-const UPDATE: &str = "
-    UPDATE larder_memory_state
+pub(crate) const UPDATE: &str = "
+    UPDATE {schema}.larder_memory_state
     SET strategy = $6, bytes = $7, version = $8, due_at = $9, created_at = $10, updated_at = $11
     WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $12
     RETURNING version";
 
-const DELETE: &str = "
-    DELETE FROM larder_memory_state
+pub(crate) const DELETE: &str = "
+    DELETE FROM {schema}.larder_memory_state
     WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
     RETURNING version";
 
-const LIST: &str = "
-    SELECT tenant_id, user_id, session_id, run_id, kind FROM larder_memory_state
+pub(crate) const LIST: &str = "
+    SELECT tenant_id, user_id, session_id, run_id, kind FROM {schema}.larder_memory_state
     WHERE (tenant_id, user_id, session_id, run_id, kind) > ($1, $2, $3, $4, $5)
     ORDER BY tenant_id, user_id, session_id, run_id, kind LIMIT $6";
 
-const DUE: &str = "
-    SELECT tenant_id, user_id, session_id, run_id, kind FROM larder_memory_state
+pub(crate) const DUE: &str = "
+    SELECT tenant_id, user_id, session_id, run_id, kind FROM {schema}.larder_memory_state
     WHERE due_at <= $1 ORDER BY due_at LIMIT $2";
 
 pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::Result<Option<StoredRecord>> {
     let [tenant, user, session, run] = parts(&key.identity);
-    let rows = transaction(connections, BEGIN, LOAD, &[&tenant, &user, &session, &run, &key.kind]).await?;
+    let rows = transaction(
+        connections,
+        BEGIN,
+        &connections.queries().load_record,
+        &[&tenant, &user, &session, &run, &key.kind],
+    )
+    .await?;
     rows.first().map(stored_record).transpose()
 }
 
@@ -81,7 +87,8 @@ pub(crate) async fn list(
     let [tenant, user, session, run] = after.map_or([&[][..]; 4], |after| parts(&after.identity));
     // No kind is empty: nothing is left out at the beginning.
     let (kind, max) = (after.map_or("", |after| &after.kind), i64::from(max));
-    keys(connections, LIST, &[&tenant, &user, &session, &run, &kind, &max]).await
+    keys(connections, &connections.queries().list_records, &[&tenant, &user, &session, &run, &kind, &max])
+        .await
 }
 
 pub(crate) async fn due(
@@ -89,7 +96,7 @@ pub(crate) async fn due(
     now: UnixMillis,
     max: u32,
 ) -> error::Result<Vec<RecordKey>> {
-    keys(connections, DUE, &[&saturating(now), &i64::from(max)]).await
+    keys(connections, &connections.queries().due_records, &[&saturating(now), &i64::from(max)]).await
 }
 
 /// A statement that writes nothing found the record at another version.
@@ -101,9 +108,11 @@ async fn write_in(session: &mut Session, write: &RecordWrite) -> error::Result<(
 async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Vec<Row>> {
     let RecordKey { identity, kind } = &write.key;
     let [tenant, user, of, run] = parts(identity);
-    let expected = saturating(write.expected.0);
+    let (expected, queries) = (saturating(write.expected.0), session.queries());
     let Some(record) = &write.record else {
-        return session.commit_alone(DELETE, &[&tenant, &user, &of, &run, kind, &expected]).await;
+        return session
+            .commit_alone(&queries.delete_record, &[&tenant, &user, &of, &run, kind, &expected])
+            .await;
     };
     let StoredRecord { strategy, bytes, version, due_at, created_at, updated_at } = record;
     let (version, due_at) = (saturating(version.0), due_at.map(saturating));
@@ -113,10 +122,10 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
         &[&tenant, &user, &of, &run, kind, strategy, bytes, &version, &due_at, &created_at, &updated_at];
     params.extend_from_slice(all);
     if write.expected == Version::ABSENT {
-        return session.commit_alone(INSERT, &params).await;
+        return session.commit_alone(&queries.insert_record, &params).await;
     }
     params.push(&expected);
-    session.commit_alone(UPDATE, &params).await
+    session.commit_alone(&queries.update_record, &params).await
 }
 
 async fn keys(connections: &Connections, sql: &str, params: &Params<'_>) -> error::Result<Vec<RecordKey>> {

@@ -1,5 +1,8 @@
 //! The schemas that a session looks for tables in.
 
+/// The most bytes of a name. The server cuts off what is longer.
+const NAME_BYTES_MAX: usize = 63;
+
 /// The names in the setting `search_path`, whether there are schemas of these names and the role may use them or not.
 /// `$user` stands for the role.
 pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
@@ -23,6 +26,7 @@ pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
                 name.push(next.to_ascii_lowercase());
             }
         }
+        name.truncate(name.floor_char_boundary(NAME_BYTES_MAX));
         names.push(if name == "$user" { role.to_string() } else { name });
     }
 }
@@ -30,6 +34,12 @@ pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
 /// A name as it stands in a statement or a setting.
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as it stands in a statement, whatever the server takes a backslash for.
+pub(crate) fn literal(text: &str) -> String {
+    let quoted = format!("'{}'", text.replace('\'', "''").replace('\\', "\\\\"));
+    if text.contains('\\') { format!("E{quoted}") } else { quoted }
 }
 
 #[cfg(test)]
@@ -44,6 +54,13 @@ mod tests {
         assert_eq!(read("\"\""), [""]);
         assert_eq!(read(" "), [""; 0]);
         assert_eq!(read("\"open"), ["open"]);
+    }
+
+    #[test]
+    fn a_name_is_cut_off_at_a_character_as_the_server_does() {
+        let names = |name: &str| names(name, "ann").pop().unwrap();
+        assert_eq!([63, 64, 200].map(|length| names(&"a".repeat(length)).len()), [63; 3]);
+        assert_eq!(names(&quoted(&"é".repeat(32))), "é".repeat(31));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A connection on loan, and what is known of the state that it is in.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Object;
@@ -13,6 +14,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row, Statement};
 
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+use crate::queries::Queries;
 
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
@@ -49,12 +51,18 @@ pub(crate) struct Session {
     client: Option<Object>,
     state: State,
     runtime: Handle,
+    queries: Arc<Queries>,
     place: Option<OwnedSemaphorePermit>,
 }
 
 impl Session {
-    pub(crate) fn new(client: Object, runtime: Handle) -> Self {
-        Self { client: Some(client), state: State::Idle, runtime, place: None }
+    pub(crate) fn new(client: Object, runtime: Handle, queries: Arc<Queries>) -> Self {
+        Self { client: Some(client), state: State::Idle, runtime, queries, place: None }
+    }
+
+    /// The statements of the store that the session is for.
+    pub(crate) fn queries(&self) -> Arc<Queries> {
+        self.queries.clone()
     }
 
     /// Holds a place among the snapshots as long as it lives.

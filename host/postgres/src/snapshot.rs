@@ -17,8 +17,9 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::first_read::{FirstRead, GET};
+use crate::first_read::FirstRead;
 use crate::moment::{Read, with_moment};
+use crate::queries::Queries;
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
 use crate::session::{Params, Session};
 
@@ -57,7 +58,7 @@ macro_rules! get_many {
     FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
     CROSS JOIN LATERAL (
         SELECT version, expires_at, CASE WHEN octet_length(value) <= $4 THEN value END AS value
-        FROM larder_entries
+        FROM {schema}.larder_entries
         WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > ",
             $now,
             ")
@@ -67,7 +68,8 @@ macro_rules! get_many {
     };
 }
 
-const GET_MANY: Read = Read { first: with_moment!("$3", get_many!("moment.now")), next: get_many!("$3") };
+pub(crate) const GET_MANY: Read<&str> =
+    Read { first: with_moment!("$3", get_many!("moment.now")), next: get_many!("$3") };
 
 /// The same where values are of very different sizes: it adds them up before it sends any.
 macro_rules! get_many_counted {
@@ -79,7 +81,7 @@ macro_rules! get_many_counted {
         SELECT asked.position, found.*, coalesce(sum(octet_length(found.value)) OVER (), 0) AS total
         FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (key, position)
         CROSS JOIN LATERAL (
-            SELECT value, version, expires_at FROM larder_entries
+            SELECT value, version, expires_at FROM {schema}.larder_entries
             WHERE namespace = $1 AND key = asked.key AND (expires_at IS NULL OR expires_at > ",
             $now,
             ")
@@ -90,7 +92,7 @@ macro_rules! get_many_counted {
     };
 }
 
-const GET_MANY_COUNTED: Read =
+pub(crate) const GET_MANY_COUNTED: Read<&str> =
     Read { first: with_moment!("$3", get_many_counted!("moment.now")), next: get_many_counted!("$3") };
 
 /// A further row is looked for and not sent: it tells whether the range ends.
@@ -105,7 +107,7 @@ macro_rules! scan {
         FROM (
             SELECT key, value, expires_at,
                 octet_length(key) + CASE WHEN $4::boolean THEN 0 ELSE octet_length(value) END AS size
-            FROM larder_entries
+            FROM {schema}.larder_entries
             WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > ",
             $now,
             ")",
@@ -131,13 +133,19 @@ macro_rules! scan_read {
     };
 }
 
-/// The statement for a range. One that is also for ranges without an end would be planned without using the end.
-fn scan_read(reverse: bool, has_end: bool) -> Read {
+// One statement that is also for ranges without an end would be planned without using the end.
+pub(crate) const SCAN: Read<&str> = scan_read!("ASC", "");
+pub(crate) const SCAN_TO: Read<&str> = scan_read!("ASC", " AND key < $7");
+pub(crate) const SCAN_REVERSE: Read<&str> = scan_read!("DESC", "");
+pub(crate) const SCAN_REVERSE_TO: Read<&str> = scan_read!("DESC", " AND key < $7");
+
+/// The statement for a range.
+fn scan_of(queries: &Queries, reverse: bool, has_end: bool) -> &Read {
     match (reverse, has_end) {
-        (false, false) => scan_read!("ASC", ""),
-        (false, true) => scan_read!("ASC", " AND key < $7"),
-        (true, false) => scan_read!("DESC", ""),
-        (true, true) => scan_read!("DESC", " AND key < $7"),
+        (false, false) => &queries.scan,
+        (false, true) => &queries.scan_to,
+        (true, false) => &queries.scan_reverse,
+        (true, true) => &queries.scan_reverse_to,
     }
 }
 
@@ -145,7 +153,7 @@ macro_rules! next_namespace {
     ($now:literal) => {
         concat!(
             "
-    SELECT namespace FROM larder_entries
+    SELECT namespace FROM {schema}.larder_entries
     WHERE namespace >= $1 AND (expires_at IS NULL OR expires_at > ",
             $now,
             ")
@@ -154,7 +162,7 @@ macro_rules! next_namespace {
     };
 }
 
-const NEXT_NAMESPACE: Read =
+pub(crate) const NEXT_NAMESPACE: Read<&str> =
     Read { first: with_moment!("$2", next_namespace!("moment.now")), next: next_namespace!("$2") };
 
 impl PostgresSnapshot {
@@ -171,14 +179,14 @@ impl PostgresSnapshot {
         })
     }
 
-    async fn read(&mut self, read: Read, params: &Params<'_>) -> error::Result<Vec<Row>> {
+    async fn read(&mut self, read: &Read, params: &Params<'_>) -> error::Result<Vec<Row>> {
         self.read_in(Reading::Transaction, read, params).await
     }
 
     async fn read_in(
         &mut self,
         reading: Reading,
-        read: Read,
+        read: &Read,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
         self.connections.check_open()?;
@@ -188,16 +196,16 @@ impl PostgresSnapshot {
     async fn read_unbounded(
         &mut self,
         reading: Reading,
-        read: Read,
+        read: &Read,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
         if self.session.is_in_transaction() {
-            return self.session.query(read.next, params).await;
+            return self.session.query(&read.next, params).await;
         }
-        let rows = match self.read_new(reading, read.first, params).await {
+        let rows = match self.read_new(reading, &read.first, params).await {
             Err(failure) if failure.is_lost_before() => {
                 self.connections.renew(&mut self.session).await?;
-                self.read_new(reading, read.first, params).await?
+                self.read_new(reading, &read.first, params).await?
             }
             rows => rows?,
         };
@@ -240,7 +248,8 @@ impl PostgresSnapshot {
     /// Reads the first row of an update.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let (namespace, key, moved) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
-        let rows = self.read_in(Reading::Alone, GET, &[&namespace, &key, &moved]).await?;
+        let rows =
+            self.read_in(Reading::Alone, &self.session.queries().get, &[&namespace, &key, &moved]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         self.first = Some(FirstRead { row: row.clone(), stored: stored.clone() });
         Ok(stored)
@@ -275,7 +284,7 @@ impl Snapshot for PostgresSnapshot {
             return self.read_first(row).await;
         }
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
-        let rows = self.read(GET, &[&namespace, &key, &now]).await?;
+        let rows = self.read(&self.session.queries().get, &[&namespace, &key, &now]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         if self.options.mode == Mode::Update {
             self.found = stored.is_some().then(|| row.clone());
@@ -288,12 +297,13 @@ impl Snapshot for PostgresSnapshot {
         let (namespace, now, max) = (namespace.as_bytes(), self.moment(), saturating(max_bytes));
         let share = max / i64::try_from(keys.len().max(1)).unwrap_or(i64::MAX);
         let share = i32::try_from(share).unwrap_or(i32::MAX);
-        let rows = self.read(GET_MANY, &[&namespace, &names, &now, &share]).await?;
+        let rows = self.read(&self.session.queries().get_many, &[&namespace, &names, &now, &share]).await?;
         if let Some(found) = many(&rows, keys.len())? {
             return Ok(Many::Rows(found));
         }
         let now = self.moment();
-        let rows = self.read(GET_MANY_COUNTED, &[&namespace, &names, &now, &max]).await?;
+        let rows =
+            self.read(&self.session.queries().get_many_counted, &[&namespace, &names, &now, &max]).await?;
         Ok(many_counted(&rows, keys.len(), max_bytes)?)
     }
 
@@ -302,7 +312,8 @@ impl Snapshot for PostgresSnapshot {
         // One row more is asked for than may be given.
         let max_rows = i64::try_from(options.max_rows).unwrap_or(i64::MAX).min(i64::MAX - 1);
         let max_bytes = saturating(options.max_bytes);
-        let read = scan_read(options.reverse, range.end().is_some());
+        let queries = self.session.queries();
+        let read = scan_of(&queries, options.reverse, range.end().is_some());
         let rows = match range.end() {
             None => {
                 self.read(read, &[&namespace, &start, &now, &options.keys_only, &max_rows, &max_bytes])
@@ -319,7 +330,7 @@ impl Snapshot for PostgresSnapshot {
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
         let now = self.moment();
-        let rows = self.read(NEXT_NAMESPACE, &[&first_after(after), &now]).await?;
+        let rows = self.read(&self.session.queries().next_namespace, &[&first_after(after), &now]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Namespace::from_stored(column(row, "namespace")?).map(Some)
     }

@@ -1,0 +1,131 @@
+//! The statements that a store sends, with the schema of its tables in them.
+//!
+//! A session's search path can change while a store is open, by `CREATE SCHEMA` or `ALTER ROLE`, for example. So a name
+//! without a schema could lead to other tables later: no statement has one.
+
+use crate::commit::{CURRENT, PUT, REPLACE, REPLACE_IF, WRITE, WRITE_IF};
+use crate::first_read::{CHECK, GET};
+use crate::maintenance::{COUNT, SWEEP};
+use crate::moment::Read;
+use crate::records::{DELETE, DUE, INSERT, LIST, LOAD, UPDATE};
+use crate::search_path::{literal, quoted};
+use crate::snapshot::{
+    GET_MANY, GET_MANY_COUNTED, NEXT_NAMESPACE, SCAN, SCAN_REVERSE, SCAN_REVERSE_TO, SCAN_TO,
+};
+
+/// What stands for the schema in the template of a statement.
+const SCHEMA: &str = "{schema}";
+
+/// What stands there for the sequence of versions.
+const SEQUENCE: &str = "{sequence}";
+
+/// The schema of a store, as it is written in statements.
+struct Names {
+    schema: String,
+    /// The name of the sequence, as a literal.
+    sequence: String,
+}
+
+impl Names {
+    fn fill(&self, template: &str) -> String {
+        let parts: Vec<_> = template.split(SEQUENCE).map(|part| part.replace(SCHEMA, &self.schema)).collect();
+        parts.join(&self.sequence)
+    }
+
+    fn fill_both(&self, template: Read<&str>) -> Read {
+        Read { first: self.fill(template.first), next: self.fill(template.next) }
+    }
+}
+
+macro_rules! queries {
+    ($($fill:ident { $($name:ident: $type:ty = $template:expr),* $(,)? })*) => {
+        /// The statements of a store. They are built when it is opened.
+        pub(crate) struct Queries {
+            $($(pub(crate) $name: $type,)*)*
+        }
+
+        impl Queries {
+            pub(crate) fn of(schema: &str) -> Self {
+                let schema = quoted(schema);
+                let names = Names { sequence: literal(&format!("{schema}.larder_commit_sequence")), schema };
+                Self { $($($name: names.$fill($template),)*)* }
+            }
+        }
+    };
+}
+
+queries! {
+    fill {
+        current: String = CURRENT,
+        write: String = WRITE,
+        write_if: String = WRITE_IF,
+        put: String = PUT,
+        replace: String = REPLACE,
+        replace_if: String = REPLACE_IF,
+        check: String = CHECK,
+        count: String = COUNT,
+        sweep: String = SWEEP,
+        load_record: String = LOAD,
+        insert_record: String = INSERT,
+        update_record: String = UPDATE,
+        delete_record: String = DELETE,
+        list_records: String = LIST,
+        due_records: String = DUE,
+    }
+    fill_both {
+        get: Read = GET,
+        get_many: Read = GET_MANY,
+        get_many_counted: Read = GET_MANY_COUNTED,
+        next_namespace: Read = NEXT_NAMESPACE,
+        scan: Read = SCAN,
+        scan_to: Read = SCAN_TO,
+        scan_reverse: Read = SCAN_REVERSE,
+        scan_reverse_to: Read = SCAN_REVERSE_TO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_and_the_sequence_stand_with_their_schema() {
+        let queries = Queries::of("a\"b'c\\{sequence}");
+        assert!(queries.put.contains("INSERT INTO \"a\"\"b'c\\{sequence}\".larder_entries AS entries"));
+        assert!(queries.put.contains("nextval(E'\"a\"\"b''c\\\\{sequence}\".larder_commit_sequence')"));
+        let all = [
+            &queries.current,
+            &queries.write,
+            &queries.write_if,
+            &queries.put,
+            &queries.replace,
+            &queries.replace_if,
+            &queries.check,
+            &queries.count,
+            &queries.sweep,
+            &queries.load_record,
+            &queries.insert_record,
+            &queries.update_record,
+            &queries.delete_record,
+            &queries.list_records,
+            &queries.due_records,
+        ];
+        let reads = [
+            &queries.get,
+            &queries.get_many,
+            &queries.get_many_counted,
+            &queries.next_namespace,
+            &queries.scan,
+            &queries.scan_to,
+            &queries.scan_reverse,
+            &queries.scan_reverse_to,
+        ];
+        for sql in all.into_iter().chain(reads.into_iter().flat_map(|read| [&read.first, &read.next])) {
+            let names = sql.match_indices("larder_").map(|(at, _)| at);
+            for at in names {
+                assert!(sql[..at].ends_with("\"."), "{sql}");
+            }
+            assert!(!sql.contains(SCHEMA), "{sql}");
+        }
+    }
+}
