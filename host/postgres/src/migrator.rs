@@ -8,6 +8,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join;
 use larder_core::Error;
 use larder_core::schema::{
     AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepPosition, StepSet,
@@ -16,8 +17,12 @@ use larder_core::schema::{
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
-use tokio_postgres::{AsyncMessage, Client, Config, GenericClient, IsolationLevel, NoTls, Transaction};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{
+    AsyncMessage, Client, Config, GenericClient, IsolationLevel, NoTls, Socket, Transaction,
+};
 
+use crate::connections::while_crowded;
 use crate::dsn;
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
 use crate::rows::{checked, column};
@@ -26,6 +31,9 @@ use crate::statements::{Statement, statements};
 
 /// How long to wait for the server.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// How long a session may take to drop what it holds.
+const CLEAR_MAX: Duration = Duration::from_secs(10);
 
 /// How long after the server should have ended the wait for a lock it counts as one that says nothing any more.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -361,10 +369,7 @@ async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'
 /// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where
 /// this future is dropped. The work is also told which statement of a step comes next.
 async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client, &AtomicUsize) -> T) -> Result<T> {
-    let Ok(connected) = timeout(CONNECT_MAX, config.connect(NoTls)).await else {
-        return Err(Failure::Stalled("the database could not be connected to in time"));
-    };
-    let (mut client, mut connection) = connected?;
+    let (mut client, mut connection) = connect(config).await?;
     let next_statement = Arc::new(AtomicUsize::new(0));
     let heard = next_statement.clone();
     let mut connection = Connection(tokio::spawn(poll_fn(move |context| {
@@ -377,9 +382,27 @@ async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client, &AtomicU
         }
     })));
     let outcome = work(&mut client, &next_statement).await;
+    clear(&client).await;
     drop(client);
     connection.closed().await;
     Ok(outcome)
+}
+
+async fn connect(config: &Config) -> Result<(Client, tokio_postgres::Connection<Socket, NoTlsStream>)> {
+    let connecting = timeout(CONNECT_MAX, while_crowded(|| async { Ok(config.connect(NoTls).await?) }));
+    connecting.await.map_err(|_| Failure::Stalled("the database could not be connected to in time"))?
+}
+
+/// Takes away what a session holds that others would notice: its locks, its temporary tables. The server does so by itself
+/// once the connection is closed, at a moment that this process does not hear of. If it can't be done, the session is broken,
+/// and ends.
+async fn clear(client: &Client) {
+    // The user of a connection may have left a transaction open. The second command can't stand beside others.
+    let ready = client.batch_execute("ROLLBACK; SET statement_timeout = 0");
+    let cleared = timeout(CLEAR_MAX, join(ready, client.batch_execute("DISCARD ALL"))).await;
+    if !matches!(cleared, Ok((Ok(()), Ok(())))) {
+        tracing::debug!("a session was closed without being cleared");
+    }
 }
 
 fn hear(notice: &DbError, next_statement: &AtomicUsize) {

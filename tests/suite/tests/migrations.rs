@@ -102,6 +102,7 @@ fn main() {
         a_schema_that_is_created_during_a_step_does_not_split_it,
         a_run_applies_each_step_once_and_in_one_schema,
         a_step_that_takes_its_ledger_away_fails,
+        nothing_of_a_step_is_left_when_the_next_one_begins,
         a_search_path_may_hold_names_that_the_server_cuts_off,
         a_ledger_without_the_tables_of_larder_is_refused,
         a_step_runs_whole_or_is_refused,
@@ -994,6 +995,32 @@ async fn a_step_that_takes_its_ledger_away_fails(dsn: &str) -> Outcome {
         }
     }
     expect(numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2], "it can't be put right")
+}
+
+async fn nothing_of_a_step_is_left_when_the_next_one_begins(dsn: &str) -> Outcome {
+    const FIRST: &str = "SELECT pg_advisory_lock(1);
+        DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || ' (x text)'; END LOOP; END $$;
+        SET statement_timeout = 1";
+    const SECOND: &str = "SELECT 1 / pg_try_advisory_lock(1)::int;
+        SELECT 1 / (count(*) = 0)::int FROM pg_class WHERE relname ~ '^t[0-9]+$'";
+    const FAILS: &str = "SELECT pg_advisory_lock(1), 1 / 0";
+    let (role, theirs) = role(dsn, "").await;
+    let mut outcomes = Vec::new();
+    // With a limit of connections, a session begins only when the one before it is gone.
+    for limit in ["", "CONNECTION LIMIT 1"] {
+        batch(dsn, &format!("ALTER ROLE {role} {limit}")).await;
+        let files = [("0001_a.sql", FIRST), ("0002_b.sql", SECOND), ("0003_c.sql", FAILS)];
+        let failed = platform(&theirs, &files).up().await;
+        let is_third = matches!(failed, Err(MigrationError::StepFailed { number: 3, .. }));
+        let last = platform(&theirs, &[files[0], files[1], ("0003_c.sql", SECOND)]).up().await;
+        outcomes.push((is_third, failed, last.map(|steps| numbers(&steps))));
+        open(&theirs).await.close().await;
+        batch(dsn, "DROP TABLE platform_migrations").await;
+    }
+    drop_role(dsn, &role).await;
+    let are_right =
+        outcomes.iter().all(|(is_third, _, last)| *is_third && matches!(last, Ok(last) if *last == [3]));
+    expect(are_right, outcomes)
 }
 
 async fn a_search_path_may_hold_names_that_the_server_cuts_off(dsn: &str) -> Outcome {
