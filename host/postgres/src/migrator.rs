@@ -54,18 +54,30 @@ const NO_TIMEOUTS: &str = "
     SELECT set_config(name, '0', true) FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')";
 
+const SET_STEP: &str = "
+    SELECT set_config('larder.step', $1::text[]::text, true), set_config('larder.queries', $2::boolean[]::text, true)";
+
 /// Runs the statements in the setting `larder.step` one after the other, and says which one is next. `EXECUTE` of PL/pgSQL
 /// refuses `COMMIT` and its kin: sent by themselves, they would take the transaction apart. A message of level `INFO` is
-/// sent whatever the step sets.
+/// sent whatever the step sets. `EXECUTE` keeps all rows of a query in memory; a cursor that is moved keeps none. The timeouts
+/// that the step has set are lifted at its end, as they are not meant for what the runner does then.
 const RUN_STEP: &str = "DO $larder$
     DECLARE
         statement text;
+        queries boolean[] := current_setting('larder.queries')::boolean[];
         number bigint := 0;
+        rows refcursor;
     BEGIN
         FOREACH statement IN ARRAY current_setting('larder.step')::text[] LOOP
             RAISE INFO USING MESSAGE = number, ERRCODE = 'LDR01';
             number := number + 1;
-            EXECUTE statement;
+            IF queries[number] THEN
+                OPEN rows NO SCROLL FOR EXECUTE statement;
+                MOVE FORWARD ALL FROM rows;
+                CLOSE rows;
+            ELSE
+                EXECUTE statement;
+            END IF;
         END LOOP;
         PERFORM pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
             WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout');
@@ -354,13 +366,14 @@ impl<'a> Run<'a> {
 }
 
 /// Begins a transaction for one step. The server notices by itself that a host which was killed in the middle is not there
-/// any more.
+/// any more. A query that a cursor runs is planned for all its rows.
 async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'_>> {
     let builder = client.build_transaction();
     let transaction = builder.isolation_level(IsolationLevel::ReadCommitted).read_only(false).start().await?;
     let millis = lock_millis(lock_wait);
     let settings = format!(
-        "SET LOCAL lock_timeout = {millis}; SET LOCAL client_connection_check_interval = '1s'; {NO_TIMEOUTS}"
+        "SET LOCAL lock_timeout = {millis}; SET LOCAL client_connection_check_interval = '1s';
+         SET LOCAL cursor_tuple_fraction = 1; {NO_TIMEOUTS}"
     );
     transaction.batch_execute(&settings).await?;
     Ok(transaction)
@@ -652,10 +665,8 @@ async fn run(
         .iter()
         .map(|statement| step.sql().get(statement.range.clone()).unwrap_or_default())
         .collect();
-    transaction
-        .execute("SELECT set_config('larder.step', $1::text[]::text, true)", &[&texts])
-        .await
-        .map_err(Failure::from)?;
+    let queries: Vec<bool> = statements.iter().map(|statement| statement.is_query).collect();
+    transaction.execute(SET_STEP, &[&texts, &queries]).await.map_err(Failure::from)?;
     transaction.batch_execute(RUN_STEP).await.map_err(|error| {
         let statement = statements.get(next_statement.load(Ordering::Relaxed));
         let position = statement.map(|Statement { range, .. }| {

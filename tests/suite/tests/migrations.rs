@@ -98,6 +98,7 @@ fn main() {
         a_pinned_schema_has_to_exist_and_is_the_only_one,
         an_error_of_a_step_names_the_file_the_statement_and_the_line,
         a_query_in_a_step_runs_for_all_its_rows,
+        a_query_in_a_step_keeps_no_rows_at_the_server,
         an_open_store_stays_in_its_schema,
         a_schema_that_is_created_during_a_step_does_not_split_it,
         a_run_applies_each_step_once_and_in_one_schema,
@@ -1070,6 +1071,17 @@ async fn a_ledger_without_the_tables_of_larder_is_refused(dsn: &str) -> Outcome 
         batch(dsn, "CREATE SEQUENCE IF NOT EXISTS larder_commit_sequence").await;
     }
     Ok(())
+}
+
+async fn a_query_in_a_step_keeps_no_rows_at_the_server(dsn: &str) -> Outcome {
+    const QUERIES: &str = "SELECT repeat('x', 1000) FROM generate_series(1, 150000);
+        WITH rows AS (SELECT 1) VALUES (1);
+        (TABLE teams);
+        SELECT * FROM pg_stats; SELECT pg_sleep(0), NULL, 1 AS a, 2 AS a, ROW(1), '{}'::int[]; SELECT;
+        INSERT INTO teams SELECT substring(pg_read_file('/proc/self/status', 0, 10000) FROM 'VmHWM:\\s+(\\d+)')";
+    with_second(dsn, QUERIES).up().await.map_err(|error| format!("{error:?}"))?;
+    let kib = found(dsn, "SELECT id::bigint FROM teams").await;
+    expect(kib.iter().all(|kib| *kib < 100_000) && kib.len() == 1, kib)
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {
