@@ -89,6 +89,9 @@ const NEXT_STATEMENT: &str = "LDR01";
 /// Where in the server `EXECUTE` refuses the commands that it doesn't know.
 const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 
+/// Where in the server commands are refused that run outside of transactions only.
+const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
+
 /// Brings a platform's own tables in a Postgres database up to date, beside those of larder.
 ///
 /// Tables are made in the first schema of the search path, as larder's are: each schema has a ledger of its own. If another
@@ -142,7 +145,12 @@ const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 /// - What the server doesn't do within one: `VACUUM`, `CREATE INDEX CONCURRENTLY`, `CREATE DATABASE`. Run it beside the
 ///   migrations, by [`PostgresMigrator::with_connection`].
 /// - `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE TABLE … AS`. The statements are run by
-///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped.
+///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped, and the role needs
+///   `USAGE` on the language, as every role has unless it was revoked.
+///
+/// The rows that a query returns are not kept. Those of `RETURNING` are, in the server's memory, until the statement ends:
+/// leave it out if a statement changes many rows. So are those of a query that contains a word of a statement that writes, as
+/// `SELECT … FOR UPDATE` or `WITH … DELETE` does.
 ///
 /// A step is split into statements by the rules of the server and of `psql`, which rely on `standard_conforming_strings` being on.
 #[derive(Clone)]
@@ -710,6 +718,11 @@ fn reason_to_refuse(error: &tokio_postgres::Error) -> Option<&'static str> {
         ),
         SqlState::INVALID_TRANSACTION_TERMINATION => Some(
             "ends a transaction; remove the command, as the runner begins and ends the transaction of each step",
+        ),
+        // What sets up a transaction is refused with the same code.
+        SqlState::ACTIVE_SQL_TRANSACTION if error.routine() != Some(OUTSIDE_ROUTINE) => Some(
+            "sets up a transaction that has begun already; remove the command, as the runner begins the transaction of each \
+             step",
         ),
         SqlState::ACTIVE_SQL_TRANSACTION => Some(
             "can't run within a transaction, as each step does; run the command beside the migrations, on a connection \

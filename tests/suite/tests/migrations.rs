@@ -99,6 +99,7 @@ fn main() {
         an_error_of_a_step_names_the_file_the_statement_and_the_line,
         a_query_in_a_step_runs_for_all_its_rows,
         a_query_in_a_step_keeps_no_rows_at_the_server,
+        a_command_that_a_step_can_not_have_gets_the_advice_that_fits,
         an_open_store_stays_in_its_schema,
         a_schema_that_is_created_during_a_step_does_not_split_it,
         a_run_applies_each_step_once_and_in_one_schema,
@@ -1082,6 +1083,20 @@ async fn a_query_in_a_step_keeps_no_rows_at_the_server(dsn: &str) -> Outcome {
     with_second(dsn, QUERIES).up().await.map_err(|error| format!("{error:?}"))?;
     let kib = found(dsn, "SELECT id::bigint FROM teams").await;
     expect(kib.iter().all(|kib| *kib < 100_000) && kib.len() == 1, kib)
+}
+
+async fn a_command_that_a_step_can_not_have_gets_the_advice_that_fits(dsn: &str) -> Outcome {
+    for (sql, advice) in [
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "sets up a transaction that has begun"),
+        ("SELECT 1; SET transaction_isolation = 'repeatable read'", "sets up a transaction that has begun"),
+        ("VACUUM", "on a connection of its own"),
+        ("CREATE INDEX CONCURRENTLY ON teams (id)", "on a connection of its own"),
+    ] {
+        let error = with_second(dsn, sql).up().await.unwrap_err();
+        let is_typed = matches!(error, MigrationError::ForbiddenCommand { number: 2, .. });
+        expect(is_typed && error.to_string().contains(advice), (sql, error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {
