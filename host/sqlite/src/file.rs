@@ -101,6 +101,19 @@ impl From<NotLarders> for Error {
 /// # Errors
 /// [`Error::Other`] says whose it is, [`Error::Corrupt`] that it is not a database.
 pub(crate) fn check_belongs(connection: &Connection, options: SqliteOptions) -> Result<()> {
+    // All of it from one state: another process may be creating larder's tables.
+    let in_transaction = !connection.is_autocommit();
+    if !in_transaction {
+        connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
+    }
+    let checked = check_belongs_in_one_state(connection, options);
+    if !in_transaction && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK").map_err(SqliteError::from)?;
+    }
+    checked
+}
+
+fn check_belongs_in_one_state(connection: &Connection, options: SqliteOptions) -> Result<()> {
     if has_ledger(connection)? {
         return Ok(());
     }
