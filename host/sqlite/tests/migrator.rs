@@ -616,3 +616,29 @@ async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<St
         coalesce((SELECT group_concat(x) FROM log), '')";
     (error, database.look(found))
 }
+#[tokio::test]
+async fn a_file_that_was_not_touched_is_the_step_that_an_earlier_release_recorded() {
+    for text in [
+        "CREATE TABLE t (x);\r\nINSERT INTO t VALUES (1);\n",
+        "CREATE TABLE t (x);\r\n\n",
+        "CREATE TABLE t (x);\n\r\n",
+        "CREATE TABLE t (x);\n\n\n\n\n\n\n\n\n",
+        "\u{feff}\u{feff}CREATE TABLE t (x);\n",
+        "\nCREATE TABLE t (x);\r\n",
+    ] {
+        let database = Database::new();
+        let migrator = database.migrator(&[("0001_t.sql", text)]);
+        migrator.up().await.unwrap();
+        let recorded = Sha256::digest(text).to_vec();
+        let connection = Connection::open(database.path()).unwrap();
+        connection.execute("UPDATE platform_migrations SET checksum = ?1", [&recorded]).unwrap();
+        assert_eq!(migrator.version().await.unwrap(), 1, "{text:?}");
+        let both = database.migrator(&[("0001_t.sql", text), ("0002_teams.sql", TEAMS)]);
+        assert_eq!(numbers(&both.up().await.unwrap()), [2], "{text:?}");
+        let found = database.look::<Vec<u8>>("SELECT checksum FROM platform_migrations WHERE number = 1");
+        assert_eq!(found, StepSet::embedded(&[("0001_t.sql", text)]).unwrap().steps()[0].checksum());
+        let edited = database.migrator(&[("0001_t.sql", "CREATE TABLE t (y);"), ("0002_teams.sql", TEAMS)]);
+        assert_eq!(schema_error(edited.up().await.unwrap_err()), SchemaError::Edited(1));
+    }
+}
+

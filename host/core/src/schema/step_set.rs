@@ -3,7 +3,7 @@
 //! A step has one text, however its file was checked out: without a byte order mark, with `\n` at the end of each line, and
 //! with one at the end of the text. That text is what is run and what the checksum covers, so equal checksums mean equal
 //! effects, also for a literal of several lines. Releases that hashed the file's bytes recorded the same checksum for most
-//! files, and [`Step::is_checksum`] recognises the others.
+//! files. [`Step::is_checksum`] recognises the others: the checksum of the file as it is, and those of its usual checkouts.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -13,13 +13,23 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// One step, from a file `NNNN_name.sql`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One step, from a file `NNNN_name.sql`. Two steps are equal if their numbers, names and [`Step::sql`] are.
+#[derive(Clone, Debug)]
 pub struct Step {
     number: u32,
     name: Cow<'static, str>,
     sql: Cow<'static, str>,
+    /// SHA-256 of the file's bytes; `None` if they are those of `sql`.
+    file_checksum: Option<[u8; 32]>,
 }
+
+impl PartialEq for Step {
+    fn eq(&self, other: &Self) -> bool {
+        (self.number, &self.name, &self.sql) == (other.number, &other.name, &other.sql)
+    }
+}
+
+impl Eq for Step {}
 
 impl Step {
     /// Its number: 1, 2, 3, …
@@ -43,10 +53,13 @@ impl Step {
         Sha256::digest(self.sql.as_bytes()).into()
     }
 
-    /// Whether a ledger's checksum is of this step: that of [`Step::sql`], or of the same text with a byte order mark, with
-    /// `\r\n`, or with another number of line ends behind it, as earlier releases recorded it.
+    /// Whether a ledger's checksum is of this step: that of [`Step::sql`], or one that an earlier release recorded. These
+    /// are the checksum of the file's bytes as they are, and of the same text with a byte order mark, with `\r\n` at the end
+    /// of every line, or with another number of line ends behind it.
     pub fn is_checksum(&self, checksum: &[u8]) -> bool {
-        checksum == self.checksum() || self.is_earlier_checksum(checksum)
+        checksum == self.checksum()
+            || self.file_checksum.is_some_and(|of_file| checksum == of_file)
+            || self.is_earlier_checksum(checksum)
     }
 
     fn is_earlier_checksum(&self, checksum: &[u8]) -> bool {
@@ -232,17 +245,20 @@ fn is_step(file: &OsStr) -> bool {
 
 fn read(path: &Path, file: &OsStr) -> Result<Step, StepFileError> {
     let file = file.to_str().ok_or_else(|| StepFileError::Name(file.to_string_lossy().into_owned()))?;
-    let (number, name) = parse_name(file)?;
+    // A name is complained about before what is in the file.
+    parse_name(file)?;
     let bytes =
         fs::read(path).map_err(|cause| StepFileError::Unreadable { path: path.to_path_buf(), cause })?;
     let sql = String::from_utf8(bytes).map_err(|_| StepFileError::NotUtf8(file.to_string()))?;
-    let sql = checked(file, Cow::Owned(sql))?;
-    Ok(Step { number, name: Cow::Owned(name.to_string()), sql })
+    step(file, Cow::Owned(sql))
 }
 
-fn step(file: &'static str, sql: Cow<'static, str>) -> Result<Step, StepFileError> {
+fn step(file: &str, text: Cow<'static, str>) -> Result<Step, StepFileError> {
     let (number, name) = parse_name(file)?;
-    Ok(Step { number, name: Cow::Borrowed(name), sql: checked(file, sql)? })
+    let of_file = Sha256::digest(text.as_bytes());
+    let sql = checked(file, text)?;
+    let file_checksum = (Sha256::digest(sql.as_bytes()) != of_file).then(|| of_file.into());
+    Ok(Step { number, name: Cow::Owned(name.to_string()), sql, file_checksum })
 }
 
 fn parse_name(file: &str) -> Result<(u32, &str), StepFileError> {
@@ -343,12 +359,49 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_release_recorded_of_any_checkout_is_recognised_in_every_other() {
+    fn what_an_earlier_release_recorded_of_a_usual_checkout_is_recognised_in_every_other() {
         let consistent = FORMS.iter().filter(|form| !form.contains("\r\n") || !form.contains(";\n"));
         for recorded in consistent.map(Sha256::digest) {
             for form in FORMS {
                 assert!(one(form).is_checksum(&recorded), "{form:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_release_recorded_of_any_file_is_recognised_in_the_same_file() {
+        let pieces = ["SELECT 'a\nb';", "-- é", "\n", "\r\n", "\r", "\u{feff}", " "];
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let random_text = |_| {
+            let count = random.usize(1..24);
+            let piece = |_| pieces.get(random.usize(..pieces.len())).copied().unwrap_or_default();
+            format!("{}SELECT 1;{}", if count > 12 { "\u{feff}\u{feff}" } else { "" }, {
+                (0..count).map(piece).collect::<String>()
+            })
+        };
+        let mut texts: Vec<String> = (0..500).map(random_text).collect();
+        texts.extend(FORMS.map(str::to_string));
+        texts.extend(
+            [
+                "SELECT 1;\r\nSELECT 2;\n",
+                "SELECT 1;\nSELECT 2;\r\n",
+                "SELECT 1;\r\n\n",
+                "SELECT 1;\n\r\n",
+                "SELECT 1;\n\n\n\n\n\n\n\n\n",
+                "\u{feff}\u{feff}SELECT 1;\n",
+                "\nSELECT 1;\r\n",
+            ]
+            .map(str::to_string),
+        );
+        for text in texts {
+            let step = one(&text);
+            assert!(step.is_checksum(&Sha256::digest(&text)), "{seed}: {text:?}");
+            let folder = Folder::with(&[("0001_one.sql", text.as_bytes())]);
+            let read = StepSet::from_folder(&folder.0).unwrap();
+            assert_eq!(read.steps().first(), Some(&step), "{seed}: {text:?}");
+            assert!(read.steps()[0].is_checksum(&Sha256::digest(&text)), "{seed}: {text:?}");
+            assert!(!step.is_checksum(&Sha256::digest(format!("{text}SELECT 3"))), "{seed}: {text:?}");
         }
     }
 
