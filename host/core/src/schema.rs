@@ -235,9 +235,10 @@ pub enum MigrationError {
     Files(#[from] StepFileError),
     /// A step failed and was rolled back. Those before it are applied.
     #[error(
-        "schema step {:?} failed{} and was rolled back; correct the file and apply it again",
+        "schema step {:?} failed{} and was rolled back; {}",
         file(*number, name),
-        at(position)
+        at(position),
+        advice(*is_larders, cause)
     )]
     StepFailed {
         /// Its number.
@@ -246,6 +247,8 @@ pub enum MigrationError {
         name: String,
         /// The statement that failed; `None` if it was the commit.
         position: Option<StepPosition>,
+        /// Whether it is a step of larder's own tables, which its user can't edit.
+        is_larders: bool,
         /// What the database said.
         #[source]
         cause: Error,
@@ -335,14 +338,27 @@ pub enum MigrationError {
     Database(#[from] Error),
 }
 
+impl MigrationError {
+    /// That a step failed. `position` is that of the statement that failed; `None` if it was the commit.
+    pub fn step_failed(step: &Step, position: Option<StepPosition>, cause: Error) -> Self {
+        let (number, name, is_larders) = (step.number(), step.name().to_string(), step.is_larders());
+        Self::StepFailed { number, name, position, is_larders, cause }
+    }
+}
+
 impl From<MigrationError> for Error {
-    /// As larder's own schema fails.
+    /// As larder's own schema fails. The kind of a cause stays, and its reason says which step failed, and where.
     fn from(error: MigrationError) -> Self {
         match error {
             MigrationError::Schema(error) => error.into(),
-            MigrationError::StepFailed { cause, .. }
-            | MigrationError::LockHeld { cause, .. }
-            | MigrationError::Database(cause) => cause,
+            MigrationError::StepFailed { number, name, position, cause, .. } => {
+                let place = format!("schema step {:?} failed{}", file(number, &name), at(&position));
+                explained(cause, &place)
+            }
+            MigrationError::LockHeld { waited, cause } => {
+                explained(cause, &format!("others have held the lock of the migrations for {waited:?}"))
+            }
+            MigrationError::Database(cause) => cause,
             MigrationError::ShadowedLedger { .. } => Self::caused(
                 "the store is in another schema of the database than the first of the search path",
                 error,
@@ -363,6 +379,35 @@ impl From<MigrationError> for Error {
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The error with what led to it before its reason. An error without a reason stays as it is.
+fn explained(error: Error, what: &str) -> Error {
+    let explained = |reason: String| format!("{what}: {reason}");
+    match error {
+        Error::Unavailable { reason, cause } => Error::Unavailable { reason: explained(reason), cause },
+        Error::CommitUnknown { reason, cause } => Error::CommitUnknown { reason: explained(reason), cause },
+        Error::NotFound { reason, cause } => Error::NotFound { reason: explained(reason), cause },
+        Error::Other { reason, cause } => Error::Other { reason: explained(reason), cause },
+        Error::Corrupt(reason) => Error::Corrupt(explained(reason)),
+        Error::AccessDenied(reason) => Error::AccessDenied(explained(reason)),
+        Error::InvalidArgument(reason) => Error::InvalidArgument(explained(reason)),
+        error => error,
+    }
+}
+
+/// What the user can do about a step that failed.
+fn advice(is_larders: bool, cause: &Error) -> &'static str {
+    match cause {
+        Error::Unavailable { .. } | Error::CommitUnknown { .. } | Error::TimedOut => {
+            "the file is not at fault: apply it again when the database can be used"
+        }
+        _ if is_larders => {
+            "the step is larder's own: check that nothing else has made or changed tables named `larder_…`, and that the \
+             role may create tables"
+        }
+        _ => "correct the file and apply it again",
+    }
 }
 
 fn at(position: &Option<StepPosition>) -> String {
@@ -463,13 +508,22 @@ mod tests {
     fn an_error_of_a_step_names_its_file_the_statement_and_the_line() {
         let position = StepPosition::new("SELECT 1;\nSELECT x", 10..18, None);
         let (number, name) = (2, "two".to_string());
-        let failed =
-            MigrationError::StepFailed { number, name, position: Some(position), cause: Error::TimedOut };
-        assert_eq!(
-            failed.to_string(),
-            "schema step \"0002_two.sql\" failed in line 2, at \"SELECT x\" and was rolled back; correct the file and \
-             apply it again"
-        );
+        let failed = |is_larders, cause| {
+            let (name, position) = (name.clone(), Some(position.clone()));
+            MigrationError::StepFailed { number, name, position, is_larders, cause }.to_string()
+        };
+        let place = "schema step \"0002_two.sql\" failed in line 2, at \"SELECT x\" and was rolled back; ";
+        let other = || Error::other("no such column");
+        assert_eq!(failed(false, other()), format!("{place}correct the file and apply it again"));
+        for is_larders in [false, true] {
+            for cause in [Error::TimedOut, Error::unavailable("the disk is full", std::fmt::Error)] {
+                let advice = "the file is not at fault: apply it again when the database can be used";
+                assert_eq!(failed(is_larders, cause), format!("{place}{advice}"));
+            }
+        }
+        let larders = failed(true, other());
+        assert!(larders.starts_with(&format!("{place}the step is larder's own: check")), "{larders}");
+        assert!(!larders.contains("correct the file"), "{larders}");
     }
 
     #[test]
@@ -511,13 +565,36 @@ mod tests {
     }
 
     #[test]
-    fn as_an_error_of_a_store_the_cause_stays() {
-        let cause = || Error::TimedOut;
-        let (name, position) = ("one".to_string(), None);
-        let step = MigrationError::StepFailed { number: 1, name, position, cause: cause() };
-        let lock = MigrationError::LockHeld { waited: Duration::from_secs(1), cause: cause() };
-        for error in [step, lock, MigrationError::Database(cause())] {
-            assert!(matches!(Error::from(error), Error::TimedOut));
+    fn as_an_error_of_a_store_the_cause_stays_and_the_step_the_file_and_the_line_are_named() {
+        let step = |cause| {
+            let position = Some(StepPosition::new("SELECT 1;\nSELECT x", 10..18, None));
+            Error::from(MigrationError::step_failed(&steps().steps()[0], position, cause))
+        };
+        let place = "schema step \"0001_one.sql\" failed in line 2, at \"SELECT x\": ";
+        let cause = || std::io::Error::other("the cause");
+        let errors = [
+            (step(Error::caused("the database failed", cause())), format!("{place}the database failed")),
+            (
+                step(Error::unavailable("the disk is full", cause())),
+                format!("the store is unavailable: {place}the disk is full"),
+            ),
+            (step(Error::Corrupt("a page".to_string())), format!("stored data is corrupt: {place}a page")),
+        ];
+        for (error, text) in &errors {
+            assert_eq!(error.to_string(), *text);
+        }
+        use std::error::Error as _;
+        assert_eq!(errors[0].0.source().unwrap().to_string(), "the cause");
+        let lock = MigrationError::LockHeld {
+            waited: Duration::from_secs(1),
+            cause: Error::unavailable("another process holds the lock", cause()),
+        };
+        assert_eq!(
+            Error::from(lock).to_string(),
+            "the store is unavailable: others have held the lock of the migrations for 1s: another process holds the lock"
+        );
+        for error in [step(Error::TimedOut), MigrationError::Database(Error::TimedOut).into()] {
+            assert!(matches!(error, Error::TimedOut));
         }
     }
 }

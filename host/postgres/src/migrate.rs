@@ -7,7 +7,7 @@ use crate::migrator::{self, Applied};
 
 /// The steps. The files are the same numbers as those of the other engine.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
-    StepSet::embedded(&[
+    StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/postgres/0001_entries.sql")),
         ("0002_memory_state.sql", include_str!("../../../migrations/postgres/0002_memory_state.sql")),
     ])

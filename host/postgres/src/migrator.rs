@@ -615,12 +615,7 @@ impl Place {
         deferred.map_err(|error| why_it_failed(step, None, error))?;
         let reset = transaction.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE").await;
         reset.map_err(|error| why_it_failed(step, None, error))?;
-        let failed = |cause| MigrationError::StepFailed {
-            number: step.number(),
-            name: step.name().to_string(),
-            position: None,
-            cause,
-        };
+        let failed = |cause| MigrationError::step_failed(step, None, cause);
         let changed =
             format!("the step removes or changes the ledger {}; leave the ledger as it is", self.table());
         let numbers = before.iter().map(|step| step.number).chain([step.number()]);
@@ -704,7 +699,7 @@ fn why_it_failed(
     let (number, name) = (step.number(), step.name().to_string());
     match reason_to_refuse(&error) {
         Some(reason) => MigrationError::ForbiddenCommand { number, name, position, reason },
-        None => MigrationError::StepFailed { number, name, position, cause: Failure::from(error).into() },
+        None => MigrationError::step_failed(step, position, Failure::from(error).into()),
     }
 }
 

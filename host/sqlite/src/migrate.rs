@@ -9,7 +9,7 @@ use crate::{SqliteOptions, migrator};
 
 /// The steps. The files are the same numbers as those of the other engine.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
-    StepSet::embedded(&[
+    StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/sqlite/0001_entries.sql")),
         ("0002_memory_state.sql", include_str!("../../../migrations/sqlite/0002_memory_state.sql")),
     ])

@@ -365,8 +365,7 @@ fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationErro
 }
 
 fn failed(step: &Step, position: Option<StepPosition>, error: impl Into<Error>) -> MigrationError {
-    let (number, name) = (step.number(), step.name().to_string());
-    MigrationError::StepFailed { number, name, position, cause: error.into() }
+    MigrationError::step_failed(step, position, error.into())
 }
 
 /// An error before anything was done, where others' locks are waited for.

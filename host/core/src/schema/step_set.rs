@@ -21,6 +21,7 @@ pub struct Step {
     sql: Cow<'static, str>,
     /// SHA-256 of the file's bytes; `None` if they are those of `sql`.
     file_checksum: Option<[u8; 32]>,
+    is_larders: bool,
 }
 
 impl PartialEq for Step {
@@ -80,6 +81,11 @@ impl Step {
     /// The name of its file.
     pub fn file(&self) -> String {
         file(self.number, &self.name)
+    }
+
+    /// Whether it is a step of larder's own tables, which its user can't edit.
+    pub(super) fn is_larders(&self) -> bool {
+        self.is_larders
     }
 }
 
@@ -189,6 +195,16 @@ impl StepSet {
         Self::new(steps.collect::<Result<_, _>>()?)
     }
 
+    /// The steps of larder's own tables, as [`StepSet::embedded`]. If one fails, the error doesn't tell the user to correct it.
+    ///
+    /// # Errors
+    /// As [`StepSet::embedded`].
+    pub fn larders(files: &[(&'static str, &'static str)]) -> Result<Self, StepFileError> {
+        let mut set = Self::embedded(files)?;
+        set.steps.iter_mut().for_each(|step| step.is_larders = true);
+        Ok(set)
+    }
+
     /// The steps in a folder. Files that neither begin with a digit nor end in `.sql` are left alone, as hidden ones
     /// are: a `README.md` may stand beside the steps, and a mistyped step is found.
     ///
@@ -258,7 +274,7 @@ fn step(file: &str, text: Cow<'static, str>) -> Result<Step, StepFileError> {
     let of_file = Sha256::digest(text.as_bytes());
     let sql = checked(file, text)?;
     let file_checksum = (Sha256::digest(sql.as_bytes()) != of_file).then(|| of_file.into());
-    Ok(Step { number, name: Cow::Owned(name.to_string()), sql, file_checksum })
+    Ok(Step { number, name: Cow::Owned(name.to_string()), sql, file_checksum, is_larders: false })
 }
 
 fn parse_name(file: &str) -> Result<(u32, &str), StepFileError> {
