@@ -52,18 +52,32 @@ pub(crate) fn run(connection: &Connection, sql: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// How many bytes precede the first statement: white space, comments and semicolons.
+/// How many bytes precede the first statement: white space, comments and semicolons, as SQLite reads them.
 fn trivia(sql: &str) -> usize {
     let mut rest = sql;
-    loop {
-        rest = rest.trim_start_matches(|next: char| next == ';' || next.is_ascii_whitespace());
-        let end = match rest.get(..2) {
-            Some("--") => rest.find('\n'),
-            Some("/*") => rest.find("*/").map(|end| end + 1),
-            _ => return sql.len() - rest.len(),
-        };
-        rest = end.and_then(|end| rest.get(end + 1..)).unwrap_or_default();
+    while let Some(after) = after_trivia(rest) {
+        rest = after;
     }
+    sql.len() - rest.len()
+}
+
+/// What follows the white space, comment or semicolon with which a text begins; `None` if it begins with none.
+fn after_trivia(sql: &str) -> Option<&str> {
+    if let Some(comment) = sql.strip_prefix("--") {
+        return Some(comment.find('\n').and_then(|end| comment.get(end..)).unwrap_or_default());
+    }
+    // The star that opens a comment does not close it. At the end of the text, it opens none.
+    if let Some(comment) = sql.strip_prefix("/*").filter(|comment| !comment.is_empty()) {
+        return Some(comment.split_once("*/").map_or("", |(_, rest)| rest));
+    }
+    let rest = sql.strip_prefix([';', '\u{feff}', ' ', '\t', '\n', '\x0c', '\r'])?;
+    // White space does not begin with a vertical tab, but goes on with one.
+    let is_blank = sql.starts_with(|first: char| first.is_ascii_whitespace());
+    Some(if is_blank {
+        rest.trim_start_matches(|next: char| next == '\x0b' || next.is_ascii_whitespace())
+    } else {
+        rest
+    })
 }
 
 /// A prepared statement, which is finalized when it is dropped.
@@ -167,6 +181,38 @@ mod tests {
         assert!(connection.execute_batch(&sql).is_err());
         run(&connection, &sql).map_err(|failed| failed.error).unwrap();
         assert_eq!(numbers(&connection), (1..=2_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_statement_begins_where_sqlite_finds_its_first_token() {
+        let trivia = [
+            "/", "*", "/*", "*/", "/*/", "-", "--", "\n", " ", "\t", "\r", "\x0b", "\x0c", ";", "\u{feff}",
+            "é",
+        ];
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let connection = Connection::open_in_memory().unwrap();
+        let mut failures = 0;
+        for _ in 0..20_000 {
+            let count = random.usize(..12);
+            let mut sql: String = (0..count).map(|_| trivia[random.usize(..trivia.len())]).collect();
+            sql += ["nope", "/*", ""][random.usize(..3)];
+            // No statement begins with any of this, so SQLite complains about the first token, unless there is none.
+            match run(&connection, &sql) {
+                Ok(()) => assert_eq!(super::trivia(&sql), sql.len(), "{seed}: {sql:?}"),
+                Err(Failed { statement, at, .. }) => {
+                    failures += 1;
+                    assert_eq!(Some(statement.start), at, "{seed}: {sql:?}");
+                }
+            }
+        }
+        assert!(failures > 5_000, "{failures}");
+    }
+
+    #[test]
+    fn a_comment_is_not_closed_by_the_star_that_opens_it() {
+        let sql = "/*/////\n//// head\n////*/\nINSERT INTO nope VALUES (1)";
+        assert_eq!(failure(sql).statement, 25..sql.len());
     }
 
     #[test]
