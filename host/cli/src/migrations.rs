@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use larder_host::larder_core::migrations::{LEDGER_NAMESPACE, LedgerEntry};
-use larder_host::larder_core::{Migration, MigrationLedger, Range, Transaction};
-use larder_host::{Error, Handle, Mode};
+use larder_host::larder_core::migrations::LedgerEntry;
+use larder_host::larder_core::{Migration, MigrationLedger};
+use larder_host::{Error, Handle};
 
 use crate::inspect::done;
 use crate::output::output;
@@ -43,11 +43,14 @@ struct Remove {
     #[command(flatten)]
     store: StoreArgument,
     /// The component
-    #[arg(long, value_name = "NAME")]
-    component: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "row")]
+    component: Option<String>,
     /// First step to remove; those applied after it go too [default: every step]
     #[arg(long, value_name = "MIGRATION")]
     from: Option<String>,
+    /// One row that is not a valid entry, by its key as `larder migrations` prints it; all others stay
+    #[arg(long, value_name = "HEX", value_parser = parse_row, conflicts_with_all = ["component", "from"])]
+    row: Option<Hex>,
     /// Print what would be removed, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -65,25 +68,31 @@ struct Record {
     id: String,
     /// SHA-256 of the step in 64 hexadecimal digits, as `larder migrations --json` prints it
     #[arg(long, value_name = "HEX", value_parser = parse_checksum)]
-    checksum: Checksum,
+    checksum: Hex,
     /// Print what would be recorded, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
+/// Bytes, given in hexadecimal digits.
 #[derive(Clone)]
-struct Checksum(Vec<u8>);
+struct Hex(Vec<u8>);
 
-fn parse_checksum(text: &str) -> Result<Checksum, String> {
-    let wrong = || "a checksum has 64 hexadecimal digits".to_string();
-    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(wrong());
+fn parse_checksum(text: &str) -> Result<Hex, String> {
+    let checksum = parse_hex(text).filter(|bytes| bytes.len() == 32);
+    checksum.map(Hex).ok_or_else(|| "a checksum has 64 hexadecimal digits".to_string())
+}
+
+fn parse_row(text: &str) -> Result<Hex, String> {
+    parse_hex(text).map(Hex).ok_or_else(|| "a row has an even number of hexadecimal digits".to_string())
+}
+
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
     }
-    let byte = |start: usize| {
-        let digits = text.get(start..start + 2).ok_or_else(wrong)?;
-        u8::from_str_radix(digits, 16).map_err(|_| wrong())
-    };
-    (0..text.len()).step_by(2).map(byte).collect::<Result<_, _>>().map(Checksum)
+    let byte = |start: usize| u8::from_str_radix(text.get(start..start + 2)?, 16).ok();
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 impl Migrations {
@@ -99,36 +108,20 @@ impl Migrations {
         let Some(store) = &self.store else { bail!("name the store with --store DSN") };
         let store = store.look().await?;
         let handle = operator(&store);
-        done(closing(store, async { self.print(handle.begin(Mode::View)?).await }).await)
+        done(closing(store, async { self.print(MigrationLedger::new(handle)).await }).await)
     }
 
-    /// The ledger has the components one after the other, and each one's steps in the order of their ids.
-    async fn print(&self, mut view: Transaction) -> Result<()> {
+    async fn print(&self, ledger: MigrationLedger) -> Result<()> {
         if !self.json {
             writeln!(output(), "COMPONENT\tNUMBER\tMIGRATION\tAPPLIED\tLARDER\tCHECKSUM")?;
         }
-        let prefix = self.component.as_ref().map_or_else(String::new, |component| format!("{component}\0"));
-        let range = Range { prefix, ..Range::default() };
-        let mut component: Vec<LedgerEntry> = Vec::new();
-        let mut after = None;
-        loop {
-            let page = view.scan_page(LEDGER_NAMESPACE.to_string(), range.clone(), after).await?;
-            for entry in page.entries {
-                let step = LedgerEntry::from_row(entry.key.as_bytes(), &entry.value);
-                if component.first().is_some_and(|first| first.component != step.component) {
-                    self.print_component(std::mem::take(&mut component))?;
-                }
-                component.push(step);
-            }
-            after = page.next;
-            if after.is_none() {
-                return self.print_component(component);
-            }
+        match &self.component {
+            Some(component) => self.print_component(ledger.entries(component).await?),
+            None => ledger.for_each_component(|steps| self.print_component(steps)).await,
         }
     }
 
-    fn print_component(&self, mut steps: Vec<LedgerEntry>) -> Result<()> {
-        steps.sort_by_key(|step| step.ordinal().unwrap_or(u64::MAX));
+    fn print_component(&self, steps: Vec<LedgerEntry>) -> Result<()> {
         let mut output = output();
         for step in steps {
             match self.json {
@@ -141,13 +134,14 @@ impl Migrations {
 }
 
 fn json_line(step: LedgerEntry) -> serde_json::Value {
+    let row = step.hex_key();
     match step.applied {
         Ok(applied) => serde_json::json!({
             "component": applied.component, "number": applied.ordinal, "migration": applied.id,
             "applied_at": time(applied.applied_at), "larder": applied.larder, "checksum": applied.checksum,
         }),
         Err(error) => serde_json::json!({
-            "component": step.component, "migration": step.id, "error": error.to_string(),
+            "component": step.component, "migration": step.id, "row": row, "error": error.to_string(),
         }),
     }
 }
@@ -160,7 +154,7 @@ fn table_line(step: &LedgerEntry) -> String {
             let (ordinal, larder) = (applied.ordinal, &applied.larder);
             format!("{component}\t{ordinal}\t{id}\t{}\t{larder}\t{checksum}", time(applied.applied_at))
         }
-        Err(error) => format!("{component}\t?\t{id}\t{error}"),
+        Err(error) => format!("{component}\t?\t{id}\t{}", escape(&error.to_string())),
     }
 }
 
@@ -170,7 +164,8 @@ impl Remove {
         let handle = operator(&store);
         let removed = closing(store, self.remove(handle)).await?;
         if removed.is_empty() {
-            bail!("there is nothing to remove: the store records no migration of {:?}", self.component);
+            let component = self.component.unwrap_or_default();
+            bail!("there is nothing to remove: the store records no migration of {component:?}");
         }
         let lines = removed.iter().map(|step| {
             let number = step.ordinal().map_or_else(|| "?".to_string(), |ordinal| ordinal.to_string());
@@ -181,7 +176,11 @@ impl Remove {
 
     async fn remove(&self, handle: Handle) -> Result<Vec<LedgerEntry>> {
         let ledger = MigrationLedger::new(handle);
-        ledger.remove(&self.component, self.from.as_deref(), self.dry_run).await.map_err(explain)
+        if let Some(row) = &self.row {
+            return Ok(vec![ledger.remove_invalid(&row.0, self.dry_run).await.map_err(explain)?]);
+        }
+        let component = self.component.as_deref().unwrap_or_default();
+        ledger.remove(component, self.from.as_deref(), self.dry_run).await.map_err(explain)
     }
 }
 

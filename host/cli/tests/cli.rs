@@ -168,6 +168,54 @@ fn an_operator_repairs_the_record_of_migrations_after_a_dry_run() {
 }
 
 #[test]
+fn an_operator_removes_one_invalid_row_of_the_record_of_migrations() {
+    let larder = Larder::new();
+    let ask = || larder.run(&["run", larder_artifacts::CATALOG, "--store", STORE, "--", "of", "all"]);
+    assert_eq!(ask().status.code(), Some(0));
+    let store = ["--store", "sqlite:catalog.db"];
+    let listed = || larder.output(&[&["migrations"], store.as_slice(), &["--json"]].concat());
+    let before = listed();
+    let damage = "INSERT INTO larder_entries (namespace, key, value, version)
+        SELECT namespace, x'636174616c6f6700fffe', value, version FROM larder_entries
+        WHERE namespace = CAST('__store_migrations__' AS BLOB) LIMIT 1";
+    rusqlite::Connection::open(larder.path("catalog.db")).unwrap().execute_batch(damage).unwrap();
+
+    let row = "636174616c6f6700fffe";
+    let lines = listed();
+    assert!(lines.starts_with(&before), "{lines}");
+    assert!(lines.lines().nth(2).unwrap().contains(&format!(r#""row":"{row}""#)), "{lines}");
+    let table = larder.output(&[&["migrations"], store.as_slice()].concat());
+    assert!(table.lines().nth(3).unwrap().contains(&format!("remove --row {row}")), "{table}");
+    let told = ask();
+    assert_ne!(told.status.code(), Some(0));
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(told.contains(&format!("`larder migrations remove --row {row}`")), "{told}");
+
+    fn remove<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+        [&["migrations", "remove", "--store", "sqlite:catalog.db"], rest].concat()
+    }
+    let printed = |what: &str| format!("{what} catalog\t?\t\u{fffd}\u{fffd}\n");
+    assert_eq!(larder.output(&remove(&["--row", row, "--dry-run"])), printed("would remove"));
+    assert_eq!(listed(), lines);
+    assert_eq!(larder.output(&remove(&["--row", row])), printed("removed"));
+    assert_eq!(listed(), before);
+    assert_eq!(ask().status.code(), Some(0));
+    let valid = larder.error(1, &remove(&["--row", "636174616c6f6700303030315f7061636b61676573"]));
+    assert!(valid.contains("is a valid entry"), "{valid}");
+    larder.error(2, &remove(&["--row", "abc"]));
+    larder.error(2, &remove(&["--row", row, "--component", "catalog"]));
+    larder.error(2, &remove(&[]));
+}
+
+#[test]
+fn a_component_name_that_none_can_have_is_refused_in_one_sentence() {
+    let larder = Larder::new();
+    let run = ["run", larder_artifacts::CATALOG, "--store", STORE, "--component-name", "", "--", "of", "all"];
+    let error = larder.error(1, &run);
+    assert_eq!(error.matches("invalid argument:").count(), 1, "{error}");
+}
+
+#[test]
 fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
     let larder = Larder::new();
     let run = ["run", larder_artifacts::CATALOG];

@@ -105,6 +105,8 @@ pub struct ScanOptions {
 pub struct Chunk {
     rows: Pairs,
     marks: Vec<RowMark>,
+    /// Whether a key is not UTF-8.
+    has_invalid_key: bool,
     /// Whether the range ends with the last of its rows.
     pub exhausted: bool,
 }
@@ -120,7 +122,7 @@ struct RowMark {
 /// A row of a [`Chunk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkRow<'a> {
-    /// The bytes of its key, which are UTF-8.
+    /// The bytes of its key, which are UTF-8 if larder wrote the row.
     pub key: &'a [u8],
     /// Its value; empty where keys alone were asked for.
     pub value: &'a [u8],
@@ -131,18 +133,33 @@ pub struct ChunkRow<'a> {
 }
 
 impl Chunk {
-    /// Adds a row as it is stored.
+    /// Adds a row whose key has to be a text.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where the key is no text.
+    /// [`Error::Corrupt`] if the key is not UTF-8.
     pub fn push(&mut self, row: ChunkRow<'_>) -> Result<()> {
+        self.push_stored(row);
+        self.check_keys()
+    }
+
+    /// Adds a row as it is stored, whatever its key is. A transaction that meets a key that is not UTF-8 fails, unless it is
+    /// a repair.
+    pub fn push_stored(&mut self, row: ChunkRow<'_>) {
         let ChunkRow { key, value, version, expires_at } = row;
-        if std::str::from_utf8(key).is_err() {
-            return Err(Error::Corrupt("a key is no UTF-8 text".to_string()));
-        }
+        self.has_invalid_key |= std::str::from_utf8(key).is_err();
         self.marks.push(RowMark { start: self.rows.end(), version, expires_at });
         self.rows.push(key, value);
-        Ok(())
+    }
+
+    /// Checks that each key is a text.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a key is not UTF-8.
+    pub(crate) fn check_keys(&self) -> Result<()> {
+        match self.has_invalid_key {
+            true => Err(Error::Corrupt("a key is not UTF-8".to_string())),
+            false => Ok(()),
+        }
     }
 
     /// Whether no further row is to be added: it would be one too many, or the chunk is large enough.
@@ -168,17 +185,14 @@ impl Chunk {
 
     /// What a scan of `range`, from its first key on, finds at `now` where this chunk holds all rows of it, those that
     /// have expired since perhaps among them.
-    ///
-    /// # Errors
-    /// None but those of [`Chunk::push`].
-    pub fn part(&self, range: &KeyRange, options: ScanOptions, now: UnixMillis) -> Result<Self> {
+    pub fn part(&self, range: &KeyRange, options: ScanOptions, now: UnixMillis) -> Self {
         let first = self.marks.partition_point(|mark| self.key_at(mark) < range.start());
         let behind = match range.end() {
             Some(end) => self.marks.partition_point(|mark| self.key_at(mark) < end),
             None => self.marks.len(),
         };
         let marks = self.marks.get(first..behind).unwrap_or_default();
-        self.copy(marks, behind, options).map_or_else(|| self.select(marks, options, now), Ok)
+        self.copy(marks, behind, options).unwrap_or_else(|| self.select(marks, options, now))
     }
 
     /// All rows of those marks, which end before the row `behind`; none where they have to be looked at one by one.
@@ -192,29 +206,30 @@ impl Chunk {
         let is_all = marks.len() <= options.max_rows
             && ((end - start) as u64) < options.max_bytes
             && !options.keys_only
+            && !self.has_invalid_key
             && marks.iter().all(|mark| mark.expires_at.is_none());
         is_all.then(|| {
             let mut rows = Pairs::default();
             rows.extend(&self.rows, Part { start, end, count: marks.len(), last });
             let marks = marks.iter().map(|mark| RowMark { start: mark.start - start, ..*mark }).collect();
-            Self { rows, marks, exhausted: true }
+            Self { rows, marks, has_invalid_key: false, exhausted: true }
         })
     }
 
-    fn select(&self, marks: &[RowMark], options: ScanOptions, now: UnixMillis) -> Result<Self> {
+    fn select(&self, marks: &[RowMark], options: ScanOptions, now: UnixMillis) -> Self {
         let mut part = Self::default();
         for mark in marks.iter().filter(|mark| is_live(mark.expires_at, now)) {
             if part.is_full(&options) {
-                return Ok(part);
+                return part;
             }
             let mut row = mark.row(self.rows.at(mark.start).unwrap_or_default());
             if options.keys_only {
                 row.value = &[];
             }
-            part.push(row)?;
+            part.push_stored(row);
         }
         part.exhausted = true;
-        Ok(part)
+        part
     }
 
     fn key_at(&self, mark: &RowMark) -> &[u8] {
@@ -402,7 +417,7 @@ mod tests {
     #[test]
     fn a_part_of_a_chunk_is_what_a_scan_would_find() {
         let permanent = chunk(&[("a", None), ("b", None), ("c", None), ("d", None)]);
-        let part = |start, end, options| permanent.part(&range(start, end), options, 0).unwrap();
+        let part = |start, end, options| permanent.part(&range(start, end), options, 0);
         assert_eq!(found(&part("b", Some("d"), ALL)), (vec![("b", 2, 2), ("c", 2, 3)], true));
         assert_eq!(found(&part("bb", None, ALL)), (vec![("c", 2, 3), ("d", 2, 4)], true));
         assert_eq!(found(&part("e", None, ALL)), (vec![], true));
@@ -420,7 +435,7 @@ mod tests {
     #[test]
     fn a_part_of_a_chunk_leaves_out_what_has_expired_since() {
         let chunk = chunk(&[("a", Some(10)), ("b", None), ("c", Some(20))]);
-        let part = |now| chunk.part(&range("", None), ALL, now).unwrap();
+        let part = |now| chunk.part(&range("", None), ALL, now);
         assert_eq!(found(&part(9)).0, [("a", 2, 1), ("b", 2, 2), ("c", 2, 3)]);
         assert_eq!(found(&part(10)), (vec![("b", 2, 2), ("c", 2, 3)], true));
     }

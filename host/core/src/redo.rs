@@ -21,6 +21,7 @@ use crate::commit::RowWrite;
 use crate::error::{Error, Result};
 use crate::memory::Identity;
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use crate::migrations::LEDGER_NAMESPACE;
 use crate::name::{Key, Namespace, RowKey};
 
 /// Where the redo of commits is kept, so that the commits outlive the disk they were made on.
@@ -357,7 +358,12 @@ impl<'a> Reader<'a> {
 
     fn row_key(&mut self) -> Result<RowKey> {
         let namespace = Namespace::from_stored(self.bytes()?.to_vec())?;
-        Ok(RowKey { namespace, key: Key::from_stored(self.bytes()?.to_vec())? })
+        let key = self.bytes()?.to_vec();
+        let key = match namespace.as_bytes() == LEDGER_NAMESPACE.as_bytes() {
+            true => Key::of_ledger(key),
+            false => Key::from_stored(key)?,
+        };
+        Ok(RowKey { namespace, key })
     }
 
     fn record_key(&mut self) -> Result<RecordKey> {
@@ -569,6 +575,18 @@ mod tests {
         let mut gap = redo(&group(1, 2)).into_bytes();
         gap.extend(redo(&group(3, 4)).into_bytes());
         assert_eq!(refused(&gap), "a redo: 2 is followed by 3");
+    }
+
+    #[test]
+    fn a_key_that_is_not_text_is_read_back_in_the_ledger_of_migrations_and_nowhere_else() {
+        for (namespace, is_read) in [(LEDGER_NAMESPACE, true), ("n", false)] {
+            let namespace = Namespace::from_stored(namespace.into()).unwrap();
+            let row = RowKey { namespace, key: Key::of_ledger(b"tasks\0\xff".to_vec()) };
+            let mut writer = RedoWriter::new(Version(1));
+            writer.row(&row, &RowWrite::Delete, Version(2));
+            let redo = writer.finish(Version(2)).unwrap();
+            assert_eq!(decode(redo.as_bytes()).is_ok(), is_read);
+        }
     }
 
     #[test]

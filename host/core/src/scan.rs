@@ -20,6 +20,8 @@ pub(crate) struct Scan {
     pub(crate) keys_only: bool,
     pub(crate) max_entries: usize,
     pub(crate) max_bytes: u64,
+    /// Whether keys that are not UTF-8 are given too, which only a repair wants.
+    pub(crate) any_keys: bool,
 }
 
 /// What was found.
@@ -66,6 +68,9 @@ impl Scan {
         let mut rest = self.range.clone();
         while !rest.is_empty() {
             let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;
+            if !self.any_keys {
+                chunk.check_keys()?;
+            }
             let (covered, remaining) = split(rest, &chunk, self.reverse);
             if let Some(stop) = self.merge(covered, &chunk, staged, &mut found)? {
                 found.read.range = self.read_up_to(&stop);

@@ -308,6 +308,7 @@ impl Transaction {
                 keys_only: true,
                 max_entries: usize::try_from(wanted).unwrap_or(usize::MAX),
                 max_bytes: u64::MAX,
+                any_keys: false,
             })
             .await?;
         let count = found.entries.len() as u64;
@@ -351,7 +352,14 @@ impl Transaction {
         let namespace = Namespace::new(namespace, &self.limits)?;
         let range = self.key_range(&namespace, &Range { prefix, ..Range::default() })?;
         let max_bytes = self.limits.result_bytes;
-        let scan = Scan { range, reverse: false, keys_only: false, max_entries: usize::MAX, max_bytes };
+        let scan = Scan {
+            range,
+            reverse: false,
+            keys_only: false,
+            max_entries: usize::MAX,
+            max_bytes,
+            any_keys: false,
+        };
         let found = self.find(scan).await?;
         if let Some(next) = found.next_entry_bytes {
             self.limits.check(LimitKind::ResultBytes, found.entries.bytes() + next)?;
@@ -414,6 +422,7 @@ impl Transaction {
                 keys_only: range.keys_only,
                 max_entries: range.limit.map_or(usize::MAX, |limit| limit as usize),
                 max_bytes: self.limits.result_bytes,
+                any_keys: false,
             })
             .await?;
         if let (Some(next), true) = (found.next_entry_bytes, found.entries.is_empty()) {

@@ -401,7 +401,7 @@ fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
     for row in rows {
         let (key, value) = (column(row, "key")?, column(row, "value")?);
         // The engine watches what is read.
-        chunk.push(ChunkRow { key, value, version: Version::ABSENT, expires_at: expires_at(row)? })?;
+        chunk.push_stored(ChunkRow { key, value, version: Version::ABSENT, expires_at: expires_at(row)? });
     }
     Ok(chunk)
 }

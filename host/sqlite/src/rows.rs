@@ -56,7 +56,7 @@ pub(crate) fn scan(
         if chunk.is_full(&options) {
             return Ok(chunk);
         }
-        chunk.push(chunk_row(row)?)?;
+        chunk.push_stored(chunk_row(row)?);
     }
     chunk.exhausted = true;
     Ok(chunk)

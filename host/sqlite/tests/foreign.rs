@@ -15,7 +15,7 @@ use std::path::Path;
 use common::*;
 use larder_core::backend::Backend;
 use larder_core::commit::Mutation;
-use larder_core::{Driver, Error};
+use larder_core::{Driver, Error, HandleOptions, Migration, MigrationLedger, MigrationScope, Store};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteOptions};
 use rusqlite::Connection;
 
@@ -202,4 +202,101 @@ async fn steps_that_were_checked_out_with_other_line_ends_make_the_same_tables()
         .unwrap();
     drop(connection);
     Sqlite::open(&path, DEFAULT).await.unwrap().finish().await.unwrap();
+}
+
+/// What another program wrote into the ledger of migrations.
+#[tokio::test]
+async fn a_row_of_the_ledger_that_is_not_valid_is_shown_named_and_removed_and_no_other_is() {
+    let (_folder, path) = folder();
+    let open = async || Store::builder(Sqlite::open(&path, DEFAULT).await.unwrap()).build().unwrap();
+    let any = || HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    let store = open().await;
+    let ledger = MigrationLedger::new(store.handle(any()));
+    let step = |id: &str| Migration { id: id.to_string(), checksum: vec![7; 32] };
+    for component in ["other", "tasks", "tasks2"] {
+        ledger.record(component, step("a"), false).await.unwrap();
+    }
+    store.close().await;
+
+    let invalid: [&[u8]; 5] = [b"tasks\0\xff\xfe", b"tasks\0b", b"\xff\0a", b"nothing", b""];
+    let connection = Connection::open(&path).unwrap();
+    for key in invalid {
+        let sql = "INSERT INTO larder_entries (namespace, key, value, version)
+            SELECT namespace, ?1, CASE WHEN ?1 = CAST('tasks' || char(0) || 'b' AS BLOB) THEN x'7b7d' ELSE value END, version
+            FROM larder_entries LIMIT 1";
+        connection.execute(sql, [key]).unwrap();
+    }
+    drop(connection);
+
+    let store = open().await;
+    let handle = store.handle(any());
+    let ledger = MigrationLedger::new(store.handle(any()));
+    let mut found = Vec::new();
+    let listed = ledger.for_each_component(|entries| {
+        found.extend(entries.into_iter().map(|entry| (entry.key.clone(), entry.applied.is_ok())));
+        Ok::<_, Error>(())
+    });
+    listed.await.unwrap();
+    let expected: [(&[u8], bool); 8] = [
+        (b"", false),
+        (b"nothing", false),
+        (b"other\0a", true),
+        (b"tasks\0a", true),
+        (b"tasks\0b", false),
+        (b"tasks\0\xff\xfe", false),
+        (b"tasks2\0a", true),
+        (b"\xff\0a", false),
+    ];
+    assert_eq!(found, expected.map(|(key, is_valid)| (key.to_vec(), is_valid)));
+
+    // Its component gets an error that names the first such row and what to do, and the others go on.
+    let declared = async |component: &str| {
+        handle.pending_migrations(component.to_string(), vec![step("a"), step("b")]).await
+    };
+    let Err(Error::Corrupt(reason)) = declared("tasks").await else { panic!("accepted") };
+    assert!(reason.contains(r#"the row "tasks\0b" of"#), "{reason}");
+    assert!(reason.ends_with("`larder migrations remove --row 7461736b730062`"), "{reason}");
+    assert_eq!(declared("tasks2").await.unwrap(), ["b"]);
+    let refused = ledger.record("tasks", step("b"), true).await.unwrap_err();
+    assert!(matches!(refused, Error::Corrupt(_)), "{refused:?}");
+
+    for key in [&b"tasks\0a"[..], b"tasks\0c", b"\xff\0b"] {
+        let refused = ledger.remove_invalid(key, false).await.unwrap_err();
+        assert!(matches!(refused, Error::InvalidArgument(_)), "{refused:?}");
+    }
+    for key in invalid {
+        assert_eq!(ledger.remove_invalid(key, true).await.unwrap().key, key);
+        assert_eq!(ledger.remove_invalid(key, false).await.unwrap().key, key);
+        let gone = ledger.remove_invalid(key, true).await.unwrap_err();
+        assert!(matches!(gone, Error::InvalidArgument(_)), "{gone:?}");
+    }
+    for component in ["other", "tasks", "tasks2"] {
+        assert_eq!(declared(component).await.unwrap(), ["b"]);
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn all_rows_of_a_component_are_removed_those_too_that_are_not_text() {
+    let (_folder, path) = folder();
+    let store = Sqlite::open(&path, DEFAULT).await.unwrap();
+    let connection = Connection::open(&path).unwrap();
+    for key in [&b"tasks\0\xff\xfe"[..], b"tasks\0\xc3", b"tasks2\0a"] {
+        let sql = "INSERT INTO larder_entries (namespace, key, value, version) VALUES (?1, ?2, x'00', 1)";
+        connection.execute(sql, (b"__store_migrations__", key)).unwrap();
+    }
+    let store = Store::builder(store).build().unwrap();
+    let ledger = MigrationLedger::new(store.handle(HandleOptions::default()));
+    for dry_run in [true, false] {
+        let removed = ledger.remove("tasks", None, dry_run).await.unwrap();
+        assert_eq!(
+            removed.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(),
+            [b"tasks\0\xc3".to_vec(), b"tasks\0\xff\xfe".to_vec()]
+        );
+    }
+    assert!(ledger.remove("tasks", None, false).await.unwrap().is_empty());
+    let left: i64 =
+        connection.query_row("SELECT count(*) FROM larder_entries", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 1);
+    store.close().await;
 }

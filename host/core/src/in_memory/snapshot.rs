@@ -103,7 +103,7 @@ fn collect<'a>(
         }
         let value = if options.keys_only { &[] } else { value };
         let key = row_name::key(row.name())?;
-        chunk.push(ChunkRow { key, value, version: row.version(), expires_at })?;
+        chunk.push_stored(ChunkRow { key, value, version: row.version(), expires_at });
     }
     chunk.exhausted = true;
     Ok(chunk)

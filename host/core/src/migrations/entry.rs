@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Migration;
+use super::{LEDGER_NAMESPACE, Migration};
 use crate::clock::UnixMillis;
 use crate::error::{Error, Result};
 
@@ -35,9 +35,15 @@ impl AppliedMigration {
     /// Reads a row of the ledger.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where it is none.
+    /// [`Error::Corrupt`] if it is not a valid entry. It names the row, and the repair.
     pub fn from_row(key: &[u8], value: &[u8]) -> Result<Self> {
-        let corrupt = || Error::Corrupt("an entry in the ledger of migrations can't be read".to_string());
+        let corrupt = || {
+            let (text, hex) = (String::from_utf8_lossy(key), hex(key));
+            Error::Corrupt(format!(
+                "the row {text:?} of {LEDGER_NAMESPACE:?} is not a valid entry; remove it with `larder migrations remove \
+                 --row {hex}`"
+            ))
+        };
         let (component, id) =
             std::str::from_utf8(key).ok().and_then(|key| key.split_once('\0')).ok_or_else(corrupt)?;
         let Value { ordinal, checksum, applied_at, larder } =
@@ -59,12 +65,15 @@ pub(crate) fn value(step: &Migration, applied: usize, now: UnixMillis) -> Result
 }
 
 /// Sorts a component's entries by their ordinals, which must be 1, 2, 3, ….
-pub(crate) fn in_order(mut applied: Vec<AppliedMigration>) -> Result<Vec<AppliedMigration>> {
+pub(crate) fn in_order(component: &str, mut applied: Vec<AppliedMigration>) -> Result<Vec<AppliedMigration>> {
     applied.sort_by_key(|entry| entry.ordinal);
-    if applied.iter().zip(1..).all(|(entry, ordinal)| entry.ordinal == ordinal) {
-        return Ok(applied);
+    match applied.iter().zip(1..).find(|(entry, ordinal)| entry.ordinal != *ordinal) {
+        None => Ok(applied),
+        Some((_, missing)) => Err(Error::Corrupt(format!(
+            "{LEDGER_NAMESPACE:?} has no single entry with number {missing} of {component:?}; remove all of them with \
+             `larder migrations remove --component {component:?}`"
+        ))),
     }
-    Err(Error::Corrupt("the ledger of migrations has a gap".to_string()))
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -97,13 +106,13 @@ mod tests {
     #[test]
     fn entries_come_in_the_order_of_their_ordinals_and_a_gap_is_corrupt() {
         let numbers: Vec<u64> = (1..=11).rev().collect();
-        let sorted = in_order(numbers.iter().map(|ordinal| entry(*ordinal)).collect()).unwrap();
+        let sorted = in_order("tasks", numbers.iter().map(|ordinal| entry(*ordinal)).collect()).unwrap();
         assert_eq!(
             sorted.iter().map(|entry| entry.ordinal).collect::<Vec<_>>(),
             (1..=11).collect::<Vec<_>>()
         );
         for broken in [vec![entry(2)], vec![entry(1), entry(3)], vec![entry(1), entry(1)]] {
-            assert!(matches!(in_order(broken), Err(Error::Corrupt(_))));
+            assert!(matches!(in_order("tasks", broken), Err(Error::Corrupt(_))));
         }
     }
 

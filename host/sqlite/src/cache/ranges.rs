@@ -86,7 +86,7 @@ impl CachedRanges {
                 Found::Gap { end: Some(end) } => return Ok(Beginning::Gap(rest.narrowed_until(&end))),
             };
             let is_last = reaches(end.as_deref(), rest.end());
-            let mut part = rows.part(&rest, options, moment.now)?;
+            let mut part = rows.part(&rest, options, moment.now);
             // Rows that were left out for want of room come before what is behind the segment.
             if !part.exhausted || is_last || !part.is_empty() {
                 part.exhausted &= is_last;
