@@ -40,8 +40,12 @@ impl MigrationScope {
             return Err(Error::invalid_argument("name at least one component"));
         }
         for name in &names {
-            check_name("the name of a component", name, 0, &Limits::default())
-                .map_err(|error| Error::invalid_argument(error.to_string()))?;
+            check_name("the name of a component", name, 0, &Limits::default()).map_err(
+                |error| match error {
+                    Error::LimitExceeded(_) => Error::invalid_argument(error.to_string()),
+                    error => error,
+                },
+            )?;
         }
         Ok(Self::Only(names))
     }
@@ -74,7 +78,9 @@ mod tests {
     fn a_name_that_no_component_can_have_is_refused() {
         let long = "a".repeat(2_049);
         for name in ["", "a\0b", "a\nb", &long] {
-            assert!(matches!(MigrationScope::only([name]), Err(Error::InvalidArgument(_))), "{name:?}");
+            let refused = MigrationScope::only([name]).unwrap_err();
+            assert!(matches!(refused, Error::InvalidArgument(_)), "{name:?}");
+            assert_eq!(refused.to_string().matches("invalid argument").count(), 1, "{refused}");
         }
         assert!(matches!(MigrationScope::only([""; 0]), Err(Error::InvalidArgument(_))));
     }
