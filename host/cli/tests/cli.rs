@@ -545,6 +545,16 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
     let newer = "the database has schema step 0009, and this release knows 0002 at most; use a newer release";
     assert_eq!([error("status"), error("up")], both(newer));
 
+    damage("UPDATE larder_migrations SET number = 2 WHERE number = 9");
+    std::fs::remove_file(larder.path("notes.db")).unwrap();
+    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    damage("DROP INDEX larder_entries_expiry");
+    let altered = "stored data is corrupt: the file is no intact database of larder: its \"larder_entries_expiry\" is not \
+                   the one that larder creates";
+    assert_eq!([error("status"), error("up")], both(altered));
+    let put = larder.error(1, &["put", "--store", "sqlite:notes.db", "notes", "a", "text"]);
+    assert!(put.contains(altered), "{put}");
+
     std::fs::write(larder.path("text.db"), "no database. ".repeat(100)).unwrap();
     let corrupt = larder.error(1, &["migrate", "status", "--store", "sqlite:text.db"]);
     let problem = "stored data is corrupt: the file is no intact SQLite database\n";

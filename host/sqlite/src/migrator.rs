@@ -126,7 +126,11 @@ impl SqliteMigrator {
                 if this.ledger == Ledger::larder() {
                     file::check_belongs(connection, this.options)?;
                 }
-                Ok(applied(connection, &this.ledger)?)
+                let found = applied(connection, &this.ledger)?;
+                if pending(&this.steps, &found).is_ok_and(<[Step]>::is_empty) {
+                    this.check_tables(connection)?;
+                }
+                Ok(found)
             })?;
             Ok(Status::of(&this.steps, found)?)
         })
@@ -153,9 +157,18 @@ impl SqliteMigrator {
             let looking = this.connect_to(&location).map_err(|error| in_lock(error, this.lock_wait))?;
             let options = SqliteOptions { create: false, ..this.options };
             let fresh = this.clone().options(options);
-            up(&looking, || fresh.connect_to(&location), &this.steps, &this.ledger, this.lock_wait)
+            let done =
+                up(&looking, || fresh.connect_to(&location), &this.steps, &this.ledger, this.lock_wait)?;
+            this.check_tables(&looking)?;
+            Ok(done)
         })
         .await
+    }
+
+    /// Refuses a database to which all steps of larder were applied, and whose tables are others than these make. To open it
+    /// as a store fails in the same way.
+    fn check_tables(&self, connection: &Connection) -> Result<()> {
+        if self.ledger == Ledger::larder() { file::check_tables(connection) } else { Ok(()) }
     }
 
     /// Runs SQL on a connection of its own, on a thread that may block, and gives what `work` returns. Every connection

@@ -371,6 +371,38 @@ async fn a_file_is_shared_with_larder_and_with_other_platforms() {
 
 #[tokio::test]
 async fn a_folder_of_files_is_a_set_too() {
+/// The runner of larder's own steps, as `larder migrate` has it.
+#[tokio::test]
+async fn larders_tables_that_were_altered_by_hand_are_refused_by_the_runner_too() {
+    let database = Database::new();
+    let store = Sqlite::open(database.path(), SqliteOptions::default()).await.unwrap();
+    larder_core::backend::Backend::close(&store).await;
+    let dsn = format!("sqlite:{}", database.path().display());
+    let migrator = larder_core::Driver::migrator(&larder_sqlite::SqliteDriver, &dsn).unwrap().unwrap();
+    assert!(migrator.status().await.unwrap().pending.is_empty());
+    assert!(migrator.up().await.unwrap().is_empty());
+    let alter = "ALTER TABLE larder_entries ADD COLUMN extra BLOB";
+    Connection::open(database.path()).unwrap().execute_batch(alter).unwrap();
+    let opened = Sqlite::open(database.path(), SqliteOptions::default()).await;
+    let Err(Error::Corrupt(reason)) = opened else { panic!("{:?}", opened.err()) };
+    for error in [migrator.status().await.unwrap_err(), migrator.up().await.unwrap_err()] {
+        assert!(
+            matches!(&error, MigrationError::Database(Error::Corrupt(same)) if *same == reason),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_fails_because_the_disk_is_full_is_not_blamed_on_the_file() {
+    let database = Database::new();
+    let fill = "PRAGMA max_page_count = 8; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(1000000))";
+    let error = database.with_second(fill).up().await.unwrap_err();
+    assert!(matches!(error, MigrationError::StepFailed { number: 2, cause: Error::Unavailable { .. }, .. }));
+    let text = error.to_string();
+    assert!(text.contains("the file is not at fault") && !text.contains("correct the file"), "{text}");
+}
+
     let database = Database::new();
     let folder = tempfile::tempdir().unwrap();
     for (file, sql) in FILES {
