@@ -72,6 +72,7 @@ use crate::{SqliteOptions, connection, file, look};
 /// Besides what begins, ends or divides a transaction:
 ///
 /// - `ATTACH` and `DETACH`: what is in another file is not committed together with the ledger.
+/// - `PRAGMA wal_checkpoint`, which SQLite doesn't run within a transaction either. Larder makes checkpoints by itself.
 /// - `VACUUM`, which SQLite doesn't run within a transaction. It loses nothing if it is run again, so run it beside the
 ///   migrations, by [`SqliteMigrator::with_connection`].
 /// - `PRAGMA foreign_keys`, which has no effect within a transaction, and `PRAGMA`s that set something for the whole
@@ -452,6 +453,10 @@ fn reason_to_refuse(action: &AuthAction<'_>) -> Option<&'static str> {
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => Some(
             "attaches or detaches a database; remove the command, as another file is not committed together with the \
              ledger",
+        ),
+        AuthAction::Pragma { pragma_name, .. } if pragma_name.eq_ignore_ascii_case("wal_checkpoint") => Some(
+            "can't run within a transaction, as each step does; remove `PRAGMA wal_checkpoint`, or run it beside the \
+             migrations, on a connection of its own",
         ),
         AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => reason_to_refuse_pragma(pragma_name),
         _ => None,

@@ -256,6 +256,8 @@ async fn a_step_can_not_take_its_transaction_apart() {
         "CREATE TABLE two (x); PRAGMA temp_store_directory = '/'",
         "CREATE TABLE two (x); VACUUM",
         "CREATE TABLE two (x); -- smaller\n vacuum INTO 'other.db'",
+        "CREATE TABLE two (x); PRAGMA wal_checkpoint(TRUNCATE)",
+        "CREATE TABLE two (x); PRAGMA main.WAL_checkpoint",
     ] {
         let database = Database::new();
         let error = database.with_second(sql).up().await.unwrap_err();
