@@ -256,7 +256,8 @@ pub enum MigrationError {
     /// A step would have left rows that refer to missing rows, and was rolled back. Those before it are applied.
     #[error(
         "schema step {:?} was rolled back because it leaves rows that refer to missing rows: {violations}; delete or \
-         change these rows in the step",
+         change these rows in the step, and if they did so before it, keep their row ids, and rename tables and columns in \
+         a step that drops nothing",
         file(*number, name)
     )]
     ForeignKeys {

@@ -1,80 +1,386 @@
 //! Rows that refer to rows that are not there, which a step of a schema must not leave.
-
-use std::collections::HashMap;
+//!
+//! A violation was there before the step if the same row of the same table broke the same key with the same values then.
+//! Every other one is new. A row is told by its row id, or by its primary key if its table has no row ids. Both states are
+//! read in the order of the rows and compared as they are read, so memory does not depend on how many violations there are.
 
 use larder_core::schema::{ForeignKeyViolation, ForeignKeyViolations};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Params, Row, Rows};
 
 use crate::error::{Result, SqliteError};
 
-/// The tables that refer to others.
-const TABLES: &str = "
-    SELECT DISTINCT tables.name FROM main.sqlite_schema AS tables, pragma_foreign_key_list(tables.name, 'main')
-    WHERE tables.type = 'table' ORDER BY tables.name";
-
-const CHECK: &str = "SELECT rowid, parent FROM pragma_foreign_key_check(?1, 'main')";
-
-/// What is found by a check of all tables.
-#[derive(Default)]
-pub(crate) struct Found {
-    violations: Vec<ForeignKeyViolation>,
-    /// Why a table can't be checked, as when what its key refers to is not unique.
-    mismatches: HashMap<String, SqliteError>,
+/// How a table is known again after the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// By the page at which its tree begins, which a new name does not change. Its keys are known by their order. The step
+    /// must not have dropped a table or an index: the page might belong to another table by now.
+    ByRoot,
+    /// By its name, and its keys by their columns.
+    ByName,
 }
 
-impl Found {
-    /// Reads every row that refers to another.
+/// A table that refers to others.
+struct Child {
+    name: String,
+    root: i64,
+    /// The expressions for a row's id, and for its primary key if it has no id.
+    row: String,
+    primary_key: String,
+    /// In the order in which they were declared.
+    keys: Vec<Key>,
+}
+
+/// A foreign key.
+struct Key {
+    parent: String,
+    has_parent: bool,
+    /// The columns of the child with those of the parent. The parent's is not known if it has no primary key.
+    columns: Vec<(String, Option<String>)>,
+}
+
+/// What a check of one table finds.
+enum Checked {
+    Sound,
+    HasViolations,
+    /// The table can't be checked, as when what its key refers to is not unique.
+    Mismatch(SqliteError),
+}
+
+/// The tables that are not sound after a step.
+pub(crate) struct Suspects(Vec<(Child, Checked)>);
+
+impl Suspects {
+    /// Reads every row that refers to another, up to the first violation of each table.
     pub(crate) fn in_database(connection: &Connection) -> Result<Self> {
-        let mut found = Self::default();
-        let mut tables = connection.prepare(TABLES)?;
-        let tables = tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
-        for table in tables {
-            match found.check(connection, &table) {
-                Err(error) if error.has_code(ErrorCode::Unknown) => {
-                    drop(found.mismatches.insert(table, error))
-                }
-                checked => checked?,
+        let mut suspects = Vec::new();
+        for child in children(connection)? {
+            match check(connection, &child.name)? {
+                Checked::Sound => {}
+                checked => suspects.push((child, checked)),
             }
         }
-        Ok(found)
-    }
-
-    fn check(&mut self, connection: &Connection, table: &str) -> Result<()> {
-        let mut statement = connection.prepare(CHECK)?;
-        let rows = statement.query_map([table], |row| {
-            Ok(ForeignKeyViolation { table: table.to_string(), row: row.get(0)?, parent: row.get(1)? })
-        })?;
-        for row in rows {
-            self.violations.push(row?);
-        }
-        Ok(())
+        Ok(Self(suspects))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.violations.is_empty() && self.mismatches.is_empty()
+        self.0.is_empty()
     }
 
     /// What was not there before.
     ///
     /// # Errors
     /// Why a table can't be checked any more.
-    pub(crate) fn beyond(self, before: Self) -> Result<ForeignKeyViolations> {
-        let is_new = |(table, _): &(String, SqliteError)| !before.mismatches.contains_key(table);
-        if let Some((_, mismatch)) = self.mismatches.into_iter().find(is_new) {
-            return Err(mismatch);
-        }
-        // Rows without an id are alike, so they are counted.
-        let mut known: HashMap<ForeignKeyViolation, u64> = HashMap::new();
-        for violation in before.violations {
-            *known.entry(violation).or_default() += 1;
-        }
-        let is_new = |violation: &ForeignKeyViolation| match known.get_mut(violation) {
-            Some(count) if *count > 0 => {
-                *count -= 1;
-                false
+    pub(crate) fn beyond(
+        self,
+        before: &Connection,
+        after: &Connection,
+        known: Known,
+    ) -> Result<ForeignKeyViolations> {
+        let children = children(before)?;
+        let mut violations = ForeignKeyViolations::default();
+        for (child, checked) in self.0 {
+            let earlier = children.iter().find(|earlier| child.is(earlier, known));
+            let earlier_checked = earlier.map(|earlier| check(before, &earlier.name)).transpose()?;
+            match (checked, earlier_checked) {
+                // SQLite could not check it before either.
+                (Checked::Mismatch(_), Some(Checked::Mismatch(_))) => {}
+                (Checked::Mismatch(mismatch), _) => return Err(mismatch),
+                (_, Some(Checked::HasViolations)) => {
+                    child.compare(after, earlier.map(|earlier| (earlier, before)), known, &mut violations)?;
+                }
+                _ => child.compare(after, None, known, &mut violations)?,
             }
-            _ => true,
-        };
-        Ok(self.violations.into_iter().filter(is_new).collect())
+        }
+        Ok(violations)
+    }
+}
+
+/// A row that breaks a key: its id, its primary key if it has no id, and the values that refer to nothing. The order is
+/// that in which SQLite gives them.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Violation(Option<i64>, String, String);
+
+impl Child {
+    fn is(&self, earlier: &Self, known: Known) -> bool {
+        match known {
+            Known::ByRoot => self.root == earlier.root,
+            Known::ByName => self.name.eq_ignore_ascii_case(&earlier.name),
+        }
+    }
+
+    /// Adds the violations that the earlier state of the table does not have.
+    fn compare(
+        &self,
+        after: &Connection,
+        earlier: Option<(&Self, &Connection)>,
+        known: Known,
+        violations: &mut ForeignKeyViolations,
+    ) -> Result<()> {
+        for (place, key) in self.keys.iter().enumerate() {
+            let earlier_key = earlier.and_then(|(earlier, before)| {
+                let earlier_key = match known {
+                    Known::ByRoot => earlier.keys.get(place),
+                    Known::ByName => earlier.keys.iter().find(|earlier| key.is(earlier)),
+                };
+                Some((before, earlier.violations(earlier_key?)))
+            });
+            let mut new = after.prepare(&self.violations(key))?;
+            let mut new = new.query([])?;
+            let mut old = earlier_key.map(|(before, sql)| before.prepare(&sql)).transpose()?;
+            let mut old = old.as_mut().map(|old| old.query([])).transpose()?;
+            let mut last_old = next(old.as_mut())?;
+            while let Some(violation) = next(Some(&mut new))? {
+                while last_old.as_ref().is_some_and(|last_old| *last_old < violation) {
+                    last_old = next(old.as_mut())?;
+                }
+                if last_old.as_ref() == Some(&violation) {
+                    last_old = next(old.as_mut())?;
+                } else {
+                    let (table, parent) = (self.name.clone(), key.parent.clone());
+                    violations.push(ForeignKeyViolation { table, row: violation.0, parent });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// SQL that finds the violations of a key, in the order of [`Violation`]. A key compares as its parent's column does: the
+    /// `+` takes the affinity and the collation of the child's column away.
+    fn violations(&self, key: &Key) -> String {
+        let referring: Vec<_> = key.columns.iter().map(|(column, _)| column_of("c", column)).collect();
+        let values = joined(&referring);
+        let mut sql = format!(
+            "SELECT {}, {}, {values} FROM main.{} AS c WHERE {}",
+            self.row,
+            self.primary_key,
+            quoted(&self.name),
+            referring.iter().map(|column| format!("{column} IS NOT NULL")).collect::<Vec<_>>().join(" AND ")
+        );
+        if key.has_parent {
+            let equal = referring.iter().zip(&key.columns).map(|(column, (_, parents))| {
+                let parents = parents.as_deref().unwrap_or_default();
+                format!("{} = +{column}", column_of("p", parents))
+            });
+            let equal: Vec<_> = equal.collect();
+            let parent = quoted(&key.parent);
+            sql +=
+                &format!(" AND NOT EXISTS (SELECT 1 FROM main.{parent} AS p WHERE {})", equal.join(" AND "));
+        }
+        sql + " ORDER BY 1, 2, 3"
+    }
+}
+
+impl Key {
+    fn is(&self, other: &Self) -> bool {
+        self.names().eq(other.names())
+    }
+
+    /// All its names. SQLite compares them without regard to the case of ASCII letters.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let columns = self.columns.iter().flat_map(|(column, parents)| [Some(column), parents.as_ref()]);
+        std::iter::once(Some(&self.parent))
+            .chain(columns)
+            .map(|name| name.map(|name| name.to_ascii_lowercase()).unwrap_or_default())
+    }
+}
+
+fn next(rows: Option<&mut Rows<'_>>) -> Result<Option<Violation>> {
+    let Some(row) = rows.map(Rows::next).transpose()?.flatten() else { return Ok(None) };
+    Ok(Some(Violation(row.get(0)?, row.get(1)?, row.get(2)?)))
+}
+
+/// SQLite checks which tables can be checked, before it reads a row.
+fn check(connection: &Connection, table: &str) -> Result<Checked> {
+    let sql = "SELECT 1 FROM pragma_foreign_key_check(?1, 'main') LIMIT 1";
+    let found = connection.query_row(sql, [table], |_| Ok(())).optional().map_err(SqliteError::from);
+    match found {
+        Ok(None) => Ok(Checked::Sound),
+        Ok(Some(())) => Ok(Checked::HasViolations),
+        Err(error) if error.has_code(ErrorCode::Unknown) => Ok(Checked::Mismatch(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The tables that refer to others.
+fn children(connection: &Connection) -> Result<Vec<Child>> {
+    let sql = "SELECT tables.name, rootpage FROM main.sqlite_schema AS tables
+        WHERE type = 'table' AND EXISTS (SELECT 1 FROM pragma_foreign_key_list(tables.name, 'main'))
+        ORDER BY tables.name";
+    let tables = all(connection, sql, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+    tables.into_iter().map(|(name, root)| child(connection, name, root)).collect()
+}
+
+fn child(connection: &Connection, name: String, root: i64) -> Result<Child> {
+    let columns = names(connection, "SELECT name FROM pragma_table_xinfo(?1, 'main')", &name)?;
+    let sql = "SELECT wr FROM pragma_table_list(?1) WHERE schema = 'main'";
+    let has_no_row_ids: bool = connection.query_row(sql, [&name], |row| row.get(0))?;
+    // A column may be named like the row id.
+    let is_free = |row_id: &&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(row_id));
+    let row_id = ["rowid", "_rowid_", "oid"].into_iter().find(is_free).filter(|_| !has_no_row_ids);
+    let primary_key = match row_id {
+        Some(_) => Vec::new(),
+        None => {
+            let sql = "SELECT name FROM pragma_table_xinfo(?1, 'main') WHERE pk > 0 ORDER BY pk";
+            names(connection, sql, &name)?
+        }
+    };
+    let primary_key: Vec<_> = primary_key.iter().map(|column| column_of("c", column)).collect();
+    Ok(Child {
+        row: row_id.map_or_else(|| "NULL".to_string(), |row_id| format!("c.{row_id}")),
+        primary_key: joined(&primary_key),
+        keys: keys(connection, &name)?,
+        name,
+        root,
+    })
+}
+
+fn keys(connection: &Connection, child: &str) -> Result<Vec<Key>> {
+    // SQLite numbers keys from the one that was declared last.
+    let sql = "SELECT key.id, key.\"table\", key.\"from\", coalesce(key.\"to\",
+            (SELECT name FROM pragma_table_xinfo(key.\"table\", 'main') WHERE pk = key.seq + 1)),
+            EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = key.\"table\" COLLATE NOCASE)
+        FROM pragma_foreign_key_list(?1, 'main') AS key ORDER BY key.id DESC, key.seq";
+    let parts = all(connection, sql, [child], |row| {
+        let key = Key { parent: row.get(1)?, has_parent: row.get(4)?, columns: Vec::new() };
+        Ok((row.get::<_, i64>(0)?, key, (row.get(2)?, row.get(3)?)))
+    })?;
+    let mut keys: Vec<(i64, Key)> = Vec::new();
+    for (id, key, columns) in parts {
+        match keys.last_mut() {
+            Some((last, key)) if *last == id => key.columns.push(columns),
+            _ => keys.push((id, Key { columns: vec![columns], ..key })),
+        }
+    }
+    Ok(keys.into_iter().map(|(_, key)| key).collect())
+}
+
+fn names(connection: &Connection, sql: &str, table: &str) -> Result<Vec<String>> {
+    all(connection, sql, [table], |row| row.get(0))
+}
+
+fn all<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map(parameters, read)?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// An expression for the values of columns as one text, which differs if a type or a value does.
+fn joined(columns: &[String]) -> String {
+    let text = |column: &String| {
+        // `quote` ends a text at a NUL.
+        format!(
+            "iif(typeof({column}) IN ('text', 'blob'), typeof({column}) || hex({column}), quote({column}))"
+        )
+    };
+    let texts: Vec<_> = columns.iter().map(text).collect();
+    if texts.is_empty() { "''".to_string() } else { texts.join(" || ',' || ") }
+}
+
+fn column_of(table: &str, column: &str) -> String {
+    format!("{table}.{}", quoted(column))
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What SQLite compares by the rules of the parent's column.
+    const VALUES: [&str; 14] = [
+        "1",
+        "'1'",
+        "1.0",
+        "'01'",
+        "'1.0'",
+        "'a'",
+        "'A'",
+        "'a '",
+        "x'61'",
+        "x'31'",
+        "1.5",
+        "'1.5'",
+        "NULL",
+        "'x' || char(0) || 'y'",
+    ];
+
+    const TYPES: [&str; 8] =
+        ["INTEGER", "TEXT", "TEXT COLLATE NOCASE", "TEXT COLLATE RTRIM", "REAL", "NUMERIC", "BLOB", ""];
+
+    /// The rows that SQLite names, and those that are found here.
+    fn both(connection: &Connection) -> (Vec<Option<i64>>, Vec<Option<i64>>) {
+        let sql = "SELECT rowid FROM pragma_foreign_key_check('c', 'main') ORDER BY fkid DESC, rowid";
+        let expected = all(connection, sql, [], |row| row.get(0)).unwrap();
+        let children = children(connection).unwrap();
+        let mut found = Vec::new();
+        for key in &children[0].keys {
+            let sql = children[0].violations(key);
+            found.extend(all(connection, &sql, [], |row| row.get::<_, Option<i64>>(0)).unwrap());
+        }
+        (expected, found)
+    }
+
+    #[test]
+    fn the_violations_are_those_that_sqlite_finds_whatever_the_types_are() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for parent in TYPES {
+            for child in TYPES {
+                for table in ["", "WITHOUT ROWID"] {
+                    let connection = Connection::open_in_memory().unwrap();
+                    let sql = format!(
+                        "PRAGMA foreign_keys = OFF;
+                         CREATE TABLE \"p\"\"q\" (x {parent} UNIQUE, y {parent}, z INTEGER PRIMARY KEY, UNIQUE (y, x));
+                         CREATE TABLE c (id INTEGER PRIMARY KEY, a {child} REFERENCES \"p\"\"q\" (x),
+                             b {child} REFERENCES \"P\"\"Q\", d {child} REFERENCES missing,
+                             FOREIGN KEY (a, d) REFERENCES \"p\"\"q\" (y, x)) {table};"
+                    );
+                    connection.execute_batch(&sql).unwrap();
+                    let mut value = || VALUES[random.usize(..VALUES.len())];
+                    for _ in 0..12 {
+                        let sql = format!(
+                            "INSERT OR IGNORE INTO \"p\"\"q\" (x, y) VALUES ({}, {})",
+                            value(),
+                            value()
+                        );
+                        connection.execute_batch(&sql).unwrap();
+                        let values = (value(), value(), value());
+                        let sql = format!(
+                            "INSERT INTO c (id, a, b, d) VALUES ({}, {}, {}, {})",
+                            "(SELECT count(*) FROM c)", values.0, values.1, values.2
+                        );
+                        connection.execute_batch(&sql).unwrap();
+                    }
+                    let (expected, found) = both(&connection);
+                    assert_eq!(found, expected, "{parent:?}, {child:?} {table}");
+                    assert!(!found.is_empty());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn columns_that_are_named_like_row_ids_do_not_hide_them() {
+        for (columns, expected) in [
+            ("rowid TEXT, \"_ROWID_\" REFERENCES p", Some([1, 3])),
+            ("oid TEXT, a REFERENCES p, rowid", Some([1, 3])),
+            ("oid TEXT, rowid REFERENCES p, _rowid_", None),
+        ] {
+            let connection = Connection::open_in_memory().unwrap();
+            let sql = format!(
+                "PRAGMA foreign_keys = OFF; CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c ({columns});
+                 INSERT INTO c SELECT *{} FROM (VALUES ('x', 1), ('y', NULL), ('z', 2))",
+                ", 0".repeat(columns.matches(',').count() - 1)
+            );
+            connection.execute_batch(&sql).unwrap();
+            let found = both(&connection).1;
+            assert_eq!(found, expected.map_or([None, None], |rows| rows.map(Some)), "{columns}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::foreign_keys::Found;
+use crate::foreign_keys::{Known, Suspects};
 use crate::location::Location;
 use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
@@ -63,9 +63,17 @@ use crate::{SqliteOptions, connection, file, look};
 /// documentation describes it](https://sqlite.org/lang_altertable.html#otheralter): `CREATE TABLE new_x`, `INSERT INTO new_x
 /// SELECT … FROM x`, `DROP TABLE x`, `ALTER TABLE new_x RENAME TO x`. No `ON DELETE` and no `ON UPDATE` action runs: a step
 /// that deletes or changes rows that others refer to has to delete or change these as well. If a row refers to a missing
-/// row at the end of the step, the step fails with [`MigrationError::ForeignKeys`]. Rows that did so before the step do not
-/// count, if they have kept their row ids. The check reads every row that refers to another, also in tables that the step
-/// did not change.
+/// row at the end of the step, the step fails with [`MigrationError::ForeignKeys`].
+///
+/// Rows that did so before the step do not count, if they are the same after it: the same row id (or the same primary key in
+/// a table without row ids) in the same table refers to the same missing values by the same key. A step that rebuilds such a
+/// table has to keep the row ids, as `INSERT INTO new_x (rowid, …) SELECT rowid, … FROM x` does. A table or column that the
+/// step renames is the same, unless the step also drops a table or an index or sets `PRAGMA writable_schema`: then only the
+/// names tell, so rename in a step of its own. A table whose key SQLite can't check (what it refers to is not unique) is not
+/// checked if that was so before the step.
+///
+/// The check reads every row that refers to another, also in tables that the step did not change. Its memory does not depend
+/// on how many of them refer to missing rows. The steps of larder's own tables are not checked, as nothing refers to these.
 ///
 /// # What a step can't hold
 ///
@@ -289,7 +297,7 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
         let Some(step) = pending(self.steps, &found)?.first() else { return Ok(None) };
         self.create_ledger(&transaction).map_err(|error| failed(step, None, error))?;
         watch.over(|| script::run(&transaction, step.sql())).map_err(|error| watch.failure(step, error))?;
-        self.check_foreign_keys(&transaction, step)?;
+        self.check_foreign_keys(&transaction, step, watch.known())?;
         self.record(&transaction, step, &found).map_err(|error| failed(step, None, error))?;
         commit(transaction, step)?;
         Ok(Some(step))
@@ -315,13 +323,23 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
 
     /// A step must not leave rows that refer to missing ones, except for those that it found. Only then does it matter what
     /// was there before, which another connection sees until this one commits.
-    fn check_foreign_keys(&self, transaction: &Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
-        let after = Found::in_database(transaction).map_err(|error| failed(step, None, error))?;
-        if after.is_empty() {
+    fn check_foreign_keys(
+        &self,
+        transaction: &Transaction<'_>,
+        step: &Step,
+        known: Known,
+    ) -> Result<(), MigrationError> {
+        // What a platform keeps beside larder's tables is no concern of larder's own steps.
+        if *self.ledger == Ledger::larder() {
             return Ok(());
         }
-        let before = Found::in_database(&self.connect()?)?;
-        let violations = after.beyond(before).map_err(|error| failed(step, None, error))?;
+        let suspects = Suspects::in_database(transaction).map_err(|error| failed(step, None, error))?;
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let before = self.connect()?;
+        let violations =
+            suspects.beyond(&before, transaction, known).map_err(|error| failed(step, None, error))?;
         if violations.count() == 0 {
             return Ok(());
         }
@@ -401,18 +419,30 @@ struct Watch {
     is_on: AtomicBool,
     /// What was refused.
     refused: OnceLock<&'static str>,
+    /// Whether a table's root page may belong to another table by now.
+    has_moved_roots: AtomicBool,
 }
 
 impl Watch {
     fn authorizer(self: &Arc<Self>) -> impl for<'a> FnMut(AuthContext<'a>) -> Authorization + Send + 'static {
         let watch = self.clone();
-        move |context: AuthContext<'_>| match reason_to_refuse(&context.action) {
-            Some(reason) if watch.is_on.load(Ordering::Relaxed) => {
-                let _ = watch.refused.set(reason);
-                Authorization::Deny
+        move |context: AuthContext<'_>| {
+            if moves_roots(&context.action) {
+                watch.has_moved_roots.store(true, Ordering::Relaxed);
             }
-            _ => Authorization::Allow,
+            match reason_to_refuse(&context.action) {
+                Some(reason) if watch.is_on.load(Ordering::Relaxed) => {
+                    let _ = watch.refused.set(reason);
+                    Authorization::Deny
+                }
+                _ => Authorization::Allow,
+            }
         }
+    }
+
+    /// How tables are known again after the step.
+    fn known(&self) -> Known {
+        if self.has_moved_roots.load(Ordering::Relaxed) { Known::ByName } else { Known::ByRoot }
     }
 
     fn over<T>(&self, work: impl FnOnce() -> T) -> T {
@@ -442,6 +472,15 @@ const VACUUM: &str = "can't run within a transaction, as each step does; run `VA
 fn is_vacuum(statement: &str) -> bool {
     let keyword = statement.split(|next: char| !next.is_ascii_alphanumeric()).next().unwrap_or_default();
     keyword.eq_ignore_ascii_case("vacuum")
+}
+
+/// Whether a table that is there before this may have another root page after it.
+fn moves_roots(action: &AuthAction<'_>) -> bool {
+    match action {
+        AuthAction::DropTable { .. } | AuthAction::DropIndex { .. } | AuthAction::DropVtable { .. } => true,
+        AuthAction::Pragma { pragma_name, .. } => pragma_name.eq_ignore_ascii_case("writable_schema"),
+        _ => false,
+    }
 }
 
 fn reason_to_refuse(action: &AuthAction<'_>) -> Option<&'static str> {

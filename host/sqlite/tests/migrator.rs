@@ -371,8 +371,6 @@ async fn a_file_is_shared_with_larder_and_with_other_platforms() {
     larder_core::backend::Backend::close(&store).await;
 }
 
-#[tokio::test]
-async fn a_folder_of_files_is_a_set_too() {
 /// The runner of larder's own steps, as `larder migrate` has it.
 #[tokio::test]
 async fn larders_tables_that_were_altered_by_hand_are_refused_by_the_runner_too() {
@@ -405,6 +403,8 @@ async fn a_step_that_fails_because_the_disk_is_full_is_not_blamed_on_the_file() 
     assert!(text.contains("the file is not at fault") && !text.contains("correct the file"), "{text}");
 }
 
+#[tokio::test]
+async fn a_folder_of_files_is_a_set_too() {
     let database = Database::new();
     let folder = tempfile::tempdir().unwrap();
     for (file, sql) in FILES {
@@ -519,6 +519,106 @@ async fn rows_that_lacked_their_parents_before_a_step_do_not_fail_it() {
     assert_eq!(numbers(&second(REBUILD).up().await.unwrap()), [2]);
 }
 
+/// What a step does to a database that has these tables, made with foreign keys off.
+async fn second_step(before: &str, sql: &'static str) -> (Database, Result<Vec<u32>, MigrationError>) {
+    let database = Database::new();
+    database.migrator(&[("0001_teams.sql", TEAMS)]).up().await.unwrap();
+    let connection = Connection::open(database.path()).unwrap();
+    connection.execute_batch(&format!("PRAGMA foreign_keys = OFF; {before}")).unwrap();
+    drop(connection);
+    let migrator = database.migrator(&[("0001_teams.sql", TEAMS), ("0002_second.sql", sql)]);
+    let outcome = migrator.up().await.map(|steps| numbers(&steps));
+    (database, outcome)
+}
+
+/// A row without its parent, and a table that SQLite can't check.
+const ORPHANS: &str = "CREATE TABLE p (id INTEGER PRIMARY KEY, name TEXT);
+    CREATE TABLE c (k TEXT, a INTEGER REFERENCES p, b INTEGER REFERENCES p);
+    CREATE TABLE keyed (k TEXT PRIMARY KEY, a REFERENCES p) WITHOUT ROWID;
+    CREATE TABLE apart (name TEXT REFERENCES p (name));
+    INSERT INTO p VALUES (1, 'one'), (5, 'five');
+    INSERT INTO c VALUES ('good', 1, 1), ('old', 99, 5), ('none', NULL, 1);
+    INSERT INTO keyed VALUES ('good', 1), ('old', 99);
+    INSERT INTO apart VALUES ('two');";
+
+#[tokio::test]
+async fn rows_that_a_step_does_not_change_do_not_count_whatever_it_renames() {
+    for sql in [
+        "ALTER TABLE p RENAME TO people",
+        "ALTER TABLE c RENAME TO children",
+        "ALTER TABLE c RENAME TO children; ALTER TABLE p RENAME TO people; ALTER TABLE children RENAME TO p",
+        "ALTER TABLE c RENAME COLUMN a TO parent",
+        "ALTER TABLE keyed RENAME TO k; ALTER TABLE k RENAME COLUMN k TO l; ALTER TABLE p RENAME COLUMN id TO number",
+        "ALTER TABLE apart RENAME TO afar",
+        "ALTER TABLE c ADD COLUMN d REFERENCES p; CREATE TABLE other (x REFERENCES p)",
+        "ALTER TABLE c ADD COLUMN d; ALTER TABLE c DROP COLUMN k",
+        "PRAGMA legacy_alter_table = ON; ALTER TABLE c RENAME TO children",
+        "CREATE TABLE z (x); DROP TABLE z; CREATE INDEX i ON c (a); DROP INDEX i",
+        "UPDATE c SET k = 'still', b = 1 WHERE a = 99; UPDATE keyed SET a = 5 WHERE k = 'good'",
+        "DELETE FROM c WHERE a = 99; DELETE FROM keyed WHERE a = 99; DELETE FROM apart",
+        "CREATE TABLE n (k TEXT, a INTEGER REFERENCES p (id), b INTEGER REFERENCES P);
+         INSERT INTO n (rowid, k, a, b) SELECT rowid, * FROM c; DROP TABLE c; ALTER TABLE n RENAME TO c",
+    ] {
+        assert_eq!(second_step(ORPHANS, sql).await.1.unwrap(), [2], "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn no_violation_is_taken_for_one_that_was_there_before() {
+    let row = |table: &str, row| (table.to_string(), row, "p".to_string());
+    for (sql, expected) in [
+        // Another row gets the row id of the old one.
+        (
+            "CREATE TABLE n (k TEXT, a INTEGER REFERENCES p, b INTEGER REFERENCES p);
+             INSERT INTO n SELECT * FROM c WHERE k = 'none'; INSERT INTO n SELECT * FROM c WHERE k = 'good';
+             DROP TABLE c; ALTER TABLE n RENAME TO c; DELETE FROM keyed; DELETE FROM p WHERE id = 1",
+            vec![row("c", Some(2)), row("c", Some(1)), row("c", Some(2))],
+        ),
+        // One violation is repaired and another is made in the same row, table or key.
+        ("UPDATE c SET a = 5, b = 77 WHERE a = 99", vec![row("c", Some(2))]),
+        ("UPDATE c SET a = 5, b = 99 WHERE a = 99", vec![row("c", Some(2))]),
+        ("UPDATE c SET a = 98 WHERE a = 99", vec![row("c", Some(2))]),
+        ("DELETE FROM c WHERE a = 99; INSERT INTO c VALUES ('new', 99, 1)", vec![row("c", Some(4))]),
+        ("UPDATE keyed SET a = 5 WHERE k = 'old'; INSERT INTO keyed VALUES ('new', 99)", vec![row("keyed", None)]),
+        ("UPDATE keyed SET a = 99 WHERE k = 'good'; DELETE FROM keyed WHERE k = 'old'", vec![row("keyed", None)]),
+        // Another table gets the pages, or the name, of the one that had violations.
+        (
+            "DROP TABLE c; CREATE TABLE d (k TEXT, a INTEGER REFERENCES p, b INTEGER REFERENCES p);
+             INSERT INTO d (rowid, k, a, b) VALUES (2, 'new', 99, 5)",
+            vec![row("d", Some(2))],
+        ),
+        (
+            "ALTER TABLE c RENAME TO gone; CREATE TABLE c (k TEXT, a INTEGER REFERENCES p, b INTEGER REFERENCES p);
+             INSERT INTO c (rowid, k, a, b) VALUES (2, 'new', 99, 5)",
+            vec![row("c", Some(2))],
+        ),
+    ] {
+        let (database, outcome) = second_step(ORPHANS, sql).await;
+        assert_eq!(violations(outcome.unwrap_err()), expected, "{sql}");
+        assert_eq!(database.look::<i64>("SELECT count(*) FROM c"), 3, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_a_step_renames_beside_a_drop_is_not_known_again_and_the_error_says_what_to_do() {
+    let sql = "CREATE TABLE z (x); DROP TABLE z; ALTER TABLE p RENAME TO people";
+    let (_database, outcome) = second_step(ORPHANS, sql).await;
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("row 2 of \"c\" refers to \"people\""), "{error}");
+    assert!(error.contains("rename tables and columns in a step that drops nothing"), "{error}");
+}
+
+#[tokio::test]
+async fn as_many_violations_as_there_are_rows_do_not_fail_a_step_and_one_more_does() {
+    let many = "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c (a REFERENCES p);
+        WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 20000)
+        INSERT INTO c SELECT x FROM n;
+        CREATE TABLE keyed (a REFERENCES p, b, PRIMARY KEY (b, a)) WITHOUT ROWID; INSERT INTO keyed SELECT a, -a FROM c";
+    assert_eq!(second_step(many, "CREATE TABLE z (x)").await.1.unwrap(), [2]);
+    let (_database, outcome) = second_step(many, "INSERT INTO c VALUES (-1)").await;
+    assert_eq!(violations(outcome.unwrap_err()), [("c".to_string(), Some(20_001), "p".to_string())]);
+}
+
 #[tokio::test]
 async fn a_query_in_a_step_runs_for_all_its_rows() {
     let database = Database::new();
@@ -580,6 +680,32 @@ async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step() 
     assert_eq!(numbers(&migrator.up().await.unwrap()), [2]);
     assert_eq!(recorded(), steps.steps()[0].checksum());
     assert_eq!(migrator.version().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_was_not_touched_is_the_step_that_an_earlier_release_recorded() {
+    for text in [
+        "CREATE TABLE t (x);\r\nINSERT INTO t VALUES (1);\n",
+        "CREATE TABLE t (x);\r\n\n",
+        "CREATE TABLE t (x);\n\r\n",
+        "CREATE TABLE t (x);\n\n\n\n\n\n\n\n\n",
+        "\u{feff}\u{feff}CREATE TABLE t (x);\n",
+        "\nCREATE TABLE t (x);\r\n",
+    ] {
+        let database = Database::new();
+        let migrator = database.migrator(&[("0001_t.sql", text)]);
+        migrator.up().await.unwrap();
+        let recorded = Sha256::digest(text).to_vec();
+        let connection = Connection::open(database.path()).unwrap();
+        connection.execute("UPDATE platform_migrations SET checksum = ?1", [&recorded]).unwrap();
+        assert_eq!(migrator.version().await.unwrap(), 1, "{text:?}");
+        let both = database.migrator(&[("0001_t.sql", text), ("0002_teams.sql", TEAMS)]);
+        assert_eq!(numbers(&both.up().await.unwrap()), [2], "{text:?}");
+        let found = database.look::<Vec<u8>>("SELECT checksum FROM platform_migrations WHERE number = 1");
+        assert_eq!(found, StepSet::embedded(&[("0001_t.sql", text)]).unwrap().steps()[0].checksum());
+        let edited = database.migrator(&[("0001_t.sql", "CREATE TABLE t (y);"), ("0002_teams.sql", TEAMS)]);
+        assert_eq!(schema_error(edited.up().await.unwrap_err()), SchemaError::Edited(1));
+    }
 }
 
 // A step does the same whether it is applied alone or after others.
@@ -650,29 +776,3 @@ async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<St
         coalesce((SELECT group_concat(x) FROM log), '')";
     (error, database.look(found))
 }
-#[tokio::test]
-async fn a_file_that_was_not_touched_is_the_step_that_an_earlier_release_recorded() {
-    for text in [
-        "CREATE TABLE t (x);\r\nINSERT INTO t VALUES (1);\n",
-        "CREATE TABLE t (x);\r\n\n",
-        "CREATE TABLE t (x);\n\r\n",
-        "CREATE TABLE t (x);\n\n\n\n\n\n\n\n\n",
-        "\u{feff}\u{feff}CREATE TABLE t (x);\n",
-        "\nCREATE TABLE t (x);\r\n",
-    ] {
-        let database = Database::new();
-        let migrator = database.migrator(&[("0001_t.sql", text)]);
-        migrator.up().await.unwrap();
-        let recorded = Sha256::digest(text).to_vec();
-        let connection = Connection::open(database.path()).unwrap();
-        connection.execute("UPDATE platform_migrations SET checksum = ?1", [&recorded]).unwrap();
-        assert_eq!(migrator.version().await.unwrap(), 1, "{text:?}");
-        let both = database.migrator(&[("0001_t.sql", text), ("0002_teams.sql", TEAMS)]);
-        assert_eq!(numbers(&both.up().await.unwrap()), [2], "{text:?}");
-        let found = database.look::<Vec<u8>>("SELECT checksum FROM platform_migrations WHERE number = 1");
-        assert_eq!(found, StepSet::embedded(&[("0001_t.sql", text)]).unwrap().steps()[0].checksum());
-        let edited = database.migrator(&[("0001_t.sql", "CREATE TABLE t (y);"), ("0002_teams.sql", TEAMS)]);
-        assert_eq!(schema_error(edited.up().await.unwrap_err()), SchemaError::Edited(1));
-    }
-}
-

@@ -43,17 +43,20 @@ impl ForeignKeyViolations {
     pub fn count(&self) -> u64 {
         self.count
     }
+
+    /// Counts one more, and keeps it if it is one of the first.
+    pub fn push(&mut self, violation: ForeignKeyViolation) {
+        self.count = self.count.saturating_add(1);
+        if self.first.len() < Self::FIRST_MAX {
+            self.first.push(violation);
+        }
+    }
 }
 
 impl FromIterator<ForeignKeyViolation> for ForeignKeyViolations {
     fn from_iter<I: IntoIterator<Item = ForeignKeyViolation>>(violations: I) -> Self {
         let mut collected = Self::default();
-        for violation in violations {
-            collected.count = collected.count.saturating_add(1);
-            if collected.first.len() < Self::FIRST_MAX {
-                collected.first.push(violation);
-            }
-        }
+        violations.into_iter().for_each(|violation| collected.push(violation));
         collected
     }
 }
