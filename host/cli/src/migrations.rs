@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use larder_host::larder_core::migrations::{LEDGER_NAMESPACE, LedgerEntry};
 use larder_host::larder_core::{Migration, MigrationLedger, Range, Transaction};
-use larder_host::{Error, Handle, Mode};
+use larder_host::{Error, Mode};
 
 use crate::inspect::done;
 use crate::output::output;
@@ -99,7 +99,7 @@ impl Migrations {
         let Some(store) = &self.store else { bail!("name the store with --store DSN") };
         let store = store.look().await?;
         let handle = operator(&store);
-        done(closing(store, async { self.print(handle.begin(Mode::View)?).await }).await)
+        done(closing(store, move || async move { self.print(handle.begin(Mode::View)?).await }).await)
     }
 
     /// The ledger has the components one after the other, and each one's steps in the order of their ids.
@@ -166,22 +166,22 @@ fn table_line(step: &LedgerEntry) -> String {
 
 impl Remove {
     async fn execute(self) -> Result<ExitCode> {
-        let store = self.store.open_for(self.dry_run).await?;
-        let handle = operator(&store);
-        let removed = closing(store, self.remove(handle)).await?;
+        let Self { store, component, from, dry_run } = self;
+        let store = store.open_for(dry_run).await?;
+        let ledger = MigrationLedger::new(operator(&store));
+        let named = component.clone();
+        let removed = closing(store, move || async move {
+            ledger.remove(&named, from.as_deref(), dry_run).await.map_err(explain)
+        });
+        let removed = removed.await?;
         if removed.is_empty() {
-            bail!("there is nothing to remove: the store records no migration of {:?}", self.component);
+            bail!("there is nothing to remove: the store records no migration of {component:?}");
         }
         let lines = removed.iter().map(|step| {
             let number = step.ordinal().map_or_else(|| "?".to_string(), |ordinal| ordinal.to_string());
             format!("{}\t{number}\t{}", escape(&step.component), escape(&step.id))
         });
-        print_repair(self.dry_run, "remove", "removed", lines)
-    }
-
-    async fn remove(&self, handle: Handle) -> Result<Vec<LedgerEntry>> {
-        let ledger = MigrationLedger::new(handle);
-        ledger.remove(&self.component, self.from.as_deref(), self.dry_run).await.map_err(explain)
+        print_repair(dry_run, "remove", "removed", lines)
     }
 }
 
@@ -191,11 +191,9 @@ impl Record {
         let ledger = MigrationLedger::new(operator(&store));
         let step = Migration { id: self.id.clone(), checksum: self.checksum.0.clone() };
         let component = self.component.clone();
-        let recorded =
-            closing(
-                store,
-                async move { ledger.record(&component, step, self.dry_run).await.map_err(explain) },
-            );
+        let recorded = closing(store, move || async move {
+            ledger.record(&component, step, self.dry_run).await.map_err(explain)
+        });
         let number = recorded.await?;
         let line = format!("{}\t{number}\t{}", escape(&self.component), escape(&self.id));
         print_repair(self.dry_run, "record", "recorded", [line].into_iter())
