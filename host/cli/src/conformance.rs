@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use larder_host::drivers;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::output::{heard, output};
+use crate::signals::{self, ended};
 
 /// Run the conformance suite on a backend
 ///
@@ -36,34 +37,46 @@ pub(crate) struct Conformance {
 
 impl Conformance {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
+        signals::catch()?;
+        let results = signals::closed(self.run().await)?;
+        heard(if self.json { print_json(&results) } else { print_table(&results) })?;
+        let has_failed = results.values().any(Result::is_err);
+        Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    async fn run(&self) -> Result<BTreeMap<String, CaseResult>> {
         let bench = bench_for(&self.store, drivers()).await?;
+        let results = self.run_on(&bench).await;
+        let removed = bench.end().await.context("what the cases left could not be removed");
+        results.and_then(|results| removed.map(|()| results))
+    }
+
+    async fn run_on(&self, bench: &Arc<dyn Bench>) -> Result<BTreeMap<String, CaseResult>> {
         let suite = Suite::load().await?;
-        check_suite(&suite, bench.as_ref()).await?;
+        check_suite(&suite, bench).await?;
         let cases: Vec<String> =
             suite.cases().iter().filter(|name| name.contains(&self.filter)).cloned().collect();
         if cases.is_empty() {
             bail!("no case's name holds {:?}", self.filter);
         }
-        let results = run_all(&suite, bench, cases, self.jobs).await?;
-        heard(if self.json { print_json(&results) } else { print_table(&results) })?;
-        let has_failed = results.values().any(Result::is_err);
-        Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        run_all(&suite, bench, cases, self.jobs).await
     }
 }
 
 /// A runner that lets a wrong case pass would let everything pass.
-async fn check_suite(suite: &Suite, bench: &dyn Bench) -> Result<()> {
-    for name in suite.planted() {
-        if suite.run(name, bench).await.is_ok() {
+async fn check_suite(suite: &Suite, bench: &Arc<dyn Bench>) -> Result<()> {
+    for (name, result) in run_all(suite, bench, suite.planted().to_vec(), 1).await? {
+        if result.is_ok() {
             bail!("the suite can't be trusted here: {name}, which is wrong on purpose, passed");
         }
     }
     Ok(())
 }
 
+/// Runs cases side by side. If the command is ended, no further case begins, and those that run remove their stores.
 async fn run_all(
     suite: &Suite,
-    bench: Arc<dyn Bench>,
+    bench: &Arc<dyn Bench>,
     cases: Vec<String>,
     jobs: usize,
 ) -> Result<BTreeMap<String, CaseResult>> {
@@ -74,20 +87,31 @@ async fn run_all(
     for name in cases {
         let (suite, bench, permits) = (suite.clone(), bench.clone(), permits.clone());
         running.spawn(async move {
-            let _permit = permits.acquire().await;
+            let _permit = permits.acquire().await.ok()?;
             let result = suite.run(&name, bench.as_ref()).await;
-            (name, result)
+            Some((name, result))
         });
     }
+    let stopping = tokio::spawn(async move {
+        let ended = ended().await;
+        permits.close();
+        ended
+    });
     let mut results = BTreeMap::new();
     while let Some(finished) = running.join_next().await {
-        let (name, result) = finished?;
+        let Some((name, result)) = finished? else { continue };
         progress.set_message(name.clone());
         progress.inc(1);
         results.insert(name, result);
     }
     progress.finish_and_clear();
-    Ok(results)
+    match stopping.is_finished() {
+        true => Err(stopping.await?.into()),
+        false => {
+            stopping.abort();
+            Ok(results)
+        }
+    }
 }
 
 fn print_json(results: &BTreeMap<String, CaseResult>) -> Result<()> {

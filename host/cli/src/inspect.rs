@@ -10,6 +10,7 @@ use larder_host::larder_core::{PutOptions, Range, Transaction};
 use larder_host::{Error, Handle, Limits, Mode, Store, Version};
 
 use crate::output::{complain, heard, output};
+use crate::standard;
 use crate::store::{StoreArgument, closing, operator};
 use crate::text::{escape, escape_bytes, json_value, unescape};
 
@@ -128,7 +129,7 @@ impl Get {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
         let (namespace, key) = (self.store.name(self.namespace), self.store.name(self.key));
-        let found = closing(store, async {
+        let found = closing(store, move || async move {
             let (namespace, key) = (namespace?, key?);
             let found = handle.begin(Mode::View)?.get_versioned(namespace.clone(), key.clone()).await?;
             Ok((found, namespace, key))
@@ -158,7 +159,7 @@ impl Put {
             None => read_value()?,
         };
         let (store, handle) = self.store.open().await?;
-        let committed = closing(store, async {
+        let committed = closing(store, move || async move {
             let mut transaction = handle.begin(Mode::Update)?;
             let options = PutOptions { ttl_millis: self.ttl_ms, if_version: self.if_version.map(Version) };
             let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
@@ -202,18 +203,16 @@ async fn stale(handle: &Handle, namespace: String, key: String, expected: u64) -
 /// One byte more than any value may have shows that it has too many.
 fn read_value() -> Result<Vec<u8>> {
     let mut value = Vec::new();
-    let input = std::io::stdin().lock();
-    input
-        .take(Limits::VALUE_BYTES_MAX + 1)
-        .read_to_end(&mut value)
-        .context("could not read standard input")?;
+    let read =
+        standard::input().and_then(|input| input.take(Limits::VALUE_BYTES_MAX + 1).read_to_end(&mut value));
+    read.context("could not read the value from standard input; nothing was written")?;
     Ok(value)
 }
 
 impl Delete {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.open().await?;
-        let deleted = closing(store, async {
+        let deleted = closing(store, move || async move {
             let mut transaction = handle.begin(Mode::Update)?;
             let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
             let was_there = transaction.get_versioned(namespace.clone(), key.clone()).await?.is_some();
@@ -242,7 +241,7 @@ impl Delete {
 impl Scan {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
-        let printed = closing(store, async {
+        let printed = closing(store, move || async move {
             let name = |text: Option<String>| text.map(|text| self.store.name(text)).transpose();
             let namespace = self.store.name(self.namespace)?;
             let range = Range {
@@ -302,7 +301,11 @@ async fn print_rows(
 impl Namespaces {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (store, handle) = self.store.look().await?;
-        let printed = closing(store, async { print_namespaces(handle.begin(Mode::View)?, self.json).await });
+        let printed =
+            closing(
+                store,
+                move || async move { print_namespaces(handle.begin(Mode::View)?, self.json).await },
+            );
         done(printed.await)
     }
 }

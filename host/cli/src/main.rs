@@ -14,6 +14,7 @@ mod run_identity;
 mod run_memory;
 mod run_tenants;
 mod signals;
+mod standard;
 mod store;
 mod sweep;
 mod tenants;
@@ -22,6 +23,7 @@ mod text;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::output::{OutputError, complain, is_closed_pipe};
@@ -36,7 +38,8 @@ use crate::output::{OutputError, complain, is_closed_pipe};
 ///   tenants+file:///FOLDER?tenant=KEY  a tenant's database, in a folder
 ///   tenants+s3://BUCKET/PREFIX?…       the same in S3; options: scope, tenant, endpoint, region, durability, …
 ///
-/// A signal ends `run`, and every command on tenants, after the stores are closed; a second signal ends it at once.
+/// A signal ends `run`, `conformance`, and every command on tenants, after the stores are closed; a second signal ends it
+/// at once.
 ///
 /// Exit codes: 0 if the command succeeded, 1 if it failed, 2 if its arguments are wrong, and 128 and the number of the
 /// signal that ended it: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM. `run` ends with the component's code, and with
@@ -80,7 +83,7 @@ enum Command {
 async fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(answer) => return print(&answer),
+        Err(answer) => return print(&without_secrets(answer)),
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
@@ -105,6 +108,32 @@ async fn main() -> ExitCode {
     };
     signals::exit_if_ended(&outcome);
     outcome.unwrap_or_else(|error| failed(&error))
+}
+
+/// What is wrong about the arguments, without what may hold a password: a data-source name, and the value of a variable.
+fn without_secrets(mut answer: clap::Error) -> clap::Error {
+    let is_secret = |(kind, value): &(ContextKind, &ContextValue)| match kind {
+        ContextKind::InvalidValue => names_secret(&answer),
+        // An argument where none is expected may be a data-source name.
+        ContextKind::InvalidArg => answer.kind() == ErrorKind::UnknownArgument && is_assignment(value),
+        ContextKind::InvalidSubcommand => is_assignment(value),
+        _ => false,
+    };
+    let secrets: Vec<_> = answer.context().filter(is_secret).map(|(kind, _)| kind).collect();
+    for kind in secrets {
+        answer.insert(kind, ContextValue::String("…".to_string()));
+    }
+    answer
+}
+
+/// Whether the argument that is wrong takes a data-source name, or a variable.
+fn names_secret(answer: &clap::Error) -> bool {
+    let argument = answer.get(ContextKind::InvalidArg).map(ContextValue::to_string).unwrap_or_default();
+    argument.contains("DSN") || argument.contains("NAME=VALUE")
+}
+
+fn is_assignment(value: &ContextValue) -> bool {
+    value.to_string().contains([':', '='])
 }
 
 /// Prints help, the version, or what is wrong about the arguments.

@@ -1,6 +1,7 @@
 //! `larder memory`: what is kept of whose conversations.
 
-use std::io::BufRead;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -8,12 +9,13 @@ use clap::{Args, Subcommand};
 use larder_host::larder_core::memory::operator::{
     MemoryOperator, SessionContent, SessionFilter, SessionOverview,
 };
-use larder_host::{Error, IdentityParts, MemorySnapshot, Strategy, Turn};
+use larder_host::{Error, IdentityParts, MemoryOptions, MemorySnapshot, Store, Strategy, Turn, drivers};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::inspect::done;
 use crate::output::{complain, heard, output};
+use crate::standard;
 use crate::store::{StoreArgument, closing};
 use crate::text::{escape, time};
 
@@ -32,7 +34,7 @@ enum Command {
     Show(Show),
     /// Print sessions as JSON, one a line, for `import`
     Export(Export),
-    /// Read sessions from standard input, as `export` prints them
+    /// Read sessions from standard input, as `export` prints them; makes the store if it does not exist
     Import(Import),
     /// Delete all sessions of a user, or one of them
     Forget(Forget),
@@ -126,25 +128,22 @@ impl Sessions {
 
 impl Memory {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
-        let store = match &self.command {
-            Command::List(List { from, .. }) | Command::Export(Export { from }) => &from.store,
-            Command::Show(Show { store, .. })
-            | Command::Import(Import { store, .. })
-            | Command::Forget(Forget { store, .. }) => store,
-        };
         let store = match self.command {
-            Command::Import(_) => store.open_or_create().await?,
-            Command::Forget(_) => store.open().await?,
-            Command::List(_) | Command::Show(_) | Command::Export(_) => store.look().await?,
+            Command::Import(import) => return import.execute().await,
+            Command::Forget(Forget { ref store, .. }) => store.open().await?,
+            Command::List(List { ref from, .. }) | Command::Export(Export { ref from }) => {
+                from.store.look().await?
+            }
+            Command::Show(Show { ref store, .. }) => store.look().await?,
         };
         let operator = MemoryOperator::new(&store);
-        let outcome = closing(store, async {
+        let outcome = closing(store, move || async move {
             match self.command {
                 Command::List(list) => done(list.execute(&operator).await),
                 Command::Show(show) => show.execute(&operator).await,
                 Command::Export(export) => done(export.execute(&operator).await),
-                Command::Import(import) => import.execute(&operator).await,
                 Command::Forget(forget) => forget.execute(&operator).await,
+                Command::Import(_) => Ok(ExitCode::SUCCESS),
             }
         });
         outcome.await
@@ -325,15 +324,41 @@ fn name(identity: &IdentityParts) -> String {
 }
 
 impl Import {
-    async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
-        let mut imported = 0_u64;
-        for (number, line) in (1_u64..).zip(std::io::stdin().lock().lines()) {
-            let line = line.context("could not read standard input")?;
-            if line.is_empty() {
-                continue;
-            }
-            let done = self.import(operator, &line).await;
-            done.with_context(|| format!("line {number}, after {imported} sessions were imported"))?;
+    async fn execute(self) -> Result<ExitCode> {
+        let mut lines = Lines::open()?;
+        let existing = self.store.find().await?;
+        // A store is made for something that can be in it.
+        let (first, store) = match existing {
+            Some(store) => (None, store),
+            None => match lines.next()? {
+                None => (None, self.store.open().await?),
+                Some(line) => {
+                    rehearse(&line).await.with_context(|| imported_before(lines.number, 0))?;
+                    (Some(line), self.store.open_or_create().await?)
+                }
+            },
+        };
+        let operator = MemoryOperator::new(&store);
+        closing(store, move || self.import_all(operator, first, lines)).await
+    }
+
+    async fn import_all(
+        self,
+        operator: MemoryOperator,
+        first: Option<Vec<u8>>,
+        mut lines: Lines,
+    ) -> Result<ExitCode> {
+        let (mut imported, mut next) = (0_u64, first);
+        loop {
+            let line = match next.take() {
+                Some(line) => line,
+                None => match lines.next().with_context(|| imported_before(lines.number, imported))? {
+                    Some(line) => line,
+                    None => break,
+                },
+            };
+            let done = import(&operator, &line, self.replace).await;
+            done.with_context(|| imported_before(lines.number, imported))?;
             imported += 1;
         }
         let printed = writeln!(output(), "imported {imported} sessions");
@@ -341,19 +366,66 @@ impl Import {
             .with_context(|| format!("{imported} sessions were imported, but the output was not written"))?;
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    async fn import(&self, operator: &MemoryOperator, line: &str) -> Result<()> {
-        let exported: Exported =
-            serde_json::from_str(line).context("it is no session that `larder memory export` printed")?;
-        let Exported { tenant, user, session, run, strategy, record } = exported;
-        let identity = IdentityParts { tenant, user, session, run };
-        let strategy: Strategy = strategy.parse()?;
-        let snapshot = MemorySnapshot { strategy, bytes: serde_json::to_vec(&record)? };
-        match operator.import(identity.clone(), &snapshot, self.replace).await {
-            Err(Error::Conflict) if !self.replace => {
-                bail!("{} is there already; --replace replaces it", name(&identity))
+fn imported_before(number: u64, imported: u64) -> String {
+    format!("line {number}, after {imported} sessions were imported")
+}
+
+async fn import(operator: &MemoryOperator, line: &[u8], replace: bool) -> Result<()> {
+    let line = std::str::from_utf8(line).context("it is not UTF-8")?;
+    let exported: Exported =
+        serde_json::from_str(line).context("it is no session that `larder memory export` printed")?;
+    let Exported { tenant, user, session, run, strategy, record } = exported;
+    let identity = IdentityParts { tenant, user, session, run };
+    let strategy: Strategy = strategy.parse()?;
+    let snapshot = MemorySnapshot { strategy, bytes: serde_json::to_vec(&record)? };
+    match operator.import(identity.clone(), &snapshot, replace).await {
+        Err(Error::Conflict) if !replace => {
+            bail!("{} is there already; --replace replaces it", name(&identity))
+        }
+        imported => imported.with_context(|| name(&identity)),
+    }
+}
+
+/// Imports a session into a store in memory.
+async fn rehearse(line: &[u8]) -> Result<()> {
+    let store = Store::builder_shared(drivers().open("memory:").await?).sweep_interval(None).build()?;
+    import(&MemoryOperator::new(&store), line, false).await
+}
+
+/// The longest line of an export: what is kept of a session at most, which JSON may write at greater length, and the names.
+const LINE_BYTES_MAX: u64 = 2 * MemoryOptions::MEMORY_BYTES_MAX + (1 << 20);
+
+/// The lines of standard input that are not empty.
+struct Lines {
+    input: BufReader<File>,
+    /// That of the last line.
+    number: u64,
+}
+
+impl Lines {
+    fn open() -> Result<Self> {
+        let input = standard::input().context("could not read standard input; nothing was imported")?;
+        Ok(Self { input: BufReader::new(input), number: 0 })
+    }
+
+    fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            self.number += 1;
+            let mut line = Vec::new();
+            let read = (&mut self.input).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line);
+            if read.context("could not read standard input")? == 0 {
+                return Ok(None);
             }
-            imported => imported.with_context(|| name(&identity)),
+            if line.len() as u64 > LINE_BYTES_MAX {
+                bail!("it is longer than {LINE_BYTES_MAX} bytes, which no line of `larder memory export` is");
+            }
+            let end = line.trim_ascii_end().len();
+            if end > 0 {
+                line.truncate(end);
+                return Ok(Some(line));
+            }
         }
     }
 }

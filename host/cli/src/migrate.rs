@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
-use larder_host::drivers;
-use larder_host::larder_core::schema::{Status, Step};
+use larder_host::larder_core::schema::{LOCK_WAIT, MigrationError, Status, Step};
+use larder_host::{Error, drivers};
 
 use crate::inspect::done;
 use crate::output::output;
+use crate::progress::waiting;
 use crate::store::{not_opened, shown};
 use crate::text::escape;
 
@@ -56,22 +57,49 @@ impl Migrate {
             writeln!(output(), "{sentence}")?;
             return Ok(ExitCode::SUCCESS);
         };
-        let unread = || format!("cannot read the schema of the store {:?}", shown(dsn));
+        let unread = |error| explain(format!("cannot read the schema of the store {:?}", shown(dsn)), error);
         match &self.command {
-            Command::Status(_) => done(print_status(&migrator.status().await.with_context(unread)?)),
+            Command::Status(_) => done(print_status(&migrator.status().await.map_err(unread)?)),
             Command::Up(Up { dry_run: true, .. }) => {
-                let status = migrator.status().await.with_context(unread)?;
+                let status = migrator.status().await.map_err(unread)?;
                 done(print_steps("would apply", &status.pending, &status))
             }
             Command::Up(_) => {
-                let up = migrator.up();
-                let applied =
-                    up.await.with_context(|| format!("cannot migrate the store {:?}", shown(dsn)))?;
-                let status = migrator.status().await.with_context(unread)?;
+                let applied = said_to_wait(dsn, migrator.up()).await;
+                let applied = applied
+                    .map_err(|error| explain(format!("cannot migrate the store {:?}", shown(dsn)), error))?;
+                let status = migrator.status().await.map_err(unread)?;
                 let printed = print_steps("applied", &applied, &status);
                 done(printed.context("the schema is up to date, but the output was not written"))
             }
         }
+    }
+}
+
+/// So long nothing is said: most migrations are done by then.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Says after a moment what keeps a migration waiting.
+async fn said_to_wait<T>(dsn: &str, up: impl Future<Output = T>) -> T {
+    tokio::pin!(up);
+    if let Ok(done) = tokio::time::timeout(QUIET, &mut up).await {
+        return done;
+    }
+    let sentence = format!(
+        "the store {:?} is still being migrated; a lock that another process holds is waited for, up to {} s",
+        shown(dsn),
+        LOCK_WAIT.as_secs()
+    );
+    tracing::warn!("{sentence}");
+    waiting(sentence, up).await
+}
+
+fn explain(what: String, error: MigrationError) -> anyhow::Error {
+    match error {
+        MigrationError::Database(error @ Error::NotFound { .. }) => {
+            anyhow!("{what}: {:#}; check the path", anyhow!(error))
+        }
+        error => anyhow!(error).context(what),
     }
 }
 

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use larder_host::Error;
 use larder_host::larder_core::migrations::LedgerEntry;
 use larder_host::larder_core::{Migration, MigrationLedger};
-use larder_host::{Error, Handle};
 
 use crate::inspect::done;
 use crate::output::output;
@@ -108,7 +108,7 @@ impl Migrations {
         let Some(store) = &self.store else { bail!("name the store with --store DSN") };
         let store = store.look().await?;
         let handle = operator(&store);
-        done(closing(store, async { self.print(MigrationLedger::new(handle)).await }).await)
+        done(closing(store, move || async move { self.print(MigrationLedger::new(handle)).await }).await)
     }
 
     async fn print(&self, ledger: MigrationLedger) -> Result<()> {
@@ -160,27 +160,26 @@ fn table_line(step: &LedgerEntry) -> String {
 
 impl Remove {
     async fn execute(self) -> Result<ExitCode> {
-        let store = self.store.open_for(self.dry_run).await?;
-        let handle = operator(&store);
-        let removed = closing(store, self.remove(handle)).await?;
+        let Self { store, component, from, row, dry_run } = self;
+        let store = store.open_for(dry_run).await?;
+        let ledger = MigrationLedger::new(operator(&store));
+        let named = component.clone();
+        let removed = closing(store, move || async move {
+            if let Some(row) = row {
+                return Ok(vec![ledger.remove_invalid(&row.0, dry_run).await.map_err(explain)?]);
+            }
+            ledger.remove(&named.unwrap_or_default(), from.as_deref(), dry_run).await.map_err(explain)
+        });
+        let removed = removed.await?;
         if removed.is_empty() {
-            let component = self.component.unwrap_or_default();
+            let component = component.unwrap_or_default();
             bail!("there is nothing to remove: the store records no migration of {component:?}");
         }
         let lines = removed.iter().map(|step| {
             let number = step.ordinal().map_or_else(|| "?".to_string(), |ordinal| ordinal.to_string());
             format!("{}\t{number}\t{}", escape(&step.component), escape(&step.id))
         });
-        print_repair(self.dry_run, "remove", "removed", lines)
-    }
-
-    async fn remove(&self, handle: Handle) -> Result<Vec<LedgerEntry>> {
-        let ledger = MigrationLedger::new(handle);
-        if let Some(row) = &self.row {
-            return Ok(vec![ledger.remove_invalid(&row.0, self.dry_run).await.map_err(explain)?]);
-        }
-        let component = self.component.as_deref().unwrap_or_default();
-        ledger.remove(component, self.from.as_deref(), self.dry_run).await.map_err(explain)
+        print_repair(dry_run, "remove", "removed", lines)
     }
 }
 
@@ -190,11 +189,9 @@ impl Record {
         let ledger = MigrationLedger::new(operator(&store));
         let step = Migration { id: self.id.clone(), checksum: self.checksum.0.clone() };
         let component = self.component.clone();
-        let recorded =
-            closing(
-                store,
-                async move { ledger.record(&component, step, self.dry_run).await.map_err(explain) },
-            );
+        let recorded = closing(store, move || async move {
+            ledger.record(&component, step, self.dry_run).await.map_err(explain)
+        });
         let number = recorded.await?;
         let line = format!("{}\t{number}\t{}", escape(&self.component), escape(&self.id));
         print_repair(self.dry_run, "record", "recorded", [line].into_iter())

@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
 
+use crate::standard;
 use crate::text::{escape_for_terminal, is_acted_on};
 
 /// Standard output cannot be written.
@@ -31,29 +32,29 @@ impl fmt::Display for OutputError {
 impl std::error::Error for OutputError {}
 
 /// Standard output, written with `write!` and `writeln!`.
-pub(crate) struct Output(io::Stdout);
+pub(crate) struct Output(());
 
 /// Standard output.
 pub(crate) fn output() -> Output {
-    Output(io::stdout())
+    Output(())
 }
 
 impl Output {
     /// Writes what `write!` and `writeln!` format, which may be JSON.
     pub(crate) fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result<(), OutputError> {
         let text = text.as_str().map_or_else(|| Cow::Owned(text.to_string()), Cow::Borrowed);
-        let written = self.0.lock().write_all(escape_as_json(&text).as_bytes());
+        let written =
+            standard::output().and_then(|mut output| output.write_all(escape_as_json(&text).as_bytes()));
         written.map_err(OutputError)
     }
 
     /// Writes a value as it is, also one whose last line does not end. On a terminal, it is readable text.
     pub(crate) fn write_value(&mut self, value: &[u8]) -> Result<(), OutputError> {
-        let mut output = self.0.lock();
-        let written = match output.is_terminal() {
+        let written = standard::output().and_then(|mut output| match output.is_terminal() {
             true => output.write_all(escape_for_terminal(value).as_bytes()),
             false => output.write_all(value),
-        };
-        written.and_then(|()| output.flush()).map_err(OutputError)
+        });
+        written.map_err(OutputError)
     }
 }
 

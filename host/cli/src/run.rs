@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use larder_host::larder_core::backend::Backend;
+use larder_host::larder_sqlite::SqliteDriver;
 use larder_host::{
     IdentityScope, Limits, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
     StoreSource, TenantsDsn, drivers, engine_config,
 };
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Engine};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
@@ -24,7 +23,7 @@ use crate::run_bounds::{MemoryBound, RunBounds};
 use crate::run_identity::RunIdentity;
 use crate::run_memory::RunMemory;
 use crate::run_tenants::RunTenants;
-use crate::signals::{self, until_ended};
+use crate::signals::{self, on_own_thread, until_ended};
 use crate::store::not_opened;
 
 /// Run a WASI command component with stores
@@ -113,6 +112,7 @@ impl Run {
         for sentence in &unwritten {
             complain(sentence);
         }
+        let outcome = signals::closed(outcome);
         if unwritten.is_empty() { outcome } else { outcome.map(|_| ExitCode::FAILURE) }
     }
 
@@ -135,43 +135,53 @@ impl Run {
         Ok(stem.and_then(|stem| MigrationScope::only([stem]).ok()).unwrap_or_default())
     }
 
-    /// What is open by the time that this ends, or is dropped, is in `opened`.
+    /// What is open by the time that this ends, or is dropped, is in `opened`. What is written to is opened first: a store
+    /// that is also read is opened once, as SQLite shares what it knows of a file within a process.
     async fn open(&self, tenants: &mut RunTenants, opened: &mut Opened) -> Result<()> {
-        self.open_stores(tenants, &mut opened.grants).await?;
+        for (name, dsn) in &self.stores {
+            let store = self.open_store(tenants, name, dsn).await.with_context(|| of(name))?;
+            opened.grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only: false });
+        }
         opened.memory = self.open_memory(&opened.grants, tenants).await?;
-        Ok(())
-    }
-
-    async fn open_stores(&self, tenants: &mut RunTenants, grants: &mut Vec<Grant>) -> Result<()> {
-        let writable = self.stores.iter().map(|store| (store, false));
-        let read_only = self.read_only_stores.iter().map(|store| (store, true));
-        for ((name, dsn), read_only) in writable.chain(read_only) {
-            let context = || format!("the store {name:?}");
-            let store = if TenantsDsn::accepts(dsn) {
-                GrantedStore::Tenant(tenants.source(name, dsn).await.with_context(context)?)
-            } else {
-                let backend = drivers()
-                    .open(dsn)
-                    .await
-                    .map_err(|error| not_opened(dsn, error))
-                    .with_context(context)?;
-                GrantedStore::Own(self.build_store(backend, name)?)
-            };
-            grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only });
+        for (name, dsn) in &self.read_only_stores {
+            let store = self.open_read_only(tenants, opened, name, dsn).await.with_context(|| of(name))?;
+            opened.grants.push(Grant { name: name.clone(), dsn: dsn.clone(), store, read_only: true });
         }
         Ok(())
     }
 
+    async fn open_store(&self, tenants: &mut RunTenants, name: &str, dsn: &str) -> Result<GrantedStore> {
+        if TenantsDsn::accepts(dsn) {
+            return Ok(GrantedStore::Tenant(tenants.source(name, dsn).await?));
+        }
+        let backend = drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?;
+        Ok(GrantedStore::Own(self.build_store(backend, name)?))
+    }
+
+    async fn open_read_only(
+        &self,
+        tenants: &mut RunTenants,
+        opened: &Opened,
+        name: &str,
+        dsn: &str,
+    ) -> Result<GrantedStore> {
+        if TenantsDsn::accepts(dsn) {
+            return Ok(GrantedStore::Tenant(tenants.source(name, dsn).await?));
+        }
+        if let Some(store) = opened.find(dsn) {
+            return Ok(GrantedStore::Own(store.clone()));
+        }
+        let backend = drivers().open_read_only(dsn).await.map_err(|error| not_opened(dsn, error))?;
+        // A quota is about what is written.
+        Ok(GrantedStore::Own(Store::builder_shared(backend).name(name).sweep_interval(None).build()?))
+    }
+
     async fn open_memory(&self, grants: &[Grant], tenants: &mut RunTenants) -> Result<Option<GrantedMemory>> {
         let Some(dsn) = &self.memory.dsn else { return Ok(None) };
-        // One that is open already has its connections; one in memory is another each time.
-        let shared = grants.iter().find_map(|grant| match &grant.store {
-            GrantedStore::Own(store) if grant.dsn == *dsn && !dsn.ends_with("memory:") => Some(store.clone()),
-            _ => None,
-        });
         let context = "the store of the memory";
-        let store = match shared {
-            Some(store) => store,
+        // One that is open already has its connections.
+        let store = match grants.iter().find_map(|grant| grant.own(dsn)) {
+            Some(store) => store.clone(),
             None if TenantsDsn::accepts(dsn) => tenants.open("memory", dsn).await.context(context)?,
             None => {
                 let backend =
@@ -180,7 +190,7 @@ impl Run {
             }
         };
         let (memories, scope) = self.memory.build(&store, &self.identity)?;
-        Ok(Some(GrantedMemory { store, memories, scope }))
+        Ok(Some(GrantedMemory { dsn: dsn.clone(), store, memories, scope }))
     }
 
     fn build_store(&self, backend: Arc<dyn Backend>, name: &str) -> Result<Store> {
@@ -210,23 +220,17 @@ impl Run {
         store.limiter(|instance| &mut instance.bound);
         // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
-        if let Some(timeout) = self.bounds.timeout() {
-            signals::end_after(timeout);
-        }
+        let timeout = self.bounds.timeout().map(signals::end_after);
         let command = command.clone();
-        let mut guest = on_own_thread(async move {
+        // One that computes without calling its host needs no check in its code: the process ends without it.
+        let outcome = on_own_thread(move || async move {
             let outcome = call(&command, &mut store).await;
             outcome.and_then(exit_code).map_err(|error| store.data().bound.explain(error))
         });
-        tokio::select! {
-            biased;
-            ended = signals::ended() => {
-                // One that waits is dropped at once. One that computes ends with the process.
-                drop(tokio::time::timeout(GRACE, guest).await);
-                Err(ended.into())
-            }
-            outcome = &mut guest => outcome?,
-        }
+        let outcome = outcome.await;
+        // Closing the stores is no time of the component.
+        timeout.inspect(AbortHandle::abort);
+        outcome
     }
 }
 
@@ -238,18 +242,6 @@ async fn call(
     Ok(command.wasi_cli_run().call_run(store).await)
 }
 
-/// How long a component that is ended may take to give way before its stores close under it.
-const GRACE: Duration = Duration::from_millis(100);
-
-/// Runs a component on a thread of its own: one that loops without calling its host keeps nothing else from running. No
-/// check in its code is needed to stop it, since the process ends without it.
-fn on_own_thread(
-    guest: impl Future<Output = Result<ExitCode>> + Send + 'static,
-) -> JoinHandle<Result<ExitCode>> {
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(until_ended(guest)))
-}
-
 /// What a run has open.
 #[derive(Default)]
 struct Opened {
@@ -258,6 +250,13 @@ struct Opened {
 }
 
 impl Opened {
+    /// The store that is open already for a data-source name.
+    fn find(&self, dsn: &str) -> Option<&Store> {
+        let memory = self.memory.as_ref().filter(|memory| is_same_store(&memory.dsn, dsn));
+        let granted = self.grants.iter().find_map(|grant| grant.own(dsn));
+        granted.or(memory.map(|memory| &memory.store))
+    }
+
     async fn close(&self) {
         if let Some(memory) = &self.memory {
             memory.memories.close().await;
@@ -278,6 +277,29 @@ struct Grant {
     read_only: bool,
 }
 
+impl Grant {
+    /// The store, if it was opened for this run, and a data-source name means the same.
+    fn own(&self, dsn: &str) -> Option<&Store> {
+        match &self.store {
+            GrantedStore::Own(store) if is_same_store(&self.dsn, dsn) => Some(store),
+            _ => None,
+        }
+    }
+}
+
+/// Whether two data-source names mean one store. Each name of one in memory means another.
+fn is_same_store(one: &str, other: &str) -> bool {
+    let file = |dsn| SqliteDriver::path(dsn).and_then(|path| path.canonicalize().ok());
+    match file(one) {
+        Some(file_of_one) => file(other) == Some(file_of_one),
+        None => one == other && !one.ends_with("memory:"),
+    }
+}
+
+fn of(name: &str) -> String {
+    format!("the store {name:?}")
+}
+
 enum GrantedStore {
     /// Opened for this run, and closed at its end.
     Own(Store),
@@ -295,6 +317,7 @@ impl GrantedStore {
 }
 
 struct GrantedMemory {
+    dsn: String,
     store: Store,
     memories: MemoryStore,
     scope: IdentityScope,

@@ -1,18 +1,23 @@
 //! What ends a command before it is done: a signal, or its time. The first one ends its work and lets its stores close, a
 //! second signal ends it at once.
 //!
+//! Once the stores are closed, a signal ends the process at once: nothing is left that has to be done.
+//!
 //! A command that has nothing to close leaves signals to the system. It is killed, and the database rolls back.
 
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-use crate::output::complain;
+use crate::output::{complain, is_closed_pipe};
 
 /// What ended a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,12 @@ const SIGNALS: [(&str, u8); 3] = [("SIGHUP", 1), ("SIGINT", 2), ("SIGTERM", 15)]
 
 /// How long a command may take to close before it says that it does.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// How long work that is ended may take to give way before its stores close under it.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Whether all stores are closed.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// What has ended the command; `None` as long as nothing has.
 static ENDED: OnceLock<watch::Sender<Option<Ended>>> = OnceLock::new();
@@ -74,7 +85,8 @@ pub(crate) fn catch() -> Result<()> {
 
 async fn watch_for(mut signals: Signal, ended: Ended) {
     while signals.recv().await.is_some() {
-        if !end(ended) {
+        // In this order: whoever closes the stores does the opposite, so one of the two sees the other.
+        if !end(ended) || IS_CLOSED.load(Ordering::SeqCst) {
             std::process::exit(ended.exit_code().into());
         }
         tokio::spawn(async move {
@@ -94,15 +106,16 @@ fn end(ended: Ended) -> bool {
     })
 }
 
-/// Ends the command that [`catch`] was called for after this time.
-pub(crate) fn end_after(limit: Duration) {
-    tokio::spawn(async move {
+/// Ends the command that [`catch`] was called for after this time, unless that is aborted.
+pub(crate) fn end_after(limit: Duration) -> AbortHandle {
+    let waiting = tokio::spawn(async move {
         tokio::time::sleep(limit).await;
         let ended = Ended::Timeout(limit);
         if end(ended) {
             complain(ended);
         }
     });
+    waiting.abort_handle()
 }
 
 /// The signals that this process ignores, a bit each. Systems that don't tell have none.
@@ -139,6 +152,50 @@ pub(crate) async fn until_ended<T>(work: impl Future<Output = Result<T>>) -> Res
     }
 }
 
+/// Works on a thread of its own until the command is ended: a component that loops, and a pipe at the other end of which
+/// nobody reads or writes, keep no signal from being noticed. Work that waits is dropped when the command is ended. Other
+/// work is left behind, and ends with the process.
+///
+/// # Errors
+/// The work's, and [`Ended`].
+pub(crate) async fn on_own_thread<T, W>(work: impl FnOnce() -> W + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>>,
+{
+    let runtime = Handle::current();
+    let mut working = tokio::task::spawn_blocking(move || runtime.block_on(until_ended(work())));
+    tokio::select! {
+        biased;
+        ended = ended() => {
+            drop(tokio::time::timeout(GRACE, working).await);
+            Err(ended.into())
+        }
+        outcome = &mut working => outcome?,
+    }
+}
+
+/// What became of a command whose stores are closed by now. From here on a signal ends the process at once.
+///
+/// # Errors
+/// The command's, and [`Ended`] if a signal came while the stores closed.
+pub(crate) fn closed<T>(outcome: Result<T>) -> Result<T> {
+    IS_CLOSED.store(true, Ordering::SeqCst);
+    let Some(signal) = signalled() else { return outcome };
+    if let Err(error) = outcome
+        && !error.is::<Ended>()
+        && !is_closed_pipe(&error)
+    {
+        complain(format_args!("{error:#}"));
+    }
+    Err(signal.into())
+}
+
+fn signalled() -> Option<Ended> {
+    let ended = *ENDED.get()?.borrow();
+    ended.filter(|ended| matches!(ended, Ended::Signal { .. }))
+}
+
 /// Ends the process, if its command was ended. A component that computes on another thread ends with it.
 pub(crate) fn exit_if_ended(outcome: &Result<ExitCode>) {
     if let Err(error) = outcome
@@ -151,6 +208,17 @@ pub(crate) fn exit_if_ended(outcome: &Result<ExitCode>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_while_the_stores_close_is_what_ended_the_command() {
+        ENDED.set(watch::channel(None).0).unwrap();
+        assert_eq!(closed(Ok(7)).unwrap(), 7);
+        assert!(end(Ended::Signal { name: "SIGTERM", number: 15 }));
+        for outcome in [Ok(7), Err(anyhow::anyhow!("the component trapped"))] {
+            let ended = closed(outcome).unwrap_err();
+            assert_eq!(ended.downcast_ref::<Ended>().unwrap().exit_code(), 143);
+        }
+    }
 
     #[test]
     fn the_ignored_signals_are_those_of_the_kernels_mask() {

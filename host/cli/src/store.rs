@@ -1,9 +1,11 @@
 //! The store that a command works on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
+use larder_host::larder_core::backend::Backend;
 use larder_host::{DriverError, Error, Handle, HandleOptions, Limits, Store, TenantsDsn, drivers};
 
 use crate::signals::{self, until_ended};
@@ -19,9 +21,12 @@ impl StoreArgument {
     /// Opens a store to look at it: nothing is created, migrated or written.
     pub(crate) async fn look(&self) -> Result<Store> {
         catch_signals(&self.store)?;
-        let opened = drivers().open_read_only(&self.store).await;
-        let backend = opened.map_err(|error| not_opened(&self.store, error))?;
-        Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
+        let opening = async {
+            let backend = drivers().open_read_only(&self.store).await;
+            let backend = backend.map_err(|error| self.not_opened(error))?;
+            Ok(Store::builder_shared(backend).sweep_interval(None).build()?)
+        };
+        until_ended(opening).await
     }
 
     /// Opens a store that exists, to write to it, or to say what would be written.
@@ -31,19 +36,57 @@ impl StoreArgument {
 
     /// Opens a store that exists, to write to it.
     pub(crate) async fn open(&self) -> Result<Store> {
-        open(&existing(&self.store)).await
+        if let Some(store) = self.find().await? {
+            return Ok(store);
+        }
+        // A look says what is missing, and what to do. If it finds a store, another process has just made it.
+        self.look().await?.close().await;
+        self.open_or_create().await
     }
 
-    /// Opens a store, and makes it where it isn't there.
+    /// Opens a store to write to it; `None` if it does not exist.
+    pub(crate) async fn find(&self) -> Result<Option<Store>> {
+        catch_signals(&self.store)?;
+        let finding = async {
+            if has_no_tables(&self.store).await? {
+                return Ok(None);
+            }
+            match drivers().open(&existing(&self.store)).await {
+                Ok(backend) => writable(backend).map(Some),
+                Err(DriverError::Open { error: Error::NotFound { .. }, .. }) => Ok(None),
+                Err(error) => Err(self.not_opened(error)),
+            }
+        };
+        until_ended(finding).await
+    }
+
+    /// Opens a store, and makes it if it does not exist.
     pub(crate) async fn open_or_create(&self) -> Result<Store> {
-        open(&self.store).await
+        catch_signals(&self.store)?;
+        let opening =
+            async { writable(drivers().open(&self.store).await.map_err(|error| self.not_opened(error))?) };
+        until_ended(opening).await
+    }
+
+    fn not_opened(&self, error: DriverError) -> anyhow::Error {
+        not_opened(&self.store, error)
     }
 }
 
-async fn open(dsn: &str) -> Result<Store> {
-    catch_signals(dsn)?;
-    let backend = drivers().open(dsn).await.map_err(|error| not_opened(dsn, error))?;
-    // It removes expired rows when it is closed.
+/// Whether a database can be seen to have no tables of larder, which opening it for writing would make.
+async fn has_no_tables(dsn: &str) -> Result<bool> {
+    // A tenant has no database before it is opened.
+    if TenantsDsn::accepts(dsn) {
+        return Ok(false);
+    }
+    let migrator = drivers().migrator(dsn).map_err(|error| not_opened(dsn, error))?;
+    let Some(migrator) = migrator else { return Ok(false) };
+    // If the schema cannot be read, opening the database says why.
+    Ok(migrator.status().await.is_ok_and(|status| status.is_fresh()))
+}
+
+/// It removes expired rows when it is closed.
+fn writable(backend: Arc<dyn Backend>) -> Result<Store> {
     Ok(Store::builder_shared(backend).build()?)
 }
 
@@ -52,11 +95,15 @@ fn catch_signals(dsn: &str) -> Result<()> {
     if TenantsDsn::accepts(dsn) { signals::catch() } else { Ok(()) }
 }
 
-/// Works on an open store, and closes it however the work ends, also if a signal ends it.
-pub(crate) async fn closing<T>(store: Store, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let outcome = until_ended(work).await;
+/// Works on an open store, on a thread of its own, and closes it however the work ends, also if a signal ends it.
+pub(crate) async fn closing<T, W>(store: Store, work: impl FnOnce() -> W + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>>,
+{
+    let outcome = signals::on_own_thread(work).await;
     store.close().await;
-    outcome
+    signals::closed(outcome)
 }
 
 /// Says which store was not opened, and what to do.

@@ -20,7 +20,8 @@ impl Sweep {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let store = self.store.open().await?;
         let sweeping = store.clone();
-        let swept = closing(store, async { sweeping.sweep().await.context("cannot sweep the store") });
+        let swept =
+            closing(store, move || async move { sweeping.sweep().await.context("cannot sweep the store") });
         let rows = swept.await?;
         let noun = if rows == 1 { "row" } else { "rows" };
         let printed = writeln!(output(), "removed {rows} expired {noun}");

@@ -42,10 +42,14 @@ pub(crate) fn unescape(text: &str) -> Result<String> {
 }
 
 fn code_point(rest: &mut std::str::Chars<'_>) -> Result<char> {
-    let digits: String = rest.by_ref().take_while(|character| *character != '}').collect();
-    let digits = digits.strip_prefix('{').context("an escape `\\u` goes on with `{`")?;
-    let number =
-        u32::from_str_radix(digits, 16).with_context(|| format!("`{digits}` is no hexadecimal number"))?;
+    let behind = rest.as_str().strip_prefix('{').context("an escape `\\u` goes on with `{`")?;
+    let (digits, behind) = behind.split_once('}').context("an escape `\\u{` ends with `}`")?;
+    *rest = behind.chars();
+    // Rust's own would accept a sign.
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        bail!("`{digits}` is no hexadecimal number");
+    }
+    let number = u32::from_str_radix(digits, 16).with_context(|| format!("`{digits}` is no character"))?;
     char::from_u32(number).with_context(|| format!("`{digits}` is no character"))
 }
 
@@ -196,7 +200,21 @@ mod tests {
 
     #[test]
     fn an_escape_that_is_none_is_refused() {
-        for text in ["\\", "\\x41", "\\u41", "\\u{zz}", "\\u{110000}"] {
+        for text in [
+            "\\",
+            "\\x41",
+            "\\u41",
+            "\\u{zz}",
+            "\\u{110000}",
+            "\\u{41",
+            "\\u{+41}",
+            "\\u{-1}",
+            "\\u{}",
+            "\\u{",
+            "\\u",
+            "\\u{ 41}",
+            "\\u{d800}",
+        ] {
             unescape(text).unwrap_err();
         }
     }

@@ -278,6 +278,82 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
 }
 
 #[test]
+fn no_error_repeats_a_password() {
+    let larder = Larder::new();
+    let run = ["run", larder_artifacts::CATALOG];
+    let wrong: [(i32, &[&str]); 14] = [
+        (2, &["--store", "postgres://ann:hunter2@h/d"]),
+        (2, &["--store", "postgres://ann:hunter2@h/d?sslmode=x"]),
+        (2, &["--read-only-store", "postgres://ann:hunter2@h/d"]),
+        (2, &["--env", "hunter2"]),
+        (1, &["--store", "host=h password=hunter2"]),
+        (1, &["--store", "default= host=h password=hunter2"]),
+        (1, &["--store", "default=HOST=h password=hunter2"]),
+        (1, &["--read-only-store", "default= host=h password=hunter2"]),
+        (1, &["--memory", " host=h password=hunter2", "--tenant", "t", "--user", "u"]),
+        (1, &["--store", "default=sqlite:x?password=hunter2"]),
+        (1, &["--store", "default=sqlite:x?key=hunter2"]),
+        (2, &["--store=a=memory:", "--password=hunter2"]),
+        (2, &["--store=a=memory:", "postgres://ann:hunter2@h/d"]),
+        (2, &["--store=a=memory:", "host=h password=hunter2"]),
+    ];
+    for (code, arguments) in wrong {
+        let error = larder.error(code, &[run.as_slice(), arguments].concat());
+        assert!(!error.contains("hunter2"), "{arguments:?}: {error}");
+    }
+    let dsns = [
+        " host=h password=hunter2",
+        "HOST=h password=hunter2",
+        "HOST=h password=hunter2:x",
+        "hunter2",
+        "sqlite:x?password=hunter2",
+        "sqlite::memory:?key=hunter2",
+        "postgres://ann:hunter2@h:port/d",
+    ];
+    for dsn in dsns {
+        for verb in [["get", "n", "k"].as_slice(), &["put", "n", "k", "v"], &["migrate", "status"]] {
+            let error = larder.error(1, &[verb, &["--store", dsn]].concat());
+            assert!(!error.contains("hunter2"), "{verb:?} {dsn}: {error}");
+        }
+    }
+    for arguments in
+        [["postgres://ann:hunter2@h/d"].as_slice(), &["migrate", "status", "postgres://hunter2@h/d"]]
+    {
+        let error = larder.error(2, arguments);
+        assert!(!error.contains("hunter2"), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn an_import_names_the_line_that_is_wrong_and_makes_no_store_for_it() {
+    let larder = Larder::new();
+    let import = |store: &str, input: &[u8]| {
+        let mut command = larder.command(&["memory", "import", "--store", store]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It may have ended before all of it is read.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), input);
+        String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap()
+    };
+    let begin = "larder: line 2, after 0 sessions were imported: ";
+    let valid_shape =
+        br#"{"tenant":"t","user":"u","session":"s","run":"","strategy":"truncation","record":{}}"#;
+    for wrong in [b"\xff\n".as_slice(), b"{}\n", b"[[[[", valid_shape] {
+        let error = import("sqlite:missing.db", &[b"\n", wrong].concat());
+        assert!(error.starts_with(begin), "{error}");
+        assert!(!larder.path("missing.db").exists());
+    }
+    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    let error = import("sqlite:a.db", b"\n\xff\n");
+    assert_eq!(error, format!("{begin}it is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0\n"));
+    let error = import("sqlite:a.db", &vec![b'x'; 130 << 20]);
+    assert!(
+        error.starts_with("larder: line 1, after 0 sessions were imported: it is longer than "),
+        "{error}"
+    );
+}
+
+#[test]
 fn rows_are_written_and_read_without_a_guest() {
     let larder = Larder::new();
     load(&larder);

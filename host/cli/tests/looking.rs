@@ -176,6 +176,136 @@ fn a_store_that_does_not_exist_is_named_and_said_how_to_create() {
 }
 
 #[test]
+fn a_look_at_a_rollback_journal_shows_what_is_committed_or_nothing() {
+    let larder = Larder::new();
+    store(&larder);
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+                INSERT INTO larder_entries SELECT CAST('n' AS BLOB), CAST('k' || i AS BLOB), zeroblob(200), 1, NULL FROM n";
+    let update = |text: &str| {
+        format!("UPDATE larder_entries SET value = CAST('{text}' || hex(zeroblob(100)) AS BLOB)")
+    };
+    let writer = Connection::open(larder.path("data/a.db")).unwrap();
+    writer.execute_batch(rows).unwrap();
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        let setup = format!("PRAGMA journal_mode = {mode}; PRAGMA cache_size = 2; {}", update(mode));
+        writer.execute_batch(&setup).unwrap();
+        let mut get = larder.command(&["get", "n", "k", "--store", "sqlite:data/a.db"]);
+        let get = get.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        writer.execute_batch(&format!("BEGIN; {}", update("uncommitted"))).unwrap();
+        let seen = get.wait_with_output().unwrap();
+        let (said, error) = (text(&seen.stdout), text(&seen.stderr));
+        let is_committed = seen.status.success() && said.starts_with(mode);
+        assert!(is_committed || said.is_empty() && error.contains("journal"), "{mode}: {said:?} {error}");
+        let refused = larder.error(1, &["get", "n", "k", "--store", "sqlite:data/a.db"]);
+        assert!(
+            refused.contains("unfinished transaction") || refused.contains("try again"),
+            "{mode}: {refused}"
+        );
+        writer.execute_batch("ROLLBACK").unwrap();
+        let seen = larder.output(&["get", "n", "k", "--store", "sqlite:data/a.db"]);
+        assert!(seen.starts_with(mode), "{mode}: {seen}");
+    }
+    assert!(larder.path("data/a.db-journal").exists(), "the journal was to be kept");
+}
+
+#[test]
+fn verbs_that_write_make_no_store_of_an_empty_database() {
+    let larder = Larder::new();
+    fs::create_dir(larder.path("data")).unwrap();
+    fs::write(larder.path("data/empty.db"), b"").unwrap();
+    let without_tables = Connection::open(larder.path("data/bare.db")).unwrap();
+    without_tables.execute_batch("CREATE TABLE t (i); DROP TABLE t").unwrap();
+    drop(without_tables);
+    let before = files(&larder.path("data"));
+    let verbs = WRITES.iter().filter(|verb| verb[0] != "migrate");
+    for verb in verbs.chain(&[["migrations", "remove", "--component", "c"].as_slice()]) {
+        for name in ["empty.db", "bare.db"] {
+            let error = text(&run(&larder, verb, &format!("sqlite:data/{name}")).stderr);
+            assert!(error.contains("larder migrate up"), "{verb:?}: {error}");
+            assert_eq!(files(&larder.path("data")), before, "{verb:?} changed {name}");
+        }
+    }
+}
+
+#[test]
+fn every_verb_refuses_what_is_no_regular_file() {
+    let larder = Larder::new();
+    let fifo = Command::new("mkfifo").arg(larder.path("fifo.db")).status().unwrap();
+    assert!(fifo.success());
+    std::os::unix::fs::symlink("/dev/null", larder.path("null.db")).unwrap();
+    fs::create_dir(larder.path("folder.db")).unwrap();
+    let before = fs::read_dir(larder.path("")).unwrap().count();
+    for path in ["fifo.db", "null.db", "folder.db", "/dev/zero"] {
+        for verb in LOOKS.iter().chain(&WRITES) {
+            let output = run(&larder, verb, &format!("sqlite:{path}"));
+            let error = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{verb:?} on {path}: {error}");
+            assert!(error.contains("is not a regular file; check the path"), "{verb:?} on {path}: {error}");
+        }
+    }
+    assert_eq!(fs::read_dir(larder.path("")).unwrap().count(), before);
+    assert!(!Path::new("/dev/null-journal").exists());
+}
+
+#[test]
+fn a_missing_folder_is_said_by_migrations_as_by_a_look() {
+    let larder = Larder::new();
+    for verb in [["migrate", "status"].as_slice(), &["migrate", "up", "--dry-run"], &["migrate", "up"]] {
+        let error = text(&run(&larder, verb, "sqlite:nowhere/a.db").stderr);
+        let expected = "store \"sqlite:nowhere/a.db\": the folder of the database file does not exist: ";
+        assert!(
+            error.contains(expected) && error.ends_with("/nowhere/a.db; check the path\n"),
+            "{verb:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_migration_that_waits_for_a_lock_says_so() {
+    let larder = Larder::new();
+    let holder = Connection::open(larder.path("a.db")).unwrap();
+    holder.execute_batch("CREATE TABLE t (i); DROP TABLE t; BEGIN EXCLUSIVE").unwrap();
+    let mut up = larder.command(&["migrate", "up", "--store", "sqlite:a.db"]);
+    let up = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(2_500));
+    holder.execute_batch("ROLLBACK").unwrap();
+    let output = up.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(error.contains("a lock that another process holds is waited for"), "{error}");
+}
+
+#[test]
+fn a_component_reads_a_file_that_may_not_be_written_and_creates_none() {
+    let larder = Larder::new();
+    let run = |grants: &[&str]| {
+        let run = [&["run", larder_artifacts::CATALOG], grants, &["--", "list"]].concat();
+        let output = larder.run(&run);
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, error) = run(&["--read-only-store", "default=sqlite:missing.db"]);
+    assert!(error.contains("the database file does not exist"), "{error}");
+    assert_eq!((code, larder.path("missing.db").exists()), (Some(1), false));
+    fs::create_dir(larder.path("data")).unwrap();
+    assert_eq!(run(&["--store", "default=sqlite:data/a.db"]), (Some(0), String::new()));
+    let before = files(&larder.path("data"));
+    assert_eq!(run(&["--read-only-store", "default=sqlite:data/a.db"]), (Some(0), String::new()));
+    assert_eq!(files(&larder.path("data")), before);
+    // One file, granted in every way.
+    let both = [
+        "--read-only-store",
+        "first=sqlite:./data/a.db",
+        "--read-only-store",
+        "second=sqlite:data/a.db",
+        "--store",
+        "default=sqlite:data/../data/a.db",
+    ];
+    assert_eq!(run(&both), (Some(0), String::new()));
+    assert!(files(&larder.path("data")).keys().all(|name| !name.ends_with("-wal")));
+}
+
+#[test]
 fn a_look_does_not_wait_for_a_process_that_holds_the_database() {
     let larder = Larder::new();
     store(&larder);

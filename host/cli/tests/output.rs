@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::OpenOptions;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use support::Larder;
 
@@ -107,4 +107,48 @@ fn a_suite_that_fails_fails_also_if_nobody_reads_its_results() {
     let error = String::from_utf8(full.stderr).unwrap();
     assert!(error.starts_with("larder: cannot write standard output: "), "{error}");
     assert_eq!(full.status.code(), Some(1));
+}
+
+/// Runs the program by a shell, which closes or replaces its standard streams.
+fn by_shell(larder: &Larder, streams: &str, arguments: &[&str]) -> Output {
+    let script = format!("exec \"$0\" \"$@\" {streams}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_larder")]).args(arguments);
+    command.current_dir(larder.path("")).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_standard_input_that_cannot_be_read_is_an_error_and_nothing_is_written() {
+    let larder = Larder::new();
+    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    larder.output(&["put", "n", "k", "v", "--store", "sqlite:a.db"]);
+    for streams in ["<&-", "0>/dev/null"] {
+        for verb in [["put", "n", "k"].as_slice(), &["memory", "import"]] {
+            let output = by_shell(&larder, streams, &[verb, &STORE].concat());
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{verb:?} {streams}: {error}");
+            assert!(error.contains("standard input"), "{verb:?} {streams}: {error}");
+        }
+    }
+    let get = ["get", "n", "k", "--json", "--store", "sqlite:a.db"];
+    assert!(larder.output(&get).contains("\"value\":\"v\""));
+    let put = by_shell(&larder, "</dev/null", &["put", "n", "empty", "--store", "sqlite:a.db"]);
+    assert_eq!(put.status.code(), Some(0));
+}
+
+#[test]
+fn a_closed_standard_output_is_an_error_that_says_what_was_done() {
+    let larder = Larder::new();
+    for (verb, done) in VERBS {
+        for streams in [">&-", "1</dev/null"] {
+            // The work of the first run is not there to be done again.
+            let done = if streams == ">&-" { done } else { "" };
+            let output = by_shell(&larder, streams, &[verb, &STORE].concat());
+            let error = String::from_utf8(output.stderr).unwrap();
+            let expected = format!("larder: {done}");
+            assert!(error.starts_with(&expected), "{verb:?} {streams}: {error}");
+            assert!(error.contains("cannot write standard output: "), "{verb:?} {streams}: {error}");
+            assert_eq!(output.status.code(), Some(1), "{verb:?} {streams}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -129,4 +129,95 @@ fn a_signal_that_the_process_was_started_to_ignore_stays_ignored() {
     running.send("TERM");
     let (status, error) = running.end();
     assert_eq!(status.code(), Some(143), "{error}");
+}
+
+fn lease(larder: &Larder, place: &str) -> serde_json::Value {
+    let show = larder.run(&["tenants", "show", "acme/users/ann", "--json", "--store", place]);
+    let shown: serde_json::Value = serde_json::from_slice(&show.stdout).unwrap_or_default();
+    shown["lease"].clone()
+}
+
+#[test]
+fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_its_lease_is_given_up() {
+    let larder = Larder::new();
+    let place = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{place}?tenant=acme/users/ann");
+    let mut put = larder.command(&["put", "n", "k", "--store", &format!("{tenant}&create=yes")]);
+    let mut put = put.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(&vec![b'x'; 1 << 20]).unwrap();
+    assert!(put.wait().unwrap().success());
+    let verbs: [&[&str]; 4] =
+        [&["memory", "import"], &["get", "n", "k"], &["get", "n", "k", "--json"], &["scan", "n"]];
+    for (verb, (signal, code)) in verbs.into_iter().zip([("TERM", 143), ("INT", 130)].into_iter().cycle()) {
+        let mut command = larder.command(&[verb, &["--store", &tenant]].concat());
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        // A look gives its lease up before it prints.
+        if verb[0] != "get" {
+            let since = Instant::now();
+            while lease(&larder, &place).is_null() {
+                assert!(since.elapsed() < END_MAX, "{verb:?} took no lease");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let mut running = Running { child, since: None };
+        running.send(signal);
+        let (status, error) = running.end();
+        assert_eq!(status.code(), Some(code), "{verb:?}: {error}");
+        assert!(lease(&larder, &place).is_null(), "{verb:?}: its lease is left");
+    }
+}
+
+#[test]
+fn a_private_database_leaves_nothing_when_its_component_is_ended() {
+    let larder = Larder::new();
+    std::fs::create_dir(larder.path("tmp")).unwrap();
+    let temporary = larder.path("tmp");
+    let command = |arguments: &[&str]| {
+        let run = ["run", larder_artifacts::LOOP_IN_UPDATE, "--store", "default=sqlite::memory:"];
+        let mut command = larder.command(&[run.as_slice(), arguments].concat());
+        command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let left = || std::fs::read_dir(&temporary).unwrap().count();
+    assert_eq!(command(&["--timeout", "300ms"]).output().unwrap().status.code(), Some(124));
+    assert_eq!(left(), 0);
+    let mut child = command(&[]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(left(), 1);
+    let mut running = Running { child, since: None };
+    running.send("TERM");
+    assert_eq!(running.end().0.code(), Some(143));
+    assert_eq!(left(), 0);
+}
+
+#[test]
+fn a_conformance_run_that_a_signal_ends_leaves_no_store() {
+    let larder = Larder::new();
+    std::fs::create_dir(larder.path("tmp")).unwrap();
+    for (name, store) in [
+        ("data", "sqlite:data/a.db".to_string()),
+        ("place", format!("tenants+file://{}", larder.path("place").display())),
+    ] {
+        let folder = larder.path(name);
+        std::fs::create_dir(&folder).unwrap();
+        let mut command = larder.command(&["conformance", "--store", &store]);
+        command.env("TMPDIR", larder.path("tmp")).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let since = Instant::now();
+        while std::fs::read_dir(&folder).unwrap().count() == 0 {
+            assert!(since.elapsed() < END_MAX, "it made no store");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut running = Running { child, since: None };
+        running.send("TERM");
+        let (status, error) = running.end();
+        assert_eq!(status.code(), Some(143), "{store}: {error}");
+        let mut find = Command::new("find");
+        // The locks of a folder of tenants belong to the folder.
+        find.args([&folder, &larder.path("tmp")]).args(["-type", "f", "-not", "-path", "*/.larder/locks/*"]);
+        let left = find.output().unwrap();
+        assert_eq!(String::from_utf8(left.stdout).unwrap(), "", "{store}");
+    }
 }

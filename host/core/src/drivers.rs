@@ -69,7 +69,7 @@ pub enum DriverError {
     /// No driver knows the data-source name.
     #[error("no driver for data-source name {given:?}; there are: {}", registered.join(", "))]
     Unknown {
-        /// What stands before the first colon, as the rest may hold a password.
+        /// The scheme with its colon, or `…` if there is none: anything else may hold a password.
         given: String,
         /// The names of the drivers, sorted.
         registered: Vec<&'static str>,
@@ -169,10 +169,20 @@ impl Drivers {
     fn driver(&self, dsn: &str) -> Result<&dyn Driver, DriverError> {
         let driver = self.drivers.values().find(|driver| driver.accepts(dsn));
         driver.map(AsRef::as_ref).ok_or_else(|| DriverError::Unknown {
-            given: dsn.split_inclusive(':').next().unwrap_or_default().to_string(),
+            given: scheme(dsn).unwrap_or("…").to_string(),
             registered: self.names(),
         })
     }
+}
+
+/// The scheme of a data-source name, with its colon.
+fn scheme(dsn: &str) -> Option<&str> {
+    let scheme = dsn.split_inclusive(':').next()?;
+    let name = scheme.strip_suffix(':')?;
+    let is_of_one = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    let is_scheme =
+        name.bytes().all(is_of_one) && name.starts_with(|first: char| first.is_ascii_alphabetic());
+    is_scheme.then_some(scheme)
 }
 
 #[cfg(test)]
@@ -207,6 +217,13 @@ mod tests {
         let error = drivers.open("mysql://ann:secret@host/db").await.err().unwrap();
         let expected = "no driver for data-source name \"mysql:\"; there are: a-driver, memory";
         assert_eq!(error.to_string(), expected);
+        for dsn in
+            [" host=h password=hunter2", "HOST=h password=hunter2:", "hunter2", "a/hunter2:b", ":hunter2"]
+        {
+            let error = drivers.open(dsn).await.err().unwrap();
+            let expected = "no driver for data-source name \"…\"; there are: a-driver, memory";
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -68,12 +68,15 @@ pub(crate) enum Access {
     ReadOnly,
 }
 
-/// The server refuses a write in such a session.
-const READ_ONLY: &str = "SET default_transaction_read_only = on";
+/// The server refuses a write in such a session. A standby refuses serializable transactions, and what only reads sees one
+/// committed state in a weaker one too.
+const READ_ONLY: &str =
+    "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on";
 
 /// The connections of one backend.
 pub(crate) struct Connections {
     pool: Pool,
+    access: Access,
     /// For as many snapshots as there may be.
     places: Arc<Semaphore>,
     closed: AtomicBool,
@@ -94,22 +97,26 @@ impl Connections {
             .queue_mode(QueueMode::Lifo)
             .post_create(Hook::async_fn(move |client, _| {
                 Box::pin(async move {
-                    client.batch_execute(SETUP).await.map_err(HookError::Backend)?;
-                    if access == Access::ReadOnly {
-                        client.batch_execute(READ_ONLY).await.map_err(HookError::Backend)?;
-                    }
-                    Ok(())
+                    let setup = match access {
+                        Access::ReadWrite => SETUP.to_string(),
+                        Access::ReadOnly => format!("{SETUP}; {READ_ONLY}"),
+                    };
+                    client.batch_execute(&setup).await.map_err(HookError::Backend)
                 })
             }))
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         let places = Arc::new(Semaphore::new(SNAPSHOTS_MAX));
         let queries = Arc::new(Queries::of(schema));
-        Ok(Self { pool, places, closed: AtomicBool::new(false), queries, runtime })
+        Ok(Self { pool, access, places, closed: AtomicBool::new(false), queries, runtime })
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed.into()) } else { Ok(()) }
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     pub(crate) fn runtime(&self) -> &Handle {

@@ -48,6 +48,8 @@
 //!
 //! - Every transaction is SERIALIZABLE; the server watches what was read. A failure to serialize (40001) and a
 //!   deadlock (40P01) are [`Error::Conflict`], on a read too.
+//! - A store that is opened for reading only has REPEATABLE READ transactions instead, which a hot standby accepts too. Each
+//!   sees one committed state.
 //! - A snapshot begins with its first read, in the same round trip. The writes of a commit are one statement
 //!   over arrays, in the same round trip as `COMMIT`; a commit that reads nothing is that statement alone.
 //! - There are at most [`CONNECTIONS_MAX`] connections, of which snapshots have at most [`SNAPSHOTS_MAX`] so that

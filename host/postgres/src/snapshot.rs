@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use tokio_postgres::Row;
 
 use crate::commit;
-use crate::connections::Connections;
+use crate::connections::{Access, Connections};
 use crate::error::{self, Failure};
 use crate::first_read::FirstRead;
 use crate::moment::{Read, with_moment};
@@ -256,9 +256,10 @@ impl PostgresSnapshot {
     }
 
     fn begin(&self) -> &'static str {
-        match self.options.mode {
-            Mode::View => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
-            Mode::Update => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
+        match (self.connections.access(), self.options.mode) {
+            (Access::ReadOnly, _) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            (Access::ReadWrite, Mode::View) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            (Access::ReadWrite, Mode::Update) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
         }
     }
 

@@ -20,6 +20,17 @@ use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SqliteDriver;
 
+impl SqliteDriver {
+    /// The path of the file that a data-source name names; `None` if that is a private database, or the name is malformed
+    /// or meant for another driver.
+    pub fn path(dsn: &str) -> Option<PathBuf> {
+        match parse(dsn) {
+            Ok((Place::File(path), _)) if dsn.starts_with(SCHEME) => Some(path),
+            _ => None,
+        }
+    }
+}
+
 const SCHEME: &str = "sqlite:";
 
 #[async_trait]
@@ -101,11 +112,12 @@ fn parse_options(query: &str) -> Result<SqliteOptions> {
             _ => match option.strip_prefix("cache_bytes=").map(str::parse) {
                 Some(Ok(bytes)) => options.cache_bytes = bytes,
                 _ => {
-                    return Err(Error::invalid_argument(format!(
-                        "unknown option {option:?} of a SQLite store; there are `durability=normal`, \
+                    // It is not repeated: what is meant for another engine may be a password or a key.
+                    return Err(Error::invalid_argument(
+                        "unknown option of a SQLite store, or a wrong value of one; there are `durability=normal`, \
                          `durability=full`, `create=yes`, `create=no`, `other_tables=yes`, `other_tables=no` and \
-                         `cache_bytes=NUMBER`"
-                    )));
+                         `cache_bytes=NUMBER`",
+                    ));
                 }
             },
         }
@@ -151,8 +163,13 @@ mod tests {
             "sqlite:a%00b",
             "sqlite:x?cache_bytes=1M",
             "sqlite:x?cache_bytes=-1",
+            "sqlite:x?password=hunter2",
+            "sqlite:x?durability=hunter2",
+            "sqlite:x?hunter2",
+            "sqlite::memory:?key=hunter2",
         ] {
-            assert!(matches!(parse(dsn), Err(Error::InvalidArgument(_))), "{dsn}");
+            let Err(Error::InvalidArgument(reason)) = parse(dsn) else { panic!("accepted {dsn}") };
+            assert!(!reason.contains("hunter2"), "{reason}");
         }
     }
 }

@@ -44,8 +44,8 @@ mod turn;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -126,9 +126,8 @@ pub struct Sqlite {
     readers: Arc<Readers>,
     writer: Arc<Writer>,
     closed: AtomicBool,
-    /// Removed with the last handle, after the connections.
-    #[cfg_attr(not(test), expect(dead_code, reason = "it is only dropped"))]
-    private: Option<TempDir>,
+    /// Removed when the database is closed, or with the last handle: a process may end while a handle is left.
+    private: Mutex<Option<TempDir>>,
 }
 
 impl Sqlite {
@@ -177,7 +176,7 @@ impl Sqlite {
         Self::open_in(path.into(), options, None, Keeping::Journaled(journal)).await
     }
 
-    /// Opens a private database in a temporary folder, which is removed with the last handle.
+    /// Opens a private database in a temporary folder, which is removed when the database is closed, or with the last handle.
     ///
     /// # Errors
     /// As [`Sqlite::open`], and where there is no temporary folder.
@@ -220,7 +219,7 @@ impl Sqlite {
         let readers = Arc::new(Readers::new(location, options));
         let writer = Writer::new(connection, &readers, options.cache_bytes, positioned, journal)?;
         checkpoint::spawn(&readers, &writer);
-        Ok(Self { readers, writer, closed: AtomicBool::new(false), private })
+        Ok(Self { readers, writer, closed: AtomicBool::new(false), private: Mutex::new(private) })
     }
 
     /// Checks that a file is an intact database of larder: its header, whose it is, and how its pages hang together. What
@@ -413,6 +412,8 @@ impl Backend for Sqlite {
             // It never panics: the journal is called in a task of its own.
             let _ = shipper.await;
         }
+        let private = self.private.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(private);
     }
 }
 
@@ -436,12 +437,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_private_database_leaves_no_file() {
-        let database = Sqlite::open_private().await.unwrap();
-        let folder = database.private.as_ref().unwrap().path().to_path_buf();
-        database.ping().await.unwrap();
-        assert!(folder.join("private.db").is_file());
-        database.close().await;
-        drop(database);
-        assert!(!folder.exists());
+        for is_closed in [true, false] {
+            let database = Sqlite::open_private().await.unwrap();
+            let folder = database.private.lock().unwrap().as_ref().unwrap().path().to_path_buf();
+            database.ping().await.unwrap();
+            assert!(folder.join("private.db").is_file());
+            if is_closed {
+                database.close().await;
+                assert!(!folder.exists());
+            }
+            drop(database);
+            assert!(!folder.exists());
+        }
     }
 }

@@ -51,8 +51,8 @@ impl Location {
     /// Resolves a path: symlinks are followed, and the working directory counts as it is now.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the path is empty or SQLite's name for a database in memory, [`Error::NotFound`] if
-    /// its folder does not exist, and [`Error::Unavailable`] if that cannot be told.
+    /// [`Error::InvalidArgument`] if the path is empty, SQLite's name for a database in memory, or that of something else
+    /// than a file, [`Error::NotFound`] if its folder does not exist, and [`Error::Unavailable`] if that cannot be told.
     pub(crate) fn resolve(path: &Path) -> Result<Self> {
         if path.as_os_str().is_empty() || path == Path::new(":memory:") {
             return Err(Error::invalid_argument(format!(
@@ -69,6 +69,7 @@ impl Location {
                 "the name of a database cannot end with \"{TURN_SUFFIX}\": the file beside which processes line up has it"
             )));
         }
+        check_regular(&path)?;
         Ok(Self {
             log: Place::new(with_suffix(&path, "-wal")),
             index: Place::new(with_suffix(&path, "-shm")),
@@ -234,7 +235,7 @@ impl Drop for LookCount {
 }
 
 /// The path is in the cause, which guests do not see.
-fn missing(reason: &str, path: &Path) -> Error {
+pub(crate) fn missing(reason: &str, path: &Path) -> Error {
     let cause: Cause = Arc::new(io::Error::new(ErrorKind::NotFound, path.display().to_string()));
     Error::NotFound { reason: reason.to_string(), cause: Some(cause) }
 }
@@ -247,6 +248,18 @@ fn lost() -> Error {
                  remove the old -wal and -shm files beside a new one, and open the store again"
                 .to_string(),
         cause: None,
+    }
+}
+
+/// Refuses a folder, a device, a pipe and a socket before anything opens it: a pipe would keep the caller waiting, and
+/// SQLite takes a device for an empty database.
+fn check_regular(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(file) if !file.is_file() => Err(Error::invalid_argument(format!(
+            "cannot open the SQLite database {path:?}: it is not a regular file; check the path"
+        ))),
+        // Whether there has to be a file is not asked here.
+        _ => Ok(()),
     }
 }
 
@@ -353,6 +366,19 @@ mod tests {
         assert!(matches!(looped, Err(Error::Unavailable { .. })), "{looped:?}");
         let nowhere = Location::resolve(&folder.path().join("nowhere/a.db"));
         assert!(matches!(nowhere, Err(Error::NotFound { .. })), "{nowhere:?}");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_being_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, link) = (folder.path().join("fifo"), folder.path().join("link"));
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        symlink("/dev/null", &link).unwrap();
+        for path in [&fifo, &link, folder.path(), Path::new("/dev/zero")] {
+            let refused = Location::resolve(path);
+            assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{path:?}: {refused:?}");
+        }
     }
 
     #[test]

@@ -4,14 +4,17 @@
 //! looked: the owner of the database can no longer write. So the way to open the file depends on what lies beside it.
 //!
 //! - No log: the file holds everything, and is read as immutable, without a lock. Another process may begin to write
-//!   in the meantime, so the file must be found unchanged after each read.
+//!   in the meantime, so after each read the file must be found unchanged, and without a rollback journal. Whatever a
+//!   process writes to the file is preceded by a log or a journal beside it, so both are looked for after the state of the
+//!   file was noted.
 //! - A log and its index: an ordinary read-only connection that may neither create nor write the index.
 //! - A log alone, as after a copy: the index is built in memory, which takes a lock on the file that excludes others.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use larder_core::error::Cause;
 use larder_core::{Error, Result};
@@ -67,33 +70,43 @@ impl Look {
     /// [`Error::NotFound`] if it does not exist, and [`Error::Unavailable`] if it cannot be read without a change.
     pub(crate) fn open(location: &Location) -> Result<Self> {
         location.check_exists()?;
-        let path = location.path();
-        let (log, index) = (location.log_path(), location.index_path());
-        match (length(log)?, length(index)?.is_some()) {
-            (None | Some(0), false) | (None, true) => Self::open_immutable(path),
-            (Some(_), true) => Self::open_shared(location),
-            (Some(_), false) => Self::open_alone(path, log),
+        let (path, log) = (location.path(), location.log_path());
+        for _ in 0..ATTEMPTS {
+            match (length(log)?, length(location.index_path())?.is_some()) {
+                (None | Some(0), false) | (None, true) => {
+                    if let Some(look) = Self::open_immutable(location)? {
+                        return Ok(look);
+                    }
+                }
+                (Some(_), true) => return Self::open_shared(location),
+                (Some(_), false) => return Self::open_alone(path, log),
+            }
         }
+        Err(changed())
     }
 
-    fn open_immutable(path: &Path) -> Result<Self> {
-        let journal = with_suffix(path, "-journal");
-        if length(&journal)?.is_some_and(|length| length > 0) {
-            let state = "an unfinished transaction is in it; wait for the process that writes, or recover the database";
-            return Err(failed(
-                "cannot look at a database with the rollback journal",
-                &journal,
-                std::io::Error::other(state),
-            ));
-        }
-        let mut stamp = Stamp::of(path)?;
-        // A write within the same tick of the file system's clock would not show.
-        while let Some(wait) = stamp.until_settled() {
-            std::thread::sleep(wait);
-            stamp = Stamp::of(path)?;
-        }
+    /// Opens a file that has no log; `None` if it has one by now.
+    fn open_immutable(location: &Location) -> Result<Option<Self>> {
+        let path = location.path();
+        let since = Instant::now();
+        let stamp = loop {
+            let stamp = Stamp::settled(path)?;
+            if has_log(location)? {
+                return Ok(None);
+            }
+            match unfinished_transaction(path)? {
+                None => break stamp,
+                Some(journal) if since.elapsed() >= WAIT => {
+                    let state = "an unfinished transaction is in it; wait for the process that writes, or recover \
+                                 the database";
+                    let what = "cannot look at a database with the rollback journal";
+                    return Err(failed(what, &journal, std::io::Error::other(state)));
+                }
+                Some(_) => std::thread::sleep(TICK),
+            }
+        };
         let connection = open(path, "mode=ro&immutable=1", OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Self { connection, immutable: Some(stamp), _count: None })
+        Ok(Some(Self { connection, immutable: Some(stamp), _count: None }))
     }
 
     fn open_shared(location: &Location) -> Result<Self> {
@@ -120,19 +133,27 @@ impl Look {
         Ok(Self { connection, immutable: None, _count: None })
     }
 
+    /// Whether it has the file open without a lock. Closing it drops the locks that other connections of this process have on
+    /// the file: it must not happen while one of them reads.
+    pub(crate) fn is_without_lock(&self) -> bool {
+        self.immutable.is_some()
+    }
+
     /// Whether another snapshot may be read with this connection.
     pub(crate) fn is_current(&self, location: &Location) -> Result<bool> {
         // A log that has come since then holds newer commits.
-        let is_alone =
-            self.immutable.is_none() || length(location.log_path())?.is_none_or(|length| length == 0);
-        Ok(is_alone && self.is_unchanged(location)?)
+        let is_newest = self.immutable.is_none() || !has_log(location)?;
+        Ok(is_newest && self.is_unchanged(location)?)
     }
 
     /// Whether what was read so far is one committed state.
     fn is_unchanged(&self, location: &Location) -> Result<bool> {
         match self.immutable {
             None => Ok(true),
-            Some(stamp) => Ok(Stamp::of(location.path())? == stamp),
+            Some(stamp) => {
+                let path = location.path();
+                Ok(Stamp::of(path)? == stamp && unfinished_transaction(path)?.is_none())
+            }
         }
     }
 
@@ -159,20 +180,30 @@ impl Look {
     }
 }
 
-/// Opens a file and reads from it, once more if another process changed it in the meantime.
+/// Opens a file and reads from it, once more if another process changed it in the meantime. Connections that are of no more
+/// use go to `retire`.
 pub(crate) fn read_anew<T>(
     location: &Location,
     mut idle: Option<Look>,
+    retire: impl Fn(Look),
     mut work: impl FnMut(&Connection) -> Result<T>,
 ) -> Result<(T, Look)> {
     for _ in 0..ATTEMPTS {
         let look = match idle.take() {
             Some(look) if look.is_current(location)? => look,
-            _ => Look::open(location)?,
+            stale => {
+                stale.into_iter().for_each(&retire);
+                Look::open(location)?
+            }
         };
         let outcome = work(&look.connection);
-        if look.is_unchanged(location)? {
-            return Ok((outcome?, look));
+        match (look.is_current(location)?, outcome) {
+            (true, Ok(found)) => return Ok((found, look)),
+            (true, Err(error)) => {
+                retire(look);
+                return Err(error);
+            }
+            (false, _) => retire(look),
         }
     }
     Err(changed())
@@ -213,7 +244,46 @@ fn length(path: &Path) -> Result<Option<u64>> {
     }
 }
 
+/// Whether commits may be in the log that are not in the file.
+fn has_log(location: &Location) -> Result<bool> {
+    Ok(length(location.log_path())?.is_some_and(|length| length > 0))
+}
+
+/// The rollback journal, if a transaction is in it: parts of that may be in the file. A journal that is kept after its
+/// transaction is empty, or begins with a zero; so does one whose transaction has not written to the file yet.
+fn unfinished_transaction(path: &Path) -> Result<Option<PathBuf>> {
+    let journal = with_suffix(path, "-journal");
+    let begins = || -> std::io::Result<bool> {
+        let file = journal.metadata()?;
+        // Anything else is not SQLite's, and might keep whoever opens it waiting.
+        if !file.is_file() {
+            return Ok(true);
+        }
+        let mut first = [0];
+        Ok(file.len() > 0 && File::open(&journal)?.read(&mut first)? > 0 && first != [0])
+    };
+    match begins() {
+        Ok(begins) => Ok(begins.then_some(journal)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // Its length alone does not tell.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Some(journal)),
+        Err(error) => Err(failed("cannot read the rollback journal", &journal, error)),
+    }
+}
+
 impl Stamp {
+    /// The state of a file that was last written so long ago that any further write shows.
+    fn settled(path: &Path) -> Result<Self> {
+        for _ in 0..ATTEMPTS {
+            let stamp = Self::of(path)?;
+            match stamp.until_settled() {
+                None => return Ok(stamp),
+                Some(wait) => std::thread::sleep(wait),
+            }
+        }
+        Err(changed())
+    }
+
     fn of(path: &Path) -> Result<Self> {
         let stamp = || {
             let file = path.metadata()?;

@@ -17,7 +17,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::foreign_keys::{Known, Suspects};
-use crate::location::Location;
+use crate::location::{Location, missing};
 use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
 use crate::{SqliteOptions, connection, file, look};
@@ -131,7 +131,7 @@ impl SqliteMigrator {
                 return Ok(Status::of(&this.steps, Vec::new())?);
             }
             let location = Location::resolve(&this.path)?;
-            let (found, _) = look::read_anew(&location, None, |connection| {
+            let (found, _) = look::read_anew(&location, None, drop, |connection| {
                 if this.ledger == Ledger::larder() {
                     file::check_belongs(connection, this.options)?;
                 }
@@ -241,10 +241,9 @@ fn is_missing(path: &Path) -> Result<bool, Error> {
         return Ok(false);
     }
     match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && is_missing(folder)? => Err(Error::Unavailable {
-            reason: "the folder of the database file is not there".to_string(),
-            cause: None,
-        }),
+        Some(folder) if !folder.as_os_str().is_empty() && is_missing(folder)? => {
+            Err(missing("the folder of the database file does not exist", path))
+        }
         _ => Ok(true),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use larder_core::backend::{
@@ -31,6 +31,8 @@ struct Shared {
     location: Location,
     /// A connection that no snapshot uses.
     idle: Mutex<Option<Look>>,
+    /// Connections of no more use, which are not closed while another one may read under a lock.
+    retired: Mutex<Vec<Look>>,
     closed: AtomicBool,
 }
 
@@ -43,8 +45,9 @@ impl SqliteReadOnly {
     pub(crate) async fn open(path: PathBuf, options: SqliteOptions) -> Result<Self> {
         let open = move || {
             let location = Location::resolve(&path)?;
-            let ((), look) = read_anew(&location, None, |connection| check(connection, options))?;
-            Ok(Shared { location, idle: Mutex::new(Some(look)), closed: AtomicBool::new(false) })
+            let ((), look) = read_anew(&location, None, drop, |connection| check(connection, options))?;
+            let (idle, retired) = (Mutex::new(Some(look)), Mutex::default());
+            Ok(Shared { location, idle, retired, closed: AtomicBool::new(false) })
         };
         Ok(Self { shared: Arc::new(blocking(open).await?) })
     }
@@ -57,7 +60,7 @@ impl SqliteReadOnly {
         self.shared.check_open()?;
         let shared = self.shared.clone();
         blocking(move || {
-            let (found, look) = read_anew(&shared.location, shared.take(), work)?;
+            let (found, look) = shared.read_anew(work)?;
             shared.give_back(look);
             Ok(found)
         })
@@ -79,15 +82,36 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
+    fn read_anew<T>(&self, work: impl FnMut(&Connection) -> Result<T>) -> Result<(T, Look)> {
+        let (found, look) = read_anew(&self.location, self.take(), |look| self.retire(look), work)?;
+        // The file has no log now, so no connection reads under a lock.
+        if look.is_without_lock() {
+            lock(&self.retired).clear();
+        }
+        Ok((found, look))
+    }
+
     fn take(&self) -> Option<Look> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.idle).take()
     }
 
     fn give_back(&self, look: Look) {
-        if !self.closed.load(Ordering::Acquire) {
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        if self.closed.load(Ordering::Acquire) {
+            return self.retire(look);
+        }
+        let earlier = lock(&self.idle).replace(look);
+        earlier.into_iter().for_each(|look| self.retire(look));
+    }
+
+    fn retire(&self, look: Look) {
+        if look.is_without_lock() {
+            lock(&self.retired).push(look);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One committed state, from the first read on.
@@ -115,7 +139,7 @@ impl ReadOnlySnapshot {
                     let now = begin(connection, &clock)?;
                     Ok((work(connection, now)?, now))
                 };
-                let ((found, now), look) = read_anew(&shared.location, shared.take(), begin)?;
+                let ((found, now), look) = shared.read_anew(begin)?;
                 Ok((Ok(found), (look, now)))
             }
         })
@@ -137,10 +161,10 @@ fn begin(connection: &Connection, clock: &ForwardClock) -> Result<UnixMillis> {
 
 impl Drop for ReadOnlySnapshot {
     fn drop(&mut self) {
-        if let Some((look, _)) = self.look.take()
-            && look.end().is_ok()
-        {
-            self.shared.give_back(look);
+        let Some((look, _)) = self.look.take() else { return };
+        match look.end() {
+            Ok(()) => self.shared.give_back(look),
+            Err(_) => self.shared.retire(look),
         }
     }
 }

@@ -137,7 +137,7 @@ async fn a_fresh_database_is_told_from_all_that_fails_otherwise() {
     let error =
         SqliteMigrator::new(nowhere, steps, Ledger::new("mine").unwrap()).version().await.unwrap_err();
     assert!(!is_missing_migration(&error));
-    assert!(matches!(error, MigrationError::Database(Error::Unavailable { .. })), "{error:?}");
+    assert!(matches!(error, MigrationError::Database(Error::NotFound { .. })), "{error:?}");
 }
 
 /// C4.1: the seed sets them on one of five connections.

@@ -25,6 +25,14 @@ pub trait Bench: Send + Sync + 'static {
     /// # Errors
     /// A backend that can't be had fails every case.
     async fn scratch(&self) -> Result<Box<dyn Scratch>>;
+
+    /// Removes what all its stores had in common, after the last of them is removed.
+    ///
+    /// # Errors
+    /// What is left could not be removed.
+    async fn end(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// One store, which can be opened again and by several hosts at once.
@@ -271,6 +279,22 @@ impl Bench for TenantsBench {
         let key = TenantKey::user("larder".parse()?, format!("case-{number}").parse()?);
         Ok(Box::new(TenantScratch { host: self.host.clone(), key }))
     }
+
+    async fn end(&self) -> Result<()> {
+        let closed = self.host.tenants.close().await;
+        self.host.remove(&self.host.prefix).await?;
+        Ok(closed?)
+    }
+}
+
+impl TenantsHost {
+    async fn remove(&self, prefix: &ObjectPath) -> Result<()> {
+        let found: Vec<_> = self.objects.list(Some(prefix)).try_collect().await?;
+        for object in found {
+            self.objects.delete(&object.location).await?;
+        }
+        Ok(())
+    }
 }
 
 struct TenantScratch {
@@ -299,11 +323,7 @@ impl Scratch for TenantScratch {
             .parts()
             .chain(ObjectPath::from(self.key.object_path()).parts())
             .collect();
-        let found: Vec<_> = self.host.objects.list(Some(&whole)).try_collect().await?;
-        for object in found {
-            self.host.objects.delete(&object.location).await?;
-        }
-        Ok(())
+        self.host.remove(&whole).await
     }
 }
 

@@ -9,7 +9,7 @@ use larder_host::{TenantError, TenantKey};
 
 use crate::output::{OutputError, complain, heard, output};
 use crate::progress::waiting;
-use crate::signals::until_ended;
+use crate::signals::{self, until_ended};
 use crate::tenants::{HostArguments, head_of, parse_key};
 use crate::text::{bytes, moment, time};
 
@@ -39,7 +39,7 @@ impl Restore {
         for sentence in &unwritten {
             complain(sentence);
         }
-        let printed = self.print(&outcome?);
+        let printed = self.print(&signals::closed(outcome)?);
         heard(printed.context("the tenant is restored, but the output was not written"))?;
         Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -11,7 +12,7 @@ use larder_host::{TenantError, TenantKey};
 
 use crate::output::{complain, heard, output};
 use crate::progress::bar;
-use crate::signals::until_ended;
+use crate::signals::{self, on_own_thread};
 use crate::tenants::host::{Host, cache_in_use};
 use crate::tenants::{HostArguments, parse_key};
 use crate::text::bytes;
@@ -44,13 +45,15 @@ impl Send {
             let head = remote.head(key).await?;
             earlier.insert(key.clone(), head.and_then(|head| head.snapshot));
         }
-        let host = options.keep_copies(keep).open().await?;
-        let sent = until_ended(async { Ok(send_all(&host, keys, &earlier, keep).await) }).await;
+        let host = Arc::new(options.keep_copies(keep).open().await?);
+        let sending = host.clone();
+        let sent =
+            on_own_thread(move || async move { Ok(send_all(&sending, keys, &earlier, keep).await) }).await;
         let unwritten = host.close().await;
         for sentence in &unwritten {
             complain(sentence);
         }
-        let (failed, printed) = sent?;
+        let (failed, printed) = signals::closed(sent)?;
         heard(printed.context("what could be sent was sent, but the output was not written"))?;
         Ok(if failed || !unwritten.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }

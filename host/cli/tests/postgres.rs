@@ -1,0 +1,72 @@
+//! The command line on Postgres.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use larder_postgres_server::PostgresServer;
+use support::Larder;
+
+/// Verbs that write into a store that exists.
+const WRITES: [&[&str]; 7] = [
+    &["put", "n", "k", "v"],
+    &["delete", "n", "k"],
+    &["sweep"],
+    &["memory", "import"],
+    &["memory", "forget", "--tenant", "t", "--user", "u"],
+    &["migrations", "remove", "--component", "c"],
+    &["migrations", "record", "--component", "c", "--id", "1", "--checksum", CHECKSUM],
+];
+
+const CHECKSUM: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+#[test]
+fn verbs_that_write_make_no_tables_and_a_standby_is_looked_at() {
+    let mut server = PostgresServer::start().unwrap();
+    let (larder, dsn) = (Larder::new(), server.dsn());
+    for verb in WRITES {
+        let error = larder.error(1, &[verb, &["--store", &dsn]].concat());
+        assert!(error.contains("cannot open the store \"postgres\""), "{verb:?}: {error}");
+        assert!(error.contains("larder migrate up"), "{verb:?}: {error}");
+    }
+    let dump = server.dump("postgres").unwrap();
+    assert!(!dump.contains("CREATE"), "{dump}");
+
+    larder.output(&["migrate", "up", "--store", &dsn]);
+    larder.output(&["put", "n", "k", "v", "--store", &dsn]);
+    server.stop();
+    std::fs::write(server.folder().join("data/standby.signal"), "").unwrap();
+    server.launch().unwrap();
+    assert_eq!(larder.output(&["get", "n", "k", "--store", &dsn]), "v");
+    assert_eq!(larder.output(&["scan", "n", "--store", &dsn]), "k\tv\n");
+    assert_eq!(larder.output(&["namespaces", "--store", &dsn]), "n\n");
+    for verb in
+        [["memory", "list"].as_slice(), &["memory", "export"], &["migrations"], &["migrate", "status"]]
+    {
+        larder.output(&[verb, &["--store", &dsn]].concat());
+    }
+    let grant = format!("default={dsn}");
+    let run = ["run", larder_artifacts::CATALOG, "--read-only-store", &grant, "--", "list"];
+    let run = larder.run(&run);
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert!(!error.contains("cannot open"), "{error}");
+    larder.error(1, &["put", "n", "k", "w", "--store", &dsn]);
+}
+
+#[test]
+fn a_conformance_run_that_a_signal_ends_leaves_no_schema() {
+    let server = PostgresServer::start().unwrap();
+    let (larder, dsn) = (Larder::new(), server.dsn());
+    let mut command = larder.command(&["conformance", "--store", &dsn]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let since = Instant::now();
+    while !server.dump("postgres").unwrap().contains("CREATE SCHEMA") {
+        assert!(since.elapsed() < Duration::from_secs(60), "it made no schema");
+    }
+    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let dump = server.dump("postgres").unwrap();
+    assert!(!dump.contains("CREATE"), "{dump}");
+}
