@@ -59,7 +59,7 @@ fn verbs_that_write_make_no_tables_and_a_standby_is_looked_at() {
 fn a_conformance_run_that_a_signal_ends_leaves_no_schema() {
     let server = PostgresServer::start().unwrap();
     let (larder, dsn) = (Larder::new(), server.dsn());
-    let mut command = larder.command(&["conformance", "--store", &dsn]);
+    let mut command = larder.command_for_signals(&["conformance", "--store", &dsn]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let since = Instant::now();
     while !server.dump("postgres").unwrap().contains("CREATE SCHEMA") {

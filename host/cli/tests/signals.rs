@@ -22,7 +22,7 @@ impl Running {
     fn start(larder: &Larder, component: &str, store: &str, arguments: &[&str]) -> Self {
         let grant = format!("default={store}");
         let run = ["run", component, "--store", grant.as_str(), "--tenant", "acme", "--user", "ann", "--"];
-        let mut command = larder.command(&[run.as_slice(), arguments].concat());
+        let mut command = larder.command_for_signals(&[run.as_slice(), arguments].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -115,10 +115,10 @@ fn a_second_signal_ends_at_once() {
 #[test]
 fn a_signal_that_the_process_was_started_to_ignore_stays_ignored() {
     let larder = Larder::new();
-    let mut command = Command::new("sh");
+    let mut command = Command::new("env");
     let program = env!("CARGO_BIN_EXE_larder");
     let script = "trap '' HUP; exec \"$0\" run \"$1\" --store default=memory: -- 600000";
-    command.args(["-c", script, program, larder_artifacts::HOLD_UPDATE]);
+    command.args(["--default-signal=TERM", "sh", "-c", script, program, larder_artifacts::HOLD_UPDATE]);
     command.current_dir(larder.path("")).stdin(Stdio::null());
     command.env("XDG_CACHE_HOME", larder.path("cache"));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -149,7 +149,7 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_its_lease_is_given_up() {
     let verbs: [&[&str]; 4] =
         [&["memory", "import"], &["get", "n", "k"], &["get", "n", "k", "--json"], &["scan", "n"]];
     for (verb, (signal, code)) in verbs.into_iter().zip([("TERM", 143), ("INT", 130)].into_iter().cycle()) {
-        let mut command = larder.command(&[verb, &["--store", &tenant]].concat());
+        let mut command = larder.command_for_signals(&[verb, &["--store", &tenant]].concat());
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         // A look gives its lease up before it prints.
@@ -175,7 +175,7 @@ fn a_private_database_leaves_nothing_when_its_component_is_ended() {
     let temporary = larder.path("tmp");
     let command = |arguments: &[&str]| {
         let run = ["run", larder_artifacts::LOOP_IN_UPDATE, "--store", "default=sqlite::memory:"];
-        let mut command = larder.command(&[run.as_slice(), arguments].concat());
+        let mut command = larder.command_for_signals(&[run.as_slice(), arguments].concat());
         command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
@@ -202,7 +202,7 @@ fn a_conformance_run_that_a_signal_ends_leaves_no_store() {
     ] {
         let folder = larder.path(name);
         std::fs::create_dir(&folder).unwrap();
-        let mut command = larder.command(&["conformance", "--store", &store]);
+        let mut command = larder.command_for_signals(&["conformance", "--store", &store]);
         command.env("TMPDIR", larder.path("tmp")).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         let since = Instant::now();

@@ -17,7 +17,18 @@ impl Larder {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        self.prepared(Command::new(env!("CARGO_BIN_EXE_larder")), arguments)
+    }
+
+    /// The same for a test that sends signals. Tests may have been started with signals ignored, as by `nohup` or in the
+    /// background, and the program leaves those ignored.
+    pub fn command_for_signals(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_larder")]);
+        self.prepared(command, arguments)
+    }
+
+    fn prepared(&self, mut command: Command, arguments: &[&str]) -> Command {
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
         command
