@@ -12,12 +12,12 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
 use larder_core::{
-    Error, Handle, HandleOptions, Mode, MovableClock, PutOptions, Store, Transaction, Version,
+    Error, Handle, HandleOptions, Limits, Mode, MovableClock, PutOptions, Store, Transaction, Version,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
 use tokio::task::JoinHandle;
@@ -131,6 +131,37 @@ async fn a_condition_on_a_row_that_expires_while_the_commit_waits_does_not_hold(
     assert!(matches!(commit.await.unwrap(), Err(Error::Conflict)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_wait_for_another_process_end_with_their_deadlines_and_write_nothing() {
+    let opened = opened(1 << 20).await;
+    let limits = Limits { transaction_timeout: Duration::from_millis(300), ..Limits::default() };
+    let handle = opened.store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+    let lock = locked(&opened.path);
+    let since = Instant::now();
+    let mut commits = Vec::new();
+    for (key, reads) in [("blind", false), ("read", true), ("queued", false)] {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        if reads {
+            assert_eq!(get(&mut update, key).await, None);
+        }
+        update.put("n".into(), key.into(), b"1".to_vec()).unwrap();
+        commits.push(tokio::spawn(update.commit()));
+    }
+    for commit in commits {
+        assert!(matches!(commit.await.unwrap(), Err(Error::TimedOut)));
+    }
+    // The lock is waited for 5 s.
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    lock.execute_batch("ROLLBACK").unwrap();
+    let mut after = opened.handle.begin(Mode::Update).unwrap();
+    after.put("n".into(), "after".into(), b"1".to_vec()).unwrap();
+    after.commit().await.unwrap();
+    for key in ["blind", "read", "queued"] {
+        assert_eq!(now(&opened.handle, key).await, None, "{key}");
+    }
+    assert_eq!(now(&opened.handle, "after").await.as_deref(), Some("1"));
+}
+
 #[tokio::test]
 async fn a_view_that_moves_on_to_a_newer_state_takes_a_moment_that_belongs_to_it() {
     for cache_bytes in [0, 1 << 20] {
@@ -140,7 +171,7 @@ async fn a_view_that_moves_on_to_a_newer_state_takes_a_moment_that_belongs_to_it
         let database = Sqlite::open(&opened.path, SqliteOptions { cache_bytes, ..Default::default() });
         let database = database.await.unwrap();
         let clock = larder_core::ForwardClock::new(opened.clock.clone());
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         let options = SnapshotOptions { mode: Mode::View, clock, deadline };
         // It has read nothing yet.
         let mut view: Box<dyn Snapshot> = database.snapshot(options).await.unwrap();
@@ -233,7 +264,7 @@ async fn a_close_does_not_wait_for_another_process_to_sweep() {
     put_for_a_minute(&opened.handle, "a", "1").await;
     opened.clock.advance(Duration::from_millis(2 * MINUTE));
     let lock = locked(&opened.path);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     store.close().await;
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     lock.execute_batch("ROLLBACK").unwrap();
