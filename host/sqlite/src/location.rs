@@ -66,7 +66,8 @@ impl Location {
         })?;
         if path.as_os_str().as_encoded_bytes().ends_with(TURN_SUFFIX.as_bytes()) {
             return Err(Error::invalid_argument(format!(
-                "the name of a database cannot end with \"{TURN_SUFFIX}\": the file beside which processes line up has it"
+                "cannot open the SQLite database {path:?}: names that end with {TURN_SUFFIX:?} are kept for the files at which \
+                 processes wait for the write lock; rename the file"
             )));
         }
         check_regular(&path)?;
