@@ -1,6 +1,6 @@
 //! The statements on rows.
 
-use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, Version};
+use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, SweepOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
@@ -141,17 +141,38 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
 pub(crate) fn sweep(
     connection: &Connection,
     now: UnixMillis,
-    max_rows: u32,
+    options: &SweepOptions,
+) -> SqliteResult<Vec<(StoredName, u64)>> {
+    let expired = expired(connection, now, options)?;
+    let mut delete =
+        connection.prepare_cached("DELETE FROM larder_entries WHERE namespace = ?1 AND key = ?2")?;
+    for (StoredName { namespace, key }, _) in &expired {
+        delete.execute((namespace, key))?;
+    }
+    Ok(expired)
+}
+
+/// Expired rows within the bounds of a sweep.
+fn expired(
+    connection: &Connection,
+    now: UnixMillis,
+    options: &SweepOptions,
 ) -> SqliteResult<Vec<(StoredName, u64)>> {
     let mut statement = connection.prepare_cached(
-        "DELETE FROM larder_entries WHERE (namespace, key) IN
-             (SELECT namespace, key FROM larder_entries WHERE expires_at <= ?1 LIMIT ?2)
-         RETURNING namespace, key, length(namespace) + length(key) + length(value)",
+        "SELECT namespace, key, length(namespace) + length(key) + length(value)
+         FROM larder_entries WHERE expires_at <= ?1",
     )?;
-    let swept = statement.query_map((sql_millis(now), max_rows), |row| {
-        Ok((StoredName { namespace: row.get(0)?, key: row.get(1)? }, row.get(2)?))
-    })?;
-    Ok(swept.collect::<rusqlite::Result<_>>()?)
+    let mut found = statement.query([sql_millis(now)])?;
+    let (mut expired, mut swept) = (Vec::new(), Swept::default());
+    while !options.is_reached_by(&swept)
+        && let Some(row) = found.next()?
+    {
+        let bytes: u64 = row.get(2)?;
+        swept.rows += 1;
+        swept.bytes += bytes;
+        expired.push((StoredName { namespace: row.get(0)?, key: row.get(1)? }, bytes));
+    }
+    Ok(expired)
 }
 
 /// The names of a row as the file has them.
