@@ -72,16 +72,13 @@ async fn keys_of(transaction: &mut Transaction, range: Range) -> (Vec<String>, u
     (page.unwrap().entries.into_iter().map(|entry| entry.key).collect(), pauses)
 }
 
-const WITHOUT_CACHE: SqliteOptions = SqliteOptions {
-    cache_bytes: 0,
-    durability: larder_sqlite::Durability::Off,
-    create: true,
-    other_tables: false,
-};
+fn without_cache() -> SqliteOptions {
+    SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() }
+}
 
 #[tokio::test]
 async fn a_scan_over_expired_rows_gives_its_thread_away() {
-    for options in [SqliteOptions::default(), WITHOUT_CACHE] {
+    for options in [SqliteOptions::default(), without_cache()] {
         let fixture = Fixture::new(options).await;
         fixture.put_expired("n", 100_000).await;
         // Among the expired ones, within a slice and at its end.
@@ -96,7 +93,7 @@ async fn a_scan_over_expired_rows_gives_its_thread_away() {
                 let mut transaction = fixture.begin(mode);
                 let (keys, pauses) = keys_of(&mut transaction, range.clone()).await;
                 assert_eq!(keys, expected);
-                if mode == Mode::View || options == WITHOUT_CACHE {
+                if mode == Mode::View || options == without_cache() {
                     assert!((90..130).contains(&pauses), "{pauses} {range:?}");
                 }
             }
@@ -162,7 +159,7 @@ async fn the_next_namespace_is_looked_for_in_slices() {
 
 #[tokio::test]
 async fn many_keys_are_looked_up_in_slices() {
-    let fixture = Fixture::new(WITHOUT_CACHE).await;
+    let fixture = Fixture::new(without_cache()).await;
     fixture.put("n", &["000007"]).await;
     let keys: Vec<_> = (0..10_000).map(|number| format!("{number:06}")).collect();
     let mut view = fixture.begin(Mode::View);
