@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use larder_core::Error;
 use larder_core::backend::{SweepOptions, Swept};
+use larder_core::{Error, Share};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
@@ -113,7 +113,7 @@ pub(crate) async fn transaction(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
-    let mut session = connections.session().await?;
+    let mut session = connections.session(&Share::host()).await?;
     match session.enclosed(begin, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;

@@ -7,7 +7,7 @@ use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::to_its_end::ToItsEnd;
-use larder_core::{Error, Result};
+use larder_core::{Error, Result, Share};
 use tokio_postgres::Row;
 
 use crate::commit::in_time;
@@ -67,7 +67,7 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     connections.check_open()?;
     let held = connections.clone();
     let work = async move {
-        let mut session = held.session().await?;
+        let mut session = held.session(&Share::host()).await?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
                 held.renew(&mut session).await?;
