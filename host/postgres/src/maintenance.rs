@@ -113,7 +113,18 @@ pub(crate) async fn transaction(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
-    let mut session = connections.session(&Share::host()).await?;
+    transaction_of(&Share::host(), connections, begin, sql, params).await
+}
+
+/// The same on behalf of a share.
+pub(crate) async fn transaction_of(
+    share: &Share,
+    connections: &Connections,
+    begin: &str,
+    sql: &str,
+    params: &Params<'_>,
+) -> Result<Vec<Row>> {
+    let mut session = connections.session(share).await?;
     match session.enclosed(begin, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;
