@@ -38,14 +38,14 @@ fn drop_schemas() -> String {
     format!("DROP SCHEMA IF EXISTS {LARDER} CASCADE; DROP SCHEMA IF EXISTS {NATIVE} CASCADE")
 }
 
-async fn connect(dsn: &str) -> Result<Client> {
+pub(super) async fn connect(dsn: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
 /// A data-source name with a search path, in the form that it has.
-fn within(dsn: &str, schema: &str) -> String {
+pub(super) fn within(dsn: &str, schema: &str) -> String {
     if !dsn.contains("://") {
         return format!("{dsn} options='-csearch_path={schema}'");
     }
