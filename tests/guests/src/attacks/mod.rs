@@ -11,6 +11,7 @@ mod snapshots;
 mod validation;
 
 use std::fmt::Debug;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -95,7 +96,7 @@ impl Attacker {
     pub fn new(number: u64) -> Result<Self, Error> {
         let store = crate::open()?;
         let namespace = format!("attacker-{number}");
-        Ok(Self { number, store, namespace, steps: 0, held: Vec::new(), random: number })
+        Ok(Self { number, store, namespace, steps: 0, held: Vec::new(), random: seed() })
     }
 
     /// Runs the attack without end, and tells the host of each step.
@@ -133,6 +134,11 @@ impl Attacker {
         tx.put_many(&self.namespace, &entries(first, count, value))?;
         Tx::commit(tx).map(drop)
     }
+}
+
+/// Another one for each instance, so that attackers do not read the rows that others have just read.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Tells the host of an operation: `.` if it was done, and `x` if it was refused.

@@ -1,8 +1,9 @@
 //! The victim: a well-behaved guest whose requests are timed.
+//!
+//! Requests come from a thread that runs no guests, as they do from a platform's clients. A request counts from the moment
+//! when it is there until it is done, and so includes the wait for a thread.
 
-use std::future::poll_fn;
-use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use larder_bench_workload::Shape;
@@ -69,41 +70,34 @@ impl Victim {
     }
 
     /// Makes a read and an update.
-    pub(super) async fn request(&mut self, times: &mut Times) {
-        let read = self.timed(Workload::ViewOfOneGet).await;
-        let update = self.timed(Workload::UpdateGetPut).await;
-        times.reads.push(read);
-        times.updates.push(update);
+    pub(super) async fn request(mut self, times: &mut Times) -> Result<Self> {
+        for (workload, times) in
+            [(Workload::ViewOfOneGet, &mut times.reads), (Workload::UpdateGetPut, &mut times.updates)]
+        {
+            std::thread::sleep(PAUSE);
+            let since = Instant::now();
+            let (victim, until) = tokio::spawn(self.served(workload)).await?;
+            times.push(until.duration_since(since).as_nanos() as f64);
+            self = victim;
+        }
+        Ok(self)
     }
 
-    /// Makes one request. It counts from the moment when the request is there, and so includes the wait for a thread.
-    async fn timed(&mut self, workload: Workload) -> f64 {
+    /// Serves one request; gives the moment when it was done.
+    async fn served(mut self, workload: Workload) -> (Self, Instant) {
         self.requests += 1;
-        let since = Instant::now();
-        give_way().await;
         let work = Work { count: 1, seed: self.requests, salt: self.requests };
         if let Err(error) = self.guest.run(workload, work).await {
             self.failures += 1;
             self.first_failure.get_or_insert_with(|| format!("{error:#}"));
         }
-        since.elapsed().as_nanos() as f64
+        (self, Instant::now())
     }
 }
 
-/// Lets every task that waits for the thread go first. Tokio's own `yield_now` waits longer: on a busy runtime, until the
-/// thread looks for input again.
-async fn give_way() {
-    let mut has_waited = false;
-    poll_fn(|context| {
-        if has_waited {
-            return Poll::Ready(());
-        }
-        has_waited = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
+/// The pause before each request. The threads find other work meanwhile, as they do for guests that are not asked all the
+/// time.
+const PAUSE: Duration = Duration::from_micros(500);
 
 #[cfg(test)]
 mod tests {
