@@ -64,5 +64,5 @@ pub(super) fn reverse_over_deleted(attacker: &mut Attacker) -> Result<(), Error>
 pub(super) fn migrations(attacker: &mut Attacker) -> Result<(), Error> {
     let declared: Vec<Migration> =
         keys(0, MUTATIONS_MAX).into_iter().map(|id| Migration { id, checksum: vec![7; 32] }).collect();
-    attacker.store.pending_migrations(&attacker.namespace, &declared).map(drop)
+    attacker.store.pending_migrations(&attacker.identity, &declared).map(drop)
 }

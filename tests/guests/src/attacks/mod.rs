@@ -82,21 +82,24 @@ pub fn find(name: &str) -> Option<Step> {
 pub struct Attacker {
     number: u64,
     store: Store,
+    /// Of its own rows.
     namespace: String,
+    /// Its user, and the component whose migrations it may declare.
+    identity: String,
     steps: u64,
     held: Vec<Tx>,
     random: u64,
 }
 
 impl Attacker {
-    /// The attacker of this number among those that run at once.
+    /// The attacker of this number among those that make one attack at once.
     ///
     /// # Errors
     /// If the store is not granted.
-    pub fn new(number: u64) -> Result<Self, Error> {
+    pub fn new(attack: &str, number: u64) -> Result<Self, Error> {
         let store = crate::open()?;
-        let namespace = format!("attacker-{number}");
-        Ok(Self { number, store, namespace, steps: 0, held: Vec::new(), random: seed() })
+        let (namespace, identity) = (format!("{attack}-{number}"), format!("attacker-{number}"));
+        Ok(Self { number, store, namespace, identity, steps: 0, held: Vec::new(), random: seed() })
     }
 
     /// Runs the attack without end, and tells the host of each step.

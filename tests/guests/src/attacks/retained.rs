@@ -66,7 +66,7 @@ pub(super) fn generations(attacker: &mut Attacker) -> Result<(), Error> {
 pub(super) fn conversations(attacker: &mut Attacker) -> Result<(), Error> {
     let memory = Memory::open(&Identity {
         tenant: "acme".to_string(),
-        user: attacker.namespace.clone(),
+        user: attacker.identity.clone(),
         session: "session".to_string(),
         run: String::new(),
     })?;

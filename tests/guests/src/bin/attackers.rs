@@ -8,6 +8,6 @@ fn main() -> Result<(), Error> {
     let name = arguments.next().unwrap_or_default();
     let number = arguments.next().and_then(|text| text.parse().ok()).unwrap_or_default();
     let step = find(&name).ok_or_else(|| Error::Other(format!("there is no attack {name:?}")))?;
-    Attacker::new(number)?.run(step);
+    Attacker::new(&name, number)?.run(step);
     Ok(())
 }

@@ -131,3 +131,26 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_attack_is_in_the_short_form() {
+        for attack in ALL {
+            assert!(attack.is_short(Backend::Sqlite, Place::SameStore), "{}", attack.name);
+        }
+        let everywhere = |attack: &Attack| attack.is_short(Backend::Postgres, Place::OtherStore);
+        assert_eq!(ALL.iter().filter(|attack| everywhere(attack)).count(), EVERYWHERE.len());
+    }
+
+    #[test]
+    fn attacks_are_told_apart_by_their_names() {
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(|attack| attack.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        assert!(!names.contains(WELL_BEHAVED.name));
+        assert_eq!(Attack::find("traps").map(|attack| attack.traps), Some(true));
+        assert_eq!(Attack::find("well-behaved"), None);
+    }
+}

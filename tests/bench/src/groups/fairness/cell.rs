@@ -15,7 +15,7 @@ use wasmtime::{Cache, CacheConfig, Engine};
 use super::attack::{Attack, WELL_BEHAVED};
 use super::bounds::QUOTA_BYTES;
 use super::neighbours::{Neighbours, Tally};
-use super::prepare::prepare;
+use super::prepare::{prepare, prepare_common};
 use super::victim::{Latency, Times, Victim};
 use super::watch::{Watch, resident};
 use crate::guest::Program;
@@ -45,9 +45,9 @@ impl Pace {
     };
 
     pub(super) const SHORT: Self = Self {
-        rounds: 1,
-        baseline: Duration::from_millis(250),
-        attack: Duration::from_millis(400),
+        rounds: 2,
+        baseline: Duration::from_millis(150),
+        attack: Duration::from_millis(200),
         many: 100_000,
     };
 }
@@ -122,7 +122,7 @@ impl Cell {
     pub(super) fn measure(&self) -> Result<Outcome> {
         let errors = self.outcome.with_extension("errors");
         let mut command = Command::new(std::env::current_exe()?);
-        command.env(CELL, serde_json::to_string(self)?).stdin(Stdio::null());
+        command.env(CELL, serde_json::to_string(self)?).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(std::fs::File::create(&errors)?);
         let mut child = command.spawn()?;
         let since = Instant::now();
@@ -176,12 +176,13 @@ async fn run(cell: Cell, attack: Attack) -> Result<Outcome> {
         Some(name) => open(name).await?,
         None => victims.clone(),
     };
-    prepare(&others, attack.prepared, cell.pace.many).await?;
+    prepare_common(&others).await?;
     let victims = anew(&cell.victim, victims).await?;
     let others = match &cell.other {
         Some(name) => anew(name, others).await?,
         None => victims.clone(),
     };
+    prepare(&others, attack.prepared, cell.pace.many).await?;
     let memories = MemoryStore::builder(&others, MemoryOptions::new(Strategy::Truncation)).build()?;
     let victim = Victim::start(&program, &victims).await?;
     let neighbours = Neighbours::new(&engine, &others, &memories)?;

@@ -35,6 +35,9 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
             runner.skip(format!("the rows on Postgres: {reason}"));
             continue;
         }
+        if backend == Backend::Postgres {
+            postgres::stop_waiting_for_disk(runner).await?;
+        }
         for (attack, place) in cells {
             measure_cell(runner, attack, backend, place, cache.path()).await?;
         }

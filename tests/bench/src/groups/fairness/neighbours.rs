@@ -167,7 +167,7 @@ impl Running {
             }
         }
         // What they left behind is rolled back by then.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         Ok(self.tally())
     }
 }

@@ -15,11 +15,20 @@ const BATCH: u64 = 50_000;
 /// Rows of 100 bytes in the namespace `rows`, as the program `attackers` expects them.
 const ROWS: u64 = 20_000;
 
-/// Puts the rows of an attack into a store. `many` is how many there are of what an attack needs many of.
-pub(super) async fn prepare(store: &Store, prepared: Prepared, many: u64) -> Result<()> {
+/// Puts the rows that every attacker reads into a store.
+pub(super) async fn prepare_common(store: &Store) -> Result<()> {
+    put(&handle(store), "rows", ROWS, &[1; 100], None).await
+}
+
+fn handle(store: &Store) -> Handle {
     let limits = Limits { transaction_mutations: BATCH, ..Limits::default() };
-    let handle = store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() });
-    put(&handle, "rows", ROWS, &[1; 100], None).await?;
+    store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() })
+}
+
+/// Puts the rows of one attack into a store; `many` is how many, if the attack needs many. A store that is closed loses
+/// those that have expired.
+pub(super) async fn prepare(store: &Store, prepared: Prepared, many: u64) -> Result<()> {
+    let handle = handle(store);
     match prepared {
         Prepared::Rows => Ok(()),
         Prepared::Empty => put(&handle, "tiny", many, b"", None).await,

@@ -25,7 +25,10 @@ fn ratio(outcome: &Outcome, percent: usize) -> f64 {
 pub(super) fn line(name: &str, outcome: &Outcome) -> String {
     let times =
         |latency: &Latency| format!("{}, {}", milliseconds(latency.at(50)), milliseconds(latency.at(99)));
-    let mebibytes = |bytes: u64| format!("{:.0} MiB", bytes as f64 / MEBIBYTE);
+    let mebibytes = |bytes: u64| match bytes {
+        0 => "–".to_string(),
+        some => format!("{:.0} MiB", some as f64 / MEBIBYTE),
+    };
     let (baseline, attacked) = (&outcome.baseline, &outcome.attacked);
     let judged =
         |value: f64, bound: f64, text: String| if value > bound { format!("**{text}**") } else { text };
