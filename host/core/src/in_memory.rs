@@ -1,6 +1,7 @@
 //! The backend that keeps rows in memory.
 
 mod latest;
+mod open_snapshots;
 mod row_name;
 mod rows;
 mod snapshot;
@@ -13,7 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use crate::backend::{
+    Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept, Version,
+};
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Need, RowWrite};
 use crate::commit_log::{CommitLog, Verdict};
@@ -24,6 +27,7 @@ use crate::name::{KeyRange, RowKey};
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangeState};
 use latest::Latest;
+use open_snapshots::OpenSnapshots;
 use rows::Rows;
 use snapshot::InMemorySnapshot;
 use stored_row::StoredRow;
@@ -47,6 +51,8 @@ struct Shared {
     database: Mutex<Database>,
     /// Changed only by who has the database. Readers don't wait for it.
     latest: RwLock<Latest>,
+    /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
+    snapshots: Mutex<OpenSnapshots>,
 }
 
 #[derive(Default)]
@@ -58,9 +64,27 @@ struct Database {
 }
 
 impl InMemory {
+    /// What rows and records take beside their values and bytes, at most: a row is in an ordered map and in a hash table,
+    /// has its name in both, and each of its two allocations is rounded up.
+    pub const STORED_COST: StoredCost =
+        StoredCost { row_overhead: 320, name_copies: 2, record_overhead: 704 };
+
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Bounds the memory that is kept for nothing but snapshots which are open: rows that were replaced or removed since, and
+    /// nodes of maps. Over the bound the oldest snapshots are ended: a read that needs such a row gets [`Error::TimedOut`].
+    /// It holds for all handles on these rows. Default: 64 MiB.
+    pub fn keep_for_snapshots(self, bytes: u64) -> Self {
+        self.shared.snapshots().keep_at_most(bytes);
+        self
+    }
+
+    /// How many snapshots were ended because too much memory was kept for them.
+    pub fn ended_snapshots(&self) -> u64 {
+        self.shared.snapshots().ended()
     }
 
     /// A second handle on the same rows, as a second process on one file would be; closing one leaves the
@@ -89,9 +113,20 @@ impl Shared {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// For who has the database, and so waits for nobody who changes it.
     fn latest(&self) -> RwLockReadGuard<'_, Latest> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what snapshots alone keep from now on.
+    fn note_replaced(&self, replaced: &[StoredRow], writes: usize) {
+        // The guard is gone at the end of the statement.
+        let ended = self.snapshots().note(replaced, writes);
+        drop(ended);
     }
 
     fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
@@ -106,7 +141,7 @@ impl Backend for InMemory {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let database = self.lock()?;
         let moment = self.shared.latest().moment(database.last);
-        let rows = database.rows.clone();
+        let rows = self.shared.snapshots().open(moment, &database.rows);
         // While the database is held: no commit is under way, and a later one has a later moment.
         let now = options.clock.now();
         drop(database);
@@ -117,14 +152,20 @@ impl Backend for InMemory {
         self.lock()?.commit(&self.shared, Version::ABSENT, &commit)
     }
 
+    fn stored_cost(&self) -> StoredCost {
+        Self::STORED_COST
+    }
+
     async fn stored_bytes(&self) -> Result<u64> {
         let (rows, records) = {
             let database = self.lock()?;
             let records = database.records.iter();
-            let records: u64 = records.map(|(key, record)| key.bytes() + record.bytes.len() as u64).sum();
-            (database.rows.clone(), records)
+            let bytes = |(key, record): (&RecordKey, &StoredRecord)| {
+                Self::STORED_COST.record(key.bytes(), record.bytes.len() as u64)
+            };
+            (database.rows.clone(), records.map(bytes).sum::<u64>())
         };
-        Ok(records + rows.iter().map(StoredRow::bytes).sum::<u64>())
+        Ok(records + rows.iter().map(StoredRow::cost).sum::<u64>())
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
@@ -197,22 +238,29 @@ impl Database {
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
+        let (mut replaced, writes) = (Vec::new(), plan.writes.len());
+        let has_snapshots = !shared.snapshots().is_empty();
         let mut latest = shared.latest_to_change();
         for (row, write) in plan.writes {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             match write {
                 RowWrite::Put { value, expires_at } => {
                     let stored = StoredRow::new(&name, &value, version, expires_at);
-                    latest.put(stored.clone());
+                    let before = latest.put(stored.clone());
                     self.rows.put(stored);
+                    replaced.extend(before.filter(|_| has_snapshots));
                 }
                 RowWrite::Delete => {
-                    latest.remove(&name);
+                    let before = latest.remove(&name);
                     self.rows.remove(&name);
+                    replaced.extend(before.filter(|_| has_snapshots));
                 }
             }
         }
         drop(latest);
+        if has_snapshots {
+            shared.note_replaced(&replaced, writes);
+        }
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
         Ok(Committed { version, growth: plan.growth })
@@ -233,16 +281,20 @@ impl Database {
     fn remove_expired(&mut self, shared: &Shared, expired: Vec<StoredRow>) -> Swept {
         let mut latest = shared.latest_to_change();
         let mut swept = Swept::default();
+        let mut removed = Vec::new();
         for row in expired {
             // The row may have been written since it was found.
             if latest.get(row.name()).is_some_and(|current| current.version() == row.version()) {
                 latest.remove(row.name());
                 self.rows.remove(row.name());
                 swept.rows += 1;
-                swept.bytes += row.bytes();
+                swept.bytes += row.cost();
+                removed.push(row);
             }
         }
         latest.shrink();
+        drop(latest);
+        shared.note_replaced(&removed, removed.len());
         swept
     }
 }

@@ -135,7 +135,7 @@ impl Driven {
             value_bytes: 40,
             key_bytes: 20,
             result_bytes: 90,
-            transaction_bytes: 2_000,
+            transaction_bytes: 5_000,
             transaction_mutations: 12,
             transaction_timeout: Duration::from_secs(3_000),
             ..Limits::default()

@@ -6,18 +6,18 @@ use super::Transaction;
 use crate::backend::Version;
 use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
+use crate::held::ENTRY_OVERHEAD;
 use crate::name::RowKey;
 
 impl Transaction {
     pub(super) fn stage_all(&mut self, changes: BTreeMap<RowKey, Mutation>) -> Result<()> {
         let mut rows = self.writes.len() as u64;
-        let mut bytes = self.bytes;
+        let mut bytes = self.held.bytes();
         for (row, mutation) in &changes {
             rows += u64::from(!self.writes.contains_key(row));
             bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
         }
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
+        self.take_room(rows, bytes)?;
         self.writes.extend(changes);
         Ok(())
     }
@@ -29,9 +29,10 @@ impl Transaction {
         expected: Option<Version>,
     ) -> Result<()> {
         let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
-        let bytes = self.bytes - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
+        let bytes = self.held.bytes() - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
+        let is_new = expected.is_some() && !self.conditions.contains_key(&row);
+        let condition = if is_new { row.bytes() + ENTRY_OVERHEAD } else { 0 };
+        self.take_room(rows, bytes + condition)?;
         if let Some(expected) = expected {
             let before = self.conditions.insert(row.clone(), expected);
             self.contradiction |= before.is_some_and(|before| before != expected);
@@ -44,12 +45,14 @@ impl Transaction {
         self.writes.get(row).map_or(0, |mutation| mutation_bytes(row, mutation))
     }
 
-    fn check_room(&self, rows: u64, bytes: u64) -> Result<()> {
+    /// Makes room for so many rows, and so many bytes in all.
+    fn take_room(&mut self, rows: u64, bytes: u64) -> Result<()> {
         self.limits.check(LimitKind::TransactionMutations, rows)?;
-        self.limits.check(LimitKind::TransactionBytes, bytes)
+        self.limits.check(LimitKind::TransactionBytes, bytes)?;
+        self.held.change_to(bytes)
     }
 }
 
 fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
-    row.bytes() + mutation.value_bytes()
+    row.bytes() + mutation.value_bytes() + ENTRY_OVERHEAD
 }
