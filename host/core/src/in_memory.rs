@@ -1,10 +1,10 @@
 //! The backend that keeps rows in memory.
 
 mod latest;
-mod open_snapshots;
 mod row_name;
 mod rows;
 mod snapshot;
+mod snapshot_registry;
 mod stored_row;
 
 use std::collections::BTreeMap;
@@ -27,9 +27,9 @@ use crate::name::{KeyRange, RowKey};
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangeState};
 use latest::Latest;
-use open_snapshots::OpenSnapshots;
 use rows::Rows;
 use snapshot::InMemorySnapshot;
+use snapshot_registry::SnapshotRegistry;
 use stored_row::StoredRow;
 
 /// Rows in memory, gone with the last handle. A snapshot is a shared persistent map and costs nothing.
@@ -52,7 +52,7 @@ struct Shared {
     /// Changed only by who has the database. Readers don't wait for it.
     latest: RwLock<Latest>,
     /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
-    snapshots: Mutex<OpenSnapshots>,
+    snapshots: Mutex<SnapshotRegistry>,
 }
 
 #[derive(Default)]
@@ -113,7 +113,7 @@ impl Shared {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
+    fn snapshots(&self) -> MutexGuard<'_, SnapshotRegistry> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

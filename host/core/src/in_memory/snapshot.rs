@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::latest::{Moment, Seen};
-use super::open_snapshots::SnapshotRows;
 use super::rows::Rows;
+use super::snapshot_registry::SnapshotRows;
 use super::stored_row::StoredRow;
 use super::{Shared, row_name};
 use crate::backend::{

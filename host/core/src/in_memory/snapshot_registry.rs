@@ -31,7 +31,7 @@ impl SnapshotRows {
 }
 
 /// The snapshots that are open, the oldest first.
-pub(super) struct OpenSnapshots {
+pub(super) struct SnapshotRegistry {
     open: VecDeque<Open>,
     /// Bytes that are kept for them.
     kept: u64,
@@ -61,13 +61,13 @@ const NODES_PER_ROW: u64 = 150;
 /// Bytes that are kept for open snapshots at most, by default.
 const KEPT_MAX: u64 = 64 << 20;
 
-impl Default for OpenSnapshots {
+impl Default for SnapshotRegistry {
     fn default() -> Self {
         Self { open: VecDeque::new(), kept: 0, kept_max: KEPT_MAX, ended: 0 }
     }
 }
 
-impl OpenSnapshots {
+impl SnapshotRegistry {
     /// Bounds what is kept.
     pub(super) fn keep_at_most(&mut self, bytes: u64) {
         self.kept_max = bytes;
@@ -191,7 +191,7 @@ mod tests {
         latest: Latest,
         rows: Rows,
         version: u64,
-        snapshots: OpenSnapshots,
+        snapshots: SnapshotRegistry,
     }
 
     impl OneRow {
