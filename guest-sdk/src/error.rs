@@ -114,6 +114,7 @@ fn name(kind: LimitKind) -> &'static str {
         LimitKind::TurnBytes => "turn-bytes",
         LimitKind::MemoryBytes => "memory-bytes",
         LimitKind::OpenMemories => "open-memories",
+        LimitKind::InstanceBytes => "instance-bytes",
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct RunBounds {
     pub(crate) quota: Option<u64>,
     /// Another bound than the default one for what the component asks of its stores; repeatable, NAME is one of
     /// namespace-bytes, key-bytes, value-bytes, result-bytes, transaction-bytes, transaction-mutations,
-    /// open-transactions, open-stores, identity-bytes, turn-bytes, open-memories and transaction-timeout
+    /// open-transactions, open-stores, identity-bytes, turn-bytes, open-memories, instance-bytes and transaction-timeout
     #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = parse_limit)]
     limits: Vec<Limit>,
 }
@@ -98,6 +98,7 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
         "identity-bytes" => |limits| &mut limits.identity_bytes,
         "turn-bytes" => |limits| &mut limits.turn_bytes,
         "open-memories" => |limits| &mut limits.open_memories,
+        "instance-bytes" => |limits| &mut limits.instance_bytes,
         name => return Err(format!("there is no limit {name:?}; --help names them")),
     };
     Ok(Limit::Amount(field, parse_bytes(value)?))

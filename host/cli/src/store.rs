@@ -139,6 +139,7 @@ pub(crate) fn operator(store: &Store) -> Handle {
         value_bytes: Limits::VALUE_BYTES_MAX,
         result_bytes: Limits::VALUE_BYTES_MAX * 2,
         transaction_bytes: Limits::VALUE_BYTES_MAX * 2,
+        instance_bytes: Limits::VALUE_BYTES_MAX * 16,
         transaction_timeout: Duration::from_secs(3_600),
         ..Limits::default()
     };

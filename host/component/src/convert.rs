@@ -69,6 +69,7 @@ impl From<LimitExceeded> for types::LimitExceeded {
             LimitKind::TurnBytes => types::LimitKind::TurnBytes,
             LimitKind::MemoryBytes => types::LimitKind::MemoryBytes,
             LimitKind::OpenMemories => types::LimitKind::OpenMemories,
+            LimitKind::InstanceBytes => types::LimitKind::InstanceBytes,
         };
         Self { kind, max: exceeded.max, requested: exceeded.requested }
     }

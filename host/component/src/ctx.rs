@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use larder_core::{
-    Error, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind, Limits, Memory, MemoryStore,
-    MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
+    Error, Handle, HandleOptions, HeldBytes, IdentityParts, IdentityScope, LimitKind, Limits, Memory,
+    MemoryStore, MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
@@ -20,6 +20,7 @@ pub struct StorageCtx {
     grants: HashMap<String, Grant>,
     limits: Arc<Limits>,
     open_transactions: OpenTransactions,
+    held: HeldBytes,
     open_stores: u64,
     migrations: MigrationScope,
     memory: Option<MemoryStore>,
@@ -122,10 +123,12 @@ impl StorageCtxBuilder {
             }
         }
         let open_transactions = OpenTransactions::at_most(self.limits.open_transactions);
+        let held = HeldBytes::at_most(self.limits.instance_bytes);
         Ok(StorageCtx {
             grants,
             limits: Arc::new(self.limits),
             open_transactions,
+            held,
             open_stores: 0,
             migrations: self.migrations,
             memory: self.memory,
@@ -155,6 +158,7 @@ impl StorageCtx {
             read_only: grant.read_only,
             limits: self.limits.clone(),
             open_transactions: self.open_transactions.clone(),
+            held: Some(self.held.clone()),
             migrations: self.migrations.clone(),
             share: self.share.clone(),
         }))
@@ -168,7 +172,7 @@ impl StorageCtx {
         let Some(memories) = &self.memory else {
             return Err(Error::AccessDenied("the host granted no memory".to_string()));
         };
-        let memory = memories.open(identity, &self.identities, &self.limits)?;
+        let memory = memories.open_within(identity, &self.identities, &self.limits, &self.held)?;
         self.limits.check(LimitKind::OpenMemories, self.open_memories + 1)?;
         self.open_memories += 1;
         Ok(memory)

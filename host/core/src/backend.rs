@@ -42,6 +42,7 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::open_snapshots::OpenSnapshots;
 use crate::pairs::{Pairs, Part};
+pub use crate::quota::StoredCost;
 use crate::share::Share;
 
 /// Whether a transaction may write.
@@ -293,7 +294,7 @@ impl SweepOptions {
 pub struct Swept {
     /// Expired rows.
     pub rows: u64,
-    /// Bytes of their namespaces, keys and values.
+    /// Bytes of their namespaces, keys and values, as [`Backend::stored_cost`] counts them.
     pub bytes: u64,
 }
 
@@ -315,7 +316,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes the commit of a transaction that read nothing.
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed>;
 
-    /// Bytes of namespace, key and value of every row, expired ones included, and of key and bytes of every record.
+    /// What a quota counts beside values and bytes of records: what rows take where they are kept. It never changes.
+    fn stored_cost(&self) -> StoredCost {
+        StoredCost::default()
+    }
+
+    /// Bytes of all rows, expired ones included, and of all records, as [`Backend::stored_cost`] counts them.
     async fn stored_bytes(&self) -> Result<u64>;
 
     /// Removes rows that have expired, up to the bounds of the options. It changes no version.

@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::backend::{Version, is_live};
 use crate::clock::{ForwardClock, UnixMillis};
 use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::held::Held;
 use crate::name::{RowKey, Value};
+use crate::quota::StoredCost;
 use crate::read_set::ReadSet;
 use crate::share::Share;
 pub use crate::stage::Stage;
@@ -81,6 +84,8 @@ pub struct Commit {
     pub growth_max: Option<GrowthMax>,
     /// How far it has come.
     pub stage: Stage,
+    /// What is counted of it for the instance that made it, until the backend is done with the commit.
+    pub held: Option<Arc<Held>>,
     /// On whose behalf it is made.
     pub share: Share,
 }
@@ -92,6 +97,8 @@ pub struct GrowthMax {
     pub used: u64,
     /// Bytes that it may hold.
     pub quota: u64,
+    /// How its rows are counted.
+    pub cost: StoredCost,
 }
 
 impl GrowthMax {
@@ -194,6 +201,7 @@ impl Commit {
         if self.reads.has_expired(now) {
             return Err(Error::Conflict);
         }
+        let cost = self.growth_max.map(|max| max.cost).unwrap_or_default();
         let mut plan = Plan { expires_at: self.reads.earliest_expiry(), ..Plan::default() };
         for (row, expected) in &self.conditions {
             let found = plan.live(current(row, Need::Header)?, now);
@@ -206,9 +214,9 @@ impl Commit {
                 Some(need) => current(row, need)?,
                 None => None,
             };
-            let before = stored.as_ref().map_or(0, |stored| row.bytes() + stored.value_bytes);
+            let before = stored.as_ref().map_or(0, |stored| cost.row(row.bytes(), stored.value_bytes));
             let write = plan.resolve(mutation, stored, now)?;
-            plan.growth += row_bytes(row, &write) as i64 - before as i64;
+            plan.growth += row_bytes(row, &write, cost) as i64 - before as i64;
             plan.writes.push((row, write));
         }
         self.check_growth(plan.growth)?;
@@ -221,15 +229,15 @@ impl Commit {
 
     /// Whether making it takes so long that others should not wait for several of them in a row.
     pub fn is_large(&self) -> bool {
-        self.writes.len() > LARGE_ROWS || self.growth_bound() > LARGE_BYTES
+        self.writes.len() > LARGE_ROWS || self.growth_bound(StoredCost::default()) > LARGE_BYTES
     }
 
-    /// The most bytes by which the writes can grow a store.
-    pub fn growth_bound(&self) -> u64 {
+    /// The most bytes by which the writes can grow a store that counts rows so.
+    pub fn growth_bound(&self, cost: StoredCost) -> u64 {
         self.writes
             .iter()
             .filter(|(_, mutation)| **mutation != Mutation::Delete)
-            .map(|(row, mutation)| row.bytes() + mutation.value_bytes())
+            .map(|(row, mutation)| cost.row(row.bytes(), mutation.value_bytes()))
             .sum()
     }
 }
@@ -272,9 +280,9 @@ fn expiry(now: UnixMillis, ttl_millis: u64) -> UnixMillis {
     now.saturating_add(ttl_millis).min(i64::MAX as u64)
 }
 
-fn row_bytes(row: &RowKey, write: &RowWrite<'_>) -> u64 {
+fn row_bytes(row: &RowKey, write: &RowWrite<'_>, cost: StoredCost) -> u64 {
     match write {
-        RowWrite::Put { value, .. } => row.bytes() + value.len() as u64,
+        RowWrite::Put { value, .. } => cost.row(row.bytes(), value.len() as u64),
         RowWrite::Delete => 0,
     }
 }
@@ -355,7 +363,7 @@ mod tests {
 
     #[test]
     fn growth_counts_what_is_replaced_and_a_full_store_may_shrink() {
-        let growth_max = Some(GrowthMax { used: 10, quota: 10 });
+        let growth_max = Some(GrowthMax { used: 10, quota: 10, cost: StoredCost::default() });
         let commit = |mutation| Commit {
             growth_max,
             writes: BTreeMap::from([(row("a"), mutation)]),
@@ -373,6 +381,25 @@ mod tests {
     }
 
     #[test]
+    fn growth_counts_what_a_row_takes_in_the_backend() {
+        let cost = StoredCost { row_overhead: 100, name_copies: 2, record_overhead: 0 };
+        let growth_max = Some(GrowthMax { used: 0, quota: 1_000, cost });
+        let writes = BTreeMap::from([
+            (row("a"), put(b"123", None)),
+            (row("b"), Mutation::Delete),
+            (row("c"), put(b"", None)),
+        ]);
+        let commit = Commit { growth_max, writes, ..Default::default() };
+        let plan =
+            commit.plan(100, |row, _| Ok((row.key.as_bytes() != b"a").then(|| stored(b"12345678", None))));
+        // A new row of 2 bytes of names and 3 of value, one that is gone, and one that loses its value.
+        assert_eq!(plan.unwrap().growth, 107 - 112 - 8);
+        assert_eq!(commit.growth_bound(cost), 107 + 104);
+        let too_much = Commit { growth_max: Some(GrowthMax { used: 1_000, quota: 1_012, cost }), ..commit };
+        assert!(matches!(too_much.plan(100, |_, _| Ok(None)), Err(Error::LimitExceeded(_))));
+    }
+
+    #[test]
     fn only_counters_conditions_and_quotas_need_the_current_rows() {
         let writes = BTreeMap::from([
             (row("a"), put(b"x", None)),
@@ -383,7 +410,7 @@ mod tests {
         let mut commit = Commit { writes, conditions, ..Default::default() };
         let needs: Vec<_> = commit.needs().into_iter().map(|(row, need)| (row.clone(), need)).collect();
         assert_eq!(needs, [(row("b"), Need::Value), (row("d"), Need::Header)]);
-        commit.growth_max = Some(GrowthMax { used: 0, quota: 100 });
+        commit.growth_max = Some(GrowthMax { used: 0, quota: 100, cost: StoredCost::default() });
         assert_eq!(commit.needs().len(), 4);
     }
 }

@@ -158,6 +158,8 @@ pub enum LimitKind {
     MemoryBytes,
     /// Memories that one instance has open.
     OpenMemories,
+    /// What the host holds in memory for one instance.
+    InstanceBytes,
 }
 
 impl LimitKind {
@@ -177,6 +179,7 @@ impl LimitKind {
             Self::TurnBytes => "turn-bytes",
             Self::MemoryBytes => "memory-bytes",
             Self::OpenMemories => "open-memories",
+            Self::InstanceBytes => "instance-bytes",
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::backend::Mode;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
+use crate::held::HeldBytes;
 use crate::limits::Limits;
 use crate::migrations::{self, Declared, Migration, MigrationScope, NextMigration};
 use crate::share::Share;
@@ -24,6 +25,9 @@ pub struct HandleOptions {
     /// Counts the transactions that are open; handles that share it share the bound. Default: one of its own,
     /// with the bound of the default limits.
     pub open_transactions: OpenTransactions,
+    /// Counts what the host holds in memory for its transactions; handles that share it share the bound. Default: one of its
+    /// own, with the bound of `limits`.
+    pub held: Option<HeldBytes>,
     /// Which components' migrations its user may declare. Default: none.
     pub migrations: MigrationScope,
     /// On whose behalf its transactions are run. Default: a share of its own.
@@ -78,12 +82,15 @@ pub struct Handle {
     store: Store,
     id: u64,
     options: HandleOptions,
+    held: HeldBytes,
     closed: AtomicBool,
 }
 
 impl Handle {
     pub(crate) fn new(store: Store, id: u64, options: HandleOptions) -> Self {
-        Self { store, id, options, closed: AtomicBool::new(false) }
+        let held = options.held.clone();
+        let held = held.unwrap_or_else(|| HeldBytes::at_most(options.limits.instance_bytes));
+        Self { store, id, options, held, closed: AtomicBool::new(false) }
     }
 
     /// Begins a transaction.
@@ -98,8 +105,9 @@ impl Handle {
             return Err(self.deny("begin", reason));
         }
         let permit = self.options.open_transactions.permit()?;
-        let Self { store, id, options, .. } = self;
-        Ok(store.begin(mode, options.limits.clone(), *id, options.share.clone(), permit))
+        let Self { store, id, options, held, .. } = self;
+        let held = held.nothing();
+        Ok(store.begin(mode, options.limits.clone(), *id, options.share.clone(), permit, held))
     }
 
     /// Holds the set of steps that a component declares against what was applied, and gives the ids that are still to

@@ -5,6 +5,7 @@ mod latest;
 mod row_name;
 mod rows;
 mod snapshot;
+mod snapshot_registry;
 mod stored_row;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use crate::backend::{
+    Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept, Version,
+};
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Need, RowWrite};
 use crate::commit_log::{CommitLog, Verdict};
@@ -29,6 +32,7 @@ use expiries::Expiries;
 use latest::Latest;
 use rows::Rows;
 use snapshot::InMemorySnapshot;
+use snapshot_registry::SnapshotRegistry;
 use stored_row::StoredRow;
 
 /// Rows in memory, gone with the last handle. A snapshot is a shared persistent map and costs nothing.
@@ -50,6 +54,8 @@ struct Shared {
     database: Mutex<Database>,
     /// Changed only by who has the database. Readers don't wait for it.
     latest: RwLock<Latest>,
+    /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
+    snapshots: Mutex<SnapshotRegistry>,
 }
 
 #[derive(Default)]
@@ -62,9 +68,27 @@ struct Database {
 }
 
 impl InMemory {
+    /// What rows and records take beside their values and bytes, at most: a row is in an ordered map and in a hash table,
+    /// has its name in both, and each of its two allocations is rounded up.
+    pub const STORED_COST: StoredCost =
+        StoredCost { row_overhead: 320, name_copies: 2, record_overhead: 704 };
+
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Bounds the memory that is kept for nothing but snapshots which are open: rows that were replaced or removed since, and
+    /// nodes of maps. Over the bound the oldest snapshots are ended: a read that needs such a row gets [`Error::TimedOut`].
+    /// It holds for all handles on these rows. Default: 64 MiB.
+    pub fn keep_for_snapshots(self, bytes: u64) -> Self {
+        self.shared.snapshots().keep_at_most(bytes);
+        self
+    }
+
+    /// How many snapshots were ended because too much memory was kept for them.
+    pub fn ended_snapshots(&self) -> u64 {
+        self.shared.snapshots().ended()
     }
 
     /// A second handle on the same rows, as a second process on one file would be; closing one leaves the
@@ -93,9 +117,20 @@ impl Shared {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn snapshots(&self) -> MutexGuard<'_, SnapshotRegistry> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// For who has the database, and so waits for nobody who changes it.
     fn latest(&self) -> RwLockReadGuard<'_, Latest> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what snapshots alone keep from now on.
+    fn note_replaced(&self, replaced: &[StoredRow], writes: usize) {
+        // The guard is gone at the end of the statement.
+        let ended = self.snapshots().note(replaced, writes);
+        drop(ended);
     }
 
     fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
@@ -110,7 +145,7 @@ impl Backend for InMemory {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let database = self.lock()?;
         let moment = self.shared.latest().moment(database.last);
-        let rows = database.rows.clone();
+        let rows = self.shared.snapshots().open(moment, &database.rows);
         // While the database is held: no commit is under way, and a later one has a later moment.
         let now = options.clock.now();
         drop(database);
@@ -121,12 +156,16 @@ impl Backend for InMemory {
         self.lock()?.commit(&self.shared, Version::ABSENT, &commit)
     }
 
+    fn stored_cost(&self) -> StoredCost {
+        Self::STORED_COST
+    }
+
     async fn stored_bytes(&self) -> Result<u64> {
         let rows = self.lock()?.rows.clone();
         let mut slice = Slice::default();
         let mut bytes = 0;
         for row in rows.iter() {
-            bytes += row.bytes();
+            bytes += row.cost();
             slice.count(ROW, 0);
             slice.pause().await;
         }
@@ -206,22 +245,31 @@ impl Database {
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
+        let (mut replaced, writes) = (Vec::new(), plan.writes.len());
+        let has_snapshots = !shared.snapshots().is_empty();
         let mut latest = shared.latest_to_change();
         for (row, write) in plan.writes {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             match write {
                 RowWrite::Put { value, expires_at } => {
                     let stored = StoredRow::new(&name, &value, version, expires_at);
-                    self.expiries.replace(latest.put(stored.clone()), Some(&stored));
+                    let before = latest.put(stored.clone());
+                    self.expiries.replace(before.clone(), Some(&stored));
                     self.rows.put(stored);
+                    replaced.extend(before.filter(|_| has_snapshots));
                 }
                 RowWrite::Delete => {
-                    self.expiries.replace(latest.remove(&name), None);
+                    let before = latest.remove(&name);
+                    self.expiries.replace(before.clone(), None);
                     self.rows.remove(&name);
+                    replaced.extend(before.filter(|_| has_snapshots));
                 }
             }
         }
         drop(latest);
+        if has_snapshots {
+            shared.note_replaced(&replaced, writes);
+        }
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
         Ok(Committed { version, growth: plan.growth })
@@ -248,18 +296,20 @@ impl Database {
                 break;
             }
             swept.rows += 1;
-            swept.bytes += row.bytes();
+            swept.bytes += row.cost();
             expired.push(row.clone());
         }
         if expired.is_empty() {
             return swept;
         }
         let mut latest = shared.latest_to_change();
-        for row in expired {
+        for row in &expired {
             self.rows.remove(row.name());
             self.expiries.replace(latest.remove(row.name()), None);
         }
         latest.shrink();
+        drop(latest);
+        shared.note_replaced(&expired, expired.len());
         swept
     }
 
@@ -269,7 +319,7 @@ impl Database {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let (mut bytes, mut last) = (0, None);
         for (key, record) in self.records.range((start, Bound::Unbounded)).take(RECORDS) {
-            bytes += key.bytes() + record.bytes.len() as u64;
+            bytes += InMemory::STORED_COST.record(key.bytes(), record.bytes.len() as u64);
             last = Some(key);
         }
         (bytes, last.cloned())

@@ -35,6 +35,7 @@ pub mod error;
 pub mod event;
 pub mod fair;
 mod handle;
+mod held;
 mod in_memory;
 pub mod limits;
 pub mod memory;
@@ -65,6 +66,7 @@ pub use drivers::{Driver, DriverError, Drivers};
 pub use error::{Error, LimitExceeded, LimitKind, Result};
 pub use event::{Event, EventChannel, EventSink, EventSubscriber, Missed, SnapshotEndReason, TracingEvents};
 pub use handle::{Handle, HandleOptions, OpenTransactions};
+pub use held::{Held, HeldBytes};
 pub use in_memory::{InMemory, InMemoryDriver};
 pub use limits::Limits;
 pub use memory::{

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::held::{ENTRY_OVERHEAD, RESULT_COPIES};
 use crate::memory::Identity;
 
 /// The bounds of one guest. Every length and count that a guest sends is checked against one of them
@@ -23,7 +24,8 @@ pub struct Limits {
     /// What one call returns, with [`Limits::LIST_ENTRY_BYTES`] for each entry of a list. At least as much as one entry of the
     /// longest key and the largest value counts, so that a page always holds an entry.
     pub result_bytes: u64,
-    /// What one transaction stages and remembers. At least `namespace_bytes + key_bytes + value_bytes`.
+    /// What one transaction stages and remembers: names and value of each staged write, names of each condition and, in an
+    /// update, of each row and range that it read; and [`Limits::ENTRY_OVERHEAD`] for each of them. At least what one row takes.
     pub transaction_bytes: u64,
     /// How many rows one transaction stages writes for, or one `get_many` reads.
     pub transaction_mutations: u64,
@@ -37,6 +39,9 @@ pub struct Limits {
     pub turn_bytes: u64,
     /// Memories that one instance has open.
     pub open_memories: u64,
+    /// What the host holds in memory for one instance, over all its transactions and calls: see
+    /// [`HeldBytes`](crate::HeldBytes). At least a full transaction and [`Limits::RESULT_COPIES`] copies of a full result.
+    pub instance_bytes: u64,
     /// How long a transaction may be open before it is rolled back. At most
     /// [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
@@ -53,6 +58,11 @@ impl Limits {
     /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value: handing it to a guest costs
     /// memory and calls of its own. An entry of a packed page counts its header, 8 bytes.
     pub const LIST_ENTRY_BYTES: u64 = 256;
+    /// What each staged write, condition, and row or range that was read counts beside its names and its value: what it takes
+    /// in the host's memory at most.
+    pub const ENTRY_OVERHEAD: u64 = ENTRY_OVERHEAD;
+    /// How often a result counts for `instance_bytes` while its call runs.
+    pub const RESULT_COPIES: u64 = RESULT_COPIES;
     /// The longest that a transaction may be open: what a snapshot keeps an engine from cleaning up grows with it.
     pub const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
@@ -73,7 +83,10 @@ impl Limits {
         }
         let entry = self.key_bytes + self.value_bytes;
         at_least("result_bytes", self.result_bytes, entry + Self::LIST_ENTRY_BYTES)?;
-        at_least("transaction_bytes", self.transaction_bytes, self.namespace_bytes + entry)
+        let row = self.namespace_bytes + entry + Self::ENTRY_OVERHEAD;
+        at_least("transaction_bytes", self.transaction_bytes, row)?;
+        let results = self.result_bytes.saturating_mul(Self::RESULT_COPIES);
+        at_least("instance_bytes", self.instance_bytes, self.transaction_bytes.saturating_add(results))
     }
 
     /// Checks an amount that a guest asked for.
@@ -98,6 +111,7 @@ impl Limits {
             LimitKind::IdentityBytes => self.identity_bytes,
             LimitKind::TurnBytes => self.turn_bytes,
             LimitKind::OpenMemories => self.open_memories,
+            LimitKind::InstanceBytes => self.instance_bytes,
             LimitKind::StoreBytes | LimitKind::MemoryBytes => u64::MAX,
         }
     }
@@ -117,6 +131,7 @@ impl Default for Limits {
             identity_bytes: Identity::PART_BYTES_MAX,
             turn_bytes: 256 << 10,
             open_memories: 64,
+            instance_bytes: 64 << 20,
             transaction_timeout: Duration::from_secs(5),
         }
     }
@@ -160,6 +175,17 @@ mod tests {
     #[test]
     fn a_key_longer_than_a_backend_holds_is_refused() {
         let limits = Limits { key_bytes: 2_049, ..Default::default() };
+        assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn an_instance_that_holds_no_full_transaction_and_a_result_is_refused() {
+        let limits = Limits { instance_bytes: 28 << 20, ..Default::default() };
+        limits.validate().unwrap();
+        let limits = Limits { instance_bytes: limits.instance_bytes - 1, ..limits };
+        let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
+        assert_eq!(reason, "the limit instance_bytes is 29360127, and must be at least 29360128");
+        let limits = Limits { result_bytes: u64::MAX, ..Default::default() };
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 

@@ -1,13 +1,14 @@
 //! Names and values, checked once at the edge.
 //!
-//! Their fields are private: what a backend is handed has been through a constructor.
+//! Their fields are private: what a backend is handed has been through a constructor. They own slices and not vectors, whose
+//! spare capacity no limit would count.
 
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 
 /// A namespace of a store: any text, compared by its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Namespace(Vec<u8>);
+pub struct Namespace(Box<[u8]>);
 
 impl Namespace {
     /// Namespaces with this beginning belong to larder: guests read them, and never write them.
@@ -20,7 +21,7 @@ impl Namespace {
     pub fn new(text: impl Into<String>, limits: &Limits) -> Result<Self> {
         let bytes = text.into().into_bytes();
         limits.check(LimitKind::NamespaceBytes, bytes.len() as u64)?;
-        Ok(Self(bytes))
+        Ok(Self(bytes.into()))
     }
 
     /// Takes a namespace that a backend stored.
@@ -28,7 +29,7 @@ impl Namespace {
     /// # Errors
     /// [`Error::Corrupt`] where the bytes are no text.
     pub fn from_stored(bytes: Vec<u8>) -> Result<Self> {
-        stored_text("a namespace", bytes).map(Self)
+        stored_text("a namespace", bytes).map(|text| Self(text.into()))
     }
 
     /// The bytes of its UTF-8.
@@ -50,7 +51,7 @@ impl std::fmt::Display for Namespace {
 
 /// A key within a namespace: any text, compared by its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Vec<u8>);
+pub struct Key(Box<[u8]>);
 
 impl Key {
     /// Checks a key that a guest sent.
@@ -60,7 +61,7 @@ impl Key {
     pub fn new(text: impl Into<String>, limits: &Limits) -> Result<Self> {
         let bytes = text.into().into_bytes();
         limits.check(LimitKind::KeyBytes, bytes.len() as u64)?;
-        Ok(Self(bytes))
+        Ok(Self(bytes.into()))
     }
 
     /// Takes a key that a backend stored.
@@ -68,12 +69,12 @@ impl Key {
     /// # Errors
     /// [`Error::Corrupt`] where the bytes are no text.
     pub fn from_stored(bytes: Vec<u8>) -> Result<Self> {
-        stored_text("a key", bytes).map(Self)
+        stored_text("a key", bytes).map(|text| Self(text.into()))
     }
 
     /// Takes a key of the ledger of migrations, which a repair removes whatever its bytes are.
     pub(crate) fn of_ledger(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(bytes.into())
     }
 
     /// The bytes of its UTF-8.
@@ -84,7 +85,7 @@ impl Key {
     /// The text.
     pub fn into_string(self) -> String {
         // Guests only meet keys that were checked; lossy conversion only keeps a panic out.
-        String::from_utf8(self.0)
+        String::from_utf8(self.0.into_vec())
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }
@@ -113,7 +114,7 @@ impl RowKey {
 
 /// A value of a row: any bytes, the empty ones too.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Value(Vec<u8>);
+pub struct Value(Box<[u8]>);
 
 impl Value {
     /// Checks a value that a guest sent.
@@ -122,7 +123,7 @@ impl Value {
     /// [`Error::LimitExceeded`] where it is too large.
     pub fn new(bytes: Vec<u8>, limits: &Limits) -> Result<Self> {
         limits.check(LimitKind::ValueBytes, bytes.len() as u64)?;
-        Ok(Self(bytes))
+        Ok(Self(bytes.into()))
     }
 
     /// The bytes.
@@ -132,7 +133,7 @@ impl Value {
 
     /// A value that larder itself wrote.
     pub(crate) fn trusted(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(bytes.into())
     }
 }
 
@@ -141,19 +142,19 @@ impl Value {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyRange {
     namespace: Namespace,
-    start: Vec<u8>,
-    end: Option<Vec<u8>>,
+    start: Box<[u8]>,
+    end: Option<Box<[u8]>>,
 }
 
 impl KeyRange {
     /// The keys of `namespace` from `start` on, and before `end` where one is given.
     pub fn new(namespace: Namespace, start: Vec<u8>, end: Option<Vec<u8>>) -> Self {
-        Self { namespace, start, end }
+        Self { namespace, start: start.into(), end: end.map(Into::into) }
     }
 
     /// The keys that begin with `prefix`.
     pub fn prefix(namespace: Namespace, prefix: &[u8]) -> Self {
-        Self { namespace, start: prefix.to_vec(), end: successor_of_prefix(prefix) }
+        Self::new(namespace, prefix.to_vec(), successor_of_prefix(prefix))
     }
 
     /// The namespace.
@@ -182,21 +183,21 @@ impl KeyRange {
     }
 
     pub(crate) fn contains_key(&self, key: &[u8]) -> bool {
-        key >= self.start.as_slice() && self.end.as_ref().is_none_or(|end| key < end.as_slice())
+        key >= self.start() && self.end().is_none_or(|end| key < end)
     }
 
     /// The part at and after `start`.
     pub fn narrowed_from(mut self, start: &[u8]) -> Self {
-        if start > self.start.as_slice() {
-            self.start = start.to_vec();
+        if start > self.start() {
+            self.start = start.into();
         }
         self
     }
 
     /// The part before `end`.
     pub fn narrowed_until(mut self, end: &[u8]) -> Self {
-        if self.end.as_ref().is_none_or(|own| end < own.as_slice()) {
-            self.end = Some(end.to_vec());
+        if self.end().is_none_or(|own| end < own) {
+            self.end = Some(end.into());
         }
         self
     }
@@ -205,11 +206,14 @@ impl KeyRange {
     /// cross.
     pub(crate) fn row_bounds(&self) -> (std::ops::Bound<RowKey>, std::ops::Bound<RowKey>) {
         use std::ops::Bound;
-        let row = |key: &[u8]| RowKey { namespace: self.namespace.clone(), key: Key(key.to_vec()) };
+        let row = |key: &[u8]| RowKey { namespace: self.namespace.clone(), key: Key(key.into()) };
         let end = match &self.end {
             Some(end) => row(end),
             // The least row of the next namespace: no name lies between a name and the name with a NUL.
-            None => RowKey { namespace: Namespace(just_after(&self.namespace.0)), key: Key(Vec::new()) },
+            None => RowKey {
+                namespace: Namespace(just_after(&self.namespace.0).into()),
+                key: Key(Box::default()),
+            },
         };
         (Bound::Included(row(&self.start)), Bound::Excluded(end))
     }

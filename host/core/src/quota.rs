@@ -14,10 +14,42 @@ use crate::to_its_end::ToItsEnd;
 /// How long a count is trusted. Within one host it is exact; what other hosts write is seen after so long.
 const COUNT_AGE_MAX: Duration = Duration::from_secs(30);
 
+/// What a store's quota counts beside values and bytes of records: the backend says what it takes.
+///
+/// The default counts names once, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredCost {
+    /// What each row takes.
+    pub row_overhead: u64,
+    /// How often a row has its namespace and key.
+    pub name_copies: u64,
+    /// What each record takes.
+    pub record_overhead: u64,
+}
+
+impl Default for StoredCost {
+    fn default() -> Self {
+        Self { row_overhead: 0, name_copies: 1, record_overhead: 0 }
+    }
+}
+
+impl StoredCost {
+    /// Bytes that a row counts whose namespace and key have `names` bytes.
+    pub const fn row(&self, names: u64, value: u64) -> u64 {
+        self.name_copies * names + value + self.row_overhead
+    }
+
+    /// Bytes that a record counts.
+    pub const fn record(&self, key: u64, bytes: u64) -> u64 {
+        key + bytes + self.record_overhead
+    }
+}
+
 /// Counts what a store holds.
 #[derive(Debug)]
 pub(crate) struct Quota {
     max: u64,
+    cost: StoredCost,
     /// Whatever changes what is stored shares it until its outcome is in the count. A count has it alone, so that no
     /// change is half in the count.
     gate: Arc<RwLock<()>>,
@@ -38,8 +70,14 @@ struct Count {
 }
 
 impl Quota {
-    pub(crate) fn new(max: u64) -> Self {
-        Self { max, gate: Arc::default(), used: Mutex::default() }
+    /// A bound on what `backend` holds.
+    pub(crate) fn new(max: u64, backend: &dyn Backend) -> Self {
+        Self { max, cost: backend.stored_cost(), gate: Arc::default(), used: Mutex::default() }
+    }
+
+    /// How it counts.
+    pub(crate) fn cost(&self) -> StoredCost {
+        self.cost
     }
 
     /// Lets a commit go ahead that adds `bound` bytes at most. Commits under way count in full until they are
@@ -76,7 +114,8 @@ impl Quota {
     fn reserve(&self, bound: u64) -> Option<GrowthMax> {
         let mut used = self.lock();
         let counted = used.counted.as_ref()?.bytes;
-        let growth_max = GrowthMax { used: counted.saturating_add(used.reserved), quota: self.max };
+        let growth_max =
+            GrowthMax { used: counted.saturating_add(used.reserved), quota: self.max, cost: self.cost };
         used.reserved = used.reserved.saturating_add(bound);
         Some(growth_max)
     }
@@ -181,11 +220,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_commit_is_admitted_on_a_count_only() {
-        let quota = Arc::new(Quota::new(10));
+        let cost = StoredCost { row_overhead: 3, ..StoredCost::default() };
+        let quota = Arc::new(Quota { cost, ..Quota::new(10, &InMemory::new()) });
         assert!(quota.reserve(5).is_none());
         let admission = quota.admit(5, &InMemory::new(), Duration::ZERO).await.unwrap();
-        assert_eq!(admission.growth_max, GrowthMax { used: 0, quota: 10 });
-        assert_eq!(quota.reserve(5), Some(GrowthMax { used: 5, quota: 10 }));
+        assert_eq!(admission.growth_max, GrowthMax { used: 0, quota: 10, cost });
+        assert_eq!(quota.reserve(5), Some(GrowthMax { used: 5, quota: 10, cost }));
         // Its outcome is unknown: the count is gone, and the next admission has to make one.
         let unknown = Error::CommitUnknown { reason: "lost".to_string(), cause: None };
         admission.settle(async { Err(unknown) }).await.unwrap_err();

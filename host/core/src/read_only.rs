@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions, Swept,
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredCost, StoredValue,
+    SweepOptions, Swept,
 };
 use crate::clock::UnixMillis;
 use crate::commit::Commit;
@@ -55,6 +56,10 @@ impl Backend for ReadOnly {
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
         refuse_writes(&commit)
+    }
+
+    fn stored_cost(&self) -> StoredCost {
+        self.backend.stored_cost()
     }
 
     async fn stored_bytes(&self) -> Result<u64> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::error::Result;
+use crate::held::ENTRY_OVERHEAD;
 use crate::name::{KeyRange, RowKey};
 use crate::validation::{Watched, ranges_hold};
 
@@ -51,9 +52,6 @@ pub trait CurrentState {
     fn range(&mut self, range: &KeyRange) -> Result<RangeState>;
 }
 
-/// Bytes that one recorded read costs beside its names, as the WIT's `transaction-bytes` says.
-pub(crate) const READ_OVERHEAD: u64 = 64;
-
 impl ReadSet {
     /// Whether nothing was read.
     pub fn is_empty(&self) -> bool {
@@ -90,7 +88,7 @@ impl ReadSet {
 
     /// Bytes that recording a row costs: none where it is recorded already.
     pub(crate) fn row_cost(&self, row: &RowKey) -> u64 {
-        if self.rows.contains_key(row) { 0 } else { row.bytes() + READ_OVERHEAD }
+        if self.rows.contains_key(row) { 0 } else { row.bytes() + ENTRY_OVERHEAD }
     }
 
     /// Records a row.
@@ -106,7 +104,7 @@ impl ReadSet {
         let range = &read.range;
         let names =
             range.namespace().as_bytes().len() + range.start().len() + range.end().map_or(0, <[u8]>::len);
-        names as u64 + READ_OVERHEAD
+        names as u64 + ENTRY_OVERHEAD
     }
 
     /// Records a range.
@@ -160,11 +158,11 @@ mod tests {
     #[test]
     fn a_read_recorded_twice_costs_once() {
         let mut reads = ReadSet::default();
-        assert_eq!(reads.row_cost(&row("n", "key")), 4 + READ_OVERHEAD);
+        assert_eq!(reads.row_cost(&row("n", "key")), 4 + ENTRY_OVERHEAD);
         reads.record_row(row("n", "key"), Version(1));
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
         let read = RangeRead { range: range("n", "k"), state: RangeState { rows: 3, newest: Version(2) } };
-        assert_eq!(reads.range_cost(&read), 3 + READ_OVERHEAD);
+        assert_eq!(reads.range_cost(&read), 3 + ENTRY_OVERHEAD);
         reads.record_range(read.clone());
         assert_eq!(reads.range_cost(&read), 0);
     }

@@ -9,6 +9,7 @@ use crate::backend::{Chunk, ChunkRow, ScanOptions, Snapshot};
 use crate::clock::UnixMillis;
 use crate::commit::Mutation;
 use crate::error::Result;
+use crate::held::Held;
 use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::pairs::Pairs;
 use crate::read_set::{RangeRead, RangeState};
@@ -39,6 +40,8 @@ pub(crate) struct Found {
     pub(crate) read: RangeRead,
     /// When the first of its rows expires.
     pub(crate) earliest_expiry: Option<UnixMillis>,
+    /// What is counted of it for the instance.
+    pub(crate) held: Option<Held>,
 }
 
 impl Found {
@@ -61,6 +64,7 @@ impl Scan {
             next_entry_bytes: None,
             read: RangeRead { range: self.range.clone(), state: RangeState::default() },
             earliest_expiry: None,
+            held: None,
         }
     }
 

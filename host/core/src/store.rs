@@ -15,6 +15,7 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
+use crate::held::Held;
 use crate::limits::Limits;
 use crate::memory::records::RecordWrite;
 use crate::open_snapshots::OpenSnapshots;
@@ -94,8 +95,9 @@ impl StoreBuilder {
         self
     }
 
-    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. A commit that would pass
-    /// it gets `limit-exceeded`. Exact among the commits of this [`Store`] and its clones. What other stores write to the same
+    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. In memory each row and
+    /// record also counts what the host needs for it: see [`InMemory::STORED_COST`](crate::InMemory::STORED_COST). A commit
+    /// that would pass it gets `limit-exceeded`. Exact among the commits of this [`Store`] and its clones. What other stores write to the same
     /// database, in this process or another, is counted within 30 seconds, by counting every row anew, for which commits wait.
     /// Each commit has to read the sizes of the rows that it replaces. Default: unbounded.
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
@@ -118,12 +120,13 @@ impl StoreBuilder {
     pub fn build(self) -> Result<Store> {
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| Error::caused("a store is opened within a tokio runtime", error))?;
+        let quota = self.quota_bytes.map(|bytes| Arc::new(Quota::new(bytes, self.backend.as_ref())));
         let inner = Arc::new(Inner {
             name: self.name,
             backend: self.backend,
             clock: self.clock,
             events: self.events,
-            quota: self.quota_bytes.map(|bytes| Arc::new(Quota::new(bytes))),
+            quota,
             closed: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             sweeps: self.sweep_interval.is_some(),
@@ -263,13 +266,14 @@ impl Store {
         handle: u64,
         share: Share,
         permit: Permit,
+        held: Held,
     ) -> Transaction {
         let now = self.inner.clock.monotonic();
         let slot = Arc::new(Slot::new(now, limits.transaction_timeout, handle, share));
         let id = self.next_id();
         self.inner.lock_open().insert(id, slot.clone());
         let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };
-        Transaction::new(open, limits, mode)
+        Transaction::new(open, limits, mode, held)
     }
 
     pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
@@ -328,19 +332,21 @@ impl Store {
             return self.make(snapshot, Arc::new(commit), deadline).await;
         };
         let now = self.inner.clock.monotonic();
-        let admission = quota.admit(commit.growth_bound(), self.inner.backend.as_ref(), now).await?;
+        let admission =
+            quota.admit(commit.growth_bound(quota.cost()), self.inner.backend.as_ref(), now).await?;
         commit.growth_max = Some(admission.growth_max);
         let store = self.clone();
         admission.settle(async move { store.make(snapshot, Arc::new(commit), deadline).await }).await
     }
 
-    /// Writes a record of memory, which grows the store by so many bytes.
+    /// Writes a record of memory, which grows the store by so many bytes of key and record.
     pub(crate) async fn write_record(&self, write: RecordWrite, growth: i64) -> Result<()> {
         self.check_open()?;
         let Some(quota) = &self.inner.quota else {
             return self.inner.backend.write_record(Arc::new(write)).await;
         };
         let now = self.inner.clock.monotonic();
+        let growth = growth + write.overhead_growth(quota.cost());
         let bound = u64::try_from(growth).unwrap_or_default();
         let admission = quota.admit(bound, self.inner.backend.as_ref(), now).await?;
         let backend = self.inner.backend.clone();

@@ -13,6 +13,7 @@ use crate::commit::{Commit, Mutation};
 use crate::counter;
 use crate::cursor;
 use crate::error::{Error, LimitKind, Result};
+use crate::held::Held;
 use crate::limits::Limits;
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
 use crate::packed;
@@ -53,7 +54,7 @@ pub struct Transaction {
     contradiction: bool,
     reads: ReadSet,
     /// What of `transaction_bytes` is used.
-    bytes: u64,
+    held: Held,
 }
 
 /// Which keys of a namespace, and how many.
@@ -110,7 +111,7 @@ pub struct PutOptions {
 }
 
 impl Transaction {
-    pub(crate) fn new(open: OpenTransaction, limits: Arc<Limits>, mode: Mode) -> Self {
+    pub(crate) fn new(open: OpenTransaction, limits: Arc<Limits>, mode: Mode, held: Held) -> Self {
         Self {
             open,
             limits,
@@ -119,7 +120,7 @@ impl Transaction {
             conditions: BTreeMap::new(),
             contradiction: false,
             reads: ReadSet::default(),
-            bytes: 0,
+            held,
         }
     }
 
@@ -233,6 +234,8 @@ impl Transaction {
     /// As `tx.put-packed` of the WIT.
     pub async fn put_packed(&mut self, namespace: String, entries: &[u8]) -> Result<()> {
         self.check_open()?;
+        // Until they are staged, they are in memory twice.
+        let _copy = self.held.count().hold(entries.len() as u64)?;
         let mut slice = Slice::default();
         let mut unpacked = Vec::new();
         for entry in packed::Unpacking::new(entries) {
@@ -327,12 +330,16 @@ impl Transaction {
                 reverse: range.reverse,
                 keys_only: true,
                 max_entries: usize::try_from(wanted).unwrap_or(usize::MAX),
-                max_bytes: u64::MAX,
+                // Each of these keys will be staged, so they can't be more.
+                max_bytes: self.limits.transaction_bytes,
                 entry_bytes: 0,
                 any_keys: false,
             })
             .await?;
         let count = found.entries.len() as u64;
+        if let (Some(next), true) = (found.next_entry_bytes, count < wanted) {
+            self.limits.check(LimitKind::TransactionBytes, found.entries.bytes() + next)?;
+        }
         let mut slice = Slice::default();
         let mut changes = BTreeMap::new();
         for (key, _) in found.entries.iter() {
@@ -505,6 +512,7 @@ impl Transaction {
             writes: std::mem::take(&mut self.writes),
             growth_max: None,
             stage: Stage::default(),
+            held: Some(Arc::new(self.held.take())),
             share: self.open.slot.share.clone(),
         };
         let deadline = self.open.slot.deadline;

@@ -131,7 +131,9 @@ async fn an_error_that_ended_a_transaction_is_given_again() {
 #[tokio::test]
 async fn what_a_quota_counts_is_given_back_by_deletes_and_sweeps() {
     let clock = Arc::new(MovableClock::default());
-    let builder = Store::builder(InMemory::new()).clock(clock.clone()).quota_bytes(10);
+    // Room for two rows with 6 bytes of values.
+    let row = InMemory::STORED_COST.row(2, 0);
+    let builder = Store::builder(InMemory::new()).clock(clock.clone()).quota_bytes(2 * row + 6);
     let store = builder.sweep_interval(None).build().unwrap();
     let handle = handle(&store, Limits::default());
     let put = async |key: &str, bytes: usize, ttl_millis: Option<u64>| {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept};
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{
@@ -37,6 +37,10 @@ impl Backend for Breaks {
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
         self.rows.commit(commit).await
+    }
+
+    fn stored_cost(&self) -> StoredCost {
+        self.rows.stored_cost()
     }
 
     async fn stored_bytes(&self) -> Result<u64> {

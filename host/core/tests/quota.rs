@@ -6,12 +6,12 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept};
 use larder_core::commit::Commit;
 use larder_core::memory::operator::MemoryOperator;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{
-    Error, HandleOptions, IdentityParts, InMemory, LimitExceeded, LimitKind, MemorySnapshot, Mode,
+    Error, HandleOptions, HeldBytes, IdentityParts, InMemory, LimitExceeded, LimitKind, MemorySnapshot, Mode,
     MovableClock, PutOptions, Result, Store, Strategy,
 };
 use tokio::sync::Semaphore;
@@ -83,6 +83,10 @@ impl Backend for Holds {
         outcome
     }
 
+    fn stored_cost(&self) -> StoredCost {
+        self.rows.stored_cost()
+    }
+
     async fn stored_bytes(&self) -> Result<u64> {
         self.rows.stored_bytes().await
     }
@@ -126,7 +130,13 @@ impl Backend for Holds {
     }
 }
 
-const QUOTA: u64 = 1_000;
+const QUOTA: u64 = 10_000;
+
+/// The value with which a row of the namespace `n` counts so many bytes.
+fn value(key: &str, bytes: u64) -> Vec<u8> {
+    let beside = InMemory::STORED_COST.row(1 + key.len() as u64, 0);
+    vec![0; usize::try_from(bytes - beside).unwrap()]
+}
 
 struct Fixture {
     store: Store,
@@ -144,10 +154,10 @@ impl Fixture {
         Self { store: builder.quota_bytes(QUOTA).build().unwrap(), gates, clock }
     }
 
-    /// Writes a row of so many bytes, name and all.
+    /// Writes a row that counts so many bytes, name and all.
     async fn put(&self, key: &str, bytes: u64, ttl_millis: Option<u64>) -> Result<()> {
         let mut update = self.store.handle(HandleOptions::default()).begin(Mode::Update)?;
-        let value = vec![0; usize::try_from(bytes).unwrap() - 1 - key.len()];
+        let value = value(key, bytes);
         let options = PutOptions { ttl_millis, ..PutOptions::default() };
         update.put_with("n".into(), key.into(), value, options)?;
         update.commit().await.map(drop)
@@ -176,47 +186,47 @@ async fn cancel<T>(call: impl Future<Output = T>) {
 #[tokio::test]
 async fn a_cancelled_commit_that_goes_on_is_counted() {
     let fixture = Fixture::new();
-    fixture.put("a", 100, None).await.unwrap();
+    fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::Commit);
-    cancel(fixture.put("b", 600, None)).await;
+    cancel(fixture.put("b", 6_000, None)).await;
     // It may still be made, so its bytes are reserved.
-    assert_eq!(fixture.used().await, 700);
-    assert!(matches!(fixture.put("c", 301, None).await, Err(Error::LimitExceeded(_))));
+    assert_eq!(fixture.used().await, 7_000);
+    assert!(matches!(fixture.put("c", 3_001, None).await, Err(Error::LimitExceeded(_))));
     fixture.gates.let_go().await;
-    assert_eq!(fixture.used().await, 700);
-    fixture.put("d", 300, None).await.unwrap();
+    assert_eq!(fixture.used().await, 7_000);
+    fixture.put("d", 3_000, None).await.unwrap();
     assert_eq!(fixture.used().await, QUOTA);
 }
 
 #[tokio::test]
 async fn a_cancelled_commit_that_fails_gives_its_bytes_back() {
     let fixture = Fixture::new();
-    fixture.put("a", 100, None).await.unwrap();
+    fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::FailingCommit);
     // Commits of what read nothing are made again after a conflict; a condition keeps this one from it.
     let conditional = async {
         let mut update = fixture.store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
         let options = PutOptions { if_version: Some(larder_core::Version::ABSENT), ..PutOptions::default() };
-        update.put_with("n".into(), "b".into(), vec![0; 598], options).unwrap();
+        update.put_with("n".into(), "b".into(), value("b", 6_000), options).unwrap();
         update.commit().await
     };
     cancel(conditional).await;
-    assert_eq!(fixture.used().await, 700);
+    assert_eq!(fixture.used().await, 7_000);
     fixture.gates.let_go().await;
-    assert_eq!(fixture.used().await, 100);
-    fixture.put("c", 900, None).await.unwrap();
+    assert_eq!(fixture.used().await, 1_000);
+    fixture.put("c", 9_000, None).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_count_waits_for_a_cancelled_commit() {
     let fixture = Fixture::new();
-    fixture.put("a", 100, None).await.unwrap();
+    fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::Commit);
-    cancel(fixture.put("b", 600, None)).await;
+    cancel(fixture.put("b", 6_000, None)).await;
     fixture.clock.advance(Duration::from_secs(31));
     let (used, ()) = tokio::join!(fixture.used(), fixture.gates.let_go());
-    assert_eq!(used, 700);
-    assert_eq!(fixture.used().await, 700);
+    assert_eq!(used, 7_000);
+    assert_eq!(fixture.used().await, 7_000);
 }
 
 #[tokio::test]
@@ -240,26 +250,49 @@ async fn a_cancelled_write_of_a_record_is_counted() {
 #[tokio::test]
 async fn what_a_sweep_removes_beside_a_count_is_taken_off_once() {
     let fixture = Fixture::new();
-    fixture.put("a", 100, None).await.unwrap();
-    fixture.put("b", 300, Some(1)).await.unwrap();
-    assert_eq!(fixture.used().await, 400);
+    fixture.put("a", 1_000, None).await.unwrap();
+    fixture.put("b", 3_000, Some(1)).await.unwrap();
+    assert_eq!(fixture.used().await, 4_000);
     fixture.clock.advance(Duration::from_secs(31));
     fixture.gates.hold(Held::Sweep);
     // The count is stale, so the refused commit counts anew while the sweep has its rows removed.
     let (swept, used, ()) = tokio::join!(fixture.store.sweep(), fixture.used(), fixture.gates.let_go());
-    assert_eq!((swept.unwrap(), used), (1, 100));
-    assert_eq!(fixture.used().await, 100);
-    fixture.put("c", 900, None).await.unwrap();
+    assert_eq!((swept.unwrap(), used), (1, 1_000));
+    assert_eq!(fixture.used().await, 1_000);
+    fixture.put("c", 9_000, None).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_cancelled_sweep_is_counted() {
     let fixture = Fixture::new();
-    fixture.put("a", 100, None).await.unwrap();
-    fixture.put("b", 300, Some(1)).await.unwrap();
+    fixture.put("a", 1_000, None).await.unwrap();
+    fixture.put("b", 3_000, Some(1)).await.unwrap();
     fixture.clock.advance(Duration::from_secs(1));
     fixture.gates.hold(Held::Sweep);
     cancel(fixture.store.sweep()).await;
     fixture.gates.let_go().await;
-    assert_eq!(fixture.used().await, 100);
+    assert_eq!(fixture.used().await, 1_000);
+}
+
+#[tokio::test]
+async fn a_cancelled_commit_is_held_for_its_instance_until_it_is_done() {
+    let fixture = Fixture::new();
+    let held = HeldBytes::at_most(10_000);
+    let options = HandleOptions { held: Some(held.clone()), ..HandleOptions::default() };
+    let handle = fixture.store.handle(options);
+    fixture.gates.hold(Held::Commit);
+    let put = async {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        update.put("n".into(), "a".into(), vec![0; 5_000]).unwrap();
+        update.commit().await
+    };
+    cancel(put).await;
+    assert_eq!(held.used(), 5_258);
+    let mut update = handle.begin(Mode::Update).unwrap();
+    let refused = update.put("n".into(), "b".into(), vec![0; 5_000]);
+    let expected = LimitExceeded { kind: LimitKind::InstanceBytes, max: 10_000, requested: 10_516 };
+    assert!(matches!(refused, Err(Error::LimitExceeded(exceeded)) if exceeded == expected));
+    fixture.gates.let_go().await;
+    assert_eq!(held.used(), 0);
+    update.put("n".into(), "b".into(), vec![0; 5_000]).unwrap();
 }

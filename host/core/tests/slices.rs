@@ -25,7 +25,12 @@ impl Fixture {
         let (memory, clock) = (InMemory::new(), Arc::<MovableClock>::default());
         let builder = Store::builder(memory.attach()).clock(clock.clone()).sweep_interval(None);
         let store = builder.build().unwrap();
-        let limits = Limits { transaction_mutations: 200_000, ..Limits::default() };
+        let limits = Limits {
+            transaction_mutations: 200_000,
+            transaction_bytes: 64 << 20,
+            instance_bytes: 256 << 20,
+            ..Limits::default()
+        };
         let options = HandleOptions { limits: limits.into(), ..HandleOptions::default() };
         Self { handle: store.handle(options), memory, clock, store }
     }
@@ -50,6 +55,11 @@ impl Fixture {
         keys.into_iter().for_each(|key| transaction.put(namespace.into(), key, Vec::new()).unwrap());
         transaction.commit().await.unwrap();
     }
+}
+
+/// What a stored row counts.
+fn row(names: u64, value: u64) -> u64 {
+    InMemory::STORED_COST.row(names, value)
 }
 
 fn keys(count: usize) -> impl Iterator<Item = String> {
@@ -160,7 +170,7 @@ async fn a_call_that_is_given_up_at_a_pause_stages_nothing() {
         assert_eq!(page.entries.len(), 10_000 * (8 + 6));
     }
     update.commit().await.unwrap();
-    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 10_000 * 7 + 4);
+    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 10_000 * row(7, 0) + row(4, 0));
 }
 
 /// Begins a long scan, lets something happen at its first pause, and gives the error that it then ends with.
@@ -190,14 +200,14 @@ async fn commits_are_made_between_the_steps_of_a_sweep() {
     let fixture = Fixture::new();
     fixture.put_expired("n", 1_000).await;
     let bytes = async || Backend::stored_bytes(&fixture.memory).await.unwrap();
-    assert_eq!(bytes().await, 9_000);
+    assert_eq!(bytes().await, 1_000 * row(7, 2));
     let mut sweep = Box::pin(fixture.store.sweep());
     let polled = sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending());
-    assert_eq!(bytes().await, (1_000 - 256) * 9);
+    assert_eq!(bytes().await, (1_000 - 256) * row(7, 2));
     fixture.put("n", ["000999".to_string()]).await;
     assert_eq!(sweep.await.unwrap(), 999);
-    assert_eq!(bytes().await, 7);
+    assert_eq!(bytes().await, row(7, 0));
     assert_eq!(fixture.store.sweep().await.unwrap(), 0);
 }
 
@@ -215,6 +225,6 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     let polled = sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending());
     // Three of them are more than the bound of a step.
-    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 9 * 500_007);
+    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 9 * row(7, 500_000));
     assert_eq!(sweep.await.unwrap(), 12);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use larder_core::backend::{Committed, SweepOptions, Swept, Version};
+use larder_core::backend::{Committed, StoredCost, SweepOptions, Swept, Version};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::{Commit, Plan, RowWrite};
 use larder_core::commit_log::{CommitLog, Verdict};
@@ -124,7 +124,7 @@ impl Work {
     /// Bytes that it writes, about.
     fn bytes(&self) -> u64 {
         match self {
-            Self::Commit(commit, _) => commit.growth_bound(),
+            Self::Commit(commit, _) => commit.growth_bound(StoredCost::default()),
             Self::Record(write) => write.record.as_ref().map_or(0, |record| record.bytes.len() as u64),
         }
     }

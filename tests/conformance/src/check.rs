@@ -359,6 +359,30 @@ pub(crate) fn rows_of_a_result(prefix: &str, entry_bytes: u64) -> Vec<(String, V
     rows_of_size("", prefix, limits.result_bytes - count * entry_bytes)
 }
 
+/// Rows that cost exactly `total`, where `cost` is what a row with names of so many bytes costs beside its value.
+pub(crate) fn rows_of_cost(
+    ns: &str,
+    prefix: &str,
+    total: u64,
+    cost: fn(u64) -> u64,
+) -> Vec<(String, Vec<u8>)> {
+    let key = |number: usize| format!("{prefix}{number:03}");
+    let beside = cost((ns.len() + key(0).len()) as u64);
+    let sizes = shares(total, limits().value_bytes).into_iter().enumerate();
+    sizes.map(|(number, size)| (key(number), vec![b'x'; size.saturating_sub(beside) as usize])).collect()
+}
+
+/// What a staged row costs beside its value.
+pub(crate) fn in_transaction(names: u64) -> u64 {
+    names + 256
+}
+
+/// What a stored row costs beside its value.
+pub(crate) fn in_store(names: u64) -> u64 {
+    let limits = limits();
+    names * limits.name_copies + limits.row_overhead
+}
+
 /// `total` in equal parts that are at most `max`.
 pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
     let count = total.div_ceil(max);

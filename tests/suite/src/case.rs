@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use larder_host::bindings::memory::Identity as WitIdentity;
-use larder_host::larder_core::backend::Backend;
+use larder_host::larder_core::backend::{Backend, StoredCost};
 use larder_host::larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_host::{
     Event, EventSink, Identity, IdentityScope, Limits, MemoryOptions, MemoryStore, MigrationScope,
@@ -109,6 +109,11 @@ impl Case {
             memory: Mutex::default(),
             records,
         }))
+    }
+
+    /// How the backend counts rows for a quota.
+    pub(crate) fn stored_cost(&self) -> StoredCost {
+        self.records.stored_cost()
     }
 
     /// A fresh instance's store.

@@ -27,6 +27,7 @@ pub fn limits() -> larder_host::Limits {
         identity_bytes: 128,
         turn_bytes: 8 << 10,
         open_memories: 6,
+        instance_bytes: 8 << 20,
         transaction_timeout: TIMEOUT.saturating_mul(2),
     }
 }

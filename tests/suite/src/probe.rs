@@ -27,7 +27,7 @@ pub(crate) mod bindings {
 
 impl Host for Instance {
     async fn limits(&mut self) -> wasmtime::Result<Bounds> {
-        let limits = limits();
+        let (limits, cost) = (limits(), self.case.stored_cost());
         Ok(Bounds {
             namespace_bytes: limits.namespace_bytes,
             key_bytes: limits.key_bytes,
@@ -42,6 +42,9 @@ impl Host for Instance {
             identity_bytes: limits.identity_bytes,
             turn_bytes: limits.turn_bytes,
             open_memories: limits.open_memories,
+            instance_bytes: limits.instance_bytes,
+            row_overhead: cost.row_overhead,
+            name_copies: cost.name_copies,
         })
     }
 

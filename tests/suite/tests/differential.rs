@@ -136,7 +136,7 @@ impl Driven {
             key_bytes: 20,
             // Five entries of a list, and 90 bytes.
             result_bytes: 1_370,
-            transaction_bytes: 2_000,
+            transaction_bytes: 5_000,
             transaction_mutations: 12,
             transaction_timeout: Duration::from_secs(3_000),
             ..Limits::default()

@@ -18,11 +18,18 @@ pub(super) struct Latest {
 }
 
 /// A moment in the history of a store.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moment {
     /// The version of the last commit.
     pub(super) version: Version,
     changes: u64,
+}
+
+impl Moment {
+    /// Commits and sweeps before it.
+    pub(super) fn changes(self) -> u64 {
+        self.changes
+    }
 }
 
 /// What is known of a row as it was at a moment.

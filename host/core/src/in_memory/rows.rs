@@ -18,6 +18,11 @@ use crate::name::{KeyRange, Namespace};
 pub(super) struct Rows(OrdMap<Arc<[u8]>, StoredRow>);
 
 impl Rows {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The row of this name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&StoredRow> {
         self.0.get(name)

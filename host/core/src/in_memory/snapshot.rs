@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::latest::{Moment, Seen};
 use super::rows::Rows;
+use super::snapshot_registry::SnapshotRows;
 use super::stored_row::StoredRow;
 use super::{Shared, row_name};
 use crate::backend::{
@@ -19,48 +20,67 @@ use crate::slice::{ROW, STORED_ROW, Slice};
 
 /// One committed state.
 pub(super) struct InMemorySnapshot {
-    rows: Rows,
-    moment: Moment,
+    open: OpenSnapshot,
     now: UnixMillis,
-    shared: Arc<Shared>,
     /// The name of the row that is looked for, so that a look-up needs no memory of its own.
     name: Vec<u8>,
 }
 
+/// What the store counts as open; dropping it closes it.
+struct OpenSnapshot {
+    rows: Arc<SnapshotRows>,
+    moment: Moment,
+    shared: Arc<Shared>,
+}
+
+impl Drop for OpenSnapshot {
+    fn drop(&mut self) {
+        let closed = self.shared.snapshots().close(self.moment);
+        drop(closed);
+    }
+}
+
 impl InMemorySnapshot {
-    pub(super) fn new(rows: Rows, moment: Moment, now: UnixMillis, shared: Arc<Shared>) -> Self {
-        Self { rows, moment, now, shared, name: Vec::new() }
+    pub(super) fn new(rows: Arc<SnapshotRows>, moment: Moment, now: UnixMillis, shared: Arc<Shared>) -> Self {
+        Self { open: OpenSnapshot { rows, moment, shared }, now, name: Vec::new() }
     }
 
-    fn live(&mut self, namespace: &Namespace, key: &Key) -> Option<StoredValue> {
+    /// The row as it was. What needs a row that is kept for this snapshot alone fails once the snapshot is ended.
+    fn live(&mut self, namespace: &Namespace, key: &Key) -> Result<Option<StoredValue>> {
         row_name::write(&mut self.name, namespace, key.as_bytes());
         // Who would have to wait for a commit looks into the rows of its own.
-        if let Ok(latest) = self.shared.latest.try_read() {
-            match latest.at(self.moment, &self.name) {
-                Seen::Row(row) => return row.live(self.now),
-                Seen::Absent => return None,
+        if let Ok(latest) = self.open.shared.latest.try_read() {
+            match latest.at(self.open.moment, &self.name) {
+                Seen::Row(row) => return Ok(row.live(self.now)),
+                Seen::Absent => return Ok(None),
                 Seen::Changed => {}
             }
         }
-        self.rows.get(&self.name)?.live(self.now)
+        self.open.rows.look(|rows| rows.get(&self.name)?.live(self.now))
+    }
+
+    /// All rows, for a read that may take some time.
+    fn rows(&self) -> Result<Rows> {
+        self.open.rows.look(Rows::clone)
     }
 }
 
 #[async_trait]
 impl Snapshot for InMemorySnapshot {
     fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
-        Some(self.live(&row.namespace, &row.key))
+        // An error is for `get` to tell.
+        self.live(&row.namespace, &row.key).ok()
     }
 
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        Ok(self.live(&row.namespace, &row.key))
+        self.live(&row.namespace, &row.key)
     }
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
         let mut slice = Slice::default();
         for key in keys {
-            let live = self.live(namespace, key);
+            let live = self.live(namespace, key)?;
             slice.count(STORED_ROW, live.as_ref().map_or(0, |row| row.value.len()));
             if !rows.push(live) {
                 break;
@@ -71,7 +91,8 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let rows = self.rows.within(range);
+        let rows = self.rows()?;
+        let rows = rows.within(range);
         if options.reverse {
             collect(rows.rev(), self.now, options).await
         } else {
@@ -80,8 +101,9 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
+        let rows = self.rows()?;
         let mut slice = Slice::default();
-        for row in self.rows.after(after) {
+        for row in rows.after(after) {
             if row.is_live(self.now) {
                 return row_name::namespace(row.name()).map(Some);
             }
@@ -93,8 +115,9 @@ impl Snapshot for InMemorySnapshot {
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
         // The shared map must not be held while it is changed: the change would copy what it need not.
-        let Self { rows, moment, shared, .. } = *self;
-        drop(rows);
+        let Self { open, .. } = *self;
+        let (moment, shared) = (open.moment, open.shared.clone());
+        drop(open);
         shared.lock().commit(&shared, moment.version, &commit)
     }
 }

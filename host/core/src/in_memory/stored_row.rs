@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::row_name;
+use super::{InMemory, row_name};
 use crate::backend::{StoredValue, Version, is_live};
 use crate::clock::UnixMillis;
 use crate::commit::CurrentRow;
@@ -22,6 +22,9 @@ pub(super) struct StoredRow {
 
 /// Stands for no expiry. No row expires then: a commit gives moments below 2⁶³.
 const NEVER: UnixMillis = UnixMillis::MAX;
+
+/// What an allocation takes beside the bytes of a row: the counts of its owners, its header, and rounding.
+const ALLOCATION_OVERHEAD: u64 = 40;
 
 /// What a row is made of, in this order.
 struct Parts<'a> {
@@ -58,10 +61,15 @@ impl StoredRow {
         is_live(self.parts().expires_at, now)
     }
 
-    /// Bytes of the namespace, the key and the value.
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that a quota counts.
+    pub(super) fn cost(&self) -> u64 {
         let Parts { name, value, .. } = self.parts();
-        row_name::bytes(name) + value.len() as u64
+        InMemory::STORED_COST.row(row_name::bytes(name), value.len() as u64)
+    }
+
+    /// Bytes of the memory that its clones share.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory.len() as u64 + ALLOCATION_OVERHEAD
     }
 
     /// All of it, where it is live.
@@ -137,9 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_a_row_are_those_of_its_namespace_key_and_value() {
-        assert_eq!(StoredRow::new(b"n\0\0key", b"value", Version(1), None).bytes(), 9);
-        assert_eq!(StoredRow::new(b"\0\0", b"", Version(1), None).bytes(), 0);
+    fn the_cost_of_a_row_is_that_of_its_namespace_key_and_value() {
+        let cost = InMemory::STORED_COST;
+        assert_eq!(StoredRow::new(b"n\0\0key", b"value", Version(1), None).cost(), cost.row(4, 5));
+        assert_eq!(StoredRow::new(b"\0\0", b"", Version(1), None).cost(), cost.row_overhead);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use crate::clock::UnixMillis;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::held::HeldBytes;
 use crate::limits::Limits;
 use crate::memory::identity::{Identity, IdentityParts, IdentityScope};
 use crate::memory::records::RecordKey;
@@ -159,6 +160,20 @@ impl MemoryStore {
     /// [`Error::AccessDenied`] where the guest may not open it, of each of which the platform is told;
     /// [`Error::LimitExceeded`] where a part is too long.
     pub fn open(&self, parts: IdentityParts, scope: &IdentityScope, limits: &Arc<Limits>) -> Result<Memory> {
+        self.open_within(parts, scope, limits, &HeldBytes::at_most(limits.instance_bytes))
+    }
+
+    /// The same, with the count of what the host holds for the guest, which its handles share.
+    ///
+    /// # Errors
+    /// As [`MemoryStore::open`].
+    pub fn open_within(
+        &self,
+        parts: IdentityParts,
+        scope: &IdentityScope,
+        limits: &Arc<Limits>,
+        held: &HeldBytes,
+    ) -> Result<Memory> {
         self.check_open()?;
         let identity = match Identity::new(parts.clone(), limits) {
             Err(Error::IdentityRequired(reason)) => {
@@ -172,7 +187,7 @@ impl MemoryStore {
             self.inner.reject(parts, reason.to_string());
             return Err(Error::AccessDenied(reason.to_string()));
         }
-        Ok(Memory::new(self.clone(), identity, limits.clone()))
+        Ok(Memory::new(self.clone(), identity, limits.clone(), held.clone()))
     }
 
     /// How conversations are kept.
@@ -322,7 +337,7 @@ impl Inner {
 
     /// Takes what is due in a session.
     async fn begin(&self, key: &RecordKey) -> Option<Begun> {
-        let begun = update(self, key, |record| {
+        let begun = update(self, key, None, |record| {
             let Some(record) = record else { return Ok(Change::Leave(None)) };
             let begun = self.rules().begin(record, self.now(), fastrand::u64(..));
             Ok(match begun {
@@ -354,7 +369,7 @@ impl Inner {
         if let Some(Err(error)) = &outcome {
             tracing::debug!(target: "larder", %error, "a summary did not come");
         }
-        let settled = update(self, key, |record| {
+        let settled = update(self, key, None, |record| {
             let Some(record) = record else { return Ok(Change::Leave(())) };
             let now = self.now();
             let effects = match &outcome {

@@ -56,6 +56,19 @@ pub(crate) struct InFlight {
     pub(crate) turns: Vec<Turn>,
 }
 
+/// Copies of a record that exist at once while a call works with it: as it is stored, as it is parsed, and as it is written.
+const COPIES: u64 = 3;
+
+/// What the memory of a parsed record has for each quote of its JSON at most. Each text has two of them, and is no more than
+/// an element of a vector with spare capacity and an allocation.
+const BYTES_PER_QUOTE: u64 = 40;
+
+/// Bytes of memory that a call takes at most which works with a record of these bytes. They need not be a valid record.
+pub(crate) fn memory_of(bytes: &[u8]) -> u64 {
+    let quotes = bytes.iter().filter(|byte| **byte == b'"').count() as u64;
+    COPIES * (bytes.len() as u64 + BYTES_PER_QUOTE * quotes)
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

@@ -3,6 +3,7 @@
 use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::memory::identity::Identity;
+use crate::quota::StoredCost;
 use crate::share::Share;
 
 /// Where a record is. The order is that of its parts' bytes.
@@ -72,6 +73,13 @@ impl StoredRecord {
 }
 
 impl RecordWrite {
+    /// By how many bytes the store grows, beside key and bytes, by what each record takes.
+    pub(crate) fn overhead_growth(&self, cost: StoredCost) -> i64 {
+        let overhead = i64::try_from(cost.record(0, 0)).unwrap_or(i64::MAX);
+        let change = i64::from(self.record.is_some()) - i64::from(self.expected != Version::ABSENT);
+        overhead.saturating_mul(change)
+    }
+
     /// By how many bytes the store grows where a record becomes another; none stands for no record.
     pub(crate) fn growth(key: &RecordKey, old: Option<&StoredRecord>, new: Option<&StoredRecord>) -> i64 {
         let bytes = |record: Option<&StoredRecord>| {

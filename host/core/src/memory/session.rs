@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, LimitKind, Result};
+use crate::held::{Held, HeldBytes};
 use crate::limits::{Limits, check_bound};
 use crate::memory::health::Health;
 use crate::memory::identity::Identity;
 use crate::memory::memory_store::MemoryStore;
-use crate::memory::record::Record;
+use crate::memory::record::{Record, memory_of};
 use crate::memory::records::RecordKey;
 use crate::memory::rules::{Begun, Context};
 use crate::memory::strategy::Strategy;
@@ -39,13 +40,19 @@ pub struct Memory {
     memories: MemoryStore,
     key: RecordKey,
     limits: Arc<Limits>,
+    held: HeldBytes,
     closed: AtomicBool,
 }
 
 impl Memory {
-    pub(crate) fn new(memories: MemoryStore, identity: Identity, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(
+        memories: MemoryStore,
+        identity: Identity,
+        limits: Arc<Limits>,
+        held: HeldBytes,
+    ) -> Self {
         let key = RecordKey::conversation(identity);
-        Self { memories, key, limits, closed: AtomicBool::new(false) }
+        Self { memories, key, limits, held, closed: AtomicBool::new(false) }
     }
 
     /// Whose memory it is.
@@ -70,7 +77,9 @@ impl Memory {
             return Ok(());
         }
         let place = inner.place();
-        let begun = update(inner, &self.key, |record| {
+        // It is in the call, in the record, and in the bytes that are written.
+        let held = self.held.hold(turn.memory())?;
+        let begun = update(inner, &self.key, Some(&self.held), |record| {
             let record = record.get_or_insert_with(|| Record::new(inner.options.strategy));
             let mut effects = inner.rules().add(record, turn.clone());
             let now = inner.now();
@@ -89,6 +98,8 @@ impl Memory {
             Ok(Change::Write(next, effects))
         })
         .await?;
+        // A summariser may take long. What it works on is bounded by the number of summaries that are under way.
+        drop((held, turn));
         match (begun, place) {
             (Next::Summarize(begun), Some(place)) => {
                 self.memories.summarize(self.key.clone(), begun, place).await;
@@ -105,7 +116,7 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn context(&self) -> Result<Context> {
         self.check_open()?;
-        let record = self.record().await?;
+        let (record, _held) = self.record().await?;
         Ok(self.memories.inner().rules().context(&record))
     }
 
@@ -132,7 +143,7 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn health(&self) -> Result<Health> {
         self.check_open()?;
-        Ok(self.record().await?.health)
+        Ok(self.record().await?.0.health)
     }
 
     /// The session at this moment.
@@ -141,7 +152,8 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn snapshot(&self) -> Result<MemorySnapshot> {
         self.check_open()?;
-        snapshot_of(&self.record().await?)
+        let (record, _held) = self.record().await?;
+        snapshot_of(&record)
     }
 
     /// Makes the session what it was. What is on its way to a summary is thrown away.
@@ -154,12 +166,14 @@ impl Memory {
         self.check_open()?;
         let inner = self.memories.inner();
         let options = &inner.options;
+        check_bound(LimitKind::MemoryBytes, options.memory_bytes, snapshot.bytes.len() as u64)?;
+        let _held = self.held.hold(memory_of(&snapshot.bytes))?;
         let restored =
             parse_snapshot(&snapshot, options.strategy, options.memory_bytes, self.limits.turn_bytes)?;
         if options.strategy == Strategy::None {
             return Ok(());
         }
-        update(inner, &self.key, |record| {
+        update(inner, &self.key, Some(&self.held), |record| {
             let mut restored = restored.clone();
             if restored.health.is_behind() {
                 restored.retry_at = Some(inner.rules().recovery_at(inner.now()));
@@ -176,13 +190,14 @@ impl Memory {
         self.closed.store(true, Ordering::Release);
     }
 
-    async fn record(&self) -> Result<Record> {
+    /// The session's record, with what is counted of it.
+    async fn record(&self) -> Result<(Record, Held)> {
         let inner = self.memories.inner();
+        let fresh = || (Record::new(inner.options.strategy), self.held.nothing());
         if inner.options.strategy == Strategy::None {
-            return Ok(Record::new(Strategy::None));
+            return Ok(fresh());
         }
-        let stored = load(inner, &self.key).await?;
-        Ok(stored.unwrap_or_else(|| Record::new(inner.options.strategy)))
+        Ok(load(inner, &self.key, &self.held).await?.unwrap_or_else(fresh))
     }
 
     fn check_open(&self) -> Result<()> {

@@ -43,6 +43,12 @@ pub struct TrajectoryDigest {
 /// What an element of a list counts beside its bytes.
 const ELEMENT_BYTES: usize = 16;
 
+/// Copies of a turn that exist at once while a call adds it: its own, the record's, and two of what is written.
+const COPIES: u64 = 4;
+
+/// What a text of a list takes beside its bytes: itself, and its allocation.
+const TEXT_OVERHEAD: usize = 56;
+
 impl Turn {
     /// Bytes of all its texts, and 16 for each element of a list.
     pub fn bytes(&self) -> u64 {
@@ -56,6 +62,15 @@ impl Turn {
         let shown = self.artifacts_shown.iter().map(|(name, value)| name.len() + value.len() + ELEMENT_BYTES);
         let texts = self.user_message.len() + self.assistant_response.len();
         (texts + trajectory + shown.sum::<usize>() + list(&self.artifacts_hidden)) as u64
+    }
+
+    /// Bytes of memory that a call takes at most that adds it.
+    pub(crate) fn memory(&self) -> u64 {
+        let trajectory = self.trajectory.as_ref();
+        let texts = self.artifacts_shown.len() * 2
+            + self.artifacts_hidden.len()
+            + trajectory.map_or(0, |digest| digest.tools_invoked.len() + digest.artifact_refs.len());
+        COPIES * (self.bytes() + (size_of::<Self>() + texts * TEXT_OVERHEAD) as u64)
     }
 
     /// Refuses a turn that is too large, or with an artifact whose value is no JSON.

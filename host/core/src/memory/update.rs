@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use crate::backend::Version;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
+use crate::held::{Held, HeldBytes};
 use crate::memory::memory_store::Inner;
-use crate::memory::record::Record;
+use crate::memory::record::{Record, memory_of};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::memory::rules::Effect;
 use crate::memory::strategy::Strategy;
@@ -25,13 +26,15 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How often a change is made again whose outcome is unknown.
 const UNKNOWN_MAX: usize = 2;
 
-/// Changes the record of a session. `change` is called again where somebody else wrote it meanwhile.
+/// Changes the record of a session. `change` is called again where somebody else wrote it meanwhile. What this takes is
+/// counted in `held`, which the host's own work does not have.
 pub(crate) async fn update<T>(
     inner: &Inner,
     key: &RecordKey,
+    held: Option<&HeldBytes>,
     mut change: impl FnMut(&mut Option<Record>) -> Result<Change<T>>,
 ) -> Result<T> {
-    change_stored(inner, key, |stored| {
+    change_stored(inner, key, held, |stored| {
         let mut record = stored.map(|stored| read(inner, key, stored)).transpose()?;
         Ok(match (change(&mut record)?, record) {
             (Change::Write(outcome, effects), Some(mut record)) => {
@@ -50,17 +53,18 @@ pub(crate) async fn update<T>(
 
 /// Deletes the record of a session, also one that can't be read; true where there was one.
 pub(crate) async fn delete(inner: &Inner, key: &RecordKey) -> Result<bool> {
-    change_stored(inner, key, |stored| {
+    change_stored(inner, key, None, |stored| {
         let write = stored.map(|_| None);
         Ok(Step { outcome: stored.is_some(), effects: Vec::new(), write })
     })
     .await
 }
 
-/// The record of a session, as it is stored.
-pub(crate) async fn load(inner: &Inner, key: &RecordKey) -> Result<Option<Record>> {
-    let stored = inner.store.backend().load_record(key).await?;
-    stored.map(|stored| read(inner, key, &stored)).transpose()
+/// The record of a session as it is stored, with what is counted of it.
+pub(crate) async fn load(inner: &Inner, key: &RecordKey, held: &HeldBytes) -> Result<Option<(Record, Held)>> {
+    let Some(stored) = inner.store.backend().load_record(key).await? else { return Ok(None) };
+    let held = held.hold(memory_of(&stored.bytes))?;
+    Ok(Some((read(inner, key, &stored)?, held)))
 }
 
 fn read(inner: &Inner, key: &RecordKey, stored: &StoredRecord) -> Result<Record> {
@@ -141,6 +145,7 @@ struct Unknown<T> {
 async fn change_stored<T>(
     inner: &Inner,
     key: &RecordKey,
+    held: Option<&HeldBytes>,
     mut step: impl FnMut(Option<&StoredRecord>) -> Result<Step<T>>,
 ) -> Result<T> {
     let give_up = Instant::now() + CHANGE_MAX;
@@ -154,6 +159,8 @@ async fn change_stored<T>(
             Ok(stored) => stored,
             Err(error) => return Err(unknown.pop().map_or(error, |unknown| unknown.error)),
         };
+        let bytes = stored.as_ref().map_or(0, |stored| memory_of(&stored.bytes));
+        let _held = held.map(|held| held.hold(bytes)).transpose()?;
         let current = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
         if let Some(made) = unknown.iter().position(|unknown| unknown.version == current) {
             let made = unknown.swap_remove(made);

@@ -8,6 +8,7 @@ use super::Transaction;
 use crate::backend::{Many, Mode, Snapshot, SnapshotOptions, StoredValue, Version};
 use crate::commit::Mutation;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::held::RESULT_COPIES;
 use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
 use crate::scan::{Found, Scan};
@@ -23,10 +24,13 @@ impl Transaction {
     /// The row as the transaction sees it, given what is committed.
     pub(super) fn on_top(&self, row: &RowKey, stored: Option<StoredValue>) -> Result<Option<Vec<u8>>> {
         let stored = stored.map(|stored| stored.value);
-        match self.writes.get(row) {
-            None => Ok(stored),
-            Some(mutation) => mutation.applied_to(stored),
-        }
+        let value = match self.writes.get(row) {
+            None => stored,
+            Some(mutation) => mutation.applied_to(stored)?,
+        };
+        let bytes = value.as_ref().map_or(0, |value| value.len() as u64);
+        self.held.count().check_result(bytes)?;
+        Ok(value)
     }
 
     /// The row as it is committed, where that is known without waiting. Not part of a future, as most rows are: into and
@@ -65,7 +69,10 @@ impl Transaction {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let max_bytes = self.limits.result_bytes;
+        // The keys are in memory twice: those that are asked for, and those of the backend.
+        let names = keys.iter().map(|key| namespace.as_bytes().len() + key.as_bytes().len());
+        let mut held = self.held.count().hold(RESULT_COPIES * names.sum::<usize>() as u64)?;
+        let max_bytes = self.room_for_result(self.limits.result_bytes);
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
             Ok(snapshot) => self.while_open(snapshot.get_many(namespace, &keys, max_bytes)).await,
@@ -74,9 +81,13 @@ impl Transaction {
         let rows = match self.settle(lease, result)? {
             Many::Rows(rows) => rows,
             Many::TooLarge(requested) => {
-                return Err(LimitExceeded { kind: LimitKind::ResultBytes, max: max_bytes, requested }.into());
+                self.held.count().check_result(requested.min(self.limits.result_bytes))?;
+                let max = self.limits.result_bytes;
+                return Err(LimitExceeded { kind: LimitKind::ResultBytes, max, requested }.into());
             }
         };
+        let values = rows.iter().flatten().map(|stored| stored.value.len()).sum::<usize>();
+        held.add(RESULT_COPIES * values as u64)?;
         for (key, stored) in keys.into_iter().zip(&rows) {
             slice.count(STORED_ROW, key.as_bytes().len());
             slice.pause().await;
@@ -86,17 +97,27 @@ impl Transaction {
         Ok(rows)
     }
 
-    pub(super) async fn find(&mut self, scan: Scan) -> Result<Found> {
+    /// What a range holds. What is found is held until it is dropped.
+    pub(super) async fn find(&mut self, mut scan: Scan) -> Result<Found> {
         // It tells nothing of any state, so it takes no snapshot.
         if scan.range.is_empty() {
             return Ok(scan.nothing());
         }
+        let (max_bytes, max_entries) = (scan.max_bytes, scan.max_entries);
+        scan.max_bytes = self.room_for_result(max_bytes);
+        let is_narrowed = scan.max_bytes < max_bytes;
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
             Ok(snapshot) => self.while_open(scan.run(snapshot, &self.writes)).await,
             Err(error) => Err(error),
         };
-        let found = self.settle(lease, result)?;
+        let mut found = self.settle(lease, result)?;
+        if let (Some(next), true) = (found.next_entry_bytes, is_narrowed && found.entries.len() < max_entries)
+        {
+            // Not all that the limits allow is there: what the instance holds leaves no room for it.
+            return Err(self.held.count().result_exceeded(found.entries.bytes().saturating_add(next)));
+        }
+        found.held = Some(self.held.count().hold(RESULT_COPIES * found.entries.end() as u64)?);
         if self.mode == Mode::Update {
             self.charge(self.reads.range_cost(&found.read))?;
             self.reads.record_range(found.read.clone());
@@ -115,6 +136,11 @@ impl Transaction {
             ready => ready,
         })
         .await
+    }
+
+    /// How large a result may be that may have `max_bytes`, given what the instance holds.
+    fn room_for_result(&self, max_bytes: u64) -> u64 {
+        max_bytes.min(self.held.count().left() / RESULT_COPIES)
     }
 
     /// The snapshot, taken now where this is the first read.
@@ -171,9 +197,7 @@ impl Transaction {
     }
 
     fn charge(&mut self, bytes: u64) -> Result<()> {
-        let used = self.bytes + bytes;
-        self.limits.check(LimitKind::TransactionBytes, used)?;
-        self.bytes = used;
-        Ok(())
+        self.limits.check(LimitKind::TransactionBytes, self.held.bytes() + bytes)?;
+        self.held.add(bytes)
     }
 }

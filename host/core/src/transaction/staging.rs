@@ -6,6 +6,7 @@ use super::Transaction;
 use crate::backend::Version;
 use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
+use crate::held::ENTRY_OVERHEAD;
 use crate::name::RowKey;
 use crate::slice::{STORED_ROW, Slice};
 
@@ -17,15 +18,14 @@ impl Transaction {
         mut slice: Slice,
     ) -> Result<()> {
         let mut rows = self.writes.len() as u64;
-        let mut bytes = self.bytes;
+        let mut bytes = self.held.bytes();
         for (row, mutation) in &changes {
             slice.count(STORED_ROW, row.key.as_bytes().len());
             slice.pause().await;
             rows += u64::from(!self.writes.contains_key(row));
             bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
         }
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
+        self.take_room(rows, bytes)?;
         // From here on there is no pause. To append takes time for all rows, and to extend for the new ones, but more for each.
         match changes.len() > self.writes.len() / 8 {
             true => self.writes.append(&mut changes),
@@ -41,9 +41,10 @@ impl Transaction {
         expected: Option<Version>,
     ) -> Result<()> {
         let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
-        let bytes = self.bytes - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
-        self.check_room(rows, bytes)?;
-        self.bytes = bytes;
+        let bytes = self.held.bytes() - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
+        let is_new = expected.is_some() && !self.conditions.contains_key(&row);
+        let condition = if is_new { row.bytes() + ENTRY_OVERHEAD } else { 0 };
+        self.take_room(rows, bytes + condition)?;
         if let Some(expected) = expected {
             let before = self.conditions.insert(row.clone(), expected);
             self.contradiction |= before.is_some_and(|before| before != expected);
@@ -56,12 +57,14 @@ impl Transaction {
         self.writes.get(row).map_or(0, |mutation| mutation_bytes(row, mutation))
     }
 
-    fn check_room(&self, rows: u64, bytes: u64) -> Result<()> {
+    /// Makes room for so many rows, and so many bytes in all.
+    fn take_room(&mut self, rows: u64, bytes: u64) -> Result<()> {
         self.limits.check(LimitKind::TransactionMutations, rows)?;
-        self.limits.check(LimitKind::TransactionBytes, bytes)
+        self.limits.check(LimitKind::TransactionBytes, bytes)?;
+        self.held.change_to(bytes)
     }
 }
 
 fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
-    row.bytes() + mutation.value_bytes()
+    row.bytes() + mutation.value_bytes() + ENTRY_OVERHEAD
 }

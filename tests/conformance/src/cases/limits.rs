@@ -20,6 +20,9 @@ pub(crate) const CASES: &[Case] = named!("limits":
     a_replaced_own_write_gives_its_bytes_back,
     reads_of_an_update_count_for_transaction_bytes,
     reads_of_a_view_are_not_bounded,
+    conditions_count_for_transaction_bytes,
+    what_an_instance_holds_is_bounded,
+    a_result_needs_room_in_the_instance,
     mutations_at_the_bound_commit,
     a_mutation_past_the_bound_keeps_what_was_staged,
     put_many_and_delete_many_past_the_bound_stage_nothing,
@@ -179,15 +182,17 @@ fn get_many_of_too_many_keys_is_refused() -> Outcome {
     })
 }
 
-/// Stages rows of exactly so many bytes.
+/// Stages rows that cost exactly so many bytes.
 fn stage_bytes(tx: &Tx, prefix: &str, bytes: u64) -> Outcome {
-    rows_of_size(NS, prefix, bytes).iter().try_for_each(|(key, value)| Ok(tx.put(NS, key, value)?))
+    rows_of_cost(NS, prefix, bytes, in_transaction)
+        .iter()
+        .try_for_each(|(key, value)| Ok(tx.put(NS, key, value)?))
 }
 
 fn a_transaction_at_the_bound_of_bytes_commits() -> Outcome {
     let max = limits().transaction_bytes;
     write(|tx| stage_bytes(tx, "row", max))?;
-    expect_eq(stored_bytes()?, max)
+    expect_eq(stored_bytes(in_transaction)?, max)
 }
 
 fn a_transaction_past_the_bound_of_bytes_keeps_what_it_staged() -> Outcome {
@@ -199,14 +204,16 @@ fn a_transaction_past_the_bound_of_bytes_keeps_what_it_staged() -> Outcome {
         expect_limit_passed(tx.delete(NS, "z"), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.increment(NS, "z", 1), LimitKind::TransactionBytes, max)
     })?;
-    expect_eq(stored_bytes()?, max)?;
+    expect_eq(stored_bytes(in_transaction)?, max)?;
     expect_absent(get("z")?)
 }
 
 fn put_many_past_the_bound_of_bytes_stages_nothing() -> Outcome {
     let max = limits().transaction_bytes;
-    let entries: Vec<_> =
-        rows_of_size(NS, "row", max).into_iter().map(|(key, value)| Entry { key, value }).collect();
+    let entries: Vec<_> = rows_of_cost(NS, "row", max, in_transaction)
+        .into_iter()
+        .map(|(key, value)| Entry { key, value })
+        .collect();
     write(|tx| {
         tx.put(NS, "a", b"1")?;
         expect_limit_passed(tx.put_many(NS, &entries), LimitKind::TransactionBytes, max)?;
@@ -223,16 +230,17 @@ fn a_replaced_own_write_gives_its_bytes_back() -> Outcome {
             tx.put(NS, "a", &value)?;
         }
         tx.delete(NS, "a")?;
-        stage_bytes(tx, "row", limits.transaction_bytes - NS.len() as u64 - 1)
+        stage_bytes(tx, "row", limits.transaction_bytes - in_transaction(NS.len() as u64 + 1))
     })?;
-    expect_eq(stored_bytes()?, limits.transaction_bytes - NS.len() as u64 - 1)
+    let rest = limits.transaction_bytes - in_transaction(NS.len() as u64 + 1);
+    expect_eq(stored_bytes(in_transaction)?, rest)
 }
 
 /// How many absent rows of the longest key one update may read, and the key of a number.
 fn reads_at_most() -> (u64, impl Fn(u64) -> String) {
     let limits = limits();
     let key_bytes = limits.key_bytes as usize;
-    let cost = NS.len() as u64 + limits.key_bytes + 64;
+    let cost = in_transaction(NS.len() as u64 + limits.key_bytes);
     (limits.transaction_bytes / cost, move |number| format!("{number:0key_bytes$}"))
 }
 
@@ -261,6 +269,77 @@ fn reads_of_a_view_are_not_bounded() -> Outcome {
         }
         expect_value(tx.get(NS, "a")?, "1")
     })
+}
+
+fn conditions_count_for_transaction_bytes() -> Outcome {
+    let max = limits().transaction_bytes;
+    let row = in_transaction(NS.len() as u64 + 1);
+    write(|tx| {
+        tx.delete_if_version(NS, "a", 0)?;
+        stage_bytes(tx, "row", max - 3 * row)?;
+        // The row is there already, and its condition is another entry; the same condition again is not.
+        tx.delete(NS, "b")?;
+        expect_limit(tx.delete_if_version(NS, "b", 0), LimitKind::TransactionBytes, max, max + row)?;
+        Ok(tx.delete_if_version(NS, "a", 0)?)
+    })?;
+    Ok(())
+}
+
+fn what_an_instance_holds_is_bounded() -> Outcome {
+    let limits = limits();
+    let (max, full) = (limits.instance_bytes, limits.transaction_bytes);
+    let (store, elsewhere) = (main()?, other()?);
+    let mut open = Vec::new();
+    for number in 0..max / full {
+        let tx = update(if number % 2 == 0 { &store } else { &elsewhere })?;
+        stage_bytes(&tx, "row", full)?;
+        open.push(tx);
+    }
+    let more = update(&store)?;
+    let row = in_transaction(NS.len() as u64 + 1);
+    expect_limit(more.put(NS, "a", b""), LimitKind::InstanceBytes, max, max + row)?;
+    expect_limit(more.delete(NS, "a"), LimitKind::InstanceBytes, max, max + row)?;
+    expect_limit(more.get(NS, "a"), LimitKind::InstanceBytes, max, max + row)?;
+    for ended in 0..2 {
+        let Some(last) = open.pop() else { return Err(wrong("no transaction is open")) };
+        if ended == 0 {
+            Tx::commit(last)?;
+        } else {
+            Tx::rollback(last);
+        }
+        stage_bytes(&more, &format!("{ended}"), full / 2)?;
+    }
+    drop(open);
+    Tx::commit(more)?;
+    write(|tx| stage_bytes(tx, "other", full))?;
+    Ok(())
+}
+
+fn a_result_needs_room_in_the_instance() -> Outcome {
+    let limits = limits();
+    let value = vec![b'x'; limits.value_bytes as usize];
+    put("large", &value)?;
+    let store = main()?;
+    let view = store.begin(Mode::View)?;
+    expect_value(view.get(NS, "large")?, &value)?;
+    let mut open = Vec::new();
+    // Room is left for a result, and not for the copies that a call makes of it.
+    let room = limits.value_bytes * 2;
+    for share in shares(limits.instance_bytes - room, limits.transaction_bytes) {
+        let tx = update(&store)?;
+        stage_bytes(&tx, "row", share)?;
+        open.push(tx);
+    }
+    let max = limits.instance_bytes;
+    expect_limit_passed(view.get(NS, "large"), LimitKind::InstanceBytes, max)?;
+    expect_limit_passed(view.get_versioned(NS, "large"), LimitKind::InstanceBytes, max)?;
+    expect_limit_passed(view.get_many(NS, &keys(&["large"])), LimitKind::InstanceBytes, max)?;
+    expect_limit_passed(view.scan(NS, "large"), LimitKind::InstanceBytes, max)?;
+    expect_limit_passed(view.scan_page(NS, &range("large"), None), LimitKind::InstanceBytes, max)?;
+    expect_absent(view.get(NS, "absent")?)?;
+    drop(open.pop());
+    expect_value(view.get(NS, "large")?, &value)?;
+    expect_eq(view.scan(NS, "large")?.len(), 1)
 }
 
 /// So many short keys.
@@ -370,16 +449,17 @@ fn open_stores_are_bounded() -> Outcome {
     Ok(())
 }
 
-/// Bytes of all rows in the cases' namespace.
-fn stored_bytes() -> Outcome<u64> {
+/// What all rows in the cases' namespace cost.
+fn stored_bytes(cost: fn(u64) -> u64) -> Outcome<u64> {
     read(|tx| {
         let (mut bytes, mut after) = (0, None);
         loop {
             let page = tx.scan_page(NS, &range(""), after.as_deref())?;
-            bytes += page.entries.iter().map(|row| NS.len() + row.key.len() + row.value.len()).sum::<usize>();
+            let of = |row: &Entry| cost((NS.len() + row.key.len()) as u64) + row.value.len() as u64;
+            bytes += page.entries.iter().map(of).sum::<u64>();
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(bytes as u64),
+                None => return Ok(bytes),
             }
         }
     })
@@ -388,8 +468,9 @@ fn stored_bytes() -> Outcome<u64> {
 /// Fills the store up to its bound, in as few transactions as may do it.
 fn fill_store(put: fn(&Tx, &str, &[u8]) -> Result<(), Error>) -> Outcome {
     let limits = limits();
-    for (number, share) in shares(limits.store_bytes, limits.transaction_bytes).into_iter().enumerate() {
-        let rows = rows_of_size(NS, &format!("{number:03}/"), share);
+    // What rows cost in a transaction is not what they cost in the store.
+    for (number, share) in shares(limits.store_bytes, limits.transaction_bytes / 2).into_iter().enumerate() {
+        let rows = rows_of_cost(NS, &format!("{number:03}/"), share, in_store);
         write(|tx| rows.iter().try_for_each(|(key, value)| Ok(put(tx, key, value)?)))?;
     }
     Ok(())
@@ -405,11 +486,11 @@ fn try_put(key: &str, value: &[u8]) -> Result<u64, Error> {
 fn a_store_at_the_bound_takes_no_byte_more() -> Outcome {
     let max = limits().store_bytes;
     fill_store(|tx, key, value| tx.put(NS, key, value))?;
-    expect_eq(stored_bytes()?, max)?;
-    let row = NS.len() as u64 + 1;
+    expect_eq(stored_bytes(in_store)?, max)?;
+    let row = in_store(NS.len() as u64 + 1);
     expect_limit(try_put("z", b""), LimitKind::StoreBytes, max, max + row)?;
     expect_limit(try_put("z", b"12345"), LimitKind::StoreBytes, max, max + row + 5)?;
-    expect_eq(stored_bytes()?, max)?;
+    expect_eq(stored_bytes(in_store)?, max)?;
     expect_absent(get("z")?)
 }
 
@@ -426,8 +507,8 @@ fn replaced_and_deleted_rows_give_their_bytes_back() -> Outcome {
     };
     try_put(&replaced.key, b"")?;
     let freed = replaced.value.len();
-    try_put("z", &vec![0; freed - NS.len() - 1])?;
-    expect_eq(stored_bytes()?, max)?;
+    try_put("z", &vec![0; freed - in_store(NS.len() as u64 + 1) as usize])?;
+    expect_eq(stored_bytes(in_store)?, max)?;
     expect_limit_passed(try_put("y", b""), LimitKind::StoreBytes, max)?;
     let store = main()?;
     let tx = update(&store)?;
@@ -438,7 +519,7 @@ fn replaced_and_deleted_rows_give_their_bytes_back() -> Outcome {
         tx.delete(NS, &deleted.key)?;
         Ok(tx.put(NS, &deleted.key.replace('/', ":"), &deleted.value)?)
     })?;
-    expect_eq(stored_bytes()?, max)?;
+    expect_eq(stored_bytes(in_store)?, max)?;
     expect_absent(get(&deleted.key)?)
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use async_trait::async_trait;
 use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions, Swept,
+    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredCost, StoredValue,
+    SweepOptions, Swept,
 };
 use larder_core::commit::{Commit, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -158,6 +159,10 @@ impl Backend for Broken {
     async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {
         self.remembered.lock().await.clear();
         self.rows.commit(damage(&commit, self.defect)).await
+    }
+
+    fn stored_cost(&self) -> StoredCost {
+        self.rows.stored_cost()
     }
 
     async fn stored_bytes(&self) -> larder_core::Result<u64> {
