@@ -1,5 +1,6 @@
 //! The backend that keeps rows in memory.
 
+mod expiries;
 mod latest;
 mod row_name;
 mod rows;
@@ -26,6 +27,8 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangeState};
+use crate::slice::{ROW, Slice};
+use expiries::Expiries;
 use latest::Latest;
 use rows::Rows;
 use snapshot::InMemorySnapshot;
@@ -58,16 +61,17 @@ struct Shared {
 #[derive(Default)]
 struct Database {
     rows: Rows,
+    expiries: Expiries,
     last: Version,
     log: CommitLog,
     records: BTreeMap<RecordKey, StoredRecord>,
 }
 
 impl InMemory {
-    /// What rows and records take beside their values and bytes, at most: a row is in an ordered map and in a hash table,
-    /// has its name in both, and each of its two allocations is rounded up.
+    /// What rows and records take beside their values and bytes, at most: a row is in an ordered map, in a hash table
+    /// and perhaps among those that expire, has its name twice, and each of its two allocations is rounded up.
     pub const STORED_COST: StoredCost =
-        StoredCost { row_overhead: 320, name_copies: 2, record_overhead: 704 };
+        StoredCost { row_overhead: 400, name_copies: 2, record_overhead: 704 };
 
     /// An empty store.
     pub fn new() -> Self {
@@ -157,28 +161,31 @@ impl Backend for InMemory {
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
-        let (rows, records) = {
-            let database = self.lock()?;
-            let records = database.records.iter();
-            let bytes = |(key, record): (&RecordKey, &StoredRecord)| {
-                Self::STORED_COST.record(key.bytes(), record.bytes.len() as u64)
-            };
-            (database.rows.clone(), records.map(bytes).sum::<u64>())
-        };
-        Ok(records + rows.iter().map(StoredRow::cost).sum::<u64>())
+        let rows = self.lock()?.rows.clone();
+        let mut slice = Slice::default();
+        let mut bytes = 0;
+        for row in rows.iter() {
+            bytes += row.cost();
+            slice.count(ROW, 0);
+            slice.pause().await;
+        }
+        let mut after = None;
+        loop {
+            let (counted, last) = self.lock()?.some_record_bytes(after.as_ref());
+            bytes += counted;
+            if last.is_none() {
+                return Ok(bytes);
+            }
+            after = last;
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
-        let SweepOptions { clock, max_rows, is_closing } = options;
-        if is_closing {
+        if options.is_closing {
             return Ok(Swept::default());
         }
-        let now = clock.now();
-        let rows = self.lock()?.rows.clone();
-        let expired = rows.iter().filter(|row| !row.is_live(now)).take(max_rows as usize);
-        let expired: Vec<_> = expired.cloned().collect();
-        drop(rows);
-        Ok(self.lock()?.remove_expired(&self.shared, expired))
+        Ok(self.lock()?.sweep(&self.shared, &options))
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
@@ -247,11 +254,13 @@ impl Database {
                 RowWrite::Put { value, expires_at } => {
                     let stored = StoredRow::new(&name, &value, version, expires_at);
                     let before = latest.put(stored.clone());
+                    self.expiries.replace(before.clone(), Some(&stored));
                     self.rows.put(stored);
                     replaced.extend(before.filter(|_| has_snapshots));
                 }
                 RowWrite::Delete => {
                     let before = latest.remove(&name);
+                    self.expiries.replace(before.clone(), None);
                     self.rows.remove(&name);
                     replaced.extend(before.filter(|_| has_snapshots));
                 }
@@ -278,24 +287,42 @@ impl Database {
         if holds { Ok(()) } else { Err(Error::Conflict) }
     }
 
-    fn remove_expired(&mut self, shared: &Shared, expired: Vec<StoredRow>) -> Swept {
-        let mut latest = shared.latest_to_change();
+    fn sweep(&mut self, shared: &Shared, options: &SweepOptions) -> Swept {
         let mut swept = Swept::default();
-        let mut removed = Vec::new();
-        for row in expired {
-            // The row may have been written since it was found.
-            if latest.get(row.name()).is_some_and(|current| current.version() == row.version()) {
-                latest.remove(row.name());
-                self.rows.remove(row.name());
-                swept.rows += 1;
-                swept.bytes += row.cost();
-                removed.push(row);
+        let now = options.clock.now();
+        let mut expired = Vec::new();
+        for row in self.expiries.expired(now) {
+            if options.is_reached_by(&swept) {
+                break;
             }
+            swept.rows += 1;
+            swept.bytes += row.cost();
+            expired.push(row.clone());
+        }
+        if expired.is_empty() {
+            return swept;
+        }
+        let mut latest = shared.latest_to_change();
+        for row in &expired {
+            self.rows.remove(row.name());
+            self.expiries.replace(latest.remove(row.name()), None);
         }
         latest.shrink();
         drop(latest);
-        shared.note_replaced(&removed, removed.len());
+        shared.note_replaced(&expired, expired.len());
         swept
+    }
+
+    /// Bytes of some records after one, and the last of them; none where no record follows.
+    fn some_record_bytes(&self, after: Option<&RecordKey>) -> (u64, Option<RecordKey>) {
+        const RECORDS: usize = 1_024;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut bytes, mut last) = (0, None);
+        for (key, record) in self.records.range((start, Bound::Unbounded)).take(RECORDS) {
+            bytes += InMemory::STORED_COST.record(key.bytes(), record.bytes.len() as u64);
+            last = Some(key);
+        }
+        (bytes, last.cloned())
     }
 }
 

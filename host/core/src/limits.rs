@@ -21,7 +21,8 @@ pub struct Limits {
     pub key_bytes: u64,
     /// One value. At most [`Limits::VALUE_BYTES_MAX`].
     pub value_bytes: u64,
-    /// What one call returns. At least `key_bytes + value_bytes`, so that a page always holds an entry.
+    /// What one call returns, with [`Limits::LIST_ENTRY_BYTES`] for each entry of a list. At least as much as one entry of the
+    /// longest key and the largest value counts, so that a page always holds an entry.
     pub result_bytes: u64,
     /// What one transaction stages and remembers: names and value of each staged write, names of each condition and, in an
     /// update, of each row and range that it read; and [`Limits::ENTRY_OVERHEAD`] for each of them. At least what one row takes.
@@ -54,6 +55,9 @@ impl Limits {
     pub const KEY_BYTES_MAX: u64 = 2_048;
     /// The largest value that every backend can hold.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+    /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value: handing it to a guest costs
+    /// memory and calls of its own. An entry of a packed page counts its header, 8 bytes.
+    pub const LIST_ENTRY_BYTES: u64 = 256;
     /// What each staged write, condition, and row or range that was read counts beside its names and its value: what it takes
     /// in the host's memory at most.
     pub const ENTRY_OVERHEAD: u64 = ENTRY_OVERHEAD;
@@ -78,7 +82,7 @@ impl Limits {
             )));
         }
         let entry = self.key_bytes + self.value_bytes;
-        at_least("result_bytes", self.result_bytes, entry)?;
+        at_least("result_bytes", self.result_bytes, entry + Self::LIST_ENTRY_BYTES)?;
         let row = self.namespace_bytes + entry + Self::ENTRY_OVERHEAD;
         at_least("transaction_bytes", self.transaction_bytes, row)?;
         let results = self.result_bytes.saturating_mul(Self::RESULT_COPIES);
@@ -165,7 +169,7 @@ mod tests {
     fn a_result_that_holds_no_entry_is_refused() {
         let limits = Limits { result_bytes: 10, ..Default::default() };
         let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
-        assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050624");
+        assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050880");
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Instance {
                     rows.extend([6_u32, 200].map(u32::to_le_bytes).as_flattened());
                     rows.extend([short(number).as_bytes(), &[7; 200]].concat());
                 }
-                self.fill(|tx, number| tx.put_packed(short(number), &rows)).await;
+                self.fill_reading(async |tx, number| tx.put_packed(short(number), &rows).await).await;
             }
             "conditions" => {
                 let options = PutOptions { if_version: Some(Version::ABSENT), ..PutOptions::default() };

@@ -67,8 +67,7 @@ impl Latest {
         self.changes += 1;
     }
 
-    /// Puts a row in the place of the one of its name. To insert it would leave that one.
-    /// Gives the latter.
+    /// Puts a row in the place of the one of its name, and gives that one. To insert it would leave that one.
     pub(super) fn put(&mut self, row: StoredRow) -> Option<StoredRow> {
         self.rows.replace(row)
     }

@@ -1,5 +1,7 @@
 //! What a transaction sees of the committed state, and what it remembers of that.
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Instant;
 
 use super::Transaction;
@@ -10,6 +12,7 @@ use crate::held::RESULT_COPIES;
 use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
 use crate::scan::{Found, Scan};
+use crate::slice::{STORED_ROW, Slice};
 use crate::slot::Lease;
 
 impl Transaction {
@@ -61,6 +64,7 @@ impl Transaction {
         &mut self,
         namespace: &Namespace,
         keys: Vec<Key>,
+        slice: &mut Slice,
     ) -> Result<Vec<Option<StoredValue>>> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -71,7 +75,7 @@ impl Transaction {
         let max_bytes = self.room_for_result(self.limits.result_bytes);
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get_many(namespace, &keys, max_bytes).await,
+            Ok(snapshot) => self.while_open(snapshot.get_many(namespace, &keys, max_bytes)).await,
             Err(error) => Err(error),
         };
         let rows = match self.settle(lease, result)? {
@@ -85,6 +89,8 @@ impl Transaction {
         let values = rows.iter().flatten().map(|stored| stored.value.len()).sum::<usize>();
         held.add(RESULT_COPIES * values as u64)?;
         for (key, stored) in keys.into_iter().zip(&rows) {
+            slice.count(STORED_ROW, key.as_bytes().len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key };
             self.record_row(&row, stored.as_ref())?;
         }
@@ -102,7 +108,7 @@ impl Transaction {
         let is_narrowed = scan.max_bytes < max_bytes;
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => scan.run(snapshot, &self.writes).await,
+            Ok(snapshot) => self.while_open(scan.run(snapshot, &self.writes)).await,
             Err(error) => Err(error),
         };
         let mut found = self.settle(lease, result)?;
@@ -123,6 +129,18 @@ impl Transaction {
     /// How large a result may be that may have `max_bytes`, given what the instance holds.
     fn room_for_result(&self, max_bytes: u64) -> u64 {
         max_bytes.min(self.held.count().left() / RESULT_COPIES)
+    }
+
+    /// What a read gives that may take long. At each of its pauses it ends if the transaction has ended.
+    pub(super) async fn while_open<T>(&self, read: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut read = pin!(read);
+        std::future::poll_fn(|context| match read.as_mut().poll(context) {
+            Poll::Pending => {
+                self.open.check().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending)
+            }
+            ready => ready,
+        })
+        .await
     }
 
     /// The snapshot, taken now where this is the first read.
