@@ -77,6 +77,7 @@
 //! # What a guest can and can't do
 //!
 //! Every length, count and name that a guest sends is checked against [`Limits`] before memory is spent on it.
+//! What the host holds for an instance, over all its transactions and calls, is bounded by [`Limits::instance_bytes`].
 //! What is lifted out of the guest before larder sees it is bounded by
 //! [`wasmtime::Store::set_hostcall_fuel`]; set it a little above `transaction_bytes`. A transaction holds no lock
 //! while its guest computes. One that a guest drops, leaks, traps in, or leaves open past

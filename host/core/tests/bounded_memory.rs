@@ -251,15 +251,16 @@ impl Instance {
             memories.open_within(parts, &IdentityScope::Any, &self.limits, &self.held).unwrap()
         };
         let open: Vec<Memory> = (0..self.limits.open_memories).map(open).collect();
+        let first = open.first().unwrap();
         // A turn of nothing but elements: as much memory as its JSON can come to.
         let elements = usize::try_from(self.limits.turn_bytes / 16).unwrap();
         let turn = Turn { artifacts_hidden: vec![String::new(); elements], ..Turn::default() };
         let mut turns = 0;
-        while !is_refused(open[0].add_turn(turn.clone()).await) {
+        while !is_refused(first.add_turn(turn.clone()).await) {
             turns += 1;
         }
         assert!(turns > 3, "{turns}");
-        assert!(is_refused(open[0].add_turn(turn).await));
+        assert!(is_refused(first.add_turn(turn).await));
         for memory in &open {
             memory
                 .add_turn(Turn { user_message: "x".repeat(100_000), ..Turn::default() })

@@ -126,6 +126,11 @@ impl Transaction {
         Ok(found)
     }
 
+    /// How large a result may be that may have `max_bytes`, given what the instance holds.
+    fn room_for_result(&self, max_bytes: u64) -> u64 {
+        max_bytes.min(self.held.count().left() / RESULT_COPIES)
+    }
+
     /// What a read gives that may take long. At each of its pauses it ends if the transaction has ended.
     pub(super) async fn while_open<T>(&self, read: impl Future<Output = Result<T>>) -> Result<T> {
         let mut read = pin!(read);
@@ -136,11 +141,6 @@ impl Transaction {
             ready => ready,
         })
         .await
-    }
-
-    /// How large a result may be that may have `max_bytes`, given what the instance holds.
-    fn room_for_result(&self, max_bytes: u64) -> u64 {
-        max_bytes.min(self.held.count().left() / RESULT_COPIES)
     }
 
     /// The snapshot, taken now where this is the first read.

@@ -291,7 +291,7 @@ fn what_an_instance_holds_is_bounded() -> Outcome {
     let (store, elsewhere) = (main()?, other()?);
     let mut open = Vec::new();
     for number in 0..max / full {
-        let tx = update(if number % 2 == 0 { &store } else { &elsewhere })?;
+        let tx = update(if number.is_multiple_of(2) { &store } else { &elsewhere })?;
         stage_bytes(&tx, "row", full)?;
         open.push(tx);
     }
