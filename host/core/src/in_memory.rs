@@ -16,13 +16,14 @@ use async_trait::async_trait;
 use crate::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Need, RowWrite};
-use crate::commit_log::{CommitLog, Verdict};
+use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
 use crate::read_only::ReadOnly;
-use crate::read_set::{CurrentState, RangeState};
+use crate::read_set::{CurrentState, RangePart};
+use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
 use latest::Latest;
 use rows::Rows;
 use snapshot::InMemorySnapshot;
@@ -94,6 +95,31 @@ impl Shared {
         self.latest.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes the commit of a transaction that read a state.
+    async fn commit(&self, state: Version, commit: &Commit) -> Result<Committed> {
+        let mut attempt = Attempt::first(Some(state));
+        loop {
+            if let Some(committed) = self.lock().commit(self, attempt, commit)? {
+                return Ok(committed);
+            }
+            attempt = attempt.next(Some(self.validate(commit).await?));
+        }
+    }
+
+    /// Finds what was read to hold in the newest state, while others commit. Gives that state.
+    async fn validate(&self, commit: &Commit) -> Result<Version> {
+        let (rows, state, now) = {
+            let database = self.lock();
+            // While the database is held, it is the moment of a snapshot of this state.
+            (database.rows.clone(), database.last, commit.clock.now())
+        };
+        validate_in_slices(commit, |checks, allowance| {
+            checks.advance(&mut Current { rows: &rows, latest: None, now, name: Vec::new() }, allowance)
+        })
+        .await?;
+        Ok(state)
+    }
+
     fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
         let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
         latest.note_change();
@@ -114,7 +140,8 @@ impl Backend for InMemory {
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
-        self.lock()?.commit(&self.shared, Version::ABSENT, &commit)
+        drop(self.lock()?);
+        self.shared.commit(Version::ABSENT, &commit).await
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
@@ -182,10 +209,15 @@ impl Backend for InMemory {
 }
 
 impl Database {
-    fn commit(&mut self, shared: &Shared, snapshot: Version, commit: &Commit) -> Result<Committed> {
+    /// `None` if the reads are to be validated first.
+    fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Option<Committed>> {
         let now = commit.clock.now();
         let latest = shared.latest();
-        self.validate(&latest, snapshot, commit, now)?;
+        match self.validate(&latest, attempt, commit, now)? {
+            Validity::Holds => {}
+            Validity::Changed => return Err(Error::Conflict),
+            Validity::Unknown => return Ok(None),
+        }
         let mut name = Vec::new();
         let plan = commit.plan(now, |row, need| {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
@@ -193,7 +225,7 @@ impl Database {
         })?;
         drop(latest);
         if plan.writes.is_empty() {
-            return Ok(Committed::default());
+            return Ok(Some(Committed::default()));
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
@@ -215,19 +247,18 @@ impl Database {
         drop(latest);
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
-        Ok(Committed { version, growth: plan.growth })
+        Ok(Some(Committed { version, growth: plan.growth }))
     }
 
-    fn validate(&self, latest: &Latest, snapshot: Version, commit: &Commit, now: UnixMillis) -> Result<()> {
-        let holds = match self.log.check(&commit.reads, snapshot, self.last) {
-            Verdict::Untouched => true,
-            Verdict::Touched => false,
-            Verdict::Unknown => {
-                let mut current = Current { rows: &self.rows, latest, now, name: Vec::new() };
-                commit.reads.holds(&mut current)?
-            }
-        };
-        if holds { Ok(()) } else { Err(Error::Conflict) }
+    fn validate(
+        &self,
+        latest: &Latest,
+        attempt: Attempt,
+        commit: &Commit,
+        now: UnixMillis,
+    ) -> Result<Validity> {
+        let mut current = Current { rows: &self.rows, latest: Some(latest), now, name: Vec::new() };
+        attempt.validate(&commit.reads, &self.log, Some(self.last), &mut current)
     }
 
     fn remove_expired(&mut self, shared: &Shared, expired: Vec<StoredRow>) -> Swept {
@@ -249,7 +280,8 @@ impl Database {
 
 struct Current<'a> {
     rows: &'a Rows,
-    latest: &'a Latest,
+    /// Finds the same rows faster, where these are the newest.
+    latest: Option<&'a Latest>,
     now: UnixMillis,
     /// The name of the row that is looked for, so that a look-up needs no memory of its own.
     name: Vec<u8>,
@@ -258,21 +290,28 @@ struct Current<'a> {
 impl CurrentState for Current<'_> {
     fn version(&mut self, row: &RowKey) -> Result<Version> {
         row_name::write(&mut self.name, &row.namespace, row.key.as_bytes());
-        let live = self.latest.get(&self.name).filter(|stored| stored.is_live(self.now));
+        let stored = match self.latest {
+            Some(latest) => latest.get(&self.name),
+            None => self.rows.get(&self.name),
+        };
+        let live = stored.filter(|stored| stored.is_live(self.now));
         Ok(live.map_or(Version::ABSENT, StoredRow::version))
     }
 
-    fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
-        let mut state = RangeState::default();
-        if range.is_empty() {
-            return Ok(state);
-        }
+    fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
+        let mut part = RangePart::default();
+        let mut goes_on = true;
         for stored in self.rows.within(range) {
-            if stored.is_live(self.now) {
-                state.add(stored.version());
+            if !goes_on {
+                part.next = Some(row_name::key(stored.name())?.to_vec());
+                break;
             }
+            if stored.is_live(self.now) {
+                part.state.add(stored.version());
+            }
+            goes_on = allowance.spend();
         }
-        Ok(state)
+        Ok(part)
     }
 }
 
@@ -320,7 +359,7 @@ mod tests {
     fn put(database: &mut Database, shared: &Shared, key: &str) -> Version {
         let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
-        database.commit(shared, Version::ABSENT, &commit).unwrap().version
+        database.commit(shared, Attempt::first(None), &commit).unwrap().unwrap().version
     }
 
     #[test]

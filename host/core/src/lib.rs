@@ -53,7 +53,7 @@ mod stage;
 mod store;
 pub mod to_its_end;
 mod transaction;
-mod validation;
+pub mod validation;
 
 pub use backend::{Mode, Version};
 pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};

@@ -41,6 +41,7 @@ mod script;
 mod snapshot;
 mod transaction;
 mod turn;
+mod validation;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -356,7 +357,8 @@ impl Backend for Sqlite {
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
         self.check_open()?;
-        self.writer.commit(commit, None).await
+        let deadline = Instant::now() + connection::BUSY_TIMEOUT;
+        validation::commit(&self.readers, &self.writer, commit, None, deadline).await
     }
 
     async fn stored_bytes(&self) -> Result<u64> {

@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 use larder_core::backend::{Committed, SweepOptions, Swept, Version};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::{Commit, Plan, RowWrite};
-use larder_core::commit_log::{CommitLog, Verdict};
+use larder_core::commit_log::CommitLog;
 use larder_core::memory::records::RecordWrite;
 use larder_core::name::RowKey;
 use larder_core::redo::{Group, Journal, Redo, RedoWriter};
+use larder_core::validation::{Attempt, Validity};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
+use crate::cache::{Cache, CommitUnderWay, Given};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::journal::{Answer, Queue, Status};
+use crate::journal::{Answer, Queue, Reply, Status};
 use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
 use crate::turn::{Look, Turns};
@@ -70,7 +71,7 @@ struct Request {
 
 /// What a group came to, once it is committed.
 struct Made {
-    outcomes: Vec<Result<Committed>>,
+    outcomes: Vec<Result<Reply>>,
     /// The position of the database after it.
     position: Version,
     /// How many of the members changed something.
@@ -79,8 +80,8 @@ struct Made {
 }
 
 enum Work {
-    /// The commit of a transaction, with the state that it read, where that is known.
-    Commit(Arc<Commit>, Option<StateNumber>),
+    /// The commit of a transaction.
+    Commit(Arc<Commit>, Attempt),
     /// One record of memory.
     Record(Arc<RecordWrite>),
 }
@@ -167,14 +168,10 @@ impl Writer {
         }))
     }
 
-    /// Commits. Once it is asked, the commit is made whether or not anybody waits for the answer: it is either
-    /// made before this returns for the first time, or by whoever holds the writer.
-    pub(crate) async fn commit(
-        self: &Arc<Self>,
-        commit: Arc<Commit>,
-        snapshot: Option<StateNumber>,
-    ) -> Result<Committed> {
-        self.make(Work::Commit(commit, snapshot)).await
+    /// Makes an attempt to commit. Once it is asked, the attempt is made whether or not anybody waits for the answer: it is
+    /// either made before this returns for the first time, or by whoever holds the writer.
+    pub(crate) async fn commit(self: &Arc<Self>, commit: Arc<Commit>, attempt: Attempt) -> Result<Reply> {
+        self.make(Work::Commit(commit, attempt)).await
     }
 
     /// Writes a record of memory, as a commit is made and together with others.
@@ -182,7 +179,7 @@ impl Writer {
         self.make(Work::Record(write)).await.map(drop)
     }
 
-    async fn make(self: &Arc<Self>, work: Work) -> Result<Committed> {
+    async fn make(self: &Arc<Self>, work: Work) -> Result<Reply> {
         let (answer, answered) = oneshot::channel();
         lock(&self.waiting).push_back(Request { work, answer });
         if let Some(state) = self.try_state() {
@@ -254,7 +251,7 @@ impl Writer {
     }
 
     /// Commits all that wait, and gives what is answered once the journal has kept them; none without a journal.
-    pub(crate) fn settle(&self) -> Option<oneshot::Receiver<Result<Committed>>> {
+    pub(crate) fn settle(&self) -> Option<oneshot::Receiver<Result<Reply>>> {
         self.drain_all();
         let state = lock(&self.state);
         let journal = state.journal.as_ref()?;
@@ -391,7 +388,9 @@ impl Writer {
         let mut to_keep = Vec::new();
         for (request, outcome) in group.into_iter().zip(made.outcomes) {
             match outcome {
-                Ok(committed) if state.journal.is_some() => to_keep.push((request.answer, committed)),
+                Ok(Reply::Made(committed)) if state.journal.is_some() => {
+                    to_keep.push((request.answer, committed));
+                }
                 // Nobody may be there any more to hear the answer.
                 outcome => drop(request.answer.send(outcome)),
             }
@@ -758,13 +757,14 @@ impl<'a> GroupCommit<'a> {
     /// Writes all members that can be made; gives the outcome of each, and how many change something. Only a refusal
     /// by core's rules is a member's own outcome. After an error of SQLite the members before it may be gone: it rolls
     /// back whole transactions by itself.
-    fn write(&mut self, group: &[Request], positioned: bool) -> Result<(Vec<Result<Committed>>, u64)> {
+    fn write(&mut self, group: &[Request], positioned: bool) -> Result<(Vec<Result<Reply>>, u64)> {
         let mut changes = 0;
         let mut outcomes = Vec::with_capacity(group.len());
         for request in group {
             let outcome = match &request.work {
-                Work::Commit(commit, snapshot) => match self.plan(commit, *snapshot) {
-                    Ok(plan) => Ok(self.apply(commit, plan)?),
+                Work::Commit(commit, attempt) => match self.plan(commit, *attempt) {
+                    Ok(Some(plan)) => Ok(Reply::Made(self.apply(commit, plan)?)),
+                    Ok(None) => Ok(Reply::Unvalidated),
                     Err(error) if error.is_refusal() => Err(error),
                     Err(error) => return Err(error),
                 },
@@ -774,11 +774,12 @@ impl<'a> GroupCommit<'a> {
                     }
                     self.wrote = true;
                     changes += 1;
-                    Ok(Committed::default())
+                    Ok(Reply::Made(Committed::default()))
                 }
                 Work::Record(_) => Err(Error::Conflict),
             };
-            changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
+            changes +=
+                u64::from(matches!(&outcome, Ok(Reply::Made(made)) if made.version != Version::ABSENT));
             outcomes.push(outcome);
         }
         if positioned && changes > 0 && self.given.last == self.before {
@@ -802,23 +803,20 @@ impl<'a> GroupCommit<'a> {
         }
     }
 
-    /// Decides what a member writes; nothing is written yet. Its moment is now, when SQLite's lock keeps everything else
-    /// from coming before it.
-    fn plan<'c>(&self, commit: &'c Commit, snapshot: Option<StateNumber>) -> Result<Plan<'c>> {
+    /// Decides what a member writes; nothing is written yet. `None` if its reads are to be validated first. Its moment is
+    /// now, when SQLite's lock keeps everything else from coming before it.
+    fn plan<'c>(&self, commit: &'c Commit, attempt: Attempt) -> Result<Option<Plan<'c>>> {
         let connection = self.connection;
         let now = commit.clock.now();
-        let verdict = snapshot.zip(self.cached.as_ref()).map_or(Verdict::Unknown, |(snapshot, cached)| {
-            self.log.check(&commit.reads, snapshot.as_version(), cached.state.as_version())
-        });
-        let holds = match verdict {
-            Verdict::Untouched => true,
-            Verdict::Touched => false,
-            Verdict::Unknown => commit.reads.holds(&mut rows::Current { connection, now })?,
-        };
-        if !holds {
-            return Err(Error::Conflict);
+        let newest = self.cached.as_ref().map(|cached| cached.state.as_version());
+        let mut current = rows::Current { connection, now };
+        match attempt.validate(&commit.reads, self.log, newest, &mut current)? {
+            Validity::Holds => {
+                commit.plan(now, |row, need| rows::current_row(connection, row, need)).map(Some)
+            }
+            Validity::Changed => Err(Error::Conflict),
+            Validity::Unknown => Ok(None),
         }
-        commit.plan(now, |row, need| rows::current_row(connection, row, need))
     }
 
     /// Writes what a member decided. An error here fails the whole group.

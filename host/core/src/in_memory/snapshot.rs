@@ -83,7 +83,7 @@ impl Snapshot for InMemorySnapshot {
         // The shared map must not be held while it is changed: the change would copy what it need not.
         let Self { rows, moment, shared, .. } = *self;
         drop(rows);
-        shared.lock().commit(&shared, moment.version, &commit)
+        shared.commit(moment.version, &commit).await
     }
 }
 
