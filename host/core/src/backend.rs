@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::pairs::{Pairs, Part};
+use crate::share::Share;
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct SnapshotOptions {
     pub clock: ForwardClock,
     /// When waiting for the engine ends with [`Error::TimedOut`].
     pub deadline: Instant,
+    /// On whose behalf it is taken.
+    pub share: Share,
 }
 
 /// How much of a range is read at once.

@@ -9,6 +9,7 @@ use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::name::{RowKey, Value};
 use crate::read_set::ReadSet;
+use crate::share::Share;
 pub use crate::stage::Stage;
 
 /// A change to one row.
@@ -74,6 +75,8 @@ pub struct Commit {
     pub growth_max: Option<GrowthMax>,
     /// How far it has come.
     pub stage: Stage,
+    /// On whose behalf it is made.
+    pub share: Share,
 }
 
 /// How far a commit may grow the store.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::backend::Snapshot;
 use crate::error::{Error, Result};
+use crate::share::Share;
 
 /// The part of a transaction that its store can reach.
 pub(crate) struct Slot {
@@ -16,6 +17,8 @@ pub(crate) struct Slot {
     pub(crate) timeout: Duration,
     /// The handle that began the transaction.
     pub(crate) handle: u64,
+    /// On whose behalf it is run.
+    pub(crate) share: Share,
     state: Mutex<State>,
     /// Set with [`State::Ended`], so that a call which finds the transaction open need not wait for the state.
     has_ended: AtomicBool,
@@ -31,12 +34,13 @@ enum State {
 }
 
 impl Slot {
-    pub(crate) fn new(now: Duration, timeout: Duration, handle: u64) -> Self {
+    pub(crate) fn new(now: Duration, timeout: Duration, handle: u64, share: Share) -> Self {
         let deadline = now.saturating_add(timeout);
         Self {
             deadline,
             timeout,
             handle,
+            share,
             state: Mutex::new(State::Idle(None)),
             has_ended: AtomicBool::new(false),
         }

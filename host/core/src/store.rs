@@ -18,6 +18,7 @@ use crate::limits::Limits;
 use crate::memory::records::RecordWrite;
 use crate::quota::Quota;
 use crate::rated_events::RatedEvents;
+use crate::share::Share;
 use crate::slot::Slot;
 use crate::transaction::Transaction;
 
@@ -238,8 +239,16 @@ impl Store {
         if self.inner.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    pub(crate) fn begin(&self, mode: Mode, limits: Arc<Limits>, handle: u64, permit: Permit) -> Transaction {
-        let slot = Arc::new(Slot::new(self.inner.clock.monotonic(), limits.transaction_timeout, handle));
+    pub(crate) fn begin(
+        &self,
+        mode: Mode,
+        limits: Arc<Limits>,
+        handle: u64,
+        share: Share,
+        permit: Permit,
+    ) -> Transaction {
+        let now = self.inner.clock.monotonic();
+        let slot = Arc::new(Slot::new(now, limits.transaction_timeout, handle, share));
         let id = self.next_id();
         self.lock_open().insert(id, slot.clone());
         let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };

@@ -476,6 +476,7 @@ impl Transaction {
             writes: std::mem::take(&mut self.writes),
             growth_max: None,
             stage: Stage::default(),
+            share: self.open.slot.share.clone(),
         };
         let deadline = self.open.slot.deadline;
         Ok(store.commit(snapshot, commit, deadline).await?.version)

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use larder_core::backend::{Backend, SnapshotOptions, SweepOptions};
 use larder_core::schema::{Ledger, StepSet};
-use larder_core::{Driver, Error, ForwardClock, Mode, Result};
+use larder_core::{Driver, Error, ForwardClock, Mode, Result, Share};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteMigrator, SqliteOptions};
 
 fn options() -> SnapshotOptions {
@@ -27,6 +27,7 @@ fn options() -> SnapshotOptions {
         mode: Mode::View,
         clock: ForwardClock::default(),
         deadline: Instant::now() + Duration::from_secs(5),
+        share: Share::host(),
     }
 }
 

@@ -20,7 +20,7 @@ use common::*;
 use larder_core::backend::{Backend, Committed, SnapshotOptions};
 use larder_core::commit::Mutation;
 use larder_core::redo::{self, Journal, Redo};
-use larder_core::{Error, Mode, Result, Version};
+use larder_core::{Error, Mode, Result, Share, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
@@ -196,6 +196,7 @@ fn view() -> SnapshotOptions {
         mode: Mode::View,
         clock: clock_at(1),
         deadline: Instant::now() + Duration::from_secs(5),
+        share: Share::host(),
     }
 }
 

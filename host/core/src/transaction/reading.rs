@@ -117,7 +117,8 @@ impl Transaction {
         // Limits that were never validated may hold any timeout.
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
-        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline }
+        let share = self.open.slot.share.clone();
+        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline, share }
     }
 
     /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
