@@ -40,6 +40,7 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::open_snapshots::OpenSnapshots;
 use crate::pairs::{Pairs, Part};
 use crate::share::Share;
 
@@ -289,6 +290,15 @@ pub struct Swept {
 /// An engine that keeps rows. The module says what must hold.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
+    /// Tells the backend that a store was opened on it, one of perhaps several.
+    ///
+    /// A backend whose snapshots pin what others wait for asks the store's open snapshots for it.
+    ///
+    /// [`Snapshot::pins`] says which do.
+    fn attach(&self, snapshots: OpenSnapshots) {
+        let _ = snapshots;
+    }
+
     /// Takes a snapshot.
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>>;
 
@@ -342,6 +352,17 @@ pub trait Snapshot: Send {
 
     /// The first namespace after `after` that holds a row.
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>>;
+
+    /// Whether it pins what others may want: a connection, or what the engine could clean up without it. It must not block.
+    fn pins(&self) -> bool {
+        false
+    }
+
+    /// Gives back what it pins, if later reads can go on in the same state without it; otherwise it does nothing and gives
+    /// false. It must not block.
+    fn release(&mut self) -> bool {
+        false
+    }
 
     /// Makes the commit of the transaction that read this snapshot, and ends it.
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed>;

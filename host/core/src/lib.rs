@@ -40,6 +40,7 @@ pub mod limits;
 pub mod memory;
 pub mod migrations;
 pub mod name;
+mod open_snapshots;
 pub mod packed;
 mod pairs;
 mod quota;
@@ -61,7 +62,7 @@ pub use backend::{Mode, Version};
 pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};
 pub use drivers::{Driver, DriverError, Drivers};
 pub use error::{Error, LimitExceeded, LimitKind, Result};
-pub use event::{Event, EventChannel, EventSink, EventSubscriber, Missed, TracingEvents};
+pub use event::{Event, EventChannel, EventSink, EventSubscriber, Missed, SnapshotEndReason, TracingEvents};
 pub use handle::{Handle, HandleOptions, OpenTransactions};
 pub use in_memory::{InMemory, InMemoryDriver};
 pub use limits::Limits;
@@ -71,6 +72,7 @@ pub use memory::{
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
 pub use migrations::{AppliedMigration, Migration, MigrationLedger, MigrationScope, NextMigration};
+pub use open_snapshots::OpenSnapshots;
 pub use rated_events::RatedEvents;
 pub use read_only::ReadOnly;
 pub use share::Share;

@@ -16,6 +16,7 @@ use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
 use crate::limits::Limits;
 use crate::memory::records::RecordWrite;
+use crate::open_snapshots::OpenSnapshots;
 use crate::quota::Quota;
 use crate::rated_events::RatedEvents;
 use crate::share::Share;
@@ -48,7 +49,7 @@ impl StoreSource for Store {
     }
 }
 
-struct Inner {
+pub(crate) struct Inner {
     name: String,
     backend: Arc<dyn Backend>,
     clock: ForwardClock,
@@ -127,6 +128,7 @@ impl StoreBuilder {
             sweeps: self.sweep_interval.is_some(),
             open: Mutex::default(),
         });
+        inner.backend.attach(OpenSnapshots::new(&inner));
         runtime.spawn(maintain(Arc::downgrade(&inner), self.sweep_interval));
         Ok(Store { inner, _guard: None })
     }
@@ -250,13 +252,13 @@ impl Store {
         let now = self.inner.clock.monotonic();
         let slot = Arc::new(Slot::new(now, limits.transaction_timeout, handle, share));
         let id = self.next_id();
-        self.lock_open().insert(id, slot.clone());
+        self.inner.lock_open().insert(id, slot.clone());
         let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };
         Transaction::new(open, limits, mode)
     }
 
     pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
-        let slots: Vec<_> = self.lock_open().values().filter(|slot| which(slot)).cloned().collect();
+        let slots: Vec<_> = self.inner.lock_open().values().filter(|slot| which(slot)).cloned().collect();
         for slot in slots {
             slot.end(error.clone());
         }
@@ -275,7 +277,7 @@ impl Store {
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        self.inner.events.emit(event);
+        self.inner.emit(event);
     }
 
     pub(crate) async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
@@ -367,7 +369,7 @@ impl Store {
     fn end_overdue(&self) {
         let now = self.inner.clock.monotonic();
         let overdue: Vec<_> =
-            self.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
+            self.inner.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
         for slot in overdue {
             self.time_out(&slot);
         }
@@ -382,10 +384,24 @@ impl Store {
     fn next_id(&self) -> u64 {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+impl Inner {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        self.events.emit(event);
+    }
 
     /// A panic elsewhere can't have left the map half changed: each use is one insert, remove or look.
-    fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -428,7 +444,9 @@ impl OpenTransaction {
     /// Whether calls may go on.
     pub(crate) fn check(&self) -> Result<()> {
         self.slot.check()?;
-        if self.store.inner.clock.monotonic() < self.slot.deadline {
+        let now = self.store.inner.clock.monotonic();
+        self.slot.called(now);
+        if now < self.slot.deadline {
             return Ok(());
         }
         self.store.time_out(&self.slot);
@@ -448,7 +466,7 @@ impl OpenTransaction {
 
 impl Drop for OpenTransaction {
     fn drop(&mut self) {
-        self.store.lock_open().remove(&self.id);
+        self.store.inner.lock_open().remove(&self.id);
         self.slot.end(Error::Closed);
     }
 }

@@ -10,7 +10,7 @@ use larder_core::backend::{
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::{Error, Result};
+use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 
 use crate::cache::{Beginning, Epoch, Moment, Seen};
@@ -29,6 +29,7 @@ pub(crate) struct SqliteSnapshot {
     /// The moment at which rows are live. It belongs to the state.
     now: UnixMillis,
     deadline: Instant,
+    share: Share,
     readers: Arc<Readers>,
     writer: Arc<Writer>,
 }
@@ -50,18 +51,18 @@ impl SqliteSnapshot {
         options: SnapshotOptions,
     ) -> Result<Self> {
         let (readers, writer) = (readers.clone(), writer.clone());
-        let SnapshotOptions { clock, deadline, .. } = options;
+        let SnapshotOptions { clock, deadline, share, .. } = options;
         let (base, seen, now) = match writer.cache().and_then(|cache| cache.epoch(&clock)) {
             Some((epoch, now)) => {
                 let seen = Seen { state: epoch.state, is_cached: true };
                 (Base::Epoch(epoch), Some(seen), now)
             }
             None => {
-                let (reader, seen, now) = begin(&readers, &writer, &clock, deadline).await?;
+                let (reader, seen, now) = begin(&readers, &writer, &clock, &share, deadline).await?;
                 (Base::Reader(reader), seen, now)
             }
         };
-        Ok(Self { base, seen, is_seen: false, clock, now, deadline, readers, writer })
+        Ok(Self { base, seen, is_seen: false, clock, now, deadline, share, readers, writer })
     }
 
     /// Reads in the database, where this snapshot still can. The moment is known only then: it may change with the state.
@@ -85,7 +86,8 @@ impl SqliteSnapshot {
     /// From an epoch to a connection that sees it: while it is the newest state, any does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
         if !epoch.is_pinned() {
-            let (reader, seen, now) = begin(&self.readers, &self.writer, &self.clock, self.deadline).await?;
+            let (reader, seen, now) =
+                begin(&self.readers, &self.writer, &self.clock, &self.share, self.deadline).await?;
             let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
             if is_same {
                 (self.base, self.seen) = (Base::Reader(reader), seen);
@@ -154,9 +156,10 @@ pub(crate) async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
     clock: &ForwardClock,
+    share: &Share,
     deadline: Instant,
 ) -> Result<(Reader, Option<Seen>, UnixMillis)> {
-    let reader = readers.take(deadline).await?;
+    let reader = readers.take(share, deadline).await?;
     for _ in 0..BEGINS_MAX {
         let Some(cache) = writer.cache() else { break };
         let mark = cache.mark();
@@ -237,6 +240,26 @@ impl Snapshot for SqliteSnapshot {
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
         self.read(|connection, now| rows::next_namespace(connection, after, now)).await
+    }
+
+    fn pins(&self) -> bool {
+        match &self.base {
+            Base::Reader(_) | Base::Pinned(_) => true,
+            Base::Epoch(epoch) => epoch.has_pin(),
+        }
+    }
+
+    /// While its state is the newest, and cached, any connection sees it.
+    fn release(&mut self) -> bool {
+        let epoch = match (&self.base, self.seen) {
+            (Base::Reader(_), Some(seen)) if seen.is_cached => {
+                self.writer.cache().and_then(|cache| cache.epoch_at(seen.state))
+            }
+            _ => None,
+        };
+        let Some(epoch) = epoch else { return false };
+        self.base = Base::Epoch(epoch);
+        true
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {

@@ -42,7 +42,7 @@ async fn validate(
     commit: &Commit,
     deadline: Instant,
 ) -> Result<Option<StateNumber>> {
-    let (reader, seen, now) = begin(readers, writer, &commit.clock, deadline).await?;
+    let (reader, seen, now) = begin(readers, writer, &commit.clock, &commit.share, deadline).await?;
     let Some(seen) = seen else { return Ok(None) };
     validate_in_slices(commit, move |checks, allowance| {
         let look =

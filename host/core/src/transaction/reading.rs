@@ -106,7 +106,10 @@ impl Transaction {
     ) -> Result<&'s mut dyn Snapshot> {
         let snapshot = match leased.take() {
             Some(snapshot) => snapshot,
-            None => self.open.store.snapshot(self.snapshot_options()).await?,
+            None => {
+                self.open.slot.takes_snapshot(self.open.store.clock().monotonic());
+                self.open.store.snapshot(self.snapshot_options()).await?
+            }
         };
         Ok(leased.insert(snapshot).as_mut())
     }
@@ -124,6 +127,7 @@ impl Transaction {
     /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
     /// is worth: the transaction ends. A guest's mistake leaves it as it was.
     pub(super) fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
+        self.open.slot.called(self.open.store.clock().monotonic());
         match result {
             Ok(value) => lease.give_back().map(|()| value),
             Err(error @ (Error::InvalidArgument(_) | Error::LimitExceeded(_))) => {
