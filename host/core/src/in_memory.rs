@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use async_trait::async_trait;
 
@@ -21,6 +22,7 @@ use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
+use crate::pace::{Pace, SMALL_COST_MAX};
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangePart};
 use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
@@ -55,6 +57,7 @@ struct Database {
     rows: Rows,
     last: Version,
     log: CommitLog,
+    pace: Pace,
     records: BTreeMap<RecordKey, StoredRecord>,
 }
 
@@ -99,10 +102,15 @@ impl Shared {
     async fn commit(&self, state: Version, commit: &Commit) -> Result<Committed> {
         let mut attempt = Attempt::first(Some(state));
         loop {
-            if let Some(committed) = self.lock().commit(self, attempt, commit)? {
-                return Ok(committed);
+            let tried = self.lock().attempt(self, attempt, commit)?;
+            match tried {
+                Tried::Made(committed) => return Ok(committed),
+                Tried::Unvalidated => attempt = attempt.next(Some(self.validate(commit).await?)),
+                Tried::Paused(until) => {
+                    tokio::time::sleep_until(until.into()).await;
+                    commit.stage.check()?;
+                }
             }
-            attempt = attempt.next(Some(self.validate(commit).await?));
         }
     }
 
@@ -208,15 +216,46 @@ impl Backend for InMemory {
     }
 }
 
+/// What an attempt to commit came to, unless it was refused.
+enum Tried {
+    Made(Committed),
+    /// Nothing was made: what was read is to be validated while others commit.
+    Unvalidated,
+    /// Nothing was made: large commits pause until then.
+    Paused(Instant),
+}
+
 impl Database {
-    /// `None` if the reads are to be validated first.
-    fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Option<Committed>> {
+    fn attempt(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
+        if commit.cost() > SMALL_COST_MAX {
+            return self.attempt_large(shared, attempt, commit);
+        }
+        if self.pace.is_watching() {
+            self.pace.came(&commit.share, Instant::now());
+        }
+        self.commit(shared, attempt, commit)
+    }
+
+    fn attempt_large(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
+        let began = Instant::now();
+        self.pace.came(&commit.share, began);
+        if let Some(until) = self.pace.pause(began) {
+            return Ok(Tried::Paused(until));
+        }
+        let tried = self.commit(shared, attempt, commit)?;
+        if matches!(tried, Tried::Made(_)) {
+            self.pace.large_ended(&commit.share, began, Instant::now());
+        }
+        Ok(tried)
+    }
+
+    fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
         let now = commit.clock.now();
         let latest = shared.latest();
         match self.validate(&latest, attempt, commit, now)? {
             Validity::Holds => {}
             Validity::Changed => return Err(Error::Conflict),
-            Validity::Unknown => return Ok(None),
+            Validity::Unknown => return Ok(Tried::Unvalidated),
         }
         let mut name = Vec::new();
         let plan = commit.plan(now, |row, need| {
@@ -225,7 +264,7 @@ impl Database {
         })?;
         drop(latest);
         if plan.writes.is_empty() {
-            return Ok(Some(Committed::default()));
+            return Ok(Tried::Made(Committed::default()));
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
@@ -247,7 +286,7 @@ impl Database {
         drop(latest);
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
-        Ok(Some(Committed { version, growth: plan.growth }))
+        Ok(Tried::Made(Committed { version, growth: plan.growth }))
     }
 
     fn validate(
@@ -350,6 +389,7 @@ mod tests {
     use crate::commit::Mutation;
     use crate::limits::Limits;
     use crate::name::{Key, Namespace, Value};
+    use crate::share::Share;
 
     fn row(key: &str) -> RowKey {
         let limits = Limits::default();
@@ -359,7 +399,10 @@ mod tests {
     fn put(database: &mut Database, shared: &Shared, key: &str) -> Version {
         let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
-        database.commit(shared, Attempt::first(None), &commit).unwrap().unwrap().version
+        match database.attempt(shared, Attempt::first(None), &commit).unwrap() {
+            Tried::Made(committed) => committed.version,
+            Tried::Unvalidated | Tried::Paused(_) => panic!("not made"),
+        }
     }
 
     #[test]
@@ -374,5 +417,28 @@ mod tests {
             assert!(Arc::ptr_eq(newest.memory(), ordered.memory()));
             assert_eq!(newest.version(), version);
         }
+    }
+
+    fn many(share: &Share, prefix: &str, count: usize) -> Commit {
+        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
+        let writes = (0..count).map(|number| (row(&format!("{prefix}{number}")), put.clone())).collect();
+        Commit { writes, share: share.clone(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_large_commit_pauses_after_another_one_and_small_commits_do_not() {
+        let (bulk, other) = (Share::own(), Share::own());
+        let shared = Shared::default();
+        let mut database = shared.lock();
+        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
+        assert!(matches!(attempt(&many(&bulk, "a", 501)), Tried::Made(_)));
+        // Alone, it goes on.
+        assert!(matches!(attempt(&many(&bulk, "b", 501)), Tried::Made(_)));
+        database.pace.large_ended(&bulk, Instant::now(), Instant::now() + std::time::Duration::from_secs(60));
+        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
+        assert!(matches!(attempt(&many(&other, "c", 500)), Tried::Made(_)));
+        assert!(matches!(attempt(&many(&bulk, "d", 501)), Tried::Paused(_)));
+        assert!(matches!(attempt(&many(&bulk, "e", 500)), Tried::Made(_)));
+        assert_eq!(database.last, Version(4));
     }
 }

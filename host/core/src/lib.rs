@@ -41,6 +41,7 @@ pub mod memory;
 pub mod migrations;
 pub mod name;
 mod open_snapshots;
+pub mod pace;
 pub mod packed;
 mod pairs;
 mod quota;

@@ -43,6 +43,7 @@ mod snapshot;
 mod transaction;
 mod turn;
 mod validation;
+mod waiting;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -391,6 +392,9 @@ impl Backend for Sqlite {
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         self.check_open()?;
         let writer = self.writer.clone();
+        if !options.is_closing {
+            writer.keep_pause().await;
+        }
         blocking(move || writer.sweep(&options)).await
     }
 

@@ -44,7 +44,12 @@ async fn validate(
 ) -> Result<Option<StateNumber>> {
     let (reader, seen, now) = begin(readers, writer, &commit.clock, &commit.share, deadline).await?;
     let Some(seen) = seen else { return Ok(None) };
+    let writer = writer.clone();
     validate_in_slices(commit, move |checks, allowance| {
+        // Commits wait for those who read to end.
+        if writer.log_bound().is_full() {
+            return Err(Error::Conflict);
+        }
         let look =
             |connection: &Connection| checks.advance(&mut rows::Current { connection, now }, allowance);
         // A failed read may have ended the transaction: it is not this state any more.
