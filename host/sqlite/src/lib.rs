@@ -346,8 +346,16 @@ impl Sqlite {
 
     /// Reads the newest state with one statement, on this thread.
     async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
+        self.read_for(&Share::host(), work).await
+    }
+
+    async fn read_for<T>(
+        &self,
+        share: &Share,
+        work: impl FnOnce(&Connection) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check_readable()?;
-        let reader = self.readers.take(&Share::host(), Instant::now() + connection::BUSY_TIMEOUT).await?;
+        let reader = self.readers.take(share, Instant::now() + connection::BUSY_TIMEOUT).await?;
         reader.read(work)
     }
 
@@ -399,7 +407,7 @@ impl Backend for Sqlite {
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
-        self.read(|connection| records::load(connection, key)).await
+        self.read_for(&key.share(), |connection| records::load(connection, key)).await
     }
 
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {

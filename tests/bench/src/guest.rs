@@ -28,6 +28,9 @@ use bindings::{Guest as Bindings, GuestPre as Linked};
 /// The name under which every guest has its store.
 const STORE: &str = "default";
 
+/// What one call may lift out of the guest, a little more than a transaction may hold.
+pub(crate) const HOSTCALL_BYTES: usize = 32 << 20;
+
 /// The data of one instance.
 struct Instance {
     table: ResourceTable,
@@ -73,8 +76,16 @@ impl Program {
         Self::load(&engine_config(), larder_artifacts::LARDER_BENCH_KEYVALUE_GUEST)
     }
 
+    /// The loops through the SDK, on an engine that others use, too.
+    pub(crate) fn larder_on(engine: Engine) -> Result<Self> {
+        Self::load_on(engine, larder_artifacts::LARDER_BENCH_GUEST)
+    }
+
     fn load(config: &wasmtime::Config, path: &str) -> Result<Self> {
-        let engine = Engine::new(config)?;
+        Self::load_on(Engine::new(config)?, path)
+    }
+
+    fn load_on(engine: Engine, path: &str) -> Result<Self> {
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         larder_host::add_to_linker(&mut linker)?;
@@ -110,8 +121,10 @@ impl Program {
         let wasi = WasiCtx::builder().build();
         let instance = Instance { table: ResourceTable::new(), wasi, storage, keyvalue };
         let mut store = wasmtime::Store::new(&self.engine, instance);
-        // What one call may lift out of the guest, a little more than a transaction may hold.
-        store.set_hostcall_fuel(32 << 20);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        // On an engine with epochs it gives way at every tick.
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
         let bindings = self.linked.instantiate_async(&mut store).await?;
         Ok(Guest { store, bindings })
     }

@@ -24,7 +24,6 @@ use clap::Parser as _;
 use larder_postgres_server::{PostgresServer, URL_VARIABLE};
 
 use arguments::Arguments;
-use groups::Group;
 use guest::Program;
 use report::{Machine, Report};
 use runner::{Bench, PostgresDatabase};
@@ -36,7 +35,7 @@ fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     // The server ends with the thread that started it: this one.
     let (server, postgres) = match arguments.observe {
-        None if arguments.groups().contains(&Group::Postgres) => start_postgres(),
+        None if arguments.groups().iter().any(|group| group.needs_postgres()) => start_postgres(),
         _ => (None, Err("it was not asked for".to_string())),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -1,5 +1,7 @@
 //! What the guests share.
 
+pub mod attacks;
+
 use larder_guest::raw::store::Store;
 use larder_guest::raw::tx::{Mode, Tx};
 use larder_guest::raw::types::Error;

@@ -2,6 +2,7 @@
 
 mod clients;
 mod command;
+mod fairness;
 mod growth;
 mod host_memory;
 mod in_memory;
@@ -11,13 +12,19 @@ mod request;
 mod sqlite;
 mod values;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 
 use crate::report::GroupReport;
 use crate::runner::{Bench, Runner};
 
 pub(crate) use host_memory::observe;
-pub(crate) use processes::played_by_this_process;
+
+/// What this process does if the benchmark started it to play a part.
+pub(crate) fn played_by_this_process() -> Option<Result<ExitCode>> {
+    processes::played_by_this_process().or_else(fairness::played_by_this_process)
+}
 
 /// A group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +36,7 @@ pub(crate) enum Group {
     Postgres,
     Request,
     Command,
+    Fairness,
     Values,
     GrowthRows,
     GrowthClients,
@@ -38,7 +46,7 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Sqlite,
         Self::Clients,
         Self::Processes,
@@ -46,6 +54,7 @@ impl Group {
         Self::Postgres,
         Self::Request,
         Self::Command,
+        Self::Fairness,
         Self::Values,
         Self::GrowthRows,
         Self::GrowthClients,
@@ -63,6 +72,7 @@ impl Group {
             Self::Postgres => "postgres",
             Self::Request => "request",
             Self::Command => "command",
+            Self::Fairness => "fairness",
             Self::Values => "values",
             Self::GrowthRows => "growth-rows",
             Self::GrowthClients => "growth-guests",
@@ -80,12 +90,18 @@ impl Group {
             Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
             Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
             Self::Command => "The second `larder run` of a component, from its start to its end",
+            Self::Fairness => "A victim beside 4 attackers, compared with 4 well-behaved guests",
             Self::Values => "SQLite, values from 2 kB to 1 MiB",
             Self::GrowthRows => "SQLite, one guest, 1,000,000 rows of 100 bytes",
             Self::GrowthClients => "SQLite, 1 and 8 guests, an update of get and put each",
             Self::GrowthNamespaces => "SQLite, 100,000 rows in 1,000 namespaces",
             Self::HostMemory => "Memory of the host",
         }
+    }
+
+    /// Whether some of its rows are on Postgres.
+    pub(crate) fn needs_postgres(self) -> bool {
+        matches!(self, Self::Postgres | Self::Fairness)
     }
 
     /// Whether it tells how cost grows, which only the full form asks.
@@ -106,6 +122,7 @@ impl Group {
             Self::Postgres => postgres::measure(&mut runner).await?,
             Self::Request => request::measure(&mut runner).await?,
             Self::Command => command::measure(&mut runner).await?,
+            Self::Fairness => fairness::measure(&mut runner).await?,
             Self::Values => values::measure(&mut runner).await?,
             Self::GrowthRows => growth::measure_rows(&mut runner).await?,
             Self::GrowthClients => clients::measure_growth(&mut runner).await?,

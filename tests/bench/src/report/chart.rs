@@ -121,6 +121,7 @@ fn description(unit: Unit) -> &'static str {
         Unit::Milliseconds => "milliseconds",
         Unit::Mebibytes => "MiB",
         Unit::Bytes => "bytes",
+        Unit::Count => "how many",
     }
 }
 

@@ -65,6 +65,7 @@ pub(crate) enum Unit {
     Milliseconds,
     Mebibytes,
     Bytes,
+    Count,
 }
 
 /// One comparison, or another figure.
@@ -96,9 +97,11 @@ impl FigureReport {
         Self { label: goal.label.to_string(), unit, value, bound: goal.bound, met }
     }
 
-    /// `factor` times its bound, where it is a ratio and more than that.
+    /// `factor` times its bound, if it is more than that. Times of their own tell more about the machine than about larder
+    /// and pass no limit.
     fn limit_passed(&self, factor: f64) -> Option<f64> {
-        let limit = self.bound.filter(|_| self.unit == Unit::Ratio)? * factor;
+        let is_time = matches!(self.unit, Unit::Microseconds | Unit::Milliseconds);
+        let limit = self.bound.filter(|_| !is_time)? * factor;
         (self.value.median > limit).then_some(limit)
     }
 
@@ -125,8 +128,7 @@ impl Report {
         rows.flat_map(|(group, row)| row.figures.iter().map(move |figure| (group, row, figure)))
     }
 
-    /// Each ratio that is more than `factor` times its bound, and each row that could not be measured. Times of their own
-    /// tell more about the machine than about larder, and are no reason to fail.
+    /// Each figure that is more than `factor` times its bound, times aside, and each row that could not be measured.
     pub(crate) fn failures(&self, factor: f64) -> Vec<String> {
         let over = self.figures().filter_map(|(group, row, figure)| {
             let (limit, ratio) = (figure.limit_passed(factor)?, figure.value.median);

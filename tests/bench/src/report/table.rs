@@ -44,6 +44,7 @@ pub(super) fn amount(unit: Unit, value: f64) -> String {
         Unit::Milliseconds => format!("{value:.1} ms"),
         Unit::Mebibytes => format!("{value:.1} MiB"),
         Unit::Bytes => format!("{value:.0} B"),
+        Unit::Count => format!("{value:.0}"),
     }
 }
 

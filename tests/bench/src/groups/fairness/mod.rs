@@ -1,0 +1,145 @@
+//! Fairness: how long a guest waits beside guests that attack, instead of beside guests that are well behaved.
+
+mod attack;
+mod bounds;
+mod cell;
+mod neighbours;
+mod prepare;
+mod table;
+mod victim;
+mod watch;
+
+use std::path::Path;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use super::postgres;
+use crate::runner::{ATTEMPTS_MAX, Runner};
+use attack::{ALL, Attack, Backend, Place};
+pub(crate) use cell::played_by_this_process;
+use cell::{Cell, IN_MEMORY, Outcome, Pace};
+
+/// Where Postgres keeps the victim's store and the other one.
+const SCHEMAS: [&str; 2] = ["larder_bench_victim", "larder_bench_other"];
+
+pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
+    println!("{}", table::HEAD);
+    let cache = tempfile::Builder::new().prefix("larder-bench-").tempdir()?;
+    for backend in Backend::ALL {
+        let cells: Vec<(Attack, Place)> = cells(runner, backend);
+        if cells.is_empty() {
+            continue;
+        }
+        if let (Backend::Postgres, Err(reason)) = (backend, &runner.bench.postgres) {
+            runner.skip(format!("the rows on Postgres: {reason}"));
+            continue;
+        }
+        if backend == Backend::Postgres {
+            postgres::stop_waiting_for_disk(runner).await?;
+        }
+        for (attack, place) in cells {
+            measure_cell(runner, attack, backend, place, cache.path()).await?;
+        }
+    }
+    Ok(())
+}
+
+fn cells(runner: &Runner<'_>, backend: Backend) -> Vec<(Attack, Place)> {
+    let (row, is_full) = (&runner.bench.row, runner.bench.form.growth);
+    let pairs = ALL.into_iter().flat_map(|attack| Place::ALL.map(|place| (attack, place)));
+    pairs
+        .filter(|(attack, place)| is_full || attack.is_short(backend, *place))
+        .filter(|(attack, place)| name(*attack, backend, *place).contains(row))
+        .collect()
+}
+
+fn name(attack: Attack, backend: Backend, place: Place) -> String {
+    format!("{}, {}, {}", attack.name, backend.name(), place.name())
+}
+
+/// Measures a cell, again if it fails the check, and says what it came to.
+async fn measure_cell(
+    runner: &mut Runner<'_>,
+    attack: Attack,
+    backend: Backend,
+    place: Place,
+    cache: &Path,
+) -> Result<()> {
+    let name = name(attack, backend, place);
+    let mut attempts = 1;
+    loop {
+        let outcome = attempt(runner, attack, backend, place, cache).await;
+        let row = outcome.as_ref().ok().map(|outcome| table::row(&name, outcome));
+        let fails = match (&row, runner.bench.check) {
+            (Some(row), Some(factor)) => row.fails(factor),
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if fails && attempts < ATTEMPTS_MAX {
+            attempts += 1;
+            continue;
+        }
+        match (outcome, row) {
+            (Ok(outcome), Some(row)) => {
+                println!("{}", table::line(&name, &outcome));
+                say_what_failed(&outcome);
+                runner.add_printed(row);
+            }
+            (Err(error), _) => runner.skip(format!("{name}: {error:#}")),
+            (Ok(_), None) => {}
+        }
+        return Ok(());
+    }
+}
+
+fn say_what_failed(outcome: &Outcome) {
+    if let Some(failure) = &outcome.first_failure {
+        eprintln!("  a call of the victim failed: {failure}");
+    }
+    if let (0, Some(refusal)) = (outcome.operations, &outcome.first_refusal) {
+        eprintln!("  the attack was refused: {refusal}");
+    }
+}
+
+/// Measures a cell once, in fresh stores.
+async fn attempt(
+    runner: &Runner<'_>,
+    attack: Attack,
+    backend: Backend,
+    place: Place,
+    cache: &Path,
+) -> Result<Outcome> {
+    let folder = tempfile::Builder::new().prefix("larder-bench-").tempdir()?;
+    let [victim, other] = stores(runner, backend, &folder).await?;
+    let cell = Cell {
+        attack: attack.name.to_string(),
+        pace: if runner.bench.form.growth { Pace::FULL } else { Pace::SHORT },
+        victim,
+        other: (place == Place::OtherStore).then_some(other),
+        stores: folder.path().join("stores"),
+        cache: cache.to_path_buf(),
+        outcome: folder.path().join("outcome"),
+    };
+    tokio::task::block_in_place(|| cell.measure())
+}
+
+/// The data-source names of two new stores.
+async fn stores(runner: &Runner<'_>, backend: Backend, folder: &TempDir) -> Result<[String; 2]> {
+    match (backend, &runner.bench.postgres) {
+        (Backend::Postgres, Ok(database)) => {
+            let client = postgres::connect(&database.dsn).await?;
+            for schema in SCHEMAS {
+                let anew = format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}");
+                client.batch_execute(&anew).await?;
+            }
+            Ok(SCHEMAS.map(|schema| postgres::within(&database.dsn, schema)))
+        }
+        (Backend::Sqlite, _) => {
+            let stores = folder.path().join("stores");
+            std::fs::create_dir(&stores)?;
+            Ok(["victim", "other"].map(|name| format!("sqlite:{}", stores.join(name).display())))
+        }
+        _ => Ok([IN_MEMORY, IN_MEMORY].map(String::from)),
+    }
+}

@@ -1,0 +1,181 @@
+//! Instances that run beside the victim: attackers, or well-behaved guests.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use larder_host::{
+    IdentityScope, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
+};
+use tokio::task::JoinSet;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::attack::Attack;
+use super::bounds::NEIGHBOURS;
+use crate::guest::HOSTCALL_BYTES;
+
+/// The data of one instance.
+struct Neighbour {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    storage: StorageCtx,
+}
+
+impl WasiView for Neighbour {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl StorageView for Neighbour {
+    fn storage(&mut self) -> StorageCtxView<'_> {
+        StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
+    }
+}
+
+/// What every neighbour is an instance of, and what it is granted.
+#[derive(Clone)]
+pub(super) struct Neighbours {
+    engine: Engine,
+    command: CommandPre<Neighbour>,
+    store: Store,
+    memories: MemoryStore,
+}
+
+/// One mark for each operation that was done or refused; more than a neighbour makes in a cell.
+const MARKS_MAX: usize = 64 << 20;
+
+impl Neighbours {
+    pub(super) fn new(engine: &Engine, store: &Store, memories: &MemoryStore) -> Result<Self> {
+        let mut linker = Linker::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        larder_host::add_to_linker(&mut linker)?;
+        let component = Component::from_file(engine, larder_artifacts::ATTACKERS)?;
+        let command = CommandPre::new(linker.instantiate_pre(&component)?)?;
+        Ok(Self { engine: engine.clone(), command, store: store.clone(), memories: memories.clone() })
+    }
+
+    /// Starts them all, each in a task.
+    pub(super) fn start(&self, attack: Attack) -> Running {
+        let (mut tasks, mut outputs) = (JoinSet::new(), Vec::new());
+        for number in 0..NEIGHBOURS {
+            let output = Output::default();
+            let (neighbours, own) = (self.clone(), output.clone());
+            tasks.spawn(async move { neighbours.run(attack, number, own).await });
+            outputs.push(output);
+        }
+        Running { tasks, outputs }
+    }
+
+    /// Runs one of them. It ends with an error or not at all.
+    async fn run(&self, attack: Attack, number: u64, output: Output) -> Result<()> {
+        loop {
+            let mut store = self.instance(attack, number, &output)?;
+            let command = self.command.instantiate_async(&mut store).await?;
+            match command.wasi_cli_run().call_run(&mut store).await {
+                Err(_) if attack.traps => {}
+                Err(trap) => bail!("it trapped: {trap:#}; {}", output.errors()),
+                Ok(_) => bail!("it ended by itself: {}", output.errors()),
+            }
+        }
+    }
+
+    fn instance(&self, attack: Attack, number: u64, output: &Output) -> Result<wasmtime::Store<Neighbour>> {
+        let name = format!("attacker-{number}");
+        let storage = StorageCtx::builder()
+            .memory(&self.memories, IdentityScope::user("acme", name.as_str())?)
+            .migrations(MigrationScope::only([name])?);
+        let storage = match attack.read_only {
+            true => storage.grant_read_only("default", &self.store),
+            false => storage.grant("default", &self.store),
+        };
+        let mut wasi = WasiCtx::builder();
+        wasi.args(&["attackers", attack.name, &number.to_string()]);
+        wasi.stdout(output.marks.clone()).stderr(output.errors.clone());
+        let data = Neighbour { table: ResourceTable::new(), wasi: wasi.build(), storage: storage.build()? };
+        let mut store = wasmtime::Store::new(&self.engine, data);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        Ok(store)
+    }
+}
+
+/// What one neighbour says.
+#[derive(Clone)]
+struct Output {
+    marks: MemoryOutputPipe,
+    errors: MemoryOutputPipe,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self { marks: MemoryOutputPipe::new(MARKS_MAX), errors: MemoryOutputPipe::new(1 << 20) }
+    }
+}
+
+impl Output {
+    fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.errors.contents()).trim().to_string()
+    }
+}
+
+/// Neighbours that run. They end with it.
+pub(super) struct Running {
+    tasks: JoinSet<Result<()>>,
+    outputs: Vec<Output>,
+}
+
+/// What neighbours did.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) operations: u64,
+    pub(super) refusals: u64,
+    pub(super) first_refusal: Option<String>,
+}
+
+impl Running {
+    /// What they have done until now.
+    pub(super) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for output in &self.outputs {
+            let marks = output.marks.contents();
+            let done = marks.iter().filter(|mark| **mark == b'.').count();
+            tally.operations += done as u64;
+            tally.refusals += (marks.len() - done) as u64;
+            let errors = output.errors();
+            if !errors.is_empty() {
+                tally.first_refusal.get_or_insert(errors);
+            }
+        }
+        tally
+    }
+
+    /// Ends them, and gives what they did.
+    ///
+    /// # Errors
+    /// If one of them ended before.
+    pub(super) async fn stop(mut self) -> Result<Tally> {
+        self.tasks.abort_all();
+        while let Some(outcome) = self.tasks.join_next().await {
+            match outcome {
+                Err(error) if error.is_cancelled() => {}
+                outcome => outcome?.context("an attacker ended")?,
+            }
+        }
+        // What they left behind is rolled back by then.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok(self.tally())
+    }
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.refusals += other.refusals;
+        self.first_refusal = self.first_refusal.take().or(other.first_refusal);
+    }
+}

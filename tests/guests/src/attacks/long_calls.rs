@@ -1,0 +1,68 @@
+//! Calls that work for long.
+
+use larder_guest::raw::store::Migration;
+use larder_guest::raw::tx::Tx;
+use larder_guest::raw::types::Error;
+
+use super::{Attacker, MUTATIONS_MAX, ROWS, entries, keys, one_entry, range};
+
+/// Asks for the first row of a namespace whose other rows have all expired.
+pub(super) fn scan_expired(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.view()?;
+    tx.scan_page("expired", &one_entry(false), None)?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Lists all of the smallest rows.
+pub(super) fn scan_tiny(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.view()?;
+    tx.scan("tiny", "")?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Puts 9,000 rows, and deletes them by their range.
+pub(super) fn delete_range(attacker: &mut Attacker) -> Result<(), Error> {
+    attacker.put(0, 9_000, b"")?;
+    let tx = attacker.update()?;
+    tx.delete_range(&attacker.namespace, &range(0, 9_000))?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Reads 10,000 rows in one call.
+pub(super) fn get_many(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.view()?;
+    tx.get_many(ROWS, &keys(0, MUTATIONS_MAX))?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Stages 10,000 rows in one call, and forgets them.
+pub(super) fn put_many(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.update()?;
+    tx.put_many(&attacker.namespace, &entries(0, MUTATIONS_MAX, b"never committed"))?;
+    Tx::rollback(tx);
+    Ok(())
+}
+
+/// Reads the largest value.
+pub(super) fn largest_value(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.view()?;
+    tx.get("largest", "value")?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Deletes 9,000 rows, and asks for the last row of what is left, fifty times.
+pub(super) fn reverse_over_deleted(attacker: &mut Attacker) -> Result<(), Error> {
+    if attacker.steps % 50 == 0 {
+        return delete_range(attacker);
+    }
+    let tx = attacker.view()?;
+    tx.scan_page(&attacker.namespace, &one_entry(true), None)?;
+    Tx::commit(tx).map(drop)
+}
+
+/// Declares the longest set of migrations, of which none was applied.
+pub(super) fn migrations(attacker: &mut Attacker) -> Result<(), Error> {
+    let declared: Vec<Migration> =
+        keys(0, MUTATIONS_MAX).into_iter().map(|id| Migration { id, checksum: vec![7; 32] }).collect();
+    attacker.store.pending_migrations(&attacker.identity, &declared).map(drop)
+}

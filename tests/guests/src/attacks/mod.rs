@@ -1,0 +1,214 @@
+//! Attacks on the other guests of a process. Each keeps within the default limits.
+//!
+//! `tests/bench` runs them beside a victim (group `fairness`) and prepares the rows that they read. The program
+//! `attackers` runs one of them without end. Each step is one operation that the host counts.
+
+mod commits;
+mod handles;
+mod long_calls;
+mod retained;
+mod snapshots;
+mod validation;
+
+use std::fmt::Debug;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use larder_guest::raw::store::Store;
+use larder_guest::raw::tx::{Mode, Range, Tx};
+use larder_guest::raw::types::{Entry, Error};
+
+/// How many rows the host prepares in the namespace [`ROWS`].
+const ROW_COUNT: u64 = 20_000;
+/// The namespace of rows of 100 bytes that every attacker reads.
+const ROWS: &str = "rows";
+/// Rows that one transaction may write, and keys that one call may read.
+const MUTATIONS_MAX: u64 = 10_000;
+/// The largest value.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+/// How many transactions one instance may have open.
+const OPEN_MAX: usize = 16;
+
+/// One step of an attack.
+pub type Step = fn(&mut Attacker) -> Result<(), Error>;
+
+/// The step of an attack, by the name that the host gives it.
+pub fn find(name: &str) -> Option<Step> {
+    let step: Step = match name {
+        "well-behaved" => well_behaved,
+        "computes" => computes,
+        "held-views" | "held-read-only-views" => snapshots::held_views,
+        "held-updates" => snapshots::held_updates,
+        "staggered-views" => snapshots::staggered_views,
+        "views-back-to-back" => snapshots::views_back_to_back,
+        "rewrites" => snapshots::rewrites,
+        "validated-ranges" => validation::ranges,
+        "validated-pages" => validation::pages,
+        "validated-rows" => validation::rows,
+        "many-rows" => commits::many_rows,
+        "many-bytes" => commits::many_bytes,
+        "small-commits" => commits::small,
+        "increments" => commits::increments,
+        "hot-row" => commits::hot_row,
+        "failing-conditions" => commits::failing_conditions,
+        "short-lived-rows" => commits::short_lived_rows,
+        "many-namespaces" => commits::many_namespaces,
+        "tiny-rows" => retained::tiny_rows,
+        "staged-bytes" => retained::staged_bytes,
+        "read-sets" => retained::read_sets,
+        "generations" => retained::generations,
+        "conversations" => retained::conversations,
+        "scan-expired" => long_calls::scan_expired,
+        "scan-empty-values" | "scan-tiny-rows" => long_calls::scan_tiny,
+        "delete-range" => long_calls::delete_range,
+        "get-many" => long_calls::get_many,
+        "put-many" => long_calls::put_many,
+        "largest-value" => long_calls::largest_value,
+        "reverse-over-deleted" => long_calls::reverse_over_deleted,
+        "migrations" => long_calls::migrations,
+        "begin-and-drop" => handles::begin_and_drop,
+        "open-stores" => handles::open_stores,
+        "forged-cursors" => handles::forged_cursors,
+        "refused-calls" => handles::refused_calls,
+        "traps" => handles::traps,
+        _ => return None,
+    };
+    Some(step)
+}
+
+/// One attacker: an instance with its store open, and what it keeps between its steps.
+#[derive(Debug)]
+pub struct Attacker {
+    number: u64,
+    store: Store,
+    /// Of its own rows.
+    namespace: String,
+    /// Its user, and the component whose migrations it may declare.
+    identity: String,
+    steps: u64,
+    held: Vec<Tx>,
+    random: u64,
+}
+
+impl Attacker {
+    /// The attacker of this number among those that make one attack at once.
+    ///
+    /// # Errors
+    /// If the store is not granted.
+    pub fn new(attack: &str, number: u64) -> Result<Self, Error> {
+        let store = crate::open()?;
+        let (namespace, identity) = (format!("{attack}-{number}"), format!("attacker-{number}"));
+        Ok(Self { number, store, namespace, identity, steps: 0, held: Vec::new(), random: seed() })
+    }
+
+    /// Runs the attack without end, and tells the host of each step.
+    pub fn run(&mut self, step: Step) {
+        let mut is_first_refusal = true;
+        loop {
+            let outcome = step(self);
+            self.steps += 1;
+            if let (Err(error), true) = (&outcome, is_first_refusal) {
+                eprintln!("{error:?}");
+                is_first_refusal = false;
+            }
+            tell(&outcome);
+        }
+    }
+
+    /// A number below `bound`, which follows from those before.
+    fn draw(&mut self, bound: u64) -> u64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % bound.max(1)
+    }
+
+    fn update(&self) -> Result<Tx, Error> {
+        self.store.begin(Mode::Update)
+    }
+
+    fn view(&self) -> Result<Tx, Error> {
+        self.store.begin(Mode::View)
+    }
+
+    /// Commits `count` entries under keys from `first` on.
+    fn put(&self, first: u64, count: u64, value: &[u8]) -> Result<(), Error> {
+        let tx = self.update()?;
+        tx.put_many(&self.namespace, &entries(first, count, value))?;
+        Tx::commit(tx).map(drop)
+    }
+}
+
+/// Another one for each instance, so that attackers do not read the rows that others have just read.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Tells the host of an operation: `.` if it was done, and `x` if it was refused.
+fn tell<E: Debug>(outcome: &Result<(), E>) {
+    let mark: &[u8] = if outcome.is_ok() { b"." } else { b"x" };
+    let mut output = std::io::stdout().lock();
+    // A host that does not listen counts nothing, and fails the row.
+    let _ = output.write_all(mark).and_then(|()| output.flush());
+}
+
+fn key(index: u64) -> String {
+    format!("{index:06}")
+}
+
+fn keys(first: u64, count: u64) -> Vec<String> {
+    (first..first + count).map(key).collect()
+}
+
+fn entries(first: u64, count: u64, value: &[u8]) -> Vec<Entry> {
+    keys(first, count).into_iter().map(|key| Entry { key, value: value.to_vec() }).collect()
+}
+
+/// The keys from `first` on, `count` of them, without their values.
+fn range(first: u64, count: u64) -> Range {
+    Range {
+        prefix: String::new(),
+        start: Some(key(first)),
+        end: Some(key(first + count)),
+        reverse: false,
+        limit: None,
+        keys_only: true,
+    }
+}
+
+/// The whole namespace, one entry a page.
+fn one_entry(reverse: bool) -> Range {
+    Range { prefix: String::new(), start: None, end: None, reverse, limit: Some(1), keys_only: false }
+}
+
+/// How long a well-behaved guest computes between two small transactions.
+///
+/// It keeps the processor busy, as most attacks do. Otherwise the victim would wait longer for a thread beside any
+/// program that computes, whatever the program does with its store.
+const COMPUTES: Duration = Duration::from_millis(1);
+
+/// What a well-behaved guest does: a small view, a small update, and work of its own.
+fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
+    let tx = guest.view()?;
+    tx.get(ROWS, &key(guest.draw(ROW_COUNT)))?;
+    Tx::commit(tx)?;
+    let own = key(guest.draw(1_000));
+    let tx = guest.update()?;
+    tx.get(&guest.namespace, &own)?;
+    tx.put(&guest.namespace, &own, &[7; 100])?;
+    Tx::commit(tx)?;
+    computes(guest)
+}
+
+/// Never calls its store. Beside this the victim must be as quick as beside well-behaved guests: a row of its own shows
+/// that the comparison is about larder.
+fn computes(_guest: &mut Attacker) -> Result<(), Error> {
+    let since = Instant::now();
+    let mut sum = 0_u64;
+    while since.elapsed() < COMPUTES {
+        for number in 0..1_000 {
+            sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
+        }
+    }
+    Ok(())
+}

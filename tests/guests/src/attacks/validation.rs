@@ -1,0 +1,43 @@
+//! Updates whose reads take long to validate.
+//!
+//! Each reads much, commits 20,000 rows that it did not read, so that the log of the last commits no longer tells what
+//! has changed since, and commits its own update then.
+
+use larder_guest::raw::tx::Tx;
+use larder_guest::raw::types::Error;
+
+use super::{Attacker, MUTATIONS_MAX, ROW_COUNT, ROWS, keys, range};
+
+/// Reads 5,000 ranges that overlap, of 200 rows each.
+pub(super) fn ranges(attacker: &mut Attacker) -> Result<(), Error> {
+    read_ranges(attacker, 5_000, 200)
+}
+
+/// Reads 300 pages of 1,000 rows.
+pub(super) fn pages(attacker: &mut Attacker) -> Result<(), Error> {
+    read_ranges(attacker, 300, 1_000)
+}
+
+fn read_ranges(attacker: &Attacker, count: u64, rows: u64) -> Result<(), Error> {
+    let tx = attacker.update()?;
+    for number in 0..count {
+        tx.scan_page(ROWS, &range(number * 7 % (ROW_COUNT - rows), rows), None)?;
+    }
+    commit_beyond_the_log(attacker, tx)
+}
+
+/// Reads 100,000 rows, most of them absent.
+pub(super) fn rows(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.update()?;
+    for number in 0..10 {
+        tx.get_many(ROWS, &keys(number * MUTATIONS_MAX, MUTATIONS_MAX))?;
+    }
+    commit_beyond_the_log(attacker, tx)
+}
+
+fn commit_beyond_the_log(attacker: &Attacker, tx: Tx) -> Result<(), Error> {
+    attacker.put(0, MUTATIONS_MAX, b"")?;
+    attacker.put(0, MUTATIONS_MAX, b"")?;
+    tx.put(&attacker.namespace, "read much", b"")?;
+    Tx::commit(tx).map(drop)
+}
