@@ -8,6 +8,7 @@ use crate::clock::{ForwardClock, UnixMillis};
 use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::name::{RowKey, Value};
+use crate::pace;
 use crate::read_set::ReadSet;
 use crate::share::Share;
 pub use crate::stage::Stage;
@@ -55,12 +56,6 @@ impl Mutation {
         }
     }
 }
-
-/// A commit of more rows is large: some milliseconds of work for any engine.
-const LARGE_ROWS: usize = 500;
-
-/// A commit of more bytes is large.
-const LARGE_BYTES: u64 = 1 << 20;
 
 /// The longest decimal text of a signed 64-bit number.
 const COUNTER_BYTES_MAX: u64 = 20;
@@ -219,9 +214,14 @@ impl Commit {
         self.growth_max.map_or(Ok(()), |max| max.check(growth))
     }
 
-    /// Whether making it takes so long that others should not wait for several of them in a row.
+    /// What it costs to make it, as [`pace::cost`] counts.
+    pub fn cost(&self) -> u64 {
+        pace::cost((self.writes.len() + self.conditions.len()) as u64, self.growth_bound())
+    }
+
+    /// Whether making it takes so long that others should not wait for several of them in a row: more than 500 rows, or 1 MiB.
     pub fn is_large(&self) -> bool {
-        self.writes.len() > LARGE_ROWS || self.growth_bound() > LARGE_BYTES
+        self.cost() > pace::SMALL_COST_MAX
     }
 
     /// The most bytes by which the writes can grow a store.

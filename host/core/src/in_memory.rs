@@ -22,7 +22,7 @@ use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
-use crate::pace::{Pace, SMALL_COST_MAX};
+use crate::pace::Pace;
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangePart};
 use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
@@ -227,7 +227,7 @@ enum Tried {
 
 impl Database {
     fn attempt(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
-        if commit.cost() > SMALL_COST_MAX {
+        if commit.is_large() {
             return self.attempt_large(shared, attempt, commit);
         }
         if self.pace.is_watching() {
@@ -436,9 +436,31 @@ mod tests {
         assert!(matches!(attempt(&many(&bulk, "b", 501)), Tried::Made(_)));
         database.pace.large_ended(&bulk, Instant::now(), Instant::now() + std::time::Duration::from_secs(60));
         let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
-        assert!(matches!(attempt(&many(&other, "c", 500)), Tried::Made(_)));
+        assert!(matches!(attempt(&many(&other, "c", 400)), Tried::Made(_)));
         assert!(matches!(attempt(&many(&bulk, "d", 501)), Tried::Paused(_)));
-        assert!(matches!(attempt(&many(&bulk, "e", 500)), Tried::Made(_)));
+        assert!(matches!(attempt(&many(&bulk, "e", 400)), Tried::Made(_)));
         assert_eq!(database.last, Version(4));
+    }
+
+    /// Has large commits pause for that long, and as long again up to a second.
+    fn pause(shared: &Shared, pause: std::time::Duration) {
+        let (now, mut database) = (Instant::now(), shared.lock());
+        database.pace.came(&Share::own(), now);
+        database.pace.large_ended(&Share::own(), now, now + pause);
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_is_made_after_the_pause_and_can_be_withdrawn_before() {
+        let shared = Shared::default();
+        pause(&shared, std::time::Duration::from_secs(3_600));
+        let commit = many(&Share::own(), "a", 600);
+        let mut made = std::pin::pin!(shared.commit(Version::ABSENT, &commit));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(made.as_mut().poll(&mut context).is_pending());
+        assert!(commit.stage.withdraw());
+        assert_eq!(shared.lock().last, Version::ABSENT);
+        pause(&shared, std::time::Duration::from_millis(10));
+        let made = shared.commit(Version::ABSENT, &many(&Share::own(), "a", 600)).await;
+        assert_eq!(made.unwrap().version, Version(1));
     }
 }

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::commit::Commit;
 use crate::share::Share;
 
-/// What small work costs at most, in rows. Larger commits are made one by one, with pauses.
+/// What small work costs at most, in rows: about 5 ms of SQLite. Large commits are made one by one, with pauses.
 pub const SMALL_COST_MAX: u64 = 500;
 
 /// Bytes that cost as much as a row does beside them.
@@ -14,13 +13,6 @@ const BYTES_PER_ROW: u64 = 2 << 10;
 /// What it costs to write so many rows with so many bytes, counted in rows: about 10 µs of SQLite each.
 pub fn cost(rows: u64, bytes: u64) -> u64 {
     rows + bytes / BYTES_PER_ROW
-}
-
-impl Commit {
-    /// What it costs to make it, as [`cost`] counts.
-    pub fn cost(&self) -> u64 {
-        cost((self.writes.len() + self.conditions.len()) as u64, self.growth_bound())
-    }
 }
 
 /// Bounds the part of a worker's time that large pieces of work take.

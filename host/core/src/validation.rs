@@ -26,6 +26,9 @@ const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5
 /// The same for the last attempt: a process beside ones that commit all the time has no other.
 const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(50) };
 
+/// Rows that are looked at in the time in which one is written.
+const ROWS_LOOKED_AT: u64 = 10;
+
 /// How often a read set is validated beforehand. Each time the log was pushed over meanwhile.
 const VALIDATIONS_MAX: u32 = 3;
 
@@ -88,6 +91,12 @@ impl Attempt {
             Verdict::Touched => Ok(Validity::Changed),
             Verdict::Unknown => self.look(reads, current),
         }
+    }
+
+    /// What it costs at most to look at the reads while other commits wait, as [`crate::pace::cost`] counts. Only the last
+    /// attempt may cost much; the log most likely tells about the others.
+    pub fn cost(&self, reads: &ReadSet) -> u64 {
+        if self.is_last { reads.weight().min(LAST_ATTEMPT.rows) / ROWS_LOOKED_AT } else { 0 }
     }
 
     /// The weight is no bound: ranges may also hold rows that have expired, which no weight counts.
@@ -574,6 +583,7 @@ mod tests {
         state.looked_at = 0;
         assert_eq!(validate(first, WEIGHT_MAX + 1, &mut state), Validity::Unknown);
         assert_eq!(state.looked_at, 0);
+        assert_eq!(first.cost(&reads(&names(5_000), [])), 0);
         let mut attempt = first;
         for _ in 1..VALIDATIONS_MAX {
             attempt = attempt.next(Some(Version(2)));
@@ -583,6 +593,7 @@ mod tests {
             state.looked_at = 0;
             assert_eq!(validate(last, WEIGHT_MAX + 1, &mut state), Validity::Holds);
             assert_eq!(validate(last, LAST_ATTEMPT.rows + 1, &mut state), Validity::Changed);
+            assert_eq!(last.cost(&reads(&names(5_000), [])), 500);
             assert!(state.looked_at <= WEIGHT_MAX + 1 + LAST_ATTEMPT.rows, "{}", state.looked_at);
         }
     }

@@ -28,6 +28,7 @@ pub(crate) enum Work {
 pub(crate) struct Request {
     pub(crate) work: Work,
     pub(crate) answer: Answer,
+    share: Share,
     cost: u64,
     /// Where it stood before it was taken.
     place: Option<Place>,
@@ -42,18 +43,17 @@ impl Work {
         }
     }
 
-    /// On whose behalf it is done. Records of memory are the host's.
-    fn share(&self) -> &Share {
-        static HOST: Share = Share::host();
+    /// On whose behalf it is done.
+    fn share(&self) -> Share {
         match self {
-            Self::Commit(commit, _) => &commit.share,
-            Self::Record(_) => &HOST,
+            Self::Commit(commit, _) => commit.share.clone(),
+            Self::Record(write) => write.key.share(),
         }
     }
 
     fn cost(&self) -> u64 {
         match self {
-            Self::Commit(commit, _) => commit.cost(),
+            Self::Commit(commit, attempt) => commit.cost() + attempt.cost(&commit.reads),
             Self::Record(write) => {
                 cost(1, write.record.as_ref().map_or(0, |record| record.bytes.len() as u64))
             }
@@ -63,11 +63,11 @@ impl Work {
 
 impl Request {
     pub(crate) fn new(work: Work, answer: Answer) -> Self {
-        Self { cost: work.cost(), work, answer, place: None }
+        Self { share: work.share(), cost: work.cost(), work, answer, place: None }
     }
 
     pub(crate) fn share(&self) -> &Share {
-        self.work.share()
+        &self.share
     }
 
     /// Whether it is made alone, and never on a guest's thread.
@@ -112,7 +112,7 @@ impl Waiting {
         match request.place.take() {
             Some(place) => queue.put_back(place, cost, request),
             None => {
-                let share = request.share().clone();
+                let share = request.share.clone();
                 queue.push(&share, cost, request);
             }
         }

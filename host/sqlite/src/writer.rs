@@ -1026,7 +1026,7 @@ mod tests {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.enable_all().worker_threads(1).max_blocking_threads(1).build().unwrap();
         for (durability, count, is_made) in
-            [(Durability::Normal, 500, true), (Durability::Normal, 501, false), (Durability::Full, 1, false)]
+            [(Durability::Normal, 400, true), (Durability::Normal, 600, false), (Durability::Full, 1, false)]
         {
             let database = runtime.block_on(open(folder.path(), durability));
             let blocked = blocked(&runtime);
