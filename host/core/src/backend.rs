@@ -271,11 +271,21 @@ pub struct Committed {
 pub struct SweepOptions {
     /// What tells the moment at which rows are no longer live.
     pub clock: ForwardClock,
-    /// At most so many.
+    /// At most so many rows.
     pub max_rows: u32,
+    /// No further row once their namespaces, keys and values together are so large, as far as the engine can tell
+    /// beforehand.
+    pub max_bytes: u64,
     /// Whether the store is about to be closed. Nothing is removed then if that means to wait for another process or to
     /// look at rows that have not expired.
     pub is_closing: bool,
+}
+
+impl SweepOptions {
+    /// Whether a sweep that removed so much ended at a bound: more rows may have expired.
+    pub fn is_reached_by(&self, swept: &Swept) -> bool {
+        swept.rows >= u64::from(self.max_rows) || swept.bytes >= self.max_bytes
+    }
 }
 
 /// What a sweep removed.
@@ -308,7 +318,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes of namespace, key and value of every row, expired ones included, and of key and bytes of every record.
     async fn stored_bytes(&self) -> Result<u64>;
 
-    /// Removes rows that have expired. It changes no version.
+    /// Removes rows that have expired, up to the bounds of the options. It changes no version.
     async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
 
     /// The record, if it is there.
@@ -347,7 +357,8 @@ pub trait Snapshot: Send {
     /// than `max_bytes`, their size comes instead, before they are all in memory.
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many>;
 
-    /// The first rows of a range. The range is not empty.
+    /// The first rows of a range. The range is not empty. It may give fewer than fit, and pauses after some
+    /// [slices](crate::slice) of rows that have expired.
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk>;
 
     /// The first namespace after `after` that holds a row.

@@ -52,6 +52,7 @@ pub mod redo;
 mod scan;
 pub mod schema;
 mod share;
+pub mod slice;
 mod slot;
 mod stage;
 mod store;

@@ -1,14 +1,15 @@
 //! An open store: a backend with a clock, a quota and the transactions that are open on it.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Version};
 use crate::clock::{Clock, ForwardClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
@@ -134,8 +135,12 @@ impl StoreBuilder {
     }
 }
 
-/// Rows removed by one step of a sweep, so that commits get in between.
-const SWEEP_ROWS: u32 = 1_000;
+/// Rows removed by one step of a sweep, and their bytes: commits wait for a step, a few milliseconds.
+const SWEEP_ROWS: u32 = 256;
+const SWEEP_BYTES: u64 = 1 << 20;
+
+/// The longest pause between two steps.
+const SWEEP_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// How long a close goes on removing expired rows.
 const CLOSING_SWEEP_MAX: Duration = Duration::from_millis(100);
@@ -181,37 +186,47 @@ impl Store {
         self.inner.backend.ping().await
     }
 
-    /// Removes expired rows now, and says how many.
+    /// Removes expired rows now, and says how many. Commits are made in between: after each step, which removes a few hundred
+    /// rows, it pauses for as long as the step took.
     ///
     /// # Errors
     /// [`Error::Closed`], and those of the backend.
     pub async fn sweep(&self) -> Result<u64> {
-        self.check_open()?;
         let mut rows = 0;
         loop {
-            let swept = self.sweep_some(false).await?;
-            rows += swept.rows;
-            if swept.rows < u64::from(SWEEP_ROWS) {
+            self.check_open()?;
+            let begun = Instant::now();
+            let (swept, more) = self.sweep_step(false).await?;
+            rows += swept;
+            if !more {
                 return Ok(rows);
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(begun.elapsed().min(SWEEP_PAUSE_MAX)).await;
         }
     }
 
-    async fn sweep_some(&self, is_closing: bool) -> Result<Swept> {
+    /// Gives how many rows it removed, and whether more may have expired.
+    async fn sweep_step(&self, is_closing: bool) -> Result<(u64, bool)> {
         let backend = self.inner.backend.clone();
-        let options = SweepOptions { clock: self.inner.clock.clone(), max_rows: SWEEP_ROWS, is_closing };
-        match &self.inner.quota {
-            Some(quota) => quota.sweep(async move { backend.sweep(options).await }).await,
-            None => backend.sweep(options).await,
-        }
+        let options = SweepOptions {
+            clock: self.inner.clock.clone(),
+            max_rows: SWEEP_ROWS,
+            max_bytes: SWEEP_BYTES,
+            is_closing,
+        };
+        let step = options.clone();
+        let swept = match &self.inner.quota {
+            Some(quota) => quota.sweep(async move { backend.sweep(step).await }).await?,
+            None => backend.sweep(step).await?,
+        };
+        Ok((swept.rows, options.is_reached_by(&swept)))
     }
 
     /// Removes expired rows of a store that may not have been open long enough for a sweep, as many as take no longer than
     /// a close may. What is left is for the next.
     async fn sweep_before_close(&self) {
         let steps = async {
-            while self.sweep_some(true).await?.rows == u64::from(SWEEP_ROWS) {}
+            while self.sweep_step(true).await?.1 {}
             Ok(())
         };
         // An error says that the backend can't be written to now: closing it has nothing to add.
@@ -425,9 +440,28 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
         until_sweep = until_sweep.map(|left| left.saturating_sub(OVERDUE_INTERVAL));
         if until_sweep == Some(Duration::ZERO) {
             until_sweep = sweep_interval;
-            if let Err(error) = store.sweep().await {
-                store.emit(Event::BackgroundFailed { store: store.inner.name.clone(), work: "sweep", error });
+            match sweep_beside(&store).await {
+                // It was closed meanwhile.
+                Ok(_) | Err(Error::Closed) => {}
+                Err(error) => {
+                    store.emit(Event::BackgroundFailed {
+                        store: store.inner.name.clone(),
+                        work: "sweep",
+                        error,
+                    });
+                }
             }
+        }
+    }
+}
+
+/// Sweeps, however long that takes, and goes on ending overdue transactions.
+async fn sweep_beside(store: &Store) -> Result<u64> {
+    let mut sweep = pin!(store.sweep());
+    loop {
+        match timeout(OVERDUE_INTERVAL, &mut sweep).await {
+            Ok(swept) => return swept,
+            Err(_) => store.end_overdue(),
         }
     }
 }

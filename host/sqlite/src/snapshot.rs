@@ -1,5 +1,6 @@
 //! One committed state, read from the cache as far as that goes, and by a pooled connection from there on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,11 +11,13 @@ use larder_core::backend::{
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::slice::{STATEMENT, STORED_ROW, Slice};
 use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 
 use crate::cache::{Beginning, Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
+use crate::rows::{NextNamespace, Scanned};
 use crate::writer::Writer;
 use crate::{blocking, rows, validation};
 
@@ -119,7 +122,15 @@ impl SqliteSnapshot {
     }
 
     async fn scan_database(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        self.read(|connection, now| rows::scan(connection, range, options, now)).await
+        let mut rest = Cow::Borrowed(range);
+        loop {
+            let slice = self.read(|connection, now| rows::scan(connection, &rest, options, now)).await?;
+            match slice {
+                Scanned::Rows(chunk) => return Ok(chunk),
+                Scanned::Expired(behind) => rest = Cow::Owned(behind),
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Where nothing is cached of this state, all of it is a gap.
@@ -203,15 +214,18 @@ impl Snapshot for SqliteSnapshot {
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
+        let mut slice = Slice::default();
         for key in keys {
             let row = RowKey { namespace: namespace.clone(), key: key.clone() };
-            let found = match self.cached(&row) {
-                Some(cached) => cached,
-                None => self.get(&row).await?,
+            let (found, work) = match self.cached(&row) {
+                Some(cached) => (cached, STORED_ROW),
+                None => (self.get(&row).await?, STATEMENT),
             };
+            slice.count(work, found.as_ref().map_or(0, |found| found.value.len()));
             if !rows.push(found) {
                 break;
             }
+            slice.pause().await;
         }
         Ok(rows.finish())
     }
@@ -225,6 +239,11 @@ impl Snapshot for SqliteSnapshot {
         loop {
             let gap = match self.cached_beginning(&rest, options)? {
                 Beginning::Cached(chunk) => return Ok(chunk),
+                Beginning::Empty(behind) => {
+                    rest = behind;
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Beginning::Gap(gap) => gap,
             };
             let mut chunk = self.scan_database(&gap, options).await?;
@@ -235,11 +254,19 @@ impl Snapshot for SqliteSnapshot {
                 return Ok(chunk);
             }
             rest = rest.narrowed_from(gap.end().unwrap_or_default());
+            tokio::task::yield_now().await;
         }
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        self.read(|connection, now| rows::next_namespace(connection, after, now)).await
+        let mut position = rows::position_after(after);
+        loop {
+            match self.read(|connection, now| rows::next_namespace(connection, &position, now)).await? {
+                NextNamespace::Found(namespace) => return Ok(namespace),
+                NextNamespace::Expired(behind) => position = behind,
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     fn pins(&self) -> bool {

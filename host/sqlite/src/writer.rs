@@ -713,7 +713,7 @@ fn sweep(
 ) -> Result<Vec<u64>> {
     // It changes nothing that a read could tell, so it has no moment.
     let mut cached = cache.map(|cache| cache.begin_commit(connection, None)).transpose()?;
-    let swept = rows::sweep(connection, options.clock.now(), options.max_rows)?;
+    let swept = rows::sweep(connection, options.clock.now(), options)?;
     let wrote = !swept.is_empty();
     let mut sizes = Vec::with_capacity(swept.len());
     for (name, bytes) in swept {

@@ -312,7 +312,7 @@ async fn a_time_to_live_does_not_count_a_wait(dsn: &str) -> Outcome {
             for key in kept {
                 update.put("n".into(), (*key).into(), b"1".to_vec()).unwrap();
             }
-            update.delete_many("n".into(), deleted.iter().map(|key| (*key).into()).collect()).unwrap();
+            update.delete_many("n".into(), deleted.iter().map(|key| (*key).into()).collect()).await.unwrap();
             let commit = tokio::spawn(update.commit());
             tokio::time::sleep(WAIT).await;
             expect(!commit.is_finished(), "the commit did not wait")?;

@@ -1,5 +1,7 @@
 //! What a transaction sees of the committed state, and what it remembers of that.
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Instant;
 
 use super::Transaction;
@@ -9,6 +11,7 @@ use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
 use crate::scan::{Found, Scan};
+use crate::slice::{STORED_ROW, Slice};
 use crate::slot::Lease;
 
 impl Transaction {
@@ -57,6 +60,7 @@ impl Transaction {
         &mut self,
         namespace: &Namespace,
         keys: Vec<Key>,
+        slice: &mut Slice,
     ) -> Result<Vec<Option<StoredValue>>> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -64,7 +68,7 @@ impl Transaction {
         let max_bytes = self.limits.result_bytes;
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get_many(namespace, &keys, max_bytes).await,
+            Ok(snapshot) => self.while_open(snapshot.get_many(namespace, &keys, max_bytes)).await,
             Err(error) => Err(error),
         };
         let rows = match self.settle(lease, result)? {
@@ -74,6 +78,8 @@ impl Transaction {
             }
         };
         for (key, stored) in keys.into_iter().zip(&rows) {
+            slice.count(STORED_ROW, key.as_bytes().len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key };
             self.record_row(&row, stored.as_ref())?;
         }
@@ -87,7 +93,7 @@ impl Transaction {
         }
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => scan.run(snapshot, &self.writes).await,
+            Ok(snapshot) => self.while_open(scan.run(snapshot, &self.writes)).await,
             Err(error) => Err(error),
         };
         let found = self.settle(lease, result)?;
@@ -97,6 +103,18 @@ impl Transaction {
             self.reads.record_expiry(found.earliest_expiry);
         }
         Ok(found)
+    }
+
+    /// What a read gives that may take long. At each of its pauses it ends if the transaction has ended.
+    pub(super) async fn while_open<T>(&self, read: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut read = pin!(read);
+        std::future::poll_fn(|context| match read.as_mut().poll(context) {
+            Poll::Pending => {
+                self.open.check().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending)
+            }
+            ready => ready,
+        })
+        .await
     }
 
     /// The snapshot, taken now where this is the first read.
