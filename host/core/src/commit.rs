@@ -10,6 +10,7 @@ use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::held::Held;
 use crate::name::{RowKey, Value};
+use crate::pace;
 use crate::quota::StoredCost;
 use crate::read_set::ReadSet;
 use crate::share::Share;
@@ -58,12 +59,6 @@ impl Mutation {
         }
     }
 }
-
-/// A commit of more rows is large: some milliseconds of work for any engine.
-const LARGE_ROWS: usize = 500;
-
-/// A commit of more bytes is large.
-const LARGE_BYTES: u64 = 1 << 20;
 
 /// The longest decimal text of a signed 64-bit number.
 const COUNTER_BYTES_MAX: u64 = 20;
@@ -227,9 +222,15 @@ impl Commit {
         self.growth_max.map_or(Ok(()), |max| max.check(growth))
     }
 
-    /// Whether making it takes so long that others should not wait for several of them in a row.
+    /// What it costs to make it, as [`pace::cost`] counts.
+    pub fn cost(&self) -> u64 {
+        let bytes = self.growth_bound(StoredCost::default());
+        pace::cost((self.writes.len() + self.conditions.len()) as u64, bytes)
+    }
+
+    /// Whether making it takes so long that others should not wait for several of them in a row: more than 500 rows, or 1 MiB.
     pub fn is_large(&self) -> bool {
-        self.writes.len() > LARGE_ROWS || self.growth_bound(StoredCost::default()) > LARGE_BYTES
+        self.cost() > pace::SMALL_COST_MAX
     }
 
     /// The most bytes by which the writes can grow a store that counts rows so.

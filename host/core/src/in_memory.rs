@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use async_trait::async_trait;
 
@@ -20,18 +21,20 @@ use crate::backend::{
 };
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Need, RowWrite};
-use crate::commit_log::{CommitLog, Verdict};
+use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
+use crate::pace::Pace;
 use crate::read_only::ReadOnly;
-use crate::read_set::{CurrentState, RangeState};
+use crate::read_set::{CurrentState, RangePart};
 use crate::slice::{ROW, Slice};
+use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
 use expiries::Expiries;
 use latest::Latest;
 use rows::Rows;
-use snapshot::InMemorySnapshot;
+use snapshot::{InMemorySnapshot, OpenSnapshot};
 use snapshot_registry::SnapshotRegistry;
 use stored_row::StoredRow;
 
@@ -64,6 +67,7 @@ struct Database {
     expiries: Expiries,
     last: Version,
     log: CommitLog,
+    pace: Pace,
     records: BTreeMap<RecordKey, StoredRecord>,
 }
 
@@ -133,6 +137,37 @@ impl Shared {
         drop(ended);
     }
 
+    /// Makes the commit of a transaction that read a state.
+    async fn commit(self: &Arc<Self>, state: Version, commit: &Commit) -> Result<Committed> {
+        let mut attempt = Attempt::first(Some(state));
+        loop {
+            let tried = self.lock().attempt(self, attempt, commit)?;
+            match tried {
+                Tried::Made(committed) => return Ok(committed),
+                Tried::Unvalidated => attempt = attempt.next(Some(self.validate(commit).await?)),
+                Tried::Paused(until) => {
+                    tokio::time::sleep_until(until.into()).await;
+                    commit.stage.check()?;
+                }
+            }
+        }
+    }
+
+    /// Finds what was read to hold in the newest state, while others commit. Gives that state.
+    async fn validate(self: &Arc<Self>, commit: &Commit) -> Result<Version> {
+        let (open, state, now) = {
+            let database = self.lock();
+            // While the database is held, it is the moment of a snapshot of this state.
+            (OpenSnapshot::of(self, &database), database.last, commit.clock.now())
+        };
+        validate_in_slices(commit, |checks, allowance| {
+            let rows = open.rows()?;
+            checks.advance(&mut Current { rows: &rows, latest: None, now, name: Vec::new() }, allowance)
+        })
+        .await?;
+        Ok(state)
+    }
+
     fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
         let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
         latest.note_change();
@@ -144,16 +179,16 @@ impl Shared {
 impl Backend for InMemory {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let database = self.lock()?;
-        let moment = self.shared.latest().moment(database.last);
-        let rows = self.shared.snapshots().open(moment, &database.rows);
+        let open = OpenSnapshot::of(&self.shared, &database);
         // While the database is held: no commit is under way, and a later one has a later moment.
         let now = options.clock.now();
         drop(database);
-        Ok(Box::new(InMemorySnapshot::new(rows, moment, now, self.shared.clone())))
+        Ok(Box::new(InMemorySnapshot::new(open, now)))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
-        self.lock()?.commit(&self.shared, Version::ABSENT, &commit)
+        drop(self.lock()?);
+        self.shared.commit(Version::ABSENT, &commit).await
     }
 
     fn stored_cost(&self) -> StoredCost {
@@ -229,11 +264,47 @@ impl Backend for InMemory {
     }
 }
 
+/// What an attempt to commit came to, unless it was refused.
+enum Tried {
+    Made(Committed),
+    /// Nothing was made: what was read is to be validated while others commit.
+    Unvalidated,
+    /// Nothing was made: large commits pause until then.
+    Paused(Instant),
+}
+
 impl Database {
-    fn commit(&mut self, shared: &Shared, snapshot: Version, commit: &Commit) -> Result<Committed> {
+    fn attempt(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
+        if commit.is_large() {
+            return self.attempt_large(shared, attempt, commit);
+        }
+        if self.pace.is_watching() {
+            self.pace.came(&commit.share, Instant::now());
+        }
+        self.commit(shared, attempt, commit)
+    }
+
+    fn attempt_large(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
+        let began = Instant::now();
+        self.pace.came(&commit.share, began);
+        if let Some(until) = self.pace.pause(began) {
+            return Ok(Tried::Paused(until));
+        }
+        let tried = self.commit(shared, attempt, commit)?;
+        if matches!(tried, Tried::Made(_)) {
+            self.pace.large_ended(&commit.share, began, Instant::now());
+        }
+        Ok(tried)
+    }
+
+    fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
         let now = commit.clock.now();
         let latest = shared.latest();
-        self.validate(&latest, snapshot, commit, now)?;
+        match self.validate(&latest, attempt, commit, now)? {
+            Validity::Holds => {}
+            Validity::Changed => return Err(Error::Conflict),
+            Validity::Unknown => return Ok(Tried::Unvalidated),
+        }
         let mut name = Vec::new();
         let plan = commit.plan(now, |row, need| {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
@@ -241,7 +312,7 @@ impl Database {
         })?;
         drop(latest);
         if plan.writes.is_empty() {
-            return Ok(Committed::default());
+            return Ok(Tried::Made(Committed::default()));
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
@@ -272,19 +343,18 @@ impl Database {
         }
         self.last = version;
         self.log.push(version, commit.writes.keys().cloned());
-        Ok(Committed { version, growth: plan.growth })
+        Ok(Tried::Made(Committed { version, growth: plan.growth }))
     }
 
-    fn validate(&self, latest: &Latest, snapshot: Version, commit: &Commit, now: UnixMillis) -> Result<()> {
-        let holds = match self.log.check(&commit.reads, snapshot, self.last) {
-            Verdict::Untouched => true,
-            Verdict::Touched => false,
-            Verdict::Unknown => {
-                let mut current = Current { rows: &self.rows, latest, now, name: Vec::new() };
-                commit.reads.holds(&mut current)?
-            }
-        };
-        if holds { Ok(()) } else { Err(Error::Conflict) }
+    fn validate(
+        &self,
+        latest: &Latest,
+        attempt: Attempt,
+        commit: &Commit,
+        now: UnixMillis,
+    ) -> Result<Validity> {
+        let mut current = Current { rows: &self.rows, latest: Some(latest), now, name: Vec::new() };
+        attempt.validate(&commit.reads, &self.log, Some(self.last), &mut current)
     }
 
     fn sweep(&mut self, shared: &Shared, options: &SweepOptions) -> Swept {
@@ -328,7 +398,8 @@ impl Database {
 
 struct Current<'a> {
     rows: &'a Rows,
-    latest: &'a Latest,
+    /// Finds the same rows faster, where these are the newest.
+    latest: Option<&'a Latest>,
     now: UnixMillis,
     /// The name of the row that is looked for, so that a look-up needs no memory of its own.
     name: Vec<u8>,
@@ -337,21 +408,28 @@ struct Current<'a> {
 impl CurrentState for Current<'_> {
     fn version(&mut self, row: &RowKey) -> Result<Version> {
         row_name::write(&mut self.name, &row.namespace, row.key.as_bytes());
-        let live = self.latest.get(&self.name).filter(|stored| stored.is_live(self.now));
+        let stored = match self.latest {
+            Some(latest) => latest.get(&self.name),
+            None => self.rows.get(&self.name),
+        };
+        let live = stored.filter(|stored| stored.is_live(self.now));
         Ok(live.map_or(Version::ABSENT, StoredRow::version))
     }
 
-    fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
-        let mut state = RangeState::default();
-        if range.is_empty() {
-            return Ok(state);
-        }
+    fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
+        let mut part = RangePart::default();
+        let mut goes_on = true;
         for stored in self.rows.within(range) {
-            if stored.is_live(self.now) {
-                state.add(stored.version());
+            if !goes_on {
+                part.next = Some(row_name::key(stored.name())?.to_vec());
+                break;
             }
+            if stored.is_live(self.now) {
+                part.state.add(stored.version());
+            }
+            goes_on = allowance.spend();
         }
-        Ok(state)
+        Ok(part)
     }
 }
 
@@ -390,6 +468,7 @@ mod tests {
     use crate::commit::Mutation;
     use crate::limits::Limits;
     use crate::name::{Key, Namespace, Value};
+    use crate::share::Share;
 
     fn row(key: &str) -> RowKey {
         let limits = Limits::default();
@@ -399,7 +478,10 @@ mod tests {
     fn put(database: &mut Database, shared: &Shared, key: &str) -> Version {
         let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
-        database.commit(shared, Version::ABSENT, &commit).unwrap().version
+        match database.attempt(shared, Attempt::first(None), &commit).unwrap() {
+            Tried::Made(committed) => committed.version,
+            Tried::Unvalidated | Tried::Paused(_) => panic!("not made"),
+        }
     }
 
     #[test]
@@ -414,5 +496,50 @@ mod tests {
             assert!(Arc::ptr_eq(newest.memory(), ordered.memory()));
             assert_eq!(newest.version(), version);
         }
+    }
+
+    fn many(share: &Share, prefix: &str, count: usize) -> Commit {
+        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
+        let writes = (0..count).map(|number| (row(&format!("{prefix}{number}")), put.clone())).collect();
+        Commit { writes, share: share.clone(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_large_commit_pauses_after_another_one_and_small_commits_do_not() {
+        let (bulk, other) = (Share::own(), Share::own());
+        let shared = Shared::default();
+        let mut database = shared.lock();
+        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
+        assert!(matches!(attempt(&many(&bulk, "a", 501)), Tried::Made(_)));
+        // Alone, it goes on.
+        assert!(matches!(attempt(&many(&bulk, "b", 501)), Tried::Made(_)));
+        database.pace.large_ended(&bulk, Instant::now(), Instant::now() + std::time::Duration::from_secs(60));
+        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
+        assert!(matches!(attempt(&many(&other, "c", 400)), Tried::Made(_)));
+        assert!(matches!(attempt(&many(&bulk, "d", 501)), Tried::Paused(_)));
+        assert!(matches!(attempt(&many(&bulk, "e", 400)), Tried::Made(_)));
+        assert_eq!(database.last, Version(4));
+    }
+
+    /// Has large commits pause for that long, and as long again up to a second.
+    fn pause(shared: &Shared, pause: std::time::Duration) {
+        let (now, mut database) = (Instant::now(), shared.lock());
+        database.pace.came(&Share::own(), now);
+        database.pace.large_ended(&Share::own(), now, now + pause);
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_is_made_after_the_pause_and_can_be_withdrawn_before() {
+        let shared = Arc::<Shared>::default();
+        pause(&shared, std::time::Duration::from_secs(3_600));
+        let commit = many(&Share::own(), "a", 600);
+        let mut made = std::pin::pin!(shared.commit(Version::ABSENT, &commit));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(made.as_mut().poll(&mut context).is_pending());
+        assert!(commit.stage.withdraw());
+        assert_eq!(shared.lock().last, Version::ABSENT);
+        pause(&shared, std::time::Duration::from_millis(10));
+        let made = shared.commit(Version::ABSENT, &many(&Share::own(), "a", 600)).await;
+        assert_eq!(made.unwrap().version, Version(1));
     }
 }

@@ -42,6 +42,7 @@ pub mod memory;
 pub mod migrations;
 pub mod name;
 mod open_snapshots;
+pub mod pace;
 pub mod packed;
 mod pairs;
 mod quota;
@@ -58,7 +59,7 @@ mod stage;
 mod store;
 pub mod to_its_end;
 mod transaction;
-mod validation;
+pub mod validation;
 
 pub use backend::{Mode, Version};
 pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};

@@ -7,13 +7,15 @@ use crate::clock::UnixMillis;
 use crate::error::Result;
 use crate::held::ENTRY_OVERHEAD;
 use crate::name::{KeyRange, RowKey};
-use crate::validation::{Watched, ranges_hold};
+use crate::validation::{Allowance, Checks, Watched};
 
 /// What one transaction read of the committed state: rows, absent rows and ranges.
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
     rows: BTreeMap<RowKey, Version>,
     ranges: BTreeSet<RangeRead>,
+    /// One for each range, and one for each row in it.
+    ranges_weight: u64,
     earliest_expiry: Option<UnixMillis>,
 }
 
@@ -48,8 +50,18 @@ impl RangeState {
 pub trait CurrentState {
     /// The version of a live row, [`Version::ABSENT`] where there is none.
     fn version(&mut self, row: &RowKey) -> Result<Version>;
-    /// What a range holds.
-    fn range(&mut self, range: &KeyRange) -> Result<RangeState>;
+    /// What a range that is not empty holds, or its first rows: at least one, and as many more as are allowed. An expired
+    /// row is none of its rows, and is looked at as every other.
+    fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart>;
+}
+
+/// What the beginning of a range holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangePart {
+    /// Its live rows.
+    pub state: RangeState,
+    /// The key from which on the range is to be counted further; `None` if this is all of it.
+    pub next: Option<Vec<u8>>,
 }
 
 impl ReadSet {
@@ -73,17 +85,15 @@ impl ReadSet {
         Watched::new(&self.rows, &self.ranges)
     }
 
-    /// Whether everything read is as it was, in an engine whose versions grow from commit to commit.
-    ///
-    /// # Errors
-    /// Those of reading `current`.
-    pub fn holds(&self, current: &mut dyn CurrentState) -> Result<bool> {
-        for (row, read) in &self.rows {
-            if current.version(row)? != *read {
-                return Ok(false);
-            }
-        }
-        ranges_hold(&self.ranges, current)
+    /// About how many rows a validation looks at: one for each row and range, and one for each row of a range.
+    pub fn weight(&self) -> u64 {
+        (self.rows.len() as u64).saturating_add(self.ranges_weight)
+    }
+
+    /// What is to be looked at to find out whether everything read is as it was, in an engine whose versions grow from
+    /// commit to commit.
+    pub fn checks(&self) -> Checks<'_> {
+        Checks::new(&self.rows, &self.ranges)
     }
 
     /// Bytes that recording a row costs: none where it is recorded already.
@@ -109,7 +119,10 @@ impl ReadSet {
 
     /// Records a range.
     pub(crate) fn record_range(&mut self, read: RangeRead) {
-        self.ranges.insert(read);
+        let weight = read.state.rows.saturating_add(1);
+        if self.ranges.insert(read) {
+            self.ranges_weight = self.ranges_weight.saturating_add(weight);
+        }
     }
 
     /// Records that a row was read that expires then.
@@ -163,8 +176,11 @@ mod tests {
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
         let read = RangeRead { range: range("n", "k"), state: RangeState { rows: 3, newest: Version(2) } };
         assert_eq!(reads.range_cost(&read), 3 + ENTRY_OVERHEAD);
-        reads.record_range(read.clone());
-        assert_eq!(reads.range_cost(&read), 0);
+        assert_eq!(reads.weight(), 1);
+        for _ in 0..2 {
+            reads.record_range(read.clone());
+            assert_eq!((reads.range_cost(&read), reads.weight()), (0, 1 + 1 + 3));
+        }
     }
 
     #[test]

@@ -23,6 +23,14 @@ impl Stage {
         if self.change(WAITING, STARTED) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
     }
 
+    /// Whether it makes sense to prepare the commit.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if it was withdrawn.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Acquire) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
+    }
+
     /// The commit was not made, and may be tried again.
     pub(crate) fn wait_again(&self) {
         self.change(STARTED, WAITING);

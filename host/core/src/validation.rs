@@ -1,12 +1,375 @@
-//! Whether what a transaction read still holds. Commits wait for the answer, so it takes time for the rows that were read,
-//! and not for how often ranges over them were.
+//! Whether what a transaction read still holds.
+//!
+//! Commits of one database are made one after the other, so each waits for the validation of those before it. Most are
+//! validated by the log of the last commits. Where that does not reach back, few rows may be looked at while others wait:
+//! a larger read set is validated beforehand, against a newer state and in slices, and the log tells the rest
+//! ([`Attempt`]). Validation takes time for the rows that were read, and not for how often ranges over them were.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map, btree_set};
+use std::iter::Peekable;
+use std::time::{Duration, Instant};
 
 use crate::backend::Version;
-use crate::error::Result;
+use crate::commit::Commit;
+use crate::commit_log::{CommitLog, Verdict};
+use crate::error::{Error, Result};
 use crate::name::{KeyRange, Namespace, RowKey};
-use crate::read_set::{CurrentState, RangeRead, RangeState};
+use crate::read_set::{CurrentState, RangeRead, RangeState, ReadSet};
+
+/// The weight up to which a read set is validated while other commits wait.
+const WEIGHT_MAX: u64 = 1_000;
+
+/// How long a validation takes while other commits wait. Many rows take a millisecond, and large values longer.
+const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5) };
+
+/// The same for the last attempt: a process beside ones that commit all the time has no other.
+const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(50) };
+
+/// Rows that are looked at in the time in which one is written.
+const ROWS_LOOKED_AT: u64 = 10;
+
+/// How often a read set is validated beforehand. Each time the log was pushed over meanwhile.
+const VALIDATIONS_MAX: u32 = 3;
+
+/// What a validation looks at before other tasks of the thread have their turn.
+const SLICE: Budget = Budget { rows: 256, time: Duration::from_millis(1) };
+
+/// One attempt to make a commit, in an engine that makes commits one after the other.
+///
+/// An engine makes the first attempt with the state that the transaction read. As long as the answer is
+/// [`Validity::Unknown`], it validates the read set against a newer state with [`validate_in_slices`], while other commits
+/// go on, and makes [the next attempt](Self::next) with that state.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    state: Option<Version>,
+    validations: u32,
+    is_last: bool,
+}
+
+/// What an [`Attempt`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Everything read is as it was.
+    Holds,
+    /// Something has changed, or that can't be told in the time that there is: a conflict.
+    Changed,
+    /// Finding out would take too long while other commits wait.
+    Unknown,
+}
+
+impl Attempt {
+    /// The first attempt, with the state that the transaction read; `None` if it is not known which one that is.
+    pub fn first(state: Option<Version>) -> Self {
+        Self { state, validations: 0, is_last: false }
+    }
+
+    /// The next attempt, after the read set was found to hold in a newer state; `None` if it is not known which one
+    /// that is. An attempt without a state is the last one: the log can never help it.
+    pub fn next(self, state: Option<Version>) -> Self {
+        let validations = self.validations + 1;
+        Self { state, validations, is_last: state.is_none() || validations >= VALIDATIONS_MAX }
+    }
+
+    /// Whether the reads hold in the state that is current while other commits wait, which is `newest` in the log's count.
+    ///
+    /// # Errors
+    /// Those of reading `current`.
+    pub fn validate(
+        &self,
+        reads: &ReadSet,
+        log: &CommitLog,
+        newest: Option<Version>,
+        current: &mut dyn CurrentState,
+    ) -> Result<Validity> {
+        if reads.is_empty() {
+            return Ok(Validity::Holds);
+        }
+        let verdict = self.state.zip(newest).map(|(state, newest)| log.check(reads, state, newest));
+        match verdict.unwrap_or(Verdict::Unknown) {
+            Verdict::Untouched => Ok(Validity::Holds),
+            Verdict::Touched => Ok(Validity::Changed),
+            Verdict::Unknown => self.look(reads, current),
+        }
+    }
+
+    /// What it costs at most to look at the reads while other commits wait, as [`crate::pace::cost`] counts. Only the last
+    /// attempt may cost much; the log most likely tells about the others.
+    pub fn cost(&self, reads: &ReadSet) -> u64 {
+        if self.is_last { reads.weight().min(LAST_ATTEMPT.rows) / ROWS_LOOKED_AT } else { 0 }
+    }
+
+    /// The weight is no bound: ranges may also hold rows that have expired, which no weight counts.
+    fn look(&self, reads: &ReadSet, current: &mut dyn CurrentState) -> Result<Validity> {
+        let (budget, unknown) = match self.is_last {
+            true => (LAST_ATTEMPT, Validity::Changed),
+            false if reads.weight() > WEIGHT_MAX => return Ok(Validity::Unknown),
+            false => (ATTEMPT, Validity::Unknown),
+        };
+        Ok(match reads.checks().advance(current, &mut budget.begin())? {
+            Progress::Holds => Validity::Holds,
+            Progress::Changed => Validity::Changed,
+            Progress::More => unknown,
+        })
+    }
+}
+
+/// Validates what a commit read while other commits go on, and lets other tasks run in between. `slice` goes on with the
+/// checks within the allowance, always in the same state.
+///
+/// # Errors
+/// - [`Error::Conflict`] if something that was read has changed.
+/// - [`Error::TimedOut`] if the commit was withdrawn meanwhile.
+/// - Those of `slice`.
+pub async fn validate_in_slices(
+    commit: &Commit,
+    mut slice: impl FnMut(&mut Checks<'_>, &mut Allowance) -> Result<Progress>,
+) -> Result<()> {
+    let mut checks = commit.reads.checks();
+    loop {
+        commit.stage.check()?;
+        match slice(&mut checks, &mut SLICE.begin())? {
+            Progress::Holds => return Ok(()),
+            Progress::Changed => return Err(Error::Conflict),
+            Progress::More => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// How much is looked at at once.
+#[derive(Clone, Copy)]
+struct Budget {
+    rows: u64,
+    time: Duration,
+}
+
+impl Budget {
+    fn begin(self) -> Allowance {
+        Allowance { rows: self.rows, until: Instant::now() + self.time }
+    }
+}
+
+/// What may still be looked at.
+#[derive(Debug)]
+pub struct Allowance {
+    rows: u64,
+    until: Instant,
+}
+
+impl Allowance {
+    /// Takes one row off; false if that was one too many. The first row is granted however late it is.
+    pub fn spend(&mut self) -> bool {
+        let is_granted = self.rows > 0;
+        self.rows = self.rows.saturating_sub(1);
+        if Instant::now() >= self.until {
+            self.rows = 0;
+        }
+        is_granted
+    }
+}
+
+/// A validation under way: what is still to be looked at.
+pub struct Checks<'a> {
+    rows: btree_map::Iter<'a, RowKey, Version>,
+    ranges: RangeChecks<'a>,
+}
+
+/// How far [`Checks`] have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything read is as it was.
+    Holds,
+    /// Something has changed.
+    Changed,
+    /// There is more to look at.
+    More,
+}
+
+impl<'a> Checks<'a> {
+    pub(crate) fn new(rows: &'a BTreeMap<RowKey, Version>, ranges: &'a BTreeSet<RangeRead>) -> Self {
+        Self { rows: rows.iter(), ranges: RangeChecks::new(ranges) }
+    }
+
+    /// Looks at some rows. `current` is of the same state each time.
+    ///
+    /// # Errors
+    /// Those of reading `current`.
+    pub fn advance(&mut self, current: &mut dyn CurrentState, allowance: &mut Allowance) -> Result<Progress> {
+        while allowance.spend() {
+            let Some((row, read)) = self.rows.next() else { return self.ranges.advance(current, allowance) };
+            if current.version(row)? != *read {
+                return Ok(Progress::Changed);
+            }
+        }
+        Ok(Progress::More)
+    }
+}
+
+impl std::fmt::Debug for Checks<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Checks").field("rows", &self.rows.len()).finish_non_exhaustive()
+    }
+}
+
+/// Goes through the keys in their order, and counts each stretch between two neighbours among the bounds of the ranges
+/// once, for all ranges that it lies in.
+struct RangeChecks<'a> {
+    /// Ranges that begin further on, in the order in which they do.
+    waiting: Peekable<btree_set::Iter<'a, RangeRead>>,
+    /// Ranges that have begun, the first to end first.
+    open: BinaryHeap<Reverse<Open<'a>>>,
+    at: Place<'a>,
+    /// The stretches since no range was open.
+    counted: Counted,
+}
+
+/// A range that has begun.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Open<'a> {
+    end: End<'a>,
+    /// What it held.
+    state: RangeState,
+    /// What was counted before it began.
+    rows_before: u64,
+    stretches_before: usize,
+}
+
+/// Where a range ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum End<'a> {
+    Before(&'a [u8]),
+    WithNamespace,
+}
+
+/// How far all keys were looked at.
+#[derive(Default)]
+struct Place<'a> {
+    namespace: Option<&'a Namespace>,
+    key: Vec<u8>,
+    is_end: bool,
+}
+
+impl<'a> RangeChecks<'a> {
+    fn new(ranges: &'a BTreeSet<RangeRead>) -> Self {
+        Self {
+            waiting: ranges.iter().peekable(),
+            open: BinaryHeap::new(),
+            at: Place::default(),
+            counted: Counted::default(),
+        }
+    }
+
+    /// Each step counts as a row too.
+    fn advance(&mut self, current: &mut dyn CurrentState, allowance: &mut Allowance) -> Result<Progress> {
+        loop {
+            if let Some(range) = self.next_to_end() {
+                if !self.counted.is(&range) {
+                    return Ok(Progress::Changed);
+                }
+            } else if let Some(read) = self.next_to_begin() {
+                if !self.begin(read) {
+                    return Ok(Progress::Changed);
+                }
+            } else if let Some((stretch, end)) = self.next_stretch() {
+                let part = current.range(&stretch, allowance)?;
+                self.counted.push(part.state);
+                self.at.move_to(part.next, end);
+            } else {
+                return Ok(Progress::Holds);
+            }
+            if !allowance.spend() {
+                return Ok(Progress::More);
+            }
+        }
+    }
+
+    fn next_to_end(&mut self) -> Option<Open<'a>> {
+        let ends = self.open.peek().is_some_and(|Reverse(range)| self.at.is_at(range.end));
+        if ends { self.open.pop().map(|Reverse(range)| range) } else { None }
+    }
+
+    fn next_to_begin(&mut self) -> Option<&'a RangeRead> {
+        let (is_free, at) = (self.open.is_empty(), &self.at);
+        self.waiting.next_if(|read| is_free || at.is_at_start_of(&read.range))
+    }
+
+    /// False if the range has certainly changed.
+    fn begin(&mut self, read: &'a RangeRead) -> bool {
+        let RangeRead { range, state } = read;
+        if range.is_empty() {
+            return *state == RangeState::default();
+        }
+        if self.open.is_empty() {
+            self.at =
+                Place { namespace: Some(range.namespace()), key: range.start().to_vec(), is_end: false };
+            self.counted = Counted::default();
+        }
+        let Counted { rows: rows_before, stretches: stretches_before, .. } = self.counted;
+        let end = range.end().map_or(End::WithNamespace, End::Before);
+        self.open.push(Reverse(Open { end, state: *state, rows_before, stretches_before }));
+        true
+    }
+
+    /// Up to where a range begins or ends; `None` once no range is open.
+    fn next_stretch(&mut self) -> Option<(KeyRange, End<'a>)> {
+        let (Reverse(first), namespace) = self.open.peek().zip(self.at.namespace)?;
+        let next = self.waiting.peek().filter(|read| read.range.namespace() == namespace);
+        let begin = next.map_or(End::WithNamespace, |read| End::Before(read.range.start()));
+        let end = first.end.min(begin);
+        let bound = match end {
+            End::Before(key) => Some(key.to_vec()),
+            End::WithNamespace => None,
+        };
+        Some((KeyRange::new(namespace.clone(), self.at.key.clone(), bound), end))
+    }
+}
+
+impl<'a> Place<'a> {
+    fn is_at(&self, end: End<'a>) -> bool {
+        match end {
+            End::Before(key) => !self.is_end && self.key == key,
+            End::WithNamespace => self.is_end,
+        }
+    }
+
+    fn is_at_start_of(&self, range: &KeyRange) -> bool {
+        self.namespace == Some(range.namespace()) && !self.is_end && self.key == range.start()
+    }
+
+    /// To the key where a stretch is to be counted on, or to its end.
+    fn move_to(&mut self, next: Option<Vec<u8>>, end: End<'a>) {
+        match (next, end) {
+            (Some(key), _) => self.key = key,
+            (None, End::Before(key)) => self.key = key.to_vec(),
+            (None, End::WithNamespace) => self.is_end = true,
+        }
+    }
+}
+
+/// What stretches that follow each other hold.
+#[derive(Default)]
+struct Counted {
+    rows: u64,
+    stretches: usize,
+    /// Stretches that have a newer row than all stretches behind them, with the newest version of each.
+    newest: Vec<(usize, Version)>,
+}
+
+impl Counted {
+    fn push(&mut self, state: RangeState) {
+        while self.newest.pop_if(|(_, version)| *version <= state.newest).is_some() {}
+        self.newest.push((self.stretches, state.newest));
+        self.stretches += 1;
+        self.rows += state.rows;
+    }
+
+    /// Whether the stretches since the range began hold what it held.
+    fn is(&self, range: &Open<'_>) -> bool {
+        let first = self.newest.partition_point(|(stretch, _)| *stretch < range.stretches_before);
+        let newest = self.newest.get(first).map(|(_, version)| *version).unwrap_or_default();
+        RangeState { rows: self.rows - range.rows_before, newest } == range.state
+    }
+}
 
 /// What was read, to be held against the rows that many commits wrote.
 pub(crate) struct Watched<'a> {
@@ -66,107 +429,12 @@ fn later<'a>(one: Option<&'a [u8]>, other: Option<&'a [u8]>) -> Option<&'a [u8]>
     Some(one?.max(other?))
 }
 
-/// Whether each range holds what it held. Rows that several ranges share are looked at once.
-///
-/// # Errors
-/// Those of reading `current`.
-pub(crate) fn ranges_hold(ranges: &BTreeSet<RangeRead>, current: &mut dyn CurrentState) -> Result<bool> {
-    let mut reads = ranges.iter().peekable();
-    while let Some(first) = reads.next() {
-        let mut end = first.range.end();
-        let mut overlapping = vec![first];
-        while let Some(read) = reads.next_if(|read| {
-            read.range.namespace() == first.range.namespace()
-                && end.is_none_or(|end| read.range.start() < end)
-        }) {
-            end = later(end, read.range.end());
-            overlapping.push(read);
-        }
-        if !overlapping_hold(&overlapping, current)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// The same for ranges of one namespace, in order, of which each overlaps with one before it.
-fn overlapping_hold(reads: &[&RangeRead], current: &mut dyn CurrentState) -> Result<bool> {
-    if let [read] = reads {
-        return Ok(current.range(&read.range)? == read.state);
-    }
-    let Some(segments) = Segments::read(reads, current)? else { return Ok(true) };
-    Ok(reads.iter().all(|read| segments.state(&read.range) == read.state))
-}
-
-/// What lies between each two neighbours among the bounds of some ranges.
-struct Segments<'a> {
-    /// Where they begin, in order. Behind the last one is the end of all ranges.
-    starts: Vec<&'a [u8]>,
-    /// The rows before each segment, and before the end.
-    rows_before: Vec<u64>,
-    /// The newest version of 1, 2, 4 and so on segments from each one on.
-    newest: Vec<Vec<Version>>,
-}
-
-impl<'a> Segments<'a> {
-    /// `None` if there are no ranges.
-    fn read(reads: &[&'a RangeRead], current: &mut dyn CurrentState) -> Result<Option<Self>> {
-        let Some(first) = reads.first() else { return Ok(None) };
-        let bounds = reads.iter().flat_map(|read| [Some(read.range.start()), read.range.end()]);
-        let bounds: BTreeSet<&[u8]> = bounds.flatten().collect();
-        let has_end = reads.iter().all(|read| read.range.end().is_some());
-        let mut starts: Vec<&[u8]> = bounds.into_iter().collect();
-        let end = if has_end { starts.pop() } else { None };
-        let mut rows_before = vec![0];
-        let mut newest = Vec::with_capacity(starts.len());
-        for (index, start) in starts.iter().enumerate() {
-            let until = starts.get(index + 1).copied().or(end);
-            let segment =
-                KeyRange::new(first.range.namespace().clone(), start.to_vec(), until.map(Into::into));
-            let RangeState { rows, newest: version } = current.range(&segment)?;
-            rows_before.push(rows_before.last().copied().unwrap_or_default() + rows);
-            newest.push(version);
-        }
-        Ok(Some(Self { starts, rows_before, newest: of_powers(newest) }))
-    }
-
-    /// What lies in a range whose bounds are among those of the segments.
-    fn state(&self, range: &KeyRange) -> RangeState {
-        let index = |bound: &[u8]| self.starts.partition_point(|start| *start < bound);
-        let (from, to) = (index(range.start()), range.end().map_or(self.starts.len(), index));
-        let before = |index: usize| self.rows_before.get(index).copied().unwrap_or_default();
-        RangeState { rows: before(to).saturating_sub(before(from)), newest: self.newest(from, to) }
-    }
-
-    /// Two overlapping runs whose lengths are a power of two cover every other one.
-    fn newest(&self, from: usize, to: usize) -> Version {
-        let Some(power) = to.saturating_sub(from).checked_ilog2() else { return Version::ABSENT };
-        let runs = self.newest.get(power as usize);
-        let run = |from: usize| runs.and_then(|runs| runs.get(from)).copied().unwrap_or_default();
-        run(from).max(run(to - (1 << power)))
-    }
-}
-
-/// The newest of 1, 2, 4 and so on neighbours.
-fn of_powers(single: Vec<Version>) -> Vec<Vec<Version>> {
-    let mut powers = vec![single];
-    loop {
-        let step = 1 << (powers.len() - 1);
-        let Some(last) = powers.last() else { return powers };
-        let doubled: Vec<Version> =
-            last.iter().zip(last.iter().skip(step)).map(|(one, other)| *one.max(other)).collect();
-        if doubled.is_empty() {
-            return powers;
-        }
-        powers.push(doubled);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::Limits;
     use crate::name::Key;
+    use crate::read_set::RangePart;
 
     /// Rows named by a letter, and how many of them ranges were made of.
     struct Rows {
@@ -176,24 +444,68 @@ mod tests {
 
     impl CurrentState for Rows {
         fn version(&mut self, row: &RowKey) -> Result<Version> {
+            self.looked_at += 1;
             Ok(self.rows.get(row).copied().unwrap_or_default())
         }
 
-        fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
-            let mut state = RangeState::default();
-            for version in self.rows.iter().filter(|(row, _)| range.contains(row)).map(|(_, version)| version)
-            {
-                state.add(*version);
+        fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
+            assert!(!range.is_empty());
+            let mut part = RangePart::default();
+            let mut goes_on = true;
+            for (row, version) in self.rows.iter().filter(|(row, _)| range.contains(row)) {
+                if !goes_on {
+                    part.next = Some(row.key.as_bytes().to_vec());
+                    break;
+                }
+                part.state.add(*version);
                 self.looked_at += 1;
+                goes_on = allowance.spend();
             }
-            Ok(state)
+            Ok(part)
         }
+    }
+
+    impl Rows {
+        fn state(&self, range: &KeyRange) -> RangeState {
+            let mut state = RangeState::default();
+            let rows = self.rows.iter().filter(|(row, _)| range.contains(row));
+            rows.for_each(|(_, version)| state.add(*version));
+            state
+        }
+
+        /// Whether what was read holds, looked at so many rows at a time; and in how many steps.
+        fn holds(&mut self, reads: &ReadSet, rows: u64) -> (bool, u64) {
+            let mut checks = reads.checks();
+            for steps in 1.. {
+                match checks.advance(self, &mut allowance(rows)).unwrap() {
+                    Progress::Holds => return (true, steps),
+                    Progress::Changed => return (false, steps),
+                    Progress::More => {}
+                }
+            }
+            unreachable!()
+        }
+    }
+
+    fn allowance(rows: u64) -> Allowance {
+        Budget { rows, time: Duration::from_secs(3_600) }.begin()
+    }
+
+    fn reads(rows: &BTreeMap<RowKey, Version>, ranges: impl IntoIterator<Item = RangeRead>) -> ReadSet {
+        let mut reads = ReadSet::default();
+        rows.iter().for_each(|(row, version)| reads.record_row(row.clone(), *version));
+        ranges.into_iter().for_each(|read| reads.record_range(read));
+        reads
     }
 
     fn row(key: u8) -> RowKey {
         let limits = Limits::default();
         let key = Key::new(char::from(key).to_string(), &limits).unwrap();
         RowKey { namespace: Namespace::new("n", &limits).unwrap(), key }
+    }
+
+    fn numbered(number: u64) -> RowKey {
+        RowKey { key: Key::new(format!("{number:06}"), &Limits::default()).unwrap(), ..row(b'a') }
     }
 
     fn range(start: u8, end: Option<u8>) -> KeyRange {
@@ -222,21 +534,104 @@ mod tests {
         let mut held = 0;
         for _ in 0..20_000 {
             let (mut then, ranges) = (rows(&mut random), ranges(&mut random));
-            let read: BTreeSet<RangeRead> = ranges
-                .into_iter()
-                .map(|range| RangeRead { state: then.range(&range).unwrap(), range })
-                .collect();
-            assert!(ranges_hold(&read, &mut then).unwrap());
+            let read: Vec<RangeRead> =
+                ranges.into_iter().map(|range| RangeRead { state: then.state(&range), range }).collect();
+            let reads = reads(&BTreeMap::new(), read.clone());
+            let at_once = random.u64(1..40);
+            assert!(then.holds(&reads, at_once).0);
             let changed = row(random.u8(b'a'..=b'z'));
             match random.bool() {
                 true => then.rows.insert(changed.clone(), Version(random.u64(1..20))),
                 false => then.rows.remove(&changed),
             };
-            let holds = read.iter().all(|read| then.range(&read.range).unwrap() == read.state);
-            assert_eq!(ranges_hold(&read, &mut then).unwrap(), holds, "{read:?} after {changed:?}");
+            let holds = read.iter().all(|read| then.state(&read.range) == read.state);
+            assert_eq!(then.holds(&reads, at_once).0, holds, "{read:?} after {changed:?}");
             held += u32::from(holds);
         }
         assert!((1_000..19_000).contains(&held), "{held}");
+    }
+
+    #[test]
+    fn a_validation_takes_steps_of_a_few_rows_and_ends_with_the_first_that_changed() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut state = rows(&mut random);
+        let whole = range(b'a', None);
+        let read = RangeRead { state: state.state(&whole), range: whole };
+        let count = state.rows.len() as u64;
+        let all = reads(&state.rows, [read]);
+        assert_eq!(all.weight(), 2 * count + 1);
+        assert_eq!(state.holds(&all, 1_000), (true, 1));
+        let (holds, steps) = state.holds(&all, 4);
+        assert!(holds && steps >= 2 * count / 4, "{steps}");
+        state.rows.pop_first();
+        state.looked_at = 0;
+        assert_eq!(state.holds(&all, 4), (false, 1));
+        assert_eq!(state.looked_at, 1);
+    }
+
+    #[test]
+    fn a_heavy_read_set_is_not_looked_at_while_commits_wait_and_the_last_attempt_is_bounded() {
+        let mut state = Rows { rows: BTreeMap::new(), looked_at: 0 };
+        let names = |count: u64| (0..count).map(|number| (numbered(number), Version::ABSENT)).collect();
+        let validate = |attempt: Attempt, count: u64, state: &mut Rows| {
+            let reads = reads(&names(count), []);
+            attempt.validate(&reads, &CommitLog::default(), Some(Version(9)), state).unwrap()
+        };
+        let first = Attempt::first(Some(Version(1)));
+        assert_eq!(validate(first, WEIGHT_MAX - 1, &mut state), Validity::Holds);
+        assert_eq!(state.looked_at, WEIGHT_MAX - 1);
+        state.looked_at = 0;
+        assert_eq!(validate(first, WEIGHT_MAX + 1, &mut state), Validity::Unknown);
+        assert_eq!(state.looked_at, 0);
+        assert_eq!(first.cost(&reads(&names(5_000), [])), 0);
+        let mut attempt = first;
+        for _ in 1..VALIDATIONS_MAX {
+            attempt = attempt.next(Some(Version(2)));
+            assert_eq!(validate(attempt, WEIGHT_MAX + 1, &mut state), Validity::Unknown);
+        }
+        for last in [attempt.next(Some(Version(2))), first.next(None)] {
+            state.looked_at = 0;
+            assert_eq!(validate(last, WEIGHT_MAX + 1, &mut state), Validity::Holds);
+            assert_eq!(validate(last, LAST_ATTEMPT.rows + 1, &mut state), Validity::Changed);
+            assert_eq!(last.cost(&reads(&names(5_000), [])), 500);
+            assert!(state.looked_at <= WEIGHT_MAX + 1 + LAST_ATTEMPT.rows, "{}", state.looked_at);
+        }
+    }
+
+    #[test]
+    fn the_log_alone_decides_about_a_heavy_read_set_that_held_a_moment_ago() {
+        let mut state = Rows { rows: BTreeMap::new(), looked_at: 0 };
+        let reads = reads(&(0..5_000).map(|number| (numbered(number), Version::ABSENT)).collect(), []);
+        let attempt = Attempt::first(Some(Version(1))).next(Some(Version(7)));
+        let mut log = CommitLog::default();
+        log.push(Version(8), [row(b'a')]);
+        let validate = |log: &CommitLog, newest, state: &mut Rows| {
+            attempt.validate(&reads, log, Some(Version(newest)), state).unwrap()
+        };
+        assert_eq!(validate(&log, 8, &mut state), Validity::Holds);
+        log.push(Version(9), [numbered(4_999)]);
+        assert_eq!(validate(&log, 9, &mut state), Validity::Changed);
+        assert_eq!(state.looked_at, 0);
+    }
+
+    #[tokio::test]
+    async fn a_validation_beforehand_lets_others_run_and_ends_once_its_commit_is_withdrawn() {
+        let reads = reads(&(0..1_000).map(|number| (numbered(number), Version::ABSENT)).collect(), []);
+        let commit = Commit { reads, ..Commit::default() };
+        let mut state = Rows { rows: BTreeMap::new(), looked_at: 0 };
+        let slices = std::cell::Cell::new(0);
+        let mut validation = std::pin::pin!(validate_in_slices(&commit, |checks, allowance| {
+            slices.set(slices.get() + 1);
+            checks.advance(&mut state, allowance)
+        }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        for slice in 1..=2 {
+            assert!(validation.as_mut().poll(&mut context).is_pending());
+            assert_eq!(slices.get(), slice);
+        }
+        assert!(commit.stage.withdraw());
+        assert!(matches!(validation.await, Err(Error::TimedOut)));
+        assert_eq!(slices.get(), 2);
     }
 
     #[test]
@@ -261,12 +656,15 @@ mod tests {
     fn rows_that_many_ranges_share_are_looked_at_once() {
         let mut state =
             Rows { rows: (b'a'..=b'z').map(|key| (row(key), Version(1))).collect(), looked_at: 0 };
-        let mut reads = BTreeSet::new();
-        for (start, end) in (b'a'..=b'm').zip(b'n'..) {
-            let range = range(start, Some(end));
-            reads.insert(RangeRead { state: RangeState { rows: 13, newest: Version(1) }, range });
-        }
-        assert!(ranges_hold(&reads, &mut state).unwrap());
+        let starts = (b'a'..=b'm').zip(b'n'..);
+        let reads = reads(
+            &BTreeMap::new(),
+            starts.map(|(start, end)| RangeRead {
+                range: range(start, Some(end)),
+                state: RangeState { rows: 13, newest: Version(1) },
+            }),
+        );
+        assert!(state.holds(&reads, u64::MAX).0);
         assert_eq!(state.looked_at, 25);
     }
 }

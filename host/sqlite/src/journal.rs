@@ -16,7 +16,16 @@ use tokio::task::JoinHandle;
 use crate::writer::Writer;
 
 /// Somebody waits for an answer; nobody may be there any more to hear it.
-pub(crate) type Answer = oneshot::Sender<Result<Committed>>;
+pub(crate) type Answer = oneshot::Sender<Result<Reply>>;
+
+/// What the writer answers to one that it did not refuse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reply {
+    /// It is made.
+    Made(Committed),
+    /// Nothing was made: what it read is to be validated while others commit.
+    Unvalidated,
+}
 
 /// Bytes that one redo is handed over with at most; a single group may be larger.
 const REDO_BYTES_MAX: u64 = 16 << 20;
@@ -37,7 +46,7 @@ impl Shipment {
 
     fn answer(self, outcome: &Result<()>) {
         for (answer, committed) in self.members {
-            drop(answer.send(outcome.clone().map(|()| committed)));
+            drop(answer.send(outcome.clone().map(|()| Reply::Made(committed))));
         }
     }
 }

@@ -42,6 +42,8 @@ mod script;
 mod snapshot;
 mod transaction;
 mod turn;
+mod validation;
+mod waiting;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -385,7 +387,8 @@ impl Backend for Sqlite {
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
         self.check_open()?;
-        self.writer.commit(commit, None).await
+        let deadline = Instant::now() + connection::BUSY_TIMEOUT;
+        validation::commit(&self.readers, &self.writer, commit, None, deadline).await
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
@@ -397,6 +400,9 @@ impl Backend for Sqlite {
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         self.check_open()?;
         let writer = self.writer.clone();
+        if !options.is_closing {
+            writer.keep_pause().await;
+        }
         blocking(move || writer.sweep(&options)).await
     }
 

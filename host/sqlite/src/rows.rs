@@ -4,8 +4,9 @@ use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, SweepOptio
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
-use larder_core::read_set::{CurrentState, RangeState};
+use larder_core::read_set::{CurrentState, RangePart};
 use larder_core::slice::{STORED_ROW, Slice};
+use larder_core::validation::Allowance;
 use larder_core::{Error, Result};
 use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
@@ -243,7 +244,7 @@ impl StoredName {
     }
 }
 
-/// The committed state within the writer's transaction.
+/// The committed state that a transaction sees.
 pub(crate) struct Current<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) now: UnixMillis,
@@ -263,19 +264,29 @@ impl CurrentState for Current<'_> {
         Ok(found.map_or(Version::ABSENT, Version))
     }
 
-    fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
-        let (bounds, mut parameters) = range_bounds(range);
-        parameters.push(SqlValue::Integer(sql_millis(self.now)));
-        let now = parameters.len();
+    fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
+        let until = if range.end().is_some() { "AND key < ?3" } else { "AND ?3 IS NULL" };
+        // Only a row that is looked at is read as far as its version, which lies behind its value.
         let sql = format!(
-            "SELECT count(*), coalesce(max(version), 0) FROM larder_entries
-             WHERE {bounds} AND (expires_at IS NULL OR expires_at > ?{now})"
+            "SELECT key, version, expires_at FROM larder_entries
+             WHERE namespace = ?1 AND key >= ?2 {until} ORDER BY key"
         );
         let mut statement = prepare(self.connection, &sql)?;
-        let state = statement.query_row(params_from_iter(parameters), |row| {
-            Ok(RangeState { rows: row.get(0)?, newest: Version(row.get(1)?) })
-        });
-        Ok(state.map_err(SqliteError::from)?)
+        let bounds = (range.namespace().as_bytes(), range.start(), range.end());
+        let mut found = statement.query(bounds).map_err(SqliteError::from)?;
+        let mut part = RangePart::default();
+        let mut goes_on = true;
+        while let Some(row) = found.next().map_err(SqliteError::from)? {
+            if !goes_on {
+                part.next = Some(bytes(row, 0)?.to_vec());
+                break;
+            }
+            if is_live(row, 2, self.now)? {
+                part.state.add(Version(row.get(1).map_err(SqliteError::from)?));
+            }
+            goes_on = allowance.spend();
+        }
+        Ok(part)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::cache::{Beginning, Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
 use crate::rows::{NextNamespace, Scanned};
 use crate::writer::Writer;
-use crate::{blocking, rows};
+use crate::{blocking, rows, validation};
 
 /// One committed state. Reads run on the caller's thread: a hop to another one costs more than a read.
 pub(crate) struct SqliteSnapshot {
@@ -163,7 +163,7 @@ impl SqliteSnapshot {
 const BEGINS_MAX: usize = 3;
 
 /// Begins a transaction; gives the state that it sees, where that can be told, and the moment that belongs to it.
-async fn begin(
+pub(crate) async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
     clock: &ForwardClock,
@@ -290,13 +290,13 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        let Self { base, seen, writer, .. } = *self;
+        let Self { base, seen, deadline, readers, writer, .. } = *self;
         // An open reader keeps the log from being used again: it goes before the commit waits.
         drop(base);
         if commit.writes.is_empty() && commit.conditions.is_empty() {
             return Ok(Committed::default());
         }
-        writer.commit(commit, seen.map(|seen| seen.state)).await
+        validation::commit(&readers, &writer, commit, seen.map(|seen| seen.state), deadline).await
     }
 }
 

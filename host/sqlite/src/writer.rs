@@ -1,37 +1,48 @@
 //! The one writer of a database. Whoever finds it free commits, for itself and for all who wait.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use larder_core::backend::{Committed, StoredCost, SweepOptions, Swept, Version};
+use larder_core::backend::{Committed, SweepOptions, Swept, Version};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::{Commit, Plan, RowWrite};
-use larder_core::commit_log::{CommitLog, Verdict};
+use larder_core::commit_log::CommitLog;
 use larder_core::memory::records::RecordWrite;
 use larder_core::name::RowKey;
 use larder_core::redo::{Group, Journal, Redo, RedoWriter};
-use larder_core::{Error, Result};
+use larder_core::validation::{Attempt, Validity};
+use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
+use crate::cache::{Cache, CommitUnderWay, Given};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::journal::{Answer, Queue, Status};
+use crate::journal::{Queue, Reply, Status};
 use crate::log_bound::LogBound;
 use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
 use crate::turn::{Look, Turns};
-use crate::{SqliteOptions, records, redo, rows};
+use crate::waiting::{Next, Request, Waiting, Work};
+use crate::{Durability, SqliteOptions, records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
 pub(crate) struct Writer {
-    waiting: Mutex<VecDeque<Request>>,
+    waiting: Mutex<Waiting>,
     state: Mutex<State>,
+    /// Held by the next one to have the state, so that a thread which commits without end is not always there first.
+    turn: Mutex<()>,
+    /// How many threads wait for the state. Each serves those that wait for a commit once it lets go of it.
+    wanted: AtomicUsize,
+    /// Whether a guest's thread may commit. It must not wait for the disk.
+    guests_commit: bool,
+    /// A thread is about to commit what waits.
+    is_drain_due: AtomicBool,
+    /// A task is about to do so at the end of a pause.
+    is_timer_set: AtomicBool,
     /// What is known of the committed state; none where nothing is kept in memory.
     cache: Option<Cache>,
     /// There are commits that no checkpoint has moved into the database yet.
@@ -65,26 +76,17 @@ struct Journaled {
     position: Version,
 }
 
-struct Request {
-    work: Work,
-    answer: Answer,
-}
-
 /// What a group came to, once it is committed.
 struct Made {
-    outcomes: Vec<Result<Committed>>,
+    /// When it had SQLite's lock.
+    began: Instant,
+    /// Of each member, in order. Those without one are to wait again, as the group has taken long enough.
+    outcomes: Vec<Result<Reply>>,
     /// The position of the database after it.
     position: Version,
     /// How many of the members changed something.
     changes: u64,
     redo: Option<Redo>,
-}
-
-enum Work {
-    /// The commit of a transaction, with the state that it read, where that is known.
-    Commit(Arc<Commit>, Option<StateNumber>),
-    /// One record of memory.
-    Record(Arc<RecordWrite>),
 }
 
 /// Whether the writer may wait for another process's lock, which blocks its thread.
@@ -106,29 +108,11 @@ enum GroupError {
     Unknown(Error),
 }
 
-/// A group leaves room for readers of its answers.
-const GROUP_MAX: usize = 256;
+/// A group that has taken longer, as its members had much to look at, goes on with the next one.
+const GROUP_TIME: Duration = Duration::from_millis(5);
 
-/// A journal takes a group as a whole: unless a single commit is larger, it gets no more bytes at once.
-const JOURNALED_BYTES_MAX: u64 = 16 << 20;
-
-impl Work {
-    /// What tells its moment; a record has none.
-    fn clock(&self) -> Option<&ForwardClock> {
-        match self {
-            Self::Commit(commit, _) => Some(&commit.clock),
-            Self::Record(_) => None,
-        }
-    }
-
-    /// Bytes that it writes, about.
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Commit(commit, _) => commit.growth_bound(StoredCost::default()),
-            Self::Record(write) => write.record.as_ref().map_or(0, |record| record.bytes.len() as u64),
-        }
-    }
-}
+/// A sweep that takes longer counts as large work.
+const SWEEP_TIME: Duration = Duration::from_millis(5);
 
 impl Writer {
     /// The writer of a database whose schema is up to date, within a runtime.
@@ -158,6 +142,11 @@ impl Writer {
             let lock = WriteLock::new(Turns::new(readers.location().turn_path()));
             Self {
                 waiting: Mutex::default(),
+                turn: Mutex::default(),
+                wanted: AtomicUsize::new(0),
+                guests_commit: options.durability != Durability::Full,
+                is_drain_due: AtomicBool::new(false),
+                is_timer_set: AtomicBool::new(false),
                 state: Mutex::new(State { connection, lock, log, journal, positioned, failed: false }),
                 cache,
                 dirty: AtomicBool::new(false),
@@ -170,14 +159,10 @@ impl Writer {
         }))
     }
 
-    /// Commits. Once it is asked, the commit is made whether or not anybody waits for the answer: it is either
-    /// made before this returns for the first time, or by whoever holds the writer.
-    pub(crate) async fn commit(
-        self: &Arc<Self>,
-        commit: Arc<Commit>,
-        snapshot: Option<StateNumber>,
-    ) -> Result<Committed> {
-        self.make(Work::Commit(commit, snapshot)).await
+    /// Makes an attempt to commit. Once it is asked, the attempt is made whether or not anybody waits for the answer: it is
+    /// either made before this returns for the first time, or by whoever holds the writer.
+    pub(crate) async fn commit(self: &Arc<Self>, commit: Arc<Commit>, attempt: Attempt) -> Result<Reply> {
+        self.make(Work::Commit(commit, attempt)).await
     }
 
     /// Writes a record of memory, as a commit is made and together with others.
@@ -185,9 +170,9 @@ impl Writer {
         self.make(Work::Record(write)).await.map(drop)
     }
 
-    async fn make(self: &Arc<Self>, work: Work) -> Result<Committed> {
+    async fn make(self: &Arc<Self>, work: Work) -> Result<Reply> {
         let (answer, answered) = oneshot::channel();
-        lock(&self.waiting).push_back(Request { work, answer });
+        lock(&self.waiting).push(Request::new(work, answer), Instant::now());
         if let Some(state) = self.try_state() {
             self.lead(state);
         }
@@ -199,20 +184,33 @@ impl Writer {
 
     /// Removes expired rows.
     pub(crate) fn sweep(self: &Arc<Self>, options: &SweepOptions) -> Result<Swept> {
-        let state = if options.is_closing { self.try_state() } else { Some(lock(&self.state)) };
+        let state = if options.is_closing { self.try_state() } else { Some(self.lock_state()) };
         let Some(mut state) = state else { return Ok(Swept::default()) };
         let swept = state.sweep(self.cache.as_ref(), options);
-        self.count(swept.as_ref().is_ok_and(|swept| !swept.is_empty()).into());
+        self.count(swept.as_ref().is_ok_and(|(swept, _)| !swept.is_empty()).into());
         drop(state);
         self.dirty.store(true, Ordering::Release);
+        if let Ok((_, began)) = &swept
+            && began.elapsed() > SWEEP_TIME
+        {
+            lock(&self.waiting).large_ended(&Share::host(), *began, Instant::now());
+        }
         self.serve_waiting();
-        let bytes = swept?;
+        let (bytes, _) = swept?;
         Ok(Swept { rows: bytes.len() as u64, bytes: bytes.iter().sum() })
+    }
+
+    /// Waits for the pause after large work, if there is one now.
+    pub(crate) async fn keep_pause(&self) {
+        let until = lock(&self.waiting).pause(Instant::now());
+        if let Some(until) = until {
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 
     /// Makes what a redo holds and the database does not; gives the position that it is at then.
     pub(crate) fn replay(self: &Arc<Self>, groups: &[Group]) -> Result<Version> {
-        let mut state = lock(&self.state);
+        let mut state = self.lock_state();
         let replayed = state.replay(groups);
         self.count(replayed.as_ref().map_or(0, |(_, made)| *made));
         drop(state);
@@ -226,7 +224,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Closed`], and those of the work.
     pub(crate) fn while_open<T>(self: &Arc<Self>, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let state = lock(&self.state);
+        let state = self.lock_state();
         let done = if state.connection.is_some() { work() } else { Err(Error::Closed) };
         drop(state);
         self.serve_waiting();
@@ -235,7 +233,7 @@ impl Writer {
 
     /// Does something while nobody commits, with the number of changes made before. It must be quick.
     pub(crate) fn between_commits<T>(self: &Arc<Self>, work: impl FnOnce(u64) -> T) -> T {
-        let state = lock(&self.state);
+        let state = self.lock_state();
         let done = work(*self.changes.borrow());
         drop(state);
         self.serve_waiting();
@@ -257,13 +255,17 @@ impl Writer {
     }
 
     /// Commits all that wait, and gives what is answered once the journal has kept them; none without a journal.
-    pub(crate) fn settle(&self) -> Option<oneshot::Receiver<Result<Committed>>> {
+    pub(crate) fn settle(self: &Arc<Self>) -> Option<oneshot::Receiver<Result<Reply>>> {
         self.drain_all();
-        let state = lock(&self.state);
-        let journal = state.journal.as_ref()?;
-        let (answer, answered) = oneshot::channel();
-        journal.queue.push(None, vec![(answer, Committed::default())]);
-        Some(answered)
+        let state = self.lock_state();
+        let answered = state.journal.as_ref().map(|journal| {
+            let (answer, answered) = oneshot::channel();
+            journal.queue.push(None, vec![(answer, Committed::default())]);
+            answered
+        });
+        drop(state);
+        self.serve_waiting();
+        answered
     }
 
     /// Whether there has been a commit since the last call.
@@ -294,7 +296,7 @@ impl Writer {
         self.drain_all();
         if let Some(cache) = &self.cache {
             // Where it can't be done, the next process goes on from what is reserved.
-            if let Err(error) = lock(&self.state).give_back_versions(cache) {
+            if let Err(error) = self.lock_state().give_back_versions(cache) {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
                     "reserved versions are left unused"
@@ -302,7 +304,7 @@ impl Writer {
             }
             cache.close();
         }
-        let mut state = lock(&self.state);
+        let mut state = self.lock_state();
         let (connection, queue) = (state.connection.take(), state.journal.take());
         state.lock.turns.remove();
         drop(state);
@@ -312,7 +314,11 @@ impl Writer {
         lock(&self.shipper).take()
     }
 
+    /// The state, if it is free and no thread waits for it.
     fn try_state(&self) -> Option<MutexGuard<'_, State>> {
+        if self.wanted.load(Ordering::SeqCst) > 0 {
+            return None;
+        }
         match self.state.try_lock() {
             Ok(state) => Some(state),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -320,10 +326,20 @@ impl Writer {
         }
     }
 
-    /// Commits one group on this thread, which belongs to a guest; what has come meanwhile is for another thread.
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        let turn = lock(&self.turn);
+        let state = lock(&self.state);
+        drop(turn);
+        self.wanted.fetch_sub(1, Ordering::SeqCst);
+        state
+    }
+
+    /// Commits one group of small commits on this thread, which belongs to a guest; what else waits is for another thread.
     fn lead(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if !self.is_backlogged() {
-            self.commit_group(&mut state, Patience::None);
+        if self.guests_commit && !self.is_backlogged() {
+            let group = lock(&self.waiting).take_small();
+            self.commit_group(&mut state, group, Patience::None);
         }
         drop(state);
         self.serve_waiting();
@@ -332,39 +348,67 @@ impl Writer {
     /// Must follow every release of the writer, and every shipment: who came meanwhile did not find the writer free, or
     /// found a backlog.
     pub(crate) fn serve_waiting(self: &Arc<Self>) {
-        if self.has_work() {
+        match self.next() {
+            Next::Nothing => {}
+            Next::Now => self.serve_soon(),
+            Next::At(until) => self.serve_at(until),
+        }
+    }
+
+    fn serve_soon(self: &Arc<Self>) {
+        if !self.is_drain_due.swap(true, Ordering::AcqRel) {
             let writer = self.clone();
-            self.runtime.spawn_blocking(move || writer.drain(Patience::BusyTimeout));
+            self.runtime.spawn_blocking(move || {
+                // Whoever comes from now on has another thread come, or is found here.
+                writer.is_drain_due.store(false, Ordering::Release);
+                writer.drain(Patience::BusyTimeout);
+            });
         }
     }
 
-    fn drain(&self, patience: Patience) {
-        while self.has_work() {
-            let mut state = lock(&self.state);
-            self.commit_group(&mut state, patience);
+    fn serve_at(self: &Arc<Self>, until: Instant) {
+        if !self.is_timer_set.swap(true, Ordering::AcqRel) {
+            let writer = Arc::downgrade(self);
+            self.runtime.spawn(async move {
+                tokio::time::sleep_until(until.into()).await;
+                if let Some(writer) = writer.upgrade() {
+                    writer.is_timer_set.store(false, Ordering::Release);
+                    writer.serve_waiting();
+                }
+            });
         }
     }
 
-    /// Commits all that wait, backlog or not.
+    fn drain(self: &Arc<Self>, patience: Patience) {
+        while self.next() == Next::Now {
+            let mut state = self.lock_state();
+            let group = lock(&self.waiting).take(Instant::now(), true);
+            self.commit_group(&mut state, group, patience);
+        }
+        self.serve_waiting();
+    }
+
+    /// Commits all that wait, backlog and pauses or not.
     fn drain_all(&self) {
         while !lock(&self.waiting).is_empty() {
-            let mut state = lock(&self.state);
-            self.commit_group(&mut state, Patience::BusyTimeout);
+            let mut state = self.lock_state();
+            let group = lock(&self.waiting).take(Instant::now(), false);
+            self.commit_group(&mut state, group, Patience::BusyTimeout);
         }
     }
 
     /// The backlog is looked at last: whoever finds one has its request among those that wait already, where the
     /// shipper finds it once the backlog is gone.
-    fn has_work(&self) -> bool {
-        !lock(&self.waiting).is_empty() && !self.is_backlogged()
+    fn next(&self) -> Next {
+        let next = lock(&self.waiting).next(Instant::now());
+        if self.is_backlogged() { Next::Nothing } else { next }
     }
 
     fn is_backlogged(&self) -> bool {
         self.log_bound.is_full() || self.journal.as_ref().is_some_and(|status| status.is_backlogged())
     }
 
-    fn commit_group(&self, state: &mut State, patience: Patience) {
-        let group = self.next_group(state.journal.is_some());
+    fn commit_group(&self, state: &mut State, mut group: Vec<Request>, patience: Patience) {
         if group.is_empty() {
             return;
         }
@@ -372,6 +416,8 @@ impl Writer {
         match state.commit_group(&group, self.cache.as_ref(), patience) {
             Ok(made) => {
                 self.log_bound.committed(self.log_bytes());
+                self.keep_pace(&group, &made);
+                self.wait_again(group.split_off(made.outcomes.len().min(group.len())));
                 self.made(state, group, made);
             }
             Err(GroupError::Busy) => self.wait_again(group),
@@ -382,19 +428,12 @@ impl Writer {
         }
     }
 
-    fn next_group(&self, journaled: bool) -> Vec<Request> {
-        let mut waiting = lock(&self.waiting);
-        let mut bytes = 0;
-        let fits = |request: &&Request| {
-            bytes += request.work.bytes();
-            bytes <= JOURNALED_BYTES_MAX
-        };
-        let count = match journaled {
-            true => waiting.iter().take(GROUP_MAX).take_while(fits).count().max(1),
-            false => GROUP_MAX,
-        };
-        let count = count.min(waiting.len());
-        waiting.drain(..count).collect()
+    fn keep_pace(&self, group: &[Request], made: &Made) {
+        if let [request] = group
+            && request.is_large()
+        {
+            lock(&self.waiting).large_ended(request.share(), made.began, Instant::now());
+        }
     }
 
     fn commit_one_by_one(&self, state: &mut State, group: Vec<Request>, patience: Patience) {
@@ -414,7 +453,9 @@ impl Writer {
         let mut to_keep = Vec::new();
         for (request, outcome) in group.into_iter().zip(made.outcomes) {
             match outcome {
-                Ok(committed) if state.journal.is_some() => to_keep.push((request.answer, committed)),
+                Ok(Reply::Made(committed)) if state.journal.is_some() => {
+                    to_keep.push((request.answer, committed));
+                }
                 // Nobody may be there any more to hear the answer.
                 outcome => drop(request.answer.send(outcome)),
             }
@@ -431,10 +472,7 @@ impl Writer {
     }
 
     fn wait_again(&self, group: Vec<Request>) {
-        let mut waiting = lock(&self.waiting);
-        for request in group.into_iter().rev() {
-            waiting.push_front(request);
-        }
+        lock(&self.waiting).put_back(group);
     }
 }
 
@@ -485,13 +523,14 @@ impl State {
         if !begun.map_err(|error| GroupError::NotBegun(error.into()))? {
             return Err(GroupError::Busy);
         }
+        let began = Instant::now();
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
         // Where the version is a position, others rely on it: it stands in the table with every commit.
         let reserve = if self.positioned { 0 } else { RESERVED_VERSIONS };
         let clock = group.iter().find_map(|request| request.work.clock());
         let result = GroupCommit::begin(connection, &mut self.log, cache, clock, journaled_to, reserve)
             .map_err(GroupError::RolledBack)
-            .and_then(|group_commit| group_commit.make(group, self.positioned));
+            .and_then(|group_commit| group_commit.make(group, self.positioned, began));
         match &result {
             Ok(made) => self.move_to(made.position),
             Err(error) => self.abandon(matches!(error, GroupError::Unknown(_))),
@@ -539,19 +578,21 @@ impl State {
         replayed
     }
 
-    fn sweep(&mut self, cache: Option<&Cache>, options: &SweepOptions) -> Result<Vec<u64>> {
+    /// The bytes of each row removed, and when SQLite's lock was got.
+    fn sweep(&mut self, cache: Option<&Cache>, options: &SweepOptions) -> Result<(Vec<u64>, Instant)> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
         if !options.is_closing {
             self.lock.begin(connection, cache)?;
         } else if !self.lock.try_begin(connection, cache)? {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Instant::now()));
         }
+        let began = Instant::now();
         let swept = sweep(connection, &mut self.log, cache, options);
         if swept.is_err() {
             self.abandon(is_unknown(&swept));
         }
-        swept
+        swept.map(|swept| (swept, began))
     }
 
     /// Writes down which versions were really given, so that the next process leaves none out.
@@ -764,8 +805,8 @@ impl<'a> GroupCommit<'a> {
     }
 
     /// Writes what the group comes to, and commits it.
-    fn make(mut self, group: &[Request], positioned: bool) -> Result<Made, GroupError> {
-        let (outcomes, changes) = self.write(group, positioned).map_err(GroupError::RolledBack)?;
+    fn make(mut self, group: &[Request], positioned: bool, began: Instant) -> Result<Made, GroupError> {
+        let (outcomes, changes) = self.write(group, positioned, began).map_err(GroupError::RolledBack)?;
         if let Some(cached) = &self.cached {
             cached.asked(self.expires_at);
         }
@@ -775,19 +816,28 @@ impl<'a> GroupCommit<'a> {
         }
         let position = self.given.last;
         let redo = self.redo.and_then(|redo| redo.finish(position));
-        Ok(Made { outcomes, position, changes, redo })
+        Ok(Made { began, outcomes, position, changes, redo })
     }
 
-    /// Writes all members that can be made; gives the outcome of each, and how many change something. Only a refusal
+    /// Writes all members that can be made in the time of a group; gives the outcome of each, and how many change something. Only a refusal
     /// by core's rules is a member's own outcome. After an error of SQLite the members before it may be gone: it rolls
     /// back whole transactions by itself.
-    fn write(&mut self, group: &[Request], positioned: bool) -> Result<(Vec<Result<Committed>>, u64)> {
+    fn write(
+        &mut self,
+        group: &[Request],
+        positioned: bool,
+        began: Instant,
+    ) -> Result<(Vec<Result<Reply>>, u64)> {
         let mut changes = 0;
         let mut outcomes = Vec::with_capacity(group.len());
         for request in group {
+            if !outcomes.is_empty() && began.elapsed() > GROUP_TIME {
+                break;
+            }
             let outcome = match &request.work {
-                Work::Commit(commit, snapshot) => match self.plan(commit, *snapshot) {
-                    Ok(plan) => Ok(self.apply(commit, plan)?),
+                Work::Commit(commit, attempt) => match self.plan(commit, *attempt) {
+                    Ok(Some(plan)) => Ok(Reply::Made(self.apply(commit, plan)?)),
+                    Ok(None) => Ok(Reply::Unvalidated),
                     Err(error) if error.is_refusal() => Err(error),
                     Err(error) => return Err(error),
                 },
@@ -797,11 +847,12 @@ impl<'a> GroupCommit<'a> {
                     }
                     self.wrote = true;
                     changes += 1;
-                    Ok(Committed::default())
+                    Ok(Reply::Made(Committed::default()))
                 }
                 Work::Record(_) => Err(Error::Conflict),
             };
-            changes += u64::from(matches!(&outcome, Ok(made) if made.version != Version::ABSENT));
+            changes +=
+                u64::from(matches!(&outcome, Ok(Reply::Made(made)) if made.version != Version::ABSENT));
             outcomes.push(outcome);
         }
         if positioned && changes > 0 && self.given.last == self.before {
@@ -825,23 +876,20 @@ impl<'a> GroupCommit<'a> {
         }
     }
 
-    /// Decides what a member writes; nothing is written yet. Its moment is now, when SQLite's lock keeps everything else
-    /// from coming before it.
-    fn plan<'c>(&self, commit: &'c Commit, snapshot: Option<StateNumber>) -> Result<Plan<'c>> {
+    /// Decides what a member writes; nothing is written yet. `None` if its reads are to be validated first. Its moment is
+    /// now, when SQLite's lock keeps everything else from coming before it.
+    fn plan<'c>(&self, commit: &'c Commit, attempt: Attempt) -> Result<Option<Plan<'c>>> {
         let connection = self.connection;
         let now = commit.clock.now();
-        let verdict = snapshot.zip(self.cached.as_ref()).map_or(Verdict::Unknown, |(snapshot, cached)| {
-            self.log.check(&commit.reads, snapshot.as_version(), cached.state.as_version())
-        });
-        let holds = match verdict {
-            Verdict::Untouched => true,
-            Verdict::Touched => false,
-            Verdict::Unknown => commit.reads.holds(&mut rows::Current { connection, now })?,
-        };
-        if !holds {
-            return Err(Error::Conflict);
+        let newest = self.cached.as_ref().map(|cached| cached.state.as_version());
+        let mut current = rows::Current { connection, now };
+        match attempt.validate(&commit.reads, self.log, newest, &mut current)? {
+            Validity::Holds => {
+                commit.plan(now, |row, need| rows::current_row(connection, row, need)).map(Some)
+            }
+            Validity::Changed => Err(Error::Conflict),
+            Validity::Unknown => Ok(None),
         }
-        commit.plan(now, |row, need| rows::current_row(connection, row, need))
     }
 
     /// Writes what a member decided. An error here fails the whole group.
@@ -873,8 +921,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use larder_core::backend::Backend;
+    use larder_core::commit::Mutation;
+    use larder_core::name::{Key, Namespace, Value};
+    use larder_core::{HandleOptions, Limits, Mode, Store};
+
     use super::*;
-    use crate::SqliteOptions;
+    use crate::Sqlite;
     use crate::connection::open_writer;
     use crate::location::Location;
 
@@ -922,5 +978,133 @@ mod tests {
         ours.begin(&connection, None).unwrap();
         commit(&connection).unwrap();
         assert!(!folder.path().join("a.db-turn").exists());
+    }
+
+    /// A commit of that many rows, under keys of that prefix.
+    fn rows(share: &Share, prefix: &str, count: usize) -> Arc<Commit> {
+        let limits = Limits::default();
+        let namespace = Namespace::new("n", &limits).unwrap();
+        let put = Mutation::Put { value: Value::new(b"v".to_vec(), &limits).unwrap(), ttl_millis: None };
+        let writes = (0..count).map(|number| {
+            let key = Key::new(format!("{prefix}{number}"), &limits).unwrap();
+            (RowKey { namespace: namespace.clone(), key }, put.clone())
+        });
+        Arc::new(Commit { writes: writes.collect(), share: share.clone(), ..Commit::default() })
+    }
+
+    type Committing<'a> = Pin<Box<dyn Future<Output = Result<Committed>> + Send + 'a>>;
+
+    fn committing<'a>(database: &'a Sqlite, commit: Arc<Commit>) -> Committing<'a> {
+        database.commit(commit)
+    }
+
+    fn poll(commit: &mut Committing<'_>) -> Poll<Result<Committed>> {
+        commit.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    async fn open(folder: &std::path::Path, durability: Durability) -> Sqlite {
+        Sqlite::open(folder.join("a.db"), SqliteOptions { durability, ..SqliteOptions::default() })
+            .await
+            .unwrap()
+    }
+
+    /// A runtime of which all threads that may block do so, until the answer is dropped.
+    fn blocked(runtime: &tokio::runtime::Runtime) -> std::sync::mpsc::Sender<()> {
+        let (go, gone) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        runtime.spawn_blocking(move || {
+            tell.send(()).unwrap();
+            let _ = gone.recv();
+        });
+        told.recv().unwrap();
+        go
+    }
+
+    #[test]
+    fn a_guest_makes_its_small_commit_and_no_large_one_and_never_waits_for_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().worker_threads(1).max_blocking_threads(1).build().unwrap();
+        for (durability, count, is_made) in
+            [(Durability::Normal, 400, true), (Durability::Normal, 600, false), (Durability::Full, 1, false)]
+        {
+            let database = runtime.block_on(open(folder.path(), durability));
+            let blocked = blocked(&runtime);
+            let _in_runtime = runtime.enter();
+            let mut commit = committing(&database, rows(&Share::own(), "a", count));
+            let at_once = poll(&mut commit);
+            drop(blocked);
+            match at_once {
+                Poll::Ready(made) => assert!(is_made && made.is_ok()),
+                Poll::Pending => assert!(!is_made && runtime.block_on(commit).is_ok()),
+            }
+            runtime.block_on(database.close());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn small_commits_are_made_during_the_pause_before_a_large_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = open(folder.path(), Durability::Normal).await;
+        lock(&database.writer.waiting).pause_for(Duration::from_secs(3_600));
+        let mut large = committing(&database, rows(&Share::own(), "large", 600));
+        assert!(poll(&mut large).is_pending());
+        for number in 0..3 {
+            let small = rows(&Share::own(), &format!("small{number}"), 1);
+            assert_eq!(database.commit(small).await.unwrap().version, Version(number + 1));
+        }
+        assert!(poll(&mut large).is_pending());
+        // Whoever closes the database makes what waits.
+        database.close().await;
+        assert_eq!(large.await.unwrap().version, Version(4));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_large_commit_is_made_once_the_pause_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = open(folder.path(), Durability::Normal).await;
+        lock(&database.writer.waiting).pause_for(Duration::from_millis(20));
+        let large = rows(&Share::own(), "large", 600);
+        assert_eq!(database.commit(large).await.unwrap().version, Version(1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_large_commit_that_is_paused_ends_with_its_deadline_and_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = open(folder.path(), Durability::Normal).await;
+        let writer = database.writer.clone();
+        let store = Store::builder(database).build().unwrap();
+        let limits = Limits { transaction_timeout: Duration::from_millis(200), ..Limits::default() };
+        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        lock(&writer.waiting).pause_for(Duration::from_secs(3_600));
+        let mut update = handle.begin(Mode::Update).unwrap();
+        for number in 0..600 {
+            update.put("n".into(), number.to_string(), b"v".to_vec()).unwrap();
+        }
+        assert!(matches!(update.commit().await, Err(Error::TimedOut)));
+        store.close().await;
+        drop((store, handle));
+        let database = open(folder.path(), Durability::Normal).await;
+        assert_eq!(database.stored_bytes().await.unwrap(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_waits_for_the_writer_has_it_before_the_thread_that_lets_go_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = open(folder.path(), Durability::Normal).await;
+        let writer = database.writer.clone();
+        let state = writer.lock_state();
+        let waits = std::thread::spawn({
+            let writer = writer.clone();
+            move || writer.between_commits(|changes| changes)
+        });
+        while writer.wanted.load(Ordering::SeqCst) == 0 || writer.turn.try_lock().is_ok() {
+            std::thread::yield_now();
+        }
+        drop(state);
+        // It waits for its turn.
+        drop(writer.lock_state());
+        assert_eq!(writer.wanted.load(Ordering::SeqCst), 0);
+        assert_eq!(waits.join().unwrap(), 0);
     }
 }

@@ -8,7 +8,7 @@ use super::latest::{Moment, Seen};
 use super::rows::Rows;
 use super::snapshot_registry::SnapshotRows;
 use super::stored_row::StoredRow;
-use super::{Shared, row_name};
+use super::{Database, Shared, row_name};
 use crate::backend::{
     Chunk, ChunkRow, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live,
 };
@@ -27,10 +27,24 @@ pub(super) struct InMemorySnapshot {
 }
 
 /// What the store counts as open; dropping it closes it.
-struct OpenSnapshot {
+pub(super) struct OpenSnapshot {
     rows: Arc<SnapshotRows>,
     moment: Moment,
     shared: Arc<Shared>,
+}
+
+impl OpenSnapshot {
+    /// One of the newest state. The database is held, so it stays the newest until this returns.
+    pub(super) fn of(shared: &Arc<Shared>, database: &Database) -> Self {
+        let moment = shared.latest().moment(database.last);
+        let rows = shared.snapshots().open(moment, &database.rows);
+        Self { rows, moment, shared: shared.clone() }
+    }
+
+    /// All rows, for a read that may take some time.
+    pub(super) fn rows(&self) -> Result<Rows> {
+        self.rows.look(Rows::clone)
+    }
 }
 
 impl Drop for OpenSnapshot {
@@ -41,8 +55,8 @@ impl Drop for OpenSnapshot {
 }
 
 impl InMemorySnapshot {
-    pub(super) fn new(rows: Arc<SnapshotRows>, moment: Moment, now: UnixMillis, shared: Arc<Shared>) -> Self {
-        Self { open: OpenSnapshot { rows, moment, shared }, now, name: Vec::new() }
+    pub(super) fn new(open: OpenSnapshot, now: UnixMillis) -> Self {
+        Self { open, now, name: Vec::new() }
     }
 
     /// The row as it was. What needs a row that is kept for this snapshot alone fails once the snapshot is ended.
@@ -57,11 +71,6 @@ impl InMemorySnapshot {
             }
         }
         self.open.rows.look(|rows| rows.get(&self.name)?.live(self.now))
-    }
-
-    /// All rows, for a read that may take some time.
-    fn rows(&self) -> Result<Rows> {
-        self.open.rows.look(Rows::clone)
     }
 }
 
@@ -91,7 +100,7 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let rows = self.rows()?;
+        let rows = self.open.rows()?;
         let rows = rows.within(range);
         if options.reverse {
             collect(rows.rev(), self.now, options).await
@@ -101,7 +110,7 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let rows = self.rows()?;
+        let rows = self.open.rows()?;
         let mut slice = Slice::default();
         for row in rows.after(after) {
             if row.is_live(self.now) {
@@ -118,7 +127,7 @@ impl Snapshot for InMemorySnapshot {
         let Self { open, .. } = *self;
         let (moment, shared) = (open.moment, open.shared.clone());
         drop(open);
-        shared.lock().commit(&shared, moment.version, &commit)
+        shared.commit(moment.version, &commit).await
     }
 }
 

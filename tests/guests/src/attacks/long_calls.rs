@@ -52,7 +52,7 @@ pub(super) fn largest_value(attacker: &mut Attacker) -> Result<(), Error> {
 
 /// Deletes 9,000 rows, and asks for the last row of what is left, fifty times.
 pub(super) fn reverse_over_deleted(attacker: &mut Attacker) -> Result<(), Error> {
-    if attacker.steps % 50 == 0 {
+    if attacker.steps.is_multiple_of(50) {
         return delete_range(attacker);
     }
     let tx = attacker.view()?;

@@ -1,0 +1,184 @@
+//! Pauses between large pieces of work, so that small ones mostly find the worker free.
+
+use std::time::{Duration, Instant};
+
+use crate::share::Share;
+
+/// What small work costs at most, in rows: about 5 ms of SQLite. Large commits are made one by one, with pauses.
+pub const SMALL_COST_MAX: u64 = 500;
+
+/// Bytes that cost as much as a row does beside them.
+const BYTES_PER_ROW: u64 = 2 << 10;
+
+/// What it costs to write so many rows with so many bytes, counted in rows: about 10 µs of SQLite each.
+pub fn cost(rows: u64, bytes: u64) -> u64 {
+    rows + bytes / BYTES_PER_ROW
+}
+
+/// Bounds the part of a worker's time that large pieces of work take.
+///
+/// Who waits for a worker that is busy with a large piece of work waits for all of it. So after one that took some time, the
+/// next one begins only as much later, if other shares have work too. Small work is done in between. A share that is alone
+/// never waits.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use larder_core::Share;
+/// use larder_core::pace::Pace;
+///
+/// let (bulk, other) = (Share::own(), Share::own());
+/// let mut pace = Pace::default();
+/// let began = Instant::now();
+/// let ended = began + Duration::from_millis(80);
+/// pace.large_ended(&bulk, began, ended);
+/// assert_eq!(pace.pause(ended), None);
+/// pace.came(&other, ended);
+/// assert_eq!(pace.pause(ended), Some(ended + Duration::from_millis(80)));
+/// ```
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// The share whose work came last, and when.
+    last: Option<(Share, Instant)>,
+    /// The last one before that of another share.
+    before: Option<(Share, Instant)>,
+    large: Option<Large>,
+}
+
+/// The large piece of work that ended last.
+#[derive(Debug)]
+struct Large {
+    share: Share,
+    began: Instant,
+    ended: Instant,
+}
+
+/// How long before a large piece of work another share counts as one that has work too, at least.
+const COMPANY: Duration = Duration::from_millis(100);
+
+/// After so much time, large work is not expected to follow soon.
+const FORGOTTEN: Duration = Duration::from_secs(3);
+
+/// A worker that stood still, as a disk may, does not stand still for as long again.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+impl Pace {
+    /// Whether large work was done lately. Where not, a worker may save itself to tell what comes: only the first pause may begin
+    /// late for that.
+    pub fn is_watching(&self) -> bool {
+        self.large.is_some()
+    }
+
+    /// Work of a share has come, large or small.
+    pub fn came(&mut self, share: &Share, now: Instant) {
+        if self.large.as_ref().is_some_and(|large| large.ended + FORGOTTEN < now) {
+            self.large = None;
+        }
+        match &mut self.last {
+            Some((last, when)) if last == share => *when = now,
+            last => self.before = last.replace((share.clone(), now)),
+        }
+    }
+
+    /// A large piece of work has ended.
+    pub fn large_ended(&mut self, share: &Share, began: Instant, ended: Instant) {
+        self.large = Some(Large { share: share.clone(), began, ended });
+    }
+
+    /// Until when the next large piece of work has to wait; `None` if it may begin.
+    pub fn pause(&self, now: Instant) -> Option<Instant> {
+        let Large { share, began, ended } = self.large.as_ref()?;
+        let took = ended.saturating_duration_since(*began).min(PAUSE_MAX);
+        let until = *ended + took;
+        let company = took.max(COMPANY);
+        let has_company = self.came_last_beside(share).is_some_and(|came| came + company >= *began);
+        (now < until && has_company).then_some(until)
+    }
+
+    /// When work of another share than this one came last.
+    fn came_last_beside(&self, share: &Share) -> Option<Instant> {
+        let mut others = self.last.iter().chain(&self.before).filter(|(other, _)| other != share);
+        others.next().map(|(_, when)| *when)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_share_that_is_alone_never_waits() {
+        let (bulk, now) = (Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        for round in 0..3 {
+            let began = now + millis(100 * round);
+            pace.came(&bulk, began);
+            assert_eq!(pace.pause(began), None);
+            pace.large_ended(&bulk, began, began + millis(100));
+        }
+        assert_eq!(pace.pause(now + millis(300)), None);
+    }
+
+    #[test]
+    fn a_large_piece_of_work_is_followed_by_a_pause_as_long_if_others_have_work() {
+        let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        pace.came(&other, now);
+        for _ in 0..3 {
+            pace.came(&bulk, now);
+        }
+        pace.large_ended(&bulk, now, now + millis(300));
+        assert_eq!(pace.pause(now + millis(300)), Some(now + millis(600)));
+        assert_eq!(pace.pause(now + millis(599)), Some(now + millis(600)));
+        assert_eq!(pace.pause(now + millis(600)), None);
+    }
+
+    #[test]
+    fn work_of_others_that_is_long_past_is_no_reason_to_wait() {
+        let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
+        for (took, past, waits) in [(10, 100, true), (10, 101, false), (300, 300, true), (300, 301, false)] {
+            let mut pace = Pace::default();
+            let began = now + millis(past);
+            pace.came(&other, now);
+            pace.came(&bulk, began);
+            pace.large_ended(&bulk, began, began + millis(took));
+            assert_eq!(pace.pause(began + millis(took)).is_some(), waits, "{took} {past}");
+        }
+    }
+
+    #[test]
+    fn large_work_of_two_shares_makes_each_wait() {
+        let (one, two, now) = (Share::own(), Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        pace.came(&one, now);
+        pace.came(&two, now);
+        pace.large_ended(&one, now, now + millis(50));
+        assert_eq!(pace.pause(now + millis(50)), Some(now + millis(100)));
+        pace.large_ended(&two, now + millis(100), now + millis(150));
+        assert_eq!(pace.pause(now + millis(150)), Some(now + millis(200)));
+    }
+
+    #[test]
+    fn large_work_is_forgotten_after_a_while() {
+        let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        assert!(!pace.is_watching());
+        pace.large_ended(&bulk, now, now);
+        pace.came(&other, now + FORGOTTEN);
+        assert!(pace.is_watching());
+        pace.came(&other, now + FORGOTTEN + millis(1));
+        assert!(!pace.is_watching());
+    }
+
+    #[test]
+    fn a_pause_is_no_longer_than_a_second() {
+        let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        pace.came(&other, now);
+        pace.large_ended(&bulk, now, now + millis(20_000));
+        assert_eq!(pace.pause(now + millis(20_000)), Some(now + millis(21_000)));
+    }
+}
