@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use larder_core::{
-    Error, Handle, HandleOptions, HeldBytes, IdentityParts, IdentityScope, LimitKind, Limits, Memory,
-    MemoryStore, MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
+    Error, Handle, HandleOptions, HeldBytes, IdentityParts, IdentityScope, LimitKind, Limits, LongCalls,
+    Memory, MemoryStore, MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
@@ -27,6 +27,7 @@ pub struct StorageCtx {
     identities: IdentityScope,
     open_memories: u64,
     share: Share,
+    long_calls: LongCalls,
 }
 
 struct Grant {
@@ -134,6 +135,7 @@ impl StorageCtxBuilder {
             memory: self.memory,
             identities: self.identities,
             open_memories: 0,
+            long_calls: LongCalls::new(self.share.clone()),
             share: self.share,
         })
     }
@@ -162,6 +164,11 @@ impl StorageCtx {
             migrations: self.migrations.clone(),
             share: self.share.clone(),
         }))
+    }
+
+    /// Where calls are made that may take long.
+    pub(crate) fn long_calls(&self) -> &LongCalls {
+        &self.long_calls
     }
 
     pub(crate) fn forget_open(&mut self) {

@@ -36,7 +36,7 @@ impl store::HostStore for StorageCtxView<'_> {
         declared: Vec<store::Migration>,
     ) -> StorageResult<Vec<String>> {
         let declared = declared.into_iter().map(Into::into).collect();
-        Ok(self.table.get(&store)?.pending_migrations(component, declared).await?)
+        Ok(self.ctx.long_calls().run(self.table.get(&store)?.pending_migrations(component, declared)).await?)
     }
 
     async fn begin_migration(
@@ -46,7 +46,8 @@ impl store::HostStore for StorageCtxView<'_> {
         declared: Vec<store::Migration>,
     ) -> StorageResult<Option<(String, Resource<Transaction>)>> {
         let declared = declared.into_iter().map(Into::into).collect();
-        let next = self.table.get(&store)?.begin_migration(component, declared).await?;
+        let next =
+            self.ctx.long_calls().run(self.table.get(&store)?.begin_migration(component, declared)).await?;
         let Some(NextMigration { id, transaction }) = next else { return Ok(None) };
         Ok(Some((id, self.table.push(transaction)?)))
     }
@@ -85,7 +86,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         ns: String,
         keys: Vec<String>,
     ) -> StorageResult<Vec<Option<Vec<u8>>>> {
-        Ok(self.table.get_mut(&tx)?.get_many(ns, keys).await?)
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.get_many(ns, keys)).await?)
     }
 
     async fn get_versioned(
@@ -115,7 +116,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         entries: Vec<types::Entry>,
     ) -> StorageResult<()> {
         let entries = entries.into_iter().map(Into::into).collect();
-        Ok(self.table.get_mut(&tx)?.put_many(ns, entries).await?)
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.put_many(ns, entries)).await?)
     }
 
     async fn put_packed(
@@ -124,7 +125,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         ns: String,
         entries: Vec<u8>,
     ) -> StorageResult<()> {
-        Ok(self.table.get_mut(&tx)?.put_packed(ns, &entries).await?)
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.put_packed(ns, &entries)).await?)
     }
 
     fn put_with(
@@ -148,7 +149,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         ns: String,
         keys: Vec<String>,
     ) -> StorageResult<()> {
-        Ok(self.table.get_mut(&tx)?.delete_many(ns, keys).await?)
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.delete_many(ns, keys)).await?)
     }
 
     fn delete_if_version(
@@ -167,7 +168,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         ns: String,
         range: tx::Range,
     ) -> StorageResult<u64> {
-        Ok(self.table.get_mut(&tx)?.delete_range(ns, range.into()).await?)
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.delete_range(ns, range.into())).await?)
     }
 
     fn increment(
@@ -186,7 +187,7 @@ impl tx::HostTx for StorageCtxView<'_> {
         ns: String,
         prefix: String,
     ) -> StorageResult<Vec<types::Entry>> {
-        let entries = self.table.get_mut(&tx)?.scan(ns, prefix).await?;
+        let entries = self.ctx.long_calls().run(self.table.get_mut(&tx)?.scan(ns, prefix)).await?;
         Ok(entries.into_iter().map(Into::into).collect())
     }
 
@@ -197,7 +198,12 @@ impl tx::HostTx for StorageCtxView<'_> {
         range: tx::Range,
         after: Option<String>,
     ) -> StorageResult<tx::Page> {
-        Ok(self.table.get_mut(&tx)?.scan_page(ns, range.into(), after).await?.into())
+        Ok(self
+            .ctx
+            .long_calls()
+            .run(self.table.get_mut(&tx)?.scan_page(ns, range.into(), after))
+            .await?
+            .into())
     }
 
     async fn scan_page_packed(
@@ -207,8 +213,11 @@ impl tx::HostTx for StorageCtxView<'_> {
         range: tx::Range,
         after: Option<String>,
     ) -> StorageResult<tx::PackedPage> {
-        let PackedPage { entries, next } =
-            self.table.get_mut(&tx)?.scan_page_packed(ns, range.into(), after).await?;
+        let PackedPage { entries, next } = self
+            .ctx
+            .long_calls()
+            .run(self.table.get_mut(&tx)?.scan_page_packed(ns, range.into(), after))
+            .await?;
         Ok(tx::PackedPage { entries, next })
     }
 
@@ -236,15 +245,15 @@ impl memory::HostMemory for StorageCtxView<'_> {
     }
 
     async fn add_turn(&mut self, memory: Resource<Memory>, turn: memory::Turn) -> StorageResult<()> {
-        Ok(self.table.get(&memory)?.add_turn(turn.into()).await?)
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.add_turn(turn.into())).await?)
     }
 
     async fn llm_context(&mut self, memory: Resource<Memory>) -> StorageResult<memory::ContextPatch> {
-        Ok(self.table.get(&memory)?.context().await?.into())
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.context()).await?.into())
     }
 
     async fn estimate_tokens(&mut self, memory: Resource<Memory>) -> StorageResult<u64> {
-        Ok(self.table.get(&memory)?.estimate_tokens().await?)
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.estimate_tokens()).await?)
     }
 
     async fn flush(&mut self, memory: Resource<Memory>) -> StorageResult<()> {
@@ -256,11 +265,11 @@ impl memory::HostMemory for StorageCtxView<'_> {
     }
 
     async fn snapshot(&mut self, memory: Resource<Memory>) -> StorageResult<memory::Snapshot> {
-        Ok(self.table.get(&memory)?.snapshot().await?.into())
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.snapshot()).await?.into())
     }
 
     async fn restore(&mut self, memory: Resource<Memory>, snapshot: memory::Snapshot) -> StorageResult<()> {
-        Ok(self.table.get(&memory)?.restore(snapshot.into()).await?)
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.restore(snapshot.into())).await?)
     }
 
     fn close(&mut self, memory: Resource<Memory>) -> wasmtime::Result<()> {

@@ -38,6 +38,7 @@ mod handle;
 mod held;
 mod in_memory;
 pub mod limits;
+mod long_calls;
 pub mod memory;
 pub mod migrations;
 pub mod name;
@@ -70,6 +71,7 @@ pub use handle::{Handle, HandleOptions, OpenTransactions};
 pub use held::{Held, HeldBytes};
 pub use in_memory::{InMemory, InMemoryDriver};
 pub use limits::Limits;
+pub use long_calls::LongCalls;
 pub use memory::{
     ByteTokens, Context, EchoSummarizer, Health, Identity, IdentityParts, IdentityScope, Memory,
     MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder, Strategy, Summarizer, SummaryError,

@@ -17,6 +17,7 @@ use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
 use crate::held::Held;
 use crate::limits::Limits;
+use crate::long_calls;
 use crate::memory::records::RecordWrite;
 use crate::open_snapshots::OpenSnapshots;
 use crate::quota::Quota;
@@ -486,6 +487,7 @@ impl OpenTransaction {
         self.slot.check()?;
         let now = self.store.inner.clock.monotonic();
         self.slot.called(now);
+        long_calls::called(&self.slot.share);
         if now < self.slot.deadline {
             return Ok(());
         }

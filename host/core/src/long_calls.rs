@@ -1,0 +1,218 @@
+//! Calls that take long, in turns: the executor's threads stay free for the others.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::fair::{FairPermit, FairSemaphore};
+use crate::pace::Pace;
+use crate::share::Share;
+
+/// The calls of one instance that may take long: scans, and those with lists.
+///
+/// Such a call works in slices (see [`slice`](crate::slice)). From the second one on, a slice waits for its turn: in the whole
+/// process one is worked on at a time, and while other shares make calls too, a pause as long as the slice follows it. A call
+/// after a long one waits for its turn from the first slice on. So instances that make long calls without end leave most of the
+/// executor to the others, and an instance that is alone loses nothing.
+#[derive(Debug)]
+pub struct LongCalls {
+    share: Share,
+    was_long: AtomicBool,
+}
+
+/// A call that holds its thread for so long is a long one.
+const LONG: Duration = Duration::from_micros(500);
+
+/// How long a slice waits for its turn. Then it is worked on all the same: it looks whether its transaction's time is over.
+const TURN_MAX: Duration = Duration::from_millis(100);
+
+/// The one turn of the process, as the processors are the process's too.
+static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns {
+    permits: FairSemaphore::new(1),
+    pace: Mutex::default(),
+    is_watching: AtomicBool::new(false),
+});
+
+struct Turns {
+    permits: FairSemaphore,
+    pace: Mutex<Pace>,
+    /// Whether it matters which shares make calls.
+    is_watching: AtomicBool,
+}
+
+/// The right to work on one slice.
+struct Turn {
+    _permit: FairPermit,
+}
+
+impl LongCalls {
+    /// Those of an instance of this share.
+    pub fn new(share: Share) -> Self {
+        Self { share, was_long: AtomicBool::new(false) }
+    }
+
+    /// Makes a call.
+    pub async fn run<T>(&self, call: impl Future<Output = T>) -> T {
+        self.run_in(&TURNS, call).await
+    }
+
+    async fn run_in<T>(&self, turns: &Turns, call: impl Future<Output = T>) -> T {
+        turns.called(&self.share);
+        let mut call = pin!(call);
+        let mut waits = self.was_long.load(Ordering::Relaxed);
+        loop {
+            let mut turn = if waits { turns.take(&self.share).await } else { None };
+            let (polled, is_long) = std::future::poll_fn(|context| {
+                let began = Instant::now();
+                let polled = call.as_mut().poll(context);
+                let ended = Instant::now();
+                let is_long = ended - began >= LONG;
+                if is_long {
+                    turns.worked(&self.share, began, ended);
+                }
+                // What is waited for now, if anything, is no work.
+                drop(turn.take());
+                match polled {
+                    Poll::Pending if !is_long => Poll::Pending,
+                    polled => Poll::Ready((polled, is_long)),
+                }
+            })
+            .await;
+            if let Poll::Ready(outcome) = polled {
+                self.was_long.store(is_long, Ordering::Relaxed);
+                return outcome;
+            }
+            waits = true;
+        }
+    }
+}
+
+/// A share makes a call, long or not.
+pub(crate) fn called(share: &Share) {
+    TURNS.called(share);
+}
+
+impl Turns {
+    /// Waits for a turn, and at least until other tasks had the thread. `None` if the turn does not come in time.
+    async fn take(&self, share: &Share) -> Option<Turn> {
+        let turn = async {
+            // It is never closed.
+            let permit = self.permits.acquire(share).await.ok()?;
+            match self.pause() {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None => tokio::task::yield_now().await,
+            }
+            Some(Turn { _permit: permit })
+        };
+        tokio::time::timeout(TURN_MAX, turn).await.ok().flatten()
+    }
+
+    fn pause(&self) -> Option<Instant> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).pause(Instant::now())
+    }
+
+    /// Long work was done, in a turn or before one was asked for.
+    fn worked(&self, share: &Share, began: Instant, ended: Instant) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.came(share, ended);
+        pace.large_ended(share, began, ended);
+        self.is_watching.store(true, Ordering::Relaxed);
+    }
+
+    fn called(&self, share: &Share) {
+        if !self.is_watching.load(Ordering::Relaxed) {
+            return;
+        }
+        // No call waits for this: the next one says the same.
+        let mut pace = match self.pace.try_lock() {
+            Ok(pace) => pace,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        pace.came(share, Instant::now());
+        if !pace.is_watching() {
+            self.is_watching.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn turns() -> Arc<Turns> {
+        let permits = FairSemaphore::new(1);
+        Arc::new(Turns { permits, pace: Mutex::default(), is_watching: AtomicBool::new(false) })
+    }
+
+    /// Work of so many slices, each long, which counts how many are worked on at once.
+    async fn slices(count: usize, at_once: &AtomicUsize, most: &AtomicUsize) {
+        for number in 0..count {
+            if number > 0 {
+                tokio::task::yield_now().await;
+                most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            }
+            let until = Instant::now() + 2 * LONG;
+            while Instant::now() < until {}
+            if number > 0 {
+                at_once.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_long_call_is_worked_on_at_a_time() {
+        let (turns, at_once, most) = (turns(), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (turns, at_once, most) = (turns.clone(), at_once.clone(), most.clone());
+            tasks.spawn(async move {
+                LongCalls::new(Share::own()).run_in(&turns, slices(5, &at_once, &most)).await;
+            });
+        }
+        tasks.join_all().await;
+        assert_eq!((most.load(Ordering::SeqCst), at_once.load(Ordering::SeqCst)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_waits_for_something_else_keeps_no_turn() {
+        let turns = turns();
+        let calls = LongCalls::new(Share::own());
+        calls.was_long.store(true, Ordering::Relaxed);
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let waiting = calls.run_in(&turns, receiver);
+        let other = async {
+            let other = LongCalls::new(Share::own());
+            other.was_long.store(true, Ordering::Relaxed);
+            let answer = other.run_in(&turns, async { 7 }).await;
+            sender.send(()).unwrap();
+            answer
+        };
+        let (waited, answer) = tokio::join!(waiting, other);
+        waited.unwrap();
+        assert_eq!(answer, 7);
+        // Neither was long.
+        assert!(!turns.is_watching.load(Ordering::Relaxed));
+        assert!(!calls.was_long.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn the_call_after_a_long_one_waits_for_its_turn() {
+        let turns = turns();
+        let (calls, share) = (LongCalls::new(Share::own()), Share::own());
+        let (at_once, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        calls.run_in(&turns, slices(1, &at_once, &most)).await;
+        assert!(calls.was_long.load(Ordering::Relaxed));
+        let turn = turns.take(&share).await.unwrap();
+        let mut next = pin!(calls.run_in(&turns, async { 7 }));
+        let early = tokio::time::timeout(Duration::from_millis(20), next.as_mut()).await;
+        assert!(early.is_err());
+        drop(turn);
+        assert_eq!(next.await, 7);
+    }
+}
