@@ -6,13 +6,10 @@ mod generated {
         path: "../../wit",
         world: "larder:storage/imports",
         imports: {
-            // Staging a write touches nothing but the transaction.
+            // Staging one write touches nothing but the transaction, and is quick.
             "larder:storage/tx.[method]tx.put": trappable,
-            "larder:storage/tx.[method]tx.put-many": trappable,
-            "larder:storage/tx.[method]tx.put-packed": trappable,
             "larder:storage/tx.[method]tx.put-with": trappable,
             "larder:storage/tx.[method]tx.delete": trappable,
-            "larder:storage/tx.[method]tx.delete-many": trappable,
             "larder:storage/tx.[method]tx.delete-if-version": trappable,
             "larder:storage/tx.[method]tx.increment": trappable,
             "larder:storage/tx.[static]tx.rollback": trappable,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_core::{
     Error, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind, Limits, Memory, MemoryStore,
-    MigrationScope, OpenTransactions, Result, Store, StoreSource,
+    MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
@@ -25,6 +25,7 @@ pub struct StorageCtx {
     memory: Option<MemoryStore>,
     identities: IdentityScope,
     open_memories: u64,
+    share: Share,
 }
 
 struct Grant {
@@ -46,6 +47,7 @@ pub struct StorageCtxBuilder {
     migrations: MigrationScope,
     memory: Option<MemoryStore>,
     identities: IdentityScope,
+    share: Share,
 }
 
 impl StorageCtxBuilder {
@@ -90,6 +92,13 @@ impl StorageCtxBuilder {
         self
     }
 
+    /// On whose behalf the component works. Instances that are given equal shares, such as those of one tenant, get together
+    /// what one instance would get if others want it too: connections, turns of the writer. Default: a share of its own.
+    pub fn share(mut self, share: Share) -> Self {
+        self.share = share;
+        self
+    }
+
     /// How long a transaction may be open; a part of the limits.
     pub fn transaction_timeout(mut self, timeout: std::time::Duration) -> Self {
         self.limits.transaction_timeout = timeout;
@@ -122,6 +131,7 @@ impl StorageCtxBuilder {
             memory: self.memory,
             identities: self.identities,
             open_memories: 0,
+            share: self.share,
         })
     }
 }
@@ -146,6 +156,7 @@ impl StorageCtx {
             limits: self.limits.clone(),
             open_transactions: self.open_transactions.clone(),
             migrations: self.migrations.clone(),
+            share: self.share.clone(),
         }))
     }
 

@@ -108,18 +108,23 @@ impl tx::HostTx for StorageCtxView<'_> {
         Ok(self.table.get_mut(&tx)?.put(ns, key, value)?)
     }
 
-    fn put_many(
+    async fn put_many(
         &mut self,
         tx: Resource<Transaction>,
         ns: String,
         entries: Vec<types::Entry>,
     ) -> StorageResult<()> {
         let entries = entries.into_iter().map(Into::into).collect();
-        Ok(self.table.get_mut(&tx)?.put_many(ns, entries)?)
+        Ok(self.table.get_mut(&tx)?.put_many(ns, entries).await?)
     }
 
-    fn put_packed(&mut self, tx: Resource<Transaction>, ns: String, entries: Vec<u8>) -> StorageResult<()> {
-        Ok(self.table.get_mut(&tx)?.put_packed(ns, &entries)?)
+    async fn put_packed(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        entries: Vec<u8>,
+    ) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.put_packed(ns, &entries).await?)
     }
 
     fn put_with(
@@ -137,8 +142,13 @@ impl tx::HostTx for StorageCtxView<'_> {
         Ok(self.table.get_mut(&tx)?.delete(ns, key)?)
     }
 
-    fn delete_many(&mut self, tx: Resource<Transaction>, ns: String, keys: Vec<String>) -> StorageResult<()> {
-        Ok(self.table.get_mut(&tx)?.delete_many(ns, keys)?)
+    async fn delete_many(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        keys: Vec<String>,
+    ) -> StorageResult<()> {
+        Ok(self.table.get_mut(&tx)?.delete_many(ns, keys).await?)
     }
 
     fn delete_if_version(

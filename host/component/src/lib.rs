@@ -99,9 +99,9 @@ pub use larder_core::{
     ByteTokens, Clock, Context, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel, EventSink,
     EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope, InMemory,
     LimitExceeded, LimitKind, Limits, Memory, MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder,
-    MigrationScope, Missed, Mode, MovableClock, RatedEvents, Store, StoreBuilder, StoreSource, Strategy,
-    Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator, TracingEvents, TrajectoryDigest,
-    Turn, Version,
+    MigrationScope, Missed, Mode, MovableClock, RatedEvents, Share, Store, StoreBuilder, StoreSource,
+    Strategy, Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator, TracingEvents,
+    TrajectoryDigest, Turn, Version,
 };
 #[cfg(feature = "tokenizer")]
 pub use larder_llm::ModelTokens;

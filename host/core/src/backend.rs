@@ -40,7 +40,9 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::open_snapshots::OpenSnapshots;
 use crate::pairs::{Pairs, Part};
+use crate::share::Share;
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub struct SnapshotOptions {
     pub clock: ForwardClock,
     /// When waiting for the engine ends with [`Error::TimedOut`].
     pub deadline: Instant,
+    /// On whose behalf it is taken.
+    pub share: Share,
 }
 
 /// How much of a range is read at once.
@@ -267,11 +271,21 @@ pub struct Committed {
 pub struct SweepOptions {
     /// What tells the moment at which rows are no longer live.
     pub clock: ForwardClock,
-    /// At most so many.
+    /// At most so many rows.
     pub max_rows: u32,
+    /// No further row once their namespaces, keys and values together are so large, as far as the engine can tell
+    /// beforehand.
+    pub max_bytes: u64,
     /// Whether the store is about to be closed. Nothing is removed then if that means to wait for another process or to
     /// look at rows that have not expired.
     pub is_closing: bool,
+}
+
+impl SweepOptions {
+    /// Whether a sweep that removed so much ended at a bound: more rows may have expired.
+    pub fn is_reached_by(&self, swept: &Swept) -> bool {
+        swept.rows >= u64::from(self.max_rows) || swept.bytes >= self.max_bytes
+    }
 }
 
 /// What a sweep removed.
@@ -286,6 +300,15 @@ pub struct Swept {
 /// An engine that keeps rows. The module says what must hold.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
+    /// Tells the backend that a store was opened on it, one of perhaps several.
+    ///
+    /// A backend whose snapshots pin what others wait for asks the store's open snapshots for it.
+    ///
+    /// [`Snapshot::pins`] says which do.
+    fn attach(&self, snapshots: OpenSnapshots) {
+        let _ = snapshots;
+    }
+
     /// Takes a snapshot.
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>>;
 
@@ -295,7 +318,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes of namespace, key and value of every row, expired ones included, and of key and bytes of every record.
     async fn stored_bytes(&self) -> Result<u64>;
 
-    /// Removes rows that have expired. It changes no version.
+    /// Removes rows that have expired, up to the bounds of the options. It changes no version.
     async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
 
     /// The record, if it is there.
@@ -334,11 +357,23 @@ pub trait Snapshot: Send {
     /// than `max_bytes`, their size comes instead, before they are all in memory.
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many>;
 
-    /// The first rows of a range. The range is not empty.
+    /// The first rows of a range. The range is not empty. It may give fewer than fit, and pauses after some
+    /// [slices](crate::slice) of rows that have expired.
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk>;
 
     /// The first namespace after `after` that holds a row.
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>>;
+
+    /// Whether it pins what others may want: a connection, or what the engine could clean up without it. It must not block.
+    fn pins(&self) -> bool {
+        false
+    }
+
+    /// Gives back what it pins, if later reads can go on in the same state without it; otherwise it does nothing and gives
+    /// false. It must not block.
+    fn release(&mut self) -> bool {
+        false
+    }
 
     /// Makes the commit of the transaction that read this snapshot, and ends it.
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed>;

@@ -9,6 +9,7 @@ use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::name::{RowKey, Value};
 use crate::read_set::ReadSet;
+use crate::share::Share;
 pub use crate::stage::Stage;
 
 /// A change to one row.
@@ -55,6 +56,12 @@ impl Mutation {
     }
 }
 
+/// A commit of more rows is large: some milliseconds of work for any engine.
+const LARGE_ROWS: usize = 500;
+
+/// A commit of more bytes is large.
+const LARGE_BYTES: u64 = 1 << 20;
+
 /// The longest decimal text of a signed 64-bit number.
 const COUNTER_BYTES_MAX: u64 = 20;
 
@@ -74,6 +81,8 @@ pub struct Commit {
     pub growth_max: Option<GrowthMax>,
     /// How far it has come.
     pub stage: Stage,
+    /// On whose behalf it is made.
+    pub share: Share,
 }
 
 /// How far a commit may grow the store.
@@ -208,6 +217,11 @@ impl Commit {
 
     fn check_growth(&self, growth: i64) -> Result<()> {
         self.growth_max.map_or(Ok(()), |max| max.check(growth))
+    }
+
+    /// Whether making it takes so long that others should not wait for several of them in a row.
+    pub fn is_large(&self) -> bool {
+        self.writes.len() > LARGE_ROWS || self.growth_bound() > LARGE_BYTES
     }
 
     /// The most bytes by which the writes can grow a store.

@@ -28,6 +28,15 @@ pub enum Event {
         /// How long it may have been open.
         timeout: Duration,
     },
+    /// A transaction was rolled back because its snapshot kept from others what they wait for.
+    SnapshotEnded {
+        /// The store's name in the host.
+        store: String,
+        /// What others wait for.
+        reason: SnapshotEndReason,
+        /// How old the snapshot was.
+        age: Duration,
+    },
     /// A guest named an identity that it may not open, or none.
     MemoryIdentityRejected {
         /// What it called.
@@ -83,12 +92,36 @@ pub enum Event {
     },
 }
 
+/// Why a snapshot was ended before its transaction's deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotEndReason {
+    /// It was idle, and another transaction waited for a connection.
+    ConnectionWanted,
+    /// It kept the write-ahead log from being used again, which had reached its bound.
+    LogFull,
+    /// It kept rows in memory that were replaced since, which had reached their bound.
+    OldRowsFull,
+}
+
+impl SnapshotEndReason {
+    /// Its name in [`Event::fields`], the same in every release.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ConnectionWanted => "connection_wanted",
+            Self::LogFull => "log_full",
+            Self::OldRowsFull => "old_rows_full",
+        }
+    }
+}
+
 impl Event {
     /// Its name, the same in every release.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::AccessDenied { .. } => "store.access_denied",
             Self::TransactionTimedOut { .. } => "transaction.timed_out",
+            Self::SnapshotEnded { .. } => "transaction.snapshot_ended",
             Self::MemoryIdentityRejected { .. } => "memory.identity_rejected",
             Self::MemoryHealthChanged { .. } => "memory.health_changed",
             Self::MemoryRecoveryDropped { .. } => "memory.recovery_dropped",
@@ -102,6 +135,7 @@ impl Event {
     pub(crate) fn source(&self) -> String {
         match self {
             Self::AccessDenied { store, .. } | Self::TransactionTimedOut { store, .. } => store.clone(),
+            Self::SnapshotEnded { store, reason, .. } => format!("{store}, {}", reason.name()),
             // What the guest named is its own choice.
             Self::MemoryIdentityRejected { operation, .. } => (*operation).to_string(),
             Self::MemoryHealthChanged { identity, .. }
@@ -124,6 +158,13 @@ impl Event {
             }
             Self::TransactionTimedOut { store, timeout } => {
                 vec![("store", store.clone()), ("timeout_ms", timeout.as_millis().to_string())]
+            }
+            Self::SnapshotEnded { store, reason, age } => {
+                vec![
+                    ("store", store.clone()),
+                    ("reason", reason.name().to_string()),
+                    ("age_ms", age.as_millis().to_string()),
+                ]
             }
             Self::MemoryIdentityRejected { operation, reason, identity } => {
                 let said = [("operation", operation.to_string()), ("reason", reason.clone())];

@@ -8,6 +8,7 @@ use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
 use crate::limits::Limits;
 use crate::migrations::{self, Declared, Migration, MigrationScope, NextMigration};
+use crate::share::Share;
 use crate::store::Store;
 use crate::transaction::Transaction;
 
@@ -25,6 +26,8 @@ pub struct HandleOptions {
     pub open_transactions: OpenTransactions,
     /// Which components' migrations its user may declare. Default: none.
     pub migrations: MigrationScope,
+    /// On whose behalf its transactions are run. Default: a share of its own.
+    pub share: Share,
 }
 
 /// Counts open transactions against a bound. Clones share the count.
@@ -95,7 +98,8 @@ impl Handle {
             return Err(self.deny("begin", reason));
         }
         let permit = self.options.open_transactions.permit()?;
-        Ok(self.store.begin(mode, self.options.limits.clone(), self.id, permit))
+        let Self { store, id, options, .. } = self;
+        Ok(store.begin(mode, options.limits.clone(), *id, options.share.clone(), permit))
     }
 
     /// Holds the set of steps that a component declares against what was applied, and gives the ids that are still to

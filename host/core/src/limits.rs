@@ -20,7 +20,8 @@ pub struct Limits {
     pub key_bytes: u64,
     /// One value. At most [`Limits::VALUE_BYTES_MAX`].
     pub value_bytes: u64,
-    /// What one call returns. At least `key_bytes + value_bytes`, so that a page always holds an entry.
+    /// What one call returns, with [`Limits::LIST_ENTRY_BYTES`] for each entry of a list. At least as much as one entry of the
+    /// longest key and the largest value counts, so that a page always holds an entry.
     pub result_bytes: u64,
     /// What one transaction stages and remembers. At least `namespace_bytes + key_bytes + value_bytes`.
     pub transaction_bytes: u64,
@@ -49,6 +50,9 @@ impl Limits {
     pub const KEY_BYTES_MAX: u64 = 2_048;
     /// The largest value that every backend can hold.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+    /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value: handing it to a guest costs
+    /// memory and calls of its own. An entry of a packed page counts its header, 8 bytes.
+    pub const LIST_ENTRY_BYTES: u64 = 256;
     /// The longest that a transaction may be open: what a snapshot keeps an engine from cleaning up grows with it.
     pub const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
@@ -68,7 +72,7 @@ impl Limits {
             )));
         }
         let entry = self.key_bytes + self.value_bytes;
-        at_least("result_bytes", self.result_bytes, entry)?;
+        at_least("result_bytes", self.result_bytes, entry + Self::LIST_ENTRY_BYTES)?;
         at_least("transaction_bytes", self.transaction_bytes, self.namespace_bytes + entry)
     }
 
@@ -150,7 +154,7 @@ mod tests {
     fn a_result_that_holds_no_entry_is_refused() {
         let limits = Limits { result_bytes: 10, ..Default::default() };
         let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
-        assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050624");
+        assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050880");
     }
 
     #[test]

@@ -24,26 +24,48 @@ pub(crate) fn push(packed: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] where it is not packed so, or a key is no text.
-pub fn unpack(mut packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    while !packed.is_empty() && entries.len() as u64 <= max_entries {
-        let (key, value, rest) = split(packed).ok_or_else(|| {
+pub fn unpack(packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
+    let at_most = usize::try_from(max_entries).unwrap_or(usize::MAX).saturating_add(1);
+    Unpacking::new(packed).take(at_most).collect()
+}
+
+/// Unpacks entry by entry. Nothing follows an error.
+pub(crate) struct Unpacking<'a> {
+    rest: &'a [u8],
+    count: usize,
+}
+
+impl<'a> Unpacking<'a> {
+    pub(crate) fn new(packed: &'a [u8]) -> Self {
+        Self { rest: packed, count: 0 }
+    }
+
+    fn entry(&mut self) -> Result<Entry> {
+        let (key, value, rest) = split(std::mem::take(&mut self.rest)).ok_or_else(|| {
             Error::invalid_argument(format!(
                 "the packed entry number {} is cut short: each is the length of its key and that of its value, as \
                  unsigned 32-bit numbers with the lowest byte first, then the key and the value",
-                entries.len() + 1
+                self.count
             ))
         })?;
         let key = std::str::from_utf8(key).map_err(|_| {
-            Error::invalid_argument(format!(
-                "the key of the packed entry number {} is no UTF-8",
-                entries.len() + 1
-            ))
+            Error::invalid_argument(format!("the key of the packed entry number {} is no UTF-8", self.count))
         })?;
-        entries.push(Entry { key: key.to_string(), value: value.to_vec() });
-        packed = rest;
+        self.rest = rest;
+        Ok(Entry { key: key.to_string(), value: value.to_vec() })
     }
-    Ok(entries)
+}
+
+impl Iterator for Unpacking<'_> {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        self.count += 1;
+        Some(self.entry())
+    }
 }
 
 /// The key and the value of the first entry, and what follows them.

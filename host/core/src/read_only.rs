@@ -12,6 +12,7 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::open_snapshots::OpenSnapshots;
 
 /// A backend for reading only: each write fails with [`Error::AccessDenied`] before the backend hears of it.
 ///
@@ -44,6 +45,10 @@ fn refuse_writes(commit: &Commit) -> Result<Committed> {
 
 #[async_trait]
 impl Backend for ReadOnly {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.backend.attach(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(ReadOnlySnapshot(self.backend.snapshot(options).await?)))
     }
@@ -107,6 +112,14 @@ impl Snapshot for ReadOnlySnapshot {
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
         self.0.next_namespace(after).await
+    }
+
+    fn pins(&self) -> bool {
+        self.0.pins()
+    }
+
+    fn release(&mut self) -> bool {
+        self.0.release()
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {

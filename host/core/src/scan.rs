@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::pairs::Pairs;
 use crate::read_set::{RangeRead, RangeState};
+use crate::slice::{ROW, Slice};
 
 /// What of a range is wanted.
 pub(crate) struct Scan {
@@ -20,6 +21,8 @@ pub(crate) struct Scan {
     pub(crate) keys_only: bool,
     pub(crate) max_entries: usize,
     pub(crate) max_bytes: u64,
+    /// What each entry counts for `max_bytes` beside its key and value.
+    pub(crate) entry_bytes: u64,
     /// Whether keys that are not UTF-8 are given too, which only a repair wants.
     pub(crate) any_keys: bool,
 }
@@ -28,6 +31,8 @@ pub(crate) struct Scan {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) entries: Pairs,
+    /// What they count for `max_bytes`.
+    pub(crate) bytes: u64,
     /// Where there is a further entry, the bytes that it would have added.
     pub(crate) next_entry_bytes: Option<u64>,
     /// The part of the range that the answer depends on.
@@ -52,6 +57,7 @@ impl Scan {
     pub(crate) fn nothing(&self) -> Found {
         Found {
             entries: Pairs::default(),
+            bytes: 0,
             next_entry_bytes: None,
             read: RangeRead { range: self.range.clone(), state: RangeState::default() },
             earliest_expiry: None,
@@ -65,6 +71,7 @@ impl Scan {
         staged: &BTreeMap<RowKey, Mutation>,
     ) -> Result<Found> {
         let mut found = self.nothing();
+        let mut slice = Slice::default();
         let mut rest = self.range.clone();
         while !rest.is_empty() {
             let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;
@@ -72,10 +79,11 @@ impl Scan {
                 chunk.check_keys()?;
             }
             let (covered, remaining) = split(rest, &chunk, self.reverse);
-            if let Some(stop) = self.merge(covered, &chunk, staged, &mut found)? {
+            if let Some(stop) = self.merge(covered, &chunk, staged, &mut found, &mut slice).await? {
                 found.read.range = self.read_up_to(&stop);
                 return Ok(found);
             }
+            slice.pause().await;
             rest = match remaining {
                 Some(remaining) => remaining,
                 None => break,
@@ -91,64 +99,85 @@ impl Scan {
             reverse: self.reverse,
             keys_only: self.keys_only,
             max_rows: missing.saturating_add(1).min(CHUNK_ROWS_MAX),
-            max_bytes: self.max_bytes.saturating_sub(found.entries.bytes()).saturating_add(1),
+            max_bytes: self.max_bytes.saturating_sub(found.bytes).saturating_add(1),
         }
     }
 
     /// Adds what lies in `covered`, and gives the key of the first entry that was one too many.
-    fn merge(
+    async fn merge(
         &self,
         covered: KeyRange,
         chunk: &Chunk,
         staged: &BTreeMap<RowKey, Mutation>,
         found: &mut Found,
+        slice: &mut Slice,
     ) -> Result<Option<Vec<u8>>> {
-        if covered.is_empty() {
+        if covered.is_empty() || self.take_all(&covered, chunk, staged, found, slice) {
             return Ok(None);
         }
-        let mut staged =
-            staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation)).peekable();
-        if staged.peek().is_none() {
-            // Most scans: nothing is to be compared.
-            self.take_stored(chunk, found)
-        } else if self.reverse {
-            self.take(Merge::new(chunk.rows(), staged.rev(), Ordering::Greater), found)
-        } else {
-            self.take(Merge::new(chunk.rows(), staged, Ordering::Less), found)
-        }
+        self.take(self.merging(&covered, chunk, staged), found, slice).await
     }
 
-    fn take_stored(&self, chunk: &Chunk, found: &mut Found) -> Result<Option<Vec<u8>>> {
+    /// Adds the rows of a chunk as they are, if all fit and nothing is staged among them: so it is for most.
+    fn take_all(
+        &self,
+        covered: &KeyRange,
+        chunk: &Chunk,
+        staged: &BTreeMap<RowKey, Mutation>,
+        found: &mut Found,
+        slice: &mut Slice,
+    ) -> bool {
         let pairs = chunk.pairs();
-        let fits = found.entries.len() + pairs.len() <= self.max_entries
-            && found.entries.bytes() + pairs.bytes() <= self.max_bytes;
-        if !fits {
-            return self.take(chunk.rows().map(Merged::stored), found);
+        let bytes = found.bytes + pairs.bytes() + self.entry_bytes * pairs.len() as u64;
+        let fits = found.entries.len() + pairs.len() <= self.max_entries && bytes <= self.max_bytes;
+        let is_apart = staged.is_empty() || staged.range(covered.row_bounds()).next().is_none();
+        if !fits || !is_apart {
+            return false;
         }
         chunk.rows().for_each(|row| found.note(&row));
         found.entries.extend(pairs, pairs.whole());
-        Ok(None)
+        found.bytes = bytes;
+        slice.count(ROW * pairs.len() as u64, pairs.end());
+        true
     }
 
-    fn take<'a>(
+    fn merging<'a>(
         &self,
-        merge: impl Iterator<Item = Merged<'a>>,
+        covered: &KeyRange,
+        chunk: &'a Chunk,
+        staged: &'a BTreeMap<RowKey, Mutation>,
+    ) -> Merging<'a> {
+        let staged = staged.range(covered.row_bounds()).map(|(row, mutation)| (&row.key, mutation));
+        match self.reverse {
+            true => Box::new(Merge::new(chunk.rows(), staged.rev(), Ordering::Greater)),
+            false => Box::new(Merge::new(chunk.rows(), staged, Ordering::Less)),
+        }
+    }
+
+    async fn take<'a>(
+        &self,
+        merge: Merging<'a>,
         found: &mut Found,
+        slice: &mut Slice,
     ) -> Result<Option<Vec<u8>>> {
         for Merged { key, stored, staged } in merge {
+            slice.count(ROW, key.len());
+            slice.pause().await;
             if let Some(stored) = &stored {
                 found.note(stored);
             }
             let Some(value) = self.resolve(stored, staged)? else {
                 continue;
             };
-            let bytes = (key.len() + value.len()) as u64;
+            slice.count(0, value.len());
+            let bytes = (key.len() + value.len()) as u64 + self.entry_bytes;
             let is_full = found.entries.len() >= self.max_entries;
-            if is_full || found.entries.bytes() + bytes > self.max_bytes {
+            if is_full || found.bytes + bytes > self.max_bytes {
                 found.next_entry_bytes = Some(bytes);
                 return Ok(Some(key.to_vec()));
             }
             found.entries.push(key, &value);
+            found.bytes += bytes;
         }
         Ok(None)
     }
@@ -217,6 +246,10 @@ impl<'a> Merged<'a> {
         Self { key: key.as_bytes(), stored: None, staged: Some(staged) }
     }
 }
+
+/// What a transaction sees of a part of a range. Its type is dynamic, as the compiler can't tell of closures that are held over
+/// a pause that any thread may go on with them.
+type Merging<'a> = Box<dyn Iterator<Item = Merged<'a>> + Send + 'a>;
 
 /// Two ordered sequences as one.
 struct Merge<R: Iterator, S: Iterator> {

@@ -1,12 +1,13 @@
 //! Where a transaction keeps its snapshot, so that the store can take it away: at its deadline, or when the
 //! store is closed, a guest that does nothing must not hold a connection.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Snapshot;
 use crate::error::{Error, Result};
+use crate::share::Share;
 
 /// The part of a transaction that its store can reach.
 pub(crate) struct Slot {
@@ -16,9 +17,51 @@ pub(crate) struct Slot {
     pub(crate) timeout: Duration,
     /// The handle that began the transaction.
     pub(crate) handle: u64,
+    /// On whose behalf it is run.
+    pub(crate) share: Share,
+    /// When the last call began or ended, on the store's clock.
+    last_call: Moment,
+    /// When the snapshot was taken.
+    taken_at: Moment,
     state: Mutex<State>,
     /// Set with [`State::Ended`], so that a call which finds the transaction open need not wait for the state.
     has_ended: AtomicBool,
+}
+
+/// A moment on the store's monotonic clock, or none.
+#[derive(Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn set(&self, now: Duration) {
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos.saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<Duration> {
+        self.0.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_nanos)
+    }
+}
+
+/// Whether a transaction holds a connection of its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holding {
+    Nothing,
+    /// And no call is under way.
+    Idle,
+    /// As far as is known: a call is under way.
+    Busy,
+}
+
+/// What became of a transaction that was asked to give back its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reclaimed {
+    /// It has none, or a call is under way.
+    Nothing,
+    /// It reads on later.
+    Released,
+    /// It was rolled back.
+    Ended,
 }
 
 enum State {
@@ -31,15 +74,61 @@ enum State {
 }
 
 impl Slot {
-    pub(crate) fn new(now: Duration, timeout: Duration, handle: u64) -> Self {
+    pub(crate) fn new(now: Duration, timeout: Duration, handle: u64, share: Share) -> Self {
         let deadline = now.saturating_add(timeout);
         Self {
             deadline,
             timeout,
             handle,
+            share,
+            last_call: Moment::default(),
+            taken_at: Moment::default(),
             state: Mutex::new(State::Idle(None)),
             has_ended: AtomicBool::new(false),
         }
+    }
+
+    /// A call begins or ends.
+    pub(crate) fn called(&self, now: Duration) {
+        self.last_call.set(now);
+    }
+
+    /// When the last call began or ended.
+    pub(crate) fn last_call(&self) -> Duration {
+        self.last_call.get().unwrap_or_default()
+    }
+
+    /// The snapshot is about to be taken.
+    pub(crate) fn takes_snapshot(&self, now: Duration) {
+        self.taken_at.set(now);
+    }
+
+    /// When the snapshot was taken, if it was.
+    pub(crate) fn taken_at(&self) -> Option<Duration> {
+        self.taken_at.get()
+    }
+
+    pub(crate) fn holding(&self) -> Holding {
+        match &*self.lock() {
+            State::Idle(Some(snapshot)) if snapshot.pins() => Holding::Idle,
+            State::Idle(_) | State::Ended(_) => Holding::Nothing,
+            State::Leased => Holding::Busy,
+        }
+    }
+
+    /// Has the snapshot give back its connection. If it can't go on without, the transaction ends.
+    pub(crate) fn reclaim(&self, error: Error) -> Reclaimed {
+        let mut state = self.lock();
+        match &mut *state {
+            State::Idle(Some(snapshot)) if snapshot.pins() => {
+                if snapshot.release() {
+                    return Reclaimed::Released;
+                }
+            }
+            _ => return Reclaimed::Nothing,
+        }
+        drop(state);
+        if self.end(error) { Reclaimed::Ended } else { Reclaimed::Nothing }
     }
 
     /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.

@@ -1,14 +1,15 @@
 //! An open store: a backend with a clock, a quota and the transactions that are open on it.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Version};
 use crate::clock::{Clock, ForwardClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
@@ -16,8 +17,10 @@ use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
 use crate::limits::Limits;
 use crate::memory::records::RecordWrite;
+use crate::open_snapshots::OpenSnapshots;
 use crate::quota::Quota;
 use crate::rated_events::RatedEvents;
+use crate::share::Share;
 use crate::slot::Slot;
 use crate::transaction::Transaction;
 
@@ -47,7 +50,7 @@ impl StoreSource for Store {
     }
 }
 
-struct Inner {
+pub(crate) struct Inner {
     name: String,
     backend: Arc<dyn Backend>,
     clock: ForwardClock,
@@ -126,13 +129,18 @@ impl StoreBuilder {
             sweeps: self.sweep_interval.is_some(),
             open: Mutex::default(),
         });
+        inner.backend.attach(OpenSnapshots::new(&inner));
         runtime.spawn(maintain(Arc::downgrade(&inner), self.sweep_interval));
         Ok(Store { inner, _guard: None })
     }
 }
 
-/// Rows removed by one step of a sweep, so that commits get in between.
-const SWEEP_ROWS: u32 = 1_000;
+/// Rows removed by one step of a sweep, and their bytes: commits wait for a step, a few milliseconds.
+const SWEEP_ROWS: u32 = 256;
+const SWEEP_BYTES: u64 = 1 << 20;
+
+/// The longest pause between two steps.
+const SWEEP_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// How long a close goes on removing expired rows.
 const CLOSING_SWEEP_MAX: Duration = Duration::from_millis(100);
@@ -178,37 +186,47 @@ impl Store {
         self.inner.backend.ping().await
     }
 
-    /// Removes expired rows now, and says how many.
+    /// Removes expired rows now, and says how many. Commits are made in between: after each step, which removes a few hundred
+    /// rows, it pauses for as long as the step took.
     ///
     /// # Errors
     /// [`Error::Closed`], and those of the backend.
     pub async fn sweep(&self) -> Result<u64> {
-        self.check_open()?;
         let mut rows = 0;
         loop {
-            let swept = self.sweep_some(false).await?;
-            rows += swept.rows;
-            if swept.rows < u64::from(SWEEP_ROWS) {
+            self.check_open()?;
+            let begun = Instant::now();
+            let (swept, more) = self.sweep_step(false).await?;
+            rows += swept;
+            if !more {
                 return Ok(rows);
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(begun.elapsed().min(SWEEP_PAUSE_MAX)).await;
         }
     }
 
-    async fn sweep_some(&self, is_closing: bool) -> Result<Swept> {
+    /// Gives how many rows it removed, and whether more may have expired.
+    async fn sweep_step(&self, is_closing: bool) -> Result<(u64, bool)> {
         let backend = self.inner.backend.clone();
-        let options = SweepOptions { clock: self.inner.clock.clone(), max_rows: SWEEP_ROWS, is_closing };
-        match &self.inner.quota {
-            Some(quota) => quota.sweep(async move { backend.sweep(options).await }).await,
-            None => backend.sweep(options).await,
-        }
+        let options = SweepOptions {
+            clock: self.inner.clock.clone(),
+            max_rows: SWEEP_ROWS,
+            max_bytes: SWEEP_BYTES,
+            is_closing,
+        };
+        let step = options.clone();
+        let swept = match &self.inner.quota {
+            Some(quota) => quota.sweep(async move { backend.sweep(step).await }).await?,
+            None => backend.sweep(step).await?,
+        };
+        Ok((swept.rows, options.is_reached_by(&swept)))
     }
 
     /// Removes expired rows of a store that may not have been open long enough for a sweep, as many as take no longer than
     /// a close may. What is left is for the next.
     async fn sweep_before_close(&self) {
         let steps = async {
-            while self.sweep_some(true).await?.rows == u64::from(SWEEP_ROWS) {}
+            while self.sweep_step(true).await?.1 {}
             Ok(())
         };
         // An error says that the backend can't be written to now: closing it has nothing to add.
@@ -238,16 +256,24 @@ impl Store {
         if self.inner.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    pub(crate) fn begin(&self, mode: Mode, limits: Arc<Limits>, handle: u64, permit: Permit) -> Transaction {
-        let slot = Arc::new(Slot::new(self.inner.clock.monotonic(), limits.transaction_timeout, handle));
+    pub(crate) fn begin(
+        &self,
+        mode: Mode,
+        limits: Arc<Limits>,
+        handle: u64,
+        share: Share,
+        permit: Permit,
+    ) -> Transaction {
+        let now = self.inner.clock.monotonic();
+        let slot = Arc::new(Slot::new(now, limits.transaction_timeout, handle, share));
         let id = self.next_id();
-        self.lock_open().insert(id, slot.clone());
+        self.inner.lock_open().insert(id, slot.clone());
         let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };
         Transaction::new(open, limits, mode)
     }
 
     pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
-        let slots: Vec<_> = self.lock_open().values().filter(|slot| which(slot)).cloned().collect();
+        let slots: Vec<_> = self.inner.lock_open().values().filter(|slot| which(slot)).cloned().collect();
         for slot in slots {
             slot.end(error.clone());
         }
@@ -266,7 +292,7 @@ impl Store {
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        self.inner.events.emit(event);
+        self.inner.emit(event);
     }
 
     pub(crate) async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
@@ -358,7 +384,7 @@ impl Store {
     fn end_overdue(&self) {
         let now = self.inner.clock.monotonic();
         let overdue: Vec<_> =
-            self.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
+            self.inner.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
         for slot in overdue {
             self.time_out(&slot);
         }
@@ -373,10 +399,24 @@ impl Store {
     fn next_id(&self) -> u64 {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+impl Inner {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        self.events.emit(event);
+    }
 
     /// A panic elsewhere can't have left the map half changed: each use is one insert, remove or look.
-    fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -400,9 +440,28 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
         until_sweep = until_sweep.map(|left| left.saturating_sub(OVERDUE_INTERVAL));
         if until_sweep == Some(Duration::ZERO) {
             until_sweep = sweep_interval;
-            if let Err(error) = store.sweep().await {
-                store.emit(Event::BackgroundFailed { store: store.inner.name.clone(), work: "sweep", error });
+            match sweep_beside(&store).await {
+                // It was closed meanwhile.
+                Ok(_) | Err(Error::Closed) => {}
+                Err(error) => {
+                    store.emit(Event::BackgroundFailed {
+                        store: store.inner.name.clone(),
+                        work: "sweep",
+                        error,
+                    });
+                }
             }
+        }
+    }
+}
+
+/// Sweeps, however long that takes, and goes on ending overdue transactions.
+async fn sweep_beside(store: &Store) -> Result<u64> {
+    let mut sweep = pin!(store.sweep());
+    loop {
+        match timeout(OVERDUE_INTERVAL, &mut sweep).await {
+            Ok(swept) => return swept,
+            Err(_) => store.end_overdue(),
         }
     }
 }
@@ -419,7 +478,9 @@ impl OpenTransaction {
     /// Whether calls may go on.
     pub(crate) fn check(&self) -> Result<()> {
         self.slot.check()?;
-        if self.store.inner.clock.monotonic() < self.slot.deadline {
+        let now = self.store.inner.clock.monotonic();
+        self.slot.called(now);
+        if now < self.slot.deadline {
             return Ok(());
         }
         self.store.time_out(&self.slot);
@@ -439,7 +500,7 @@ impl OpenTransaction {
 
 impl Drop for OpenTransaction {
     fn drop(&mut self) {
-        self.store.lock_open().remove(&self.id);
+        self.store.inner.lock_open().remove(&self.id);
         self.slot.end(Error::Closed);
     }
 }

@@ -19,6 +19,7 @@ use crate::packed;
 use crate::pairs::Pairs;
 use crate::read_set::ReadSet;
 use crate::scan::Scan;
+use crate::slice::{ROW, STORED_ROW, Slice};
 use crate::stage::Stage;
 use crate::store::OpenTransaction;
 
@@ -149,19 +150,24 @@ impl Transaction {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
-        let keys: Vec<Key> =
-            keys.into_iter().map(|key| Key::new(key, &self.limits)).collect::<Result<_>>()?;
-        let rows: Vec<RowKey> =
-            keys.into_iter().map(|key| RowKey { namespace: namespace.clone(), key }).collect();
+        let mut slice = Slice::default();
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            slice.count(STORED_ROW, key.len());
+            slice.pause().await;
+            rows.push(RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? });
+        }
         let missing: Vec<Key> =
             rows.iter().filter(|row| self.needs_committed(row)).map(|row| row.key.clone()).collect();
-        let mut committed = self.committed_many(&namespace, missing).await?.into_iter();
+        let mut committed = self.committed_many(&namespace, missing, &mut slice).await?.into_iter();
         let mut values = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for row in &rows {
             let stored = if self.needs_committed(row) { committed.next().flatten() } else { None };
             let value = self.on_top(row, stored)?;
-            bytes += value.as_ref().map_or(0, |value| value.len() as u64);
+            slice.count(STORED_ROW, value.as_ref().map_or(0, Vec::len));
+            slice.pause().await;
+            bytes += value.as_ref().map_or(0, |value| value.len() as u64 + Limits::LIST_ENTRY_BYTES);
             self.limits.check(LimitKind::ResultBytes, bytes)?;
             values.push(value);
         }
@@ -204,28 +210,39 @@ impl Transaction {
     ///
     /// # Errors
     /// As `tx.put-many` of the WIT.
-    pub fn put_many(&mut self, namespace: String, entries: Vec<Entry>) -> Result<()> {
+    pub async fn put_many(&mut self, namespace: String, entries: Vec<Entry>) -> Result<()> {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, entries.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
+        let mut slice = Slice::default();
         let mut changes = BTreeMap::new();
         for Entry { key, value } in entries {
+            slice.count(STORED_ROW, key.len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? };
             let value = Value::new(value, &self.limits)?;
             changes.insert(row, Mutation::Put { value, ttl_millis: None });
         }
         self.check_writable(&namespace)?;
-        self.stage_all(changes)
+        self.stage_all(changes, slice).await
     }
 
     /// Stages several values that are [packed](crate::packed), or none.
     ///
     /// # Errors
     /// As `tx.put-packed` of the WIT.
-    pub fn put_packed(&mut self, namespace: String, entries: &[u8]) -> Result<()> {
+    pub async fn put_packed(&mut self, namespace: String, entries: &[u8]) -> Result<()> {
         self.check_open()?;
-        let entries = packed::unpack(entries, self.limits.transaction_mutations)?;
-        self.put_many(namespace, entries)
+        let mut slice = Slice::default();
+        let mut unpacked = Vec::new();
+        for entry in packed::Unpacking::new(entries) {
+            let entry = entry?;
+            slice.count(ROW, entry.key.len() + entry.value.len());
+            slice.pause().await;
+            unpacked.push(entry);
+            self.limits.check(LimitKind::TransactionMutations, unpacked.len() as u64)?;
+        }
+        self.put_many(namespace, unpacked).await
     }
 
     /// Stages a value that expires, or that is written only over a certain version.
@@ -266,17 +283,20 @@ impl Transaction {
     ///
     /// # Errors
     /// As `tx.delete-many` of the WIT.
-    pub fn delete_many(&mut self, namespace: String, keys: Vec<String>) -> Result<()> {
+    pub async fn delete_many(&mut self, namespace: String, keys: Vec<String>) -> Result<()> {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
         let namespace = Namespace::new(namespace, &self.limits)?;
+        let mut slice = Slice::default();
         let mut changes = BTreeMap::new();
         for key in keys {
+            slice.count(STORED_ROW, key.len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? };
             changes.insert(row, Mutation::Delete);
         }
         self.check_writable(&namespace)?;
-        self.stage_all(changes)
+        self.stage_all(changes, slice).await
     }
 
     /// Stages a delete of a row at a certain version.
@@ -308,16 +328,20 @@ impl Transaction {
                 keys_only: true,
                 max_entries: usize::try_from(wanted).unwrap_or(usize::MAX),
                 max_bytes: u64::MAX,
+                entry_bytes: 0,
                 any_keys: false,
             })
             .await?;
         let count = found.entries.len() as u64;
+        let mut slice = Slice::default();
         let mut changes = BTreeMap::new();
         for (key, _) in found.entries.iter() {
+            slice.count(STORED_ROW, key.len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key: Key::from_stored(key.to_vec())? };
             changes.insert(row, Mutation::Delete);
         }
-        self.stage_all(changes)?;
+        self.stage_all(changes, slice).await?;
         Ok(count)
     }
 
@@ -358,13 +382,14 @@ impl Transaction {
             keys_only: false,
             max_entries: usize::MAX,
             max_bytes,
+            entry_bytes: Limits::LIST_ENTRY_BYTES,
             any_keys: false,
         };
         let found = self.find(scan).await?;
         if let Some(next) = found.next_entry_bytes {
-            self.limits.check(LimitKind::ResultBytes, found.entries.bytes() + next)?;
+            self.limits.check(LimitKind::ResultBytes, found.bytes + next)?;
         }
-        Ok(entries(&found.entries))
+        Ok(list(&found.entries).await)
     }
 
     /// The next entries of a range.
@@ -377,8 +402,9 @@ impl Transaction {
         range: Range,
         after: Option<String>,
     ) -> Result<Page> {
-        let (found, next) = self.find_page(namespace, range, after).await?;
-        Ok(Page { entries: entries(&found), next })
+        let entry_bytes = Limits::LIST_ENTRY_BYTES;
+        let (found, next) = self.find_page(namespace, range, after, entry_bytes).await?;
+        Ok(Page { entries: list(&found).await, next })
     }
 
     /// The next entries of a range, [packed](crate::packed).
@@ -391,7 +417,8 @@ impl Transaction {
         range: Range,
         after: Option<String>,
     ) -> Result<PackedPage> {
-        let (found, next) = self.find_page(namespace, range, after).await?;
+        let entry_bytes = packed::HEADER_BYTES as u64;
+        let (found, next) = self.find_page(namespace, range, after, entry_bytes).await?;
         Ok(PackedPage { entries: found.into_packed(), next })
     }
 
@@ -400,6 +427,7 @@ impl Transaction {
         namespace: String,
         range: Range,
         after: Option<String>,
+        entry_bytes: u64,
     ) -> Result<(Pairs, Option<String>)> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
@@ -422,6 +450,7 @@ impl Transaction {
                 keys_only: range.keys_only,
                 max_entries: range.limit.map_or(usize::MAX, |limit| limit as usize),
                 max_bytes: self.limits.result_bytes,
+                entry_bytes,
                 any_keys: false,
             })
             .await?;
@@ -443,7 +472,7 @@ impl Transaction {
         self.check_open()?;
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.next_namespace(after.as_ref()).await,
+            Ok(snapshot) => self.while_open(snapshot.next_namespace(after.as_ref())).await,
             Err(error) => Err(error),
         };
         self.settle(lease, result)
@@ -476,6 +505,7 @@ impl Transaction {
             writes: std::mem::take(&mut self.writes),
             growth_max: None,
             stage: Stage::default(),
+            share: self.open.slot.share.clone(),
         };
         let deadline = self.open.slot.deadline;
         Ok(store.commit(snapshot, commit, deadline).await?.version)
@@ -527,8 +557,16 @@ impl std::fmt::Debug for Transaction {
     }
 }
 
-fn entries(found: &Pairs) -> Vec<Entry> {
-    found.iter().map(|(key, value)| Entry { key: text(key).into_owned(), value: value.to_vec() }).collect()
+/// Pairs as a list.
+async fn list(found: &Pairs) -> Vec<Entry> {
+    let mut slice = Slice::default();
+    let mut entries = Vec::with_capacity(found.len());
+    for (key, value) in found.iter() {
+        slice.count(ROW, key.len() + value.len());
+        slice.pause().await;
+        entries.push(Entry { key: text(key).into_owned(), value: value.to_vec() });
+    }
+    entries
 }
 
 /// The text of a key that was found. That it is one was made sure of when it was; lossy conversion only keeps a panic out.

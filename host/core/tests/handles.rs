@@ -22,7 +22,7 @@ async fn put(handle: &Handle, key: &str, value: &[u8]) {
 
 fn too_large<T: std::fmt::Debug>(outcome: Result<T, Error>, requested: u64) {
     let Err(Error::LimitExceeded(exceeded)) = outcome else { panic!("{outcome:?}") };
-    assert_eq!(exceeded, LimitExceeded { kind: LimitKind::ResultBytes, max: 50, requested });
+    assert_eq!(exceeded, LimitExceeded { kind: LimitKind::ResultBytes, max: 306, requested });
 }
 
 #[tokio::test]
@@ -30,20 +30,21 @@ async fn a_row_written_under_wider_limits_is_refused_and_never_left_out() {
     let store = Store::builder(InMemory::new()).build().unwrap();
     let wide = handle(&store, Limits::default());
     put(&wide, "a", b"small").await;
-    put(&wide, "b", &[0; 60]).await;
-    let limits = Limits { key_bytes: 10, value_bytes: 40, result_bytes: 50, ..Limits::default() };
+    put(&wide, "b", &[0; 310]).await;
+    let limits = Limits { key_bytes: 10, value_bytes: 40, result_bytes: 306, ..Limits::default() };
     let narrow = handle(&store, limits);
 
     let mut view = narrow.begin(Mode::View).unwrap();
-    too_large(view.get("n".into(), "b".into()).await, 60);
-    too_large(view.get_versioned("n".into(), "b".into()).await, 60);
-    too_large(view.get_many("n".into(), vec!["b".into()]).await, 60);
-    too_large(view.scan("n".into(), "b".into()).await, 61);
+    too_large(view.get("n".into(), "b".into()).await, 310);
+    too_large(view.get_versioned("n".into(), "b".into()).await, 310);
+    too_large(view.get_many("n".into(), vec!["b".into()]).await, 310);
+    too_large(view.scan("n".into(), "b".into()).await, 567);
     let first = view.scan_page("n".into(), Range::default(), None).await.unwrap();
     assert_eq!(first.entries.len(), 1);
-    too_large(view.scan_page("n".into(), Range::default(), first.next).await, 61);
+    too_large(view.scan_page("n".into(), Range::default(), first.next).await, 567);
     let keys = Range { keys_only: true, ..Range::default() };
-    assert_eq!(view.scan_page("n".into(), keys, None).await.unwrap().entries.len(), 2);
+    let packed = view.scan_page_packed("n".into(), keys, None).await.unwrap();
+    assert_eq!(packed.entries, b"\x01\0\0\0\0\0\0\0a\x01\0\0\0\0\0\0\0b");
 }
 
 /// Every key of a namespace, in pages of one row.

@@ -196,7 +196,8 @@ pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -
     }
     let held = connections.clone();
     let work = async move {
-        let mut session = held.session().await?;
+        let _large = held.large_turn(&commit).await?;
+        let mut session = held.session(&commit.share).await?;
         make_on_any(&held, &mut session, &commit, None).await
     };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
@@ -212,14 +213,18 @@ pub(crate) async fn after_reads(
     found: Option<RowKey>,
 ) -> Result<Committed> {
     connections.check_open()?;
-    let work = async move { make(&mut session, &commit, found.as_ref(), None).await };
+    let held = connections.clone();
+    let work = async move {
+        let _large = held.large_turn(&commit).await?;
+        make(&mut session, &commit, found.as_ref(), None).await
+    };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// Makes the commit of a transaction that read one row, and has none open at the server.
+/// Makes the commit of a transaction that read one row, and has none open at the server. It may have given its session back.
 pub(crate) async fn after_first_read(
     connections: &Arc<Connections>,
-    mut session: Session,
+    session: Option<Session>,
     commit: Arc<Commit>,
     first: FirstRead,
 ) -> Result<Committed> {
@@ -228,7 +233,14 @@ pub(crate) async fn after_first_read(
         return Ok(Committed::default());
     }
     let held = connections.clone();
-    let work = async move { make_on_any(&held, &mut session, &commit, Some(&first)).await };
+    let work = async move {
+        let _large = held.large_turn(&commit).await?;
+        let mut session = match session {
+            Some(session) => session,
+            None => held.session(&commit.share).await?,
+        };
+        make_on_any(&held, &mut session, &commit, Some(&first)).await
+    };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 

@@ -1,19 +1,20 @@
 //! The connections of one backend, and how their sessions are set up.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod};
-use larder_core::Error;
+use larder_core::commit::Commit;
+use larder_core::fair::{FairPermit, FairSemaphore};
+use larder_core::{Error, OpenSnapshots, Share};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Config, NoTls};
 
 use crate::error::{Failure, Result};
 use crate::queries::Queries;
-use crate::session::Session;
+use crate::session::{Held, Session};
 
 /// The most connections that one backend has at a time.
 pub const CONNECTIONS_MAX: usize = 25;
@@ -77,8 +78,14 @@ const READ_ONLY: &str =
 pub(crate) struct Connections {
     pool: Pool,
     access: Access,
+    /// For as many connections as there may be.
+    turns: FairSemaphore,
     /// For as many snapshots as there may be.
-    places: Arc<Semaphore>,
+    places: FairSemaphore,
+    /// For one large commit at a time: several would take the server's processors from all others.
+    large: FairSemaphore,
+    /// Those of the stores, some of which have a connection.
+    snapshots: Mutex<OpenSnapshots>,
     closed: AtomicBool,
     queries: Arc<Queries>,
     /// Where work goes on that nobody waits for.
@@ -106,9 +113,17 @@ impl Connections {
             }))
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
-        let places = Arc::new(Semaphore::new(SNAPSHOTS_MAX));
-        let queries = Arc::new(Queries::of(schema));
-        Ok(Self { pool, access, places, closed: AtomicBool::new(false), queries, runtime })
+        Ok(Self {
+            pool,
+            access,
+            turns: FairSemaphore::new(CONNECTIONS_MAX),
+            places: FairSemaphore::new(SNAPSHOTS_MAX),
+            large: FairSemaphore::new(1),
+            snapshots: Mutex::default(),
+            closed: AtomicBool::new(false),
+            queries: Arc::new(Queries::of(schema)),
+            runtime,
+        })
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -123,41 +138,78 @@ impl Connections {
         &self.runtime
     }
 
-    pub(crate) fn queries(&self) -> &Queries {
+    pub(crate) fn queries(&self) -> &Arc<Queries> {
         &self.queries
     }
 
+    /// The snapshots of a store, which are asked for connections if there are too few.
+    pub(crate) fn attach(&self, snapshots: OpenSnapshots) {
+        self.lock_snapshots().join(snapshots);
+    }
+
     /// A connection for one piece of work.
-    pub(crate) async fn session(&self) -> Result<Session> {
-        self.check_open()?;
-        let Ok(client) = timeout(WAIT_MAX, self.pool.get()).await else {
-            return Err(Failure::Stalled("no connection to the database became free in time"));
-        };
-        Ok(Session::new(client?, self.runtime.clone(), self.queries.clone()))
+    pub(crate) async fn session(&self, share: &Share) -> Result<Session> {
+        let turn = self.turn(share).await?;
+        self.connect(Held { _turn: turn, _place: None }).await
     }
 
     /// A connection that a snapshot may keep.
-    pub(crate) async fn snapshot_session(&self) -> Result<Session> {
+    pub(crate) async fn snapshot_session(&self, share: &Share) -> Result<Session> {
         self.check_open()?;
-        let Ok(place) = timeout(WAIT_MAX, self.places.clone().acquire_owned()).await else {
-            return Err(Failure::Stalled("too many transactions have a connection to the database"));
+        let give_up = std::time::Instant::now() + WAIT_MAX;
+        let snapshots = self.lock_snapshots().clone();
+        let place = match snapshots.permit(&self.places, share, give_up).await {
+            Err(Error::TimedOut) => {
+                return Err(Failure::Stalled("too many transactions have a connection to the database"));
+            }
+            place => place?,
         };
-        let place = place.map_err(|_| Error::Closed)?;
-        Ok(self.session().await?.with_place(Some(place)))
+        let turn = self.turn(share).await?;
+        self.connect(Held { _turn: turn, _place: Some(place) }).await
+    }
+
+    /// Waits for the turn of a large commit; other commits don't wait.
+    pub(crate) async fn large_turn(&self, commit: &Commit) -> Result<Option<FairPermit>> {
+        match commit.is_large() {
+            true => Ok(Some(self.large.acquire(&commit.share).await?)),
+            false => Ok(None),
+        }
+    }
+
+    async fn turn(&self, share: &Share) -> Result<FairPermit> {
+        self.check_open()?;
+        match timeout(WAIT_MAX, self.turns.acquire(share)).await {
+            Ok(turn) => Ok(turn?),
+            Err(_) => Err(Failure::Stalled("no connection to the database became free in time")),
+        }
+    }
+
+    async fn connect(&self, held: Held) -> Result<Session> {
+        let Ok(client) = timeout(WAIT_MAX, self.pool.get()).await else {
+            return Err(Failure::Stalled("no connection to the database became free in time"));
+        };
+        Ok(Session::new(client?, self.runtime.clone(), self.queries.clone(), held))
     }
 
     /// Replaces a connection that turned out to be gone. The server was most likely restarted, and those that nobody
     /// uses have gone with it: they are closed, so that the new one is new.
     pub(crate) async fn renew(&self, session: &mut Session) -> Result<()> {
-        let place = session.take_place();
+        let Some(held) = session.take_held() else { return Err(Failure::Gone) };
         self.pool.retain(|_, _| false);
-        *session = self.session().await?.with_place(place);
+        *session = self.connect(held).await?;
         Ok(())
     }
 
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.turns.close();
         self.places.close();
+        self.large.close();
         self.pool.close();
+    }
+
+    /// A panic elsewhere can't have left it half changed.
+    fn lock_snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

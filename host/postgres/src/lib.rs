@@ -87,7 +87,7 @@ use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepO
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
-use larder_core::{Error, Result};
+use larder_core::{Error, OpenSnapshots, Result};
 use tokio::runtime::Handle;
 use tokio_postgres::Config;
 
@@ -140,6 +140,10 @@ impl Postgres {
 
 #[async_trait]
 impl Backend for Postgres {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.connections.attach(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(PostgresSnapshot::take(&self.connections, options).await?))
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use larder_core::Error;
 use larder_core::backend::{SweepOptions, Swept};
+use larder_core::{Error, Share};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
@@ -113,7 +113,18 @@ pub(crate) async fn transaction(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
-    let mut session = connections.session().await?;
+    transaction_of(&Share::host(), connections, begin, sql, params).await
+}
+
+/// The same on behalf of a share.
+pub(crate) async fn transaction_of(
+    share: &Share,
+    connections: &Connections,
+    begin: &str,
+    sql: &str,
+    params: &Params<'_>,
+) -> Result<Vec<Row>> {
+    let mut session = connections.session(share).await?;
     match session.enclosed(begin, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;

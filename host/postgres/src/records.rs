@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use crate::commit::in_time;
 use crate::connections::Connections;
 use crate::error;
-use crate::maintenance::transaction;
+use crate::maintenance::{transaction, transaction_of};
 use crate::rows::{checked, column, saturating, unsigned, version};
 use crate::session::{Params, Session};
 
@@ -53,7 +53,8 @@ pub(crate) const DUE: &str = "
 
 pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::Result<Option<StoredRecord>> {
     let [tenant, user, session, run] = parts(&key.identity);
-    let rows = transaction(
+    let rows = transaction_of(
+        &key.share(),
         connections,
         BEGIN,
         &connections.queries().load_record,
@@ -67,7 +68,7 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     connections.check_open()?;
     let held = connections.clone();
     let work = async move {
-        let mut session = held.session().await?;
+        let mut session = held.session(&write.key.share()).await?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
                 held.renew(&mut session).await?;

@@ -7,8 +7,8 @@ use deadpool_postgres::Object;
 use futures_util::future::{join, join3};
 use futures_util::{TryStreamExt, pin_mut};
 use larder_core::Error;
+use larder_core::fair::FairPermit;
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row, Statement};
@@ -52,12 +52,20 @@ pub(crate) struct Session {
     state: State,
     runtime: Handle,
     queries: Arc<Queries>,
-    place: Option<OwnedSemaphorePermit>,
+    /// None once the session is replaced.
+    held: Option<Held>,
+}
+
+/// What a session holds as long as its connection is not back in the pool.
+pub(crate) struct Held {
+    pub(crate) _turn: FairPermit,
+    /// Among the snapshots.
+    pub(crate) _place: Option<FairPermit>,
 }
 
 impl Session {
-    pub(crate) fn new(client: Object, runtime: Handle, queries: Arc<Queries>) -> Self {
-        Self { client: Some(client), state: State::Idle, runtime, queries, place: None }
+    pub(crate) fn new(client: Object, runtime: Handle, queries: Arc<Queries>, held: Held) -> Self {
+        Self { client: Some(client), state: State::Idle, runtime, queries, held: Some(held) }
     }
 
     /// The statements of the store that the session is for.
@@ -65,14 +73,9 @@ impl Session {
         self.queries.clone()
     }
 
-    /// Holds a place among the snapshots as long as it lives.
-    pub(crate) fn with_place(mut self, place: Option<OwnedSemaphorePermit>) -> Self {
-        self.place = place;
-        self
-    }
-
-    pub(crate) fn take_place(&mut self) -> Option<OwnedSemaphorePermit> {
-        self.place.take()
+    /// Takes what another session is to hold in its stead.
+    pub(crate) fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
     }
 
     /// Whether it has not been used yet.
@@ -245,25 +248,25 @@ async fn query_watched(
 impl Drop for Session {
     fn drop(&mut self) {
         let Some(client) = self.client.take() else { return };
-        let place = self.place.take();
+        let held = self.held.take();
         match self.state {
             State::Idle => drop(client),
-            State::InTransaction | State::Failed => drop(self.runtime.spawn(roll_back(client, place))),
-            State::Busy | State::Committing => drop(self.runtime.spawn(abandon(client, place))),
+            State::InTransaction | State::Failed => drop(self.runtime.spawn(roll_back(client, held))),
+            State::Busy | State::Committing => drop(self.runtime.spawn(abandon(client, held))),
             State::Broken => drop(Object::take(client)),
         }
     }
 }
 
-async fn roll_back(client: Object, place: Option<OwnedSemaphorePermit>) {
+async fn roll_back(client: Object, held: Option<Held>) {
     match timeout(ROLLBACK_MAX, client.batch_execute("ROLLBACK")).await {
         Ok(Ok(())) => drop(client),
-        _ => abandon(client, place).await,
+        _ => abandon(client, held).await,
     }
 }
 
 /// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.
-async fn abandon(client: Object, place: Option<OwnedSemaphorePermit>) {
+async fn abandon(client: Object, held: Option<Held>) {
     if !client.is_closed() {
         let cancelled = timeout(CANCEL_MAX, client.cancel_token().cancel_query(NoTls)).await;
         tracing::debug!(
@@ -272,5 +275,5 @@ async fn abandon(client: Object, place: Option<OwnedSemaphorePermit>) {
         );
     }
     drop(Object::take(client));
-    drop(place);
+    drop(held);
 }

@@ -26,7 +26,8 @@ use crate::session::{Params, Session};
 /// A snapshot. Postgres takes it at the first read.
 pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
-    session: Session,
+    /// None once it was given back.
+    session: Option<Session>,
     options: SnapshotOptions,
     /// The moment at which rows are live, once there is a transaction.
     now: i64,
@@ -167,10 +168,10 @@ pub(crate) const NEXT_NAMESPACE: Read<&str> =
 
 impl PostgresSnapshot {
     pub(crate) async fn take(connections: &Arc<Connections>, options: SnapshotOptions) -> Result<Self> {
-        let session = in_time(options.deadline, connections.snapshot_session()).await?;
+        let session = in_time(options.deadline, connections.snapshot_session(&options.share)).await?;
         Ok(Self {
             connections: connections.clone(),
-            session,
+            session: Some(session),
             options,
             now: 0,
             first: None,
@@ -199,13 +200,30 @@ impl PostgresSnapshot {
         read: &Read,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
-        if self.session.is_in_transaction() {
-            return self.session.query(&read.next, params).await;
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.connections.snapshot_session(&self.options.share).await?,
+        };
+        let rows = self.read_on(&mut session, reading, read, params).await;
+        // A future that is dropped before takes the session with it: what became of it is not known.
+        self.session = Some(session);
+        rows
+    }
+
+    async fn read_on(
+        &mut self,
+        session: &mut Session,
+        reading: Reading,
+        read: &Read,
+        params: &Params<'_>,
+    ) -> error::Result<Vec<Row>> {
+        if session.is_in_transaction() {
+            return session.query(&read.next, params).await;
         }
-        let rows = match self.read_new(reading, &read.first, params).await {
+        let rows = match self.read_new(session, reading, &read.first, params).await {
             Err(failure) if failure.is_lost_before() => {
-                self.connections.renew(&mut self.session).await?;
-                self.read_new(reading, &read.first, params).await?
+                self.connections.renew(session).await?;
+                self.read_new(session, reading, &read.first, params).await?
             }
             rows => rows?,
         };
@@ -226,20 +244,26 @@ impl PostgresSnapshot {
 
     async fn read_new(
         &mut self,
+        session: &mut Session,
         reading: Reading,
         sql: &str,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
         match reading {
-            Reading::Alone => self.session.read_alone(sql, params).await,
-            Reading::Transaction => self.begin_with(sql, params).await,
+            Reading::Alone => session.read_alone(sql, params).await,
+            Reading::Transaction => self.begin_with(session, sql, params).await,
         }
     }
 
-    async fn begin_with(&mut self, sql: &str, params: &Params<'_>) -> error::Result<Vec<Row>> {
+    async fn begin_with(
+        &mut self,
+        session: &mut Session,
+        sql: &str,
+        params: &Params<'_>,
+    ) -> error::Result<Vec<Row>> {
         let (begin, moved) = (self.begin(), self.options.clock.moved_millis());
-        let Some(first) = &self.first else { return self.session.begin(begin, sql, params).await };
-        let rows = first.begin(&mut self.session, begin, moved, sql, params).await?;
+        let Some(first) = &self.first else { return session.begin(begin, sql, params).await };
+        let rows = first.begin(session, begin, moved, sql, params).await?;
         self.first_expires_at = first.stored.as_ref().and_then(|stored| stored.expires_at);
         self.found = self.first.take().and_then(FirstRead::found);
         Ok(rows)
@@ -248,11 +272,14 @@ impl PostgresSnapshot {
     /// Reads the first row of an update.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let (namespace, key, moved) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
-        let rows =
-            self.read_in(Reading::Alone, &self.session.queries().get, &[&namespace, &key, &moved]).await?;
+        let rows = self.read_in(Reading::Alone, &self.queries().get, &[&namespace, &key, &moved]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         self.first = Some(FirstRead { row: row.clone(), stored: stored.clone() });
         Ok(stored)
+    }
+
+    fn queries(&self) -> Arc<Queries> {
+        self.connections.queries().clone()
     }
 
     fn begin(&self) -> &'static str {
@@ -265,7 +292,16 @@ impl PostgresSnapshot {
 
     /// What a [`Read`] is to be told.
     fn moment(&self) -> i64 {
-        if self.session.is_in_transaction() { self.now } else { self.options.clock.moved_millis() }
+        if self.is_in_transaction() { self.now } else { self.options.clock.moved_millis() }
+    }
+
+    fn is_in_transaction(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_in_transaction)
+    }
+
+    /// Whether nothing was begun at the server.
+    fn is_idle(&self) -> bool {
+        self.session.as_ref().is_none_or(Session::is_idle)
     }
 }
 
@@ -281,11 +317,11 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        if self.options.mode == Mode::Update && self.session.is_idle() && self.first.is_none() {
+        if self.options.mode == Mode::Update && self.is_idle() && self.first.is_none() {
             return self.read_first(row).await;
         }
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
-        let rows = self.read(&self.session.queries().get, &[&namespace, &key, &now]).await?;
+        let rows = self.read(&self.queries().get, &[&namespace, &key, &now]).await?;
         let stored = rows.first().map(stored_value).transpose()?;
         if self.options.mode == Mode::Update {
             self.found = stored.is_some().then(|| row.clone());
@@ -298,13 +334,12 @@ impl Snapshot for PostgresSnapshot {
         let (namespace, now, max) = (namespace.as_bytes(), self.moment(), saturating(max_bytes));
         let share = max / i64::try_from(keys.len().max(1)).unwrap_or(i64::MAX);
         let share = i32::try_from(share).unwrap_or(i32::MAX);
-        let rows = self.read(&self.session.queries().get_many, &[&namespace, &names, &now, &share]).await?;
+        let rows = self.read(&self.queries().get_many, &[&namespace, &names, &now, &share]).await?;
         if let Some(found) = many(&rows, keys.len())? {
             return Ok(Many::Rows(found));
         }
         let now = self.moment();
-        let rows =
-            self.read(&self.session.queries().get_many_counted, &[&namespace, &names, &now, &max]).await?;
+        let rows = self.read(&self.queries().get_many_counted, &[&namespace, &names, &now, &max]).await?;
         Ok(many_counted(&rows, keys.len(), max_bytes)?)
     }
 
@@ -313,7 +348,7 @@ impl Snapshot for PostgresSnapshot {
         // One row more is asked for than may be given.
         let max_rows = i64::try_from(options.max_rows).unwrap_or(i64::MAX).min(i64::MAX - 1);
         let max_bytes = saturating(options.max_bytes);
-        let queries = self.session.queries();
+        let queries = self.queries();
         let read = scan_of(&queries, options.reverse, range.end().is_some());
         let rows = match range.end() {
             None => {
@@ -331,16 +366,32 @@ impl Snapshot for PostgresSnapshot {
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
         let now = self.moment();
-        let rows = self.read(&self.session.queries().next_namespace, &[&first_after(after), &now]).await?;
+        let rows = self.read(&self.queries().next_namespace, &[&first_after(after), &now]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Namespace::from_stored(column(row, "namespace")?).map(Some)
     }
 
+    fn pins(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// As long as no transaction is open at the server, any session does.
+    fn release(&mut self) -> bool {
+        let is_idle = self.is_idle();
+        if is_idle {
+            self.session = None;
+        }
+        is_idle
+    }
+
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
         let Self { connections, session, first, found, .. } = *self;
-        if !session.is_idle() {
-            return commit::after_reads(&connections, session, commit, found).await;
-        }
+        let session = match session {
+            Some(session) if !session.is_idle() => {
+                return commit::after_reads(&connections, session, commit, found).await;
+            }
+            session => session,
+        };
         if let Some(first) = first {
             return commit::after_first_read(&connections, session, commit, first).await;
         }

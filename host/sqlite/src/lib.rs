@@ -29,6 +29,7 @@ mod file;
 mod foreign_keys;
 mod journal;
 mod location;
+mod log_bound;
 mod look;
 mod migrate;
 mod migrator;
@@ -54,7 +55,7 @@ use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::redo::{self as core_redo, Journal};
-use larder_core::{Error, Result};
+use larder_core::{Error, OpenSnapshots, Result, Share};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -96,11 +97,19 @@ pub struct SqliteOptions {
     /// in the file. A quarter of it is for ranges that were scanned. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
     /// again, and 2 MB at least, are pages of the file that commits change.
     pub cache_bytes: u64,
+    /// How long the write-ahead log may become, in bytes; at least 1 MiB, and one commit more. A snapshot that keeps the log
+    /// from beginning anew is ended with [`Error::TimedOut`]: from a quarter of the bound on if it is older than 1 s, from a
+    /// half on if it is older than 100 ms, from three quarters on if it is older than 10 ms. At the bound, commits wait for
+    /// that. Readers of other programs, and copies of the database, are not ended: while they last, the log may become longer.
+    pub log_bytes: u64,
 }
 
 impl SqliteOptions {
     /// [`SqliteOptions::cache_bytes`] by default: 64 MiB, which is some 170,000 rows of 100 bytes.
     pub const CACHE_BYTES: u64 = 64 << 20;
+    /// [`SqliteOptions::log_bytes`] by default: 256 MiB.
+    pub const LOG_BYTES: u64 = 256 << 20;
+    const LOG_BYTES_MIN: u64 = 1 << 20;
 }
 
 impl Default for SqliteOptions {
@@ -110,6 +119,7 @@ impl Default for SqliteOptions {
             create: true,
             other_tables: false,
             cache_bytes: Self::CACHE_BYTES,
+            log_bytes: Self::LOG_BYTES,
         }
     }
 }
@@ -201,6 +211,13 @@ impl Sqlite {
         private: Option<TempDir>,
         keeping: Keeping,
     ) -> Result<Self> {
+        if options.log_bytes < SqliteOptions::LOG_BYTES_MIN {
+            return Err(Error::invalid_argument(format!(
+                "log_bytes is {}, and must be at least {}",
+                options.log_bytes,
+                SqliteOptions::LOG_BYTES_MIN
+            )));
+        }
         let positioned = !matches!(keeping, Keeping::Plain);
         let (location, connection, positioned) = blocking(move || {
             let location = Location::resolve(&path)?;
@@ -217,7 +234,7 @@ impl Sqlite {
             Keeping::Journaled(journal) => Some(journal),
         };
         let readers = Arc::new(Readers::new(location, options));
-        let writer = Writer::new(connection, &readers, options.cache_bytes, positioned, journal)?;
+        let writer = Writer::new(connection, &readers, options, positioned, journal)?;
         checkpoint::spawn(&readers, &writer);
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private: Mutex::new(private) })
     }
@@ -254,7 +271,7 @@ impl Sqlite {
     /// [`Error::Closed`], and where the file can't be read.
     pub async fn redo_position(&self) -> Result<Version> {
         self.check_open()?;
-        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        let reader = self.readers.take(&Share::host(), Instant::now() + connection::BUSY_TIMEOUT).await?;
         reader.read(rows::last_version)
     }
 
@@ -327,8 +344,16 @@ impl Sqlite {
 
     /// Reads the newest state with one statement, on this thread.
     async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
+        self.read_for(&Share::host(), work).await
+    }
+
+    async fn read_for<T>(
+        &self,
+        share: &Share,
+        work: impl FnOnce(&Connection) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check_readable()?;
-        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        let reader = self.readers.take(share, Instant::now() + connection::BUSY_TIMEOUT).await?;
         reader.read(work)
     }
 
@@ -349,6 +374,10 @@ impl Sqlite {
 
 #[async_trait]
 impl Backend for Sqlite {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.readers.attach(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         self.check_readable()?;
         Ok(Box::new(SqliteSnapshot::take(&self.readers, &self.writer, options).await?))
@@ -361,7 +390,7 @@ impl Backend for Sqlite {
 
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
-        let reader = self.readers.take(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        let reader = self.readers.take(&Share::host(), Instant::now() + connection::BUSY_TIMEOUT).await?;
         blocking(move || reader.read(rows::stored_bytes)).await
     }
 
@@ -372,7 +401,7 @@ impl Backend for Sqlite {
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
-        self.read(|connection| records::load(connection, key)).await
+        self.read_for(&key.share(), |connection| records::load(connection, key)).await
     }
 
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {

@@ -20,6 +20,7 @@ use rusqlite::Connection;
 use crate::error::SqliteError;
 use crate::location::Location;
 use crate::look::{Look, read_anew};
+use crate::rows::{NextNamespace, Scanned};
 use crate::{SqliteOptions, blocking, file, migrate, migrator, records, rows};
 
 /// A database file that is read, and in which no byte changes.
@@ -192,13 +193,24 @@ impl Snapshot for ReadOnlySnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        let range = range.clone();
-        self.read(move |connection, now| rows::scan(connection, &range, options, now)).await
+        let mut rest = range.clone();
+        loop {
+            let range = rest.clone();
+            match self.read(move |connection, now| rows::scan(connection, &range, options, now)).await? {
+                Scanned::Rows(chunk) => return Ok(chunk),
+                Scanned::Expired(behind) => rest = behind,
+            }
+        }
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let after = after.cloned();
-        self.read(move |connection, now| rows::next_namespace(connection, after.as_ref(), now)).await
+        let mut position = rows::position_after(after);
+        loop {
+            match self.read(move |connection, now| rows::next_namespace(connection, &position, now)).await? {
+                NextNamespace::Found(namespace) => return Ok(namespace),
+                NextNamespace::Expired(behind) => position = behind,
+            }
+        }
     }
 
     async fn commit(self: Box<Self>, _: Arc<Commit>) -> Result<Committed> {

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_core::backend::Version;
-use larder_core::{Error, Result};
+use larder_core::fair::{FairPermit, FairSemaphore};
+use larder_core::{Error, OpenSnapshots, Result, Share, SnapshotEndReason};
 use rusqlite::Connection;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use crate::error::SqliteError;
 use crate::location::Location;
@@ -16,6 +17,9 @@ use crate::{SqliteOptions, connection, rows};
 
 /// Snapshots that one store has open at once; a further one waits. Each is a connection with three files.
 const READERS_MAX: usize = 64;
+
+/// Connections beside these that keep states which snapshots stand on and a commit has left.
+const PINS_MAX: usize = 32;
 
 /// Connections kept while nobody reads.
 const IDLE_MAX: usize = 8;
@@ -27,7 +31,11 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Readers {
     location: Arc<Location>,
     options: SqliteOptions,
-    permits: Arc<Semaphore>,
+    permits: FairSemaphore,
+    /// For connections that a commit needs at once.
+    pins: FairSemaphore,
+    /// Those of the stores, some of which have a connection.
+    snapshots: Mutex<OpenSnapshots>,
     pool: Mutex<Pool>,
     /// The last connection that was in use after the close is gone.
     gone: Notify,
@@ -42,29 +50,50 @@ struct Pool {
 
 impl Readers {
     pub(crate) fn new(location: Arc<Location>, options: SqliteOptions) -> Self {
-        let permits = Arc::new(Semaphore::new(READERS_MAX));
-        Self { location, options, permits, pool: Mutex::default(), gone: Notify::new() }
+        Self {
+            location,
+            options,
+            permits: FairSemaphore::new(READERS_MAX),
+            pins: FairSemaphore::new(PINS_MAX),
+            snapshots: Mutex::default(),
+            pool: Mutex::default(),
+            gone: Notify::new(),
+        }
     }
 
     pub(crate) fn location(&self) -> &Location {
         &self.location
     }
 
+    /// The snapshots of a store, which are asked for connections if there are too few.
+    pub(crate) fn attach(&self, snapshots: OpenSnapshots) {
+        lock(&self.snapshots).join(snapshots);
+    }
+
+    pub(crate) fn snapshots(&self) -> OpenSnapshots {
+        lock(&self.snapshots).clone()
+    }
+
     /// A connection, outside of a transaction.
-    pub(crate) async fn take(self: &Arc<Self>, deadline: Instant) -> Result<Reader> {
-        let permit = self.permit(deadline).await?;
+    pub(crate) async fn take(self: &Arc<Self>, share: &Share, deadline: Instant) -> Result<Reader> {
+        let permit = self.permit(share, deadline).await?;
         self.reader(permit)
     }
 
     /// A connection that sees the newest state, if there is one without waiting.
     pub(crate) fn take_now(self: &Arc<Self>) -> Option<Reader> {
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let share = Share::host();
+        let permit = self.pins.try_acquire(&share).or_else(|| {
+            // The oldest states are those that pins keep.
+            self.snapshots().end_oldest(SnapshotEndReason::ConnectionWanted);
+            self.pins.try_acquire(&share)
+        })?;
         let reader = self.reader(permit).ok()?;
         reader.begin().ok()?;
         Some(reader)
     }
 
-    fn reader(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Reader> {
+    fn reader(self: &Arc<Self>, permit: FairPermit) -> Result<Reader> {
         let (in_use, idle) = {
             let mut pool = self.lock();
             (self.enter(&mut pool)?, pool.idle.pop())
@@ -86,6 +115,7 @@ impl Readers {
     /// Refuses new readers, and drops the idle ones.
     pub(crate) fn close(&self) {
         self.permits.close();
+        self.pins.close();
         let mut pool = self.lock();
         pool.closed = true;
         let idle = std::mem::take(&mut pool.idle);
@@ -116,25 +146,28 @@ impl Readers {
         Ok(InUse(self.clone()))
     }
 
-    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit> {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+    async fn permit(&self, share: &Share, deadline: Instant) -> Result<FairPermit> {
+        if let Some(permit) = self.permits.try_acquire(share) {
             return Ok(permit);
         }
         let give_up = deadline.min(Instant::now() + WAIT_MAX);
-        let waiting = self.permits.clone().acquire_owned();
-        match tokio::time::timeout_at(give_up.into(), waiting).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Error::Closed),
-            Err(error) => Err(Error::unavailable(
-                format!("{READERS_MAX} snapshots are open, and none was given back"),
+        self.snapshots().permit(&self.permits, share, give_up).await.map_err(|error| match error {
+            Error::TimedOut => Error::unavailable(
+                format!("all {READERS_MAX} connections for reading are busy; try again later"),
                 error,
-            )),
-        }
+            ),
+            error => error,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pool)
     }
+}
+
+/// A panic elsewhere can't have left any of it half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts a connection. Whoever holds one drops the connection first.
@@ -164,7 +197,7 @@ pub(crate) struct Reader {
     /// A read failed. The pages that it left in the connection's memory are not used again.
     has_failed: AtomicBool,
     in_use: InUse,
-    _permit: OwnedSemaphorePermit,
+    _permit: FairPermit,
 }
 
 impl Reader {

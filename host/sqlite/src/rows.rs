@@ -1,12 +1,13 @@
 //! The statements on rows.
 
-use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, Version};
+use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, SweepOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
-use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
 use larder_core::read_set::{CurrentState, RangeState};
+use larder_core::slice::{STORED_ROW, Slice};
 use larder_core::{Error, Result};
-use rusqlite::types::Value as SqlValue;
+use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 
 use crate::error::{Result as SqliteResult, SqliteError};
@@ -35,48 +36,101 @@ pub(crate) fn get(connection: &Connection, row: &RowKey, now: UnixMillis) -> Res
     Ok(found.map_err(SqliteError::from)?)
 }
 
+/// What one slice of work on a range found.
+pub(crate) enum Scanned {
+    /// The first rows.
+    Rows(Chunk),
+    /// Expired rows only; this is the rest of the range.
+    Expired(KeyRange),
+}
+
+/// Looks at rows of a range until they are enough, or for a [slice](larder_core::slice). Expired rows are left out here, and not
+/// by the statement: one step of it would go past any number of them.
 pub(crate) fn scan(
     connection: &Connection,
     range: &KeyRange,
     options: ScanOptions,
     now: UnixMillis,
-) -> Result<Chunk> {
-    let value = if options.keys_only { "x''" } else { "value" };
+) -> Result<Scanned> {
+    let value_column = if options.keys_only { "length(value)" } else { "value" };
     let order = if options.reverse { "DESC" } else { "ASC" };
-    let (bounds, parameters) = range_condition(range, now);
+    let (bounds, parameters) = range_bounds(range);
     let mut statement = prepare(
         connection,
         &format!(
-            "SELECT key, {value}, version, expires_at FROM larder_entries WHERE {bounds} ORDER BY key {order}"
+            "SELECT key, {value_column}, version, expires_at FROM larder_entries WHERE {bounds} ORDER BY key {order}"
         ),
     )?;
     let mut found = statement.query(params_from_iter(parameters)).map_err(SqliteError::from)?;
     let mut chunk = Chunk::default();
+    let mut slice = Slice::default();
     while let Some(row) = found.next().map_err(SqliteError::from)? {
-        if chunk.is_full(&options) {
-            return Ok(chunk);
+        if chunk.is_full(&options) || (slice.is_over() && !chunk.is_empty()) {
+            return Ok(Scanned::Rows(chunk));
         }
-        chunk.push_stored(chunk_row(row)?);
+        let value = value(row, 1)?;
+        slice.count(STORED_ROW, value.len());
+        if is_live(row, 3, now)? {
+            let (version, expires_at) =
+                (row.get(2).map_err(SqliteError::from)?, row.get(3).map_err(SqliteError::from)?);
+            let (key, version) = (bytes(row, 0)?, Version(version));
+            chunk.push_stored(ChunkRow { key, value: value.bytes(), version, expires_at });
+        } else if slice.is_over() && chunk.is_empty() {
+            return Ok(Scanned::Expired(behind(range, bytes(row, 0)?, options.reverse)));
+        }
     }
     chunk.exhausted = true;
-    Ok(chunk)
+    Ok(Scanned::Rows(chunk))
 }
 
+/// The part of a range that follows a key of it.
+fn behind(range: &KeyRange, key: &[u8], reverse: bool) -> KeyRange {
+    match reverse {
+        true => range.clone().narrowed_until(key),
+        false => range.clone().narrowed_from(&just_after(key)),
+    }
+}
+
+/// How far a search for the next namespace has come.
+pub(crate) enum NextNamespace {
+    /// The namespace; none at the end.
+    Found(Option<Namespace>),
+    /// Expired rows only; the search goes on here.
+    Expired(Position),
+}
+
+/// A namespace and a key.
+pub(crate) type Position = (Vec<u8>, Vec<u8>);
+
+/// Where a search for the next namespace begins.
+pub(crate) fn position_after(namespace: Option<&Namespace>) -> Position {
+    (namespace.map_or(Vec::new(), |namespace| just_after(namespace.as_bytes())), Vec::new())
+}
+
+/// Looks at rows from a position on until one is live, or for a [slice](larder_core::slice).
 pub(crate) fn next_namespace(
     connection: &Connection,
-    after: Option<&Namespace>,
+    (namespace, key): &Position,
     now: UnixMillis,
-) -> Result<Option<Namespace>> {
-    let condition = if after.is_some() { "namespace > ?2 AND" } else { "?2 IS NULL AND" };
-    let sql = format!(
-        "SELECT namespace FROM larder_entries WHERE {condition} (expires_at IS NULL OR expires_at > ?1)
-         ORDER BY namespace LIMIT 1"
-    );
-    let found = prepare(connection, &sql)?
-        .query_row((sql_millis(now), after.map(Namespace::as_bytes)), |row| row.get(0))
-        .optional()
-        .map_err(SqliteError::from)?;
-    found.map(Namespace::from_stored).transpose()
+) -> Result<NextNamespace> {
+    let mut statement = prepare(
+        connection,
+        "SELECT namespace, key, expires_at, length(value) FROM larder_entries WHERE (namespace, key) >= (?1, ?2)
+         ORDER BY namespace, key",
+    )?;
+    let mut found = statement.query((namespace, key)).map_err(SqliteError::from)?;
+    let mut slice = Slice::default();
+    while let Some(row) = found.next().map_err(SqliteError::from)? {
+        let (namespace, key) = (bytes(row, 0)?, bytes(row, 1)?);
+        if is_live(row, 2, now)? {
+            return Ok(NextNamespace::Found(Some(Namespace::from_stored(namespace.to_vec())?)));
+        }
+        slice.count(STORED_ROW, key.len() + value(row, 3)?.len());
+        if slice.is_over() {
+            return Ok(NextNamespace::Expired((namespace.to_vec(), just_after(key))));
+        }
+    }
+    Ok(NextNamespace::Found(None))
 }
 
 /// A row as it is stored, live or not.
@@ -141,17 +195,38 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
 pub(crate) fn sweep(
     connection: &Connection,
     now: UnixMillis,
-    max_rows: u32,
+    options: &SweepOptions,
+) -> SqliteResult<Vec<(StoredName, u64)>> {
+    let expired = expired(connection, now, options)?;
+    let mut delete =
+        connection.prepare_cached("DELETE FROM larder_entries WHERE namespace = ?1 AND key = ?2")?;
+    for (StoredName { namespace, key }, _) in &expired {
+        delete.execute((namespace, key))?;
+    }
+    Ok(expired)
+}
+
+/// Expired rows within the bounds of a sweep.
+fn expired(
+    connection: &Connection,
+    now: UnixMillis,
+    options: &SweepOptions,
 ) -> SqliteResult<Vec<(StoredName, u64)>> {
     let mut statement = connection.prepare_cached(
-        "DELETE FROM larder_entries WHERE (namespace, key) IN
-             (SELECT namespace, key FROM larder_entries WHERE expires_at <= ?1 LIMIT ?2)
-         RETURNING namespace, key, length(namespace) + length(key) + length(value)",
+        "SELECT namespace, key, length(namespace) + length(key) + length(value)
+         FROM larder_entries WHERE expires_at <= ?1",
     )?;
-    let swept = statement.query_map((sql_millis(now), max_rows), |row| {
-        Ok((StoredName { namespace: row.get(0)?, key: row.get(1)? }, row.get(2)?))
-    })?;
-    Ok(swept.collect::<rusqlite::Result<_>>()?)
+    let mut found = statement.query([sql_millis(now)])?;
+    let (mut expired, mut swept) = (Vec::new(), Swept::default());
+    while !options.is_reached_by(&swept)
+        && let Some(row) = found.next()?
+    {
+        let bytes: u64 = row.get(2)?;
+        swept.rows += 1;
+        swept.bytes += bytes;
+        expired.push((StoredName { namespace: row.get(0)?, key: row.get(1)? }, bytes));
+    }
+    Ok(expired)
 }
 
 /// The names of a row as the file has them.
@@ -189,8 +264,13 @@ impl CurrentState for Current<'_> {
     }
 
     fn range(&mut self, range: &KeyRange) -> Result<RangeState> {
-        let (bounds, parameters) = range_condition(range, self.now);
-        let sql = format!("SELECT count(*), coalesce(max(version), 0) FROM larder_entries WHERE {bounds}");
+        let (bounds, mut parameters) = range_bounds(range);
+        parameters.push(SqlValue::Integer(sql_millis(self.now)));
+        let now = parameters.len();
+        let sql = format!(
+            "SELECT count(*), coalesce(max(version), 0) FROM larder_entries
+             WHERE {bounds} AND (expires_at IS NULL OR expires_at > ?{now})"
+        );
         let mut statement = prepare(self.connection, &sql)?;
         let state = statement.query_row(params_from_iter(parameters), |row| {
             Ok(RangeState { rows: row.get(0)?, newest: Version(row.get(1)?) })
@@ -199,28 +279,52 @@ impl CurrentState for Current<'_> {
     }
 }
 
-/// The live rows of a range.
-fn range_condition(range: &KeyRange, now: UnixMillis) -> (&'static str, Vec<SqlValue>) {
-    let mut parameters = vec![
-        SqlValue::Blob(range.namespace().as_bytes().to_vec()),
-        SqlValue::Blob(range.start().to_vec()),
-        SqlValue::Integer(sql_millis(now)),
-    ];
+/// The rows of a range, live or not.
+fn range_bounds(range: &KeyRange) -> (&'static str, Vec<SqlValue>) {
+    let mut parameters =
+        vec![SqlValue::Blob(range.namespace().as_bytes().to_vec()), SqlValue::Blob(range.start().to_vec())];
     match range.end() {
-        None => ("namespace = ?1 AND key >= ?2 AND (expires_at IS NULL OR expires_at > ?3)", parameters),
+        None => ("namespace = ?1 AND key >= ?2", parameters),
         Some(end) => {
             parameters.push(SqlValue::Blob(end.to_vec()));
-            (
-                "namespace = ?1 AND key >= ?2 AND key < ?4 AND (expires_at IS NULL OR expires_at > ?3)",
-                parameters,
-            )
+            ("namespace = ?1 AND key >= ?2 AND key < ?3", parameters)
         }
     }
 }
 
-fn chunk_row<'r>(row: &'r Row<'_>) -> SqliteResult<ChunkRow<'r>> {
-    let (key, value) = (bytes(row, 0)?, bytes(row, 1)?);
-    Ok(ChunkRow { key, value, version: Version(row.get(2)?), expires_at: row.get(3)? })
+/// Whether a row is live that expires as a column says. A moment before 1970 is over.
+fn is_live(row: &Row<'_>, column: usize, now: UnixMillis) -> SqliteResult<bool> {
+    let expires_at: Option<i64> = row.get(column)?;
+    Ok(expires_at.is_none_or(|expires_at| expires_at > sql_millis(now)))
+}
+
+/// A value, or where none was asked for, its length.
+enum Column<'r> {
+    Value(&'r [u8]),
+    Length(usize),
+}
+
+impl<'r> Column<'r> {
+    fn bytes(&self) -> &'r [u8] {
+        match self {
+            Self::Value(value) => value,
+            Self::Length(_) => &[],
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Value(value) => value.len(),
+            Self::Length(length) => *length,
+        }
+    }
+}
+
+fn value<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<Column<'r>> {
+    match row.get_ref(column)? {
+        ValueRef::Integer(length) => Ok(Column::Length(usize::try_from(length).unwrap_or_default())),
+        _ => bytes(row, column).map(Column::Value),
+    }
 }
 
 /// The bytes of a column, where they are.

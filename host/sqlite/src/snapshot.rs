@@ -1,5 +1,6 @@
 //! One committed state, read from the cache as far as that goes, and by a pooled connection from there on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,11 +11,13 @@ use larder_core::backend::{
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::{Error, Result};
+use larder_core::slice::{STATEMENT, STORED_ROW, Slice};
+use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 
 use crate::cache::{Beginning, Epoch, Moment, Seen};
 use crate::readers::{Reader, Readers};
+use crate::rows::{NextNamespace, Scanned};
 use crate::writer::Writer;
 use crate::{blocking, rows};
 
@@ -29,6 +32,7 @@ pub(crate) struct SqliteSnapshot {
     /// The moment at which rows are live. It belongs to the state.
     now: UnixMillis,
     deadline: Instant,
+    share: Share,
     readers: Arc<Readers>,
     writer: Arc<Writer>,
 }
@@ -50,18 +54,18 @@ impl SqliteSnapshot {
         options: SnapshotOptions,
     ) -> Result<Self> {
         let (readers, writer) = (readers.clone(), writer.clone());
-        let SnapshotOptions { clock, deadline, .. } = options;
+        let SnapshotOptions { clock, deadline, share, .. } = options;
         let (base, seen, now) = match writer.cache().and_then(|cache| cache.epoch(&clock)) {
             Some((epoch, now)) => {
                 let seen = Seen { state: epoch.state, is_cached: true };
                 (Base::Epoch(epoch), Some(seen), now)
             }
             None => {
-                let (reader, seen, now) = begin(&readers, &writer, &clock, deadline).await?;
+                let (reader, seen, now) = begin(&readers, &writer, &clock, &share, deadline).await?;
                 (Base::Reader(reader), seen, now)
             }
         };
-        Ok(Self { base, seen, is_seen: false, clock, now, deadline, readers, writer })
+        Ok(Self { base, seen, is_seen: false, clock, now, deadline, share, readers, writer })
     }
 
     /// Reads in the database, where this snapshot still can. The moment is known only then: it may change with the state.
@@ -85,7 +89,8 @@ impl SqliteSnapshot {
     /// From an epoch to a connection that sees it: while it is the newest state, any does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
         if !epoch.is_pinned() {
-            let (reader, seen, now) = begin(&self.readers, &self.writer, &self.clock, self.deadline).await?;
+            let (reader, seen, now) =
+                begin(&self.readers, &self.writer, &self.clock, &self.share, self.deadline).await?;
             let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
             if is_same {
                 (self.base, self.seen) = (Base::Reader(reader), seen);
@@ -117,7 +122,15 @@ impl SqliteSnapshot {
     }
 
     async fn scan_database(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        self.read(|connection, now| rows::scan(connection, range, options, now)).await
+        let mut rest = Cow::Borrowed(range);
+        loop {
+            let slice = self.read(|connection, now| rows::scan(connection, &rest, options, now)).await?;
+            match slice {
+                Scanned::Rows(chunk) => return Ok(chunk),
+                Scanned::Expired(behind) => rest = Cow::Owned(behind),
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Where nothing is cached of this state, all of it is a gap.
@@ -154,9 +167,10 @@ async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
     clock: &ForwardClock,
+    share: &Share,
     deadline: Instant,
 ) -> Result<(Reader, Option<Seen>, UnixMillis)> {
-    let reader = readers.take(deadline).await?;
+    let reader = readers.take(share, deadline).await?;
     for _ in 0..BEGINS_MAX {
         let Some(cache) = writer.cache() else { break };
         let mark = cache.mark();
@@ -200,15 +214,18 @@ impl Snapshot for SqliteSnapshot {
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
+        let mut slice = Slice::default();
         for key in keys {
             let row = RowKey { namespace: namespace.clone(), key: key.clone() };
-            let found = match self.cached(&row) {
-                Some(cached) => cached,
-                None => self.get(&row).await?,
+            let (found, work) = match self.cached(&row) {
+                Some(cached) => (cached, STORED_ROW),
+                None => (self.get(&row).await?, STATEMENT),
             };
+            slice.count(work, found.as_ref().map_or(0, |found| found.value.len()));
             if !rows.push(found) {
                 break;
             }
+            slice.pause().await;
         }
         Ok(rows.finish())
     }
@@ -222,6 +239,11 @@ impl Snapshot for SqliteSnapshot {
         loop {
             let gap = match self.cached_beginning(&rest, options)? {
                 Beginning::Cached(chunk) => return Ok(chunk),
+                Beginning::Empty(behind) => {
+                    rest = behind;
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Beginning::Gap(gap) => gap,
             };
             let mut chunk = self.scan_database(&gap, options).await?;
@@ -232,11 +254,39 @@ impl Snapshot for SqliteSnapshot {
                 return Ok(chunk);
             }
             rest = rest.narrowed_from(gap.end().unwrap_or_default());
+            tokio::task::yield_now().await;
         }
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        self.read(|connection, now| rows::next_namespace(connection, after, now)).await
+        let mut position = rows::position_after(after);
+        loop {
+            match self.read(|connection, now| rows::next_namespace(connection, &position, now)).await? {
+                NextNamespace::Found(namespace) => return Ok(namespace),
+                NextNamespace::Expired(behind) => position = behind,
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn pins(&self) -> bool {
+        match &self.base {
+            Base::Reader(_) | Base::Pinned(_) => true,
+            Base::Epoch(epoch) => epoch.has_pin(),
+        }
+    }
+
+    /// While its state is the newest, and cached, any connection sees it.
+    fn release(&mut self) -> bool {
+        let epoch = match (&self.base, self.seen) {
+            (Base::Reader(_), Some(seen)) if seen.is_cached => {
+                self.writer.cache().and_then(|cache| cache.epoch_at(seen.state))
+            }
+            _ => None,
+        };
+        let Some(epoch) = epoch else { return false };
+        self.base = Base::Epoch(epoch);
+        true
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {

@@ -22,10 +22,11 @@ use crate::cache::{Cache, CommitUnderWay, Given, StateNumber};
 use crate::connection::BUSY_TIMEOUT;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Answer, Queue, Status};
+use crate::log_bound::LogBound;
 use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
 use crate::turn::{Look, Turns};
-use crate::{records, redo, rows};
+use crate::{SqliteOptions, records, redo, rows};
 
 /// Commits of one database, one SQLite transaction after the other.
 pub(crate) struct Writer {
@@ -35,6 +36,7 @@ pub(crate) struct Writer {
     cache: Option<Cache>,
     /// There are commits that no checkpoint has moved into the database yet.
     dirty: AtomicBool,
+    log_bound: LogBound,
     /// Commits, writes of records and sweeps that changed something, counted while the writer is held.
     changes: watch::Sender<u64>,
     /// How the journal does, where there is one.
@@ -129,12 +131,12 @@ impl Work {
 }
 
 impl Writer {
-    /// The writer of a database whose schema is up to date, within a runtime, with a cache of so many bytes.
+    /// The writer of a database whose schema is up to date, within a runtime.
     /// `positioned` says that records move the position too; with a journal they must.
     pub(crate) fn new(
         connection: Connection,
         readers: &Arc<Readers>,
-        cache_bytes: u64,
+        options: SqliteOptions,
         positioned: bool,
         journal: Option<Arc<dyn Journal>>,
     ) -> Result<Arc<Self>> {
@@ -143,7 +145,7 @@ impl Writer {
         connection.busy_timeout(Duration::ZERO).map_err(SqliteError::from)?;
         // SAFETY: it has just read. The writer keeps it until `close`, which closes the cache first; both go with the
         // writer, and the cache with nobody else.
-        let cache = unsafe { Cache::new(readers.clone(), &connection, cache_bytes) }?;
+        let cache = unsafe { Cache::new(readers.clone(), &connection, options.cache_bytes) }?;
         Ok(Arc::new_cyclic(|writer| {
             let journal = journal.map(|journal| {
                 let status = Arc::<Status>::default();
@@ -159,6 +161,7 @@ impl Writer {
                 state: Mutex::new(State { connection, lock, log, journal, positioned, failed: false }),
                 cache,
                 dirty: AtomicBool::new(false),
+                log_bound: LogBound::new(options.log_bytes),
                 changes: watch::Sender::new(0),
                 journal: status,
                 shipper: Mutex::new(shipper),
@@ -268,6 +271,23 @@ impl Writer {
         self.dirty.swap(false, Ordering::AcqRel)
     }
 
+    pub(crate) fn log_bound(&self) -> &LogBound {
+        &self.log_bound
+    }
+
+    /// How long the log is; 0 where that is not known.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.cache.as_ref().map_or(0, Cache::log_bytes)
+    }
+
+    /// Commits that waited for the log to begin anew go on, whether or not it could.
+    pub(crate) fn end_log_pause(self: &Arc<Self>, begins_anew: bool) {
+        if self.log_bound.is_full() {
+            self.log_bound.go_on(begins_anew);
+            self.serve_waiting();
+        }
+    }
+
     /// Refuses further commits, after those that wait, and drops the connection. What hands over to the journal is
     /// given to who closes first; it ends when all is answered.
     pub(crate) fn close(self: &Arc<Self>) -> Option<JoinHandle<()>> {
@@ -340,7 +360,7 @@ impl Writer {
     }
 
     fn is_backlogged(&self) -> bool {
-        self.journal.as_ref().is_some_and(|status| status.is_backlogged())
+        self.log_bound.is_full() || self.journal.as_ref().is_some_and(|status| status.is_backlogged())
     }
 
     fn commit_group(&self, state: &mut State, patience: Patience) {
@@ -350,7 +370,10 @@ impl Writer {
         }
         self.dirty.store(true, Ordering::Release);
         match state.commit_group(&group, self.cache.as_ref(), patience) {
-            Ok(made) => self.made(state, group, made),
+            Ok(made) => {
+                self.log_bound.committed(self.log_bytes());
+                self.made(state, group, made);
+            }
             Err(GroupError::Busy) => self.wait_again(group),
             Err(GroupError::RolledBack(error)) if group.len() == 1 => answer_all(group, &error),
             // One of them can't be written; alone, the others can.
@@ -649,7 +672,7 @@ fn sweep(
 ) -> Result<Vec<u64>> {
     // It changes nothing that a read could tell, so it has no moment.
     let mut cached = cache.map(|cache| cache.begin_commit(connection, None)).transpose()?;
-    let swept = rows::sweep(connection, options.clock.now(), options.max_rows)?;
+    let swept = rows::sweep(connection, options.clock.now(), options)?;
     let wrote = !swept.is_empty();
     let mut sizes = Vec::with_capacity(swept.len());
     for (name, bytes) in swept {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use larder_core::backend::{Backend, SnapshotOptions};
 use larder_core::commit::Mutation;
-use larder_core::{Error, Mode, Version};
+use larder_core::{Error, Mode, Share, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -119,6 +119,7 @@ async fn a_close_waits_for_reads_under_way_and_leaves_one_file() {
         mode: Mode::View,
         clock: clock_at(1),
         deadline: Instant::now() + Duration::from_secs(5),
+        share: Share::host(),
     };
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("0")).await.unwrap();
@@ -143,7 +144,7 @@ async fn a_snapshot_that_is_kept_after_the_close_moves_the_log_with_its_end() {
     let database = open(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let options = SnapshotOptions { mode: Mode::View, clock: clock_at(1), deadline };
+    let options = SnapshotOptions { mode: Mode::View, clock: clock_at(1), deadline, share: Share::host() };
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("a")).await.unwrap();
     assert!(matches!(database.finish().await, Err(Error::Unavailable { .. })));

@@ -40,6 +40,7 @@ const DEFAULT: SqliteOptions = SqliteOptions {
     create: true,
     other_tables: false,
     cache_bytes: 0,
+    log_bytes: SqliteOptions::LOG_BYTES,
 };
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use larder_core::backend::{Backend, SnapshotOptions, SweepOptions};
 use larder_core::schema::{Ledger, StepSet};
-use larder_core::{Driver, Error, ForwardClock, Mode, Result};
+use larder_core::{Driver, Error, ForwardClock, Mode, Result, Share};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteMigrator, SqliteOptions};
 
 fn options() -> SnapshotOptions {
@@ -27,6 +27,7 @@ fn options() -> SnapshotOptions {
         mode: Mode::View,
         clock: ForwardClock::default(),
         deadline: Instant::now() + Duration::from_secs(5),
+        share: Share::host(),
     }
 }
 
@@ -171,7 +172,12 @@ async fn a_file_that_meets_something_is_noticed_by_a_ping_and_all_further_work_i
         assert!(is_moved(commit(&database, "b", b"2").await));
         assert!(is_moved(get(&database, "a").await));
         assert!(is_moved(database.write_record(record_write("s", 0, Some((7, b"x")))).await));
-        let sweep = SweepOptions { clock: ForwardClock::default(), max_rows: 10, is_closing: false };
+        let sweep = SweepOptions {
+            clock: ForwardClock::default(),
+            max_rows: 10,
+            max_bytes: u64::MAX,
+            is_closing: false,
+        };
         assert!(is_moved(database.sweep(sweep).await));
         assert!(is_moved(database.redo_position().await));
         assert!(is_moved(database.load_record(&record_key("s")).await));

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
 use larder_core::{
-    Error, Handle, HandleOptions, Limits, Mode, MovableClock, PutOptions, Store, Transaction, Version,
+    Error, Handle, HandleOptions, Limits, Mode, MovableClock, PutOptions, Share, Store, Transaction, Version,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
 use tokio::task::JoinHandle;
@@ -172,7 +172,7 @@ async fn a_view_that_moves_on_to_a_newer_state_takes_a_moment_that_belongs_to_it
         let database = database.await.unwrap();
         let clock = larder_core::ForwardClock::new(opened.clock.clone());
         let deadline = Instant::now() + Duration::from_secs(10);
-        let options = SnapshotOptions { mode: Mode::View, clock, deadline };
+        let options = SnapshotOptions { mode: Mode::View, clock, deadline, share: Share::host() };
         // It has read nothing yet.
         let mut view: Box<dyn Snapshot> = database.snapshot(options).await.unwrap();
         opened.clock.advance(Duration::from_millis(2 * MINUTE));

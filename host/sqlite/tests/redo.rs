@@ -20,7 +20,7 @@ use common::*;
 use larder_core::backend::{Backend, Committed, SnapshotOptions};
 use larder_core::commit::Mutation;
 use larder_core::redo::{self, Journal, Redo};
-use larder_core::{Error, Mode, Result, Version};
+use larder_core::{Error, HandleOptions, Limits, Mode, Result, Share, Store, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
@@ -196,6 +196,7 @@ fn view() -> SnapshotOptions {
         mode: Mode::View,
         clock: clock_at(1),
         deadline: Instant::now() + Duration::from_secs(5),
+        share: Share::host(),
     }
 }
 
@@ -261,6 +262,41 @@ async fn a_journal_that_panics_has_failed() {
     assert!(matches!(commit(&database, "a", b"").await, Err(Error::CommitUnknown { .. })));
     assert!(matches!(commit(&database, "b", b"").await, Err(Error::Unavailable { .. })));
     database.close().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_the_journal_has_not_kept_by_the_deadline_is_unknown_and_one_that_waits_is_not_made() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let store = Store::builder_shared(database.clone()).sweep_interval(None).build().unwrap();
+    let limits = Limits {
+        transaction_timeout: Duration::from_secs(1),
+        value_bytes: 64 << 20,
+        result_bytes: 128 << 20,
+        transaction_bytes: 128 << 20,
+        ..Limits::default()
+    };
+    let handle = store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() });
+    let put = async |key: &str, value: Vec<u8>| {
+        let mut update = handle.begin(Mode::Update).unwrap();
+        update.put("n".into(), key.into(), value).unwrap();
+        let begun = Instant::now();
+        let outcome = update.commit().await;
+        // The clock of deadlines is a coarse one.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        outcome
+    };
+    for key in ["a", "b"] {
+        assert!(matches!(put(key, vec![7; 40 << 20]).await, Err(Error::CommitUnknown { .. })));
+    }
+    // So much is queued up that further commits are not begun.
+    assert!(matches!(put("never", b"1".to_vec()).await, Err(Error::TimedOut)));
+    journal.gate.add_permits(10);
+    let mut view = handle.begin(Mode::View).unwrap();
+    assert_eq!(view.get("n".into(), "b".into()).await.unwrap(), Some(vec![7; 40 << 20]));
+    assert_eq!(view.get("n".into(), "never".into()).await.unwrap(), None);
+    store.close().await;
 }
 
 #[tokio::test]
@@ -364,8 +400,8 @@ async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
     let database = journaled(&path, journal.clone()).await;
     commit(&database, "a", b"new").await.unwrap();
     let backend = Arc::new(open_positioned(&folder.path().join("copy.db")).await);
-    let store = larder_core::Store::builder_shared(backend.clone()).build().unwrap();
-    let handle = store.handle(larder_core::HandleOptions::default());
+    let store = Store::builder_shared(backend.clone()).build().unwrap();
+    let handle = store.handle(HandleOptions::default());
     let mut transaction = handle.begin(Mode::Update).unwrap();
     assert_eq!(transaction.get("n".into(), "a".into()).await.unwrap(), None);
     transaction.put("n".into(), "b".into(), vec![]).unwrap();

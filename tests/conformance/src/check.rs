@@ -346,6 +346,19 @@ pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, V
     sizes.map(|(number, size)| (key(number), vec![b'x'; (size as usize).saturating_sub(names)])).collect()
 }
 
+/// What each entry of a list counts for `result-bytes` beside its key and value.
+pub(crate) const LIST_ENTRY_BYTES: u64 = 256;
+
+/// What each entry of a packed page counts.
+pub(crate) const PACKED_ENTRY_BYTES: u64 = 8;
+
+/// Keys and values that are together exactly `result-bytes` in one answer that counts so much more for each.
+pub(crate) fn rows_of_a_result(prefix: &str, entry_bytes: u64) -> Vec<(String, Vec<u8>)> {
+    let limits = limits();
+    let count = limits.result_bytes.div_ceil(limits.value_bytes + entry_bytes);
+    rows_of_size("", prefix, limits.result_bytes - count * entry_bytes)
+}
+
 /// `total` in equal parts that are at most `max`.
 pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
     let count = total.div_ceil(max);

@@ -134,7 +134,8 @@ impl Driven {
         let limits = Limits {
             value_bytes: 40,
             key_bytes: 20,
-            result_bytes: 90,
+            // Five entries of a list, and 90 bytes.
+            result_bytes: 1_370,
             transaction_bytes: 2_000,
             transaction_mutations: 12,
             transaction_timeout: Duration::from_secs(3_000),
@@ -246,7 +247,7 @@ impl Call {
             6 => {
                 let entries =
                     (0..random.usize(..5)).map(|_| Entry { key: self::key(random), value: value(random) });
-                shown(tx.put_many(namespace, entries.collect()))
+                shown(tx.put_many(namespace, entries.collect()).await)
             }
             7 => shown(tx.delete(namespace, key)),
             8 => shown(tx.delete_if_version(namespace, key, *seen)),

@@ -55,7 +55,8 @@ fn main() {
         sixteen_hosts_that_open_one_fresh_schema_migrate_it_once,
         transactions_that_nobody_ends_leave_no_session_behind,
         a_read_that_waits_for_a_lock_ends_at_its_deadline,
-        snapshots_without_end_never_keep_a_commit_waiting,
+        snapshots_that_stay_idle_give_way_to_reads_and_never_keep_a_commit_waiting,
+        an_update_that_read_one_row_gives_its_connection_back_and_goes_on,
         a_schema_that_does_not_fit_is_refused,
         a_schema_that_is_not_there_is_said,
         both_engines_have_the_same_tables,
@@ -311,7 +312,7 @@ async fn a_time_to_live_does_not_count_a_wait(dsn: &str) -> Outcome {
             for key in kept {
                 update.put("n".into(), (*key).into(), b"1".to_vec()).unwrap();
             }
-            update.delete_many("n".into(), deleted.iter().map(|key| (*key).into()).collect()).unwrap();
+            update.delete_many("n".into(), deleted.iter().map(|key| (*key).into()).collect()).await.unwrap();
             let commit = tokio::spawn(update.commit());
             tokio::time::sleep(WAIT).await;
             expect(!commit.is_finished(), "the commit did not wait")?;
@@ -698,20 +699,46 @@ async fn a_read_that_waits_for_a_lock_ends_at_its_deadline(dsn: &str) -> Outcome
     )
 }
 
-async fn snapshots_without_end_never_keep_a_commit_waiting(dsn: &str) -> Outcome {
+async fn snapshots_that_stay_idle_give_way_to_reads_and_never_keep_a_commit_waiting(dsn: &str) -> Outcome {
     let store = open(&schema(dsn).await).await;
-    let patient = handle(&store);
+    let (idle, active) = (handle(&store), handle(&store));
+    put(&active, "key", "value").await.unwrap();
     let mut open = Vec::new();
-    for _ in 0..SNAPSHOTS_MAX {
-        open.push(read_two_and_put(&patient, "key", "held").await);
+    for number in 0..SNAPSHOTS_MAX {
+        open.push(read_two_and_put(&idle, &format!("key {number}"), "held").await);
     }
-    let hasty = handle_with(&store, Duration::from_millis(200));
-    let mut refused = hasty.begin(Mode::View).unwrap();
-    let outcome = refused.get("n".into(), "key".into()).await;
-    expect(matches!(outcome, Err(Error::TimedOut | Error::Unavailable { .. })), outcome)?;
-    put(&patient, "other", "at once").await.map_err(|error| format!("{error:?}"))?;
-    drop(open);
-    expect(soon(|| get(&patient, "other")).await.as_deref() == Some("at once"), "not written")
+    put(&active, "other", "at once").await.map_err(|error| format!("{error:?}"))?;
+    for _ in 0..50 {
+        let found = get(&active, "key").await.map_err(|error| format!("{error:?}"))?;
+        expect(found.as_deref() == Some("value"), found)?;
+    }
+    let mut conflicts = 0;
+    for update in &mut open {
+        match update.get("n".into(), "third".into()).await {
+            Ok(None) => {}
+            Err(Error::Conflict) => conflicts += 1,
+            outcome => return Err(format!("{outcome:?}")),
+        }
+    }
+    expect((1..SNAPSHOTS_MAX).contains(&conflicts), conflicts)
+}
+
+async fn an_update_that_read_one_row_gives_its_connection_back_and_goes_on(dsn: &str) -> Outcome {
+    let store = open(&schema(dsn).await).await;
+    let (idle, active) = (handle(&store), handle(&store));
+    let mut updates = Vec::new();
+    for number in 0..3 * SNAPSHOTS_MAX {
+        updates.push(read_and_put(&idle, &format!("key {number}"), "value").await);
+    }
+    expect(get(&active, "other").await.unwrap().is_none(), "found")?;
+    for (number, mut update) in updates.into_iter().enumerate() {
+        if number % 2 == 0 {
+            let second = update.get("n".into(), "second".into()).await;
+            expect(matches!(second, Ok(None)), &second)?;
+        }
+        update.commit().await.map_err(|error| format!("{error:?}"))?;
+    }
+    expect(get(&active, "key 59").await.unwrap().as_deref() == Some("value"), "not written")
 }
 
 // The schema.

@@ -60,14 +60,14 @@ impl Latest {
         self.changes += 1;
     }
 
-    /// Puts a row in the place of the one of its name. To insert it would leave that one.
-    pub(super) fn put(&mut self, row: StoredRow) {
-        self.rows.replace(row);
+    /// Puts a row in the place of the one of its name, and gives that one. To insert it would leave that one.
+    pub(super) fn put(&mut self, row: StoredRow) -> Option<StoredRow> {
+        self.rows.replace(row)
     }
 
-    /// Removes a row.
-    pub(super) fn remove(&mut self, name: &[u8]) {
-        self.rows.remove(name);
+    /// Removes a row, and gives it.
+    pub(super) fn remove(&mut self, name: &[u8]) -> Option<StoredRow> {
+        self.rows.take(name)
     }
 
     /// Gives back room that a much larger store has left.
@@ -131,8 +131,8 @@ mod tests {
     fn room_is_given_back() {
         let mut latest = Latest::default();
         let names: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
-        names.iter().for_each(|name| latest.put(row(name, 1)));
-        names.iter().skip(10).for_each(|name| latest.remove(name.as_bytes()));
+        names.iter().for_each(|name| drop(latest.put(row(name, 1))));
+        names.iter().skip(10).for_each(|name| drop(latest.remove(name.as_bytes())));
         latest.shrink();
         assert!(latest.rows.capacity() < 1_000);
         assert!(names.iter().take(10).all(|name| latest.get(name.as_bytes()).is_some()));

@@ -15,6 +15,7 @@ use crate::clock::UnixMillis;
 use crate::commit::Commit;
 use crate::error::Result;
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::slice::{ROW, STORED_ROW, Slice};
 
 /// One committed state.
 pub(super) struct InMemorySnapshot {
@@ -57,10 +58,14 @@ impl Snapshot for InMemorySnapshot {
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
         let mut rows = ManyRows::new(keys.len(), max_bytes);
+        let mut slice = Slice::default();
         for key in keys {
-            if !rows.push(self.live(namespace, key)) {
+            let live = self.live(namespace, key);
+            slice.count(STORED_ROW, live.as_ref().map_or(0, |row| row.value.len()));
+            if !rows.push(live) {
                 break;
             }
+            slice.pause().await;
         }
         Ok(rows.finish())
     }
@@ -68,15 +73,22 @@ impl Snapshot for InMemorySnapshot {
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
         let rows = self.rows.within(range);
         if options.reverse {
-            collect(rows.rev(), self.now, options)
+            collect(rows.rev(), self.now, options).await
         } else {
-            collect(rows, self.now, options)
+            collect(rows, self.now, options).await
         }
     }
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
-        let live = self.rows.after(after).find(|row| row.is_live(self.now));
-        live.map(|row| row_name::namespace(row.name())).transpose()
+        let mut slice = Slice::default();
+        for row in self.rows.after(after) {
+            if row.is_live(self.now) {
+                return row_name::namespace(row.name()).map(Some);
+            }
+            slice.count(ROW, 0);
+            slice.pause().await;
+        }
+        Ok(None)
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
@@ -87,13 +99,20 @@ impl Snapshot for InMemorySnapshot {
     }
 }
 
-fn collect<'a>(
-    rows: impl Iterator<Item = &'a StoredRow>,
+/// The first live rows. It goes past expired ones in slices, and ends with a slice in which it found any.
+async fn collect<'a>(
+    rows: impl Iterator<Item = &'a StoredRow> + Send,
     now: UnixMillis,
     options: ScanOptions,
 ) -> Result<Chunk> {
     let mut chunk = Chunk::default();
+    let mut slice = Slice::default();
     for row in rows {
+        if slice.is_over() && !chunk.is_empty() {
+            return Ok(chunk);
+        }
+        slice.pause().await;
+        slice.count(ROW, 0);
         let (value, expires_at) = row.value();
         if !is_live(expires_at, now) {
             continue;
@@ -102,6 +121,7 @@ fn collect<'a>(
             return Ok(chunk);
         }
         let value = if options.keys_only { &[] } else { value };
+        slice.count(0, value.len());
         let key = row_name::key(row.name())?;
         chunk.push_stored(ChunkRow { key, value, version: row.version(), expires_at });
     }

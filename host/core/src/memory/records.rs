@@ -3,6 +3,7 @@
 use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::memory::identity::Identity;
+use crate::share::Share;
 
 /// Where a record is. The order is that of its parts' bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +21,11 @@ impl RecordKey {
     /// The conversation of an identity.
     pub fn conversation(identity: Identity) -> Self {
         Self { identity, kind: Self::CONVERSATION.to_string() }
+    }
+
+    /// On whose behalf it is read and written: that of its tenant, whichever instance asks.
+    pub fn share(&self) -> Share {
+        Share::labelled(self.identity.tenant())
     }
 
     /// Bytes of all its parts.

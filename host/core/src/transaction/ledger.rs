@@ -27,6 +27,7 @@ impl Transaction {
                 keys_only: false,
                 max_entries: usize::try_from(max.saturating_add(1)).unwrap_or(usize::MAX),
                 max_bytes: u64::MAX,
+                entry_bytes: 0,
                 any_keys: true,
             })
             .await?;
@@ -43,6 +44,7 @@ impl Transaction {
             keys_only: false,
             max_entries: MAX_ENTRIES,
             max_bytes: u64::MAX,
+            entry_bytes: 0,
             any_keys: true,
         };
         Ok(self.find(scan).await?.entries)
@@ -56,6 +58,7 @@ impl Transaction {
             keys_only: false,
             max_entries: 1,
             max_bytes: u64::MAX,
+            entry_bytes: 0,
             any_keys: true,
         };
         let found = self.find(scan).await?;

@@ -1,5 +1,7 @@
 //! What a transaction sees of the committed state, and what it remembers of that.
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Instant;
 
 use super::Transaction;
@@ -9,6 +11,7 @@ use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
 use crate::scan::{Found, Scan};
+use crate::slice::{STORED_ROW, Slice};
 use crate::slot::Lease;
 
 impl Transaction {
@@ -57,6 +60,7 @@ impl Transaction {
         &mut self,
         namespace: &Namespace,
         keys: Vec<Key>,
+        slice: &mut Slice,
     ) -> Result<Vec<Option<StoredValue>>> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -64,7 +68,7 @@ impl Transaction {
         let max_bytes = self.limits.result_bytes;
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => snapshot.get_many(namespace, &keys, max_bytes).await,
+            Ok(snapshot) => self.while_open(snapshot.get_many(namespace, &keys, max_bytes)).await,
             Err(error) => Err(error),
         };
         let rows = match self.settle(lease, result)? {
@@ -74,6 +78,8 @@ impl Transaction {
             }
         };
         for (key, stored) in keys.into_iter().zip(&rows) {
+            slice.count(STORED_ROW, key.as_bytes().len());
+            slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key };
             self.record_row(&row, stored.as_ref())?;
         }
@@ -87,7 +93,7 @@ impl Transaction {
         }
         let mut lease = self.open.slot.lease()?;
         let result = match self.snapshot(&mut lease.snapshot).await {
-            Ok(snapshot) => scan.run(snapshot, &self.writes).await,
+            Ok(snapshot) => self.while_open(scan.run(snapshot, &self.writes)).await,
             Err(error) => Err(error),
         };
         let found = self.settle(lease, result)?;
@@ -99,6 +105,18 @@ impl Transaction {
         Ok(found)
     }
 
+    /// What a read gives that may take long. At each of its pauses it ends if the transaction has ended.
+    pub(super) async fn while_open<T>(&self, read: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut read = pin!(read);
+        std::future::poll_fn(|context| match read.as_mut().poll(context) {
+            Poll::Pending => {
+                self.open.check().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending)
+            }
+            ready => ready,
+        })
+        .await
+    }
+
     /// The snapshot, taken now where this is the first read.
     pub(super) async fn snapshot<'s>(
         &self,
@@ -106,7 +124,10 @@ impl Transaction {
     ) -> Result<&'s mut dyn Snapshot> {
         let snapshot = match leased.take() {
             Some(snapshot) => snapshot,
-            None => self.open.store.snapshot(self.snapshot_options()).await?,
+            None => {
+                self.open.slot.takes_snapshot(self.open.store.clock().monotonic());
+                self.open.store.snapshot(self.snapshot_options()).await?
+            }
         };
         Ok(leased.insert(snapshot).as_mut())
     }
@@ -117,12 +138,14 @@ impl Transaction {
         // Limits that were never validated may hold any timeout.
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
-        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline }
+        let share = self.open.slot.share.clone();
+        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline, share }
     }
 
     /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
     /// is worth: the transaction ends. A guest's mistake leaves it as it was.
     pub(super) fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
+        self.open.slot.called(self.open.store.clock().monotonic());
         match result {
             Ok(value) => lease.give_back().map(|()| value),
             Err(error @ (Error::InvalidArgument(_) | Error::LimitExceeded(_))) => {

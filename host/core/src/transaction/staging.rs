@@ -7,18 +7,30 @@ use crate::backend::Version;
 use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
 use crate::name::RowKey;
+use crate::slice::{STORED_ROW, Slice};
 
 impl Transaction {
-    pub(super) fn stage_all(&mut self, changes: BTreeMap<RowKey, Mutation>) -> Result<()> {
+    /// Stages all, or none. A caller that gives up while it waits leaves the transaction as it was.
+    pub(super) async fn stage_all(
+        &mut self,
+        mut changes: BTreeMap<RowKey, Mutation>,
+        mut slice: Slice,
+    ) -> Result<()> {
         let mut rows = self.writes.len() as u64;
         let mut bytes = self.bytes;
         for (row, mutation) in &changes {
+            slice.count(STORED_ROW, row.key.as_bytes().len());
+            slice.pause().await;
             rows += u64::from(!self.writes.contains_key(row));
             bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
         }
         self.check_room(rows, bytes)?;
         self.bytes = bytes;
-        self.writes.extend(changes);
+        // From here on there is no pause. To append takes time for all rows, and to extend for the new ones, but more for each.
+        match changes.len() > self.writes.len() / 8 {
+            true => self.writes.append(&mut changes),
+            false => self.writes.extend(changes),
+        }
         Ok(())
     }
 

@@ -17,6 +17,15 @@ const NUMBERS: usize = 12;
 /// Which of them grows by one with each commit.
 const CHANGE_COUNTER: usize = 2;
 
+/// Which of them says how many frames the log has.
+const FRAMES: usize = 4;
+
+/// Which of them has the size of a page in its last two bytes; 1 stands for 65,536.
+const PAGE_BYTES: usize = 3;
+
+/// What a frame of the log has before its page.
+const FRAME_HEADER_BYTES: u64 = 24;
+
 /// SQLite maps the index in regions of this size.
 const REGION_BYTES: c_int = 32_768;
 
@@ -89,6 +98,16 @@ impl Mark {
     pub(crate) fn is_one_commit_after(&self, before: &Self) -> bool {
         self.0[CHANGE_COUNTER] == before.0[CHANGE_COUNTER].wrapping_add(1)
     }
+
+    /// How many bytes of the log count. The file may be longer.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        let [_, _, high, low] = self.0[PAGE_BYTES].to_ne_bytes();
+        let page_bytes = match u16::from_ne_bytes([high, low]) {
+            1 => 65_536,
+            bytes => u64::from(bytes),
+        };
+        u64::from(self.0[FRAMES]) * (page_bytes + FRAME_HEADER_BYTES)
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +161,21 @@ mod tests {
         ours.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         let after = index.mark().unwrap();
         assert!(after.is_one_commit_after(&before));
+    }
+
+    #[test]
+    fn the_index_tells_how_long_the_log_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let (ours, _theirs) = connections(&path);
+        ours.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000))").unwrap();
+        let file_bytes = std::fs::metadata(crate::location::with_suffix(&path, "-wal")).unwrap().len();
+        let log_header_bytes = 32;
+        let index = index(&ours);
+        assert_eq!(index.mark().unwrap().log_bytes(), file_bytes - log_header_bytes);
+        ours.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0)).unwrap();
+        ours.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        assert!(index.mark().unwrap().log_bytes() < 10_000);
     }
 
     #[test]

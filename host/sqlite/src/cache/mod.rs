@@ -136,6 +136,11 @@ impl Epoch {
         self.pin.get().map(lock)
     }
 
+    /// Whether a connection was opened for it.
+    pub(crate) fn has_pin(&self) -> bool {
+        self.pin.get().is_some()
+    }
+
     /// Whether a connection still sees it: a failed read ends the transaction for all who share it.
     pub(crate) fn is_pinned(&self) -> bool {
         self.pin().is_some_and(|pin| pin.is_in_transaction())
@@ -192,9 +197,21 @@ impl Cache {
             .then(|| (state.epoch.clone(), state.moment_before_commit(clock)))
     }
 
+    /// The newest state, if it is this one, is known to be the newest, and no commit is under way.
+    pub(crate) fn epoch_at(&self, number: StateNumber) -> Option<Arc<Epoch>> {
+        let state = lock(&self.state);
+        let is_it = state.epoch.state == number && state.committing.is_none() && state.is_newest();
+        (self.keeps_rows && is_it).then(|| state.epoch.clone())
+    }
+
     /// Whether another process was seen to commit within that time.
     pub(crate) fn has_company(&self, within: Duration) -> bool {
         lock(&self.state).foreign.is_some_and(|foreign| foreign.elapsed() < within)
+    }
+
+    /// How long the log is.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.mark().map_or(0, |mark| mark.log_bytes())
     }
 
     /// Whether versions are reserved that were not given yet.

@@ -20,6 +20,9 @@ const OVERHEAD: u64 = 300;
 /// A segment has at most such a part of all bytes: a single scan of large values leaves room for others.
 const PARTS_MIN: u64 = 16;
 
+/// Segments that are looked at before the caller may pause.
+const SEGMENTS_MAX: usize = 64;
+
 /// Segments of the newest committed rows, within a bound of bytes.
 pub(super) struct CachedRanges {
     bytes_max: u64,
@@ -63,6 +66,8 @@ pub(crate) enum Beginning {
     Cached(Chunk),
     /// Nothing is known of this part.
     Gap(KeyRange),
+    /// Many segments without a row come first; this is the rest of the range, of which nothing was looked at.
+    Empty(KeyRange),
 }
 
 impl CachedRanges {
@@ -78,7 +83,7 @@ impl CachedRanges {
         moment: Moment,
     ) -> Result<Beginning> {
         let mut rest = range.clone();
-        loop {
+        for _ in 0..SEGMENTS_MAX {
             let (rows, end) = match self.lock().find(&rest, moment) {
                 Found::Segment { rows, end } => (rows, end),
                 // All of the segments before were empty: the gap begins where the range does, or is a part of it.
@@ -94,6 +99,7 @@ impl CachedRanges {
             }
             rest = rest.narrowed_from(&end.unwrap_or_default());
         }
+        Ok(Beginning::Empty(rest))
     }
 
     /// Whether what a scan found is small enough to be kept.
@@ -322,6 +328,7 @@ mod tests {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 format!("gap {} to {}", text(gap.start()), gap.end().map_or("end".to_string(), text))
             }
+            Beginning::Empty(rest) => format!("empty up to {}", String::from_utf8_lossy(rest.start())),
         }
     }
 
@@ -356,6 +363,18 @@ mod tests {
         assert_eq!(look(&ranges, "e", None, at(1)), "gap e to end");
         ranges.forget(&row("d"));
         assert_eq!(look(&ranges, "a", Some("e"), at(1)), "gap c to e");
+    }
+
+    #[test]
+    fn a_look_goes_past_a_bounded_number_of_segments_without_rows() {
+        let ranges = ranges();
+        let key = |number: usize| format!("{number:03}");
+        for number in 0..SEGMENTS_MAX + 1 {
+            fill(&ranges, &range(&key(number), Some(&key(number + 1))), chunk(&[], true), at(1));
+        }
+        assert_eq!(look(&ranges, "000", None, at(1)), "empty up to 064");
+        assert_eq!(look(&ranges, "064", None, at(1)), "gap 065 to end");
+        assert_eq!(look(&ranges, "000", Some("064"), at(1)), " all");
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Clock for Standing {
 }
 
 pub fn sweep_at(now: u64, max_rows: u32) -> SweepOptions {
-    SweepOptions { clock: clock_at(now), max_rows, is_closing: false }
+    SweepOptions { clock: clock_at(now), max_rows, max_bytes: u64::MAX, is_closing: false }
 }
 
 pub async fn commit(database: &Sqlite, key: &str, value: &[u8]) -> Result<Version> {

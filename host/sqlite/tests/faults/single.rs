@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
 use larder_core::name::{Key, Namespace, RowKey};
 use larder_core::{
-    Error, Handle, HandleOptions, Limits, Mode, PutOptions, Result, Store, Transaction, Version,
+    Error, Handle, HandleOptions, Limits, Mode, PutOptions, Result, Share, Store, Transaction, Version,
 };
 use larder_sqlite::{Durability, Sqlite, SqliteOptions};
 use rusqlite::{Connection, ffi};
@@ -58,7 +58,12 @@ impl Opened {
     async fn snapshot(&self) -> Box<dyn Snapshot> {
         let deadline = Instant::now() + Duration::from_secs(10);
         self.database
-            .snapshot(SnapshotOptions { mode: Mode::View, clock: crate::common::clock_at(1), deadline })
+            .snapshot(SnapshotOptions {
+                mode: Mode::View,
+                clock: crate::common::clock_at(1),
+                deadline,
+                share: Share::host(),
+            })
             .await
             .unwrap()
     }

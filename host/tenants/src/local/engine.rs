@@ -12,7 +12,7 @@ use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::{Error, Result};
+use larder_core::{Error, OpenSnapshots, Result};
 use larder_sqlite::Sqlite;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -73,6 +73,10 @@ pub(crate) struct SharedEngine(pub(crate) Arc<Engine>);
 
 #[async_trait]
 impl Backend for SharedEngine {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.0.database.attach(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let pass = self.0.enter()?;
         let inner = self.0.database.snapshot(options).await?;
@@ -152,6 +156,14 @@ impl Snapshot for HeldSnapshot {
 
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>> {
         self.inner.next_namespace(after).await
+    }
+
+    fn pins(&self) -> bool {
+        self.inner.pins()
+    }
+
+    fn release(&mut self) -> bool {
+        self.inner.release()
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {

@@ -7,7 +7,7 @@ use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepO
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
-use larder_core::{Error, Store};
+use larder_core::{Error, OpenSnapshots, Store};
 
 use crate::key::TenantKey;
 use crate::local::engine::SharedEngine;
@@ -88,6 +88,10 @@ impl TenantBackend {
 
 #[async_trait]
 impl Backend for TenantBackend {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.engine.attach(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> larder_core::Result<Box<dyn Snapshot>> {
         self.open()?.snapshot(options).await
     }

@@ -16,8 +16,10 @@ use crate::local::state::LocalState;
 /// The longest pause between two attempts to write back what could not be written back.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// The most expired rows that are removed before a copy is sent.
-const SWEEP_ROWS: u32 = 10_000;
+/// How often some expired rows are removed before a copy is sent, and how many at once, so that commits get in between.
+const SWEEP_STEPS: usize = 40;
+const SWEEP_ROWS: u32 = 256;
+const SWEEP_BYTES: u64 = 1 << 20;
 
 /// How often superseded snapshots are looked for, in checkpoints.
 const COLLECT_EVERY: u64 = 16;
@@ -72,9 +74,13 @@ impl Resident {
     /// Removes expired rows, so that they are not sent. What does not go quickly is for a later time.
     async fn sweep_before_copy(&self) {
         let clock = ForwardClock::new(self.around.remote.options().clock.clone());
-        let options = SweepOptions { clock, max_rows: SWEEP_ROWS, is_closing: true };
-        if let Err(error) = self.engine.database().sweep(options).await {
-            self.report("sweep", error);
+        let options = SweepOptions { clock, max_rows: SWEEP_ROWS, max_bytes: SWEEP_BYTES, is_closing: true };
+        for _ in 0..SWEEP_STEPS {
+            match self.engine.database().sweep(options.clone()).await {
+                Ok(swept) if options.is_reached_by(&swept) => {}
+                Ok(_) => return,
+                Err(error) => return self.report("sweep", error),
+            }
         }
     }
 

@@ -124,10 +124,13 @@ fn bounds_count_bytes_and_not_characters() -> Outcome {
     expect_entries(&scan("")?, &[])
 }
 
-/// Commits rows whose values are together so many bytes, and gives their keys.
-fn put_values_of(bytes: u64) -> Outcome<Vec<String>> {
+/// Commits rows whose values are together as large as the answer of one `get-many` may be, and gives their keys.
+fn put_largest_result() -> Outcome<Vec<String>> {
+    let limits = limits();
+    let count = limits.result_bytes.div_ceil(limits.value_bytes + LIST_ENTRY_BYTES);
+    let bytes = limits.result_bytes - count * LIST_ENTRY_BYTES;
     let mut names = Vec::new();
-    for (number, share) in shares(bytes, limits().value_bytes).into_iter().enumerate() {
+    for (number, share) in shares(bytes, limits.value_bytes).into_iter().enumerate() {
         let name = format!("a key that does not count {number:03}");
         put(&name, vec![b'x'; share as usize])?;
         names.push(name);
@@ -136,17 +139,17 @@ fn put_values_of(bytes: u64) -> Outcome<Vec<String>> {
 }
 
 fn get_many_at_the_bound_of_result_bytes_passes() -> Outcome {
-    let max = limits().result_bytes;
-    let mut names = put_values_of(max)?;
+    let mut names = put_largest_result()?;
     names.push("absent".to_string());
     let values = read(|tx| Ok(tx.get_many(NS, &names)?))?;
     expect_eq(values.len(), names.len())?;
-    expect_eq(values.iter().flatten().map(|value| value.len() as u64).sum(), max)
+    let bytes = values.iter().flatten().map(|value| value.len() as u64 + LIST_ENTRY_BYTES);
+    expect_eq(bytes.sum(), limits().result_bytes)
 }
 
 fn get_many_past_the_bound_of_result_bytes_is_refused() -> Outcome {
     let max = limits().result_bytes;
-    let mut names = put_values_of(max)?;
+    let mut names = put_largest_result()?;
     put("one byte", "1")?;
     names.push("one byte".to_string());
     for mode in [Mode::View, Mode::Update] {
@@ -413,7 +416,11 @@ fn a_store_at_the_bound_takes_no_byte_more() -> Outcome {
 fn replaced_and_deleted_rows_give_their_bytes_back() -> Outcome {
     let max = limits().store_bytes;
     fill_store(|tx, key, value| tx.put(NS, key, value))?;
-    let first = read(|tx| Ok(tx.scan_page(NS, &Range { limit: Some(2), ..range("") }, None)?))?.entries;
+    let two = Range { limit: Some(2), keys_only: true, ..range("") };
+    let mut first = read(|tx| Ok(tx.scan_page(NS, &two, None)?))?.entries;
+    for row in &mut first {
+        row.value = get(&row.key)?.ok_or_else(|| wrong("expected a row"))?;
+    }
     let [replaced, deleted] = first.as_slice() else {
         return Err(wrong("expected two rows"));
     };

@@ -206,24 +206,26 @@ fn a_row_put_again_after_its_delete_is_there_once() -> Outcome {
     expect_entries(&scan("")?, &[("a", "again"), ("b", "b")])
 }
 
-/// Commits rows whose keys and values are together so many bytes.
-fn put_result_of(bytes: u64) -> Outcome {
-    for (key, value) in rows_of_size("", "row", bytes) {
-        put(&key, value)?;
+/// Commits rows that are together as large as a list may be, and gives how many.
+fn put_largest_result() -> Outcome<usize> {
+    let rows = rows_of_a_result("row", LIST_ENTRY_BYTES);
+    for (key, value) in &rows {
+        put(key, value)?;
     }
-    Ok(())
+    Ok(rows.len())
 }
 
 fn a_result_at_the_bound_passes() -> Outcome {
-    let max = limits().result_bytes;
-    put_result_of(max)?;
-    let bytes: usize = scan("")?.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
-    expect_eq(bytes as u64, max)
+    let count = put_largest_result()?;
+    let found = scan("")?;
+    let bytes: usize = found.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
+    expect_eq(bytes as u64 + LIST_ENTRY_BYTES * count as u64, limits().result_bytes)?;
+    expect_eq(found.len(), count)
 }
 
 fn a_result_over_the_bound_is_refused() -> Outcome {
     let max = limits().result_bytes;
-    put_result_of(max)?;
+    put_largest_result()?;
     put("z", "")?;
     read(|tx| {
         expect_limit_passed(tx.scan(NS, ""), LimitKind::ResultBytes, max)?;
@@ -233,7 +235,7 @@ fn a_result_over_the_bound_is_refused() -> Outcome {
 
 fn own_writes_count_for_the_bound() -> Outcome {
     let max = limits().result_bytes;
-    put_result_of(max)?;
+    put_largest_result()?;
     write(|tx| {
         tx.put(NS, "a", b"")?;
         expect_limit_passed(tx.scan(NS, ""), LimitKind::ResultBytes, max)?;

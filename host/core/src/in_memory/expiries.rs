@@ -1,0 +1,100 @@
+//! The rows that expire, in the order in which they do.
+
+use std::collections::BTreeSet;
+
+use super::stored_row::StoredRow;
+use crate::clock::UnixMillis;
+
+/// The current rows that have a time to live. A sweep finds those that have expired without a look at any other row.
+#[derive(Default)]
+pub(super) struct Expiries(BTreeSet<Expiry>);
+
+/// A row that expires, ordered by when it does.
+struct Expiry {
+    at: UnixMillis,
+    row: StoredRow,
+}
+
+impl Expiries {
+    /// Notes that a row stands in the place of another one, or of none.
+    pub(super) fn replace(&mut self, before: Option<StoredRow>, after: Option<&StoredRow>) {
+        if let Some(before) = before.and_then(Expiry::of) {
+            self.0.remove(&before);
+        }
+        if let Some(after) = after.and_then(|row| Expiry::of(row.clone())) {
+            self.0.insert(after);
+        }
+    }
+
+    /// The rows that have expired, the longest expired first.
+    pub(super) fn expired(&self, now: UnixMillis) -> impl Iterator<Item = &StoredRow> {
+        self.0.iter().take_while(move |expiry| expiry.at <= now).map(|expiry| &expiry.row)
+    }
+}
+
+impl Expiry {
+    fn of(row: StoredRow) -> Option<Self> {
+        let (_, at) = row.value();
+        Some(Self { at: at?, row })
+    }
+}
+
+impl Ord for Expiry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at).then_with(|| self.row.name().cmp(other.row.name()))
+    }
+}
+
+impl PartialOrd for Expiry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Expiry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Expiry {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Version;
+
+    fn row(name: &str, expires_at: Option<UnixMillis>) -> StoredRow {
+        StoredRow::new(name.as_bytes(), b"value", Version(1), expires_at)
+    }
+
+    fn expired(expiries: &Expiries, now: UnixMillis) -> Vec<&str> {
+        expiries.expired(now).map(|row| std::str::from_utf8(row.name()).unwrap()).collect()
+    }
+
+    #[test]
+    fn rows_that_have_expired_come_in_the_order_in_which_they_did() {
+        let mut expiries = Expiries::default();
+        for (name, at) in [("a", Some(30)), ("b", Some(10)), ("c", None), ("d", Some(10)), ("e", Some(31))] {
+            expiries.replace(None, Some(&row(name, at)));
+        }
+        assert_eq!(expired(&expiries, 9), [""; 0]);
+        assert_eq!(expired(&expiries, 10), ["b", "d"]);
+        assert_eq!(expired(&expiries, 30), ["b", "d", "a"]);
+    }
+
+    #[test]
+    fn a_row_that_was_replaced_or_removed_is_not_among_them() {
+        let mut expiries = Expiries::default();
+        for (name, at) in [("a", 10), ("b", 10), ("c", 10)] {
+            expiries.replace(None, Some(&row(name, Some(at))));
+        }
+        expiries.replace(Some(row("a", Some(10))), Some(&row("a", None)));
+        expiries.replace(Some(row("b", Some(10))), Some(&row("b", Some(20))));
+        expiries.replace(Some(row("c", Some(10))), None);
+        assert_eq!(expired(&expiries, 10), [""; 0]);
+        assert_eq!(expired(&expiries, 20), ["b"]);
+        expiries.replace(Some(row("b", Some(20))), None);
+        assert!(expiries.0.is_empty());
+    }
+}

@@ -1,0 +1,178 @@
+//! The snapshots that are open on a store, as its backend sees them: some pin a connection, or what the engine could clean
+//! up, while their guests do nothing.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use crate::error::{Error, Result};
+use crate::event::{Event, SnapshotEndReason};
+use crate::fair::{FairPermit, FairSemaphore};
+use crate::share::Share;
+use crate::slot::{Holding, Reclaimed, Slot};
+use crate::store::Inner;
+
+/// The snapshots that are open on the stores of a backend, which asks here for what others wait for.
+///
+/// A backend gets them with [`Backend::attach`].
+///
+/// [`Backend::attach`]: crate::backend::Backend::attach
+#[derive(Clone, Default)]
+pub struct OpenSnapshots(Vec<Weak<Inner>>);
+
+/// A transaction that has a snapshot.
+struct Open {
+    store: Arc<Inner>,
+    slot: Arc<Slot>,
+    holding: Holding,
+    /// Since the last call began or ended.
+    idle: Duration,
+    /// Since the snapshot was taken.
+    age: Duration,
+}
+
+/// After so long without a call, a snapshot of a share that holds more than the waiting one gives back its connection.
+const IDLE_MIN: Duration = Duration::from_millis(10);
+
+/// After so long, any snapshot does.
+const IDLE_LONG: Duration = Duration::from_millis(100);
+
+/// How long one connection is waited for before another snapshot is asked to give back its own.
+const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
+
+impl OpenSnapshots {
+    pub(crate) fn new(store: &Arc<Inner>) -> Self {
+        Self(vec![Arc::downgrade(store)])
+    }
+
+    /// A permit for a connection, in the share's turn. If none is free, idle snapshots give back theirs: those of the share
+    /// that holds the most first, and of these the one that is idle for the longest.
+    ///
+    /// A snapshot that gives its connection back reads on later if the backend still can read its state
+    /// ([`Snapshot::release`]); otherwise its transaction ends with [`Error::Conflict`], and is run again.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the semaphore is closed; [`Error::TimedOut`] if no permit came by the deadline.
+    ///
+    /// [`Snapshot::release`]: crate::backend::Snapshot::release
+    pub async fn permit(
+        &self,
+        permits: &FairSemaphore,
+        share: &Share,
+        deadline: Instant,
+    ) -> Result<FairPermit> {
+        if let Some(permit) = permits.try_acquire(share) {
+            return Ok(permit);
+        }
+        let mut waiting = pin!(permits.acquire(share));
+        // What is given back goes to those who wait already.
+        if let Ok(permit) = timeout(Duration::ZERO, waiting.as_mut()).await {
+            return permit;
+        }
+        while Instant::now() < deadline {
+            self.reclaim_for(share);
+            if let Ok(permit) = timeout(RECLAIM_PAUSE, waiting.as_mut()).await {
+                return permit;
+            }
+        }
+        Err(Error::TimedOut)
+    }
+
+    /// Has one idle snapshot give back its connection; false if there is none that should.
+    pub fn reclaim_for(&self, share: &Share) -> bool {
+        let pinning = self.pinning();
+        let mut held: HashMap<&Share, usize> = HashMap::new();
+        for open in &pinning {
+            *held.entry(&open.slot.share).or_default() += 1;
+        }
+        let held = |share: &Share| held.get(share).copied().unwrap_or_default();
+        let own = held(share);
+        let is_idle = |open: &&Open| {
+            let is_ahead = held(&open.slot.share) > own + 1;
+            open.holding == Holding::Idle && (open.idle >= IDLE_LONG || open.idle >= IDLE_MIN && is_ahead)
+        };
+        let mut idle: Vec<&Open> = pinning.iter().filter(is_idle).collect();
+        idle.sort_by_key(|open| Reverse((held(&open.slot.share), open.idle)));
+        idle.into_iter().any(|open| open.reclaim(SnapshotEndReason::ConnectionWanted))
+    }
+
+    /// Ends the snapshots that pin anything and were taken at least `age` ago, the oldest first, whether they are idle or
+    /// not; gives how many. Their transactions get [`Error::TimedOut`].
+    pub fn end_older_than(&self, age: Duration, reason: SnapshotEndReason) -> usize {
+        let old = self.by_age().into_iter().filter(|open| open.age >= age);
+        old.filter(|open| open.end(Error::TimedOut, reason)).count()
+    }
+
+    /// Ends the oldest snapshot that pins anything; false if there is none. What it pins is given back at once, or at the
+    /// end of the call that is under way.
+    pub fn end_oldest(&self, reason: SnapshotEndReason) -> bool {
+        self.by_age().into_iter().any(|open| open.end(Error::Conflict, reason))
+    }
+
+    /// Takes in those of another store, and forgets stores that are gone.
+    pub fn join(&mut self, others: Self) {
+        self.0.retain(|store| store.strong_count() > 0);
+        self.0.extend(others.0);
+    }
+
+    /// The oldest first.
+    fn by_age(&self) -> Vec<Open> {
+        let mut pinning = self.pinning();
+        pinning.sort_by_key(|open| Reverse(open.age));
+        pinning
+    }
+
+    /// Those that pin anything, as far as is known.
+    fn pinning(&self) -> Vec<Open> {
+        let stores = self.0.iter().filter_map(Weak::upgrade);
+        stores.flat_map(|store| Open::all(&store)).filter(|open| open.holding != Holding::Nothing).collect()
+    }
+}
+
+impl Open {
+    fn all(store: &Arc<Inner>) -> Vec<Self> {
+        let now = store.monotonic();
+        // In the order in which they were begun: the clock is a coarse one.
+        let slots: BTreeMap<u64, Arc<Slot>> =
+            store.lock_open().iter().map(|(id, slot)| (*id, slot.clone())).collect();
+        let open = slots.into_values().filter_map(|slot| {
+            let age = now.saturating_sub(slot.taken_at()?);
+            let idle = now.saturating_sub(slot.last_call());
+            Some(Self { store: store.clone(), holding: slot.holding(), idle, age, slot })
+        });
+        open.collect()
+    }
+
+    /// Has it give back what it pins; false if it pins nothing that it can give back now.
+    fn reclaim(&self, reason: SnapshotEndReason) -> bool {
+        match self.slot.reclaim(Error::Conflict) {
+            Reclaimed::Nothing => return false,
+            Reclaimed::Released => {}
+            Reclaimed::Ended => self.tell(reason),
+        }
+        true
+    }
+
+    /// False if it had ended before.
+    fn end(&self, error: Error, reason: SnapshotEndReason) -> bool {
+        let ended = self.slot.end(error);
+        if ended {
+            self.tell(reason);
+        }
+        ended
+    }
+
+    fn tell(&self, reason: SnapshotEndReason) {
+        self.store.emit(Event::SnapshotEnded { store: self.store.name().to_string(), reason, age: self.age });
+    }
+}
+
+impl std::fmt::Debug for OpenSnapshots {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("OpenSnapshots").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,104 @@
+//! Long work in slices, so that one call does not hold a thread of the executor.
+
+/// The work that one call has left before it gives its thread away.
+///
+/// A slice takes about a millisecond. Work is counted in rows and bytes that were looked at, also those that the call does not
+/// return, and never in time: where a call pauses does not depend on how fast the machine is.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use larder_core::slice::{ROW, Slice};
+///
+/// let mut slice = Slice::default();
+/// for value in vec![vec![0; 100]; 10_000] {
+///     // Work with the value.
+///     slice.count(ROW, value.len());
+///     slice.pause().await;
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Slice {
+    left: u64,
+}
+
+/// What a slice holds: so many rows in memory.
+const SLICE: u64 = 4_096;
+
+/// Bytes that take as long as a row.
+const BYTES: usize = 512;
+
+/// A row in memory that is looked at, about a quarter of a microsecond: the unit of work.
+pub const ROW: u64 = 1;
+
+/// A row that is decoded from a page, looked up by its name in memory, or put into an ordered map.
+pub const STORED_ROW: u64 = 4;
+
+/// A statement, or the look-up of one row in a file.
+pub const STATEMENT: u64 = 16;
+
+impl Default for Slice {
+    fn default() -> Self {
+        Self { left: SLICE }
+    }
+}
+
+impl Slice {
+    /// Takes work off what is left, and bytes that were read or copied for it.
+    pub fn count(&mut self, work: u64, bytes: usize) {
+        self.left = self.left.saturating_sub(work.saturating_add((bytes / BYTES) as u64));
+    }
+
+    /// Whether nothing is left.
+    pub fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// If nothing is left, lets other tasks have the thread, and begins the next slice.
+    pub async fn pause(&mut self) {
+        if self.is_over() {
+            *self = Self::default();
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slice_ends_after_so_many_rows_or_so_many_bytes() {
+        let mut slice = Slice::default();
+        slice.count(SLICE - 1, 0);
+        assert!(!slice.is_over());
+        slice.count(ROW, 0);
+        assert!(slice.is_over());
+        slice.pause().await;
+        assert!(!slice.is_over());
+        slice.count(0, SLICE as usize * BYTES);
+        assert!(slice.is_over());
+        slice.count(u64::MAX, usize::MAX);
+        assert!(slice.is_over());
+    }
+
+    #[test]
+    fn work_gives_the_thread_away_after_each_slice() {
+        let mut work = pin!(async {
+            let mut slice = Slice::default();
+            for _ in 0..SLICE * 3 + 1 {
+                slice.count(ROW, 0);
+                slice.pause().await;
+            }
+        });
+        let mut context = Context::from_waker(Waker::noop());
+        let mut pauses = 0;
+        while work.as_mut().poll(&mut context).is_pending() {
+            pauses += 1;
+        }
+        assert_eq!(pauses, 3);
+    }
+}

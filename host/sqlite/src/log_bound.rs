@@ -1,0 +1,92 @@
+//! How long the write-ahead log may become.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// The bound of a database's log. A commit that leaves the log longer has the following ones wait until the log can begin
+/// anew, or it turned out that it can't.
+pub(crate) struct LogBound {
+    bytes_max: u64,
+    is_full: AtomicBool,
+    full: Arc<Notify>,
+    /// Until then the log can't begin anew: what reads it is not of this process.
+    in_vain_until: Mutex<Option<Instant>>,
+}
+
+/// How long commits go on past the bound before they wait again, if the log could not begin anew.
+const IN_VAIN: Duration = Duration::from_millis(500);
+
+impl LogBound {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            is_full: AtomicBool::new(false),
+            full: Arc::default(),
+            in_vain_until: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Whether commits wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Tells when commits begin to wait.
+    pub(crate) fn full(&self) -> Arc<Notify> {
+        self.full.clone()
+    }
+
+    /// A commit has left a log of so many bytes.
+    pub(crate) fn committed(&self, log_bytes: u64) {
+        if log_bytes < self.bytes_max {
+            return;
+        }
+        let in_vain = *self.in_vain_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_vain.is_none_or(|until| until <= Instant::now()) {
+            self.is_full.store(true, Ordering::Release);
+            self.full.notify_one();
+        }
+    }
+
+    /// The next commit begins the log anew, or it is known that it can't now.
+    pub(crate) fn go_on(&self, begins_anew: bool) {
+        let in_vain = (!begins_anew).then(|| Instant::now() + IN_VAIN);
+        *self.in_vain_until.lock().unwrap_or_else(PoisonError::into_inner) = in_vain;
+        self.is_full.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_wait_from_the_bound_on_until_the_log_begins_anew() {
+        let bound = LogBound::new(100);
+        bound.committed(99);
+        assert!(!bound.is_full());
+        bound.committed(100);
+        assert!(bound.is_full());
+        bound.go_on(true);
+        assert!(!bound.is_full());
+    }
+
+    #[test]
+    fn commits_go_on_for_a_while_if_the_log_can_not_begin_anew() {
+        let bound = LogBound::new(100);
+        bound.committed(100);
+        bound.go_on(false);
+        bound.committed(101);
+        assert!(!bound.is_full());
+        *bound.in_vain_until.lock().unwrap() = Some(Instant::now());
+        bound.committed(102);
+        assert!(bound.is_full());
+    }
+}
