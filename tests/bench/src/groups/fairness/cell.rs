@@ -39,7 +39,7 @@ impl Pace {
         Self { baseline: Duration::from_millis(700), attack: Duration::from_millis(1_300), many: 500_000 };
 
     pub(super) const SHORT: Self =
-        Self { baseline: Duration::from_millis(300), attack: Duration::from_millis(400), many: 100_000 };
+        Self { baseline: Duration::from_millis(250), attack: Duration::from_millis(350), many: 100_000 };
 }
 
 /// What a process is to measure.
