@@ -3,7 +3,7 @@
 use larder_guest::raw::tx::{PutOptions, Tx};
 use larder_guest::raw::types::Error;
 
-use super::{Attacker, MUTATIONS_MAX, VALUE_BYTES_MAX, key};
+use super::{Attacker, MUTATIONS_MAX, VALUE_BYTES_MAX, key, keys};
 
 /// Commits 10,000 rows.
 pub(super) fn many_rows(attacker: &mut Attacker) -> Result<(), Error> {
@@ -16,6 +16,22 @@ pub(super) fn many_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     for number in 0..15 {
         tx.put(&attacker.namespace, &key(number), &value)?;
     }
+    Tx::commit(tx).map(drop)
+}
+
+/// Commits 7,000 rows whose keys have 2,048 bytes.
+pub(super) fn long_keys(attacker: &mut Attacker) -> Result<(), Error> {
+    let (rest, tx) = ("x".repeat(2_042), attacker.update()?);
+    for number in 0..7_000 {
+        tx.put(&attacker.namespace, &(key(number) + &rest), b"")?;
+    }
+    Tx::commit(tx).map(drop)
+}
+
+/// Deletes 10,000 rows that are not there.
+pub(super) fn absent_rows(attacker: &mut Attacker) -> Result<(), Error> {
+    let tx = attacker.update()?;
+    tx.delete_many(&attacker.namespace, &keys(0, MUTATIONS_MAX))?;
     Tx::commit(tx).map(drop)
 }
 

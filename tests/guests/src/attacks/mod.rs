@@ -40,6 +40,8 @@ pub fn find(name: &str) -> Option<Step> {
         "computes" => computes,
         "held-views" | "held-read-only-views" => snapshots::held_views,
         "held-updates" => snapshots::held_updates,
+        "held-scans" => snapshots::held_scans,
+        "touched-views" => snapshots::touched_views,
         "staggered-views" => snapshots::staggered_views,
         "views-back-to-back" => snapshots::views_back_to_back,
         "rewrites" => snapshots::rewrites,
@@ -48,6 +50,8 @@ pub fn find(name: &str) -> Option<Step> {
         "validated-rows" => validation::rows,
         "many-rows" => commits::many_rows,
         "many-bytes" => commits::many_bytes,
+        "long-keys" => commits::long_keys,
+        "absent-rows" => commits::absent_rows,
         "small-commits" => commits::small,
         "increments" => commits::increments,
         "hot-row" => commits::hot_row,
@@ -56,6 +60,7 @@ pub fn find(name: &str) -> Option<Step> {
         "many-namespaces" => commits::many_namespaces,
         "tiny-rows" => retained::tiny_rows,
         "staged-bytes" => retained::staged_bytes,
+        "staged-rows" => retained::staged_rows,
         "read-sets" => retained::read_sets,
         "generations" => retained::generations,
         "conversations" => retained::conversations,
@@ -181,14 +186,16 @@ fn one_entry(reverse: bool) -> Range {
     Range { prefix: String::new(), start: None, end: None, reverse, limit: Some(1), keys_only: false }
 }
 
-/// How long a well-behaved guest computes between two small transactions.
-///
-/// It keeps the processor busy, as most attacks do. Otherwise the victim would wait longer for a thread beside any
-/// program that computes, whatever the program does with its store.
+/// How long a guest computes at a time.
 const COMPUTES: Duration = Duration::from_millis(1);
 
 /// What a well-behaved guest does: a small view, a small update, and work of its own.
+///
+/// It computes for three times as long as its transactions took, so that it keeps the processor busy on every backend, as
+/// most attacks do. Otherwise the victim would wait longer for a thread beside any program that computes, whatever the
+/// program does with its store.
 fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
+    let since = Instant::now();
     let tx = guest.view()?;
     tx.get(ROWS, &key(guest.draw(ROW_COUNT)))?;
     Tx::commit(tx)?;
@@ -197,18 +204,23 @@ fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
     tx.get(&guest.namespace, &own)?;
     tx.put(&guest.namespace, &own, &[7; 100])?;
     Tx::commit(tx)?;
-    computes(guest)
+    compute(COMPUTES.max(since.elapsed() * 3));
+    Ok(())
 }
 
 /// Never calls its store. Beside this the victim must be as quick as beside well-behaved guests: a row of its own shows
 /// that the comparison is about larder.
 fn computes(_guest: &mut Attacker) -> Result<(), Error> {
+    compute(COMPUTES);
+    Ok(())
+}
+
+fn compute(duration: Duration) {
     let since = Instant::now();
     let mut sum = 0_u64;
-    while since.elapsed() < COMPUTES {
+    while since.elapsed() < duration {
         for number in 0..1_000 {
             sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
         }
     }
-    Ok(())
 }

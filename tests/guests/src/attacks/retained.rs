@@ -7,7 +7,7 @@ use larder_guest::raw::memory::{Identity, Memory, Turn};
 use larder_guest::raw::tx::Tx;
 use larder_guest::raw::types::Error;
 
-use super::{Attacker, MUTATIONS_MAX, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, key, keys};
+use super::{Attacker, MUTATIONS_MAX, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, entries, key, keys};
 
 /// How long a full set of transactions is held: shorter than a transaction may be open, so that they stay whole.
 const HELD: Duration = Duration::from_secs(4);
@@ -35,6 +35,15 @@ pub(super) fn staged_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let (value, tx) = (vec![7; VALUE_BYTES_MAX], attacker.update()?);
     let outcome = (0..15).try_for_each(|number| tx.put(&attacker.namespace, &key(number), &value));
+    attacker.held.push(tx);
+    outcome
+}
+
+/// Stages 10,000 rows of 8 bytes in each of as many transactions as it may open.
+pub(super) fn staged_rows(attacker: &mut Attacker) -> Result<(), Error> {
+    release_if_full(attacker);
+    let tx = attacker.update()?;
+    let outcome = tx.put_many("s", &entries(0, MUTATIONS_MAX, b"v"));
     attacker.held.push(tx);
     outcome
 }

@@ -6,32 +6,55 @@ use std::time::Duration;
 use larder_guest::raw::tx::{Mode, Tx};
 use larder_guest::raw::types::Error;
 
-use super::{Attacker, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, key};
+use super::{Attacker, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, key, range};
 
 /// A little longer than a transaction may be open.
 const UNTIL_TIMED_OUT: Duration = Duration::from_millis(5_100);
 
 /// Opens as many views as it may, reads a row in each, and sleeps until they time out.
 pub(super) fn held_views(attacker: &mut Attacker) -> Result<(), Error> {
-    hold(attacker, Mode::View)
+    hold(attacker, Mode::View, read_row)
 }
 
 /// The same with updates.
 pub(super) fn held_updates(attacker: &mut Attacker) -> Result<(), Error> {
-    hold(attacker, Mode::Update)
+    hold(attacker, Mode::Update, read_row)
 }
 
-fn hold(attacker: &mut Attacker, mode: Mode) -> Result<(), Error> {
+/// The same with a read that no cache of rows answers.
+pub(super) fn held_scans(attacker: &mut Attacker) -> Result<(), Error> {
+    hold(attacker, Mode::View, |tx, row| tx.scan_page(ROWS, &range(row, 2), None).map(drop))
+}
+
+/// Holds as many views as it may and reads a row in each again and again, so that none of them is idle.
+pub(super) fn touched_views(attacker: &mut Attacker) -> Result<(), Error> {
+    if attacker.held.len() < OPEN_MAX {
+        return hold(attacker, Mode::View, read_row);
+    }
+    sleep(Duration::from_millis(1));
+    let tx = attacker.held.remove(0);
+    let outcome = read_row(&tx, attacker.draw(ROW_COUNT));
+    // A view that timed out gives its place to another one.
+    if outcome.is_ok() {
+        attacker.held.push(tx);
+    }
+    outcome
+}
+
+fn read_row(tx: &Tx, row: u64) -> Result<(), Error> {
+    tx.get(ROWS, &key(row)).map(drop)
+}
+
+fn hold(attacker: &mut Attacker, mode: Mode, read: fn(&Tx, u64) -> Result<(), Error>) -> Result<(), Error> {
     if attacker.held.len() == OPEN_MAX {
         sleep(UNTIL_TIMED_OUT);
         attacker.held.clear();
     }
     let tx = attacker.store.begin(mode)?;
-    let row = attacker.draw(ROW_COUNT);
-    let outcome = tx.get(ROWS, &key(row));
+    let outcome = read(&tx, attacker.draw(ROW_COUNT - 2));
     // A transaction whose read was refused counts as open, too.
     attacker.held.push(tx);
-    outcome.map(drop)
+    outcome
 }
 
 /// The first attacker rewrites 4 MiB again and again. The others hold views that overlap, so that SQLite always has a
@@ -44,11 +67,10 @@ pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
         attacker.held.remove(0);
     }
     let tx = attacker.view()?;
-    let row = attacker.draw(ROW_COUNT);
-    let outcome = tx.get(ROWS, &key(row));
+    let outcome = read_row(&tx, attacker.draw(ROW_COUNT));
     attacker.held.push(tx);
     sleep(Duration::from_millis(30));
-    outcome.map(drop)
+    outcome
 }
 
 /// The first attacker rewrites 4 MiB again and again. The others make short views without a pause.
@@ -57,7 +79,7 @@ pub(super) fn views_back_to_back(attacker: &mut Attacker) -> Result<(), Error> {
         return rewrites(attacker);
     }
     let tx = attacker.view()?;
-    tx.get(ROWS, &key(attacker.draw(ROW_COUNT)))?;
+    read_row(&tx, attacker.draw(ROW_COUNT))?;
     Tx::commit(tx).map(drop)
 }
 

@@ -37,11 +37,13 @@ const fn attack(name: &'static str) -> Attack {
 pub(super) const WELL_BEHAVED: Attack = attack("well-behaved");
 
 /// All attacks. The first calls no store: its row shows that the comparison is about larder.
-pub(super) const ALL: [Attack; 37] = [
+pub(super) const ALL: [Attack; 42] = [
     attack("computes"),
     attack("held-views"),
     Attack { read_only: true, ..attack("held-read-only-views") },
     attack("held-updates"),
+    attack("held-scans"),
+    attack("touched-views"),
     attack("staggered-views"),
     attack("views-back-to-back"),
     attack("rewrites"),
@@ -50,6 +52,8 @@ pub(super) const ALL: [Attack; 37] = [
     attack("validated-rows"),
     attack("many-rows"),
     attack("many-bytes"),
+    attack("long-keys"),
+    attack("absent-rows"),
     attack("small-commits"),
     attack("increments"),
     attack("hot-row"),
@@ -58,6 +62,7 @@ pub(super) const ALL: [Attack; 37] = [
     attack("many-namespaces"),
     attack("tiny-rows"),
     attack("staged-bytes"),
+    attack("staged-rows"),
     attack("read-sets"),
     attack("generations"),
     attack("conversations"),

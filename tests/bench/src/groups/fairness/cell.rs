@@ -26,8 +26,6 @@ const CELL: &str = "LARDER_BENCH_CELL";
 /// How long a cell takes.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Pace {
-    /// Rounds, each of both phases.
-    rounds: u32,
     /// Beside well-behaved guests.
     baseline: Duration,
     /// Beside attackers.
@@ -37,19 +35,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) const FULL: Self = Self {
-        rounds: 2,
-        baseline: Duration::from_millis(350),
-        attack: Duration::from_millis(650),
-        many: 500_000,
-    };
+    pub(super) const FULL: Self =
+        Self { baseline: Duration::from_millis(700), attack: Duration::from_millis(1_300), many: 500_000 };
 
-    pub(super) const SHORT: Self = Self {
-        rounds: 2,
-        baseline: Duration::from_millis(150),
-        attack: Duration::from_millis(200),
-        many: 100_000,
-    };
+    pub(super) const SHORT: Self =
+        Self { baseline: Duration::from_millis(250), attack: Duration::from_millis(350), many: 100_000 };
 }
 
 /// What a process is to measure.
@@ -231,26 +221,20 @@ struct Measurement {
 }
 
 impl Measurement {
-    async fn run(mut self, attack: Attack, stores: &Path) -> Result<Outcome> {
-        let (mut baseline, mut attacked) = (Times::default(), Times::default());
-        let mut done = Tally::default();
+    /// The baseline comes first: what an attack leaves behind (a large log, a checkpoint under way) would slow it down.
+    async fn run(self, attack: Attack, stores: &Path) -> Result<Outcome> {
+        let Pace { baseline, attack: attacked, .. } = self.pace;
         let before = resident()?;
         let watch = Watch::start(stores);
-        let pace = self.pace;
-        for _ in 0..pace.rounds {
-            (self, _) =
-                self.phase(WELL_BEHAVED, pace.baseline, &mut baseline).await.context("the baseline")?;
-            let tally;
-            (self, tally) = self.phase(attack, pace.attack, &mut attacked).await?;
-            done.add(tally);
-        }
+        let (this, baseline, _) = self.phase(WELL_BEHAVED, baseline).await.context("the baseline")?;
+        let (this, attacked, done) = this.phase(attack, attacked).await?;
         let peaks = watch.stop()?;
         ensure!(done.operations > 0, "the attack did nothing: {}", done.first_refusal.unwrap_or_default());
         Ok(Outcome {
             baseline: baseline.into(),
             attacked: attacked.into(),
-            failures: self.victim.failures,
-            first_failure: self.victim.first_failure,
+            failures: this.victim.failures,
+            first_failure: this.victim.first_failure,
             operations: done.operations,
             refusals: done.refusals,
             first_refusal: done.first_refusal,
@@ -261,13 +245,14 @@ impl Measurement {
     }
 
     /// Times the victim beside neighbours, until they have done something, too.
-    async fn phase(mut self, attack: Attack, duration: Duration, times: &mut Times) -> Result<(Self, Tally)> {
+    async fn phase(mut self, attack: Attack, duration: Duration) -> Result<(Self, Times, Tally)> {
         let (running, since) = (self.neighbours.start(attack), Instant::now());
+        let mut times = Times::default();
         loop {
-            self.victim = self.victim.request(times).await?;
+            self.victim = self.victim.request(&mut times).await?;
             let elapsed = since.elapsed();
             if elapsed > LONGEST_PHASE || (elapsed > duration && running.tally().operations > 0) {
-                return Ok((self, running.stop().await?));
+                return Ok((self, times, running.stop().await?));
             }
         }
     }

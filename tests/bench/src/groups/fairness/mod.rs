@@ -97,8 +97,8 @@ fn say_what_failed(outcome: &Outcome) {
     if let Some(failure) = &outcome.first_failure {
         eprintln!("  a call of the victim failed: {failure}");
     }
-    if let (0, Some(refusal)) = (outcome.operations, &outcome.first_refusal) {
-        eprintln!("  the attack was refused: {refusal}");
+    if let Some(refusal) = outcome.first_refusal.as_ref().filter(|_| outcome.refusals > outcome.operations) {
+        eprintln!("  most operations of the attack were refused: {refusal}");
     }
 }
 

@@ -171,11 +171,3 @@ impl Running {
         Ok(self.tally())
     }
 }
-
-impl Tally {
-    pub(super) fn add(&mut self, other: Self) {
-        self.operations += other.operations;
-        self.refusals += other.refusals;
-        self.first_refusal = self.first_refusal.take().or(other.first_refusal);
-    }
-}

@@ -101,7 +101,10 @@ mod tests {
     use super::*;
 
     fn outcome(factor: f64, failures: u64, log: u64) -> Outcome {
-        let latency = |scale: f64| Latency::of((1..=101).map(|time| f64::from(time) * scale).collect());
+        let latency = |scale: f64| Latency {
+            requests: 101,
+            percentiles: (0..=100).map(|percent| f64::from(percent + 1) * scale).collect(),
+        };
         Outcome {
             baseline: Latencies { read: latency(1e6), update: latency(1e6) },
             attacked: Latencies { read: latency(1e6), update: latency(1e6 * factor) },

@@ -16,13 +16,36 @@ use crate::row::Work;
 /// More rows than the victim reads in one cell, so that most of its reads are of rows that no cache has.
 const SHAPE: Shape = Shape { rows: 20_000, namespaces: 1, value_bytes: 100 };
 
-/// How long the victim's requests took, in nanoseconds.
+/// How long the victim's requests took.
 #[derive(Debug, Default)]
 pub(super) struct Times {
     /// A view with one get.
-    pub(super) reads: Vec<f64>,
+    pub(super) reads: Kind,
     /// An update with a get and a put.
-    pub(super) updates: Vec<f64>,
+    pub(super) updates: Kind,
+}
+
+/// How long the requests of one kind took, in nanoseconds.
+#[derive(Debug, Default)]
+pub(super) struct Kind {
+    requests: u64,
+    times: Vec<f64>,
+}
+
+/// How often a client would make each request.
+const EXPECTED: Duration = Duration::from_millis(5);
+
+impl Kind {
+    /// Counts a request, and those that would have come while it lasted: they would have waited for it. Without them, a
+    /// victim that waits for seconds would count as one slow request among many quick ones.
+    fn add(&mut self, time: Duration) {
+        self.requests += 1;
+        let mut left = Some(time);
+        while let Some(time) = left {
+            self.times.push(time.as_nanos() as f64);
+            left = time.checked_sub(EXPECTED).filter(|time| !time.is_zero());
+        }
+    }
 }
 
 /// One kind of request, as percentiles.
@@ -34,11 +57,12 @@ pub(super) struct Latency {
 }
 
 impl Latency {
-    pub(super) fn of(mut times: Vec<f64>) -> Self {
+    pub(super) fn of(kind: Kind) -> Self {
+        let Kind { requests, mut times } = kind;
         times.sort_by(f64::total_cmp);
         let last = times.len().saturating_sub(1);
         let at = |percent: usize| times.get((last * percent).div_ceil(100)).copied();
-        Self { requests: times.len() as u64, percentiles: (0..=100).filter_map(at).collect() }
+        Self { requests, percentiles: (0..=100).filter_map(at).collect() }
     }
 
     pub(super) fn at(&self, percent: usize) -> f64 {
@@ -77,7 +101,7 @@ impl Victim {
             std::thread::sleep(PAUSE);
             let since = Instant::now();
             let (victim, until) = tokio::spawn(self.served(workload)).await?;
-            times.push(until.duration_since(since).as_nanos() as f64);
+            times.add(until.duration_since(since));
             self = victim;
         }
         Ok(self)
@@ -105,16 +129,20 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_sorted_times() {
-        let latency = Latency::of((0..=1_000).rev().map(f64::from).collect());
+        let kind = |times: Vec<f64>| Kind { requests: times.len() as u64, times };
+        let latency = Latency::of(kind((0..=1_000).rev().map(f64::from).collect()));
         assert_eq!((latency.requests, latency.at(0), latency.at(50)), (1_001, 0.0, 500.0));
         assert_eq!((latency.at(99), latency.at(100)), (990.0, 1_000.0));
-        let one = Latency::of(vec![7.0]);
+        let one = Latency::of(kind(vec![7.0]));
         assert_eq!((one.at(50), one.at(99)), (7.0, 7.0));
-        assert!(Latency::of(Vec::new()).at(50).is_nan());
+        assert_eq!(Latency::of(kind(vec![3.0, 1.0, 2.0])).at(99), 3.0);
+        assert!(Latency::of(Kind::default()).at(50).is_nan());
     }
 
     #[test]
-    fn few_times_have_their_longest_as_the_tail() {
-        assert_eq!(Latency::of(vec![3.0, 1.0, 2.0]).at(99), 3.0);
+    fn a_slow_request_counts_for_those_that_would_have_come_meanwhile() {
+        let mut kind = Kind::default();
+        [3, 5, 12].into_iter().for_each(|time| kind.add(Duration::from_millis(time)));
+        assert_eq!((kind.requests, kind.times), (3, vec![3e6, 5e6, 12e6, 7e6, 2e6]));
     }
 }
