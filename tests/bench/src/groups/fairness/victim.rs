@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use larder_bench_workload::Shape;
+use larder_bench_workload::{Random, Shape};
 use larder_host::Store;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,7 @@ impl Latency {
 /// The victim, and what failed of it.
 pub(super) struct Victim {
     guest: Guest,
+    random: Random,
     requests: u64,
     pub(super) failures: u64,
     pub(super) first_failure: Option<String>,
@@ -90,7 +91,7 @@ impl Victim {
     pub(super) async fn start(program: &Program, store: &Store) -> Result<Self> {
         let mut guest = program.instance(store).await?;
         guest.open(SHAPE).await?;
-        Ok(Self { guest, requests: 0, failures: 0, first_failure: None })
+        Ok(Self { guest, random: Random::new(1), requests: 0, failures: 0, first_failure: None })
     }
 
     /// Makes a read and an update.
@@ -98,7 +99,7 @@ impl Victim {
         for (workload, times) in
             [(Workload::ViewOfOneGet, &mut times.reads), (Workload::UpdateGetPut, &mut times.updates)]
         {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(Duration::from_micros(self.random.below(PAUSE_MICROS_MAX)));
             let since = Instant::now();
             let (victim, until) = tokio::spawn(self.served(workload)).await?;
             times.add(until.duration_since(since));
@@ -119,9 +120,9 @@ impl Victim {
     }
 }
 
-/// The pause before each request. The threads find other work meanwhile, as they do for guests that are not asked all the
-/// time.
-const PAUSE: Duration = Duration::from_micros(500);
+/// The longest pause before a request. The threads find other work meanwhile, as they do for guests that are not asked all
+/// the time. A pause is a random part of it: requests in step with the epoch's ticks would all wait for whole ticks.
+const PAUSE_MICROS_MAX: u64 = 2_000;
 
 #[cfg(test)]
 mod tests {
