@@ -24,8 +24,10 @@ use crate::commit::{Commit, Need, RowWrite};
 use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
+use crate::event::SnapshotEndReason;
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
+use crate::open_snapshots::OpenSnapshots;
 use crate::pace::Pace;
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangePart};
@@ -59,6 +61,8 @@ struct Shared {
     latest: RwLock<Latest>,
     /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
     snapshots: Mutex<SnapshotRegistry>,
+    /// Those that are told if snapshots are ended.
+    stores: Mutex<OpenSnapshots>,
 }
 
 #[derive(Default)]
@@ -134,7 +138,10 @@ impl Shared {
     fn note_replaced(&self, replaced: &[StoredRow], writes: usize) {
         // The guard is gone at the end of the statement.
         let ended = self.snapshots().note(replaced, writes);
-        drop(ended);
+        for ended in ended {
+            let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            stores.tell_ended(SnapshotEndReason::OldRowsFull, ended.age);
+        }
     }
 
     /// Makes the commit of a transaction that read a state.
@@ -177,6 +184,10 @@ impl Shared {
 
 #[async_trait]
 impl Backend for InMemory {
+    fn attach(&self, snapshots: OpenSnapshots) {
+        self.shared.stores.lock().unwrap_or_else(PoisonError::into_inner).join(snapshots);
+    }
+
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let database = self.lock()?;
         let open = OpenSnapshot::of(&self.shared, &database);
@@ -541,5 +552,28 @@ mod tests {
         pause(&shared, std::time::Duration::from_millis(10));
         let made = shared.commit(Version::ABSENT, &many(&Share::own(), "a", 600)).await;
         assert_eq!(made.unwrap().version, Version(1));
+    }
+
+    #[tokio::test]
+    async fn the_platform_is_told_of_a_snapshot_that_kept_too_much() {
+        use crate::{Event, EventChannel, HandleOptions, Mode, Store, TracingEvents};
+
+        let events = Arc::new(EventChannel::new(10, Arc::new(TracingEvents)));
+        let mut told = events.subscribe();
+        let memory = InMemory::new().keep_for_snapshots(50_000);
+        let store = Store::builder(memory).events(events).build().unwrap();
+        let handle = store.handle(HandleOptions::default());
+        let put = async || {
+            let mut update = handle.begin(Mode::Update).unwrap();
+            update.put("n".into(), "k".into(), vec![7; 100_000]).unwrap();
+            update.commit().await.unwrap();
+        };
+        put().await;
+        let mut view = handle.begin(Mode::View).unwrap();
+        view.get("n".into(), "k".into()).await.unwrap();
+        put().await;
+        let Event::SnapshotEnded { reason, .. } = told.next().await.unwrap().unwrap() else { panic!() };
+        assert_eq!(reason, SnapshotEndReason::OldRowsFull);
+        assert!(matches!(view.get("n".into(), "k".into()).await, Err(Error::TimedOut)));
     }
 }

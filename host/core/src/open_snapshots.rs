@@ -113,6 +113,14 @@ impl OpenSnapshots {
         self.by_age().into_iter().any(|open| open.end(Error::Conflict, reason))
     }
 
+    /// Tells the stores that the backend has ended snapshots by itself, of which the oldest was so old.
+    pub fn tell_ended(&self, reason: SnapshotEndReason, age: Duration) {
+        for store in self.0.iter().filter_map(Weak::upgrade) {
+            let name = store.name().to_string();
+            store.emit(Event::SnapshotEnded { store: name, reason, age });
+        }
+    }
+
     /// Takes in those of another store, and forgets stores that are gone.
     pub fn join(&mut self, others: Self) {
         self.0.retain(|store| store.strong_count() > 0);

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::latest::Moment;
 use super::rows::Rows;
@@ -39,9 +40,19 @@ pub(super) struct SnapshotRegistry {
     ended: u64,
 }
 
+/// Snapshots that were ended.
+pub(super) struct Ended {
+    /// Their rows, to be dropped without any lock.
+    _rows: Option<Rows>,
+    /// How old the oldest of them was.
+    pub(super) age: Duration,
+}
+
 /// The snapshots of one state.
 struct Open {
     moment: Moment,
+    /// When the first of them was opened.
+    since: Instant,
     count: usize,
     rows: Arc<SnapshotRows>,
     /// Rows that are kept for these snapshots, and perhaps for older ones: for each state, the bytes of those rows that its
@@ -87,7 +98,8 @@ impl SnapshotRegistry {
         let nodes_max = NODES_PER_WRITE + NODES_PER_ROW * rows.len() as u64;
         let rows = Arc::new(SnapshotRows(Mutex::new(Some(rows.clone()))));
         let (kept, nodes) = (Vec::new(), 0);
-        self.open.push_back(Open { moment, count: 1, rows: rows.clone(), kept, nodes, nodes_max });
+        let since = Instant::now();
+        self.open.push_back(Open { moment, since, count: 1, rows: rows.clone(), kept, nodes, nodes_max });
         rows
     }
 
@@ -115,7 +127,7 @@ impl SnapshotRegistry {
 
     /// Counts rows that were in the newest state and no longer are, and so many writes. Ends the oldest snapshots if too
     /// much is kept. What is given is to be dropped without any lock.
-    pub(super) fn note(&mut self, replaced: &[StoredRow], writes: usize) -> Vec<Rows> {
+    pub(super) fn note(&mut self, replaced: &[StoredRow], writes: usize) -> Vec<Ended> {
         let Some(newest) = self.open.back() else { return Vec::new() };
         let version = newest.moment.version;
         let mut kept = 0;
@@ -136,15 +148,15 @@ impl SnapshotRegistry {
         self.end_oldest()
     }
 
-    fn end_oldest(&mut self) -> Vec<Rows> {
-        let mut rows = Vec::new();
+    fn end_oldest(&mut self) -> Vec<Ended> {
+        let mut ended = Vec::new();
         while self.kept > self.kept_max {
             let Some(oldest) = self.open.pop_front() else { break };
             self.kept -= oldest.kept_bytes();
             self.ended += oldest.count as u64;
-            rows.extend(oldest.rows.lock().take());
+            ended.push(Ended { _rows: oldest.rows.lock().take(), age: oldest.since.elapsed() });
         }
-        rows
+        ended
     }
 }
 
@@ -195,7 +207,7 @@ mod tests {
     }
 
     impl OneRow {
-        fn write(&mut self) -> Vec<Rows> {
+        fn write(&mut self) -> Vec<Ended> {
             self.version += 1;
             self.latest.note_change();
             let row = StoredRow::new(b"n\0\0key", &[0; 1_000], Version(self.version), None);

@@ -48,11 +48,11 @@ pub(super) fn staged_rows(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// Reads 200,000 rows, all absent, in each of as many updates as it may open.
+/// Reads 50,000 rows, all absent, in each of as many updates as it may open.
 pub(super) fn read_sets(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let tx = attacker.update()?;
-    let outcome = (0..20)
+    let outcome = (0..5)
         .try_for_each(|number| tx.get_many("absent", &keys(number * MUTATIONS_MAX, MUTATIONS_MAX)).map(drop));
     attacker.held.push(tx);
     outcome

@@ -31,10 +31,10 @@ fn read_ranges(attacker: &Attacker, count: u64, rows: u64) -> Result<(), Error> 
     commit_beyond_the_log(attacker, tx)
 }
 
-/// Reads 100,000 rows, most of them absent.
+/// Reads 50,000 rows, most of them absent: nearly as many as an update may remember.
 pub(super) fn rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
-    for number in 0..10 {
+    for number in 0..5 {
         tx.get_many(ROWS, &keys(number * MUTATIONS_MAX, MUTATIONS_MAX))?;
     }
     commit_beyond_the_log(attacker, tx)
