@@ -1,8 +1,9 @@
 //! Calls that take long, in turns: the executor's threads stay free for the others.
 
+use std::num::NonZero;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use crate::share::Share;
 
 /// The calls of one instance that may take long: scans, and those with lists.
 ///
-/// Such a call works in slices (see [`slice`](crate::slice)). From the second one on, a slice waits for its turn: in the whole
-/// process one is worked on at a time, and while other shares make calls too, a pause as long as the slice follows it. A call
-/// after a long one waits for its turn from the first slice on. So instances that make long calls without end leave most of the
-/// executor to the others, and an instance that is alone loses nothing.
+/// Such a call works in slices (see [`slice`](crate::slice)). While other shares make calls too, a slice waits for its turn, from
+/// the second one on: in the whole process as many are worked on at a time as half of the processors, and a pause as long
+/// as the slice follows each. A call after a long one waits for its turn from the first slice on. So instances that make long
+/// calls without end leave most of the executor to the others, and a share that is alone loses nothing.
 #[derive(Debug)]
 pub struct LongCalls {
     share: Share,
@@ -28,11 +29,10 @@ const LONG: Duration = Duration::from_micros(500);
 /// How long a slice waits for its turn. Then it is worked on all the same: it looks whether its transaction's time is over.
 const TURN_MAX: Duration = Duration::from_millis(100);
 
-/// The one turn of the process, as the processors are the process's too.
-static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns {
-    permits: FairSemaphore::new(1),
-    pace: Mutex::default(),
-    is_watching: AtomicBool::new(false),
+/// The turns of the process, as the processors are the process's too.
+static TURNS: LazyLock<Turns> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Turns::new(processors.div_ceil(2))
 });
 
 struct Turns {
@@ -95,8 +95,18 @@ pub(crate) fn called(share: &Share) {
 }
 
 impl Turns {
-    /// Waits for a turn, and at least until other tasks had the thread. `None` if the turn does not come in time.
+    fn new(permits: usize) -> Self {
+        let (permits, is_watching) = (FairSemaphore::new(permits), AtomicBool::new(false));
+        Self { permits, pace: Mutex::default(), is_watching }
+    }
+
+    /// Waits for a turn, and at least until other tasks had the thread. `None` if there is no other share that would wait, or
+    /// the turn does not come in time.
     async fn take(&self, share: &Share) -> Option<Turn> {
+        if !self.has_company(share) {
+            tokio::task::yield_now().await;
+            return None;
+        }
         let turn = async {
             // It is never closed.
             let permit = self.permits.acquire(share).await.ok()?;
@@ -109,13 +119,22 @@ impl Turns {
         tokio::time::timeout(TURN_MAX, turn).await.ok().flatten()
     }
 
+    fn has_company(&self, share: &Share) -> bool {
+        self.lock_pace().has_company(share, Instant::now())
+    }
+
     fn pause(&self) -> Option<Instant> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).pause(Instant::now())
+        self.lock_pace().pause(Instant::now())
+    }
+
+    /// A panic elsewhere can't have left it half changed: it is changed by assignments.
+    fn lock_pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Long work was done, in a turn or before one was asked for.
     fn worked(&self, share: &Share, began: Instant, ended: Instant) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pace = self.lock_pace();
         pace.came(share, ended);
         pace.large_ended(share, began, ended);
         self.is_watching.store(true, Ordering::Relaxed);
@@ -145,9 +164,12 @@ mod tests {
 
     use super::*;
 
+    /// One turn at a time, while some other share makes calls.
     fn turns() -> Arc<Turns> {
-        let permits = FairSemaphore::new(1);
-        Arc::new(Turns { permits, pace: Mutex::default(), is_watching: AtomicBool::new(false) })
+        let turns = Arc::new(Turns::new(1));
+        // As if it came just now, for as long as the test takes.
+        turns.lock_pace().came(&Share::own(), Instant::now() + Duration::from_secs(60));
+        turns
     }
 
     /// Work of so many slices, each long, which counts how many are worked on at once.

@@ -94,6 +94,11 @@ impl Pace {
         (now < until && has_company).then_some(until)
     }
 
+    /// Whether another share than this one had work lately.
+    pub fn has_company(&self, share: &Share, now: Instant) -> bool {
+        self.came_last_beside(share).is_some_and(|came| came + COMPANY >= now)
+    }
+
     /// When work of another share than this one came last.
     fn came_last_beside(&self, share: &Share) -> Option<Instant> {
         let mut others = self.last.iter().chain(&self.before).filter(|(other, _)| other != share);
@@ -120,6 +125,16 @@ mod tests {
             pace.large_ended(&bulk, began, began + millis(100));
         }
         assert_eq!(pace.pause(now + millis(300)), None);
+    }
+
+    #[test]
+    fn another_share_is_company_for_a_while() {
+        let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
+        let mut pace = Pace::default();
+        pace.came(&other, now);
+        pace.came(&bulk, now);
+        assert!(pace.has_company(&bulk, now + COMPANY) && pace.has_company(&other, now + COMPANY));
+        assert!(!pace.has_company(&bulk, now + COMPANY + millis(1)));
     }
 
     #[test]
