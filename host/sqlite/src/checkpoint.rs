@@ -34,7 +34,7 @@ const LONG_PART: u64 = 2;
 const IDLE_INTERVALS: u32 = 10;
 
 /// How long commits wait for readers that are about to end, so that the log begins anew.
-const READERS_END_MAX: Duration = Duration::from_millis(50);
+const READERS_END_MAX: Duration = Duration::from_millis(10);
 
 /// How old a snapshot is at least that is ended because the log is so long, by the quarters of the bound that the log has. One
 /// that is young most likely ends by itself.

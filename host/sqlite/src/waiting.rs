@@ -109,10 +109,10 @@ impl Waiting {
     fn insert(&mut self, mut request: Request) {
         let cost = request.cost;
         let queue = if request.is_large() { &mut self.large } else { &mut self.small };
+        let share = request.share.clone();
         match request.place.take() {
-            Some(place) => queue.put_back(place, cost, request),
+            Some(place) => queue.put_back(place, &share, cost, request),
             None => {
-                let share = request.share.clone();
                 queue.push(&share, cost, request);
             }
         }

@@ -275,6 +275,7 @@ async fn a_commit_that_the_journal_has_not_kept_by_the_deadline_is_unknown_and_o
         value_bytes: 64 << 20,
         result_bytes: 128 << 20,
         transaction_bytes: 128 << 20,
+        instance_bytes: 1 << 30,
         ..Limits::default()
     };
     let handle = store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() });

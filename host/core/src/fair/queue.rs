@@ -1,6 +1,6 @@
 //! A queue in which each share has its turn.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::share::Share;
 
@@ -27,9 +27,11 @@ pub struct FairQueue<T> {
     waiting: BTreeMap<Place, Waiting<T>>,
     /// Where the next request of a share begins; shares that are not ahead of `now` are left out.
     next: HashMap<Share, u128>,
-    /// Where the request began that was served last.
+    /// Where the request began that was served last, or where it ended if none waited behind it.
     now: u128,
     arrivals: u64,
+    /// With how many shares those that are not ahead are looked for next.
+    prune_at: usize,
 }
 
 /// Where a request stands in a [`FairQueue`].
@@ -41,13 +43,14 @@ pub struct Place {
 
 #[derive(Debug)]
 struct Waiting<T> {
+    share: Share,
     cost: u64,
     request: T,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), next: HashMap::new(), now: 0, arrivals: 0 }
+        Self { waiting: BTreeMap::new(), next: HashMap::new(), now: 0, arrivals: 0, prune_at: SHARES_KEPT }
     }
 }
 
@@ -58,19 +61,21 @@ impl<T> FairQueue<T> {
         self.next.insert(share.clone(), start + u128::from(cost.max(1)));
         self.arrivals += 1;
         let place = Place { start, arrival: self.arrivals };
-        self.waiting.insert(place, Waiting { cost, request });
+        self.waiting.insert(place, Waiting { share: share.clone(), cost, request });
         place
     }
 
     /// Puts back a request that was taken, in its place.
-    pub fn put_back(&mut self, place: Place, cost: u64, request: T) {
-        self.waiting.insert(place, Waiting { cost, request });
+    pub fn put_back(&mut self, place: Place, share: &Share, cost: u64, request: T) {
+        self.waiting.insert(place, Waiting { share: share.clone(), cost, request });
     }
 
     /// The next request, with its place.
     pub fn pop(&mut self) -> Option<(Place, T)> {
         let (place, waiting) = self.waiting.pop_first()?;
-        self.move_to(place.start);
+        // Once none waits, no share is ahead of those that come.
+        let served = if self.waiting.is_empty() { u128::from(waiting.cost.max(1)) } else { 0 };
+        self.move_to(place.start + served);
         Some((place, waiting.request))
     }
 
@@ -94,18 +99,28 @@ impl<T> FairQueue<T> {
         self.waiting.is_empty()
     }
 
-    fn move_to(&mut self, start: u128) {
-        self.now = self.now.max(start);
+    fn move_to(&mut self, now: u128) {
+        self.now = self.now.max(now);
         // Shares come and go: those that are not ahead are like those that were never here.
-        if self.next.len() > 2 * self.waiting.len() + SHARES_KEPT {
-            let now = self.now;
-            self.next.retain(|_, next| *next > now);
+        if self.next.len() <= self.prune_at {
+            return;
         }
+        let now = self.now;
+        self.next.retain(|_, next| *next > now);
+        if self.next.len() > SHARES_AHEAD_MAX {
+            // So many shares have each had little: what they had counts no more, but their requests keep their order.
+            let waiting: HashSet<&Share> = self.waiting.values().map(|waiting| &waiting.share).collect();
+            self.next.retain(|share, _| waiting.contains(share));
+        }
+        self.prune_at = 2 * self.next.len() + SHARES_KEPT;
     }
 }
 
 /// Shares that are remembered though they are not ahead; looking for them each time would cost more.
 const SHARES_KEPT: usize = 64;
+
+/// Shares that are ahead and remembered, besides those that wait.
+const SHARES_AHEAD_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +176,7 @@ mod tests {
         queue.push(&back, 1, "b1");
         queue.push(&back, 1, "b2");
         queue.push(&steady, 1, "s2");
-        assert_eq!(served(&mut queue), ["b1", "s1", "b2", "s2"]);
+        assert_eq!(served(&mut queue), ["s1", "b1", "b2", "s2"]);
     }
 
     #[test]
@@ -171,7 +186,7 @@ mod tests {
         queue.push(&one, 1, "first");
         queue.push(&other, 1, "second");
         let (place, request) = queue.pop().unwrap();
-        queue.put_back(place, 1, request);
+        queue.put_back(place, &one, 1, request);
         assert_eq!(served(&mut queue), ["first", "second"]);
     }
 
@@ -181,8 +196,14 @@ mod tests {
         for _ in 0..1_000 {
             queue.push(&Share::own(), 1, ());
             queue.pop().unwrap();
-            queue.now += 1;
         }
         assert!(queue.next.len() <= SHARES_KEPT + 1, "{}", queue.next.len());
+        // Also if some share always waits.
+        queue.push(&Share::own(), 1, ());
+        for _ in 0..100_000 {
+            queue.push(&Share::own(), 1, ());
+            queue.pop().unwrap();
+        }
+        assert!(queue.next.len() <= 4 * SHARES_AHEAD_MAX, "{}", queue.next.len());
     }
 }
