@@ -375,6 +375,11 @@ pub trait Snapshot: Send {
         false
     }
 
+    /// Whether the backend keeps for it a state that is no longer the newest. It must not block.
+    fn keeps_state(&self) -> bool {
+        false
+    }
+
     /// Gives back what it pins, if later reads can go on in the same state without it; otherwise it does nothing and gives
     /// false. It must not block.
     fn release(&mut self) -> bool {

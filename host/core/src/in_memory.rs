@@ -37,7 +37,7 @@ use expiries::Expiries;
 use latest::Latest;
 use rows::Rows;
 use snapshot::{InMemorySnapshot, OpenSnapshot};
-use snapshot_registry::SnapshotRegistry;
+use snapshot_registry::{Ended, SnapshotRegistry};
 use stored_row::StoredRow;
 
 /// Rows in memory, gone with the last handle. A snapshot is a shared persistent map and costs nothing.
@@ -61,6 +61,8 @@ struct Shared {
     latest: RwLock<Latest>,
     /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
     snapshots: Mutex<SnapshotRegistry>,
+    /// Snapshots that were ended, until the database is no longer held.
+    ended: Mutex<Vec<Ended>>,
     /// Those that are told if snapshots are ended.
     stores: Mutex<OpenSnapshots>,
 }
@@ -138,17 +140,31 @@ impl Shared {
     fn note_replaced(&self, replaced: &[StoredRow], writes: usize) {
         // The guard is gone at the end of the statement.
         let ended = self.snapshots().note(replaced, writes);
+        if !ended.is_empty() {
+            self.ended().extend(ended);
+        }
+    }
+
+    /// Lets go of what ended snapshots kept, and tells the platform. The database is not held.
+    fn let_go(&self) {
+        let ended = std::mem::take(&mut *self.ended());
         for ended in ended {
             let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
             stores.tell_ended(SnapshotEndReason::OldRowsFull, ended.age);
         }
     }
 
+    fn ended(&self) -> MutexGuard<'_, Vec<Ended>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the commit of a transaction that read a state.
     async fn commit(self: &Arc<Self>, state: Version, commit: &Commit) -> Result<Committed> {
         let mut attempt = Attempt::first(Some(state));
         loop {
-            let tried = self.lock().attempt(self, attempt, commit)?;
+            let tried = self.lock().attempt(self, attempt, commit);
+            self.let_go();
+            let tried = tried?;
             match tried {
                 Tried::Made(committed) => return Ok(committed),
                 Tried::Unvalidated => attempt = attempt.next(Some(self.validate(commit).await?)),
@@ -231,7 +247,9 @@ impl Backend for InMemory {
         if options.is_closing {
             return Ok(Swept::default());
         }
-        Ok(self.lock()?.sweep(&self.shared, &options))
+        let swept = self.lock()?.sweep(&self.shared, &options);
+        self.shared.let_go();
+        Ok(swept)
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {

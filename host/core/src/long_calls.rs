@@ -14,8 +14,8 @@ use crate::share::Share;
 /// The calls of one instance that may take long: scans, and those with lists.
 ///
 /// Such a call works in slices (see [`slice`](crate::slice)). While other shares make calls too, a slice waits for its turn, from
-/// the second one on: in the whole process as many are worked on at a time as half of the processors, and a pause as long
-/// as the slice follows each. A call after a long one waits for its turn from the first slice on. So instances that make long
+/// the second one on: in the whole process as many are worked on at a time as half of the processors, and a pause twice
+/// as long as the work follows each. A call after a long one waits for its turn from the first slice on. So instances that make long
 /// calls without end leave most of the executor to the others, and a share that is alone loses nothing.
 #[derive(Debug)]
 pub struct LongCalls {
@@ -23,7 +23,7 @@ pub struct LongCalls {
     was_long: AtomicBool,
 }
 
-/// A call that holds its thread for so long is a long one.
+/// A call that works for so long, in one slice or several, is a long one.
 const LONG: Duration = Duration::from_micros(500);
 
 /// How long a slice waits for its turn. Then it is worked on all the same: it looks whether its transaction's time is over.
@@ -63,14 +63,16 @@ impl LongCalls {
         let mut call = pin!(call);
         let mut waits = self.was_long.load(Ordering::Relaxed);
         loop {
+            let mut worked = Duration::ZERO;
             let mut turn = if waits { turns.take(&self.share).await } else { None };
             let (polled, is_long) = std::future::poll_fn(|context| {
                 let began = Instant::now();
                 let polled = call.as_mut().poll(context);
                 let ended = Instant::now();
-                let is_long = ended - began >= LONG;
+                worked += ended.saturating_duration_since(began);
+                let is_long = worked >= LONG;
                 if is_long {
-                    turns.worked(&self.share, began, ended);
+                    turns.worked(&self.share, worked, ended);
                 }
                 // What is waited for now, if anything, is no work.
                 drop(turn.take());
@@ -133,10 +135,10 @@ impl Turns {
     }
 
     /// Long work was done, in a turn or before one was asked for.
-    fn worked(&self, share: &Share, began: Instant, ended: Instant) {
+    fn worked(&self, share: &Share, worked: Duration, ended: Instant) {
         let mut pace = self.lock_pace();
         pace.came(share, ended);
-        pace.large_ended(share, began, ended);
+        pace.large_ended(share, ended.checked_sub(worked).unwrap_or(ended), ended);
         self.is_watching.store(true, Ordering::Relaxed);
     }
 

@@ -38,8 +38,12 @@ struct Open {
 /// After so long without a call, a snapshot of a share that holds more than the waiting one gives back its connection.
 const IDLE_MIN: Duration = Duration::from_millis(10);
 
-/// After so long, any snapshot does.
+/// After so long, one of a share that holds as much does.
 const IDLE_LONG: Duration = Duration::from_millis(100);
+
+/// After a wait of so long, a snapshot of a share that holds more gives its connection back however short it was idle: a guest
+/// may call in each of many transactions again and again.
+const WAIT_LONG: Duration = Duration::from_millis(50);
 
 /// How long one connection is waited for before another snapshot is asked to give back its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
@@ -73,8 +77,9 @@ impl OpenSnapshots {
         if let Ok(permit) = timeout(Duration::ZERO, waiting.as_mut()).await {
             return permit;
         }
+        let since = Instant::now();
         while Instant::now() < deadline {
-            self.reclaim_for(share);
+            self.reclaim_for(share, since.elapsed());
             if let Ok(permit) = timeout(RECLAIM_PAUSE, waiting.as_mut()).await {
                 return permit;
             }
@@ -82,8 +87,9 @@ impl OpenSnapshots {
         Err(Error::TimedOut)
     }
 
-    /// Has one idle snapshot give back its connection; false if there is none that should.
-    pub fn reclaim_for(&self, share: &Share) -> bool {
+    /// Has one idle snapshot give back its connection to a share that has waited for so long; false if there is none that
+    /// should.
+    pub fn reclaim_for(&self, share: &Share, waited: Duration) -> bool {
         let pinning = self.pinning();
         let mut held: HashMap<&Share, usize> = HashMap::new();
         for open in &pinning {
@@ -92,8 +98,10 @@ impl OpenSnapshots {
         let held = |share: &Share| held.get(share).copied().unwrap_or_default();
         let own = held(share);
         let is_idle = |open: &&Open| {
-            let is_ahead = held(&open.slot.share) > own + 1;
-            open.holding == Holding::Idle && (open.idle >= IDLE_LONG || open.idle >= IDLE_MIN && is_ahead)
+            let theirs = held(&open.slot.share);
+            let is_long = theirs >= own && open.idle >= IDLE_LONG;
+            let is_ahead = theirs > own + 1 && (open.idle >= IDLE_MIN || waited >= WAIT_LONG);
+            open.holding == Holding::Idle && (is_long || is_ahead)
         };
         let mut idle: Vec<&Open> = pinning.iter().filter(is_idle).collect();
         idle.sort_by_key(|open| Reverse((held(&open.slot.share), open.idle)));
@@ -107,10 +115,18 @@ impl OpenSnapshots {
         old.filter(|open| open.end(Error::TimedOut, reason)).count()
     }
 
-    /// Ends the oldest snapshot that pins anything; false if there is none. What it pins is given back at once, or at the
-    /// end of the call that is under way.
-    pub fn end_oldest(&self, reason: SnapshotEndReason) -> bool {
-        self.by_age().into_iter().any(|open| open.end(Error::Conflict, reason))
+    /// Ends an idle snapshot that keeps a state which is no longer the newest: of the share that has the most of them, the
+    /// oldest one. False if there is none.
+    pub fn end_one_that_keeps_a_state(&self) -> bool {
+        let mut keeping = self.by_age();
+        keeping.retain(|open| open.slot.keeps_state());
+        let mut held: HashMap<Share, usize> = HashMap::new();
+        for open in &keeping {
+            *held.entry(open.slot.share.clone()).or_default() += 1;
+        }
+        // It keeps the order of those with equal shares.
+        keeping.sort_by_key(|open| Reverse(held.get(&open.slot.share).copied()));
+        keeping.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
     /// Tells the stores that the backend has ended snapshots by itself, of which the oldest was so old.

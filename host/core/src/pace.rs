@@ -18,7 +18,7 @@ pub fn cost(rows: u64, bytes: u64) -> u64 {
 /// Bounds the part of a worker's time that large pieces of work take.
 ///
 /// Who waits for a worker that is busy with a large piece of work waits for all of it. So after one that took some time, the
-/// next one begins only as much later, if other shares have work too. Small work is done in between. A share that is alone
+/// next one begins only twice as much later, if other shares have work too. Small work is done in between. A share that is alone
 /// never waits.
 ///
 /// ```
@@ -33,7 +33,7 @@ pub fn cost(rows: u64, bytes: u64) -> u64 {
 /// pace.large_ended(&bulk, began, ended);
 /// assert_eq!(pace.pause(ended), None);
 /// pace.came(&other, ended);
-/// assert_eq!(pace.pause(ended), Some(ended + Duration::from_millis(80)));
+/// assert_eq!(pace.pause(ended), Some(ended + Duration::from_millis(160)));
 /// ```
 #[derive(Debug, Default)]
 pub struct Pace {
@@ -51,6 +51,9 @@ struct Large {
     began: Instant,
     ended: Instant,
 }
+
+/// How much longer the pause is than the work.
+const PAUSE_FACTOR: u32 = 2;
 
 /// How long before a large piece of work another share counts as one that has work too, at least.
 const COMPANY: Duration = Duration::from_millis(100);
@@ -88,7 +91,7 @@ impl Pace {
     pub fn pause(&self, now: Instant) -> Option<Instant> {
         let Large { share, began, ended } = self.large.as_ref()?;
         let took = ended.saturating_duration_since(*began).min(PAUSE_MAX);
-        let until = *ended + took;
+        let until = *ended + (took * PAUSE_FACTOR).min(PAUSE_MAX);
         let company = took.max(COMPANY);
         let has_company = self.came_last_beside(share).is_some_and(|came| came + company >= *began);
         (now < until && has_company).then_some(until)
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_piece_of_work_is_followed_by_a_pause_as_long_if_others_have_work() {
+    fn a_large_piece_of_work_is_followed_by_a_pause_twice_as_long_if_others_have_work() {
         let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
         let mut pace = Pace::default();
         pace.came(&other, now);
@@ -146,9 +149,9 @@ mod tests {
             pace.came(&bulk, now);
         }
         pace.large_ended(&bulk, now, now + millis(300));
-        assert_eq!(pace.pause(now + millis(300)), Some(now + millis(600)));
-        assert_eq!(pace.pause(now + millis(599)), Some(now + millis(600)));
-        assert_eq!(pace.pause(now + millis(600)), None);
+        assert_eq!(pace.pause(now + millis(300)), Some(now + millis(900)));
+        assert_eq!(pace.pause(now + millis(899)), Some(now + millis(900)));
+        assert_eq!(pace.pause(now + millis(900)), None);
     }
 
     #[test]
@@ -171,9 +174,10 @@ mod tests {
         pace.came(&one, now);
         pace.came(&two, now);
         pace.large_ended(&one, now, now + millis(50));
-        assert_eq!(pace.pause(now + millis(50)), Some(now + millis(100)));
-        pace.large_ended(&two, now + millis(100), now + millis(150));
-        assert_eq!(pace.pause(now + millis(150)), Some(now + millis(200)));
+        assert_eq!(pace.pause(now + millis(50)), Some(now + millis(150)));
+        pace.came(&one, now + millis(150));
+        pace.large_ended(&two, now + millis(150), now + millis(200));
+        assert_eq!(pace.pause(now + millis(200)), Some(now + millis(300)));
     }
 
     #[test]

@@ -123,6 +123,10 @@ impl Snapshot for ReadOnlySnapshot {
         self.0.pins()
     }
 
+    fn keeps_state(&self) -> bool {
+        self.0.keeps_state()
+    }
+
     fn release(&mut self) -> bool {
         self.0.release()
     }

@@ -127,8 +127,16 @@ impl Slot {
             }
             _ => return Reclaimed::Nothing,
         }
+        let before = std::mem::replace(&mut *state, State::Ended(error));
+        self.has_ended.store(true, Ordering::Release);
         drop(state);
-        if self.end(error) { Reclaimed::Ended } else { Reclaimed::Nothing }
+        drop(before);
+        Reclaimed::Ended
+    }
+
+    /// Whether its snapshot is idle and keeps a state that is no longer the newest.
+    pub(crate) fn keeps_state(&self) -> bool {
+        matches!(&*self.lock(), State::Idle(Some(snapshot)) if snapshot.keeps_state())
     }
 
     /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.

@@ -393,8 +393,9 @@ impl Backend for Sqlite {
 
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
-        let reader = self.readers.take(&Share::host(), Instant::now() + connection::BUSY_TIMEOUT).await?;
-        blocking(move || reader.read(rows::stored_bytes)).await
+        let readers = self.readers.clone();
+        // Commits wait for it, and so it does not wait for guests to give back a connection.
+        blocking(move || rows::stored_bytes(&readers.open_beside()?.connection)).await
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use larder_core::backend::Version;
 use larder_core::fair::{FairPermit, FairSemaphore};
-use larder_core::{Error, OpenSnapshots, Result, Share, SnapshotEndReason};
+use larder_core::{Error, OpenSnapshots, Result, Share};
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
@@ -83,11 +83,15 @@ impl Readers {
     /// A connection that sees the newest state, if there is one without waiting.
     pub(crate) fn take_now(self: &Arc<Self>) -> Option<Reader> {
         let share = Share::host();
-        let permit = self.pins.try_acquire(&share).or_else(|| {
-            // The oldest states are those that pins keep.
-            self.snapshots().end_oldest(SnapshotEndReason::ConnectionWanted);
-            self.pins.try_acquire(&share)
-        })?;
+        let permit = loop {
+            if let Some(permit) = self.pins.try_acquire(&share) {
+                break permit;
+            }
+            // Several snapshots may stand on one state: its connection goes with the last of them.
+            if !self.snapshots().end_one_that_keeps_a_state() {
+                return None;
+            }
+        };
         let reader = self.reader(permit).ok()?;
         reader.begin().ok()?;
         Some(reader)

@@ -276,6 +276,14 @@ impl Snapshot for SqliteSnapshot {
         }
     }
 
+    fn keeps_state(&self) -> bool {
+        match &self.base {
+            Base::Reader(_) => false,
+            Base::Pinned(_) => true,
+            Base::Epoch(epoch) => epoch.has_pin(),
+        }
+    }
+
     /// While its state is the newest, and cached, any connection sees it.
     fn release(&mut self) -> bool {
         let epoch = match (&self.base, self.seen) {

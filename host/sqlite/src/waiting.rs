@@ -146,6 +146,15 @@ impl Waiting {
         self.take_small()
     }
 
+    /// Takes all, in groups.
+    pub(crate) fn take_all(&mut self) -> Vec<Vec<Request>> {
+        let mut groups = Vec::new();
+        while !self.is_empty() {
+            groups.push(self.take(Instant::now(), false));
+        }
+        groups
+    }
+
     /// Takes small requests only, about 5 ms of work: what a guest's thread may make.
     pub(crate) fn take_small(&mut self) -> Vec<Request> {
         let mut cost = 0;
@@ -260,10 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn after_a_large_commit_the_next_one_waits_as_long_if_another_share_commits() {
+    fn after_a_large_commit_the_next_one_waits_twice_as_long_if_another_share_commits() {
         let (bulk, other, now) = (Share::own(), Share::own(), Instant::now());
         let ended = now + Duration::from_millis(50);
-        let until = ended + Duration::from_millis(50);
+        let until = ended + Duration::from_millis(100);
         let mut waiting = waiting([request(&bulk, 600, 1), request(&bulk, 600, 1)], now);
         assert_eq!(rows(&waiting.take(now, true)), [600]);
         waiting.large_ended(&bulk, now, ended);

@@ -256,7 +256,7 @@ impl Writer {
 
     /// Commits all that wait, and gives what is answered once the journal has kept them; none without a journal.
     pub(crate) fn settle(self: &Arc<Self>) -> Option<oneshot::Receiver<Result<Reply>>> {
-        self.drain_all();
+        self.commit_those_that_wait();
         let state = self.lock_state();
         let answered = state.journal.as_ref().map(|journal| {
             let (answer, answered) = oneshot::channel();
@@ -388,7 +388,16 @@ impl Writer {
         self.serve_waiting();
     }
 
-    /// Commits all that wait, backlog and pauses or not.
+    /// Commits all that wait now, backlog and pauses or not. Those that come meanwhile are left.
+    fn commit_those_that_wait(&self) {
+        let groups = lock(&self.waiting).take_all();
+        for group in groups {
+            let mut state = self.lock_state();
+            self.commit_group(&mut state, group, Patience::BusyTimeout);
+        }
+    }
+
+    /// Commits all that wait, and those that come meanwhile, backlog and pauses or not.
     fn drain_all(&self) {
         while !lock(&self.waiting).is_empty() {
             let mut state = self.lock_state();
@@ -440,7 +449,10 @@ impl Writer {
         for request in group {
             let alone = vec![request];
             match state.commit_group(&alone, self.cache.as_ref(), patience) {
-                Ok(made) => self.made(state, alone, made),
+                Ok(made) => {
+                    self.log_bound.committed(self.log_bytes());
+                    self.made(state, alone, made);
+                }
                 Err(error) => answer_all(alone, &error.into()),
             }
         }

@@ -105,6 +105,42 @@ async fn snapshots_that_stay_idle_give_way_to_one_that_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_that_are_touched_all_the_time_give_way_to_a_share_that_holds_fewer() {
+    let mut opened = open(without_cache()).await;
+    let (greedy, active) = (opened.handle(), opened.handle());
+    let mut views = sleepers(&greedy, 64).await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    // A write that a view refuses is a call too, and needs no connection.
+    let touching = tokio::spawn(async move {
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            for view in &mut views {
+                assert!(view.put("n".into(), "a".into(), Vec::new()).is_err());
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    for _ in 0..5 {
+        let mut view = active.begin(Mode::View).unwrap();
+        assert_eq!(read(&mut view, "a").await.unwrap(), None);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    touching.await.unwrap();
+    assert!(opened.ended().await.contains(&SnapshotEndReason::ConnectionWanted));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_share_that_holds_the_most_takes_no_connection_of_one_that_holds_few() {
+    let opened = open(without_cache()).await;
+    let (greedy, modest) = (opened.handle(), opened.handle());
+    let mut few = sleepers(&modest, 1).await;
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    let many = sleepers(&greedy, 100).await;
+    assert_eq!(read(&mut few[0], "a").await.unwrap(), None);
+    drop(many);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_gave_way_reads_on_as_long_as_its_state_is_the_newest() {
     let mut opened = open(SqliteOptions::default()).await;
     let (idle, active) = (opened.handle(), opened.handle());
@@ -154,7 +190,12 @@ async fn states_that_idle_snapshots_stand_on_do_not_use_up_the_connections_of_co
         assert_eq!(read(view, "absent").await.unwrap(), None);
         assert_eq!(read(view, "a").await.unwrap(), Some(vec![*number]));
     }
-    assert!(matches!(read(&mut views[0].1, "absent").await, Err(Error::Conflict)));
+    let mut conflicts = 0;
+    for (_, view) in views.iter_mut().take(60) {
+        conflicts += usize::from(matches!(read(view, "absent").await, Err(Error::Conflict)));
+    }
+    // One of them may have read what was not cached yet, and has a connection of its own.
+    assert!(conflicts >= 58, "{conflicts}");
     let mut view = active.begin(Mode::View).unwrap();
     assert_eq!(read(&mut view, "another").await.unwrap(), None);
 }

@@ -162,6 +162,10 @@ impl Snapshot for HeldSnapshot {
         self.inner.pins()
     }
 
+    fn keeps_state(&self) -> bool {
+        self.inner.keeps_state()
+    }
+
     fn release(&mut self) -> bool {
         self.inner.release()
     }
