@@ -45,8 +45,11 @@ const IDLE_LONG: Duration = Duration::from_millis(100);
 /// may call in each of many transactions again and again.
 const WAIT_LONG: Duration = Duration::from_millis(50);
 
-/// How long one connection is waited for before another snapshot is asked to give back its own.
+/// How long one connection is waited for before a snapshot is looked for again that can give back its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
+
+/// The same after one was found: a server may have to roll back before its connection is free.
+const RECLAIMED_PAUSE: Duration = Duration::from_millis(100);
 
 impl OpenSnapshots {
     pub(crate) fn new(store: &Arc<Inner>) -> Self {
@@ -79,8 +82,9 @@ impl OpenSnapshots {
         }
         let since = Instant::now();
         while Instant::now() < deadline {
-            self.reclaim_for(share, since.elapsed());
-            if let Ok(permit) = timeout(RECLAIM_PAUSE, waiting.as_mut()).await {
+            let is_found = self.reclaim_for(share, since.elapsed());
+            let pause = if is_found { RECLAIMED_PAUSE } else { RECLAIM_PAUSE };
+            if let Ok(permit) = timeout(pause, waiting.as_mut()).await {
                 return permit;
             }
         }
@@ -90,7 +94,9 @@ impl OpenSnapshots {
     /// Has one idle snapshot give back its connection to a share that has waited for so long; false if there is none that
     /// should.
     pub fn reclaim_for(&self, share: &Share, waited: Duration) -> bool {
-        let pinning = self.pinning();
+        let mut pinning = self.pinning();
+        // Those who wait for a connection have none.
+        pinning.retain(|open| open.holding != Holding::Unknown);
         let mut held: HashMap<&Share, usize> = HashMap::new();
         for open in &pinning {
             *held.entry(&open.slot.share).or_default() += 1;

@@ -49,8 +49,10 @@ pub(crate) enum Holding {
     Nothing,
     /// And no call is under way.
     Idle,
-    /// As far as is known: a call is under way.
+    /// And a call is under way.
     Busy,
+    /// It did not before the call that is under way, and may do now.
+    Unknown,
 }
 
 /// What became of a transaction that was asked to give back its connection.
@@ -67,8 +69,8 @@ pub(crate) enum Reclaimed {
 enum State {
     /// No call is under way. The snapshot is taken at the first read.
     Idle(Option<Box<dyn Snapshot>>),
-    /// A call has the snapshot.
-    Leased,
+    /// A call has the snapshot, which pinned something before the call or not.
+    Leased { pinned: bool },
     /// Every later call gets this.
     Ended(Error),
 }
@@ -111,8 +113,9 @@ impl Slot {
     pub(crate) fn holding(&self) -> Holding {
         match &*self.lock() {
             State::Idle(Some(snapshot)) if snapshot.pins() => Holding::Idle,
+            State::Leased { pinned: true } => Holding::Busy,
+            State::Leased { pinned: false } => Holding::Unknown,
             State::Idle(_) | State::Ended(_) => Holding::Nothing,
-            State::Leased => Holding::Busy,
         }
     }
 
@@ -167,7 +170,7 @@ impl Slot {
     pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
         match &mut *self.lock() {
             State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),
-            State::Leased => Err(cancelled()),
+            State::Leased { .. } => Err(cancelled()),
             State::Ended(error) => Err(error.clone()),
         }
     }
@@ -175,9 +178,13 @@ impl Slot {
     /// Hands the snapshot to a call.
     pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
         let mut state = self.lock();
-        match std::mem::replace(&mut *state, State::Leased) {
+        let pinned = matches!(&*state, State::Idle(Some(snapshot)) if snapshot.pins());
+        match std::mem::replace(&mut *state, State::Leased { pinned }) {
             State::Idle(snapshot) => Ok(Lease { slot: self.clone(), snapshot, returned: false }),
-            State::Leased => Err(cancelled()),
+            before @ State::Leased { .. } => {
+                *state = before;
+                Err(cancelled())
+            }
             State::Ended(error) => {
                 *state = State::Ended(error.clone());
                 Err(error)

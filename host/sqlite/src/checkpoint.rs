@@ -33,6 +33,9 @@ const LONG_PART: u64 = 2;
 /// Intervals without a commit after which the file is looked at all the same.
 const IDLE_INTERVALS: u32 = 10;
 
+/// How often snapshots are ended in a row: one that was being taken may be in the way.
+const ENDS_MAX: usize = 3;
+
 /// How long commits wait for readers that are about to end, so that the log begins anew.
 const READERS_END_MAX: Duration = Duration::from_millis(10);
 
@@ -131,10 +134,15 @@ fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> l
     if is_moved && writer.between_commits(|_| begin_anew(connection))? {
         return Ok(true);
     }
-    readers.snapshots().end_older_than(age, SnapshotEndReason::LogFull);
-    // What is left for the time in which commits wait is little.
-    move_log(connection)?;
-    Ok(writer.between_commits(|_| begin_anew(connection))?)
+    for _ in 0..ENDS_MAX {
+        readers.snapshots().end_older_than(age, SnapshotEndReason::LogFull);
+        // What is left for the time in which commits wait is little.
+        move_log(connection)?;
+        if writer.between_commits(|_| begin_anew(connection))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Has the next commit begin the log anew; false if a reader is in the way.
