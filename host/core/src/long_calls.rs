@@ -42,11 +42,6 @@ struct Turns {
     is_watching: AtomicBool,
 }
 
-/// The right to work on one slice.
-struct Turn {
-    _permit: FairPermit,
-}
-
 impl LongCalls {
     /// Those of an instance of this share.
     pub fn new(share: Share) -> Self {
@@ -104,7 +99,7 @@ impl Turns {
 
     /// Waits for a turn, and at least until other tasks had the thread. `None` if there is no other share that would wait, or
     /// the turn does not come in time.
-    async fn take(&self, share: &Share) -> Option<Turn> {
+    async fn take(&self, share: &Share) -> Option<FairPermit> {
         if !self.has_company(share) {
             tokio::task::yield_now().await;
             return None;
@@ -116,7 +111,7 @@ impl Turns {
                 Some(until) => tokio::time::sleep_until(until.into()).await,
                 None => tokio::task::yield_now().await,
             }
-            Some(Turn { _permit: permit })
+            Some(permit)
         };
         tokio::time::timeout(TURN_MAX, turn).await.ok().flatten()
     }

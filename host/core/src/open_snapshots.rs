@@ -97,10 +97,7 @@ impl OpenSnapshots {
         let mut pinning = self.pinning();
         // Those who wait for a connection have none.
         pinning.retain(|open| open.holding != Holding::Unknown);
-        let mut held: HashMap<&Share, usize> = HashMap::new();
-        for open in &pinning {
-            *held.entry(&open.slot.share).or_default() += 1;
-        }
+        let held = by_share(&pinning);
         let held = |share: &Share| held.get(share).copied().unwrap_or_default();
         let own = held(share);
         let is_idle = |open: &&Open| {
@@ -126,13 +123,11 @@ impl OpenSnapshots {
     pub fn end_one_that_keeps_a_state(&self) -> bool {
         let mut keeping = self.by_age();
         keeping.retain(|open| open.slot.keeps_state());
-        let mut held: HashMap<Share, usize> = HashMap::new();
-        for open in &keeping {
-            *held.entry(open.slot.share.clone()).or_default() += 1;
-        }
-        // It keeps the order of those with equal shares.
-        keeping.sort_by_key(|open| Reverse(held.get(&open.slot.share).copied()));
-        keeping.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
+        let held = by_share(&keeping);
+        let mut most_first: Vec<&Open> = keeping.iter().collect();
+        // Those of one share stay in the order of their ages.
+        most_first.sort_by_key(|open| Reverse(held.get(&open.slot.share)));
+        most_first.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
     /// Tells the stores that the backend has ended snapshots by itself, of which the oldest was so old.
@@ -161,6 +156,15 @@ impl OpenSnapshots {
         let stores = self.0.iter().filter_map(Weak::upgrade);
         stores.flat_map(|store| Open::all(&store)).filter(|open| open.holding != Holding::Nothing).collect()
     }
+}
+
+/// How many each share has.
+fn by_share(open: &[Open]) -> HashMap<&Share, usize> {
+    let mut count = HashMap::new();
+    for open in open {
+        *count.entry(&open.slot.share).or_default() += 1;
+    }
+    count
 }
 
 impl Open {

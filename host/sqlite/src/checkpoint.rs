@@ -123,8 +123,8 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
     Ok(())
 }
 
-/// Ends the snapshots of that age, which keep the log from beginning anew, and has it begin anew while commits wait. Those
-/// that are younger are waited for, for a moment; snapshots of other processes, and copies of the database, may stay. False if a reader is left.
+/// Ends snapshots of that age or older, and has the log begin anew while commits wait; false if a reader is left. Younger
+/// snapshots have a moment to end by themselves. Readers of other processes, and copies of the database, can't be ended.
 fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> larder_core::Result<bool> {
     let beside = readers.open_beside()?;
     let connection = &beside.connection;

@@ -79,11 +79,6 @@ impl<T> FairQueue<T> {
         Some((place, waiting.request))
     }
 
-    /// Takes the request at a place out of its turn.
-    pub fn take(&mut self, place: Place) -> Option<T> {
-        self.waiting.remove(&place).map(|waiting| waiting.request)
-    }
-
     /// The requests with their places and costs, in the order in which they are served.
     pub fn iter(&self) -> impl Iterator<Item = (Place, u64, &T)> {
         self.waiting.iter().map(|(place, waiting)| (*place, waiting.cost, &waiting.request))
