@@ -1,4 +1,4 @@
-//! What the platform that embeds larder is told.
+//! Events that larder reports to its embedder.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use tokio::sync::broadcast;
 use crate::error::Error;
 use crate::memory::{Health, IdentityParts};
 
-/// Something that the platform may want to log, count or act on. Guests never see it.
+/// An event that the embedder may log, count or act on. Guests never see events.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A guest asked for what it was not granted.
+    /// A guest asked for something that it was not granted.
     AccessDenied {
         /// The store's name, as the guest wrote it.
         store: String,
-        /// What it called.
+        /// The call.
         operation: &'static str,
         /// Why it was refused.
         reason: String,
@@ -25,87 +25,87 @@ pub enum Event {
     TransactionTimedOut {
         /// The store's name in the host.
         store: String,
-        /// How long it may have been open.
+        /// The timeout of the transaction.
         timeout: Duration,
     },
-    /// A transaction was rolled back because its snapshot kept from others what they wait for.
+    /// The host ended a snapshot because others need what it keeps. Reads of its transaction fail.
     SnapshotEnded {
         /// The store's name in the host.
         store: String,
-        /// What others wait for.
+        /// Why it was ended.
         reason: SnapshotEndReason,
-        /// How old the snapshot was.
+        /// The age of the snapshot. If a backend ended several at once, that of the oldest.
         age: Duration,
     },
-    /// A guest named an identity that it may not open, or none.
+    /// A guest named an identity that it may not open, or an incomplete one.
     MemoryIdentityRejected {
-        /// What it called.
+        /// The call.
         operation: &'static str,
         /// Why it was refused.
         reason: String,
-        /// What it named; tenant, user and session are `<missing>` where they were empty.
+        /// The identity that it named. An empty tenant, user or session is `<missing>`.
         identity: IdentityParts,
     },
-    /// Summarising goes another way in a session.
+    /// The health of summarising changed in a session.
     MemoryHealthChanged {
-        /// Whose session.
+        /// The identity of the session.
         identity: IdentityParts,
-        /// What it was.
+        /// The health before.
         prior: Health,
-        /// What it is.
+        /// The health now.
         new: Health,
         /// Why: `summarizer_failed`, `retries_exhausted`, `summarizer_succeeded`, `recovery_attempt`,
         /// `recovery_failed`, `recovery_batch_summarised`, `recovered`, `host_closed` or `host_lost`.
         reason: &'static str,
     },
-    /// Turns were dropped that waited for a summary.
+    /// The host dropped turns that waited for a summary.
     MemoryRecoveryDropped {
-        /// Whose session.
+        /// The identity of the session.
         identity: IdentityParts,
         /// Why: `backlog_overflow`.
         reason: &'static str,
-        /// How many.
+        /// The number of turns.
         turns: usize,
     },
-    /// What is stored of a session can't be read. It is left as it is.
+    /// The stored record of a session cannot be read. The host leaves it unchanged.
     MemoryRecordCorrupt {
-        /// Whose session.
+        /// The identity of the session.
         identity: IdentityParts,
         /// What is wrong with it.
         reason: String,
     },
-    /// A tenant's database could not be kept and is in quarantine on this host, for an operator to look into.
+    /// A tenant's database could not be written back and is in quarantine on this host. An operator has to inspect it.
     TenantQuarantined {
-        /// Whose.
+        /// The tenant.
         tenant: String,
         /// Why.
         reason: String,
     },
-    /// Work that no caller waits for failed; it is tried again.
+    /// Background work failed. The host retries it.
     BackgroundFailed {
         /// The store's name in the host.
         store: String,
-        /// What was being done.
+        /// The work.
         work: &'static str,
         /// Why it failed.
         error: Error,
     },
 }
 
-/// Why a snapshot was ended before its transaction's deadline.
+/// Why the host ended a snapshot before its transaction's deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SnapshotEndReason {
-    /// It was idle, and another transaction waited for a connection.
+    /// It was idle and held a connection that another transaction or a commit needed.
     ConnectionWanted,
-    /// It kept the write-ahead log from being used again, which had reached its bound.
+    /// It kept the write-ahead log from restarting, and the log was at least a quarter of its bound.
     LogFull,
-    /// It kept rows in memory that were replaced since, which had reached their bound.
+    /// The in-memory rows that only snapshots kept exceeded their bound, and it was the oldest snapshot.
     OldRowsFull,
 }
 
 impl SnapshotEndReason {
-    /// Its name in [`Event::fields`], the same in every release.
+    /// The name in [`Event::fields`], the same in every release.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ConnectionWanted => "connection_wanted",
@@ -116,7 +116,7 @@ impl SnapshotEndReason {
 }
 
 impl Event {
-    /// Its name, the same in every release.
+    /// The event's name, the same in every release.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::AccessDenied { .. } => "store.access_denied",
@@ -131,12 +131,12 @@ impl Event {
         }
     }
 
-    /// What it comes from, to tell one storm of events from another: a store, an operation, or a tenant.
+    /// The source by which the rate of events is limited: a store, an operation, or a tenant.
     pub(crate) fn source(&self) -> String {
         match self {
             Self::AccessDenied { store, .. } | Self::TransactionTimedOut { store, .. } => store.clone(),
             Self::SnapshotEnded { store, reason, .. } => format!("{store}, {}", reason.name()),
-            // What the guest named is its own choice.
+            // Not the identity: a guest could choose a new one for each event.
             Self::MemoryIdentityRejected { operation, .. } => (*operation).to_string(),
             Self::MemoryHealthChanged { identity, .. }
             | Self::MemoryRecoveryDropped { identity, .. }
@@ -146,7 +146,7 @@ impl Event {
         }
     }
 
-    /// Its fields as text.
+    /// The event's fields as text.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::AccessDenied { store, operation, reason } => {
@@ -200,12 +200,16 @@ fn identity_fields(identity: &IdentityParts) -> [(&'static str, String); 4] {
     [("tenant", tenant), ("user", user), ("session", session), ("run", run)]
 }
 
-/// Where events go. Called on the path of the guest's call: it must not block.
+/// A receiver of events.
+///
+/// Guests' calls invoke it, so it must not block.
 pub trait EventSink: Send + Sync + 'static {
-    /// Takes one event.
+    /// Receives one event.
     fn emit(&self, event: Event);
 
-    /// Takes an event that stands for as many of its kind and source, as [`RatedEvents`] gives it. By default, the same as one.
+    /// Receives an event that stands for `times` events of its kind and source.
+    ///
+    /// [`RatedEvents`] calls this. By default it is the same as [`emit`](Self::emit).
     ///
     /// [`RatedEvents`]: crate::RatedEvents
     fn emit_repeated(&self, event: Event, times: u64) {
@@ -214,7 +218,7 @@ pub trait EventSink: Send + Sync + 'static {
     }
 }
 
-/// Writes events to `tracing`, as warnings.
+/// A sink that writes events to `tracing` as warnings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingEvents;
 
@@ -231,8 +235,9 @@ impl EventSink for TracingEvents {
     }
 }
 
-/// Gives events to whoever subscribes, and to another sink. A subscriber that is slow loses the oldest, and delays
-/// nobody.
+/// A sink that sends events to subscribers and to another sink.
+///
+/// A slow subscriber loses the oldest events. It does not delay the sender.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -254,18 +259,19 @@ pub struct EventChannel {
     next: Arc<dyn EventSink>,
 }
 
-/// So many events were lost, as the subscriber was too slow.
+/// The number of events that a slow subscriber lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missed(pub u64);
 
 impl EventChannel {
-    /// A channel that keeps at least `capacity` events, 1 to 65,536, for each subscriber. Each event also goes to
-    /// `next`.
+    /// Creates a channel that buffers at least `capacity` events for each subscriber.
+    ///
+    /// The capacity is clamped to 1 to 65,536. Each event also goes to `next`.
     pub fn new(capacity: usize, next: Arc<dyn EventSink>) -> Self {
         Self { sender: broadcast::Sender::new(capacity.clamp(1, 1 << 16)), next }
     }
 
-    /// The events from now on.
+    /// Subscribes to the events from now on.
     pub fn subscribe(&self) -> EventSubscriber {
         EventSubscriber { receiver: self.sender.subscribe() }
     }
@@ -273,7 +279,7 @@ impl EventChannel {
 
 impl EventSink for EventChannel {
     fn emit(&self, event: Event) {
-        // Nobody has to subscribe.
+        // Fails if there is no subscriber.
         drop(self.sender.send(event.clone()));
         self.next.emit(event);
     }
@@ -284,13 +290,13 @@ impl EventSink for EventChannel {
     }
 }
 
-/// Hears the events of an [`EventChannel`].
+/// A subscriber of an [`EventChannel`].
 pub struct EventSubscriber {
     receiver: broadcast::Receiver<Event>,
 }
 
 impl EventSubscriber {
-    /// The next event, or how many were lost before it; none once the channel is gone.
+    /// Waits for the next event, or the number of events lost before it; `None` once the channel is dropped.
     pub async fn next(&mut self) -> Option<Result<Event, Missed>> {
         match self.receiver.recv().await {
             Ok(event) => Some(Ok(event)),

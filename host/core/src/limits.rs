@@ -1,4 +1,4 @@
-//! How much a guest may ask for.
+//! Limits of one guest.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::held::{ENTRY_OVERHEAD, RESULT_COPIES};
 use crate::memory::Identity;
 
-/// The bounds of one guest. Every length and count that a guest sends is checked against one of them
-/// before memory is spent on it. Sizes are in bytes.
+/// The limits of one guest. Sizes are in bytes.
+///
+/// Every length and count that a guest sends is checked against a limit before memory is spent on it.
 ///
 /// ```
 /// let limits = larder_core::Limits { value_bytes: 64 << 10, ..Default::default() };
@@ -21,55 +22,63 @@ pub struct Limits {
     pub key_bytes: u64,
     /// One value. At most [`Limits::VALUE_BYTES_MAX`].
     pub value_bytes: u64,
-    /// What one call returns, with [`Limits::LIST_ENTRY_BYTES`] for each entry of a list. At least as much as one entry of the
-    /// longest key and the largest value counts, so that a page always holds an entry.
+    /// The result of one call, plus [`Limits::LIST_ENTRY_BYTES`] for each entry of a list.
+    ///
+    /// At least what one entry with the longest key and the largest value counts, so that a page always holds an entry.
     pub result_bytes: u64,
-    /// What one transaction stages and remembers: names and value of each staged write, names of each condition and, in an
-    /// update, of each row and range that it read; and [`Limits::ENTRY_OVERHEAD`] for each of them. At least what one row takes.
+    /// What one transaction stages and remembers.
+    ///
+    /// Counts the names and the value of each staged write, the names of each condition, and, in an update, the names of each
+    /// row and range that it read; plus [`Limits::ENTRY_OVERHEAD`] for each of these. At least what one row counts.
     pub transaction_bytes: u64,
-    /// How many rows one transaction stages writes for, or one `get_many` reads.
+    /// Rows for which one transaction stages writes, or which one `get_many` reads.
     pub transaction_mutations: u64,
-    /// Transactions that one instance has open.
+    /// Open transactions of one instance.
     pub open_transactions: u64,
-    /// Handles on stores that one instance has open.
+    /// Open store handles of one instance.
     pub open_stores: u64,
     /// A part of an identity. At most [`Identity::PART_BYTES_MAX`].
     pub identity_bytes: u64,
-    /// One turn of a conversation: its texts, and 16 bytes for each element of a list.
+    /// One turn of a conversation: its texts, plus 16 bytes for each element of a list.
     pub turn_bytes: u64,
-    /// Memories that one instance has open.
+    /// Open conversations of one instance.
     pub open_memories: u64,
-    /// What the host holds in memory for one instance, over all its transactions and calls: see
-    /// [`HeldBytes`](crate::HeldBytes). At least a full transaction and [`Limits::RESULT_COPIES`] copies of a full result.
+    /// What the host holds in memory for one instance, over all its transactions and calls.
+    ///
+    /// At least `transaction_bytes` + [`Limits::RESULT_COPIES`] × `result_bytes`. See [`HeldBytes`](crate::HeldBytes).
     pub instance_bytes: u64,
-    /// How long a transaction may be open before it is rolled back. At most
-    /// [`Limits::TRANSACTION_TIMEOUT_MAX`].
+    /// The age at which a transaction is rolled back. At most [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
 }
 
 impl Limits {
-    /// The longest namespace that every backend can hold. With the longest key it must fit into one
-    /// B-tree entry of Postgres, which takes 2,704 bytes.
+    /// The longest namespace that every backend can hold.
+    ///
+    /// With the longest key it must fit into one B-tree entry of Postgres, which holds 2,704 bytes.
     pub const NAMESPACE_BYTES_MAX: u64 = 255;
     /// The longest key that every backend can hold.
     pub const KEY_BYTES_MAX: u64 = 2_048;
     /// The largest value that every backend can hold.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
-    /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value: handing it to a guest costs
-    /// memory and calls of its own. An entry of a packed page counts its header, 8 bytes.
+    /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value.
+    ///
+    /// To pass an entry to a guest costs memory and a call. An entry of a packed page counts its header, 8 bytes.
     pub const LIST_ENTRY_BYTES: u64 = 256;
-    /// What each staged write, condition, and row or range that was read counts beside its names and its value: what it takes
-    /// in the host's memory at most.
+    /// What each staged write, condition, and row or range that was read counts beside its names and its value.
+    ///
+    /// This is the most that it takes in the host's memory.
     pub const ENTRY_OVERHEAD: u64 = ENTRY_OVERHEAD;
-    /// How often a result counts for `instance_bytes` while its call runs.
+    /// The factor by which a result counts for [`Limits::instance_bytes`] while its call runs.
     pub const RESULT_COPIES: u64 = RESULT_COPIES;
-    /// The longest that a transaction may be open: what a snapshot keeps an engine from cleaning up grows with it.
+    /// The largest [`Limits::transaction_timeout`].
+    ///
+    /// The longer a snapshot lives, the more old data it keeps an engine from cleaning up.
     pub const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-    /// Refuses bounds that contradict each other or that a backend can't keep.
+    /// Checks that the limits agree with each other and with what backends can hold.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] says which bound is wrong and what it may be.
+    /// - [`Error::InvalidArgument`] if a limit is too large or too small. The text names the limit and its bound.
     pub fn validate(&self) -> Result<()> {
         at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
         at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
@@ -92,12 +101,12 @@ impl Limits {
     /// Checks an amount that a guest asked for.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] where it is over the bound.
+    /// - [`Error::LimitExceeded`] if the amount is over the limit.
     pub fn check(&self, kind: LimitKind, requested: u64) -> Result<()> {
         check_bound(kind, self.max(kind), requested)
     }
 
-    /// The bound of one kind. Limits bound neither the whole store nor a session's memory: options of their own do.
+    /// The limit of one kind; `u64::MAX` for the whole store and for a session's record, which other options bound.
     pub const fn max(&self, kind: LimitKind) -> u64 {
         match kind {
             LimitKind::NamespaceBytes => self.namespace_bytes,

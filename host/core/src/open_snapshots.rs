@@ -1,5 +1,4 @@
-//! The snapshots that are open on a store, as its backend sees them: some pin a connection, or what the engine could clean
-//! up, while their guests do nothing.
+//! The open snapshots of a store, from which its backend takes back connections and old states.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -16,9 +15,10 @@ use crate::share::Share;
 use crate::slot::{Holding, Reclaimed, Slot};
 use crate::store::Inner;
 
-/// The snapshots that are open on the stores of a backend, which asks here for what others wait for.
+/// The open snapshots of the stores of one backend.
 ///
-/// A backend gets them with [`Backend::attach`].
+/// A snapshot may pin a connection, or a state that the engine could otherwise clean up, while its guest does nothing. The
+/// backend takes these back here when other transactions need them. It gets this value by [`Backend::attach`].
 ///
 /// [`Backend::attach`]: crate::backend::Backend::attach
 #[derive(Clone, Default)]
@@ -29,26 +29,26 @@ struct Open {
     store: Arc<Inner>,
     slot: Arc<Slot>,
     holding: Holding,
-    /// Since the last call began or ended.
+    /// The time since the last call began or ended.
     idle: Duration,
-    /// Since the snapshot was taken.
+    /// The time since the snapshot was taken.
     age: Duration,
 }
 
-/// After so long without a call, a snapshot of a share that holds more than the waiting one gives back its connection.
+/// Idle time after which a snapshot gives up its connection to a share that holds at least two fewer.
 const IDLE_MIN: Duration = Duration::from_millis(10);
 
-/// After so long, one of a share that holds as much does.
+/// Idle time after which a snapshot gives up its connection to a share that holds no more.
 const IDLE_LONG: Duration = Duration::from_millis(100);
 
-/// After a wait of so long, a snapshot of a share that holds more gives its connection back however short it was idle: a guest
-/// may call in each of many transactions again and again.
+/// Wait after which a snapshot gives up its connection to a share that holds at least two fewer, however short it was idle.
+/// Otherwise a guest could keep many connections by calls in each of its transactions in turn.
 const WAIT_LONG: Duration = Duration::from_millis(50);
 
-/// How long one connection is waited for before a snapshot is looked for again that can give back its own.
+/// Wait for a connection before the next search for a snapshot that can give up its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 
-/// The same after one was found: a server may have to roll back before its connection is free.
+/// The same wait after one was found. A server may have to roll back before the connection is free.
 const RECLAIMED_PAUSE: Duration = Duration::from_millis(100);
 
 impl OpenSnapshots {
@@ -56,14 +56,15 @@ impl OpenSnapshots {
         Self(vec![Arc::downgrade(store)])
     }
 
-    /// A permit for a connection, in the share's turn. If none is free, idle snapshots give back theirs: those of the share
-    /// that holds the most first, and of these the one that is idle for the longest.
+    /// Waits for a permit for a connection, in the share's turn.
     ///
-    /// A snapshot that gives its connection back reads on later if the backend still can read its state
-    /// ([`Snapshot::release`]); otherwise its transaction ends with [`Error::Conflict`], and is run again.
+    /// If no permit is free, idle snapshots give up their connections. Those of the share that holds the most come first, and
+    /// of these the one that has been idle the longest. Such a snapshot can read on if the backend can still read its state
+    /// ([`Snapshot::release`]). Otherwise its transaction ends with [`Error::Conflict`].
     ///
     /// # Errors
-    /// [`Error::Closed`] if the semaphore is closed; [`Error::TimedOut`] if no permit came by the deadline.
+    /// - [`Error::Closed`] if the semaphore is closed.
+    /// - [`Error::TimedOut`] if no permit becomes free by the deadline.
     ///
     /// [`Snapshot::release`]: crate::backend::Snapshot::release
     pub async fn permit(
@@ -76,7 +77,7 @@ impl OpenSnapshots {
             return Ok(permit);
         }
         let mut waiting = pin!(permits.acquire(share));
-        // What is given back goes to those who wait already.
+        // Enter the queue before the first search: a permit that is returned goes to the waiters.
         if let Ok(permit) = timeout(Duration::ZERO, waiting.as_mut()).await {
             return permit;
         }
@@ -91,11 +92,12 @@ impl OpenSnapshots {
         Err(Error::TimedOut)
     }
 
-    /// Has one idle snapshot give back its connection to a share that has waited for so long; false if there is none that
-    /// should.
+    /// Makes one idle snapshot give up its connection to `share`, which has waited for `waited`.
+    ///
+    /// Returns false if no snapshot has to.
     pub fn reclaim_for(&self, share: &Share, waited: Duration) -> bool {
         let mut pinning = self.pinning();
-        // Those who wait for a connection have none.
+        // A call that may still be waiting for a connection does not count as a holder.
         pinning.retain(|open| open.holding != Holding::Unknown);
         let held = by_share(&pinning);
         let held = |share: &Share| held.get(share).copied().unwrap_or_default();
@@ -111,26 +113,29 @@ impl OpenSnapshots {
         idle.into_iter().any(|open| open.reclaim(SnapshotEndReason::ConnectionWanted))
     }
 
-    /// Ends the snapshots that pin anything and were taken at least `age` ago, the oldest first, whether they are idle or
-    /// not; gives how many. Their transactions get [`Error::TimedOut`].
+    /// Ends the snapshots that pin something and are at least `age` old, and returns their number.
+    ///
+    /// The oldest end first, idle or not. Their transactions get [`Error::TimedOut`].
     pub fn end_older_than(&self, age: Duration, reason: SnapshotEndReason) -> usize {
         let old = self.by_age().into_iter().filter(|open| open.age >= age);
         old.filter(|open| open.end(Error::TimedOut, reason)).count()
     }
 
-    /// Ends an idle snapshot that keeps a state which is no longer the newest: of the share that has the most of them, the
-    /// oldest one. False if there is none.
+    /// Ends one idle snapshot that keeps a state which is no longer the newest.
+    ///
+    /// It is the oldest one of the share that has the most such snapshots. Its transaction gets [`Error::Conflict`]. Returns
+    /// false if there is no such snapshot.
     pub fn end_one_that_keeps_a_state(&self) -> bool {
         let mut keeping = self.by_age();
         keeping.retain(|open| open.slot.keeps_state());
         let held = by_share(&keeping);
         let mut most_first: Vec<&Open> = keeping.iter().collect();
-        // Those of one share stay in the order of their ages.
+        // The sort is stable, so the snapshots of one share stay ordered by age.
         most_first.sort_by_key(|open| Reverse(held.get(&open.slot.share)));
         most_first.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
-    /// Tells the stores that the backend has ended snapshots by itself, of which the oldest was so old.
+    /// Reports to each store that the backend itself ended snapshots, the oldest of which had this `age`.
     pub fn tell_ended(&self, reason: SnapshotEndReason, age: Duration) {
         for store in self.0.iter().filter_map(Weak::upgrade) {
             let name = store.name().to_string();
@@ -138,7 +143,7 @@ impl OpenSnapshots {
         }
     }
 
-    /// Takes in those of another store, and forgets stores that are gone.
+    /// Adds the snapshots of `others`, and removes stores that no longer exist.
     pub fn join(&mut self, others: Self) {
         self.0.retain(|store| store.strong_count() > 0);
         self.0.extend(others.0);
@@ -151,14 +156,14 @@ impl OpenSnapshots {
         pinning
     }
 
-    /// Those that pin anything, as far as is known.
+    /// Snapshots that pin something, or may.
     fn pinning(&self) -> Vec<Open> {
         let stores = self.0.iter().filter_map(Weak::upgrade);
         stores.flat_map(|store| Open::all(&store)).filter(|open| open.holding != Holding::Nothing).collect()
     }
 }
 
-/// How many each share has.
+/// The number of snapshots of each share.
 fn by_share(open: &[Open]) -> HashMap<&Share, usize> {
     let mut count = HashMap::new();
     for open in open {
@@ -170,7 +175,7 @@ fn by_share(open: &[Open]) -> HashMap<&Share, usize> {
 impl Open {
     fn all(store: &Arc<Inner>) -> Vec<Self> {
         let now = store.monotonic();
-        // In the order in which they were begun: the clock is a coarse one.
+        // In the order in which they began. The clock is too coarse to tell their order.
         let slots: BTreeMap<u64, Arc<Slot>> =
             store.lock_open().iter().map(|(id, slot)| (*id, slot.clone())).collect();
         let open = slots.into_values().filter_map(|slot| {
@@ -181,7 +186,7 @@ impl Open {
         open.collect()
     }
 
-    /// Has it give back what it pins; false if it pins nothing that it can give back now.
+    /// Makes the snapshot give up what it pins. False if it pins nothing, or a call is under way.
     fn reclaim(&self, reason: SnapshotEndReason) -> bool {
         match self.slot.reclaim(Error::Conflict) {
             Reclaimed::Nothing => return false,
@@ -191,7 +196,7 @@ impl Open {
         true
     }
 
-    /// False if it had ended before.
+    /// Ends the transaction. False if it had ended before.
     fn end(&self, error: Error, reason: SnapshotEndReason) -> bool {
         let ended = self.slot.end(error);
         if ended {

@@ -1,25 +1,25 @@
-//! Pauses between large pieces of work, so that small ones mostly find the worker free.
+//! Pauses between large pieces of work, so that small ones usually find the worker free.
 
 use std::time::{Duration, Instant};
 
 use crate::share::Share;
 
-/// What small work costs at most, in rows: about 5 ms of SQLite. Large commits are made one by one, with pauses.
+/// The largest cost of small work, in rows: about 5 ms of SQLite. Large commits are made one by one, with pauses.
 pub const SMALL_COST_MAX: u64 = 500;
 
-/// Bytes that cost as much as a row does beside them.
+/// Bytes that cost as much as one row.
 const BYTES_PER_ROW: u64 = 2 << 10;
 
-/// What it costs to write so many rows with so many bytes, counted in rows: about 10 µs of SQLite each.
+/// The cost of writing `rows` rows with `bytes` bytes, in rows: about 10 µs of SQLite each.
 pub fn cost(rows: u64, bytes: u64) -> u64 {
     rows + bytes / BYTES_PER_ROW
 }
 
 /// Bounds the part of a worker's time that large pieces of work take.
 ///
-/// Who waits for a worker that is busy with a large piece of work waits for all of it. So after one that took some time, the
-/// next one begins only twice as much later, if other shares have work too. Small work is done in between. A share that is alone
-/// never waits.
+/// Other work waits until the worker has finished a large piece. So if other shares have work too, the next large piece
+/// begins only after a pause twice as long as the last one took, and of 1 s at most. The worker does small work during the
+/// pause. A share that is alone never waits.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ pub fn cost(rows: u64, bytes: u64) -> u64 {
 pub struct Pace {
     /// The share whose work came last, and when.
     last: Option<(Share, Instant)>,
-    /// The last one before that of another share.
+    /// The most recent work of a share other than that of `last`, and when it came.
     before: Option<(Share, Instant)>,
     large: Option<Large>,
 }
@@ -52,26 +52,27 @@ struct Large {
     ended: Instant,
 }
 
-/// How much longer the pause is than the work.
+/// The length of the pause, in lengths of the work before it.
 const PAUSE_FACTOR: u32 = 2;
 
-/// How long before a large piece of work another share counts as one that has work too, at least.
+/// The shortest time for which another share's work counts as company.
 const COMPANY: Duration = Duration::from_millis(100);
 
-/// After so much time, large work is not expected to follow soon.
+/// Time after which the last large piece of work is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3);
 
-/// A worker that stood still, as a disk may, does not stand still for as long again.
+/// The longest pause. If a large piece took long because the disk stalled, the next one most likely takes less.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Pace {
-    /// Whether large work was done lately. Where not, a worker may save itself to tell what comes: only the first pause may begin
-    /// late for that.
+    /// Whether large work was done recently.
+    ///
+    /// If not, a worker need not call [`came`](Self::came). At worst, the first pause begins late.
     pub fn is_watching(&self) -> bool {
         self.large.is_some()
     }
 
-    /// Work of a share has come, large or small.
+    /// Records that work of a share has arrived, large or small.
     pub fn came(&mut self, share: &Share, now: Instant) {
         if self.large.as_ref().is_some_and(|large| large.ended + FORGOTTEN < now) {
             self.large = None;
@@ -82,12 +83,12 @@ impl Pace {
         }
     }
 
-    /// A large piece of work has ended.
+    /// Records that a large piece of work has ended.
     pub fn large_ended(&mut self, share: &Share, began: Instant, ended: Instant) {
         self.large = Some(Large { share: share.clone(), began, ended });
     }
 
-    /// Until when the next large piece of work has to wait; `None` if it may begin.
+    /// When the next large piece of work may begin; `None` if it may begin now.
     pub fn pause(&self, now: Instant) -> Option<Instant> {
         let Large { share, began, ended } = self.large.as_ref()?;
         let took = ended.saturating_duration_since(*began).min(PAUSE_MAX);
@@ -97,12 +98,12 @@ impl Pace {
         (now < until && has_company).then_some(until)
     }
 
-    /// Whether another share than this one had work lately.
+    /// Whether a share other than `share` had work in the last 100 ms.
     pub fn has_company(&self, share: &Share, now: Instant) -> bool {
         self.came_last_beside(share).is_some_and(|came| came + COMPANY >= now)
     }
 
-    /// When work of another share than this one came last.
+    /// When work of a share other than `share` last arrived.
     fn came_last_beside(&self, share: &Share) -> Option<Instant> {
         let mut others = self.last.iter().chain(&self.before).filter(|(other, _)| other != share);
         others.next().map(|(_, when)| *when)

@@ -1,13 +1,13 @@
-//! On whose behalf work is done.
+//! Shares: whom the host counts shared resources against.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// On whose behalf work is done: what guests share is divided among shares, not among calls.
+/// The unit among which the host divides connections, the writer and processor time.
 ///
-/// Connections, the writer and other queues serve the shares that wait in turn. A share that is alone gets all of it.
-/// By default each component instance is a share of its own. An embedder whose tenants or plugins run many instances at
-/// once gives them a label, and all instances with equal labels are one share.
+/// Queues serve the waiting shares in turn, however many requests each has. A share that is alone gets the whole resource.
+/// By default each component instance is a share. If a tenant or plugin runs many instances at once, the embedder gives
+/// them one label: all instances with equal labels are one share.
 ///
 /// ```
 /// use larder_core::Share;
@@ -26,24 +26,24 @@ enum Kind {
 }
 
 impl Share {
-    /// A share that differs from all others; its clones are the same share.
+    /// A new share that differs from all others. Its clones are the same share.
     pub fn own() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(Kind::Own(NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// The share of all who are given this label.
+    /// The share of all instances with this label.
     pub fn labelled(label: impl Into<Arc<str>>) -> Self {
         Self(Kind::Labelled(label.into()))
     }
 
-    /// The share of the host's own work, such as sweeps and records that are due.
+    /// The share of the host's own work, such as sweeps and summaries that no guest waits for.
     pub const fn host() -> Self {
         Self(Kind::Host)
     }
 }
 
-/// A share of its own.
+/// Same as [`Share::own`].
 impl Default for Share {
     fn default() -> Self {
         Self::own()

@@ -1,9 +1,9 @@
-//! Long work in slices, so that one call does not hold a thread of the executor.
+//! Slices of long work, so that one call does not hold a thread of the executor.
 
-/// The work that one call has left before it gives its thread away.
+/// The work that a call may do before it yields its thread.
 ///
-/// A slice takes about a millisecond. Work is counted in rows and bytes that were looked at, also those that the call does not
-/// return, and never in time: where a call pauses does not depend on how fast the machine is.
+/// A slice takes about a millisecond. It counts the rows and bytes that a call looks at, including those that it does not
+/// return. It measures no time, so where a call yields does not depend on the machine's speed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -22,19 +22,19 @@ pub struct Slice {
     left: u64,
 }
 
-/// What a slice holds: so many rows in memory.
+/// The work of one slice, in units of [`ROW`].
 const SLICE: u64 = 4_096;
 
-/// Bytes that take as long as a row.
+/// Bytes that take as long as one [`ROW`].
 const BYTES: usize = 512;
 
-/// A row in memory that is looked at, about a quarter of a microsecond: the unit of work.
+/// The unit of work: a look at a row in memory, about a quarter of a microsecond.
 pub const ROW: u64 = 1;
 
-/// A row that is decoded from a page, looked up by its name in memory, or put into an ordered map.
+/// Work to decode a row from a page, to look one up in memory by name, or to insert one into an ordered map.
 pub const STORED_ROW: u64 = 4;
 
-/// A statement, or the look-up of one row in a file.
+/// Work of one statement, or of looking up one row in a file.
 pub const STATEMENT: u64 = 16;
 
 impl Default for Slice {
@@ -44,17 +44,17 @@ impl Default for Slice {
 }
 
 impl Slice {
-    /// Takes work off what is left, and bytes that were read or copied for it.
+    /// Subtracts `work`, and the bytes that were read or copied for it.
     pub fn count(&mut self, work: u64, bytes: usize) {
         self.left = self.left.saturating_sub(work.saturating_add((bytes / BYTES) as u64));
     }
 
-    /// Whether nothing is left.
+    /// Whether no work is left.
     pub fn is_over(&self) -> bool {
         self.left == 0
     }
 
-    /// If nothing is left, lets other tasks have the thread, and begins the next slice.
+    /// Yields the thread and begins the next slice if no work is left.
     pub async fn pause(&mut self) {
         if self.is_over() {
             *self = Self::default();

@@ -1,5 +1,6 @@
-//! Where a transaction keeps its snapshot, so that the store can take it away: at its deadline, or when the
-//! store is closed, a guest that does nothing must not hold a connection.
+//! The slot in which a transaction keeps its snapshot.
+//!
+//! The store can empty it at the transaction's deadline or when the store closes, so an idle guest holds no connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,22 +14,22 @@ use crate::share::Share;
 pub(crate) struct Slot {
     /// On the store's monotonic clock.
     pub(crate) deadline: Duration,
-    /// How long that was from the beginning.
+    /// The time from the transaction's beginning to its deadline.
     pub(crate) timeout: Duration,
     /// The handle that began the transaction.
     pub(crate) handle: u64,
-    /// On whose behalf it is run.
+    /// The share of the transaction.
     pub(crate) share: Share,
     /// When the last call began or ended, on the store's clock.
     last_call: Moment,
-    /// When the snapshot was taken.
+    /// When the snapshot was taken, on the store's clock.
     taken_at: Moment,
     state: Mutex<State>,
-    /// Set with [`State::Ended`], so that a call which finds the transaction open need not wait for the state.
+    /// Set with [`State::Ended`], so that a call on an open transaction need not lock the state.
     has_ended: AtomicBool,
 }
 
-/// A moment on the store's monotonic clock, or none.
+/// An optional moment on the store's monotonic clock.
 #[derive(Default)]
 struct Moment(AtomicU64);
 
@@ -47,20 +48,20 @@ impl Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holding {
     Nothing,
-    /// And no call is under way.
+    /// It holds one, and no call is under way.
     Idle,
-    /// And a call is under way.
+    /// It holds one, and a call is under way.
     Busy,
-    /// It did not before the call that is under way, and may do now.
+    /// It held none before the call that is under way, and may hold one now.
     Unknown,
 }
 
-/// What became of a transaction that was asked to give back its connection.
+/// The outcome of asking a transaction to give up its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reclaimed {
-    /// It has none, or a call is under way.
+    /// It holds none, or a call is under way.
     Nothing,
-    /// It reads on later.
+    /// It gave up the connection and can read on.
     Released,
     /// It was rolled back.
     Ended,
@@ -69,9 +70,9 @@ pub(crate) enum Reclaimed {
 enum State {
     /// No call is under way. The snapshot is taken at the first read.
     Idle(Option<Box<dyn Snapshot>>),
-    /// A call has the snapshot, which pinned something before the call or not.
+    /// A call has the snapshot. `pinned` says whether the snapshot pinned something before the call.
     Leased { pinned: bool },
-    /// Every later call gets this.
+    /// Every later call gets this error.
     Ended(Error),
 }
 
@@ -90,7 +91,7 @@ impl Slot {
         }
     }
 
-    /// A call begins or ends.
+    /// Records that a call begins or ends.
     pub(crate) fn called(&self, now: Duration) {
         self.last_call.set(now);
     }
@@ -100,12 +101,12 @@ impl Slot {
         self.last_call.get().unwrap_or_default()
     }
 
-    /// The snapshot is about to be taken.
+    /// Records that the snapshot is about to be taken.
     pub(crate) fn takes_snapshot(&self, now: Duration) {
         self.taken_at.set(now);
     }
 
-    /// When the snapshot was taken, if it was.
+    /// When the snapshot was taken; `None` before the first read.
     pub(crate) fn taken_at(&self) -> Option<Duration> {
         self.taken_at.get()
     }
@@ -119,7 +120,7 @@ impl Slot {
         }
     }
 
-    /// Has the snapshot give back its connection. If it can't go on without, the transaction ends.
+    /// Makes an idle snapshot give up its connection. If it cannot read on, the transaction ends with `error`.
     pub(crate) fn reclaim(&self, error: Error) -> Reclaimed {
         let mut state = self.lock();
         match &mut *state {
@@ -137,12 +138,12 @@ impl Slot {
         Reclaimed::Ended
     }
 
-    /// Whether its snapshot is idle and keeps a state that is no longer the newest.
+    /// Whether the snapshot is idle and keeps a state that is no longer the newest.
     pub(crate) fn keeps_state(&self) -> bool {
         matches!(&*self.lock(), State::Idle(Some(snapshot)) if snapshot.keeps_state())
     }
 
-    /// Ends the transaction and gives back what its snapshot holds; false where it had ended before.
+    /// Ends the transaction and drops its snapshot. False if it had ended before.
     pub(crate) fn end(&self, error: Error) -> bool {
         let mut state = self.lock();
         if matches!(*state, State::Ended(_)) {
@@ -155,7 +156,7 @@ impl Slot {
         true
     }
 
-    /// What ended the transaction, if something did.
+    /// Fails with the error that ended the transaction, if it has ended.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.has_ended.load(Ordering::Acquire) {
             return Ok(());
@@ -166,7 +167,7 @@ impl Slot {
         }
     }
 
-    /// Reads in the snapshot without handing it to anybody; none where there is no snapshot yet, or it can't tell.
+    /// Reads in the snapshot in place. `None` if there is no snapshot yet, or `read` returns `None`.
     pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
         match &mut *self.lock() {
             State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),
@@ -175,7 +176,7 @@ impl Slot {
         }
     }
 
-    /// Hands the snapshot to a call.
+    /// Lends the snapshot to a call.
     pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
         let mut state = self.lock();
         let pinned = matches!(&*state, State::Idle(Some(snapshot)) if snapshot.pins());
@@ -192,14 +193,15 @@ impl Slot {
         }
     }
 
-    /// A panic elsewhere can't have left the state half changed: it is replaced as a whole.
+    /// A poisoned lock holds a valid state, because each change replaces it as a whole.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The snapshot, for the length of one call. A call that is cancelled drops it, and the transaction with it: nobody
-/// knows how far the call had come.
+/// The snapshot, for the length of one call.
+///
+/// A cancelled call drops the lease, which ends the transaction: how far the call had come is unknown.
 pub(crate) struct Lease {
     slot: Arc<Slot>,
     pub(crate) snapshot: Option<Box<dyn Snapshot>>,
@@ -207,7 +209,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Puts the snapshot back for the next call. An error where the transaction has ended meanwhile.
+    /// Returns the snapshot for the next call. Fails if the transaction has ended in the meantime.
     pub(crate) fn give_back(mut self) -> Result<()> {
         self.returned = true;
         let mut state = self.slot.lock();
@@ -220,7 +222,7 @@ impl Lease {
         }
     }
 
-    /// Takes the snapshot for good; later calls get `ending`. An error where the transaction has ended meanwhile.
+    /// Ends the transaction with `ending` and keeps the snapshot. Fails if the transaction has ended in the meantime.
     pub(crate) fn keep(mut self, ending: Error) -> Result<Option<Box<dyn Snapshot>>> {
         self.returned = true;
         if self.slot.end(ending) { Ok(self.snapshot.take()) } else { Err(self.ended()) }

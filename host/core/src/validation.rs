@@ -1,9 +1,10 @@
-//! Whether what a transaction read still holds.
+//! Validation: whether what a transaction read still holds.
 //!
-//! Commits of one database are made one after the other, so each waits for the validation of those before it. Most are
-//! validated by the log of the last commits. Where that does not reach back, few rows may be looked at while others wait:
-//! a larger read set is validated beforehand, against a newer state and in slices, and the log tells the rest
-//! ([`Attempt`]). Validation takes time for the rows that were read, and not for how often ranges over them were.
+//! A database makes its commits one after the other, so each waits for the validation of those before it. The log of the
+//! last commits validates most of them. If the log does not reach back, only a few rows may be looked at while others wait.
+//! So a larger read set is validated beforehand, against a newer state and in slices, and the log decides about the commits
+//! since that state ([`Attempt`]). The time of a validation grows with the rows that were read, and not with the number of
+//! ranges over the same rows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map, btree_set};
@@ -17,29 +18,29 @@ use crate::error::{Error, Result};
 use crate::name::{KeyRange, Namespace, RowKey};
 use crate::read_set::{CurrentState, RangeRead, RangeState, ReadSet};
 
-/// The weight up to which a read set is validated while other commits wait.
+/// The largest weight of a read set that is validated while other commits wait.
 const WEIGHT_MAX: u64 = 1_000;
 
-/// How long a validation takes while other commits wait. Many rows take a millisecond, and large values longer.
+/// The budget of a validation while other commits wait. Most of them take a millisecond; large values take longer.
 const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5) };
 
-/// The same for the last attempt: a process beside ones that commit all the time has no other.
+/// The budget of the last attempt. If other processes commit all the time, only this attempt can succeed.
 const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(50) };
 
-/// Rows that are looked at in the time in which one is written.
+/// Rows that can be looked at in the time of writing one.
 const ROWS_LOOKED_AT: u64 = 10;
 
-/// How often a read set is validated beforehand. Each time the log was pushed over meanwhile.
+/// The most validations beforehand. Another one follows if the log no longer reached back to the last one's state.
 const VALIDATIONS_MAX: u32 = 3;
 
-/// What a validation looks at before other tasks of the thread have their turn.
+/// The budget of a slice, after which the validation yields its thread.
 const SLICE: Budget = Budget { rows: 256, time: Duration::from_millis(1) };
 
 /// One attempt to make a commit, in an engine that makes commits one after the other.
 ///
-/// An engine makes the first attempt with the state that the transaction read. As long as the answer is
-/// [`Validity::Unknown`], it validates the read set against a newer state with [`validate_in_slices`], while other commits
-/// go on, and makes [the next attempt](Self::next) with that state.
+/// The engine makes the first attempt with the state that the transaction read. If the answer is [`Validity::Unknown`], it
+/// validates the read set against a newer state with [`validate_in_slices`], while other commits go on. Then it makes
+/// [the next attempt](Self::next) with that state.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     state: Option<Version>,
@@ -47,34 +48,37 @@ pub struct Attempt {
     is_last: bool,
 }
 
-/// What an [`Attempt`] finds.
+/// The answer of an [`Attempt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// Everything read is as it was.
+    /// Everything that was read is unchanged.
     Holds,
-    /// Something has changed, or that can't be told in the time that there is: a conflict.
+    /// Something has changed, or the last attempt could not find out within its budget: a conflict.
     Changed,
-    /// Finding out would take too long while other commits wait.
+    /// To find out would take too long while other commits wait.
     Unknown,
 }
 
 impl Attempt {
-    /// The first attempt, with the state that the transaction read; `None` if it is not known which one that is.
+    /// The first attempt, with the state that the transaction read; `None` if that state is unknown.
     pub fn first(state: Option<Version>) -> Self {
         Self { state, validations: 0, is_last: false }
     }
 
-    /// The next attempt, after the read set was found to hold in a newer state; `None` if it is not known which one
-    /// that is. An attempt without a state is the last one: the log can never help it.
+    /// The next attempt, after the read set was found to hold in a newer `state`; `None` if that state is unknown.
+    ///
+    /// An attempt without a state is the last one, because the log cannot decide it.
     pub fn next(self, state: Option<Version>) -> Self {
         let validations = self.validations + 1;
         Self { state, validations, is_last: state.is_none() || validations >= VALIDATIONS_MAX }
     }
 
-    /// Whether the reads hold in the state that is current while other commits wait, which is `newest` in the log's count.
+    /// Whether the reads hold in the current state, while other commits wait.
+    ///
+    /// `newest` is the current state in the log's count.
     ///
     /// # Errors
-    /// Those of reading `current`.
+    /// - Any error of `current`.
     pub fn validate(
         &self,
         reads: &ReadSet,
@@ -93,13 +97,14 @@ impl Attempt {
         }
     }
 
-    /// What it costs at most to look at the reads while other commits wait, as [`crate::pace::cost`] counts. Only the last
-    /// attempt may cost much; the log most likely tells about the others.
+    /// The most that it costs to look at the reads while other commits wait, in the unit of [`crate::pace::cost`].
+    ///
+    /// Only the last attempt has a cost. The log most likely decides the others.
     pub fn cost(&self, reads: &ReadSet) -> u64 {
         if self.is_last { reads.weight().min(LAST_ATTEMPT.rows) / ROWS_LOOKED_AT } else { 0 }
     }
 
-    /// The weight is no bound: ranges may also hold rows that have expired, which no weight counts.
+    /// Each look has a budget beside the weight, because a weight does not count expired rows of ranges.
     fn look(&self, reads: &ReadSet, current: &mut dyn CurrentState) -> Result<Validity> {
         let (budget, unknown) = match self.is_last {
             true => (LAST_ATTEMPT, Validity::Changed),
@@ -114,13 +119,14 @@ impl Attempt {
     }
 }
 
-/// Validates what a commit read while other commits go on, and lets other tasks run in between. `slice` goes on with the
-/// checks within the allowance, always in the same state.
+/// Validates what a commit read while other commits go on, and yields the thread between slices.
+///
+/// `slice` advances the checks within the allowance, always in the same state.
 ///
 /// # Errors
 /// - [`Error::Conflict`] if something that was read has changed.
-/// - [`Error::TimedOut`] if the commit was withdrawn meanwhile.
-/// - Those of `slice`.
+/// - [`Error::TimedOut`] if the commit was withdrawn in the meantime.
+/// - Any error of `slice`.
 pub async fn validate_in_slices(
     commit: &Commit,
     mut slice: impl FnMut(&mut Checks<'_>, &mut Allowance) -> Result<Progress>,
@@ -136,7 +142,7 @@ pub async fn validate_in_slices(
     }
 }
 
-/// How much is looked at at once.
+/// The bounds of one slice or attempt.
 #[derive(Clone, Copy)]
 struct Budget {
     rows: u64,
@@ -149,7 +155,7 @@ impl Budget {
     }
 }
 
-/// What may still be looked at.
+/// The rest of a budget.
 #[derive(Debug)]
 pub struct Allowance {
     rows: u64,
@@ -157,7 +163,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Takes one row off; false if that was one too many. The first row is granted however late it is.
+    /// Takes one row. False if no row or time is left; the first row is granted however late it is.
     pub fn spend(&mut self) -> bool {
         let is_granted = self.rows > 0;
         self.rows = self.rows.saturating_sub(1);
@@ -168,20 +174,20 @@ impl Allowance {
     }
 }
 
-/// A validation under way: what is still to be looked at.
+/// A validation under way: the rows and ranges that are still to be checked.
 pub struct Checks<'a> {
     rows: btree_map::Iter<'a, RowKey, Version>,
     ranges: RangeChecks<'a>,
 }
 
-/// How far [`Checks`] have come.
+/// The progress of [`Checks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Everything read is as it was.
+    /// Everything that was read is unchanged.
     Holds,
     /// Something has changed.
     Changed,
-    /// There is more to look at.
+    /// The allowance is used up, and more is to be checked.
     More,
 }
 
@@ -190,10 +196,10 @@ impl<'a> Checks<'a> {
         Self { rows: rows.iter(), ranges: RangeChecks::new(ranges) }
     }
 
-    /// Looks at some rows. `current` is of the same state each time.
+    /// Checks rows within the allowance. `current` must show the same state each time.
     ///
     /// # Errors
-    /// Those of reading `current`.
+    /// - Any error of `current`.
     pub fn advance(&mut self, current: &mut dyn CurrentState, allowance: &mut Allowance) -> Result<Progress> {
         while allowance.spend() {
             let Some((row, read)) = self.rows.next() else { return self.ranges.advance(current, allowance) };
@@ -211,15 +217,16 @@ impl std::fmt::Debug for Checks<'_> {
     }
 }
 
-/// Goes through the keys in their order, and counts each stretch between two neighbours among the bounds of the ranges
-/// once, for all ranges that it lies in.
+/// Checks ranges in one pass over the keys in order.
+///
+/// The bounds of the ranges divide the keys into stretches. Each stretch is counted once, for all ranges that contain it.
 struct RangeChecks<'a> {
-    /// Ranges that begin further on, in the order in which they do.
+    /// Ranges that have not begun, ordered by their start.
     waiting: Peekable<btree_set::Iter<'a, RangeRead>>,
-    /// Ranges that have begun, the first to end first.
+    /// Ranges that have begun, ordered by their end.
     open: BinaryHeap<Reverse<Open<'a>>>,
     at: Place<'a>,
-    /// The stretches since no range was open.
+    /// The stretches counted since no range was open.
     counted: Counted,
 }
 
@@ -227,21 +234,21 @@ struct RangeChecks<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Open<'a> {
     end: End<'a>,
-    /// What it held.
+    /// The state that was read.
     state: RangeState,
-    /// What was counted before it began.
+    /// The counts before it began.
     rows_before: u64,
     stretches_before: usize,
 }
 
-/// Where a range ends.
+/// The end of a range.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum End<'a> {
     Before(&'a [u8]),
     WithNamespace,
 }
 
-/// How far all keys were looked at.
+/// The position in the order of all keys up to which they were counted.
 #[derive(Default)]
 struct Place<'a> {
     namespace: Option<&'a Namespace>,
@@ -259,7 +266,7 @@ impl<'a> RangeChecks<'a> {
         }
     }
 
-    /// Each step counts as a row too.
+    /// Each step also spends a row.
     fn advance(&mut self, current: &mut dyn CurrentState, allowance: &mut Allowance) -> Result<Progress> {
         loop {
             if let Some(range) = self.next_to_end() {
@@ -310,7 +317,7 @@ impl<'a> RangeChecks<'a> {
         true
     }
 
-    /// Up to where a range begins or ends; `None` once no range is open.
+    /// The stretch up to the next start or end of a range; `None` if no range is open.
     fn next_stretch(&mut self) -> Option<(KeyRange, End<'a>)> {
         let (Reverse(first), namespace) = self.open.peek().zip(self.at.namespace)?;
         let next = self.waiting.peek().filter(|read| read.range.namespace() == namespace);
@@ -336,7 +343,7 @@ impl<'a> Place<'a> {
         self.namespace == Some(range.namespace()) && !self.is_end && self.key == range.start()
     }
 
-    /// To the key where a stretch is to be counted on, or to its end.
+    /// Moves to the key where counting goes on, or to the end of the stretch.
     fn move_to(&mut self, next: Option<Vec<u8>>, end: End<'a>) {
         match (next, end) {
             (Some(key), _) => self.key = key,
@@ -346,12 +353,12 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What stretches that follow each other hold.
+/// The counts of successive stretches.
 #[derive(Default)]
 struct Counted {
     rows: u64,
     stretches: usize,
-    /// Stretches that have a newer row than all stretches behind them, with the newest version of each.
+    /// The stretches with a newer row than all later ones, each with its newest version.
     newest: Vec<(usize, Version)>,
 }
 
@@ -363,7 +370,7 @@ impl Counted {
         self.rows += state.rows;
     }
 
-    /// Whether the stretches since the range began hold what it held.
+    /// Whether the stretches since the range began hold the state that was read.
     fn is(&self, range: &Open<'_>) -> bool {
         let first = self.newest.partition_point(|(stretch, _)| *stretch < range.stretches_before);
         let newest = self.newest.get(first).map(|(_, version)| *version).unwrap_or_default();
@@ -371,14 +378,14 @@ impl Counted {
     }
 }
 
-/// What was read, to be held against the rows that many commits wrote.
+/// A read set, prepared to be compared with the writes of many commits.
 pub(crate) struct Watched<'a> {
     rows: &'a BTreeMap<RowKey, Version>,
-    /// Everything within some range, in order, and nothing twice.
+    /// The union of all ranges, as ordered and disjoint intervals.
     intervals: Vec<Interval<'a>>,
 }
 
-/// Keys of one namespace from `start` on, and before `end` if there is one.
+/// The keys of one namespace from `start` to before `end`.
 struct Interval<'a> {
     namespace: &'a Namespace,
     start: &'a [u8],
@@ -397,7 +404,7 @@ impl<'a> Watched<'a> {
         Self { rows, intervals }
     }
 
-    /// Whether a commit that wrote these rows changed what was read.
+    /// Whether a commit that wrote these rows changed something that was read.
     pub(crate) fn is_touched_by(&self, written: &[RowKey]) -> bool {
         written.iter().any(|row| self.rows.contains_key(row) || self.contains(row))
     }
@@ -419,7 +426,7 @@ impl<'a> Interval<'a> {
         Self { namespace: range.namespace(), start: range.start(), end: range.end() }
     }
 
-    /// Whether a range that begins no earlier begins within, or right behind.
+    /// Whether `range`, which starts no earlier, starts within this interval or right at its end.
     fn is_met_by(&self, range: &KeyRange) -> bool {
         self.namespace == range.namespace() && self.end.is_none_or(|end| range.start() <= end)
     }
@@ -436,7 +443,7 @@ mod tests {
     use crate::name::Key;
     use crate::read_set::RangePart;
 
-    /// Rows named by a letter, and how many of them ranges were made of.
+    /// A state, and how many rows of it were looked at.
     struct Rows {
         rows: BTreeMap<RowKey, Version>,
         looked_at: u64,
@@ -473,7 +480,7 @@ mod tests {
             state
         }
 
-        /// Whether what was read holds, looked at so many rows at a time; and in how many steps.
+        /// Whether the reads hold, checked with so many rows at a time, and the number of steps.
         fn holds(&mut self, reads: &ReadSet, rows: u64) -> (bool, u64) {
             let mut checks = reads.checks();
             for steps in 1.. {

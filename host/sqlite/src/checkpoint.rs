@@ -1,4 +1,4 @@
-//! Checkpoints, made beside the commits: on the committing connection they are half of an update's cost.
+//! Checkpoints beside the commits: on the committing connection they are half of an update's cost.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,37 +10,38 @@ use crate::error::{Result, SqliteError};
 use crate::readers::Readers;
 use crate::writer::Writer;
 
-/// How often the log is looked at, after a commit.
+/// How often the log is checked after commits.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A log of this part of its bound is moved into the database, as far as no reader needs it: 4 MiB by default.
+/// The part of the bound at which the log is checkpointed, as far as no reader needs it: 4 MiB by default.
 const MOVED_PART: u64 = 64;
 
-/// A log of this part begins anew once it is moved: 32 MiB by default. As long as it does not, each commit makes it longer,
-/// which costs more than writing over what is there.
+/// The part of the bound at which a checkpointed log restarts: 32 MiB by default. Until it restarts, each commit makes it
+/// longer, which costs more than overwriting it.
 const ANEW_PART: u64 = 8;
 
-/// Pages that are moved while commits wait, about: what was committed during the pass before.
+/// About the most pages that are moved while commits wait: those committed during the previous pass.
 const LAST_PAGES: i64 = 500;
 
-/// Passes beside the commits until so little is left.
+/// The most passes beside the commits to get down to that many pages.
 const PASSES_MAX: usize = 4;
 
-/// A log of this part begins anew however much is left: the disk may be slower than the commits are, and these have to wait
-/// for it.
+/// The part of the bound at which the log restarts however many pages are left: 128 MiB by default. Commits then wait for
+/// the disk, which cannot keep up with them.
 const LONG_PART: u64 = 2;
 
-/// Intervals without a commit after which the file is looked at all the same.
+/// Intervals without a commit after which the file is checked all the same.
 const IDLE_INTERVALS: u32 = 10;
 
-/// How often snapshots are ended in a row: one that was being taken may be in the way.
+/// The most rounds of ending snapshots: a snapshot that was being taken during a round can still prevent the restart.
 const ENDS_MAX: usize = 3;
 
-/// How long commits wait for readers that are about to end, so that the log begins anew.
+/// How long commits wait for readers that are about to end, so that the log can restart.
 const READERS_END_MAX: Duration = Duration::from_millis(10);
 
-/// How old a snapshot is at least that is ended because the log is so long, by the quarters of the bound that the log has. One
-/// that is young most likely ends by itself.
+/// The age from which snapshots are ended, by the length of the log in quarters of its bound; `None` for none.
+///
+/// A young snapshot most likely ends by itself.
 fn ended_age(log_bytes: u64, bytes_max: u64) -> Option<Duration> {
     match log_bytes.saturating_mul(4) / bytes_max.max(1) {
         0 => None,
@@ -51,12 +52,12 @@ fn ended_age(log_bytes: u64, bytes_max: u64) -> Option<Duration> {
     }
 }
 
-/// Watches the file and the log of one database, until its writer or its connections are gone.
+/// Watches the file and the log of one database until its writer or its readers no longer exist.
 async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
     let mut idle_intervals = 0;
     loop {
         let Some(full) = writer.upgrade().map(|writer| writer.log_bound().full()) else { return };
-        // Either way there is something to look at.
+        // A timeout is a reason to check too.
         let _ = tokio::time::timeout(INTERVAL, full.notified()).await;
         let Some((readers, writer)) = readers.upgrade().zip(writer.upgrade()) else { return };
         let has_committed = writer.take_dirty();
@@ -64,7 +65,7 @@ async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
         if !has_committed && idle_intervals % IDLE_INTERVALS != 0 {
             continue;
         }
-        // The disk may take long to answer.
+        // The disk may block.
         let looked = tokio::task::spawn_blocking(move || look(&readers, &writer, has_committed)).await;
         match looked {
             Ok(Err(larder_core::Error::Closed)) => return,
@@ -86,7 +87,7 @@ fn look(readers: &Arc<Readers>, writer: &Arc<Writer>, has_committed: bool) -> la
         true => checkpoint(readers, writer, bytes_max),
         false => Ok(()),
     };
-    // Also if nothing was committed here: another process may wait for readers of this one.
+    // Also without a commit of this process: another process may wait for readers of this one.
     let cut = match ended_age(writer.log_bytes(), bytes_max) {
         Some(age) => end_readers(readers, writer, age),
         None => Ok(true),
@@ -99,7 +100,7 @@ fn file_bytes(readers: &Readers) -> u64 {
     readers.location().log_path().metadata().map_or(0, |file| file.len())
 }
 
-/// Moves the log, and has it begin anew where it is long enough.
+/// Checkpoints the log, and lets it restart if it is long enough.
 fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> larder_core::Result<()> {
     let beside = readers.open_beside()?;
     let connection = &beside.connection;
@@ -108,13 +109,13 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
     let mut moved = 0;
     for pass_number in 1..=PASSES_MAX {
         let pass = move_log(connection)?;
-        // Where a reader is in the way, the next time it goes further.
+        // If a reader prevents the rest, a later checkpoint continues.
         if pass.moved < pass.in_log || pass.in_log < pages(bytes_max / ANEW_PART) {
             return Ok(());
         }
         let is_long = pass.in_log >= pages(bytes_max / LONG_PART);
         if pass.moved - moved <= LAST_PAGES || is_long && pass_number == PASSES_MAX {
-            // Once all of it is moved and nobody reads it, the next commit begins it anew.
+            // SQLite restarts the log with the next commit once all of it is checkpointed and no reader uses it.
             writer.between_commits(|_| move_log(connection))?;
             return Ok(());
         }
@@ -123,20 +124,22 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
     Ok(())
 }
 
-/// Ends snapshots of that age or older, and has the log begin anew while commits wait; false if a reader is left. Younger
-/// snapshots have a moment to end by themselves. Readers of other processes, and copies of the database, can't be ended.
+/// Ends snapshots of at least `age`, and lets the log restart while commits wait. False if a reader is left.
+///
+/// Younger snapshots get up to [`READERS_END_MAX`] to end by themselves. Readers of other processes, and copies of the
+/// database, cannot be ended.
 fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> larder_core::Result<bool> {
     let beside = readers.open_beside()?;
     let connection = &beside.connection;
     connection.busy_timeout(READERS_END_MAX).map_err(SqliteError::from)?;
-    // Perhaps it is moved already, and no snapshot of that age reads it.
+    // First without ending any snapshot: the log may be checkpointed already, and unread.
     let is_moved = move_log(connection).is_ok_and(|pass| pass.moved == pass.in_log);
     if is_moved && writer.between_commits(|_| begin_anew(connection))? {
         return Ok(true);
     }
     for _ in 0..ENDS_MAX {
         readers.snapshots().end_older_than(age, SnapshotEndReason::LogFull);
-        // What is left for the time in which commits wait is little.
+        // Checkpoint before commits wait, so that they wait for few pages.
         move_log(connection)?;
         if writer.between_commits(|_| begin_anew(connection))? {
             return Ok(true);
@@ -145,7 +148,7 @@ fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> l
     Ok(false)
 }
 
-/// Has the next commit begin the log anew; false if a reader is in the way.
+/// Lets the next commit restart the log. False if a reader prevents it.
 fn begin_anew(connection: &Connection) -> Result<bool> {
     let busy: i64 = connection
         .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0))
@@ -159,7 +162,7 @@ fn page_bytes(connection: &Connection) -> Result<u64> {
     Ok(bytes.max(1))
 }
 
-/// How far a checkpoint came, in pages since the log was begun.
+/// The progress of a checkpoint, in pages of the log since it last restarted.
 struct Pass {
     in_log: i64,
     moved: i64,
@@ -172,7 +175,7 @@ fn move_log(connection: &Connection) -> Result<Pass> {
     pass.map_err(SqliteError::from)
 }
 
-/// Starts watching.
+/// Spawns the task that watches.
 pub(crate) fn spawn(readers: &Arc<Readers>, writer: &Arc<Writer>) {
     tokio::spawn(watch(Arc::downgrade(readers), Arc::downgrade(writer)));
 }
@@ -183,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// A bound of which the part at which a log begins anew is one page.
+    /// With this bound, a log restarts from one page on.
     const BYTES_MAX: u64 = 8 * 4_096;
 
     use crate::location::{Location, with_suffix};
@@ -220,7 +223,7 @@ mod tests {
         checkpoint(&readers, &writer, BYTES_MAX).unwrap();
         write(&connection);
         assert_eq!(log_bytes(&path), before);
-        // One more, so that there is something that the reader does not see.
+        // A commit that the reader does not see.
         let reader = readers.take_now().unwrap();
         write(&connection);
         let longer = log_bytes(&path);

@@ -1,4 +1,4 @@
-//! How long the write-ahead log may become.
+//! The bound of the write-ahead log.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// The bound of a database's log. A commit that leaves the log longer has the following ones wait until the log can begin
-/// anew, or it turned out that it can't.
+/// The bound of a database's write-ahead log.
+///
+/// Once a commit leaves the log at the bound, the following commits wait until the log can restart, or until an attempt to
+/// restart it has failed.
 pub(crate) struct LogBound {
     bytes_max: u64,
     is_full: AtomicBool,
     full: Arc<Notify>,
-    /// Until then the log can't begin anew: what reads it is not of this process.
+    /// Until then commits do not wait: a reader that larder cannot end keeps the log from restarting.
     in_vain_until: Mutex<Option<Instant>>,
 }
 
-/// How long commits go on past the bound before they wait again, if the log could not begin anew.
+/// How long commits go on past the bound after a failed attempt to restart the log.
 const IN_VAIN: Duration = Duration::from_millis(500);
 
 impl LogBound {
@@ -38,12 +40,12 @@ impl LogBound {
         self.is_full.load(Ordering::Acquire)
     }
 
-    /// Tells when commits begin to wait.
+    /// Notified when commits begin to wait.
     pub(crate) fn full(&self) -> Arc<Notify> {
         self.full.clone()
     }
 
-    /// A commit has left a log of so many bytes.
+    /// Records that a commit left a log of `log_bytes`.
     pub(crate) fn committed(&self, log_bytes: u64) {
         if log_bytes < self.bytes_max {
             return;
@@ -55,7 +57,7 @@ impl LogBound {
         }
     }
 
-    /// The next commit begins the log anew, or it is known that it can't now.
+    /// Lets commits go on: the next one restarts the log, or an attempt to restart it has failed.
     pub(crate) fn go_on(&self, begins_anew: bool) {
         let in_vain = (!begins_anew).then(|| Instant::now() + IN_VAIN);
         *self.in_vain_until.lock().unwrap_or_else(PoisonError::into_inner) = in_vain;

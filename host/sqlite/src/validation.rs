@@ -1,4 +1,4 @@
-//! Commits whose reads are too many to be validated while others wait for the writer.
+//! Validation of large read sets before their commits enter the writer's queue.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use crate::rows;
 use crate::snapshot::begin;
 use crate::writer::Writer;
 
-/// Commits, after a transaction that read a state, if it is known which one.
+/// Makes a commit of a transaction that read `state`; `None` if that state is unknown.
 pub(crate) async fn commit(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
@@ -34,8 +34,9 @@ pub(crate) async fn commit(
     }
 }
 
-/// Finds what was read to hold in the newest state, on a connection of its own while others commit. Gives that state, if it
-/// can be told which one it is; otherwise the answer is worth nothing, and nothing is looked at.
+/// Validates what was read against the newest state, on a reader while others commit, and returns that state.
+///
+/// `None` if the state cannot be named. A validation would be useless then, so there is none.
 async fn validate(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
@@ -46,13 +47,13 @@ async fn validate(
     let Some(seen) = seen else { return Ok(None) };
     let writer = writer.clone();
     validate_in_slices(commit, move |checks, allowance| {
-        // Commits wait for those who read to end.
+        // A long validation would keep the log from restarting, for which all commits wait.
         if writer.log_bound().is_full() {
             return Err(Error::Conflict);
         }
         let look =
             |connection: &Connection| checks.advance(&mut rows::Current { connection, now }, allowance);
-        // A failed read may have ended the transaction: it is not this state any more.
+        // A failed read may have ended SQLite's transaction, so the connection may no longer show this state.
         reader.read_in_transaction(look).unwrap_or(Err(Error::Conflict))
     })
     .await?;

@@ -1,14 +1,13 @@
-//! A queue in which each share has its turn.
+//! A queue that serves shares in turn.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::share::Share;
 
-/// Requests of several shares, in the order in which they are to be served.
+/// A start-time fair queue: it serves equal cost to each share that waits.
 ///
-/// Each request has a cost. Among the shares that wait, each is served as much cost as the others, whatever the number of
-/// its requests; those of one share keep their order. A share that was away has saved nothing up. (This is start-time fair
-/// queueing.)
+/// Each request has a cost. The number of a share's requests does not matter. Requests of one share keep their order. A
+/// share without requests saves up no credit.
 ///
 /// ```
 /// use larder_core::Share;
@@ -25,16 +24,16 @@ use crate::share::Share;
 #[derive(Debug)]
 pub struct FairQueue<T> {
     waiting: BTreeMap<Place, Waiting<T>>,
-    /// Where the next request of a share begins; shares that are not ahead of `now` are left out.
+    /// The start tag of each share's next request. A share without an entry starts at `now`.
     next: HashMap<Share, u128>,
-    /// Where the request began that was served last, or where it ended if none waited behind it.
+    /// The virtual time: the start tag of the last request served, or its end if the queue became empty.
     now: u128,
     arrivals: u64,
-    /// With how many shares those that are not ahead are looked for next.
+    /// The size of `next` above which entries that are not ahead of `now` are removed.
     prune_at: usize,
 }
 
-/// Where a request stands in a [`FairQueue`].
+/// The position of a request in a [`FairQueue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     start: u128,
@@ -55,7 +54,7 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Adds a request. Costs are in any unit, the same for all; 0 counts as 1.
+    /// Adds a request. All costs use one unit of the caller's choice; 0 counts as 1.
     pub fn push(&mut self, share: &Share, cost: u64, request: T) -> Place {
         let start = self.next.get(share).copied().unwrap_or_default().max(self.now);
         self.next.insert(share.clone(), start + u128::from(cost.max(1)));
@@ -65,45 +64,45 @@ impl<T> FairQueue<T> {
         place
     }
 
-    /// Puts back a request that was taken, in its place.
+    /// Puts a request that [`pop`](Self::pop) returned back into its position.
     pub fn put_back(&mut self, place: Place, share: &Share, cost: u64, request: T) {
         self.waiting.insert(place, Waiting { share: share.clone(), cost, request });
     }
 
-    /// The next request, with its place.
+    /// Removes the next request and returns it with its position.
     pub fn pop(&mut self) -> Option<(Place, T)> {
         let (place, waiting) = self.waiting.pop_first()?;
-        // Once none waits, no share is ahead of those that come.
+        // No share is ahead once the queue is empty, so the virtual time moves past the last request.
         let served = if self.waiting.is_empty() { u128::from(waiting.cost.max(1)) } else { 0 };
         self.move_to(place.start + served);
         Some((place, waiting.request))
     }
 
-    /// The requests with their places and costs, in the order in which they are served.
+    /// The requests with their positions and costs, in the order in which they are served.
     pub fn iter(&self) -> impl Iterator<Item = (Place, u64, &T)> {
         self.waiting.iter().map(|(place, waiting)| (*place, waiting.cost, &waiting.request))
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether none waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     fn move_to(&mut self, now: u128) {
         self.now = self.now.max(now);
-        // Shares come and go: those that are not ahead are like those that were never here.
+        // An entry that is not ahead of `now` means the same as no entry. Shares come and go, so remove such entries.
         if self.next.len() <= self.prune_at {
             return;
         }
         let now = self.now;
         self.next.retain(|_, next| *next > now);
         if self.next.len() > SHARES_AHEAD_MAX {
-            // So many shares have each had little: what they had counts no more, but their requests keep their order.
+            // Bound the map: forget what shares without a waiting request have had. Order within each share stays.
             let waiting: HashSet<&Share> = self.waiting.values().map(|waiting| &waiting.share).collect();
             self.next.retain(|share, _| waiting.contains(share));
         }
@@ -111,10 +110,10 @@ impl<T> FairQueue<T> {
     }
 }
 
-/// Shares that are remembered though they are not ahead; looking for them each time would cost more.
+/// Entries of `next` that may be out of date, so that not every request pays for a search.
 const SHARES_KEPT: usize = 64;
 
-/// Shares that are ahead and remembered, besides those that wait.
+/// Entries of `next` above which shares without a waiting request are forgotten.
 const SHARES_AHEAD_MAX: usize = 1_024;
 
 #[cfg(test)]
@@ -193,7 +192,7 @@ mod tests {
             queue.pop().unwrap();
         }
         assert!(queue.next.len() <= SHARES_KEPT + 1, "{}", queue.next.len());
-        // Also if some share always waits.
+        // Also while a request always waits, so that shares stay ahead.
         queue.push(&Share::own(), 1, ());
         for _ in 0..100_000 {
             queue.push(&Share::own(), 1, ());

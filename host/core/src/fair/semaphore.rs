@@ -1,4 +1,4 @@
-//! A semaphore that divides its permits among shares.
+//! A semaphore that divides permits among shares.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::share::Share;
 
-/// Permits that shares hold: one that comes free goes to the waiting share that holds the fewest.
+/// A semaphore that gives a free permit to the waiting share that holds the fewest.
 ///
-/// A share that is alone may hold all of them. Clones are the same semaphore.
+/// A share that is alone may hold all permits. Clones are the same semaphore.
 #[derive(Clone, Debug)]
 pub struct FairSemaphore {
     state: Arc<Mutex<State>>,
@@ -31,15 +31,15 @@ struct Waiter {
     granted: oneshot::Sender<FairPermit>,
 }
 
-/// The right to one of what a [`FairSemaphore`] counts; dropping it gives it back.
+/// A permit of a [`FairSemaphore`]. Dropping it returns it.
 #[derive(Debug)]
 pub struct FairPermit {
-    /// `None` once it is given back.
+    /// `None` once it is returned.
     owner: Option<(Arc<Mutex<State>>, Share)>,
 }
 
 impl FairSemaphore {
-    /// So many permits.
+    /// Creates a semaphore with `permits` permits.
     pub fn new(permits: usize) -> Self {
         let state = State {
             free: permits,
@@ -51,7 +51,7 @@ impl FairSemaphore {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A permit, if one is free and no share waits.
+    /// A permit, if one is free, no share waits and the semaphore is open.
     pub fn try_acquire(&self, share: &Share) -> Option<FairPermit> {
         let mut state = lock(&self.state);
         let is_free = !state.closed && state.free > 0 && state.waiting.is_empty();
@@ -61,10 +61,10 @@ impl FairSemaphore {
         })
     }
 
-    /// A permit, in the share's turn. A future that is dropped gives up its turn.
+    /// Waits for a permit in the share's turn. Dropping the future gives up the turn.
     ///
     /// # Errors
-    /// [`Error::Closed`] if the semaphore is closed.
+    /// - [`Error::Closed`] if the semaphore is closed, or closes during the wait.
     pub async fn acquire(&self, share: &Share) -> Result<FairPermit> {
         if let Some(permit) = self.try_acquire(share) {
             return Ok(permit);
@@ -78,7 +78,7 @@ impl FairSemaphore {
             state.arrivals += 1;
             let arrival = state.arrivals;
             state.waiting.entry(share.clone()).or_default().push_back(Waiter { arrival, granted });
-            // A permit may have come free since the first look.
+            // A permit may have become free since `try_acquire`.
             if state.free > 0 {
                 state.free -= 1;
                 drop(state);
@@ -88,7 +88,7 @@ impl FairSemaphore {
         grant.await.map_err(|_| Error::Closed)
     }
 
-    /// Refuses further permits. Those that are held stay valid.
+    /// Refuses waiting and later requests. Permits that are held stay valid.
     pub fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
@@ -104,7 +104,7 @@ impl FairSemaphore {
 }
 
 impl State {
-    /// Takes the first waiter of the share that holds the fewest; of several, the one that came first.
+    /// Removes the first waiter of the share that holds the fewest permits. Of several shares, the longest waiter wins.
     fn next_waiter(&mut self) -> Option<(Share, Waiter)> {
         let held = |share: &Share| self.held.get(share).copied().unwrap_or_default();
         let first = |waiters: &VecDeque<Waiter>| waiters.front().map(|waiter| waiter.arrival);
@@ -128,7 +128,7 @@ impl State {
     }
 }
 
-/// Gives a permit that nobody holds to a waiter who is still there, or makes it free.
+/// Gives a returned permit to a waiter whose future still exists, or marks it free.
 fn hand_on(state: &Arc<Mutex<State>>) {
     loop {
         let mut locked = lock(state);
@@ -140,7 +140,7 @@ fn hand_on(state: &Arc<Mutex<State>>) {
         drop(locked);
         let permit = FairPermit { owner: Some((state.clone(), share)) };
         let Err(mut refused) = waiter.granted.send(permit) else { return };
-        // The waiter has gone. Dropped here, its permit would come back by a call within this one.
+        // The waiter has gone. Dropping its permit here would call this function recursively.
         if let Some((_, share)) = refused.owner.take() {
             lock(state).forget(&share);
         }
@@ -156,7 +156,7 @@ impl Drop for FairPermit {
     }
 }
 
-/// A panic elsewhere can't have left the state half changed: nothing within a lock can fail.
+/// A poisoned lock holds a valid state: no code under the lock can panic halfway through a change.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -207,7 +207,7 @@ mod tests {
         let semaphore = FairSemaphore::new(1);
         let share = Share::own();
         let held = semaphore.try_acquire(&share);
-        // More of them than calls within calls would find room for.
+        // Recursion over so many waiters would overflow the stack.
         let mut waiting: Vec<_> = (0..100_000).map(|_| Box::pin(semaphore.acquire(&share))).collect();
         assert!(waiting.iter_mut().all(|waiter| poll(waiter.as_mut()).is_none()));
         let last = waiting.pop();
@@ -215,7 +215,7 @@ mod tests {
         drop(held);
         let permit = poll(last.unwrap().as_mut()).unwrap().unwrap();
         drop(permit);
-        // One that was granted and never looked at comes back too.
+        // A permit that was granted to a future and never polled comes back too.
         let held = semaphore.try_acquire(&share).unwrap();
         let mut granted = Box::pin(semaphore.acquire(&share));
         assert!(poll(granted.as_mut()).is_none());

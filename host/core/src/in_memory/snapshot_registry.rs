@@ -1,8 +1,8 @@
-//! The snapshots that are open, and how much memory is kept for nothing but them.
+//! The open snapshots, and the memory that only they keep.
 //!
-//! A snapshot shares the rows of its state with those of now. What has been replaced or removed since is kept by snapshots
-//! alone, and no quota counts it: guests that hold snapshots and write the store anew between them would fill the memory.
-//! So it is counted, and over a bound the oldest snapshots are ended.
+//! A snapshot shares its rows with the newest state. Rows that were replaced or removed since are kept for snapshots alone,
+//! and no quota counts them. Guests that hold snapshots and rewrite the store between them could fill the memory. So this
+//! registry counts these rows and ends the oldest snapshots over a bound.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,63 +13,63 @@ use super::rows::Rows;
 use super::stored_row::StoredRow;
 use crate::error::{Error, Result};
 
-/// The rows of one state, for the snapshots of that state, until they are taken away.
+/// The rows of one state, shared by its snapshots; `None` once they are ended.
 pub(super) struct SnapshotRows(Mutex<Option<Rows>>);
 
 impl SnapshotRows {
-    /// Looks into the rows.
+    /// Calls `look` with the rows.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the snapshot was ended.
+    /// - [`Error::TimedOut`] if the snapshot was ended.
     pub(super) fn look<T>(&self, look: impl FnOnce(&Rows) -> T) -> Result<T> {
         self.lock().as_ref().map(look).ok_or(Error::TimedOut)
     }
 
-    /// A panic elsewhere can't have left it half changed: it is replaced as a whole.
+    /// A poisoned lock holds a valid value, because each change replaces it as a whole.
     fn lock(&self) -> MutexGuard<'_, Option<Rows>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The snapshots that are open, the oldest first.
+/// The open snapshots, the oldest first.
 pub(super) struct SnapshotRegistry {
     open: VecDeque<Open>,
-    /// Bytes that are kept for them.
+    /// Bytes that are kept for snapshots alone.
     kept: u64,
     kept_max: u64,
     ended: u64,
 }
 
-/// Snapshots that were ended.
+/// The ended snapshots of one state.
 pub(super) struct Ended {
-    /// Their rows, to be dropped without any lock.
+    /// Their rows. The caller must drop them while it holds no lock.
     _rows: Option<Rows>,
-    /// How old the oldest of them was.
+    /// The age of the oldest one.
     pub(super) age: Duration,
 }
 
 /// The snapshots of one state.
 struct Open {
     moment: Moment,
-    /// When the first of them was opened.
+    /// When the first one was opened.
     since: Instant,
     count: usize,
     rows: Arc<SnapshotRows>,
-    /// Rows that are kept for these snapshots, and perhaps for older ones: for each state, the bytes of those rows that its
-    /// snapshots and no older ones keep too. In the order of the states.
+    /// Bytes of old rows that these snapshots keep and no newer ones, by the oldest state whose snapshots need the rows too.
+    /// Ordered by state.
     kept: Vec<(u64, u64)>,
-    /// Bytes of the nodes of the map that are kept in addition, and what they can be at most: all nodes.
+    /// Bytes of old map nodes that are kept too, and their largest number: all nodes of the map.
     nodes: u64,
     nodes_max: u64,
 }
 
-/// What a write of one row copies at most of a map that a snapshot shares: a node of each level.
+/// The most that one write copies of a map that a snapshot shares: a node of each level.
 const NODES_PER_WRITE: u64 = 4 << 10;
 
-/// What each row has of the nodes of a map at most.
+/// The largest share of map nodes that one row has.
 const NODES_PER_ROW: u64 = 150;
 
-/// Bytes that are kept for open snapshots at most, by default.
+/// The default bound of the bytes that are kept for open snapshots.
 const KEPT_MAX: u64 = 64 << 20;
 
 impl Default for SnapshotRegistry {
@@ -79,12 +79,12 @@ impl Default for SnapshotRegistry {
 }
 
 impl SnapshotRegistry {
-    /// Bounds what is kept.
+    /// Sets the bound.
     pub(super) fn keep_at_most(&mut self, bytes: u64) {
         self.kept_max = bytes;
     }
 
-    /// How many snapshots were ended.
+    /// The number of snapshots that were ended.
     pub(super) fn ended(&self) -> u64 {
         self.ended
     }
@@ -103,7 +103,7 @@ impl SnapshotRegistry {
         rows
     }
 
-    /// Closes a snapshot, unless it was ended. What is given is to be dropped without any lock.
+    /// Closes a snapshot, unless it was ended. The caller must drop the returned rows while it holds no lock.
     pub(super) fn close(&mut self, moment: Moment) -> Option<Arc<SnapshotRows>> {
         let place = self.open.binary_search_by_key(&moment.changes(), |open| open.moment.changes()).ok()?;
         let open = self.open.get_mut(place)?;
@@ -120,18 +120,18 @@ impl SnapshotRegistry {
         Some(closed.rows)
     }
 
-    /// Whether there are none.
+    /// Whether no snapshot is open.
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// Counts rows that were in the newest state and no longer are, and so many writes. Ends the oldest snapshots if too
-    /// much is kept. What is given is to be dropped without any lock.
+    /// Counts rows that a commit replaced or removed, and the map nodes that its writes copied. Ends the oldest snapshots over
+    /// the bound. The caller must drop the returned values while it holds no lock.
     pub(super) fn note(&mut self, replaced: &[StoredRow], writes: usize) -> Vec<Ended> {
         let Some(newest) = self.open.back() else { return Vec::new() };
         let version = newest.moment.version;
         let mut kept = 0;
-        // A row that came after the newest snapshot is kept by none.
+        // No snapshot keeps a row that was written after the newest snapshot.
         for row in replaced.iter().filter(|row| row.version() <= version) {
             let oldest = self.open.partition_point(|open| open.moment.version < row.version());
             let Some(state) = self.open.get(oldest).map(|open| open.moment.changes()) else { continue };
@@ -172,14 +172,14 @@ impl Open {
         }
     }
 
-    /// Gives how many more there are.
+    /// Counts copied nodes and returns the increase.
     fn keep_nodes(&mut self, bytes: u64) -> u64 {
         let before = self.nodes;
         self.nodes = self.nodes.saturating_add(bytes).min(self.nodes_max);
         self.nodes - before
     }
 
-    /// Keeps what snapshots of the next state kept, as far as these need it. Gives how many bytes that are.
+    /// Takes over what the closed snapshots of the next state kept and these need too. Returns its bytes.
     fn take_over(&mut self, next: &Self) -> u64 {
         let mut taken = self.keep_nodes(next.nodes);
         let own = self.moment.changes();
@@ -221,7 +221,7 @@ mod tests {
             (moment, self.snapshots.open(moment, &self.rows))
         }
 
-        /// Rows that are kept.
+        /// The number of kept rows.
         fn kept(&self) -> u64 {
             (self.snapshots.kept - self.snapshots.open.iter().map(|open| open.nodes).sum::<u64>()) / 1_000
         }
@@ -235,7 +235,7 @@ mod tests {
         for generation in 1..=5 {
             snapshots.push(store.open().0);
             store.write();
-            // The row of this generation came after the snapshot, and is kept by none.
+            // This replaces a row that was written after the snapshot, so no snapshot keeps it.
             store.write();
             assert_eq!(store.kept(), generation);
         }
@@ -251,7 +251,7 @@ mod tests {
         let mut store = OneRow::default();
         store.write();
         let (first, _) = store.open();
-        // A change of something else.
+        // A change of another row.
         store.latest.note_change();
         let (second, _) = store.open();
         let (third, _) = store.open();
