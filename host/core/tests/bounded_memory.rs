@@ -1,7 +1,7 @@
-//! What an instance makes the host hold, measured by the memory of a process.
+//! The memory that an instance makes the host hold, measured as the growth of a process.
 //!
-//! Each way of holding memory is tried in a process of its own, until larder refuses more. The process may then have grown by
-//! what larder counts, a quarter for what the allocator does not give back, and what the test itself holds.
+//! A separate process tries each way of holding memory until larder refuses more. It may grow by the bound, by a quarter more
+//! for what the allocator does not give back, and by what the test itself holds.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
@@ -17,16 +17,16 @@ use larder_core::{
 
 const MIB: u64 = 1 << 20;
 
-/// What the store may hold, and what it may keep for snapshots.
+/// The quota of the store, and the bound of what it keeps for snapshots.
 const STORE: u64 = 16 * MIB;
 
-/// What the test holds itself: its runtime, arguments of the call that was refused, and names of the last commits.
+/// What the test itself holds: its runtime, the arguments of the refused call, and the commit log.
 const BESIDE: u64 = 12 * MIB;
 
-/// What an instance may make the host hold.
+/// The bound of an instance.
 const INSTANCE: u64 = 64 * MIB;
 
-/// The ways, and the bounds of what each makes the host hold.
+/// The ways of holding memory, each with the bound of what it makes the host hold.
 const WAYS: [(&str, u64); 12] = [
     ("staged small rows", INSTANCE),
     ("staged large values", INSTANCE),
@@ -69,14 +69,14 @@ async fn one_way() {
     println!("grew by {}", memory("VmHWM:").saturating_sub(before));
 }
 
-/// A line of the kernel's report on this process, in bytes.
+/// A figure of `/proc/self/status`, in bytes.
 fn memory(name: &str) -> u64 {
     let report = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = report.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Whether a call was refused for what the instance holds, or a transaction.
+/// Whether a call was refused for the bytes of the instance or of a transaction.
 fn is_refused<T: std::fmt::Debug>(outcome: Result<T>) -> bool {
     match outcome {
         Ok(_) => false,
@@ -96,7 +96,7 @@ fn is_full<T: std::fmt::Debug>(outcome: Result<T>) -> bool {
     }
 }
 
-/// An instance with the default limits, but for the number of rows and for time: bytes are to be the bound.
+/// An instance with the default limits, except for the rows and the timeout of a transaction: bytes are the bound.
 struct Instance {
     limits: Arc<Limits>,
     held: HeldBytes,
@@ -124,7 +124,7 @@ impl Instance {
     async fn hold(&self, way: &str) {
         match way {
             "staged small rows" => {
-                // In descending order, which leaves the nodes of a tree emptiest.
+                // Descending order leaves the nodes of a B-tree emptiest.
                 self.fill(|tx, number| tx.put(short(!number), short(number), vec![7])).await;
             }
             "staged large values" => {
@@ -176,7 +176,7 @@ impl Instance {
         }
     }
 
-    /// Opens transactions as long as the limits allow, and does the same in each until it is refused.
+    /// Opens as many transactions as the limits allow, and repeats `stage` in each until it is refused.
     async fn fill(&self, stage: impl Fn(&mut Transaction, u64) -> Result<()>) {
         self.fill_reading(async |tx, number| stage(tx, number)).await;
     }
@@ -197,7 +197,7 @@ impl Instance {
         assert_eq!(self.held.used(), 0);
     }
 
-    /// Commits rows of this value until the store is full, and says how many.
+    /// Commits rows with this value until the store is full, and returns their number.
     async fn fill_store(&self, value: &[u8]) -> u64 {
         let mut number = 0;
         for rows in [1_000, 1] {
@@ -232,7 +232,7 @@ impl Instance {
                 update = self.handle.begin(Mode::Update).unwrap();
             }
         }
-        // A page of 4 MiB is refused before 12 MiB less are held than may be.
+        // A page of 4 MiB counts three times, so it is refused once less than 12 MiB are left.
         let (used, max) = (self.held.used(), self.limits.instance_bytes);
         assert!(used > max - 14 * MIB && used <= max, "{used}");
         let mut last = self.handle.begin(Mode::Update).unwrap();
@@ -252,7 +252,7 @@ impl Instance {
         };
         let open: Vec<Memory> = (0..self.limits.open_memories).map(open).collect();
         let first = open.first().unwrap();
-        // A turn of nothing but elements: as much memory as its JSON can come to.
+        // Elements take the most memory for their JSON, so the turn has nothing else.
         let elements = usize::try_from(self.limits.turn_bytes / 16).unwrap();
         let turn = Turn { artifacts_hidden: vec![String::new(); elements], ..Turn::default() };
         let mut turns = 0;
@@ -306,7 +306,7 @@ impl Instance {
         }
     }
 
-    /// Leaves a third of the rows, and fills the store again behind them.
+    /// Deletes two thirds of the rows, and fills the store again with keys behind them.
     async fn thin_out(&self) {
         let rows = self.fill_store(&[]).await;
         for first in (0..rows).step_by(10_000) {

@@ -1,4 +1,4 @@
-//! What guests share on SQLite: connections for reading, and the write-ahead log.
+//! Shares on SQLite: connections for reading, and the write-ahead log.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use larder_core::{
 use larder_sqlite::{Sqlite, SqliteOptions};
 use tempfile::TempDir;
 
-/// More than there are connections for reading.
+/// More snapshots than there are connections for reading.
 const SLEEPERS: usize = 70;
 
 struct Opened {
@@ -31,7 +31,7 @@ async fn open(options: SqliteOptions) -> Opened {
 }
 
 impl Opened {
-    /// A handle of a share of its own, with minutes for a transaction.
+    /// A handle of a new share, with a transaction timeout of minutes.
     fn handle(&self) -> Handle {
         self.handle_of(Share::own())
     }
@@ -43,7 +43,7 @@ impl Opened {
         self.store.handle(HandleOptions { limits, open_transactions, share, ..HandleOptions::default() })
     }
 
-    /// The reasons for which snapshots were ended so far.
+    /// The reasons of the snapshots that were ended since the last call.
     async fn ended(&mut self) -> Vec<SnapshotEndReason> {
         let mut reasons = Vec::new();
         while let Ok(Some(event)) = tokio::time::timeout(Duration::ZERO, self.events.next()).await {
@@ -69,7 +69,7 @@ async fn read(transaction: &mut Transaction, key: &str) -> Result<Option<Vec<u8>
     transaction.get("n".into(), key.into()).await
 }
 
-/// Views that have read one row, and then stay idle.
+/// Views that have each read one row, and then stay idle.
 async fn sleepers(handle: &Handle, count: usize) -> Vec<Transaction> {
     let mut views = Vec::new();
     for number in 0..count {
@@ -85,7 +85,7 @@ async fn snapshots_that_stay_idle_give_way_to_one_that_reads() {
     let mut opened = open(without_cache()).await;
     let (idle, active) = (opened.handle(), opened.handle());
     put(&idle, "a", b"1".to_vec()).await;
-    // The last of them already take the connections of the first.
+    // The last views already take the connections of the first ones.
     let mut views = sleepers(&idle, SLEEPERS).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     for _ in 0..100 {
@@ -111,7 +111,7 @@ async fn snapshots_that_are_touched_all_the_time_give_way_to_a_share_that_holds_
     let mut views = sleepers(&greedy, 64).await;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stopped = stop.clone();
-    // A write that a view refuses is a call too, and needs no connection.
+    // A refused write is a call too, and needs no connection.
     let touching = tokio::spawn(async move {
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
             for view in &mut views {
@@ -164,7 +164,7 @@ async fn the_share_that_holds_the_most_gives_way_first() {
     let mut few = sleepers(&opened.handle_of(modest), 4).await;
     let many = sleepers(&opened.handle_of(greedy), 60).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    // As many as there are connections more than those of the modest share and the fair part of the greedy one.
+    // 64 connections are held, so each of these takes one from the greedy share.
     let mut views = sleepers(&active, 20).await;
     for view in few.iter_mut().chain(&mut views) {
         assert_eq!(read(view, "a").await.unwrap(), None);
@@ -178,14 +178,14 @@ async fn states_that_idle_snapshots_stand_on_do_not_use_up_the_connections_of_co
     let opened = open(SqliteOptions::default()).await;
     let (idle, active) = (opened.handle(), opened.handle());
     let mut views = Vec::new();
-    // Each stands on a state of its own, which a connection keeps.
+    // Each view reads another state, which a connection keeps.
     for number in 0..100 {
         put(&active, "a", vec![number]).await;
         let mut view = idle.begin(Mode::View).unwrap();
         assert_eq!(read(&mut view, "a").await.unwrap(), Some(vec![number]));
         views.push((number, view));
     }
-    // The youngest go on, with what is not cached too.
+    // The youngest read on, also rows that are not cached.
     for (number, view) in views.iter_mut().rev().take(20) {
         assert_eq!(read(view, "absent").await.unwrap(), None);
         assert_eq!(read(view, "a").await.unwrap(), Some(vec![*number]));
@@ -194,7 +194,7 @@ async fn states_that_idle_snapshots_stand_on_do_not_use_up_the_connections_of_co
     for (_, view) in views.iter_mut().take(60) {
         conflicts += usize::from(matches!(read(view, "absent").await, Err(Error::Conflict)));
     }
-    // One of them may have read what was not cached yet, and has a connection of its own.
+    // A view that read a row before it was cached may hold its own connection.
     assert!(conflicts >= 58, "{conflicts}");
     let mut view = active.begin(Mode::View).unwrap();
     assert_eq!(read(&mut view, "another").await.unwrap(), None);
@@ -228,7 +228,7 @@ async fn views_that_overlap_do_not_let_the_log_grow_past_its_bound() {
         assert!(longest <= LOG_BYTES + (2 << 20), "{longest}");
         let ended = opened.ended().await;
         assert!(ended.contains(&SnapshotEndReason::LogFull), "{ended:?}");
-        // The youngest view is not hit.
+        // The youngest view was not ended.
         assert!(read(views.back_mut().unwrap(), "absent").await.is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Commits that are large, or many, or in vain.
+//! Commits that are large, frequent, or fail.
 
 use larder_guest::raw::tx::{PutOptions, Tx};
 use larder_guest::raw::types::Error;
@@ -19,7 +19,7 @@ pub(super) fn many_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Commits 7,000 rows whose keys have 2,048 bytes.
+/// Commits 7,000 rows with keys of 2,048 bytes.
 pub(super) fn long_keys(attacker: &mut Attacker) -> Result<(), Error> {
     let (rest, tx) = ("x".repeat(2_042), attacker.update()?);
     for number in 0..7_000 {
@@ -28,7 +28,7 @@ pub(super) fn long_keys(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Deletes 10,000 rows that are not there.
+/// Deletes 10,000 rows that do not exist, and commits.
 pub(super) fn absent_rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     tx.delete_many(&attacker.namespace, &keys(0, MUTATIONS_MAX))?;
@@ -40,7 +40,7 @@ pub(super) fn small(attacker: &mut Attacker) -> Result<(), Error> {
     attacker.put(attacker.steps % 1_000, 1, b"small")
 }
 
-/// Increments 10,000 counters.
+/// Increments 10,000 counters, and commits.
 pub(super) fn increments(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     for number in 0..MUTATIONS_MAX {
@@ -57,7 +57,7 @@ pub(super) fn hot_row(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Commits 10,000 rows under conditions that do not hold.
+/// Commits 10,000 rows on conditions that fail.
 pub(super) fn failing_conditions(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     let options = PutOptions { ttl_ms: None, if_version: Some(1) };
@@ -70,7 +70,7 @@ pub(super) fn failing_conditions(attacker: &mut Attacker) -> Result<(), Error> {
     }
 }
 
-/// Commits 5,000 new rows that expire after 1 ms.
+/// Commits 5,000 new rows with a time to live of 1 ms.
 pub(super) fn short_lived_rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     let options = PutOptions { ttl_ms: Some(1), if_version: None };
@@ -80,7 +80,7 @@ pub(super) fn short_lived_rows(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Scans 1,000 namespaces and writes a row into each.
+/// Scans 1,000 namespaces, writes a row into each, and commits.
 pub(super) fn many_namespaces(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     for number in 0..1_000 {

@@ -1,4 +1,4 @@
-//! Handles, transactions and calls that come to nothing.
+//! Handles and transactions without effect, and refused calls.
 
 use larder_guest::raw::store::Store;
 use larder_guest::raw::tx::Tx;
@@ -15,27 +15,27 @@ pub(super) fn begin_and_drop(attacker: &mut Attacker) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens as many stores as it may beside its own, and closes them.
+/// Opens as many more store handles as the limits allow, and closes them.
 pub(super) fn open_stores(_attacker: &mut Attacker) -> Result<(), Error> {
     let stores: Vec<Store> = (0..63).map(|_| crate::open()).collect::<Result<_, _>>()?;
     stores.iter().for_each(Store::close);
     Ok(())
 }
 
-/// Asks for pages of one row, with cursors that it made up and with those that it was given.
+/// Requests pages of one row, with valid and with forged cursors.
 pub(super) fn forged_cursors(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.view()?;
     let mut next = None;
     for number in 0..100 {
         next = tx.scan_page(ROWS, &one_entry(false), next.as_deref())?.next;
         let forged = format!("{}{number}", next.as_deref().unwrap_or_default());
-        // Whether a made-up cursor is refused is for the conformance suite.
+        // The conformance suite checks that a forged cursor is refused.
         let _ = tx.scan_page(ROWS, &one_entry(true), Some(&forged));
     }
     Tx::commit(tx).map(drop)
 }
 
-/// Makes calls that are all refused.
+/// Makes calls that the host refuses.
 pub(super) fn refused_calls(attacker: &mut Attacker) -> Result<(), Error> {
     let (view, update) = (attacker.view()?, attacker.update()?);
     let large = vec![0; VALUE_BYTES_MAX + 1];
@@ -54,7 +54,7 @@ pub(super) fn refused_calls(attacker: &mut Attacker) -> Result<(), Error> {
     Ok(())
 }
 
-/// Traps while as many updates as it may open are under way. The host starts another instance then.
+/// Traps with as many open updates as the limits allow. The host then starts another instance.
 pub(super) fn traps(attacker: &mut Attacker) -> Result<(), Error> {
     for number in 0..OPEN_MAX as u64 {
         let tx = attacker.update()?;

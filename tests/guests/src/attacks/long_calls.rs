@@ -1,4 +1,4 @@
-//! Calls that work for long.
+//! Long calls.
 
 use larder_guest::raw::store::Migration;
 use larder_guest::raw::tx::{Range, Tx};
@@ -6,14 +6,14 @@ use larder_guest::raw::types::Error;
 
 use super::{Attacker, MUTATIONS_MAX, ROWS, entries, keys, one_entry, range};
 
-/// Asks for the first row of a namespace whose other rows have all expired; without its value, as no cache answers that.
+/// Requests the first row of a namespace whose other rows have expired. A scan of keys only is never cached.
 pub(super) fn scan_expired(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.view()?;
     tx.scan_page("expired", &Range { keys_only: true, ..one_entry(false) }, None)?;
     Tx::commit(tx).map(drop)
 }
 
-/// Lists all of the smallest rows, or as many of them as one call returns.
+/// Scans all of the smallest rows, or as many as one call returns.
 pub(super) fn scan_tiny(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.view()?;
     match tx.scan("tiny", "") {
@@ -42,7 +42,7 @@ pub(super) fn get_many(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Stages 10,000 rows in one call, and forgets them.
+/// Stages 10,000 rows in one call, and rolls back.
 pub(super) fn put_many(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     tx.put_many(&attacker.namespace, &entries(0, MUTATIONS_MAX, b"never committed"))?;
@@ -57,7 +57,7 @@ pub(super) fn largest_value(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Deletes 9,000 rows, and asks for the last row of what is left, fifty times.
+/// Puts and deletes 9,000 rows, and then requests the last row of the empty namespace, 49 times.
 pub(super) fn reverse_over_deleted(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.steps.is_multiple_of(50) {
         return delete_range(attacker);
@@ -67,7 +67,7 @@ pub(super) fn reverse_over_deleted(attacker: &mut Attacker) -> Result<(), Error>
     Tx::commit(tx).map(drop)
 }
 
-/// Declares the longest set of migrations, of which none was applied.
+/// Declares the largest set of migrations, none of them applied, and requests the pending ones.
 pub(super) fn migrations(attacker: &mut Attacker) -> Result<(), Error> {
     let declared: Vec<Migration> =
         keys(0, MUTATIONS_MAX).into_iter().map(|id| Migration { id, checksum: vec![7; 32] }).collect();

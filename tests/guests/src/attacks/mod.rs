@@ -1,7 +1,7 @@
-//! Attacks on the other guests of a process. Each keeps within the default limits.
+//! Attacks on other guests of the process, within the default limits.
 //!
-//! `tests/bench` runs them beside a victim (group `fairness`) and prepares the rows that they read. The program
-//! `attackers` runs one of them without end. Each step is one operation that the host counts.
+//! The group `fairness` of `tests/bench` runs them beside a victim and prepares the rows that they read. The program
+//! `attackers` runs one attack without end. The host counts each step as one operation.
 
 mod commits;
 mod handles;
@@ -19,21 +19,21 @@ use larder_guest::raw::store::Store;
 use larder_guest::raw::tx::{Mode, Range, Tx};
 use larder_guest::raw::types::{Entry, Error};
 
-/// How many rows the host prepares in the namespace [`ROWS`].
+/// The number of rows that the host prepares in the namespace [`ROWS`].
 const ROW_COUNT: u64 = 20_000;
 /// The namespace of rows of 100 bytes that every attacker reads.
 const ROWS: &str = "rows";
-/// Rows that one transaction may write, and keys that one call may read.
+/// The most rows that one transaction may write, and keys that one call may read.
 const MUTATIONS_MAX: u64 = 10_000;
-/// The largest value.
+/// The size of the largest value.
 const VALUE_BYTES_MAX: usize = 1 << 20;
-/// How many transactions one instance may have open.
+/// The most transactions that one instance may have open.
 const OPEN_MAX: usize = 16;
 
 /// One step of an attack.
 pub type Step = fn(&mut Attacker) -> Result<(), Error>;
 
-/// The step of an attack, by the name that the host gives it.
+/// Finds the step of an attack by its name.
 pub fn find(name: &str) -> Option<Step> {
     let step: Step = match name {
         "well-behaved" => well_behaved,
@@ -82,14 +82,14 @@ pub fn find(name: &str) -> Option<Step> {
     Some(step)
 }
 
-/// One attacker: an instance with its store open, and what it keeps between its steps.
+/// One attacker: an instance with an open store, and its state between steps.
 #[derive(Debug)]
 pub struct Attacker {
     number: u64,
     store: Store,
-    /// Of its own rows.
+    /// The namespace of its own rows.
     namespace: String,
-    /// Its user, and the component whose migrations it may declare.
+    /// Its user, and the component name for which it may declare migrations.
     identity: String,
     steps: u64,
     held: Vec<Tx>,
@@ -97,17 +97,17 @@ pub struct Attacker {
 }
 
 impl Attacker {
-    /// The attacker of this number among those that make one attack at once.
+    /// Opens the store for attacker `number` of an attack.
     ///
     /// # Errors
-    /// If the store is not granted.
+    /// - [`Error::NoSuchStore`] if the store is not granted.
     pub fn new(attack: &str, number: u64) -> Result<Self, Error> {
         let store = crate::open()?;
         let (namespace, identity) = (format!("{attack}-{number}"), format!("attacker-{number}"));
         Ok(Self { number, store, namespace, identity, steps: 0, held: Vec::new(), random: seed() })
     }
 
-    /// Runs the attack without end, and tells the host of each step.
+    /// Runs the attack without end, and reports each step to the host.
     pub fn run(&mut self, step: Step) {
         let mut is_first_refusal = true;
         loop {
@@ -121,7 +121,7 @@ impl Attacker {
         }
     }
 
-    /// A number below `bound`, which follows from those before.
+    /// A pseudo-random number below `bound`.
     fn draw(&mut self, bound: u64) -> u64 {
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -144,16 +144,16 @@ impl Attacker {
     }
 }
 
-/// Another one for each instance, so that attackers do not read the rows that others have just read.
+/// A new seed for each instance, so that attackers do not read the rows that others have just read.
 fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Tells the host of an operation: `.` if it was done, and `x` if it was refused.
+/// Reports an operation to the host: `.` if it succeeded, `x` if it failed.
 fn tell<E: Debug>(outcome: &Result<(), E>) {
     let mark: &[u8] = if outcome.is_ok() { b"." } else { b"x" };
     let mut output = std::io::stdout().lock();
-    // A host that does not listen counts nothing, and fails the row.
+    // If the host does not read, it counts no operation and fails the cell.
     let _ = output.write_all(mark).and_then(|()| output.flush());
 }
 
@@ -169,7 +169,7 @@ fn entries(first: u64, count: u64, value: &[u8]) -> Vec<Entry> {
     keys(first, count).into_iter().map(|key| Entry { key, value: value.to_vec() }).collect()
 }
 
-/// The keys from `first` on, `count` of them, without their values.
+/// The range of `count` keys from `first` on, without values.
 fn range(first: u64, count: u64) -> Range {
     Range {
         prefix: String::new(),
@@ -181,19 +181,19 @@ fn range(first: u64, count: u64) -> Range {
     }
 }
 
-/// The whole namespace, one entry a page.
+/// The whole namespace, one entry for each page.
 fn one_entry(reverse: bool) -> Range {
     Range { prefix: String::new(), start: None, end: None, reverse, limit: Some(1), keys_only: false }
 }
 
-/// How long a guest computes at a time.
+/// The shortest time for which a guest computes.
 const COMPUTES: Duration = Duration::from_millis(1);
 
-/// What a well-behaved guest does: a small view, a small update, and work of its own.
+/// One step of a well-behaved guest: a small view, a small update, and computation.
 ///
 /// It computes for three times as long as its transactions took, so that it keeps the processor busy on every backend, as
-/// most attacks do. Otherwise the victim would wait longer for a thread beside any program that computes, whatever the
-/// program does with its store.
+/// most attacks do. Otherwise the victim would wait longer beside every attack that computes, whatever the attack does with
+/// its store.
 fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
     let since = Instant::now();
     let tx = guest.view()?;
@@ -208,8 +208,9 @@ fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
     Ok(())
 }
 
-/// Never calls its store. Beside this the victim must be as quick as beside well-behaved guests: a row of its own shows
-/// that the comparison is about larder.
+/// The control: computes, and never calls its store.
+///
+/// The victim must be as fast beside it as beside well-behaved guests. Then the other ratios measure larder.
 fn computes(_guest: &mut Attacker) -> Result<(), Error> {
     compute(COMPUTES);
     Ok(())

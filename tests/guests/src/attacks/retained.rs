@@ -1,4 +1,4 @@
-//! Memory of the host: what is staged, read, kept for a view, or stored in small rows.
+//! Attacks on the host's memory: staged writes, read sets, rows kept for views, small rows, and conversations.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use larder_guest::raw::types::Error;
 
 use super::{Attacker, MUTATIONS_MAX, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, entries, key, keys};
 
-/// How long a full set of transactions is held: shorter than a transaction may be open, so that they stay whole.
+/// How long a full set of transactions is held: less than the transaction timeout.
 const HELD: Duration = Duration::from_secs(4);
 
 fn release_if_full(attacker: &mut Attacker) {
@@ -19,7 +19,7 @@ fn release_if_full(attacker: &mut Attacker) {
     }
 }
 
-/// Fills the store with rows of 8 bytes.
+/// Commits 10,000 new rows of 8 bytes.
 pub(super) fn tiny_rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     let first = attacker.steps * MUTATIONS_MAX;
@@ -30,7 +30,7 @@ pub(super) fn tiny_rows(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Stages 15 MiB in each of as many transactions as it may open.
+/// Stages 15 MiB in each of as many transactions as the limits allow.
 pub(super) fn staged_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let (value, tx) = (vec![7; VALUE_BYTES_MAX], attacker.update()?);
@@ -39,7 +39,7 @@ pub(super) fn staged_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// Stages 10,000 rows of 8 bytes in each of as many transactions as it may open.
+/// Stages 10,000 rows of 8 bytes in each of as many transactions as the limits allow.
 pub(super) fn staged_rows(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let tx = attacker.update()?;
@@ -48,7 +48,7 @@ pub(super) fn staged_rows(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// Reads 50,000 rows, all absent, in each of as many updates as it may open.
+/// Reads 50,000 absent rows in each of as many updates as the limits allow.
 pub(super) fn read_sets(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let tx = attacker.update()?;
@@ -58,7 +58,7 @@ pub(super) fn read_sets(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// Keeps as many views as it may of states between which it rewrites 4,000 rows of 1 KiB.
+/// Holds 15 views, and rewrites 4,000 rows of 1 KiB between each two.
 pub(super) fn generations(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.held.len() == OPEN_MAX - 1 {
         attacker.held.remove(0);

@@ -1,4 +1,4 @@
-//! Snapshots that are held, and writes beside them.
+//! Held snapshots, and writes beside them.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use larder_guest::raw::types::Error;
 
 use super::{Attacker, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, key, range};
 
-/// A little longer than a transaction may be open.
+/// A little longer than the transaction timeout.
 const UNTIL_TIMED_OUT: Duration = Duration::from_millis(5_100);
 
-/// Opens as many views as it may, reads a row in each, and sleeps until they time out.
+/// Opens as many views as the limits allow, reads a row in each, and sleeps until they have timed out.
 pub(super) fn held_views(attacker: &mut Attacker) -> Result<(), Error> {
     hold(attacker, Mode::View, read_row)
 }
 
-/// The same with updates.
+/// The same as [`held_views`] with updates.
 pub(super) fn held_updates(attacker: &mut Attacker) -> Result<(), Error> {
     hold(attacker, Mode::Update, read_row)
 }
 
-/// The same with a read that no cache of rows answers.
+/// The same as [`held_views`] with a scan, which the cache of rows does not answer.
 pub(super) fn held_scans(attacker: &mut Attacker) -> Result<(), Error> {
     hold(attacker, Mode::View, |tx, row| tx.scan_page(ROWS, &range(row, 2), None).map(drop))
 }
 
-/// Holds as many views as it may and reads a row in each again and again, so that none of them is idle.
+/// Holds as many views as the limits allow and reads a row in each in turn, so that no view is idle.
 pub(super) fn touched_views(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.held.len() < OPEN_MAX {
         return hold(attacker, Mode::View, read_row);
@@ -34,7 +34,7 @@ pub(super) fn touched_views(attacker: &mut Attacker) -> Result<(), Error> {
     sleep(Duration::from_millis(1));
     let tx = attacker.held.remove(0);
     let outcome = read_row(&tx, attacker.draw(ROW_COUNT));
-    // A view that timed out gives its place to another one.
+    // A failed view is dropped; the next step opens another one.
     if outcome.is_ok() {
         attacker.held.push(tx);
     }
@@ -52,13 +52,13 @@ fn hold(attacker: &mut Attacker, mode: Mode, read: fn(&Tx, u64) -> Result<(), Er
     }
     let tx = attacker.store.begin(mode)?;
     let outcome = read(&tx, attacker.draw(ROW_COUNT - 2));
-    // A transaction whose read was refused counts as open, too.
+    // A transaction whose read failed still counts as open.
     attacker.held.push(tx);
     outcome
 }
 
-/// The first attacker rewrites 4 MiB again and again. The others hold views that overlap, so that SQLite always has a
-/// reader of an old state.
+/// The first attacker rewrites 4 MiB. The others hold views that overlap, so that SQLite always has a reader of an old
+/// state.
 pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.number == 0 {
         return rewrites(attacker);
@@ -73,7 +73,7 @@ pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// The first attacker rewrites 4 MiB again and again. The others make short views without a pause.
+/// The first attacker rewrites 4 MiB. The others make short views without a pause.
 pub(super) fn views_back_to_back(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.number == 0 {
         return rewrites(attacker);

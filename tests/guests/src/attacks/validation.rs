@@ -1,7 +1,7 @@
-//! Updates whose reads take long to validate.
+//! Updates with reads that take long to validate.
 //!
-//! Each reads much, commits 20,000 rows that it did not read, so that the log of the last commits no longer tells what
-//! has changed since, and commits its own update then.
+//! Each reads many rows and commits 20,000 other rows. Then the log of the last commits no longer reaches back to the
+//! update's snapshot. At last it commits the update.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use larder_guest::raw::types::Error;
 
 use super::{Attacker, MUTATIONS_MAX, ROW_COUNT, ROWS, keys, range};
 
-/// How long an update reads at most, so that it has time left to commit on a backend whose reads are slow.
+/// The longest time for reads, so that an update can still commit on a backend with slow reads.
 const READS: Duration = Duration::from_secs(1);
 
-/// Reads 5,000 ranges that overlap, of 200 rows each.
+/// Reads 5,000 overlapping ranges of 200 rows.
 pub(super) fn ranges(attacker: &mut Attacker) -> Result<(), Error> {
     read_ranges(attacker, 5_000, 200)
 }
@@ -31,7 +31,7 @@ fn read_ranges(attacker: &Attacker, count: u64, rows: u64) -> Result<(), Error> 
     commit_beyond_the_log(attacker, tx)
 }
 
-/// Reads 50,000 rows, most of them absent: nearly as many as an update may remember.
+/// Reads 50,000 rows, most of them absent: nearly as many as `transaction-bytes` allows.
 pub(super) fn rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     for number in 0..5 {
@@ -45,7 +45,7 @@ fn commit_beyond_the_log(attacker: &Attacker, tx: Tx) -> Result<(), Error> {
     attacker.put(0, MUTATIONS_MAX, b"")?;
     let outcome = tx.put(&attacker.namespace, "read much", b"");
     match outcome.and_then(|()| Tx::commit(tx)) {
-        // The host did the work of the reads and of the validation all the same.
+        // The host has done the work of reading and validating in any case.
         Err(Error::Conflict | Error::TimedOut | Error::CommitUnknown(_)) => Ok(()),
         outcome => outcome.map(drop),
     }

@@ -1,31 +1,31 @@
-//! The attacks that `tests/guests` makes, and what each needs.
+//! The attacks of `tests/guests`, and what each needs.
 
 use serde::{Deserialize, Serialize};
 
 /// Rows that the host prepares before an attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Prepared {
-    /// Only the rows that every attacker reads.
+    /// No rows beside those that every attacker reads.
     Rows,
-    /// Rows that have expired, before one that has not.
+    /// Expired rows, followed by one live row.
     Expired,
     /// Rows with short keys and empty values.
     Empty,
     /// Rows of 8 bytes.
     Tiny,
-    /// A row of the largest value.
+    /// One row with the largest value.
     Largest,
 }
 
 /// One attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attack {
-    /// What the program `attackers` calls it.
+    /// Its name in the program `attackers`.
     pub(super) name: &'static str,
     pub(super) prepared: Prepared,
-    /// The attackers may only read.
+    /// Whether the attackers' grant is read-only.
     pub(super) read_only: bool,
-    /// Its instances trap, and the host starts them again.
+    /// Whether its instances trap, so that the host starts new ones.
     pub(super) traps: bool,
 }
 
@@ -33,10 +33,10 @@ const fn attack(name: &'static str) -> Attack {
     Attack { name, prepared: Prepared::Rows, read_only: false, traps: false }
 }
 
-/// The neighbours of the baseline.
+/// The well-behaved guests of the baseline.
 pub(super) const WELL_BEHAVED: Attack = attack("well-behaved");
 
-/// All attacks. The first calls no store: its row shows that the comparison is about larder.
+/// All attacks. The first is the control: it never calls a store.
 pub(super) const ALL: [Attack; 42] = [
     attack("computes"),
     attack("held-views"),
@@ -82,22 +82,22 @@ pub(super) const ALL: [Attack; 42] = [
     Attack { traps: true, ..attack("traps") },
 ];
 
-/// Attacks that the short form runs on every backend, and not on SQLite alone.
+/// Attacks that the short form runs on every backend and store.
 const EVERYWHERE: [&str; 2] = ["held-views", "many-rows"];
 
 impl Attack {
-    /// The attack of a name.
+    /// Finds an attack by name.
     pub(super) fn find(name: &str) -> Option<Self> {
         ALL.into_iter().find(|attack| attack.name == name)
     }
 
-    /// Whether the short form has the cell.
+    /// Whether the short form includes the cell.
     pub(super) fn is_short(self, backend: Backend, place: Place) -> bool {
         (backend, place) == (Backend::Sqlite, Place::SameStore) || EVERYWHERE.contains(&self.name)
     }
 }
 
-/// Where the stores are.
+/// The backend of the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
     InMemory,
@@ -117,7 +117,7 @@ impl Backend {
     }
 }
 
-/// Which store the attackers have.
+/// The store that the attackers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// The victim's.

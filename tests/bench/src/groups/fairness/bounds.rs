@@ -1,6 +1,6 @@
-//! What no attack may pass. Every bound of the group stands here.
+//! The bounds of every cell.
 
-/// Attackers that run at once, and well-behaved guests in the baseline.
+/// The number of attackers, and of well-behaved guests in the baseline.
 pub(super) const NEIGHBOURS: u64 = 4;
 
 /// The victim's median beside attackers, divided by that beside well-behaved guests.
@@ -9,11 +9,11 @@ pub(super) const MEDIAN_RATIO: f64 = 1.5;
 /// The same for the 99th percentile.
 pub(super) const TAIL_RATIO: f64 = 10.0;
 
-/// By how many MiB the resident memory of the process may grow while attackers run.
+/// The largest growth of the process's resident memory during a cell, in MiB.
 pub(super) const RESIDENT_MEBIBYTES: f64 = (NEIGHBOURS * 64 + 192) as f64;
 
-/// How many MiB the largest write-ahead log of SQLite may have.
+/// The largest size of SQLite's write-ahead log, in MiB.
 pub(super) const LOG_MEBIBYTES: f64 = 320.0;
 
-/// The quota of each store, as a platform sets one.
+/// The quota of each store.
 pub(super) const QUOTA_BYTES: u64 = 100_000_000;

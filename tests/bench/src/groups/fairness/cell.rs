@@ -1,6 +1,6 @@
 //! One cell of the table: one attack, measured in a process of its own.
 //!
-//! A process of its own shows its memory as it is, and an attack that ends it ends no other row.
+//! So its memory is measured alone, and an attack that ends the process ends no other cell.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -20,17 +20,17 @@ use super::victim::{Latency, Times, Victim};
 use super::watch::{Watch, resident};
 use crate::guest::Program;
 
-/// Gives a process its cell.
+/// The environment variable that passes a process its cell.
 const CELL: &str = "LARDER_BENCH_CELL";
 
-/// How long a cell takes.
+/// The lengths of a cell's phases.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Pace {
-    /// Beside well-behaved guests.
+    /// The phase beside well-behaved guests.
     baseline: Duration,
-    /// Beside attackers.
+    /// The phase beside attackers.
     attack: Duration,
-    /// How many rows are prepared where an attack reads many.
+    /// The number of prepared rows for an attack that reads many.
     many: u64,
 }
 
@@ -42,24 +42,24 @@ impl Pace {
         Self { baseline: Duration::from_millis(250), attack: Duration::from_millis(350), many: 100_000 };
 }
 
-/// What a process is to measure.
+/// The measurement that a process makes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Cell {
     pub(super) attack: String,
     pub(super) pace: Pace,
     /// The data-source name of the victim's store.
     pub(super) victim: String,
-    /// That of the attackers' store, if it is another one.
+    /// The data-source name of the attackers' store, if it is another one.
     pub(super) other: Option<String>,
-    /// Holds the files of both stores.
+    /// The directory of both stores' files.
     pub(super) stores: PathBuf,
-    /// Keeps compiled components from one cell to the next.
+    /// The directory that keeps compiled components for the next cells.
     pub(super) cache: PathBuf,
-    /// Takes the outcome.
+    /// The file for the outcome.
     pub(super) outcome: PathBuf,
 }
 
-/// What was measured.
+/// The measured figures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) baseline: Latencies,
@@ -67,19 +67,19 @@ pub(super) struct Outcome {
     /// Calls of the victim that failed, in all phases.
     pub(super) failures: u64,
     pub(super) first_failure: Option<String>,
-    /// What the attackers did.
+    /// Operations that the attackers completed.
     pub(super) operations: u64,
     pub(super) refusals: u64,
     pub(super) first_refusal: Option<String>,
-    /// By how much the resident memory grew while they ran, in bytes.
+    /// The growth of the resident memory during both phases, in bytes.
     pub(super) resident: u64,
-    /// All files of the stores at their largest.
+    /// The largest size of all files of the stores.
     pub(super) disk: u64,
-    /// The largest write-ahead log.
+    /// The largest size of one write-ahead log.
     pub(super) log: u64,
 }
 
-/// The victim's requests.
+/// The latencies of the victim's requests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Latencies {
     pub(super) read: Latency,
@@ -92,23 +92,23 @@ impl From<Times> for Latencies {
     }
 }
 
-/// A cell takes no longer, or it has failed.
+/// The timeout of a cell.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// A phase that waits for the first operation of an attack takes no longer.
+/// The timeout of a phase whose attackers have completed no operation.
 const LONGEST_PHASE: Duration = Duration::from_secs(30);
 
-/// How long an instance computes before others get their turn.
+/// How long an instance computes before it yields.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The data-source name of a store in memory.
+/// The data-source name of an in-memory store.
 pub(super) const IN_MEMORY: &str = "memory:";
 
-/// Threads on which all guests run.
+/// The runtime's worker threads, which run all guests.
 const WORKERS: usize = 2;
 
 impl Cell {
-    /// Measures the cell in a process of its own.
+    /// Measures the cell in a new process.
     pub(super) fn measure(&self) -> Result<Outcome> {
         let errors = self.outcome.with_extension("errors");
         let mut command = Command::new(std::env::current_exe()?);
@@ -133,7 +133,7 @@ impl Cell {
     }
 }
 
-/// What this process does if it was started to measure a cell.
+/// Measures a cell, if this process was started for that.
 pub(crate) fn played_by_this_process() -> Option<Result<ExitCode>> {
     let cell = std::env::var(CELL).ok()?;
     Some(play(&cell).map(|()| ExitCode::SUCCESS))
@@ -145,14 +145,14 @@ fn play(cell: &str) -> Result<()> {
     let path = cell.outcome.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
-        // A busy thread looks for requests and answers after each task, instead of each 61 tasks.
+        // A busy thread looks for new requests and input after each task, instead of after 61 tasks.
         .event_interval(1)
         .global_queue_interval(1)
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(run(cell, attack))?;
     std::fs::write(path, serde_json::to_vec(&outcome)?)?;
-    // A guest that holds a thread delays no report.
+    // Do not wait for guests that hold a thread.
     runtime.shutdown_background();
     Ok(())
 }
@@ -179,7 +179,7 @@ async fn run(cell: Cell, attack: Attack) -> Result<Outcome> {
     Measurement { neighbours, victim, pace: cell.pace }.run(attack, &cell.stores).await
 }
 
-/// Opens a store anew, so that nothing of what was put into it is cached. One in memory would be empty then.
+/// Reopens a store, so that none of its rows is cached. An in-memory store stays open, because it would be empty.
 async fn anew(name: &str, store: Store) -> Result<Store> {
     if name == IN_MEMORY {
         return Ok(store);
@@ -189,7 +189,7 @@ async fn anew(name: &str, store: Store) -> Result<Store> {
     open(name).await
 }
 
-/// An engine whose guests give way, as an embedder sets it up.
+/// An engine whose guests yield by epochs, as an embedder configures it.
 fn engine(cache: &Path) -> Result<Engine> {
     let mut config = engine_config();
     config.epoch_interruption(true);
@@ -221,7 +221,7 @@ struct Measurement {
 }
 
 impl Measurement {
-    /// The baseline comes first: what an attack leaves behind (a large log, a checkpoint under way) would slow it down.
+    /// Measures both phases. The baseline comes first: an attack leaves a long log or a checkpoint that would slow it down.
     async fn run(self, attack: Attack, stores: &Path) -> Result<Outcome> {
         let Pace { baseline, attack: attacked, .. } = self.pace;
         let before = resident()?;
@@ -244,7 +244,7 @@ impl Measurement {
         })
     }
 
-    /// Times the victim beside neighbours, until they have done something, too.
+    /// Times the victim beside neighbours for `duration`, and until they have completed an operation.
     async fn phase(mut self, attack: Attack, duration: Duration) -> Result<(Self, Times, Tally)> {
         let (running, since) = (self.neighbours.start(attack), Instant::now());
         let mut times = Times::default();

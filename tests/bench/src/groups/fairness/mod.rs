@@ -1,4 +1,4 @@
-//! Fairness: how long a guest waits beside guests that attack, instead of beside guests that are well behaved.
+//! Fairness: a guest's latency beside attackers, compared with its latency beside well-behaved guests.
 
 mod attack;
 mod bounds;
@@ -20,7 +20,7 @@ use attack::{ALL, Attack, Backend, Place};
 pub(crate) use cell::played_by_this_process;
 use cell::{Cell, IN_MEMORY, Outcome, Pace};
 
-/// Where Postgres keeps the victim's store and the other one.
+/// The schemas of the victim's store and of the other one on Postgres.
 const SCHEMAS: [&str; 2] = ["larder_bench_victim", "larder_bench_other"];
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
@@ -58,7 +58,7 @@ fn name(attack: Attack, backend: Backend, place: Place) -> String {
     format!("{}, {}, {}", attack.name, backend.name(), place.name())
 }
 
-/// Measures a cell, again if it fails the check, and says what it came to.
+/// Measures a cell, repeats it if it fails the check, and prints its row.
 async fn measure_cell(
     runner: &mut Runner<'_>,
     attack: Attack,

@@ -1,4 +1,4 @@
-//! Instances that run beside the victim: attackers, or well-behaved guests.
+//! The victim's neighbours: attackers, or well-behaved guests.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl StorageView for Neighbour {
     }
 }
 
-/// What every neighbour is an instance of, and what it is granted.
+/// The program of all neighbours, and the stores that they are granted.
 #[derive(Clone)]
 pub(super) struct Neighbours {
     engine: Engine,
@@ -45,7 +45,7 @@ pub(super) struct Neighbours {
     memories: MemoryStore,
 }
 
-/// One mark for each operation that was done or refused; more than a neighbour makes in a cell.
+/// The capacity for marks, one for each completed or refused operation: more than a neighbour writes in a cell.
 const MARKS_MAX: usize = 64 << 20;
 
 impl Neighbours {
@@ -58,7 +58,7 @@ impl Neighbours {
         Ok(Self { engine: engine.clone(), command, store: store.clone(), memories: memories.clone() })
     }
 
-    /// Starts them all, each in a task.
+    /// Starts all neighbours, each in a task.
     pub(super) fn start(&self, attack: Attack) -> Running {
         let (mut tasks, mut outputs) = (JoinSet::new(), Vec::new());
         for number in 0..NEIGHBOURS {
@@ -70,7 +70,7 @@ impl Neighbours {
         Running { tasks, outputs }
     }
 
-    /// Runs one of them. It ends with an error or not at all.
+    /// Runs one neighbour. Returns only if it fails.
     async fn run(&self, attack: Attack, number: u64, output: Output) -> Result<()> {
         loop {
             let mut store = self.instance(attack, number, &output)?;
@@ -104,7 +104,7 @@ impl Neighbours {
     }
 }
 
-/// What one neighbour says.
+/// The output of one neighbour.
 #[derive(Clone)]
 struct Output {
     marks: MemoryOutputPipe,
@@ -123,13 +123,13 @@ impl Output {
     }
 }
 
-/// Neighbours that run. They end with it.
+/// Running neighbours. Dropping this ends them.
 pub(super) struct Running {
     tasks: JoinSet<Result<()>>,
     outputs: Vec<Output>,
 }
 
-/// What neighbours did.
+/// The operations of neighbours.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) operations: u64,
@@ -138,7 +138,7 @@ pub(super) struct Tally {
 }
 
 impl Running {
-    /// What they have done until now.
+    /// Counts the operations until now.
     pub(super) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for output in &self.outputs {
@@ -154,10 +154,10 @@ impl Running {
         tally
     }
 
-    /// Ends them, and gives what they did.
+    /// Ends the neighbours and counts their operations.
     ///
     /// # Errors
-    /// If one of them ended before.
+    /// - If a neighbour has ended by itself.
     pub(super) async fn stop(mut self) -> Result<Tally> {
         self.tasks.abort_all();
         while let Some(outcome) = self.tasks.join_next().await {
@@ -166,7 +166,7 @@ impl Running {
                 outcome => outcome?.context("an attacker ended")?,
             }
         }
-        // What they left behind is rolled back by then.
+        // Leave time to roll back their transactions.
         tokio::time::sleep(Duration::from_millis(50)).await;
         Ok(self.tally())
     }

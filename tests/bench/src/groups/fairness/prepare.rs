@@ -9,10 +9,10 @@ use larder_host::{Handle, HandleOptions, Limits, Mode, Store};
 
 use super::attack::Prepared;
 
-/// Rows of one transaction.
+/// The rows of one transaction.
 const BATCH: u64 = 50_000;
 
-/// Rows of 100 bytes in the namespace `rows`, as the program `attackers` expects them.
+/// The number of rows of 100 bytes in the namespace `rows`. The program `attackers` relies on it.
 const ROWS: u64 = 20_000;
 
 /// Puts the rows that every attacker reads into a store.
@@ -25,8 +25,9 @@ fn handle(store: &Store) -> Handle {
     store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() })
 }
 
-/// Puts the rows of one attack into a store; `many` is how many, if the attack needs many. A store that is closed loses
-/// those that have expired.
+/// Puts the rows of one attack into a store; `many` rows, if the attack needs many.
+///
+/// Call it after the store's last reopening: a store that closes removes expired rows.
 pub(super) async fn prepare(store: &Store, prepared: Prepared, many: u64) -> Result<()> {
     let handle = handle(store);
     match prepared {

@@ -1,4 +1,4 @@
-//! The group's table: a row for each cell, as Markdown and for the report.
+//! The rows of the group's table, as Markdown and for the report.
 
 use super::bounds::{LOG_MEBIBYTES, MEDIAN_RATIO, RESIDENT_MEBIBYTES, TAIL_RATIO};
 use super::cell::Outcome;
@@ -14,7 +14,7 @@ pub(super) const HEAD: &str = "\
 | beside attackers | median ratio | p99 ratio | failed calls | RSS increase | disk | log | operations, refused |
 |---|---|---|---|---|---|---|---|---|---|---|---|";
 
-/// The larger ratio of reads and updates at a percentile.
+/// The ratio at a percentile: the larger one of reads and updates.
 fn ratio(outcome: &Outcome, percent: usize) -> f64 {
     let of = |attacked: &Latency, baseline: &Latency| attacked.at(percent) / baseline.at(percent);
     let read = of(&outcome.attacked.read, &outcome.baseline.read);
@@ -80,7 +80,7 @@ pub(super) fn row(name: &str, outcome: &Outcome) -> RowReport {
     RowReport { name: name.to_string(), sides, figures }
 }
 
-/// A side's samples are its percentiles, from the 0th to the 100th.
+/// One side of the report. Its samples are the percentiles from the 0th to the 100th.
 fn side(name: &str, latency: &Latency) -> SideReport {
     let nanoseconds = Summary { median: latency.at(50), minimum: latency.at(0), maximum: latency.at(100) };
     let samples = latency.percentiles.clone();

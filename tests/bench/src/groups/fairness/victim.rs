@@ -1,7 +1,7 @@
 //! The victim: a well-behaved guest whose requests are timed.
 //!
-//! Requests come from a thread that runs no guests, as they do from a platform's clients. A request counts from the moment
-//! when it is there until it is done, and so includes the wait for a thread.
+//! A thread that runs no guests sends the requests, like a client of an embedder. The time of a request begins when it is
+//! sent, so it includes the wait for a thread.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::guest::{Guest, Program, Workload};
 use crate::row::Work;
 
-/// More rows than the victim reads in one cell, so that most of its reads are of rows that no cache has.
+/// More rows than the victim reads in one cell, so most of its reads miss the cache.
 const SHAPE: Shape = Shape { rows: 20_000, namespaces: 1, value_bytes: 100 };
 
 /// How long the victim's requests took.
@@ -32,12 +32,13 @@ pub(super) struct Kind {
     times: Vec<f64>,
 }
 
-/// How often a client would make each request.
+/// The interval at which a client would send each kind of request.
 const EXPECTED: Duration = Duration::from_millis(5);
 
 impl Kind {
-    /// Counts a request, and those that would have come while it lasted: they would have waited for it. Without them, a
-    /// victim that waits for seconds would count as one slow request among many quick ones.
+    /// Adds a request, and those that a client would have sent while it lasted, because they would have waited too.
+    ///
+    /// Without them, a wait of seconds would count as one slow request among many quick ones.
     fn add(&mut self, time: Duration) {
         self.requests += 1;
         let mut left = Some(time);
@@ -48,11 +49,11 @@ impl Kind {
     }
 }
 
-/// One kind of request, as percentiles.
+/// The latency of one kind of request, as percentiles.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Latency {
     pub(super) requests: u64,
-    /// From the 0th to the 100th.
+    /// The percentiles from the 0th to the 100th.
     pub(super) percentiles: Vec<f64>,
 }
 
@@ -70,7 +71,7 @@ impl Latency {
     }
 }
 
-/// The victim, and what failed of it.
+/// The victim, and its failed calls.
 pub(super) struct Victim {
     guest: Guest,
     random: Random,
@@ -80,14 +81,14 @@ pub(super) struct Victim {
 }
 
 impl Victim {
-    /// Puts its rows into the store.
+    /// Puts the victim's rows into the store.
     pub(super) async fn fill(program: &Program, store: &Store) -> Result<()> {
         let mut guest = program.instance(store).await?;
         guest.open(SHAPE).await?;
         guest.fill(0, SHAPE.rows).await
     }
 
-    /// Starts it.
+    /// Starts the victim.
     pub(super) async fn start(program: &Program, store: &Store) -> Result<Self> {
         let mut guest = program.instance(store).await?;
         guest.open(SHAPE).await?;
@@ -108,7 +109,7 @@ impl Victim {
         Ok(self)
     }
 
-    /// Serves one request; gives the moment when it was done.
+    /// Serves one request and returns when it ended.
     async fn served(mut self, workload: Workload) -> (Self, Instant) {
         self.requests += 1;
         let work = Work { count: 1, seed: self.requests, salt: self.requests };
@@ -120,8 +121,9 @@ impl Victim {
     }
 }
 
-/// The longest pause before a request. The threads find other work meanwhile, as they do for guests that are not asked all
-/// the time. A pause is a random part of it: requests in step with the epoch's ticks would all wait for whole ticks.
+/// The longest pause before a request, during which threads turn to other work.
+///
+/// Each pause is a random part of it. Requests in step with the epoch's ticks would all wait for whole ticks.
 const PAUSE_MICROS_MAX: u64 = 2_000;
 
 #[cfg(test)]

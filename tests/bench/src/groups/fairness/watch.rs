@@ -1,4 +1,4 @@
-//! The largest amounts of memory and disk while a cell runs.
+//! The largest use of memory and disk during a cell.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 
-/// How often is looked.
+/// The sampling interval.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Looks again and again, on a thread of its own.
+/// Samples memory and files on a separate thread.
 pub(super) struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Peaks>>,
 }
 
-/// The largest amounts, in bytes.
+/// The largest samples, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peaks {
     /// Resident memory of this process.
     pub(super) resident: u64,
-    /// All files of the stores.
+    /// The size of all files of the stores.
     pub(super) disk: u64,
-    /// The largest write-ahead log.
+    /// The size of the largest write-ahead log.
     pub(super) log: u64,
 }
 
@@ -50,7 +50,7 @@ fn watch(folder: &Path, stop: &AtomicBool) -> Result<Peaks> {
         (peaks.disk, peaks.log) = (peaks.disk.max(disk), peaks.log.max(log));
         thread::sleep(INTERVAL);
     }
-    // The kernel saw peaks between two looks, too, if they are higher than all before.
+    // The kernel's high-water mark includes peaks between samples, if it has grown.
     let highest = status("VmHWM:")?;
     if highest > highest_before {
         peaks.resident = peaks.resident.max(highest);
@@ -71,7 +71,7 @@ fn status(name: &str) -> Result<u64> {
     Ok(kilobytes.parse::<u64>()? * 1_024)
 }
 
-/// The bytes of all files below a folder, and of the largest write-ahead log. Files come and go meanwhile.
+/// The size of all files below a folder, and of the largest write-ahead log. Files may vanish during the walk.
 fn sizes(folder: &Path) -> (u64, u64) {
     let (mut all, mut log) = (0, 0);
     let mut folders: Vec<PathBuf> = vec![folder.to_path_buf()];
@@ -108,7 +108,7 @@ mod tests {
         thread::sleep(INTERVAL * 4);
         let peaks = watch.stop().unwrap();
         assert_eq!((peaks.disk, peaks.log), (1_100, 1_000));
-        // No more can be said beside tests that take memory and give it back: it is in bytes, and not in kilobytes.
+        // Other tests change the memory of the process, so this only checks that the unit is bytes.
         assert!(peaks.resident > 2 << 20 && peaks.resident < 1 << 40, "{peaks:?}");
     }
 }
