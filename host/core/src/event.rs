@@ -54,8 +54,9 @@ pub enum Event {
         prior: Health,
         /// The health now.
         new: Health,
-        /// Why: `summarizer_failed`, `retries_exhausted`, `summarizer_succeeded`, `recovery_attempt`,
-        /// `recovery_failed`, `recovery_batch_summarised`, `recovered`, `host_closed` or `host_lost`.
+        /// Why: `summarizer_failed`, `retries_exhausted`, `summarizer_succeeded`,
+        /// `recovery_attempt`, `recovery_failed`, `recovery_batch_summarised`, `recovered`,
+        /// `host_closed` or `host_lost`.
         reason: &'static str,
     },
     /// The host dropped turns that waited for a summary.
@@ -74,7 +75,8 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tenant's database could not be written back and is in quarantine on this host. An operator has to inspect it.
+    /// A tenant's database could not be written back and is in quarantine on this host. An operator
+    /// has to inspect it.
     TenantQuarantined {
         /// The tenant.
         tenant: String,
@@ -98,9 +100,11 @@ pub enum Event {
 pub enum SnapshotEndReason {
     /// It was idle and held a connection that another transaction or a commit needed.
     ConnectionWanted,
-    /// It kept the write-ahead log from restarting, and the log was at least a quarter of its bound.
+    /// It kept the write-ahead log from restarting, and the log was at least a quarter of its
+    /// bound.
     LogFull,
-    /// The in-memory rows that only snapshots kept exceeded their bound, and it was the oldest snapshot.
+    /// The in-memory rows that only snapshots kept exceeded their bound, and it was the oldest
+    /// snapshot.
     OldRowsFull,
 }
 
@@ -296,7 +300,8 @@ pub struct EventSubscriber {
 }
 
 impl EventSubscriber {
-    /// Waits for the next event, or the number of events lost before it; `None` once the channel is dropped.
+    /// Waits for the next event, or the number of events lost before it; `None` once the channel is
+    /// dropped.
     pub async fn next(&mut self) -> Option<Result<Event, Missed>> {
         match self.receiver.recv().await {
             Ok(event) => Some(Ok(event)),

@@ -8,7 +8,8 @@ use crate::memory::Identity;
 
 /// The limits of one guest. Sizes are in bytes.
 ///
-/// Every length and count that a guest sends is checked against a limit before memory is spent on it.
+/// Every length and count that a guest sends is checked against a limit before memory is spent on
+/// it.
 ///
 /// ```
 /// let limits = larder_core::Limits { value_bytes: 64 << 10, ..Default::default() };
@@ -24,12 +25,14 @@ pub struct Limits {
     pub value_bytes: u64,
     /// The result of one call, plus [`Limits::LIST_ENTRY_BYTES`] for each entry of a list.
     ///
-    /// At least what one entry with the longest key and the largest value counts, so that a page always holds an entry.
+    /// At least what one entry with the longest key and the largest value counts, so that a page
+    /// always holds an entry.
     pub result_bytes: u64,
     /// What one transaction stages and remembers.
     ///
-    /// Counts the names and the value of each staged write, the names of each condition, and, in an update, the names of each
-    /// row and range that it read; plus [`Limits::ENTRY_OVERHEAD`] for each of these. At least what one row counts.
+    /// Counts the names and the value of each staged write, the names of each condition, and, in an
+    /// update, the names of each row and range that it read; plus [`Limits::ENTRY_OVERHEAD`] for
+    /// each of these. At least what one row counts.
     pub transaction_bytes: u64,
     /// Rows for which one transaction stages writes, or which one `get_many` reads.
     pub transaction_mutations: u64,
@@ -45,7 +48,8 @@ pub struct Limits {
     pub open_memories: u64,
     /// What the host holds in memory for one instance, over all its transactions and calls.
     ///
-    /// At least `transaction_bytes` + [`Limits::RESULT_COPIES`] × `result_bytes`. See [`HeldBytes`](crate::HeldBytes).
+    /// At least `transaction_bytes` + [`Limits::RESULT_COPIES`] × `result_bytes`. See
+    /// [`HeldBytes`](crate::HeldBytes).
     pub instance_bytes: u64,
     /// The age at which a transaction is rolled back. At most [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
@@ -62,9 +66,11 @@ impl Limits {
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
     /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value.
     ///
-    /// To pass an entry to a guest costs memory and a call. An entry of a packed page counts its header, 8 bytes.
+    /// To pass an entry to a guest costs memory and a call. An entry of a packed page counts its
+    /// header, 8 bytes.
     pub const LIST_ENTRY_BYTES: u64 = 256;
-    /// What each staged write, condition, and row or range that was read counts beside its names and its value.
+    /// What each staged write, condition, and row or range that was read counts beside its names
+    /// and its value.
     ///
     /// This is the most that it takes in the host's memory.
     pub const ENTRY_OVERHEAD: u64 = ENTRY_OVERHEAD;
@@ -78,7 +84,8 @@ impl Limits {
     /// Checks that the limits agree with each other and with what backends can hold.
     ///
     /// # Errors
-    /// - [`Error::InvalidArgument`] if a limit is too large or too small. The text names the limit and its bound.
+    /// - [`Error::InvalidArgument`] if a limit is too large or too small. The text names the limit
+    ///   and its bound.
     pub fn validate(&self) -> Result<()> {
         at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
         at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
@@ -106,7 +113,8 @@ impl Limits {
         check_bound(kind, self.max(kind), requested)
     }
 
-    /// The limit of one kind; `u64::MAX` for the whole store and for a session's record, which other options bound.
+    /// The limit of one kind; `u64::MAX` for the whole store and for a session's record, which
+    /// other options bound.
     pub const fn max(&self, kind: LimitKind) -> u64 {
         match kind {
             LimitKind::NamespaceBytes => self.namespace_bytes,

@@ -17,8 +17,9 @@ use crate::store::Inner;
 
 /// The open snapshots of the stores of one backend.
 ///
-/// A snapshot may pin a connection, or a state that the engine could otherwise clean up, while its guest does nothing. The
-/// backend takes these back here when other transactions need them. It gets this value by [`Backend::attach`].
+/// A snapshot may pin a connection, or a state that the engine could otherwise clean up, while its
+/// guest does nothing. The backend takes these back here when other transactions need them. It gets
+/// this value by [`Backend::attach`].
 ///
 /// [`Backend::attach`]: crate::backend::Backend::attach
 #[derive(Clone, Default)]
@@ -35,14 +36,16 @@ struct Open {
     age: Duration,
 }
 
-/// Idle time after which a snapshot gives up its connection to a share that holds at least two fewer.
+/// Idle time after which a snapshot gives up its connection to a share that holds at least two
+/// fewer.
 const IDLE_MIN: Duration = Duration::from_millis(10);
 
 /// Idle time after which a snapshot gives up its connection to a share that holds no more.
 const IDLE_LONG: Duration = Duration::from_millis(100);
 
-/// Wait after which a snapshot gives up its connection to a share that holds at least two fewer, however short it was idle.
-/// Otherwise a guest could keep many connections by calls in each of its transactions in turn.
+/// Wait after which a snapshot gives up its connection to a share that holds at least two fewer,
+/// however short it was idle. Otherwise a guest could keep many connections by calls in each of its
+/// transactions in turn.
 const WAIT_LONG: Duration = Duration::from_millis(50);
 
 /// Wait for a connection before the next search for a snapshot that can give up its own.
@@ -58,9 +61,10 @@ impl OpenSnapshots {
 
     /// Waits for a permit for a connection, in the share's turn.
     ///
-    /// If no permit is free, idle snapshots give up their connections. Those of the share that holds the most come first, and
-    /// of these the one that has been idle the longest. Such a snapshot can read on if the backend can still read its state
-    /// ([`Snapshot::release`]). Otherwise its transaction ends with [`Error::Conflict`].
+    /// If no permit is free, idle snapshots give up their connections. Those of the share that
+    /// holds the most come first, and of these the one that has been idle the longest. Such a
+    /// snapshot can read on if the backend can still read its state ([`Snapshot::release`]).
+    /// Otherwise its transaction ends with [`Error::Conflict`].
     ///
     /// # Errors
     /// - [`Error::Closed`] if the semaphore is closed.
@@ -123,8 +127,8 @@ impl OpenSnapshots {
 
     /// Ends one idle snapshot that keeps a state which is no longer the newest.
     ///
-    /// It is the oldest one of the share that has the most such snapshots. Its transaction gets [`Error::Conflict`]. Returns
-    /// false if there is no such snapshot.
+    /// It is the oldest one of the share that has the most such snapshots. Its transaction gets
+    /// [`Error::Conflict`]. Returns false if there is no such snapshot.
     pub fn end_one_that_keeps_a_state(&self) -> bool {
         let mut keeping = self.by_age();
         keeping.retain(|open| open.slot.keeps_state());
@@ -135,7 +139,8 @@ impl OpenSnapshots {
         most_first.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
-    /// Reports to each store that the backend itself ended snapshots, the oldest of which had this `age`.
+    /// Reports to each store that the backend itself ended snapshots, the oldest of which had this
+    /// `age`.
     pub fn tell_ended(&self, reason: SnapshotEndReason, age: Duration) {
         for store in self.0.iter().filter_map(Weak::upgrade) {
             let name = store.name().to_string();

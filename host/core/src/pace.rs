@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::share::Share;
 
-/// The largest cost of small work, in rows: about 5 ms of SQLite. Large commits are made one by one, with pauses.
+/// The largest cost of small work, in rows: about 5 ms of SQLite. Large commits are made one by
+/// one, with pauses.
 pub const SMALL_COST_MAX: u64 = 500;
 
 /// Bytes that cost as much as one row.
@@ -17,9 +18,9 @@ pub fn cost(rows: u64, bytes: u64) -> u64 {
 
 /// Bounds the part of a worker's time that large pieces of work take.
 ///
-/// Other work waits until the worker has finished a large piece. So if other shares have work too, the next large piece
-/// begins only after a pause twice as long as the last one took, and of 1 s at most. The worker does small work during the
-/// pause. A share that is alone never waits.
+/// Other work waits until the worker has finished a large piece. So if other shares have work too,
+/// the next large piece begins only after a pause twice as long as the last one took, and of 1 s at
+/// most. The worker does small work during the pause. A share that is alone never waits.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -61,7 +62,8 @@ const COMPANY: Duration = Duration::from_millis(100);
 /// Time after which the last large piece of work is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3);
 
-/// The longest pause. If a large piece took long because the disk stalled, the next one most likely takes less.
+/// The longest pause. If a large piece took long because the disk stalled, the next one most likely
+/// takes less.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Pace {

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The unit among which the host divides connections, the writer and processor time.
 ///
-/// Queues serve the waiting shares in turn, however many requests each has. A share that is alone gets the whole resource.
-/// By default each component instance is a share. If a tenant or plugin runs many instances at once, the embedder gives
-/// them one label: all instances with equal labels are one share.
+/// Queues serve the waiting shares in turn, however many requests each has. A share that is alone
+/// gets the whole resource. By default each component instance is a share. If a tenant or plugin
+/// runs many instances at once, the embedder gives them one label: all instances with equal labels
+/// are one share.
 ///
 /// ```
 /// use larder_core::Share;

@@ -2,8 +2,9 @@
 
 /// The work that a call may do before it yields its thread.
 ///
-/// A slice takes about a millisecond. It counts the rows and bytes that a call looks at, including those that it does not
-/// return. It measures no time, so where a call yields does not depend on the machine's speed.
+/// A slice takes about a millisecond. It counts the rows and bytes that a call looks at, including
+/// those that it does not return. It measures no time, so where a call yields does not depend on
+/// the machine's speed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -31,7 +32,8 @@ const BYTES: usize = 512;
 /// The unit of work: a look at a row in memory, about a quarter of a microsecond.
 pub const ROW: u64 = 1;
 
-/// Work to decode a row from a page, to look one up in memory by name, or to insert one into an ordered map.
+/// Work to decode a row from a page, to look one up in memory by name, or to insert one into an
+/// ordered map.
 pub const STORED_ROW: u64 = 4;
 
 /// Work of one statement, or of looking up one row in a file.

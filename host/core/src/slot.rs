@@ -1,6 +1,7 @@
 //! The slot in which a transaction keeps its snapshot.
 //!
-//! The store can empty it at the transaction's deadline or when the store closes, so an idle guest holds no connection.
+//! The store can empty it at the transaction's deadline or when the store closes, so an idle guest
+//! holds no connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,7 +71,8 @@ pub(crate) enum Reclaimed {
 enum State {
     /// No call is under way. The snapshot is taken at the first read.
     Idle(Option<Box<dyn Snapshot>>),
-    /// A call has the snapshot. `pinned` says whether the snapshot pinned something before the call.
+    /// A call has the snapshot. `pinned` says whether the snapshot pinned something before the
+    /// call.
     Leased { pinned: bool },
     /// Every later call gets this error.
     Ended(Error),
@@ -120,7 +122,8 @@ impl Slot {
         }
     }
 
-    /// Makes an idle snapshot give up its connection. If it cannot read on, the transaction ends with `error`.
+    /// Makes an idle snapshot give up its connection. If it cannot read on, the transaction ends
+    /// with `error`.
     pub(crate) fn reclaim(&self, error: Error) -> Reclaimed {
         let mut state = self.lock();
         match &mut *state {
@@ -167,7 +170,8 @@ impl Slot {
         }
     }
 
-    /// Reads in the snapshot in place. `None` if there is no snapshot yet, or `read` returns `None`.
+    /// Reads in the snapshot in place. `None` if there is no snapshot yet, or `read` returns
+    /// `None`.
     pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
         match &mut *self.lock() {
             State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),
@@ -201,7 +205,8 @@ impl Slot {
 
 /// The snapshot, for the length of one call.
 ///
-/// A cancelled call drops the lease, which ends the transaction: how far the call had come is unknown.
+/// A cancelled call drops the lease, which ends the transaction: how far the call had come is
+/// unknown.
 pub(crate) struct Lease {
     slot: Arc<Slot>,
     pub(crate) snapshot: Option<Box<dyn Snapshot>>,
@@ -222,7 +227,8 @@ impl Lease {
         }
     }
 
-    /// Ends the transaction with `ending` and keeps the snapshot. Fails if the transaction has ended in the meantime.
+    /// Ends the transaction with `ending` and keeps the snapshot. Fails if the transaction has
+    /// ended in the meantime.
     pub(crate) fn keep(mut self, ending: Error) -> Result<Option<Box<dyn Snapshot>>> {
         self.returned = true;
         if self.slot.end(ending) { Ok(self.snapshot.take()) } else { Err(self.ended()) }

@@ -1,10 +1,11 @@
 //! Validation: whether what a transaction read still holds.
 //!
-//! A database makes its commits one after the other, so each waits for the validation of those before it. The log of the
-//! last commits validates most of them. If the log does not reach back, only a few rows may be looked at while others wait.
-//! So a larger read set is validated beforehand, against a newer state and in slices, and the log decides about the commits
-//! since that state ([`Attempt`]). The time of a validation grows with the rows that were read, and not with the number of
-//! ranges over the same rows.
+//! A database makes its commits one after the other, so each waits for the validation of those
+//! before it. The log of the last commits validates most of them. If the log does not reach back,
+//! only a few rows may be looked at while others wait. So a larger read set is validated
+//! beforehand, against a newer state and in slices, and the log decides about the commits since
+//! that state ([`Attempt`]). The time of a validation grows with the rows that were read, and not
+//! with the number of ranges over the same rows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map, btree_set};
@@ -21,16 +22,19 @@ use crate::read_set::{CurrentState, RangeRead, RangeState, ReadSet};
 /// The largest weight of a read set that is validated while other commits wait.
 const WEIGHT_MAX: u64 = 1_000;
 
-/// The budget of a validation while other commits wait. Most of them take a millisecond; large values take longer.
+/// The budget of a validation while other commits wait. Most of them take a millisecond; large
+/// values take longer.
 const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5) };
 
-/// The budget of the last attempt. If other processes commit all the time, only this attempt can succeed.
+/// The budget of the last attempt. If other processes commit all the time, only this attempt can
+/// succeed.
 const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(50) };
 
 /// Rows that can be looked at in the time of writing one.
 const ROWS_LOOKED_AT: u64 = 10;
 
-/// The most validations beforehand. Another one follows if the log no longer reached back to the last one's state.
+/// The most validations beforehand. Another one follows if the log no longer reached back to the
+/// last one's state.
 const VALIDATIONS_MAX: u32 = 3;
 
 /// The budget of a slice, after which the validation yields its thread.
@@ -38,9 +42,10 @@ const SLICE: Budget = Budget { rows: 256, time: Duration::from_millis(1) };
 
 /// One attempt to make a commit, in an engine that makes commits one after the other.
 ///
-/// The engine makes the first attempt with the state that the transaction read. If the answer is [`Validity::Unknown`], it
-/// validates the read set against a newer state with [`validate_in_slices`], while other commits go on. Then it makes
-/// [the next attempt](Self::next) with that state.
+/// The engine makes the first attempt with the state that the transaction read. If the answer is
+/// [`Validity::Unknown`], it validates the read set against a newer state with
+/// [`validate_in_slices`], while other commits go on. Then it makes [the next attempt](Self::next)
+/// with that state.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     state: Option<Version>,
@@ -60,12 +65,14 @@ pub enum Validity {
 }
 
 impl Attempt {
-    /// The first attempt, with the state that the transaction read; `None` if that state is unknown.
+    /// The first attempt, with the state that the transaction read; `None` if that state is
+    /// unknown.
     pub fn first(state: Option<Version>) -> Self {
         Self { state, validations: 0, is_last: false }
     }
 
-    /// The next attempt, after the read set was found to hold in a newer `state`; `None` if that state is unknown.
+    /// The next attempt, after the read set was found to hold in a newer `state`; `None` if that
+    /// state is unknown.
     ///
     /// An attempt without a state is the last one, because the log cannot decide it.
     pub fn next(self, state: Option<Version>) -> Self {
@@ -97,14 +104,16 @@ impl Attempt {
         }
     }
 
-    /// The most that it costs to look at the reads while other commits wait, in the unit of [`crate::pace::cost`].
+    /// The most that it costs to look at the reads while other commits wait, in the unit of
+    /// [`crate::pace::cost`].
     ///
     /// Only the last attempt has a cost. The log most likely decides the others.
     pub fn cost(&self, reads: &ReadSet) -> u64 {
         if self.is_last { reads.weight().min(LAST_ATTEMPT.rows) / ROWS_LOOKED_AT } else { 0 }
     }
 
-    /// Each look has a budget beside the weight, because a weight does not count expired rows of ranges.
+    /// Each look has a budget beside the weight, because a weight does not count expired rows of
+    /// ranges.
     fn look(&self, reads: &ReadSet, current: &mut dyn CurrentState) -> Result<Validity> {
         let (budget, unknown) = match self.is_last {
             true => (LAST_ATTEMPT, Validity::Changed),
@@ -219,7 +228,8 @@ impl std::fmt::Debug for Checks<'_> {
 
 /// Checks ranges in one pass over the keys in order.
 ///
-/// The bounds of the ranges divide the keys into stretches. Each stretch is counted once, for all ranges that contain it.
+/// The bounds of the ranges divide the keys into stretches. Each stretch is counted once, for all
+/// ranges that contain it.
 struct RangeChecks<'a> {
     /// Ranges that have not begun, ordered by their start.
     waiting: Peekable<btree_set::Iter<'a, RangeRead>>,

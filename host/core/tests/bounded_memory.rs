@@ -1,7 +1,8 @@
 //! The memory that an instance makes the host hold, measured as the growth of a process.
 //!
-//! A separate process tries each way of holding memory until larder refuses more. It may grow by the bound, by a quarter more
-//! for what the allocator does not give back, and by what the test itself holds.
+//! A separate process tries each way of holding memory until larder refuses more. It may grow by
+//! the bound, by a quarter more for what the allocator does not give back, and by what the test
+//! itself holds.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
@@ -96,7 +97,8 @@ fn is_full<T: std::fmt::Debug>(outcome: Result<T>) -> bool {
     }
 }
 
-/// An instance with the default limits, except for the rows and the timeout of a transaction: bytes are the bound.
+/// An instance with the default limits, except for the rows and the timeout of a transaction: bytes
+/// are the bound.
 struct Instance {
     limits: Arc<Limits>,
     held: HeldBytes,
@@ -176,7 +178,8 @@ impl Instance {
         }
     }
 
-    /// Opens as many transactions as the limits allow, and repeats `stage` in each until it is refused.
+    /// Opens as many transactions as the limits allow, and repeats `stage` in each until it is
+    /// refused.
     async fn fill(&self, stage: impl Fn(&mut Transaction, u64) -> Result<()>) {
         self.fill_reading(async |tx, number| stage(tx, number)).await;
     }

@@ -13,33 +13,37 @@ use crate::writer::Writer;
 /// How often the log is checked after commits.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The part of the bound at which the log is checkpointed, as far as no reader needs it: 4 MiB by default.
+/// The part of the bound at which the log is checkpointed, as far as no reader needs it: 4 MiB by
+/// default.
 const MOVED_PART: u64 = 64;
 
-/// The part of the bound at which a checkpointed log restarts: 32 MiB by default. Until it restarts, each commit makes it
-/// longer, which costs more than overwriting it.
+/// The part of the bound at which a checkpointed log restarts: 32 MiB by default. Until it
+/// restarts, each commit makes it longer, which costs more than overwriting it.
 const ANEW_PART: u64 = 8;
 
-/// About the most pages that are moved while commits wait: those committed during the previous pass.
+/// About the most pages that are moved while commits wait: those committed during the previous
+/// pass.
 const LAST_PAGES: i64 = 500;
 
 /// The most passes beside the commits to get down to that many pages.
 const PASSES_MAX: usize = 4;
 
-/// The part of the bound at which the log restarts however many pages are left: 128 MiB by default. Commits then wait for
-/// the disk, which cannot keep up with them.
+/// The part of the bound at which the log restarts however many pages are left: 128 MiB by default.
+/// Commits then wait for the disk, which cannot keep up with them.
 const LONG_PART: u64 = 2;
 
 /// Intervals without a commit after which the file is checked all the same.
 const IDLE_INTERVALS: u32 = 10;
 
-/// The most rounds of ending snapshots: a snapshot that was being taken during a round can still prevent the restart.
+/// The most rounds of ending snapshots: a snapshot that was being taken during a round can still
+/// prevent the restart.
 const ENDS_MAX: usize = 3;
 
 /// How long commits wait for readers that are about to end, so that the log can restart.
 const READERS_END_MAX: Duration = Duration::from_millis(10);
 
-/// The age from which snapshots are ended, by the length of the log in quarters of its bound; `None` for none.
+/// The age from which snapshots are ended, by the length of the log in quarters of its bound;
+/// `None` for none.
 ///
 /// A young snapshot most likely ends by itself.
 fn ended_age(log_bytes: u64, bytes_max: u64) -> Option<Duration> {
@@ -115,7 +119,8 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
         }
         let is_long = pass.in_log >= pages(bytes_max / LONG_PART);
         if pass.moved - moved <= LAST_PAGES || is_long && pass_number == PASSES_MAX {
-            // SQLite restarts the log with the next commit once all of it is checkpointed and no reader uses it.
+            // SQLite restarts the log with the next commit once all of it is checkpointed and no
+            // reader uses it.
             writer.between_commits(|_| move_log(connection))?;
             return Ok(());
         }
@@ -124,10 +129,11 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
     Ok(())
 }
 
-/// Ends snapshots of at least `age`, and lets the log restart while commits wait. False if a reader is left.
+/// Ends snapshots of at least `age`, and lets the log restart while commits wait. False if a reader
+/// is left.
 ///
-/// Younger snapshots get up to [`READERS_END_MAX`] to end by themselves. Readers of other processes, and copies of the
-/// database, cannot be ended.
+/// Younger snapshots get up to [`READERS_END_MAX`] to end by themselves. Readers of other
+/// processes, and copies of the database, cannot be ended.
 fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> larder_core::Result<bool> {
     let beside = readers.open_beside()?;
     let connection = &beside.connection;

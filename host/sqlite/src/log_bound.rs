@@ -8,13 +8,14 @@ use tokio::sync::Notify;
 
 /// The bound of a database's write-ahead log.
 ///
-/// Once a commit leaves the log at the bound, the following commits wait until the log can restart, or until an attempt to
-/// restart it has failed.
+/// Once a commit leaves the log at the bound, the following commits wait until the log can restart,
+/// or until an attempt to restart it has failed.
 pub(crate) struct LogBound {
     bytes_max: u64,
     is_full: AtomicBool,
     full: Arc<Notify>,
-    /// Until then commits do not wait: a reader that larder cannot end keeps the log from restarting.
+    /// Until then commits do not wait: a reader that larder cannot end keeps the log from
+    /// restarting.
     in_vain_until: Mutex<Option<Instant>>,
 }
 

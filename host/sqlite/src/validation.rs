@@ -34,7 +34,8 @@ pub(crate) async fn commit(
     }
 }
 
-/// Validates what was read against the newest state, on a reader while others commit, and returns that state.
+/// Validates what was read against the newest state, on a reader while others commit, and returns
+/// that state.
 ///
 /// `None` if the state cannot be named. A validation would be useless then, so there is none.
 async fn validate(
@@ -53,7 +54,8 @@ async fn validate(
         }
         let look =
             |connection: &Connection| checks.advance(&mut rows::Current { connection, now }, allowance);
-        // A failed read may have ended SQLite's transaction, so the connection may no longer show this state.
+        // A failed read may have ended SQLite's transaction, so the connection may no longer show
+        // this state.
         reader.read_in_transaction(look).unwrap_or(Err(Error::Conflict))
     })
     .await?;

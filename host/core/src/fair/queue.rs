@@ -6,8 +6,8 @@ use crate::share::Share;
 
 /// A start-time fair queue: it serves equal cost to each share that waits.
 ///
-/// Each request has a cost. The number of a share's requests does not matter. Requests of one share keep their order. A
-/// share without requests saves up no credit.
+/// Each request has a cost. The number of a share's requests does not matter. Requests of one share
+/// keep their order. A share without requests saves up no credit.
 ///
 /// ```
 /// use larder_core::Share;
@@ -26,7 +26,8 @@ pub struct FairQueue<T> {
     waiting: BTreeMap<Place, Waiting<T>>,
     /// The start tag of each share's next request. A share without an entry starts at `now`.
     next: HashMap<Share, u128>,
-    /// The virtual time: the start tag of the last request served, or its end if the queue became empty.
+    /// The virtual time: the start tag of the last request served, or its end if the queue became
+    /// empty.
     now: u128,
     arrivals: u64,
     /// The size of `next` above which entries that are not ahead of `now` are removed.
@@ -72,7 +73,8 @@ impl<T> FairQueue<T> {
     /// Removes the next request and returns it with its position.
     pub fn pop(&mut self) -> Option<(Place, T)> {
         let (place, waiting) = self.waiting.pop_first()?;
-        // No share is ahead once the queue is empty, so the virtual time moves past the last request.
+        // No share is ahead once the queue is empty, so the virtual time moves past the last
+        // request.
         let served = if self.waiting.is_empty() { u128::from(waiting.cost.max(1)) } else { 0 };
         self.move_to(place.start + served);
         Some((place, waiting.request))
@@ -95,14 +97,16 @@ impl<T> FairQueue<T> {
 
     fn move_to(&mut self, now: u128) {
         self.now = self.now.max(now);
-        // An entry that is not ahead of `now` means the same as no entry. Shares come and go, so remove such entries.
+        // An entry that is not ahead of `now` means the same as no entry. Shares come and go, so
+        // remove such entries.
         if self.next.len() <= self.prune_at {
             return;
         }
         let now = self.now;
         self.next.retain(|_, next| *next > now);
         if self.next.len() > SHARES_AHEAD_MAX {
-            // Bound the map: forget what shares without a waiting request have had. Order within each share stays.
+            // Bound the map: forget what shares without a waiting request have had. Order within
+            // each share stays.
             let waiting: HashSet<&Share> = self.waiting.values().map(|waiting| &waiting.share).collect();
             self.next.retain(|share, _| waiting.contains(share));
         }

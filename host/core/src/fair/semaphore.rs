@@ -104,7 +104,8 @@ impl FairSemaphore {
 }
 
 impl State {
-    /// Removes the first waiter of the share that holds the fewest permits. Of several shares, the longest waiter wins.
+    /// Removes the first waiter of the share that holds the fewest permits. Of several shares, the
+    /// longest waiter wins.
     fn next_waiter(&mut self) -> Option<(Share, Waiter)> {
         let held = |share: &Share| self.held.get(share).copied().unwrap_or_default();
         let first = |waiters: &VecDeque<Waiter>| waiters.front().map(|waiter| waiter.arrival);

@@ -1,8 +1,9 @@
 //! The open snapshots, and the memory that only they keep.
 //!
-//! A snapshot shares its rows with the newest state. Rows that were replaced or removed since are kept for snapshots alone,
-//! and no quota counts them. Guests that hold snapshots and rewrite the store between them could fill the memory. So this
-//! registry counts these rows and ends the oldest snapshots over a bound.
+//! A snapshot shares its rows with the newest state. Rows that were replaced or removed since are
+//! kept for snapshots alone, and no quota counts them. Guests that hold snapshots and rewrite the
+//! store between them could fill the memory. So this registry counts these rows and ends the oldest
+//! snapshots over a bound.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,8 +56,8 @@ struct Open {
     since: Instant,
     count: usize,
     rows: Arc<SnapshotRows>,
-    /// Bytes of old rows that these snapshots keep and no newer ones, by the oldest state whose snapshots need the rows too.
-    /// Ordered by state.
+    /// Bytes of old rows that these snapshots keep and no newer ones, by the oldest state whose
+    /// snapshots need the rows too. Ordered by state.
     kept: Vec<(u64, u64)>,
     /// Bytes of old map nodes that are kept too, and their largest number: all nodes of the map.
     nodes: u64,
@@ -103,7 +104,8 @@ impl SnapshotRegistry {
         rows
     }
 
-    /// Closes a snapshot, unless it was ended. The caller must drop the returned rows while it holds no lock.
+    /// Closes a snapshot, unless it was ended. The caller must drop the returned rows while it
+    /// holds no lock.
     pub(super) fn close(&mut self, moment: Moment) -> Option<Arc<SnapshotRows>> {
         let place = self.open.binary_search_by_key(&moment.changes(), |open| open.moment.changes()).ok()?;
         let open = self.open.get_mut(place)?;
@@ -125,8 +127,9 @@ impl SnapshotRegistry {
         self.open.is_empty()
     }
 
-    /// Counts rows that a commit replaced or removed, and the map nodes that its writes copied. Ends the oldest snapshots over
-    /// the bound. The caller must drop the returned values while it holds no lock.
+    /// Counts rows that a commit replaced or removed, and the map nodes that its writes copied.
+    /// Ends the oldest snapshots over the bound. The caller must drop the returned values while it
+    /// holds no lock.
     pub(super) fn note(&mut self, replaced: &[StoredRow], writes: usize) -> Vec<Ended> {
         let Some(newest) = self.open.back() else { return Vec::new() };
         let version = newest.moment.version;
@@ -179,7 +182,8 @@ impl Open {
         self.nodes - before
     }
 
-    /// Takes over what the closed snapshots of the next state kept and these need too. Returns its bytes.
+    /// Takes over what the closed snapshots of the next state kept and these need too. Returns its
+    /// bytes.
     fn take_over(&mut self, next: &Self) -> u64 {
         let mut taken = self.keep_nodes(next.nodes);
         let own = self.moment.changes();

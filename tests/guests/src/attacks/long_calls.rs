@@ -6,7 +6,8 @@ use larder_guest::raw::types::Error;
 
 use super::{Attacker, MUTATIONS_MAX, ROWS, entries, keys, one_entry, range};
 
-/// Requests the first row of a namespace whose other rows have expired. A scan of keys only is never cached.
+/// Requests the first row of a namespace whose other rows have expired. A scan of keys only is
+/// never cached.
 pub(super) fn scan_expired(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.view()?;
     tx.scan_page("expired", &Range { keys_only: true, ..one_entry(false) }, None)?;

@@ -1,7 +1,8 @@
 //! Attacks on other guests of the process, within the default limits.
 //!
-//! The group `fairness` of `tests/bench` runs them beside a victim and prepares the rows that they read. The program
-//! `attackers` runs one attack without end. The host counts each step as one operation.
+//! The group `fairness` of `tests/bench` runs them beside a victim and prepares the rows that they
+//! read. The program `attackers` runs one attack without end. The host counts each step as one
+//! operation.
 
 mod commits;
 mod handles;
@@ -191,9 +192,9 @@ const COMPUTES: Duration = Duration::from_millis(1);
 
 /// One step of a well-behaved guest: a small view, a small update, and computation.
 ///
-/// It computes for three times as long as its transactions took, so that it keeps the processor busy on every backend, as
-/// most attacks do. Otherwise the victim would wait longer beside every attack that computes, whatever the attack does with
-/// its store.
+/// It computes for three times as long as its transactions took, so that it keeps the processor
+/// busy on every backend, as most attacks do. Otherwise the victim would wait longer beside every
+/// attack that computes, whatever the attack does with its store.
 fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
     let since = Instant::now();
     let tx = guest.view()?;
@@ -210,7 +211,8 @@ fn well_behaved(guest: &mut Attacker) -> Result<(), Error> {
 
 /// The control: computes, and never calls its store.
 ///
-/// The victim must be as fast beside it as beside well-behaved guests. Then the other ratios measure larder.
+/// The victim must be as fast beside it as beside well-behaved guests. Then the other ratios
+/// measure larder.
 fn computes(_guest: &mut Attacker) -> Result<(), Error> {
     compute(COMPUTES);
     Ok(())

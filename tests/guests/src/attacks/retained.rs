@@ -1,4 +1,5 @@
-//! Attacks on the host's memory: staged writes, read sets, rows kept for views, small rows, and conversations.
+//! Attacks on the host's memory: staged writes, read sets, rows kept for views, small rows, and
+//! conversations.
 
 use std::thread::sleep;
 use std::time::Duration;

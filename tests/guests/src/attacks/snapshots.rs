@@ -11,7 +11,8 @@ use super::{Attacker, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, key, range};
 /// A little longer than the transaction timeout.
 const UNTIL_TIMED_OUT: Duration = Duration::from_millis(5_100);
 
-/// Opens as many views as the limits allow, reads a row in each, and sleeps until they have timed out.
+/// Opens as many views as the limits allow, reads a row in each, and sleeps until they have timed
+/// out.
 pub(super) fn held_views(attacker: &mut Attacker) -> Result<(), Error> {
     hold(attacker, Mode::View, read_row)
 }
@@ -26,7 +27,8 @@ pub(super) fn held_scans(attacker: &mut Attacker) -> Result<(), Error> {
     hold(attacker, Mode::View, |tx, row| tx.scan_page(ROWS, &range(row, 2), None).map(drop))
 }
 
-/// Holds as many views as the limits allow and reads a row in each in turn, so that no view is idle.
+/// Holds as many views as the limits allow and reads a row in each in turn, so that no view is
+/// idle.
 pub(super) fn touched_views(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.held.len() < OPEN_MAX {
         return hold(attacker, Mode::View, read_row);
@@ -57,8 +59,8 @@ fn hold(attacker: &mut Attacker, mode: Mode, read: fn(&Tx, u64) -> Result<(), Er
     outcome
 }
 
-/// The first attacker rewrites 4 MiB. The others hold views that overlap, so that SQLite always has a reader of an old
-/// state.
+/// The first attacker rewrites 4 MiB. The others hold views that overlap, so that SQLite always has
+/// a reader of an old state.
 pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.number == 0 {
         return rewrites(attacker);

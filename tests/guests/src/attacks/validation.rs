@@ -1,7 +1,7 @@
 //! Updates with reads that take long to validate.
 //!
-//! Each reads many rows and commits 20,000 other rows. Then the log of the last commits no longer reaches back to the
-//! update's snapshot. At last it commits the update.
+//! Each reads many rows and commits 20,000 other rows. Then the log of the last commits no longer
+//! reaches back to the update's snapshot. At last it commits the update.
 
 use std::time::{Duration, Instant};
 

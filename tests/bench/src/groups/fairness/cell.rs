@@ -145,7 +145,8 @@ fn play(cell: &str) -> Result<()> {
     let path = cell.outcome.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
-        // A busy thread looks for new requests and input after each task, instead of after 61 tasks.
+        // A busy thread looks for new requests and input after each task, instead of after 61
+        // tasks.
         .event_interval(1)
         .global_queue_interval(1)
         .enable_all()
@@ -179,7 +180,8 @@ async fn run(cell: Cell, attack: Attack) -> Result<Outcome> {
     Measurement { neighbours, victim, pace: cell.pace }.run(attack, &cell.stores).await
 }
 
-/// Reopens a store, so that none of its rows is cached. An in-memory store stays open, because it would be empty.
+/// Reopens a store, so that none of its rows is cached. An in-memory store stays open, because it
+/// would be empty.
 async fn anew(name: &str, store: Store) -> Result<Store> {
     if name == IN_MEMORY {
         return Ok(store);
@@ -221,7 +223,8 @@ struct Measurement {
 }
 
 impl Measurement {
-    /// Measures both phases. The baseline comes first: an attack leaves a long log or a checkpoint that would slow it down.
+    /// Measures both phases. The baseline comes first: an attack leaves a long log or a checkpoint
+    /// that would slow it down.
     async fn run(self, attack: Attack, stores: &Path) -> Result<Outcome> {
         let Pace { baseline, attack: attacked, .. } = self.pace;
         let before = resident()?;
@@ -244,7 +247,8 @@ impl Measurement {
         })
     }
 
-    /// Times the victim beside neighbours for `duration`, and until they have completed an operation.
+    /// Times the victim beside neighbours for `duration`, and until they have completed an
+    /// operation.
     async fn phase(mut self, attack: Attack, duration: Duration) -> Result<(Self, Times, Tally)> {
         let (running, since) = (self.neighbours.start(attack), Instant::now());
         let mut times = Times::default();

@@ -1,4 +1,5 @@
-//! Fairness: a guest's latency beside attackers, compared with its latency beside well-behaved guests.
+//! Fairness: a guest's latency beside attackers, compared with its latency beside well-behaved
+//! guests.
 
 mod attack;
 mod bounds;

@@ -45,7 +45,8 @@ pub(super) struct Neighbours {
     memories: MemoryStore,
 }
 
-/// The capacity for marks, one for each completed or refused operation: more than a neighbour writes in a cell.
+/// The capacity for marks, one for each completed or refused operation: more than a neighbour
+/// writes in a cell.
 const MARKS_MAX: usize = 64 << 20;
 
 impl Neighbours {

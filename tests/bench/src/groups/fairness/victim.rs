@@ -1,7 +1,7 @@
 //! The victim: a well-behaved guest whose requests are timed.
 //!
-//! A thread that runs no guests sends the requests, like a client of an embedder. The time of a request begins when it is
-//! sent, so it includes the wait for a thread.
+//! A thread that runs no guests sends the requests, like a client of an embedder. The time of a
+//! request begins when it is sent, so it includes the wait for a thread.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,8 @@ pub(super) struct Kind {
 const EXPECTED: Duration = Duration::from_millis(5);
 
 impl Kind {
-    /// Adds a request, and those that a client would have sent while it lasted, because they would have waited too.
+    /// Adds a request, and those that a client would have sent while it lasted, because they would
+    /// have waited too.
     ///
     /// Without them, a wait of seconds would count as one slow request among many quick ones.
     fn add(&mut self, time: Duration) {
@@ -123,7 +124,8 @@ impl Victim {
 
 /// The longest pause before a request, during which threads turn to other work.
 ///
-/// Each pause is a random part of it. Requests in step with the epoch's ticks would all wait for whole ticks.
+/// Each pause is a random part of it. Requests in step with the epoch's ticks would all wait for
+/// whole ticks.
 const PAUSE_MICROS_MAX: u64 = 2_000;
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ fn status(name: &str) -> Result<u64> {
     Ok(kilobytes.parse::<u64>()? * 1_024)
 }
 
-/// The size of all files below a folder, and of the largest write-ahead log. Files may vanish during the walk.
+/// The size of all files below a folder, and of the largest write-ahead log. Files may vanish
+/// during the walk.
 fn sizes(folder: &Path) -> (u64, u64) {
     let (mut all, mut log) = (0, 0);
     let mut folders: Vec<PathBuf> = vec![folder.to_path_buf()];
