@@ -324,6 +324,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes of all rows, expired ones included, and of all records, as [`Backend::stored_cost`] counts them.
     async fn stored_bytes(&self) -> Result<u64>;
 
+    /// The same, counted beside commits, of one state.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if the count ended because it would have kept too much of an old state. A later one may succeed.
+    async fn recount(&self) -> Result<u64> {
+        self.stored_bytes().await
+    }
+
     /// Removes rows that have expired, up to the bounds of the options. It changes no version.
     async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
 

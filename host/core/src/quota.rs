@@ -1,7 +1,7 @@
 //! The bound on a whole store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
@@ -11,7 +11,7 @@ use crate::commit::GrowthMax;
 use crate::error::{Error, Result};
 use crate::to_its_end::ToItsEnd;
 
-/// How long a count is trusted. Within one host it is exact; what other hosts write is seen after so long.
+/// How long a count is trusted. It is exact for what this process writes. What others write is seen after so long.
 const COUNT_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// What a store's quota counts beside values and bytes of records: the backend says what it takes.
@@ -46,11 +46,14 @@ impl StoredCost {
 }
 
 /// Counts what a store holds.
+///
+/// The first count, and one after a change whose outcome is unknown, is taken while no change is under way. Later ones are taken
+/// beside changes, in a [`Recount`], which no commit waits for.
 #[derive(Debug)]
 pub(crate) struct Quota {
     max: u64,
     cost: StoredCost,
-    /// Whatever changes what is stored shares it until its outcome is in the count. A count has it alone, so that no
+    /// Whatever changes what is stored shares it until its outcome is in the count. The first count has it alone, so that no
     /// change is half in the count.
     gate: Arc<RwLock<()>>,
     used: Mutex<Used>,
@@ -61,6 +64,11 @@ struct Used {
     counted: Option<Count>,
     /// What the commits under way may add at most.
     reserved: u64,
+    /// Changes under way have a clone of it. A recount replaces it to tell those that began before its end.
+    generation: Arc<()>,
+    recount: Option<Beside>,
+    /// How many recounts have begun.
+    recounts: u64,
 }
 
 #[derive(Debug)]
@@ -68,6 +76,35 @@ struct Count {
     bytes: u64,
     at: Duration,
 }
+
+/// What changes beside a recount came to.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Which recount it is.
+    number: u64,
+    /// Of changes that the recount may or may not have seen: the least and the most that they may add to what it saw.
+    least: i64,
+    most: i64,
+    /// Of changes that began after the recount, so that it has not seen them.
+    later: i64,
+    /// The generation of the changes that it may have seen, once it has ended.
+    seen: Option<Arc<()>>,
+}
+
+/// A count that is being taken beside changes.
+#[derive(Debug)]
+pub(crate) struct Recount {
+    quota: Arc<Quota>,
+    number: u64,
+    /// When it began, in the store's time and in the process's.
+    began: (Duration, Instant),
+}
+
+/// How much longer than a recount the pause is before the next one, beside [`COUNT_AGE_MAX`].
+const PAUSE_FACTOR: u32 = 10;
+
+/// How often a recount looks whether the changes have ended that it may have seen.
+const SETTLED_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Quota {
     /// A bound on what `backend` holds.
@@ -89,19 +126,23 @@ impl Quota {
         now: Duration,
     ) -> Result<Admission> {
         loop {
-            if self.is_stale(now) {
+            if !self.is_counted() {
                 let _alone = self.gate.write().await;
-                if self.is_stale(now) {
+                if !self.is_counted() {
                     let bytes = backend.stored_bytes().await?;
-                    self.lock().counted = Some(Count { bytes, at: now });
+                    let mut used = self.lock();
+                    used.counted = Some(Count { bytes, at: now });
+                    // It began before this count.
+                    used.recount = None;
                 }
             }
             let shared = self.gate.clone().read_owned().await;
-            if let Some(growth_max) = self.reserve(bound) {
+            if let Some((growth_max, generation)) = self.reserve(bound) {
                 return Ok(Admission {
                     quota: self.clone(),
                     bound,
                     growth_max,
+                    generation,
                     settled: false,
                     _shared: shared,
                 });
@@ -111,13 +152,26 @@ impl Quota {
 
     /// Reserves room for a commit; `None` if there is no count: a commit whose outcome is unknown may have ended since the
     /// last one.
-    fn reserve(&self, bound: u64) -> Option<GrowthMax> {
+    fn reserve(&self, bound: u64) -> Option<(GrowthMax, Arc<()>)> {
         let mut used = self.lock();
         let counted = used.counted.as_ref()?.bytes;
         let growth_max =
             GrowthMax { used: counted.saturating_add(used.reserved), quota: self.max, cost: self.cost };
         used.reserved = used.reserved.saturating_add(bound);
-        Some(growth_max)
+        Some((growth_max, used.generation.clone()))
+    }
+
+    /// Begins a recount if the count is too old, unless one is under way.
+    pub(crate) fn recount(self: &Arc<Self>, now: Duration) -> Option<Recount> {
+        let mut used = self.lock();
+        let at = used.counted.as_ref()?.at;
+        if used.recount.is_some() || now.saturating_sub(at) <= COUNT_AGE_MAX {
+            return None;
+        }
+        used.recounts += 1;
+        let number = used.recounts;
+        used.recount = Some(Beside { number, ..Beside::default() });
+        Some(Recount { quota: self.clone(), number, began: (now, Instant::now()) })
     }
 
     /// Runs a sweep and takes what it removed off the count, also if the returned future is dropped.
@@ -127,34 +181,114 @@ impl Quota {
     ) -> Result<Swept> {
         let quota = self.clone();
         let shared = self.gate.clone().read_owned().await;
+        let generation = self.lock().generation.clone();
         let counted = async move {
             let swept = sweep.await;
-            quota.note_swept(&swept);
+            quota.note_swept(&swept, generation);
             drop(shared);
             swept
         };
         ToItsEnd::new(&runtime()?, counted).await
     }
 
-    fn note_swept(&self, swept: &Result<Swept>) {
+    fn note_swept(&self, swept: &Result<Swept>, generation: Arc<()>) {
         let mut used = self.lock();
         match swept {
-            Ok(swept) => {
-                if let Some(count) = &mut used.counted {
-                    count.bytes = count.bytes.saturating_sub(swept.bytes);
-                }
-            }
+            Ok(swept) => used.grow(-i64::try_from(swept.bytes).unwrap_or(i64::MAX), &generation),
             // It may have removed rows all the same.
             Err(_) => used.counted = None,
         }
+        // Under the lock: a recount that finds no clone finds the growth.
+        drop(generation);
     }
 
-    fn is_stale(&self, now: Duration) -> bool {
-        self.lock().counted.as_ref().is_none_or(|count| now.saturating_sub(count.at) > COUNT_AGE_MAX)
+    fn is_counted(&self) -> bool {
+        self.lock().counted.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Used {
+    /// Ends a recount; `None` if it is no longer wanted.
+    fn take_recount(&mut self, number: u64) -> Option<Beside> {
+        self.recount.take_if(|beside| beside.number == number)
+    }
+
+    /// A change of this generation is settled.
+    fn grow(&mut self, growth: i64, generation: &Arc<()>) {
+        if let Some(count) = &mut self.counted {
+            count.bytes = count.bytes.saturating_add_signed(growth);
+        }
+        let Some(beside) = &mut self.recount else { return };
+        match &beside.seen {
+            Some(seen) if !Arc::ptr_eq(seen, generation) => {
+                beside.later = beside.later.saturating_add(growth)
+            }
+            _ => {
+                beside.least = beside.least.saturating_add(growth.min(0));
+                beside.most = beside.most.saturating_add(growth.max(0));
+            }
+        }
+    }
+}
+
+impl Recount {
+    /// Counts, and corrects the quota's count by what other processes wrote.
+    ///
+    /// What changed meanwhile leaves a least and a most that the store may hold. The count so far is exact for what this
+    /// process wrote, so it stays if it lies between them.
+    ///
+    /// # Errors
+    /// Those of `count`. The count so far stays.
+    pub(crate) async fn run(self, count: impl Future<Output = Result<u64>>) -> Result<()> {
+        let bytes = count.await?;
+        let seen = {
+            let used = &mut *self.quota.lock();
+            let recount = used.recount.as_mut().filter(|beside| beside.number == self.number);
+            // Otherwise it is no longer wanted.
+            let Some(beside) = recount else { return Ok(()) };
+            let seen = std::mem::take(&mut used.generation);
+            beside.seen = Some(seen.clone());
+            Arc::downgrade(&seen)
+        };
+        // The recount itself has one.
+        while seen.strong_count() > 1 {
+            tokio::time::sleep(SETTLED_INTERVAL).await;
+        }
+        let at = self.next_at();
+        let mut used = self.quota.lock();
+        let Some(beside) = used.take_recount(self.number) else { return Ok(()) };
+        if let Some(count) = &mut used.counted {
+            let at_rest = bytes.saturating_add_signed(beside.later);
+            let least = at_rest.saturating_add_signed(beside.least);
+            let most = at_rest.saturating_add_signed(beside.most);
+            *count = Count { bytes: count.bytes.clamp(least, most), at };
+        }
+        Ok(())
+    }
+}
+
+impl Recount {
+    /// From when on the count is as good as new: a recount that took long is followed by a longer pause.
+    fn next_at(&self) -> Duration {
+        let (began, since) = self.began;
+        began.saturating_add(since.elapsed().saturating_mul(PAUSE_FACTOR))
+    }
+}
+
+impl Drop for Recount {
+    fn drop(&mut self) {
+        let at = self.next_at();
+        let mut used = self.quota.lock();
+        // If it failed, the next one comes as late as if it had not.
+        if used.take_recount(self.number).is_some()
+            && let Some(count) = &mut used.counted
+        {
+            count.at = at;
+        }
     }
 }
 
@@ -168,6 +302,7 @@ pub(crate) struct Admission {
     quota: Arc<Quota>,
     bound: u64,
     pub(crate) growth_max: GrowthMax,
+    generation: Arc<()>,
     settled: bool,
     _shared: OwnedRwLockReadGuard<()>,
 }
@@ -191,11 +326,7 @@ impl Admission {
         self.settled = true;
         let mut used = self.quota.lock();
         match outcome {
-            Ok(committed) => {
-                if let Some(count) = &mut used.counted {
-                    count.bytes = count.bytes.saturating_add_signed(committed.growth);
-                }
-            }
+            Ok(committed) => used.grow(committed.growth, &self.generation),
             Err(Error::CommitUnknown { .. }) => used.counted = None,
             Err(_) => {}
         }
@@ -223,12 +354,97 @@ mod tests {
         let cost = StoredCost { row_overhead: 3, ..StoredCost::default() };
         let quota = Arc::new(Quota { cost, ..Quota::new(10, &InMemory::new()) });
         assert!(quota.reserve(5).is_none());
+        let reserve = |bound| quota.reserve(bound).map(|(growth_max, _)| growth_max);
         let admission = quota.admit(5, &InMemory::new(), Duration::ZERO).await.unwrap();
         assert_eq!(admission.growth_max, GrowthMax { used: 0, quota: 10, cost });
-        assert_eq!(quota.reserve(5), Some(GrowthMax { used: 5, quota: 10, cost }));
+        assert_eq!(reserve(5), Some(GrowthMax { used: 5, quota: 10, cost }));
         // Its outcome is unknown: the count is gone, and the next admission has to make one.
         let unknown = Error::CommitUnknown { reason: "lost".to_string(), cause: None };
         admission.settle(async { Err(unknown) }).await.unwrap_err();
-        assert!(quota.reserve(5).is_none());
+        assert!(reserve(5).is_none());
+    }
+
+    /// A quota whose count is too old, and a backend that holds so much.
+    async fn old(counted: u64) -> (Arc<Quota>, Recount) {
+        let quota = Arc::new(Quota::new(1_000, &InMemory::new()));
+        quota.lock().counted = Some(Count { bytes: counted, at: Duration::ZERO });
+        assert!(quota.recount(COUNT_AGE_MAX).is_none());
+        let recount = quota.recount(LATER).unwrap();
+        assert!(quota.recount(LATER).is_none(), "one is under way");
+        (quota, recount)
+    }
+
+    const LATER: Duration = Duration::from_secs(31);
+
+    async fn admit(quota: &Arc<Quota>) -> Admission {
+        quota.admit(100, &InMemory::new(), LATER).await.unwrap()
+    }
+
+    async fn settle(admission: Admission, growth: i64) {
+        admission.settle(async move { Ok(Committed { growth, ..Committed::default() }) }).await.unwrap();
+    }
+
+    fn counted(quota: &Quota) -> Option<u64> {
+        quota.lock().counted.as_ref().map(|count| count.bytes)
+    }
+
+    #[tokio::test]
+    async fn a_recount_keeps_an_exact_count_whatever_it_saw_of_changes_beside_it() {
+        for seen in [500, 560, 440, 500 + 60 - 60] {
+            let (quota, recount) = old(500).await;
+            let (growing, shrinking) = (admit(&quota).await, admit(&quota).await);
+            let change = async {
+                settle(growing, 60).await;
+                settle(shrinking, -60).await;
+                Ok(seen)
+            };
+            recount.run(change).await.unwrap();
+            assert_eq!(counted(&quota), Some(500));
+            assert!(quota.recount(LATER).is_none(), "the count is new");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recount_sees_what_others_wrote_and_adds_what_came_after_it() {
+        let (quota, recount) = old(500).await;
+        let under_way = admit(&quota).await;
+        let later = async {
+            // Until the recount has counted, and waits for what is under way.
+            while Arc::strong_count(&under_way.generation) > 2 {
+                tokio::task::yield_now().await;
+            }
+            settle(admit(&quota).await, 10).await;
+            settle(under_way, 0).await;
+        };
+        let (outcome, ()) = tokio::join!(recount.run(async { Ok(700) }), later);
+        outcome.unwrap();
+        assert_eq!(counted(&quota), Some(710));
+    }
+
+    #[tokio::test]
+    async fn a_recount_that_fails_or_is_dropped_changes_nothing_and_the_next_comes_later() {
+        for fails in [true, false] {
+            let (quota, recount) = old(500).await;
+            match fails {
+                true => drop(recount.run(async { Err(Error::Closed) }).await.unwrap_err()),
+                false => drop(recount),
+            }
+            assert_eq!(counted(&quota), Some(500));
+            assert!(quota.recount(LATER + COUNT_AGE_MAX).is_none());
+            assert!(quota.recount(LATER * 3).is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recount_says_nothing_once_a_change_is_unknown() {
+        let (quota, recount) = old(500).await;
+        let admission = admit(&quota).await;
+        let unknown = async move {
+            let unknown = Error::CommitUnknown { reason: "lost".to_string(), cause: None };
+            admission.settle(async { Err(unknown) }).await.unwrap_err();
+            Ok(700)
+        };
+        recount.run(unknown).await.unwrap();
+        assert_eq!(counted(&quota), None);
     }
 }

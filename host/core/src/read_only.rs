@@ -66,6 +66,10 @@ impl Backend for ReadOnly {
         self.backend.stored_bytes().await
     }
 
+    async fn recount(&self) -> Result<u64> {
+        self.backend.recount().await
+    }
+
     async fn sweep(&self, _: SweepOptions) -> Result<Swept> {
         Err(Error::opened_read_only())
     }

@@ -20,7 +20,7 @@ use crate::limits::Limits;
 use crate::long_calls;
 use crate::memory::records::RecordWrite;
 use crate::open_snapshots::OpenSnapshots;
-use crate::quota::Quota;
+use crate::quota::{Admission, Quota};
 use crate::rated_events::RatedEvents;
 use crate::share::Share;
 use crate::slot::Slot;
@@ -99,7 +99,8 @@ impl StoreBuilder {
     /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. In memory each row and
     /// record also counts what the host needs for it: see [`InMemory::STORED_COST`](crate::InMemory::STORED_COST). A commit
     /// that would pass it gets `limit-exceeded`. Exact among the commits of this [`Store`] and its clones. What other stores write to the same
-    /// database, in this process or another, is counted within 30 seconds, by counting every row anew, for which commits wait.
+    /// database, in this process or another, is counted about every 30 seconds, by counting every row anew beside commits; then the count may be
+    /// off by what this store committed during the recount, until the next one.
     /// Each commit has to read the sizes of the rows that it replaces. Default: unbounded.
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
         self.quota_bytes = Some(bytes);
@@ -332,9 +333,7 @@ impl Store {
         let Some(quota) = &self.inner.quota else {
             return self.make(snapshot, Arc::new(commit), deadline).await;
         };
-        let now = self.inner.clock.monotonic();
-        let admission =
-            quota.admit(commit.growth_bound(quota.cost()), self.inner.backend.as_ref(), now).await?;
+        let admission = self.admit(quota, commit.growth_bound(quota.cost())).await?;
         commit.growth_max = Some(admission.growth_max);
         let store = self.clone();
         admission.settle(async move { store.make(snapshot, Arc::new(commit), deadline).await }).await
@@ -346,10 +345,9 @@ impl Store {
         let Some(quota) = &self.inner.quota else {
             return self.inner.backend.write_record(Arc::new(write)).await;
         };
-        let now = self.inner.clock.monotonic();
         let growth = growth + write.overhead_growth(quota.cost());
         let bound = u64::try_from(growth).unwrap_or_default();
-        let admission = quota.admit(bound, self.inner.backend.as_ref(), now).await?;
+        let admission = self.admit(quota, bound).await?;
         let backend = self.inner.backend.clone();
         let growth_max = admission.growth_max;
         let written = async move {
@@ -358,6 +356,29 @@ impl Store {
             Ok(Committed { version: Version::ABSENT, growth })
         };
         admission.settle(written).await.map(drop)
+    }
+
+    /// Lets a change go ahead within the quota. A count that is too old is taken anew beside it.
+    async fn admit(&self, quota: &Arc<Quota>, bound: u64) -> Result<Admission> {
+        let now = self.inner.clock.monotonic();
+        if let Some(recount) = quota.recount(now) {
+            let store = self.clone();
+            tokio::spawn(async move {
+                // If it kept too much, a later one may not.
+                if let Err(error) = recount.run(store.inner.backend.recount()).await
+                    && !matches!(error, Error::TimedOut)
+                {
+                    store.background_failed("count what the store holds", error);
+                }
+            });
+        }
+        quota.admit(bound, self.inner.backend.as_ref(), now).await
+    }
+
+    fn background_failed(&self, work: &'static str, error: Error) {
+        if !matches!(error, Error::Closed) {
+            self.emit(Event::BackgroundFailed { store: self.inner.name.clone(), work, error });
+        }
     }
 
     async fn make(
@@ -447,16 +468,8 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
         until_sweep = until_sweep.map(|left| left.saturating_sub(OVERDUE_INTERVAL));
         if until_sweep == Some(Duration::ZERO) {
             until_sweep = sweep_interval;
-            match sweep_beside(&store).await {
-                // It was closed meanwhile.
-                Ok(_) | Err(Error::Closed) => {}
-                Err(error) => {
-                    store.emit(Event::BackgroundFailed {
-                        store: store.inner.name.clone(),
-                        work: "sweep",
-                        error,
-                    });
-                }
+            if let Err(error) = sweep_beside(&store).await {
+                store.background_failed("sweep", error);
             }
         }
     }

@@ -27,6 +27,8 @@ enum Held {
     Sweep,
     /// A write of a record, before it is made.
     Record,
+    /// A count, before it is taken.
+    Count,
 }
 
 /// Rows in memory, behind calls that can be held.
@@ -88,7 +90,12 @@ impl Backend for Holds {
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
-        self.rows.stored_bytes().await
+        if self.gates.is_held(Held::Count) {
+            self.gates.wait().await;
+        }
+        let bytes = self.rows.stored_bytes().await;
+        self.gates.ended.add_permits(1);
+        bytes
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
@@ -140,6 +147,7 @@ fn value(key: &str, bytes: u64) -> Vec<u8> {
 
 struct Fixture {
     store: Store,
+    rows: InMemory,
     gates: Gates,
     clock: Arc<MovableClock>,
 }
@@ -149,9 +157,10 @@ impl Fixture {
         let (held, closed) = (Arc::default(), || Arc::new(Semaphore::new(0)));
         let gates = Gates { held, let_go: closed(), ended: closed() };
         let clock = Arc::new(MovableClock::default());
-        let backend = Holds { rows: InMemory::new(), gates: gates.clone() };
+        let rows = InMemory::new();
+        let backend = Holds { rows: rows.attach(), gates: gates.clone() };
         let builder = Store::builder(backend).clock(clock.clone()).sweep_interval(None);
-        Self { store: builder.quota_bytes(QUOTA).build().unwrap(), gates, clock }
+        Self { store: builder.quota_bytes(QUOTA).build().unwrap(), rows, gates, clock }
     }
 
     /// Writes a row that counts so many bytes, name and all.
@@ -218,7 +227,7 @@ async fn a_cancelled_commit_that_fails_gives_its_bytes_back() {
 }
 
 #[tokio::test]
-async fn a_count_waits_for_a_cancelled_commit() {
+async fn a_cancelled_commit_is_counted_once_beside_a_recount() {
     let fixture = Fixture::new();
     fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::Commit);
@@ -227,6 +236,30 @@ async fn a_count_waits_for_a_cancelled_commit() {
     let (used, ()) = tokio::join!(fixture.used(), fixture.gates.let_go());
     assert_eq!(used, 7_000);
     assert_eq!(fixture.used().await, 7_000);
+}
+
+#[tokio::test]
+async fn no_commit_waits_for_a_recount() {
+    let fixture = Fixture::new();
+    fixture.put("a", 1_000, None).await.unwrap();
+    fixture.clock.advance(Duration::from_secs(31));
+    fixture.gates.hold(Held::Count);
+    fixture.put("b", 2_000, None).await.unwrap();
+    fixture.put("c", 3_000, None).await.unwrap();
+    assert_eq!(fixture.used().await, 6_000);
+    // What another store writes is seen once the recount has ended.
+    let foreign = Store::builder(fixture.rows.attach()).sweep_interval(None).build().unwrap();
+    let mut update = foreign.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+    update.put("n".into(), "d".into(), value("d", 2_500)).unwrap();
+    update.commit().await.unwrap();
+    fixture.gates.let_go.add_permits(1);
+    let seen = async {
+        while fixture.used().await == 6_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        fixture.used().await
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap(), 8_500);
 }
 
 #[tokio::test]
@@ -255,9 +288,9 @@ async fn what_a_sweep_removes_beside_a_count_is_taken_off_once() {
     assert_eq!(fixture.used().await, 4_000);
     fixture.clock.advance(Duration::from_secs(31));
     fixture.gates.hold(Held::Sweep);
-    // The count is stale, so the refused commit counts anew while the sweep has its rows removed.
+    // The count is stale, so the refused commit has it taken anew while the sweep has its rows removed.
     let (swept, used, ()) = tokio::join!(fixture.store.sweep(), fixture.used(), fixture.gates.let_go());
-    assert_eq!((swept.unwrap(), used), (1, 1_000));
+    assert_eq!((swept.unwrap(), used), (1, 4_000));
     assert_eq!(fixture.used().await, 1_000);
     fixture.put("c", 9_000, None).await.unwrap();
 }

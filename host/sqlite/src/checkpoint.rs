@@ -144,6 +144,7 @@ fn end_readers(readers: &Arc<Readers>, writer: &Arc<Writer>, age: Duration) -> l
         return Ok(true);
     }
     for _ in 0..ENDS_MAX {
+        readers.end_recounts();
         readers.snapshots().end_older_than(age, SnapshotEndReason::LogFull);
         // Checkpoint before commits wait, so that they wait for few pages.
         move_log(connection)?;

@@ -394,8 +394,14 @@ impl Backend for Sqlite {
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
         let readers = self.readers.clone();
-        // Commits wait for it, and so it does not wait for guests to give back a connection.
+        // The first commit waits for it, and so it does not wait for guests to give back a connection.
         blocking(move || rows::stored_bytes(&readers.open_beside()?.connection)).await
+    }
+
+    async fn recount(&self) -> Result<u64> {
+        self.check_open()?;
+        let readers = self.readers.clone();
+        blocking(move || readers.recount()).await
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {

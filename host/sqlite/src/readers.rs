@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use larder_core::backend::Version;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{Error, OpenSnapshots, Result, Share};
-use rusqlite::Connection;
+use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::Notify;
 
 use crate::error::SqliteError;
@@ -37,6 +37,8 @@ pub(crate) struct Readers {
     /// Those of the stores, some of which have a connection.
     snapshots: Mutex<OpenSnapshots>,
     pool: Mutex<Pool>,
+    /// Counts under way beside commits, which may be interrupted.
+    counts: Mutex<Vec<Arc<Count>>>,
     /// The last connection that was in use after the close is gone.
     gone: Notify,
 }
@@ -57,6 +59,7 @@ impl Readers {
             pins: FairSemaphore::new(PINS_MAX),
             snapshots: Mutex::default(),
             pool: Mutex::default(),
+            counts: Mutex::default(),
             gone: Notify::new(),
         }
     }
@@ -116,8 +119,29 @@ impl Readers {
         Ok(Beside { connection: connection::open(&self.location, self.options)?, _in_use: in_use })
     }
 
-    /// Refuses new readers, and drops the idle ones.
+    /// The bytes of all rows and records. The count ends with [`Error::TimedOut`] once it prevents the log from a restart.
+    pub(crate) fn recount(self: &Arc<Self>) -> Result<u64> {
+        let beside = self.open_beside()?;
+        let handle = beside.connection.get_interrupt_handle();
+        let count = Arc::new(Count { handle, is_ended: AtomicBool::new(false) });
+        lock(&self.counts).push(count.clone());
+        let counted = rows::stored_bytes(&beside.connection);
+        lock(&self.counts).retain(|other| !Arc::ptr_eq(other, &count));
+        let is_ended = count.is_ended.load(Ordering::Acquire);
+        counted.map_err(|error| if is_ended { Error::TimedOut } else { error })
+    }
+
+    /// Ends the counts that are under way beside commits.
+    pub(crate) fn end_recounts(&self) {
+        for count in lock(&self.counts).iter() {
+            count.is_ended.store(true, Ordering::Release);
+            count.handle.interrupt();
+        }
+    }
+
+    /// Refuses new readers, ends counts, and drops the idle connections.
     pub(crate) fn close(&self) {
+        self.end_recounts();
         self.permits.close();
         self.pins.close();
         let mut pool = self.lock();
@@ -187,6 +211,12 @@ impl Drop for InUse {
             self.0.gone.notify_waiters();
         }
     }
+}
+
+/// A count beside commits.
+struct Count {
+    handle: InterruptHandle,
+    is_ended: AtomicBool,
 }
 
 /// A connection that is not of the pool.
@@ -264,5 +294,41 @@ impl Drop for Reader {
         // The last connection to go moves the log into the database: nobody waits for the lock meanwhile.
         drop(pool);
         drop(connection);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_beside_commits_can_be_ended_and_the_next_one_succeeds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let database = Connection::open(&path).unwrap();
+        let rows = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300000)";
+        database
+            .execute_batch(&format!(
+                "CREATE TABLE larder_entries (namespace, key, value, expires_at, version);
+                 CREATE TABLE larder_memory_state (tenant_id, user_id, session_id, run_id, kind, bytes);
+                 INSERT INTO larder_entries {rows} SELECT 'n', n, 'value', NULL, 1 FROM n"
+            ))
+            .unwrap();
+        let location = Arc::new(Location::resolve(&path).unwrap());
+        let readers = Arc::new(Readers::new(location, SqliteOptions::default()));
+        let is_done = AtomicBool::new(false);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    readers.end_recounts();
+                }
+            });
+            let ended = readers.recount();
+            is_done.store(true, Ordering::Relaxed);
+            ended
+        });
+        assert!(matches!(ended, Err(Error::TimedOut)), "{ended:?}");
+        assert!(readers.recount().unwrap() > 300_000 * 6);
+        assert!(lock(&readers.counts).is_empty());
     }
 }

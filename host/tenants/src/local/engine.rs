@@ -94,6 +94,11 @@ impl Backend for SharedEngine {
         self.0.database.stored_bytes().await
     }
 
+    async fn recount(&self) -> Result<u64> {
+        let _pass = self.0.enter()?;
+        self.0.database.recount().await
+    }
+
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         // Nobody asked for it, and the next one does the same.
         let Ok(_pass) = self.0.enter() else { return Ok(Swept::default()) };

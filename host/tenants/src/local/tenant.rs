@@ -104,6 +104,10 @@ impl Backend for TenantBackend {
         self.open()?.stored_bytes().await
     }
 
+    async fn recount(&self) -> larder_core::Result<u64> {
+        self.open()?.recount().await
+    }
+
     async fn sweep(&self, options: SweepOptions) -> larder_core::Result<Swept> {
         self.open()?.sweep(options).await
     }
