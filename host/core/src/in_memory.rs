@@ -1,6 +1,7 @@
 //! The backend that keeps rows in memory.
 
 mod expiries;
+mod large_commit;
 mod latest;
 mod row_name;
 mod rows;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::Instant;
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use crate::backend::{
     Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept, Version,
@@ -25,6 +27,7 @@ use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
 use crate::event::SnapshotEndReason;
+use crate::fair::FairSemaphore;
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{KeyRange, RowKey};
 use crate::open_snapshots::OpenSnapshots;
@@ -54,9 +57,12 @@ pub struct InMemory {
     closed: AtomicBool,
 }
 
-#[derive(Default)]
 struct Shared {
     database: Mutex<Database>,
+    /// For one large commit at a time.
+    large: FairSemaphore,
+    /// Tells other writers that a large commit has ended.
+    large_ended: Notify,
     /// Changed only by who has the database. Readers don't wait for it.
     latest: RwLock<Latest>,
     /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
@@ -74,6 +80,8 @@ struct Database {
     last: Version,
     log: CommitLog,
     pace: Pace,
+    /// A large commit is under way: only it may change rows, and it has the log.
+    has_large_commit: bool,
     records: BTreeMap<RecordKey, StoredRecord>,
 }
 
@@ -107,6 +115,21 @@ impl InMemory {
         Self { shared: self.shared.clone(), closed: AtomicBool::new(false) }
     }
 
+    /// Bytes of all records.
+    async fn record_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        let mut after = None;
+        loop {
+            let (counted, last) = self.lock()?.some_record_bytes(after.as_ref());
+            bytes += counted;
+            if last.is_none() {
+                return Ok(bytes);
+            }
+            after = last;
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn lock(&self) -> Result<MutexGuard<'_, Database>> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
@@ -118,6 +141,20 @@ impl InMemory {
 impl std::fmt::Debug for InMemory {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("InMemory").finish_non_exhaustive()
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            database: Mutex::default(),
+            large: FairSemaphore::new(1),
+            large_ended: Notify::new(),
+            latest: RwLock::default(),
+            snapshots: Mutex::default(),
+            ended: Mutex::default(),
+            stores: Mutex::default(),
+        }
     }
 }
 
@@ -159,14 +196,23 @@ impl Shared {
     }
 
     /// Makes the commit of a transaction that read a state.
-    async fn commit(self: &Arc<Self>, state: Version, commit: &Commit) -> Result<Committed> {
+    async fn commit(self: &Arc<Self>, state: Version, commit: &Arc<Commit>) -> Result<Committed> {
+        if commit.writes.is_empty() && commit.conditions.is_empty() {
+            return Ok(Committed::default());
+        }
         let mut attempt = Attempt::first(Some(state));
         loop {
-            let tried = self.lock().attempt(self, attempt, commit);
+            let tried = match large_commit::is_large(attempt, commit) {
+                true => self.attempt_large(attempt, commit).await,
+                false => self.lock().attempt(self, attempt, commit),
+            };
             self.let_go();
-            let tried = tried?;
-            match tried {
+            match tried? {
                 Tried::Made(committed) => return Ok(committed),
+                Tried::Busy => {
+                    self.wait_for_large().await;
+                    commit.stage.check()?;
+                }
                 Tried::Unvalidated => attempt = attempt.next(Some(self.validate(commit).await?)),
                 Tried::Paused(until) => {
                     tokio::time::sleep_until(until.into()).await;
@@ -224,30 +270,27 @@ impl Backend for InMemory {
 
     async fn stored_bytes(&self) -> Result<u64> {
         let rows = self.lock()?.rows.clone();
-        let mut slice = Slice::default();
-        let mut bytes = 0;
-        for row in rows.iter() {
-            bytes += row.cost();
-            slice.count(ROW, 0);
-            slice.pause().await;
-        }
-        let mut after = None;
-        loop {
-            let (counted, last) = self.lock()?.some_record_bytes(after.as_ref());
-            bytes += counted;
-            if last.is_none() {
-                return Ok(bytes);
-            }
-            after = last;
-            tokio::task::yield_now().await;
-        }
+        let bytes = count(|| Ok(rows.clone())).await?;
+        Ok(bytes + self.record_bytes().await?)
+    }
+
+    async fn recount(&self) -> Result<u64> {
+        // What it keeps of an old state is bounded, as for other snapshots.
+        let open = OpenSnapshot::of(&self.shared, &*self.lock()?);
+        let bytes = count(|| open.rows()).await?;
+        Ok(bytes + self.record_bytes().await?)
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
         if options.is_closing {
             return Ok(Swept::default());
         }
-        let swept = self.lock()?.sweep(&self.shared, &options);
+        let swept = loop {
+            if let Some(swept) = self.lock()?.sweep(&self.shared, &options) {
+                break swept;
+            }
+            self.shared.wait_for_large().await;
+        };
         self.shared.let_go();
         Ok(swept)
     }
@@ -293,37 +336,48 @@ impl Backend for InMemory {
     }
 }
 
+/// Bytes of the rows of one state, which is asked for anew after each slice.
+async fn count(state: impl Fn() -> Result<Rows>) -> Result<u64> {
+    let (mut bytes, mut last) = (0, Vec::new());
+    loop {
+        let rows = state()?;
+        let mut slice = Slice::default();
+        let mut next = None;
+        for row in rows.beyond(&last) {
+            bytes += row.cost();
+            slice.count(ROW, 0);
+            if slice.is_over() {
+                next = Some(row.name().to_vec());
+                break;
+            }
+        }
+        drop(rows);
+        let Some(next) = next else { return Ok(bytes) };
+        last = next;
+        tokio::task::yield_now().await;
+    }
+}
+
 /// What an attempt to commit came to, unless it was refused.
 enum Tried {
     Made(Committed),
     /// Nothing was made: what was read is to be validated while others commit.
     Unvalidated,
+    /// Nothing was made: a large commit is under way.
+    Busy,
     /// Nothing was made: large commits pause until then.
     Paused(Instant),
 }
 
 impl Database {
     fn attempt(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
-        if commit.is_large() {
-            return self.attempt_large(shared, attempt, commit);
-        }
-        if self.pace.is_watching() {
+        if self.has_large_commit || self.pace.is_watching() {
             self.pace.came(&commit.share, Instant::now());
         }
+        if self.has_large_commit {
+            return Ok(Tried::Busy);
+        }
         self.commit(shared, attempt, commit)
-    }
-
-    fn attempt_large(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
-        let began = Instant::now();
-        self.pace.came(&commit.share, began);
-        if let Some(until) = self.pace.pause(began) {
-            return Ok(Tried::Paused(until));
-        }
-        let tried = self.commit(shared, attempt, commit)?;
-        if matches!(tried, Tried::Made(_)) {
-            self.pace.large_ended(&commit.share, began, Instant::now());
-        }
-        Ok(tried)
     }
 
     fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
@@ -353,14 +407,12 @@ impl Database {
             match write {
                 RowWrite::Put { value, expires_at } => {
                     let stored = StoredRow::new(&name, &value, version, expires_at);
-                    let before = latest.put(stored.clone());
-                    self.expiries.replace(before.clone(), Some(&stored));
+                    let before = self.replace(&mut latest, &name, Some(&stored));
                     self.rows.put(stored);
                     replaced.extend(before.filter(|_| has_snapshots));
                 }
                 RowWrite::Delete => {
-                    let before = latest.remove(&name);
-                    self.expiries.replace(before.clone(), None);
+                    let before = self.replace(&mut latest, &name, None);
                     self.rows.remove(&name);
                     replaced.extend(before.filter(|_| has_snapshots));
                 }
@@ -375,6 +427,16 @@ impl Database {
         Ok(Tried::Made(Committed { version, growth: plan.growth }))
     }
 
+    /// Makes a row the newest of its name, or removes it, everywhere but in the ordered map. Gives the one of before.
+    fn replace(&mut self, latest: &mut Latest, name: &[u8], stored: Option<&StoredRow>) -> Option<StoredRow> {
+        let before = match stored {
+            Some(stored) => latest.put(stored.clone()),
+            None => latest.remove(name),
+        };
+        self.expiries.replace(before.clone(), stored);
+        before
+    }
+
     fn validate(
         &self,
         latest: &Latest,
@@ -386,7 +448,11 @@ impl Database {
         attempt.validate(&commit.reads, &self.log, Some(self.last), &mut current)
     }
 
-    fn sweep(&mut self, shared: &Shared, options: &SweepOptions) -> Swept {
+    /// `None` if a large commit is under way.
+    fn sweep(&mut self, shared: &Shared, options: &SweepOptions) -> Option<Swept> {
+        if self.has_large_commit {
+            return None;
+        }
         let mut swept = Swept::default();
         let now = options.clock.now();
         let mut expired = Vec::new();
@@ -399,7 +465,7 @@ impl Database {
             expired.push(row.clone());
         }
         if expired.is_empty() {
-            return swept;
+            return Some(swept);
         }
         let mut latest = shared.latest_to_change();
         for row in &expired {
@@ -409,7 +475,7 @@ impl Database {
         latest.shrink();
         drop(latest);
         shared.note_replaced(&expired, expired.len());
-        swept
+        Some(swept)
     }
 
     /// Bytes of some records after one, and the last of them; none where no record follows.
@@ -509,7 +575,7 @@ mod tests {
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
         match database.attempt(shared, Attempt::first(None), &commit).unwrap() {
             Tried::Made(committed) => committed.version,
-            Tried::Unvalidated | Tried::Paused(_) => panic!("not made"),
+            Tried::Unvalidated | Tried::Busy | Tried::Paused(_) => panic!("not made"),
         }
     }
 
@@ -533,21 +599,26 @@ mod tests {
         Commit { writes, share: share.clone(), ..Default::default() }
     }
 
-    #[test]
-    fn a_large_commit_pauses_after_another_one_and_small_commits_do_not() {
+    #[tokio::test]
+    async fn a_large_commit_pauses_after_another_one_and_small_commits_do_not() {
         let (bulk, other) = (Share::own(), Share::own());
-        let shared = Shared::default();
-        let mut database = shared.lock();
-        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
-        assert!(matches!(attempt(&many(&bulk, "a", 501)), Tried::Made(_)));
+        let shared = Arc::<Shared>::default();
+        let attempt = async |commit: Commit| {
+            let (attempt, commit) = (Attempt::first(None), Arc::new(commit));
+            match large_commit::is_large(attempt, &commit) {
+                true => shared.attempt_large(attempt, &commit).await.unwrap(),
+                false => shared.lock().attempt(&shared, attempt, &commit).unwrap(),
+            }
+        };
+        assert!(matches!(attempt(many(&bulk, "a", 501)).await, Tried::Made(_)));
         // Alone, it goes on.
-        assert!(matches!(attempt(&many(&bulk, "b", 501)), Tried::Made(_)));
-        database.pace.large_ended(&bulk, Instant::now(), Instant::now() + std::time::Duration::from_secs(60));
-        let mut attempt = |commit: &Commit| database.attempt(&shared, Attempt::first(None), commit).unwrap();
-        assert!(matches!(attempt(&many(&other, "c", 400)), Tried::Made(_)));
-        assert!(matches!(attempt(&many(&bulk, "d", 501)), Tried::Paused(_)));
-        assert!(matches!(attempt(&many(&bulk, "e", 400)), Tried::Made(_)));
-        assert_eq!(database.last, Version(4));
+        assert!(matches!(attempt(many(&bulk, "b", 501)).await, Tried::Made(_)));
+        let (now, pause) = (Instant::now(), std::time::Duration::from_secs(60));
+        shared.lock().pace.large_ended(&bulk, now, now + pause);
+        assert!(matches!(attempt(many(&other, "c", 400)).await, Tried::Made(_)));
+        assert!(matches!(attempt(many(&bulk, "d", 501)).await, Tried::Paused(_)));
+        assert!(matches!(attempt(many(&bulk, "e", 400)).await, Tried::Made(_)));
+        assert_eq!(shared.lock().last, Version(4));
     }
 
     /// Has large commits pause for that long, and as long again up to a second.
@@ -561,14 +632,14 @@ mod tests {
     async fn a_large_commit_is_made_after_the_pause_and_can_be_withdrawn_before() {
         let shared = Arc::<Shared>::default();
         pause(&shared, std::time::Duration::from_secs(3_600));
-        let commit = many(&Share::own(), "a", 600);
+        let commit = Arc::new(many(&Share::own(), "a", 600));
         let mut made = std::pin::pin!(shared.commit(Version::ABSENT, &commit));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(made.as_mut().poll(&mut context).is_pending());
         assert!(commit.stage.withdraw());
         assert_eq!(shared.lock().last, Version::ABSENT);
         pause(&shared, std::time::Duration::from_millis(10));
-        let made = shared.commit(Version::ABSENT, &many(&Share::own(), "a", 600)).await;
+        let made = shared.commit(Version::ABSENT, &Arc::new(many(&Share::own(), "a", 600))).await;
         assert_eq!(made.unwrap().version, Version(1));
     }
 

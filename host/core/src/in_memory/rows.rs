@@ -41,7 +41,13 @@ impl Rows {
         self.0.remove(name);
     }
 
+    /// The rows after a name. No row has the empty name.
+    pub(super) fn beyond(&self, name: &[u8]) -> impl Iterator<Item = &StoredRow> {
+        self.0.range::<_, [u8]>((Bound::Excluded(name), Bound::Unbounded)).map(|(_, row)| row)
+    }
+
     /// All rows.
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &StoredRow> {
         self.0.values()
     }

@@ -1,0 +1,317 @@
+//! Large commits, made beside readers and without a thread of the executor.
+//!
+//! One is made at a time, on a blocking thread. Other writers wait for it as tasks. It works on a copy of the ordered map, and
+//! holds the database only to publish the copy, so snapshots are taken and rows are read meanwhile.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::JoinError;
+
+use super::stored_row::StoredRow;
+use super::{Current, Database, Shared, Tried, row_name};
+use crate::backend::{Committed, Version};
+use crate::commit::{Commit, Need, RowWrite};
+use crate::commit_log::CommitLog;
+use crate::error::{Error, Result};
+use crate::pace::SMALL_COST_MAX;
+use crate::share::Share;
+use crate::validation::{Attempt, Validity};
+
+/// Whether a commit would hold a thread, and the database, for too long if it were made like others.
+pub(super) fn is_large(attempt: Attempt, commit: &Commit) -> bool {
+    commit.cost() + attempt.cost(&commit.reads) > SMALL_COST_MAX
+}
+
+/// How long after its times to live began a commit may be published, if it has any.
+const LATE_MILLIS: u64 = 200;
+
+/// What becomes of one row.
+enum Change {
+    Put(StoredRow),
+    Remove(Vec<u8>),
+}
+
+/// Keeps other writers away, and has the log of commits meanwhile. Dropping it lets them in.
+struct Alone<'a> {
+    shared: &'a Shared,
+    share: &'a Share,
+    began: Instant,
+    log: CommitLog,
+}
+
+impl<'a> Alone<'a> {
+    fn begin(shared: &'a Shared, share: &'a Share, database: &mut Database) -> Self {
+        database.has_large_commit = true;
+        Self { shared, share, began: Instant::now(), log: std::mem::take(&mut database.log) }
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        let mut database = self.shared.lock();
+        database.log = std::mem::take(&mut self.log);
+        database.has_large_commit = false;
+        // Also if it failed: others have waited all the same.
+        database.pace.large_ended(self.share, self.began, Instant::now());
+        drop(database);
+        self.shared.large_ended.notify_waiters();
+    }
+}
+
+/// Why a large commit gave no outcome. If it panicked, it may have been published.
+fn not_ended(error: JoinError) -> Error {
+    match error.is_panic() {
+        true => {
+            let reason = "the commit panicked while it was being made".to_string();
+            Error::CommitUnknown { reason, cause: Some(Arc::new(error)) }
+        }
+        false => Error::caused("the runtime ended before the commit was made", error),
+    }
+}
+
+impl Shared {
+    /// Makes a large commit when its turn comes.
+    pub(super) async fn attempt_large(
+        self: &Arc<Self>,
+        attempt: Attempt,
+        commit: &Arc<Commit>,
+    ) -> Result<Tried> {
+        let turn = self.large.acquire(&commit.share).await?;
+        commit.stage.check()?;
+        {
+            let (now, mut database) = (Instant::now(), self.lock());
+            database.pace.came(&commit.share, now);
+            if let Some(until) = database.pace.pause(now) {
+                return Ok(Tried::Paused(until));
+            }
+        }
+        let (shared, commit) = (self.clone(), commit.clone());
+        let work = move || {
+            let tried = shared.make_large(attempt, &commit);
+            // Here, as no caller may wait any more.
+            shared.let_go();
+            drop(turn);
+            tried
+        };
+        tokio::task::spawn_blocking(work).await.map_err(not_ended)?
+    }
+
+    /// Waits until no large commit is under way.
+    pub(super) async fn wait_for_large(&self) {
+        let mut ended = pin!(self.large_ended.notified());
+        // Before the look, so that the end is not missed.
+        ended.as_mut().enable();
+        let is_under_way = self.lock().has_large_commit;
+        if is_under_way {
+            ended.await;
+        }
+    }
+
+    fn make_large(&self, attempt: Attempt, commit: &Commit) -> Result<Tried> {
+        let (mut alone, mut rows, last) = {
+            let mut database = self.lock();
+            (Alone::begin(self, &commit.share, &mut database), database.rows.clone(), database.last)
+        };
+        let now = commit.clock.now();
+        let latest = self.latest();
+        let mut current = Current { rows: &rows, latest: Some(&latest), now, name: Vec::new() };
+        match attempt.validate(&commit.reads, &alone.log, Some(last), &mut current)? {
+            Validity::Holds => {}
+            Validity::Changed => return Err(Error::Conflict),
+            Validity::Unknown => return Ok(Tried::Unvalidated),
+        }
+        let mut name = Vec::new();
+        let plan = commit.plan(now, |row, need| {
+            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
+            Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
+        })?;
+        drop(latest);
+        if plan.writes.is_empty() {
+            return Ok(Tried::Made(Committed::default()));
+        }
+        let version = Version(last.0 + 1);
+        let mut changes = Vec::with_capacity(plan.writes.len());
+        for (row, write) in plan.writes {
+            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
+            changes.push(match write {
+                RowWrite::Put { value, expires_at } => {
+                    let stored = StoredRow::new(&name, &value, version, expires_at);
+                    rows.put(stored.clone());
+                    Change::Put(stored)
+                }
+                RowWrite::Delete => {
+                    rows.remove(&name);
+                    Change::Remove(name.clone())
+                }
+            });
+        }
+        let mut database = self.lock();
+        // It is the moment of the commit: snapshots of the state before it were taken meanwhile.
+        let published = commit.clock.now();
+        let has_expired = plan.expires_at.is_some_and(|expires_at| expires_at <= published);
+        let is_late = published.saturating_sub(now) > LATE_MILLIS;
+        if has_expired || is_late && commit.writes.values().any(|write| write.ttl_millis().is_some()) {
+            return Err(Error::Conflict);
+        }
+        // From here on nothing can fail.
+        let before = std::mem::replace(&mut database.rows, rows);
+        let replaced = database.publish(self, &changes);
+        database.last = version;
+        drop(database);
+        alone.log.push(version, commit.writes.keys().cloned());
+        drop(alone);
+        // Large maps take time to free.
+        drop((before, replaced, changes));
+        Ok(Tried::Made(Committed { version, growth: plan.growth }))
+    }
+}
+
+impl Database {
+    /// Makes changes visible that are in the ordered map already. Gives the rows that were replaced.
+    fn publish(&mut self, shared: &Shared, changes: &[Change]) -> Vec<StoredRow> {
+        let mut replaced = Vec::new();
+        let mut latest = shared.latest_to_change();
+        for change in changes {
+            let before = match change {
+                Change::Put(stored) => self.replace(&mut latest, stored.name(), Some(stored)),
+                Change::Remove(name) => self.replace(&mut latest, name, None),
+            };
+            replaced.extend(before);
+        }
+        drop(latest);
+        if !shared.snapshots().is_empty() {
+            shared.note_replaced(&replaced, changes.len());
+        }
+        replaced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::commit::Mutation;
+    use crate::limits::Limits;
+    use crate::name::{Key, Namespace, RowKey, Value};
+    use crate::read_set::ReadSet;
+
+    fn row(key: impl Into<String>) -> RowKey {
+        let limits = Limits::default();
+        RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
+    }
+
+    fn put() -> Mutation {
+        Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None }
+    }
+
+    fn puts(count: usize) -> Commit {
+        let writes = (0..count).map(|number| (row(number.to_string()), put())).collect();
+        Commit { writes, share: Share::own(), ..Commit::default() }
+    }
+
+    fn version(shared: &Shared, key: &str) -> Option<Version> {
+        let mut name = Vec::new();
+        let row = row(key);
+        row_name::write(&mut name, &row.namespace, row.key.as_bytes());
+        let database = shared.lock();
+        let ordered = database.rows.get(&name).map(StoredRow::version);
+        assert_eq!(shared.latest().get(&name).map(StoredRow::version), ordered);
+        ordered
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_puts_and_deletes_rows_and_the_log_tells_of_it() {
+        let shared = Arc::<Shared>::default();
+        let made = shared.commit(Version::ABSENT, &Arc::new(puts(600))).await.unwrap();
+        assert_eq!((made.version, version(&shared, "599")), (Version(1), Some(Version(1))));
+        let mut read = ReadSet::default();
+        read.record_row(row("7"), Version(1));
+        let mut deletes = puts(600);
+        deletes.writes.values_mut().for_each(|write| *write = Mutation::Delete);
+        shared.commit(Version::ABSENT, &Arc::new(deletes)).await.unwrap();
+        assert_eq!(version(&shared, "7"), None);
+        let writes = BTreeMap::from([(row("new"), put())]);
+        let stale = Arc::new(Commit { reads: read, writes, ..Commit::default() });
+        assert!(matches!(shared.commit(Version(1), &stale).await, Err(Error::Conflict)));
+        assert_eq!(shared.lock().rows.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_that_fails_changes_nothing() {
+        let shared = Arc::<Shared>::default();
+        let mut commit = puts(600);
+        commit.conditions = BTreeMap::from([(row("7"), Version(3))]);
+        let outcome = shared.commit(Version::ABSENT, &Arc::new(commit)).await;
+        assert!(matches!(outcome, Err(Error::Conflict)));
+        assert_eq!((version(&shared, "8"), shared.lock().last), (None, Version::ABSENT));
+        let made = shared.commit(Version::ABSENT, &Arc::new(puts(1))).await.unwrap();
+        assert_eq!(made.version, Version(1));
+    }
+
+    #[tokio::test]
+    async fn other_writers_wait_for_a_large_commit_as_tasks_and_snapshots_are_taken() {
+        let shared = Arc::<Shared>::default();
+        shared.commit(Version::ABSENT, &Arc::new(puts(1))).await.unwrap();
+        let share = Share::own();
+        let alone = Alone::begin(&shared, &share, &mut shared.lock());
+        let small = Arc::new(puts(1));
+        let mut waiting = std::pin::pin!(shared.commit(Version::ABSENT, &small));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(version(&shared, "0"), Some(Version(1)));
+        drop(alone);
+        assert_eq!(waiting.await.unwrap().version, Version(2));
+    }
+
+    #[tokio::test]
+    async fn a_commit_without_writes_waits_for_no_large_one_and_a_sweep_does() {
+        use crate::backend::{Backend, SweepOptions};
+
+        let memory = crate::InMemory::new();
+        let (shared, share) = (memory.shared.clone(), Share::own());
+        let alone = Alone::begin(&shared, &share, &mut shared.lock());
+        memory.commit(Arc::default()).await.unwrap();
+        let options = SweepOptions {
+            clock: crate::clock::ForwardClock::default(),
+            max_rows: 1,
+            max_bytes: 1,
+            is_closing: false,
+        };
+        let mut sweep = memory.sweep(options);
+        assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(alone);
+        assert_eq!(sweep.await.unwrap().rows, 0);
+    }
+
+    #[tokio::test]
+    async fn a_recount_ends_with_its_snapshot_and_a_count_does_not() {
+        use crate::backend::Backend;
+
+        let memory = crate::InMemory::new().keep_for_snapshots(0);
+        memory.commit(Arc::new(puts(10_000))).await.unwrap();
+        let (mut count, mut recount) = (memory.stored_bytes(), memory.recount());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(count.as_mut().poll(&mut context).is_pending());
+        assert!(recount.as_mut().poll(&mut context).is_pending());
+        memory.commit(Arc::new(puts(10_000))).await.unwrap();
+        assert!(matches!(recount.await, Err(Error::TimedOut)));
+        assert!(count.await.unwrap() > 10_000 * 400);
+        assert!(memory.recount().await.unwrap() > 10_000 * 400);
+    }
+
+    #[tokio::test]
+    async fn a_small_commit_that_waits_for_a_large_one_can_be_withdrawn() {
+        let shared = Arc::<Shared>::default();
+        let share = Share::own();
+        let alone = Alone::begin(&shared, &share, &mut shared.lock());
+        let small = Arc::new(puts(1));
+        let mut waiting = std::pin::pin!(shared.commit(Version::ABSENT, &small));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(small.stage.withdraw());
+        drop(alone);
+        assert!(matches!(waiting.await, Err(Error::TimedOut)));
+    }
+}
