@@ -257,11 +257,11 @@ impl memory::HostMemory for StorageCtxView<'_> {
     }
 
     async fn flush(&mut self, memory: Resource<Memory>) -> StorageResult<()> {
-        Ok(self.table.get(&memory)?.flush().await?)
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.flush()).await?)
     }
 
     async fn health(&mut self, memory: Resource<Memory>) -> StorageResult<memory::Health> {
-        Ok(self.table.get(&memory)?.health().await?.into())
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.health()).await?.into())
     }
 
     async fn snapshot(&mut self, memory: Resource<Memory>) -> StorageResult<memory::Snapshot> {

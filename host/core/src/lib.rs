@@ -25,6 +25,7 @@
 //! implement [`backend`], whose documentation is the contract.
 
 pub mod backend;
+mod by_size;
 pub mod clock;
 pub mod commit;
 pub mod commit_log;

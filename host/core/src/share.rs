@@ -23,6 +23,7 @@ pub struct Share(Kind);
 enum Kind {
     Own(u64),
     Labelled(Arc<str>),
+    Tenant(Arc<str>),
     Host,
 }
 
@@ -36,6 +37,11 @@ impl Share {
     /// The share of all instances with this label.
     pub fn labelled(label: impl Into<Arc<str>>) -> Self {
         Self(Kind::Labelled(label.into()))
+    }
+
+    /// The share of a tenant's conversations. No label of an embedder is equal to it.
+    pub(crate) fn tenant(name: &str) -> Self {
+        Self(Kind::Tenant(name.into()))
     }
 
     /// The share of the host's own work, such as sweeps and summaries that no guest waits for.

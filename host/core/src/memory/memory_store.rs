@@ -234,7 +234,7 @@ impl MemoryStore {
         self.inner.store.check_open()
     }
 
-    pub(crate) fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -336,10 +336,11 @@ impl Inner {
     }
 
     /// Takes what is due in a session.
-    async fn begin(&self, key: &RecordKey) -> Option<Begun> {
-        let begun = update(self, key, None, |record| {
+    async fn begin(self: &Arc<Self>, key: &RecordKey) -> Option<Begun> {
+        let inner = self.clone();
+        let begun = update(self, key, None, 0, move |record| {
             let Some(record) = record else { return Ok(Change::Leave(None)) };
-            let begun = self.rules().begin(record, self.now(), fastrand::u64(..));
+            let begun = inner.rules().begin(record, inner.now(), fastrand::u64(..));
             Ok(match begun {
                 Some((begun, effects)) => Change::Write(Some(begun), effects),
                 None => Change::Leave(None),
@@ -353,7 +354,7 @@ impl Inner {
     }
 
     /// Asks for a summary, and writes what came of it.
-    async fn run(&self, key: &RecordKey, begun: Begun) {
+    async fn run(self: &Arc<Self>, key: &RecordKey, begun: Begun) {
         let Begun { claim, previous_summary, turns } = begun;
         let request = SummaryRequest {
             identity: key.identity.clone(),
@@ -369,13 +370,14 @@ impl Inner {
         if let Some(Err(error)) = &outcome {
             tracing::debug!(target: "larder", %error, "a summary did not come");
         }
-        let settled = update(self, key, None, |record| {
+        let inner = self.clone();
+        let settled = update(self, key, None, 0, move |record| {
             let Some(record) = record else { return Ok(Change::Leave(())) };
-            let now = self.now();
+            let now = inner.now();
             let effects = match &outcome {
-                Some(Ok(summary)) => self.rules().succeed(record, claim, now, summary.clone()),
-                Some(Err(_)) => self.rules().fail(record, claim, now),
-                None => self.rules().abandon(record, claim, now),
+                Some(Ok(summary)) => inner.rules().succeed(record, claim, now, summary.clone()),
+                Some(Err(_)) => inner.rules().fail(record, claim, now),
+                None => inner.rules().abandon(record, claim, now),
             };
             Ok(match effects {
                 Some(effects) => Change::Write((), effects),

@@ -26,7 +26,7 @@ impl RecordKey {
 
     /// On whose behalf it is read and written: that of its tenant, whichever instance asks.
     pub fn share(&self) -> Share {
-        Share::labelled(self.identity.tenant())
+        Share::tenant(self.identity.tenant())
     }
 
     /// Bytes of all its parts.

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::by_size::by_size;
 use crate::error::{Error, LimitKind, Result};
-use crate::held::{Held, HeldBytes};
+use crate::held::HeldBytes;
 use crate::limits::{Limits, check_bound};
 use crate::memory::health::Health;
 use crate::memory::identity::Identity;
-use crate::memory::memory_store::MemoryStore;
+use crate::memory::memory_store::{Inner, MemoryStore};
 use crate::memory::record::{Record, memory_of};
 use crate::memory::records::RecordKey;
 use crate::memory::rules::{Begun, Context};
 use crate::memory::strategy::Strategy;
 use crate::memory::turn::Turn;
-use crate::memory::update::{Change, delete, load, update};
+use crate::memory::update::{Change, delete, update, with_record};
 
 /// A session's memory at one moment, as bytes that are the same on every backend. It holds all turns, those too that
 /// wait for a summary, and the health.
@@ -72,18 +73,22 @@ impl Memory {
     pub async fn add_turn(&self, turn: Turn) -> Result<()> {
         self.check_open()?;
         turn.check(&self.limits)?;
-        let inner = self.memories.inner();
+        let inner = self.memories.inner().clone();
         if inner.options.strategy == Strategy::None {
             return Ok(());
         }
         let place = inner.place();
+        let has_place = place.is_some();
         // It is in the call, in the record, and in the bytes that are written.
         let held = self.held.hold(turn.memory())?;
-        let begun = update(inner, &self.key, Some(&self.held), |record| {
+        let bytes = turn.bytes() as usize;
+        let begun = update(self.memories.inner(), &self.key, Some(&self.held), bytes, move |record| {
+            // As long as the work goes on, also if no caller waits for it.
+            let _held = &held;
             let record = record.get_or_insert_with(|| Record::new(inner.options.strategy));
             let mut effects = inner.rules().add(record, turn.clone());
             let now = inner.now();
-            if place.is_none() {
+            if !has_place {
                 let is_due = record.due_at().is_some_and(|due_at| due_at <= now);
                 let next = if is_due { Next::Wait } else { Next::Nothing };
                 return Ok(Change::Write(next, effects));
@@ -98,8 +103,7 @@ impl Memory {
             Ok(Change::Write(next, effects))
         })
         .await?;
-        // A summariser may take long. What it works on is bounded by the number of summaries that are under way.
-        drop((held, turn));
+        // What a summariser works on is bounded by the number of summaries that are under way.
         match (begun, place) {
             (Next::Summarize(begun), Some(place)) => {
                 self.memories.summarize(self.key.clone(), begun, place).await;
@@ -116,8 +120,7 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn context(&self) -> Result<Context> {
         self.check_open()?;
-        let (record, _held) = self.record().await?;
-        Ok(self.memories.inner().rules().context(&record))
+        self.with_record(|inner, record| Ok(inner.rules().context(&record))).await
     }
 
     /// Tokens of what a model is given.
@@ -131,10 +134,12 @@ impl Memory {
     /// Forgets the session, also what is on its way to a summary and what can't be read. Nothing to forget is no error.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    /// - [`Error::Closed`].
+    /// - [`Error::LimitExceeded`] if the instance has no room for the bytes of the record.
+    /// - Those of the backend.
     pub async fn flush(&self) -> Result<()> {
         self.check_open()?;
-        delete(self.memories.inner(), &self.key).await.map(drop)
+        delete(self.memories.inner(), &self.key, &self.held).await.map(drop)
     }
 
     /// How summarising goes.
@@ -143,7 +148,7 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn health(&self) -> Result<Health> {
         self.check_open()?;
-        Ok(self.record().await?.0.health)
+        self.with_record(|_, record| Ok(record.health)).await
     }
 
     /// The session at this moment.
@@ -152,8 +157,7 @@ impl Memory {
     /// As [`Memory::add_turn`].
     pub async fn snapshot(&self) -> Result<MemorySnapshot> {
         self.check_open()?;
-        let (record, _held) = self.record().await?;
-        snapshot_of(&record)
+        self.with_record(|_, record| snapshot_of(&record)).await
     }
 
     /// Makes the session what it was. What is on its way to a summary is thrown away.
@@ -164,16 +168,20 @@ impl Memory {
     /// is then as it was.
     pub async fn restore(&self, snapshot: MemorySnapshot) -> Result<()> {
         self.check_open()?;
-        let inner = self.memories.inner();
-        let options = &inner.options;
-        check_bound(LimitKind::MemoryBytes, options.memory_bytes, snapshot.bytes.len() as u64)?;
-        let _held = self.held.hold(memory_of(&snapshot.bytes))?;
-        let restored =
-            parse_snapshot(&snapshot, options.strategy, options.memory_bytes, self.limits.turn_bytes)?;
-        if options.strategy == Strategy::None {
+        let inner = self.memories.inner().clone();
+        let (strategy, memory_bytes) = (inner.options.strategy, inner.options.memory_bytes);
+        let (turn_bytes, bytes) = (self.limits.turn_bytes, snapshot.bytes.len());
+        check_bound(LimitKind::MemoryBytes, memory_bytes, bytes as u64)?;
+        let held = self.held.hold(memory_of(&snapshot.bytes))?;
+        let parse = move || (parse_snapshot(&snapshot, strategy, memory_bytes, turn_bytes), held);
+        let (restored, held) = by_size(bytes, parse).await?;
+        let restored = restored?;
+        if strategy == Strategy::None {
             return Ok(());
         }
-        update(inner, &self.key, Some(&self.held), |record| {
+        update(self.memories.inner(), &self.key, Some(&self.held), bytes, move |record| {
+            // As long as the work goes on, also if no caller waits for it.
+            let _held = &held;
             let mut restored = restored.clone();
             if restored.health.is_behind() {
                 restored.retry_at = Some(inner.rules().recovery_at(inner.now()));
@@ -190,14 +198,20 @@ impl Memory {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// The session's record, with what is counted of it.
-    async fn record(&self) -> Result<(Record, Held)> {
+    /// Works with the session's record, which is a new one if there is none.
+    async fn with_record<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner, Record) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let inner = self.memories.inner();
-        let fresh = || (Record::new(inner.options.strategy), self.held.nothing());
-        if inner.options.strategy == Strategy::None {
-            return Ok(fresh());
+        let strategy = inner.options.strategy;
+        if strategy == Strategy::None {
+            return work(inner, Record::new(strategy));
         }
-        Ok(load(inner, &self.key, &self.held).await?.unwrap_or_else(fresh))
+        with_record(inner, &self.key, &self.held, move |inner, record| {
+            work(inner, record.unwrap_or_else(|| Record::new(strategy)))
+        })
+        .await
     }
 
     fn check_open(&self) -> Result<()> {

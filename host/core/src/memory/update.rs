@@ -1,8 +1,10 @@
 //! Changes a record where nobody else has, and again from what is there where somebody has.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Version;
+use crate::by_size::by_size;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
 use crate::held::{Held, HeldBytes};
@@ -26,45 +28,44 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How often a change is made again whose outcome is unknown.
 const UNKNOWN_MAX: usize = 2;
 
-/// Changes the record of a session. `change` is called again where somebody else wrote it meanwhile. What this takes is
-/// counted in `held`, which the host's own work does not have.
-pub(crate) async fn update<T>(
-    inner: &Inner,
+/// Changes the record of a session. `change` is called again if another caller wrote the record meanwhile. It works with about
+/// so many bytes beside the record. What this takes is counted in `held`, which the host's own work does not have.
+pub(crate) async fn update<T, C>(
+    inner: &Arc<Inner>,
     key: &RecordKey,
     held: Option<&HeldBytes>,
-    mut change: impl FnMut(&mut Option<Record>) -> Result<Change<T>>,
+    bytes: usize,
+    change: C,
+) -> Result<T>
+where
+    T: Send + 'static,
+    C: FnMut(&mut Option<Record>) -> Result<Change<T>> + Send + 'static,
+{
+    let rewrite = Rewrite { inner: inner.clone(), key: key.clone(), bytes, change };
+    change_stored(inner, key, held, rewrite).await
+}
+
+/// Deletes the record of a session, also one that can't be read; true if there was one.
+pub(crate) async fn delete(inner: &Inner, key: &RecordKey, held: &HeldBytes) -> Result<bool> {
+    change_stored(inner, key, Some(held), Removal).await
+}
+
+/// Reads the record of a session, `None` if there is none, and works with it. What this takes is counted in `held`.
+pub(crate) async fn with_record<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    key: &RecordKey,
+    held: &HeldBytes,
+    work: impl FnOnce(&Inner, Option<Record>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    change_stored(inner, key, held, |stored| {
-        let mut record = stored.map(|stored| read(inner, key, stored)).transpose()?;
-        Ok(match (change(&mut record)?, record) {
-            (Change::Write(outcome, effects), Some(mut record)) => {
-                let bytes = encode(&mut record, inner.options.memory_bytes)?;
-                let due_at = record.due_at();
-                let next = Next { strategy: record.strategy, bytes, due_at };
-                Step { outcome, effects, write: Some(Some(next)) }
-            }
-            (Change::Leave(outcome) | Change::Write(outcome, _), _) => {
-                Step { outcome, effects: Vec::new(), write: None }
-            }
-        })
-    })
-    .await
-}
-
-/// Deletes the record of a session, also one that can't be read; true where there was one.
-pub(crate) async fn delete(inner: &Inner, key: &RecordKey) -> Result<bool> {
-    change_stored(inner, key, None, |stored| {
-        let write = stored.map(|_| None);
-        Ok(Step { outcome: stored.is_some(), effects: Vec::new(), write })
-    })
-    .await
-}
-
-/// The record of a session as it is stored, with what is counted of it.
-pub(crate) async fn load(inner: &Inner, key: &RecordKey, held: &HeldBytes) -> Result<Option<(Record, Held)>> {
-    let Some(stored) = inner.store.backend().load_record(key).await? else { return Ok(None) };
+    let Some(stored) = inner.store.backend().load_record(key).await? else { return work(inner, None) };
     let held = held.hold(memory_of(&stored.bytes))?;
-    Ok(Some((read(inner, key, &stored)?, held)))
+    let (inner, key) = (inner.clone(), key.clone());
+    by_size(stored.bytes.len(), move || {
+        let outcome = work(&inner, Some(read(&inner, &key, &stored)?));
+        drop(held);
+        outcome
+    })
+    .await?
 }
 
 fn read(inner: &Inner, key: &RecordKey, stored: &StoredRecord) -> Result<Record> {
@@ -126,11 +127,99 @@ struct Next {
     due_at: Option<u64>,
 }
 
-/// One attempt: what to write, if anything, where an inner none deletes.
+/// One attempt: what to write, if anything, where an inner `None` deletes.
 struct Step<T> {
     outcome: T,
     effects: Vec<Effect>,
     write: Option<Option<Next>>,
+}
+
+/// What was passed to a step, and the step.
+struct Decided<D, T> {
+    decide: D,
+    stored: Option<StoredRecord>,
+    held: Option<Held>,
+    step: Step<T>,
+}
+
+/// Decides what becomes of a record, again each time that another caller was faster.
+trait Decide: Sized {
+    type Outcome;
+
+    /// Bytes that an attempt takes at most which works with this record.
+    fn memory(&self, stored: &StoredRecord) -> u64;
+
+    /// The next step, and what was passed. What is held is held as long as the work goes on, also if no caller waits for it.
+    fn step(
+        self,
+        stored: Option<StoredRecord>,
+        held: Option<Held>,
+    ) -> impl Future<Output = Result<Decided<Self, Self::Outcome>>> + Send;
+}
+
+struct Rewrite<C> {
+    inner: Arc<Inner>,
+    key: RecordKey,
+    bytes: usize,
+    change: C,
+}
+
+impl<T, C> Decide for Rewrite<C>
+where
+    T: Send + 'static,
+    C: FnMut(&mut Option<Record>) -> Result<Change<T>> + Send + 'static,
+{
+    type Outcome = T;
+
+    fn memory(&self, stored: &StoredRecord) -> u64 {
+        memory_of(&stored.bytes)
+    }
+
+    async fn step(mut self, stored: Option<StoredRecord>, held: Option<Held>) -> Result<Decided<Self, T>> {
+        let bytes = self.bytes + stored.as_ref().map_or(0, |stored| stored.bytes.len());
+        by_size(bytes, move || {
+            let step = self.rewrite(stored.as_ref())?;
+            Ok(Decided { decide: self, stored, held, step })
+        })
+        .await?
+    }
+}
+
+impl<C> Rewrite<C> {
+    fn rewrite<T>(&mut self, stored: Option<&StoredRecord>) -> Result<Step<T>>
+    where
+        C: FnMut(&mut Option<Record>) -> Result<Change<T>>,
+    {
+        let mut record = stored.map(|stored| read(&self.inner, &self.key, stored)).transpose()?;
+        Ok(match ((self.change)(&mut record)?, record) {
+            (Change::Write(outcome, effects), Some(mut record)) => {
+                let bytes = encode(&mut record, self.inner.options.memory_bytes)?;
+                let due_at = record.due_at();
+                let next = Next { strategy: record.strategy, bytes, due_at };
+                Step { outcome, effects, write: Some(Some(next)) }
+            }
+            (Change::Leave(outcome) | Change::Write(outcome, _), _) => {
+                Step { outcome, effects: Vec::new(), write: None }
+            }
+        })
+    }
+}
+
+struct Removal;
+
+impl Decide for Removal {
+    type Outcome = bool;
+
+    /// The record is not parsed.
+    fn memory(&self, stored: &StoredRecord) -> u64 {
+        stored.bytes.len() as u64
+    }
+
+    async fn step(self, stored: Option<StoredRecord>, held: Option<Held>) -> Result<Decided<Self, bool>> {
+        let write = stored.as_ref().map(|_| None);
+        let step = Step { outcome: stored.is_some(), effects: Vec::new(), write };
+        Ok(Decided { decide: self, stored, held, step })
+    }
 }
 
 /// A write of which it is not known whether it was made.
@@ -142,25 +231,25 @@ struct Unknown<T> {
     error: Error,
 }
 
-async fn change_stored<T>(
+async fn change_stored<D: Decide>(
     inner: &Inner,
     key: &RecordKey,
-    held: Option<&HeldBytes>,
-    mut step: impl FnMut(Option<&StoredRecord>) -> Result<Step<T>>,
-) -> Result<T> {
+    counts: Option<&HeldBytes>,
+    mut decide: D,
+) -> Result<D::Outcome> {
     let give_up = Instant::now() + CHANGE_MAX;
     let Ok(_turn) = tokio::time::timeout(CHANGE_MAX, inner.turn_of(key)).await else {
         return Err(Error::Conflict);
     };
-    let mut unknown: Vec<Unknown<T>> = Vec::new();
+    let mut unknown: Vec<Unknown<D::Outcome>> = Vec::new();
     let mut longest_pause = Duration::from_millis(2);
     loop {
         let stored = match inner.store.backend().load_record(key).await {
             Ok(stored) => stored,
             Err(error) => return Err(unknown.pop().map_or(error, |unknown| unknown.error)),
         };
-        let bytes = stored.as_ref().map_or(0, |stored| memory_of(&stored.bytes));
-        let _held = held.map(|held| held.hold(bytes)).transpose()?;
+        let bytes = stored.as_ref().map_or(0, |stored| decide.memory(stored));
+        let counted = counts.map(|counts| counts.hold(bytes)).transpose()?;
         let current = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
         if let Some(made) = unknown.iter().position(|unknown| unknown.version == current) {
             let made = unknown.swap_remove(made);
@@ -171,7 +260,10 @@ async fn change_stored<T>(
         if let Some(last) = unknown.pop_if(|last| last.expected != current) {
             return Err(last.error);
         }
-        let Step { outcome, effects, write } = step(stored.as_ref())?;
+        let decided = decide.step(stored, counted).await?;
+        decide = decided.decide;
+        let (stored, _held) = (decided.stored, decided.held);
+        let Step { outcome, effects, write } = decided.step;
         let Some(next) = write else { return Ok(outcome) };
         let (write, growth) = record_write(key, stored, next, inner.now());
         let version = write.record.as_ref().map_or(Version::ABSENT, |record| record.version);
