@@ -27,7 +27,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`Error::TimedOut`] if it was withdrawn.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Acquire) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
     }
 

@@ -10,6 +10,8 @@ use larder_core::commit::{Commit, CurrentRow, Mutation, Need, Plan, RowWrite};
 use larder_core::name::RowKey;
 use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
+use tokio::runtime::Handle;
+use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -194,13 +196,7 @@ pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -
     if commit.writes.is_empty() && commit.conditions.is_empty() {
         return Ok(Committed::default());
     }
-    let held = connections.clone();
-    let work = async move {
-        let _large = held.large_turn(&commit).await?;
-        let mut session = held.session(&commit.share).await?;
-        make_on_any(&held, &mut session, &commit, None).await
-    };
-    Ok(ToItsEnd::new(connections.runtime(), work).await?)
+    in_turn(connections, None, commit, Reads::default()).await
 }
 
 /// Makes the commit of a transaction that is open in a session.
@@ -208,17 +204,12 @@ pub(crate) async fn blind(connections: &Arc<Connections>, commit: Arc<Commit>) -
 /// `found` is a row that the transaction has read and found there.
 pub(crate) async fn after_reads(
     connections: &Arc<Connections>,
-    mut session: Session,
+    session: Session,
     commit: Arc<Commit>,
     found: Option<RowKey>,
 ) -> Result<Committed> {
     connections.check_open()?;
-    let held = connections.clone();
-    let work = async move {
-        let _large = held.large_turn(&commit).await?;
-        make(&mut session, &commit, found.as_ref(), None).await
-    };
-    Ok(ToItsEnd::new(connections.runtime(), work).await?)
+    in_turn(connections, Some(session), commit, Reads { found, first: None }).await
 }
 
 /// Makes the commit of a transaction that read one row, and has none open at the server. It may have given its session back.
@@ -232,31 +223,79 @@ pub(crate) async fn after_first_read(
     if commit.writes.is_empty() && commit.conditions.is_empty() {
         return Ok(Committed::default());
     }
+    in_turn(connections, session, commit, Reads { found: None, first: Some(first) }).await
+}
+
+/// What is known of the rows that a transaction read.
+#[derive(Default)]
+struct Reads {
+    /// It was read in the transaction that is open, and was there.
+    found: Option<RowKey>,
+    /// It was read before there was a transaction.
+    first: Option<FirstRead>,
+}
+
+/// Makes a commit when its turn has come, also if no caller waits for it any more. If no transaction is open at the server, it
+/// is made once more if the connection was lost before.
+async fn in_turn(
+    connections: &Arc<Connections>,
+    session: Option<Session>,
+    commit: Arc<Commit>,
+    reads: Reads,
+) -> Result<Committed> {
     let held = connections.clone();
     let work = async move {
-        let _large = held.large_turn(&commit).await?;
-        let mut session = match session {
+        let turn = held.large_turn(&commit).await?;
+        let session = match session {
             Some(session) => session,
             None => held.session(&commit.share).await?,
         };
-        make_on_any(&held, &mut session, &commit, Some(&first)).await
+        let (is_large, is_new) = (turn.is_some(), session.is_idle());
+        let making = Making { session, commit, reads };
+        let (mut making, outcome) = making.make(held.runtime(), is_large).await?;
+        match outcome {
+            Err(failure) if is_new && failure.is_lost_before() => {
+                held.renew(&mut making.session).await?;
+                making.make(held.runtime(), is_large).await?.1
+            }
+            outcome => outcome,
+        }
     };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// Makes a commit that has no transaction open at the server, once more where the connection was lost before.
-async fn make_on_any(
-    connections: &Connections,
-    session: &mut Session,
-    commit: &Commit,
-    first: Option<&FirstRead>,
-) -> error::Result<Committed> {
-    match make(session, commit, None, first).await {
-        Err(failure) if failure.is_lost_before() => {
-            connections.renew(session).await?;
-            make(session, commit, None, first).await
+/// A commit, and the session in which it is made.
+struct Making {
+    session: Session,
+    commit: Arc<Commit>,
+    reads: Reads,
+}
+
+impl Making {
+    /// Makes it; a large one on a blocking thread, as its parameters are encoded in one piece.
+    async fn make(
+        mut self,
+        runtime: &Handle,
+        is_large: bool,
+    ) -> error::Result<(Self, error::Result<Committed>)> {
+        let work = async move {
+            let Reads { found, first } = &self.reads;
+            let outcome = make(&mut self.session, &self.commit, found.as_ref(), first.as_ref()).await;
+            (self, outcome)
+        };
+        if !is_large {
+            return Ok(work.await);
         }
-        outcome => outcome,
+        let blocking = runtime.clone();
+        runtime.spawn_blocking(move || blocking.block_on(work)).await.map_err(not_ended)
+    }
+}
+
+/// Why a large commit gave no outcome. If it panicked, it may have been sent.
+fn not_ended(error: JoinError) -> Failure {
+    match error.is_panic() {
+        true => Failure::CommitLost(None),
+        false => Error::caused("the runtime ended before the commit was made", error).into(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connections of one backend, and how their sessions are set up.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,9 @@ pub const SNAPSHOTS_MAX: usize = 20;
 
 /// How long to wait for a connection, making one included.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How often a commit that waits looks whether it was withdrawn: until then it may keep a connection from others.
+const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long to ask a server again that has too many connections, and how often.
 const CROWDED_MAX: Duration = Duration::from_secs(5);
@@ -168,11 +172,17 @@ impl Connections {
         self.connect(Held { _turn: turn, _place: Some(place) }).await
     }
 
-    /// Waits for the turn of a large commit; other commits don't wait.
+    /// Waits for the turn of a large commit, until the commit is withdrawn. Other commits don't wait.
     pub(crate) async fn large_turn(&self, commit: &Commit) -> Result<Option<FairPermit>> {
-        match commit.is_large() {
-            true => Ok(Some(self.large.acquire(&commit.share).await?)),
-            false => Ok(None),
+        if !commit.is_large() {
+            return Ok(None);
+        }
+        let mut turn = pin!(self.large.acquire(&commit.share));
+        loop {
+            commit.stage.check()?;
+            if let Ok(turn) = timeout(WITHDRAWN_INTERVAL, turn.as_mut()).await {
+                return Ok(Some(turn?));
+            }
         }
     }
 
@@ -194,7 +204,7 @@ impl Connections {
     /// Replaces a connection that turned out to be gone. The server was most likely restarted, and those that nobody
     /// uses have gone with it: they are closed, so that the new one is new.
     pub(crate) async fn renew(&self, session: &mut Session) -> Result<()> {
-        let Some(held) = session.take_held() else { return Err(Failure::Gone) };
+        let Some(held) = session.give_up() else { return Err(Failure::Gone) };
         self.pool.retain(|_, _| false);
         *session = self.connect(held).await?;
         Ok(())

@@ -73,8 +73,11 @@ impl Session {
         self.queries.clone()
     }
 
-    /// Takes what another session is to hold in its stead.
-    pub(crate) fn take_held(&mut self) -> Option<Held> {
+    /// Closes a connection that is gone, so that the pool has room for another one. Gives what the session that replaces this
+    /// one is to hold.
+    pub(crate) fn give_up(&mut self) -> Option<Held> {
+        self.state = State::Broken;
+        self.client.take().map(Object::take);
         self.held.take()
     }
 

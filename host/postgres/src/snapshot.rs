@@ -28,6 +28,8 @@ pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
     /// None once it was given back.
     session: Option<Session>,
+    /// A read was dropped before its end, and took the session with it: what was read before can't be read on.
+    is_lost: bool,
     options: SnapshotOptions,
     /// The moment at which rows are live, once there is a transaction.
     now: i64,
@@ -172,6 +174,7 @@ impl PostgresSnapshot {
         Ok(Self {
             connections: connections.clone(),
             session: Some(session),
+            is_lost: false,
             options,
             now: 0,
             first: None,
@@ -200,13 +203,21 @@ impl PostgresSnapshot {
         read: &Read,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => self.connections.snapshot_session(&self.options.share).await?,
+        self.check_kept()?;
+        self.is_lost = true;
+        let session = match self.session.take() {
+            Some(session) => Ok(session),
+            None => self.connections.snapshot_session(&self.options.share).await,
         };
-        let rows = self.read_on(&mut session, reading, read, params).await;
-        // A future that is dropped before takes the session with it: what became of it is not known.
-        self.session = Some(session);
+        let rows = match session {
+            Ok(mut session) => {
+                let rows = self.read_on(&mut session, reading, read, params).await;
+                self.session = Some(session);
+                rows
+            }
+            Err(failure) => Err(failure),
+        };
+        self.is_lost = false;
         rows
     }
 
@@ -299,9 +310,13 @@ impl PostgresSnapshot {
         self.session.as_ref().is_some_and(Session::is_in_transaction)
     }
 
+    fn check_kept(&self) -> error::Result<()> {
+        if self.is_lost { Err(Failure::Gone) } else { Ok(()) }
+    }
+
     /// Whether nothing was begun at the server.
     fn is_idle(&self) -> bool {
-        self.session.as_ref().is_none_or(Session::is_idle)
+        !self.is_lost && self.session.as_ref().is_none_or(Session::is_idle)
     }
 }
 
@@ -385,6 +400,7 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
+        self.check_kept()?;
         let Self { connections, session, first, found, .. } = *self;
         let session = match session {
             Some(session) if !session.is_idle() => {
