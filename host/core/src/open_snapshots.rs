@@ -51,6 +51,12 @@ const WAIT_LONG: Duration = Duration::from_millis(50);
 /// Wait for a connection before the next search for a snapshot that can give up its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 
+/// The same for each that waits: a look goes through all open transactions, and many waiting calls must not look all the time.
+const RECLAIM_PAUSE_EACH: Duration = Duration::from_millis(1);
+
+/// No call pauses for longer.
+const RECLAIM_PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// The same wait after one was found. A server may have to roll back before the connection is free.
 const RECLAIMED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -87,8 +93,16 @@ impl OpenSnapshots {
         }
         let since = Instant::now();
         while Instant::now() < deadline {
-            let is_found = self.reclaim_for(share, since.elapsed());
-            let pause = if is_found { RECLAIMED_PAUSE } else { RECLAIM_PAUSE };
+            let waited = since.elapsed();
+            let pause = match self.reclaim_for(share, waited) {
+                true => RECLAIMED_PAUSE,
+                // Then it may reclaim more.
+                false if waited < WAIT_LONG => {
+                    reclaim_pause(permits.waiting()).min(WAIT_LONG.saturating_sub(waited).max(RECLAIM_PAUSE))
+                }
+                false => reclaim_pause(permits.waiting()),
+            };
+            let pause = pause.min(deadline.saturating_duration_since(Instant::now()));
             if let Ok(permit) = timeout(pause, waiting.as_mut()).await {
                 return permit;
             }
@@ -166,6 +180,12 @@ impl OpenSnapshots {
         let stores = self.0.iter().filter_map(Weak::upgrade);
         stores.flat_map(|store| Open::all(&store)).filter(|open| open.holding != Holding::Nothing).collect()
     }
+}
+
+/// How long each of so many waiting calls pauses between two looks.
+fn reclaim_pause(waiting: usize) -> Duration {
+    let all = RECLAIM_PAUSE_EACH.saturating_mul(u32::try_from(waiting).unwrap_or(u32::MAX));
+    all.clamp(RECLAIM_PAUSE, RECLAIM_PAUSE_MAX)
 }
 
 /// The number of snapshots of each share.

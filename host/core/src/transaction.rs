@@ -450,17 +450,16 @@ impl Transaction {
         if range.limit == Some(0) {
             return Ok((Pairs::default(), None));
         }
-        let found = self
-            .find(Scan {
-                range: key_range,
-                reverse: range.reverse,
-                keys_only: range.keys_only,
-                max_entries: range.limit.map_or(usize::MAX, |limit| limit as usize),
-                max_bytes: self.limits.result_bytes,
-                entry_bytes,
-                any_keys: false,
-            })
-            .await?;
+        let scan = Scan {
+            range: key_range,
+            reverse: range.reverse,
+            keys_only: range.keys_only,
+            max_entries: range.limit.map_or(usize::MAX, |limit| limit as usize),
+            max_bytes: self.limits.result_bytes,
+            entry_bytes,
+            any_keys: false,
+        };
+        let found = self.find_some(scan, 1).await?;
         if let (Some(next), true) = (found.next_entry_bytes, found.entries.is_empty()) {
             // Somebody with wider limits wrote an entry that fits on no page of this guest.
             self.limits.check(LimitKind::ResultBytes, next)?;

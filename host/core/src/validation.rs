@@ -28,7 +28,7 @@ const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5
 
 /// The budget of the last attempt. If other processes commit all the time, only this attempt can
 /// succeed.
-const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(50) };
+const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(25) };
 
 /// Rows that can be looked at in the time of writing one.
 const ROWS_LOOKED_AT: u64 = 10;

@@ -16,6 +16,9 @@ use crate::journal::Answer;
 /// A group leaves room for readers of its answers.
 const GROUP_MAX: usize = 256;
 
+/// What a guest's thread commits at most, as [`cost`] counts: about 2 ms.
+const GUEST_COST_MAX: u64 = SMALL_COST_MAX / 2;
+
 /// Something that is to be written.
 pub(crate) enum Work {
     /// The commit of a transaction.
@@ -143,7 +146,7 @@ impl Waiting {
             self.was_large = true;
             return vec![large];
         }
-        self.take_small()
+        self.take_small(SMALL_COST_MAX)
     }
 
     /// Takes all, in groups.
@@ -155,13 +158,18 @@ impl Waiting {
         groups
     }
 
-    /// Takes small requests only, about 5 ms of work: what a guest's thread may make.
-    pub(crate) fn take_small(&mut self) -> Vec<Request> {
+    /// Takes what a guest's thread may make: a few milliseconds of work, so that no thread of the executor is held for long.
+    pub(crate) fn take_for_guest(&mut self) -> Vec<Request> {
+        self.take_small(GUEST_COST_MAX)
+    }
+
+    /// Takes small requests only, up to a cost.
+    fn take_small(&mut self, cost_max: u64) -> Vec<Request> {
         let mut cost = 0;
         let costs = self.small.iter().take(GROUP_MAX).map(|(_, cost, _)| cost.max(1));
         let fits = |next: &u64| {
             cost += next;
-            cost <= SMALL_COST_MAX
+            cost <= cost_max
         };
         let count = costs.take_while(fits).count();
         (0..count).map_while(|_| pop(&mut self.small)).collect()
@@ -241,8 +249,8 @@ mod tests {
         let mut waiting = waiting(many.chain([request(&other, 3, 1)]), now);
         assert_eq!(rows(&waiting.take(now, true)), [100, 3, 100, 100, 100]);
         assert_eq!(rows(&waiting.take(now, true)), [100; 5]);
-        let group = waiting.take_small();
-        assert_eq!(rows(&group), [100; 5]);
+        let group = waiting.take_for_guest();
+        assert_eq!(rows(&group), [100; 2]);
         waiting.put_back(group);
         assert_eq!(waiting.small.len(), 1_001 - 10);
     }

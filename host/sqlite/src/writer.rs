@@ -338,7 +338,7 @@ impl Writer {
     /// Commits one group of small commits on this thread, which belongs to a guest; what else waits is for another thread.
     fn lead(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if self.guests_commit && !self.is_backlogged() {
-            let group = lock(&self.waiting).take_small();
+            let group = lock(&self.waiting).take_for_guest();
             self.commit_group(&mut state, group, Patience::None);
         }
         drop(state);
@@ -1038,7 +1038,7 @@ mod tests {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.enable_all().worker_threads(1).max_blocking_threads(1).build().unwrap();
         for (durability, count, is_made) in
-            [(Durability::Normal, 400, true), (Durability::Normal, 600, false), (Durability::Full, 1, false)]
+            [(Durability::Normal, 240, true), (Durability::Normal, 260, false), (Durability::Full, 1, false)]
         {
             let database = runtime.block_on(open(folder.path(), durability));
             let blocked = blocked(&runtime);

@@ -88,6 +88,13 @@ impl FairSemaphore {
         grant.await.map_err(|_| Error::Closed)
     }
 
+    /// How many wait for a permit.
+    pub fn waiting(&self) -> usize {
+        let state = lock(&self.state);
+        let waiters = state.waiting.values().flatten();
+        waiters.filter(|waiter| !waiter.granted.is_closed()).count()
+    }
+
     /// Refuses waiting and later requests. Permits that are held stay valid.
     pub fn close(&self) {
         let mut state = lock(&self.state);

@@ -98,7 +98,12 @@ impl Transaction {
     }
 
     /// What a range holds. What is found is held until it is dropped.
-    pub(super) async fn find(&mut self, mut scan: Scan) -> Result<Found> {
+    pub(super) async fn find(&mut self, scan: Scan) -> Result<Found> {
+        self.find_some(scan, usize::MAX).await
+    }
+
+    /// As much of what a range holds as the instance has room for, if that is `enough` entries.
+    pub(super) async fn find_some(&mut self, mut scan: Scan, enough: usize) -> Result<Found> {
         // It tells nothing of any state, so it takes no snapshot.
         if scan.range.is_empty() {
             return Ok(scan.nothing());
@@ -112,9 +117,9 @@ impl Transaction {
             Err(error) => Err(error),
         };
         let mut found = self.settle(lease, result)?;
-        if let (Some(next), true) = (found.next_entry_bytes, is_narrowed && found.entries.len() < max_entries)
-        {
-            // Not all that the limits allow is there: what the instance holds leaves no room for it.
+        let is_short = is_narrowed && found.entries.len() < max_entries.min(enough);
+        if let (Some(next), true) = (found.next_entry_bytes, is_short) {
+            // What the instance holds leaves no room for what the limits allow.
             return Err(self.held.count().result_exceeded(found.entries.bytes().saturating_add(next)));
         }
         found.held = Some(self.held.count().hold(RESULT_COPIES * found.entries.end() as u64)?);

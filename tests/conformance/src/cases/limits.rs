@@ -23,6 +23,7 @@ pub(crate) const CASES: &[Case] = named!("limits":
     conditions_count_for_transaction_bytes,
     what_an_instance_holds_is_bounded,
     a_result_needs_room_in_the_instance,
+    a_page_has_as_many_entries_as_the_instance_has_room_for,
     mutations_at_the_bound_commit,
     a_mutation_past_the_bound_keeps_what_was_staged,
     put_many_and_delete_many_past_the_bound_stage_nothing,
@@ -340,6 +341,31 @@ fn a_result_needs_room_in_the_instance() -> Outcome {
     drop(open.pop());
     expect_value(view.get(NS, "large")?, &value)?;
     expect_eq(view.scan(NS, "large")?.len(), 1)
+}
+
+fn a_page_has_as_many_entries_as_the_instance_has_room_for() -> Outcome {
+    let limits = limits();
+    let value = vec![b'x'; limits.value_bytes as usize / 8];
+    let names = short_keys(7);
+    write(|tx| names.iter().try_for_each(|name| Ok(tx.put(NS, name, &value)?)))?;
+    let store = main()?;
+    let view = store.begin(Mode::View)?;
+    expect_eq(view.scan_page(NS, &range(""), None)?.entries.len(), names.len())?;
+    let mut open = Vec::new();
+    // A call makes three copies of a result, so there is room for two entries.
+    let room = 3 * (2 * value.len() as u64 + 1_000);
+    for share in shares(limits.instance_bytes - room, limits.transaction_bytes) {
+        let tx = update(&store)?;
+        stage_bytes(&tx, "row", share)?;
+        open.push(tx);
+    }
+    let first = view.scan_page(NS, &range(""), None)?;
+    expect_keys(&first.entries, names.get(..2).unwrap_or_default())?;
+    let second = view.scan_page_packed(NS, &range(""), first.next.as_deref())?;
+    expect_eq(second.next.is_some(), true)?;
+    drop(open);
+    let rest = view.scan_page(NS, &range(""), second.next.as_deref())?;
+    expect_keys(&rest.entries, names.get(4..).unwrap_or_default())
 }
 
 /// So many short keys.
