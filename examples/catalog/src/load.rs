@@ -12,8 +12,8 @@ use crate::stanza::Stanzas;
 /// Rows and index entries of one transaction, about; the host's default allows 10,000.
 const BATCH_ROWS: usize = 2_000;
 
-/// Bytes of one transaction, about; the host's default allows 16 MiB.
-const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of one transaction, about; the host's default allows 4 MiB.
+const BATCH_BYTES: usize = 2 << 20;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

@@ -90,7 +90,7 @@ const TICK: Duration = Duration::from_millis(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What one call may hand over: a transaction of the default limits, and the lists around it.
-const HOSTCALL_BYTES: usize = 32 << 20;
+const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// Ticks until the engine is gone.
 fn tick(engine: &EngineWeak) {

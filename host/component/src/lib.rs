@@ -63,7 +63,7 @@
 //!     // It gives way at every tick, and one call hands over at most a transaction's worth, and the lists around it.
 //!     store.set_epoch_deadline(1);
 //!     store.epoch_deadline_async_yield_and_update(1);
-//!     store.set_hostcall_fuel(32 << 20);
+//!     store.set_hostcall_fuel(8 << 20);
 //!     let component = Component::from_file(&engine, "plugin.wasm")?;
 //!     let command = Command::instantiate_async(&mut store, &component, &linker).await?;
 //!     let run = command.wasi_cli_run().call_run(&mut store);

@@ -141,7 +141,7 @@ impl Default for Limits {
             key_bytes: Self::KEY_BYTES_MAX,
             value_bytes: 1 << 20,
             result_bytes: 4 << 20,
-            transaction_bytes: 16 << 20,
+            transaction_bytes: 4 << 20,
             transaction_mutations: 10_000,
             open_transactions: 16,
             open_stores: 64,
@@ -197,11 +197,11 @@ mod tests {
 
     #[test]
     fn an_instance_that_holds_no_full_transaction_and_a_result_is_refused() {
-        let limits = Limits { instance_bytes: 28 << 20, ..Default::default() };
+        let limits = Limits { instance_bytes: 16 << 20, ..Default::default() };
         limits.validate().unwrap();
         let limits = Limits { instance_bytes: limits.instance_bytes - 1, ..limits };
         let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
-        assert_eq!(reason, "the limit instance_bytes is 29360127, and must be at least 29360128");
+        assert_eq!(reason, "the limit instance_bytes is 16777215, and must be at least 16777216");
         let limits = Limits { result_bytes: u64::MAX, ..Default::default() };
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }

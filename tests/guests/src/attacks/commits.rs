@@ -3,26 +3,26 @@
 use larder_guest::raw::tx::{PutOptions, Tx};
 use larder_guest::raw::types::Error;
 
-use super::{Attacker, MUTATIONS_MAX, VALUE_BYTES_MAX, key, keys};
+use super::{Attacker, LARGE_VALUE_BYTES, LARGE_VALUES_MAX, MUTATIONS_MAX, key, keys};
 
 /// Commits 10,000 rows.
 pub(super) fn many_rows(attacker: &mut Attacker) -> Result<(), Error> {
     attacker.put(0, MUTATIONS_MAX, &[attacker.steps as u8; 100])
 }
 
-/// Commits 15 MiB.
+/// Commits 3.75 MiB.
 pub(super) fn many_bytes(attacker: &mut Attacker) -> Result<(), Error> {
-    let (value, tx) = (vec![attacker.steps as u8; VALUE_BYTES_MAX], attacker.update()?);
-    for number in 0..15 {
+    let (value, tx) = (vec![attacker.steps as u8; LARGE_VALUE_BYTES], attacker.update()?);
+    for number in 0..LARGE_VALUES_MAX {
         tx.put(&attacker.namespace, &key(number), &value)?;
     }
     Tx::commit(tx).map(drop)
 }
 
-/// Commits 7,000 rows with keys of 2,048 bytes.
+/// Commits 1,800 rows with keys of 2,048 bytes.
 pub(super) fn long_keys(attacker: &mut Attacker) -> Result<(), Error> {
     let (rest, tx) = ("x".repeat(2_042), attacker.update()?);
-    for number in 0..7_000 {
+    for number in 0..1_800 {
         tx.put(&attacker.namespace, &(key(number) + &rest), b"")?;
     }
     Tx::commit(tx).map(drop)
@@ -57,11 +57,11 @@ pub(super) fn hot_row(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Commits 10,000 rows on conditions that fail.
+/// Commits 7,000 rows on conditions that fail.
 pub(super) fn failing_conditions(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     let options = PutOptions { ttl_ms: None, if_version: Some(1) };
-    for number in 0..MUTATIONS_MAX {
+    for number in 0..7_000 {
         tx.put_with(&attacker.namespace, &key(number), b"", options)?;
     }
     match Tx::commit(tx) {

@@ -28,6 +28,10 @@ const ROWS: &str = "rows";
 const MUTATIONS_MAX: u64 = 10_000;
 /// The size of the largest value.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// The size of values of which 15 fit into one transaction.
+const LARGE_VALUE_BYTES: usize = 256 << 10;
+/// How many of them fit.
+const LARGE_VALUES_MAX: u64 = 15;
 /// The most transactions that one instance may have open.
 const OPEN_MAX: usize = 16;
 

@@ -8,7 +8,10 @@ use larder_guest::raw::memory::{Identity, Memory, Turn};
 use larder_guest::raw::tx::Tx;
 use larder_guest::raw::types::Error;
 
-use super::{Attacker, MUTATIONS_MAX, OPEN_MAX, ROW_COUNT, ROWS, VALUE_BYTES_MAX, entries, key, keys};
+use super::{
+    Attacker, LARGE_VALUE_BYTES, LARGE_VALUES_MAX, MUTATIONS_MAX, OPEN_MAX, ROW_COUNT, ROWS, entries, key,
+    keys,
+};
 
 /// How long a full set of transactions is held: less than the transaction timeout.
 const HELD: Duration = Duration::from_secs(4);
@@ -31,11 +34,12 @@ pub(super) fn tiny_rows(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Stages 15 MiB in each of as many transactions as the limits allow.
+/// Stages 3.75 MiB in each of as many transactions as the limits allow.
 pub(super) fn staged_bytes(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
-    let (value, tx) = (vec![7; VALUE_BYTES_MAX], attacker.update()?);
-    let outcome = (0..15).try_for_each(|number| tx.put(&attacker.namespace, &key(number), &value));
+    let (value, tx) = (vec![7; LARGE_VALUE_BYTES], attacker.update()?);
+    let outcome =
+        (0..LARGE_VALUES_MAX).try_for_each(|number| tx.put(&attacker.namespace, &key(number), &value));
     attacker.held.push(tx);
     outcome
 }
@@ -49,17 +53,16 @@ pub(super) fn staged_rows(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// Reads 50,000 absent rows in each of as many updates as the limits allow.
+/// Reads 15,000 absent rows in each of as many updates as the limits allow.
 pub(super) fn read_sets(attacker: &mut Attacker) -> Result<(), Error> {
     release_if_full(attacker);
     let tx = attacker.update()?;
-    let outcome = (0..5)
-        .try_for_each(|number| tx.get_many("absent", &keys(number * MUTATIONS_MAX, MUTATIONS_MAX)).map(drop));
+    let outcome = (0..5).try_for_each(|number| tx.get_many("absent", &keys(number * 3_000, 3_000)).map(drop));
     attacker.held.push(tx);
     outcome
 }
 
-/// Holds 15 views, and rewrites 4,000 rows of 1 KiB between each two.
+/// Holds 15 views, and rewrites 3,200 rows of 1 KiB between each two.
 pub(super) fn generations(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.held.len() == OPEN_MAX - 1 {
         attacker.held.remove(0);
@@ -69,7 +72,7 @@ pub(super) fn generations(attacker: &mut Attacker) -> Result<(), Error> {
     let outcome = tx.get(ROWS, &key(row));
     attacker.held.push(tx);
     outcome?;
-    attacker.put(0, 4_000, &[attacker.steps as u8; 1_024])
+    attacker.put(0, 3_200, &[attacker.steps as u8; 1_024])
 }
 
 /// Adds the largest turn to a conversation, takes its snapshot, and restores it.

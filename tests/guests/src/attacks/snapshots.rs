@@ -59,7 +59,7 @@ fn hold(attacker: &mut Attacker, mode: Mode, read: fn(&Tx, u64) -> Result<(), Er
     outcome
 }
 
-/// The first attacker rewrites 4 MiB. The others hold views that overlap, so that SQLite always has
+/// The first attacker rewrites 3 MiB. The others hold views that overlap, so that SQLite always has
 /// a reader of an old state.
 pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.number == 0 {
@@ -75,7 +75,7 @@ pub(super) fn staggered_views(attacker: &mut Attacker) -> Result<(), Error> {
     outcome
 }
 
-/// The first attacker rewrites 4 MiB. The others make short views without a pause.
+/// The first attacker rewrites 3 MiB. The others make short views without a pause.
 pub(super) fn views_back_to_back(attacker: &mut Attacker) -> Result<(), Error> {
     if attacker.number == 0 {
         return rewrites(attacker);
@@ -85,7 +85,7 @@ pub(super) fn views_back_to_back(attacker: &mut Attacker) -> Result<(), Error> {
     Tx::commit(tx).map(drop)
 }
 
-/// Rewrites 4 MiB.
+/// Rewrites 3 MiB.
 pub(super) fn rewrites(attacker: &mut Attacker) -> Result<(), Error> {
-    attacker.put(0, 4, &vec![attacker.steps as u8; VALUE_BYTES_MAX])
+    attacker.put(0, 3, &vec![attacker.steps as u8; VALUE_BYTES_MAX])
 }

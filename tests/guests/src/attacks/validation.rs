@@ -31,11 +31,11 @@ fn read_ranges(attacker: &Attacker, count: u64, rows: u64) -> Result<(), Error> 
     commit_beyond_the_log(attacker, tx)
 }
 
-/// Reads 50,000 rows, most of them absent: nearly as many as `transaction-bytes` allows.
+/// Reads 15,000 rows, most of them absent: nearly as many as `transaction-bytes` allows.
 pub(super) fn rows(attacker: &mut Attacker) -> Result<(), Error> {
     let tx = attacker.update()?;
     for number in 0..5 {
-        tx.get_many(ROWS, &keys(number * MUTATIONS_MAX, MUTATIONS_MAX))?;
+        tx.get_many(ROWS, &keys(number * 3_000, 3_000))?;
     }
     commit_beyond_the_log(attacker, tx)
 }

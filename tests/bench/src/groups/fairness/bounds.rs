@@ -9,6 +9,9 @@ pub(super) const MEDIAN_RATIO: f64 = 1.5;
 /// The same for the 99th percentile.
 pub(super) const TAIL_RATIO: f64 = 10.0;
 
+/// For how many milliseconds a call of an attacker may hold a thread of the executor.
+pub(super) const THREAD_MILLISECONDS: f64 = 5.0;
+
 /// The largest growth of the process's resident memory during a cell, in MiB.
 pub(super) const RESIDENT_MEBIBYTES: f64 = (NEIGHBOURS * 64 + 192) as f64;
 

@@ -71,6 +71,8 @@ pub(super) struct Outcome {
     pub(super) operations: u64,
     pub(super) refusals: u64,
     pub(super) first_refusal: Option<String>,
+    /// The longest time for which a call of an attacker held a thread of the executor.
+    pub(super) held_thread: Duration,
     /// The growth of the resident memory during both phases, in bytes.
     pub(super) resident: u64,
     /// The largest size of all files of the stores.
@@ -241,6 +243,7 @@ impl Measurement {
             operations: done.operations,
             refusals: done.refusals,
             first_refusal: done.first_refusal,
+            held_thread: done.held_thread,
             resident: peaks.resident.saturating_sub(before),
             disk: peaks.disk,
             log: peaks.log,

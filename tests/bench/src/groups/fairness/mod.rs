@@ -4,6 +4,7 @@
 mod attack;
 mod bounds;
 mod cell;
+mod held_thread;
 mod neighbours;
 mod prepare;
 mod table;

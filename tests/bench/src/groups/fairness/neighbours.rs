@@ -7,14 +7,15 @@ use larder_host::{
     IdentityScope, MemoryStore, MigrationScope, StorageCtx, StorageCtxView, StorageView, Store,
 };
 use tokio::task::JoinSet;
-use wasmtime::Engine;
 use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Engine, UpdateDeadline};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::attack::Attack;
 use super::bounds::NEIGHBOURS;
+use super::held_thread::HeldThread;
 use crate::guest::HOSTCALL_BYTES;
 
 /// The data of one instance.
@@ -22,16 +23,19 @@ struct Neighbour {
     table: ResourceTable,
     wasi: WasiCtx,
     storage: StorageCtx,
+    held: HeldThread,
 }
 
 impl WasiView for Neighbour {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.held.called();
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl StorageView for Neighbour {
     fn storage(&mut self) -> StorageCtxView<'_> {
+        self.held.called();
         StorageCtxView { ctx: &mut self.storage, table: &mut self.table }
     }
 }
@@ -62,21 +66,24 @@ impl Neighbours {
     /// Starts all neighbours, each in a task.
     pub(super) fn start(&self, attack: Attack) -> Running {
         let (mut tasks, mut outputs) = (JoinSet::new(), Vec::new());
+        let mut held_thread = Vec::new();
         for number in 0..NEIGHBOURS {
             let output = Output::default();
             let (neighbours, own) = (self.clone(), output.clone());
-            tasks.spawn(async move { neighbours.run(attack, number, own).await });
+            let held = HeldThread::default();
+            held_thread.push(held.clone());
+            tasks.spawn(async move { neighbours.run(attack, number, own, held).await });
             outputs.push(output);
         }
-        Running { tasks, outputs }
+        Running { tasks, outputs, held_thread }
     }
 
     /// Runs one neighbour. Returns only if it fails.
-    async fn run(&self, attack: Attack, number: u64, output: Output) -> Result<()> {
+    async fn run(&self, attack: Attack, number: u64, output: Output, held: HeldThread) -> Result<()> {
         loop {
-            let mut store = self.instance(attack, number, &output)?;
+            let mut store = self.instance(attack, number, &output, &held)?;
             let command = self.command.instantiate_async(&mut store).await?;
-            match command.wasi_cli_run().call_run(&mut store).await {
+            match held.watch(command.wasi_cli_run().call_run(&mut store)).await {
                 Err(_) if attack.traps => {}
                 Err(trap) => bail!("it trapped: {trap:#}; {}", output.errors()),
                 Ok(_) => bail!("it ended by itself: {}", output.errors()),
@@ -84,7 +91,13 @@ impl Neighbours {
         }
     }
 
-    fn instance(&self, attack: Attack, number: u64, output: &Output) -> Result<wasmtime::Store<Neighbour>> {
+    fn instance(
+        &self,
+        attack: Attack,
+        number: u64,
+        output: &Output,
+        held: &HeldThread,
+    ) -> Result<wasmtime::Store<Neighbour>> {
         let name = format!("attacker-{number}");
         let storage = StorageCtx::builder()
             .memory(&self.memories, IdentityScope::user("acme", name.as_str())?)
@@ -96,10 +109,15 @@ impl Neighbours {
         let mut wasi = WasiCtx::builder();
         wasi.args(&["attackers", attack.name, &number.to_string()]);
         wasi.stdout(output.marks.clone()).stderr(output.errors.clone());
-        let data = Neighbour { table: ResourceTable::new(), wasi: wasi.build(), storage: storage.build()? };
+        let held = held.clone();
+        let (table, wasi, storage) = (ResourceTable::new(), wasi.build(), storage.build()?);
+        let data = Neighbour { table, wasi, storage, held };
         let mut store = wasmtime::Store::new(&self.engine, data);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        store.epoch_deadline_callback(|store| {
+            store.data().held.yields();
+            Ok(UpdateDeadline::Yield(1))
+        });
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         Ok(store)
     }
@@ -128,6 +146,7 @@ impl Output {
 pub(super) struct Running {
     tasks: JoinSet<Result<()>>,
     outputs: Vec<Output>,
+    held_thread: Vec<HeldThread>,
 }
 
 /// The operations of neighbours.
@@ -136,12 +155,17 @@ pub(super) struct Tally {
     pub(super) operations: u64,
     pub(super) refusals: u64,
     pub(super) first_refusal: Option<String>,
+    /// The longest time for which a call held a thread of the executor.
+    pub(super) held_thread: Duration,
 }
 
 impl Running {
     /// Counts the operations until now.
     pub(super) fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
+        let mut tally = Tally {
+            held_thread: self.held_thread.iter().map(HeldThread::longest).max().unwrap_or_default(),
+            ..Tally::default()
+        };
         for output in &self.outputs {
             let marks = output.marks.contents();
             let done = marks.iter().filter(|mark| **mark == b'.').count();

@@ -21,7 +21,7 @@ pub(super) async fn prepare_common(store: &Store) -> Result<()> {
 }
 
 fn handle(store: &Store) -> Handle {
-    let limits = Limits { transaction_mutations: BATCH, ..Limits::default() };
+    let limits = Limits { transaction_mutations: BATCH, transaction_bytes: 32 << 20, ..Limits::default() };
     store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() })
 }
 

@@ -1,6 +1,6 @@
 //! The rows of the group's table, as Markdown and for the report.
 
-use super::bounds::{LOG_MEBIBYTES, MEDIAN_RATIO, RESIDENT_MEBIBYTES, TAIL_RATIO};
+use super::bounds::{LOG_MEBIBYTES, MEDIAN_RATIO, RESIDENT_MEBIBYTES, TAIL_RATIO, THREAD_MILLISECONDS};
 use super::cell::Outcome;
 use super::victim::Latency;
 use crate::report::{FigureReport, RowReport, SideReport, Unit};
@@ -11,8 +11,8 @@ const MEBIBYTE: f64 = (1 << 20) as f64;
 /// The table's first two lines.
 pub(super) const HEAD: &str = "\
 | attack, backend, store | read beside guests: median, p99 | beside attackers | update beside guests: median, p99 \
-| beside attackers | median ratio | p99 ratio | failed calls | RSS increase | disk | log | operations, refused |
-|---|---|---|---|---|---|---|---|---|---|---|---|";
+| beside attackers | median ratio | p99 ratio | failed calls | thread held | RSS increase | disk | log | operations, refused |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// The ratio at a percentile: the larger one of reads and updates.
 fn ratio(outcome: &Outcome, percent: usize) -> f64 {
@@ -43,12 +43,21 @@ pub(super) fn line(name: &str, outcome: &Outcome) -> String {
         judged(median, MEDIAN_RATIO, format!("{median:.2}")),
         judged(tail, TAIL_RATIO, format!("{tail:.2}")),
         judged(outcome.failures as f64, 0.0, outcome.failures.to_string()),
+        judged(
+            thread_milliseconds(outcome),
+            THREAD_MILLISECONDS,
+            milliseconds(outcome.held_thread.as_nanos() as f64),
+        ),
         judged(resident, RESIDENT_MEBIBYTES, mebibytes(outcome.resident)),
         mebibytes(outcome.disk),
         judged(log, LOG_MEBIBYTES, mebibytes(outcome.log)),
         format!("{}, {}", outcome.operations, outcome.refusals),
     ];
     format!("| {} |", cells.join(" | "))
+}
+
+fn thread_milliseconds(outcome: &Outcome) -> f64 {
+    outcome.held_thread.as_secs_f64() * 1e3
 }
 
 fn milliseconds(nanoseconds: f64) -> String {
@@ -70,6 +79,7 @@ pub(super) fn row(name: &str, outcome: &Outcome) -> RowReport {
         bounded("median", Unit::Ratio, ratio(outcome, 50), MEDIAN_RATIO),
         bounded("p99", Unit::Ratio, ratio(outcome, 99), TAIL_RATIO),
         bounded("failed calls", Unit::Count, outcome.failures as f64, 0.0),
+        bounded("thread held", Unit::Milliseconds, thread_milliseconds(outcome), THREAD_MILLISECONDS),
         bounded("RSS increase", Unit::Mebibytes, outcome.resident as f64 / MEBIBYTE, RESIDENT_MEBIBYTES),
         bounded("write-ahead log", Unit::Mebibytes, outcome.log as f64 / MEBIBYTE, LOG_MEBIBYTES),
         FigureReport::observed("disk", Unit::Mebibytes, outcome.disk as f64 / MEBIBYTE),
@@ -97,6 +107,8 @@ fn bounded(label: &str, unit: Unit, value: f64, bound: f64) -> FigureReport {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::cell::Latencies;
     use super::*;
 
@@ -113,6 +125,7 @@ mod tests {
             operations: 7,
             refusals: 1,
             first_refusal: None,
+            held_thread: Duration::from_millis(3),
             resident: 1 << 20,
             disk: log,
             log,
@@ -140,6 +153,6 @@ mod tests {
             assert!(line.contains(bold), "{line}");
         }
         assert!(line.ends_with("| 7, 1 |") && !line.contains("**1 MiB**"), "{line}");
-        assert_eq!(HEAD.lines().map(|line| line.matches('|').count()).collect::<Vec<_>>(), [13, 13]);
+        assert_eq!(HEAD.lines().map(|line| line.matches('|').count()).collect::<Vec<_>>(), [14, 14]);
     }
 }
