@@ -1,0 +1,279 @@
+//! Connecting: which servers are tried, in which order, encrypted or not.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use tokio_postgres::config::{self, SslMode, SslNegotiation};
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, Config, Connection, SimpleQueryMessage, Socket};
+
+use crate::connect_error::{ConnectError, is_of_rustls};
+use crate::encryption::{Encryption, MaybeEncrypted, TlsFailure};
+use crate::error::{Failure, Result};
+use crate::option_table::{ChannelBinding, Target, TlsMode};
+use crate::options::{PostgresOptions, Server};
+
+/// Makes connections to a store's servers. Clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Connector(Arc<PostgresOptions>);
+
+/// A connection, which does nothing unless it is polled.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) connection: Connection<Socket, MaybeEncrypted<Socket>>,
+    /// How another connection to the same server is encrypted, as one that cancels a statement.
+    pub(crate) encryption: Encryption,
+    pub(crate) host: String,
+}
+
+/// What a server tells of itself. It needs no snapshot, which a standby refuses to a role whose transactions are serializable.
+const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
+
+impl Connector {
+    pub(crate) fn new(options: PostgresOptions) -> Self {
+        Self(Arc::new(options))
+    }
+
+    pub(crate) fn options(&self) -> &PostgresOptions {
+        &self.0
+    }
+
+    /// Connects to the first server that answers and is what `target_session_attrs` demands.
+    pub(crate) async fn connect(&self) -> Result<Connected> {
+        let mut servers: Vec<&Server> = self.0.servers.iter().collect();
+        if self.0.shuffles_servers {
+            fastrand::shuffle(&mut servers);
+        }
+        let rounds: &[Target] = match &self.0.target {
+            Target::PreferStandby => &[Target::Standby, Target::Any],
+            target => std::slice::from_ref(target),
+        };
+        let mut last = Failure::Stalled("no server of the database is named");
+        for wanted in rounds {
+            for server in &servers {
+                match self.connect_in_time(server, *wanted).await {
+                    Ok(connected) => return Ok(connected),
+                    Err(failure) if is_final(&failure) => return Err(failure),
+                    Err(failure) => last = failure,
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_in_time(&self, server: &Server, wanted: Target) -> Result<Connected> {
+        let connecting = self.connect_to(server, wanted);
+        match self.0.connect_timeout {
+            None => connecting.await,
+            Some(limit) => timeout(limit, connecting)
+                .await
+                .unwrap_or(Err(Failure::Stalled("the database could not be connected to in time"))),
+        }
+    }
+
+    /// Connects to one server, in the clear or encrypted, and the other way if the server refuses the first.
+    async fn connect_to(&self, server: &Server, wanted: Target) -> Result<Connected> {
+        let encrypted = |is_optional| Encryption { tls: self.0.tls.clone(), is_optional };
+        let (first, second) = match self.0.tls_mode {
+            _ if server.is_socket() => (Encryption::none(), None),
+            TlsMode::Disable => (Encryption::none(), None),
+            TlsMode::Allow => (Encryption::none(), Some(encrypted(false))),
+            TlsMode::Prefer => (encrypted(true), Some(Encryption::none())),
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (encrypted(false), None),
+        };
+        let connected = match (self.log_in(server, first).await, second) {
+            (Err(failure), Some(second)) if may_pass_otherwise(&failure) => {
+                match self.log_in(server, second).await {
+                    Err(Failure::Connect(ConnectError::TlsNotOffered { .. })) => Err(failure),
+                    outcome => outcome,
+                }
+            }
+            (outcome, _) => outcome,
+        };
+        check_target(connected?, wanted).await
+    }
+
+    async fn log_in(&self, server: &Server, encryption: Encryption) -> Result<Connected> {
+        match self.config(server, &encryption).connect(encryption.clone()).await {
+            Ok((client, connection)) => {
+                Ok(Connected { client, connection, encryption, host: server.host.clone() })
+            }
+            Err(error) => Err(self.why_it_failed(server, error)),
+        }
+    }
+
+    fn config(&self, server: &Server, encryption: &Encryption) -> Config {
+        let options = &self.0;
+        let mut config = Config::new();
+        config.user(&options.user).application_name(&options.application_name);
+        config.host(&server.host).port(server.port);
+        if let Some(address) = server.address {
+            config.hostaddr(address);
+        }
+        if let Some(database) = &options.database {
+            config.dbname(database);
+        }
+        if let Some(password) = &server.password {
+            config.password(password);
+        }
+        if let Some(settings) = &options.settings {
+            config.options(settings);
+        }
+        match encryption.tls {
+            None => config.ssl_mode(SslMode::Disable),
+            // The encryption itself asks the server for TLS.
+            Some(_) => config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct),
+        };
+        config.channel_binding(match options.channel_binding {
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Require => config::ChannelBinding::Require,
+        });
+        // For a cancelling connection too, which this crate does not make itself.
+        if let Some(limit) = options.connect_timeout {
+            config.connect_timeout(limit);
+        }
+        if let Some(limit) = options.tcp_user_timeout {
+            config.tcp_user_timeout(limit);
+        }
+        config.keepalives(options.keepalives).keepalives_idle(options.keepalives_idle);
+        if let Some(interval) = options.keepalives_interval {
+            config.keepalives_interval(interval);
+        }
+        if let Some(count) = options.keepalives_count {
+            config.keepalives_retries(count);
+        }
+        config
+    }
+
+    /// Gives an error its kind, by the type of its cause.
+    fn why_it_failed(&self, server: &Server, error: tokio_postgres::Error) -> Failure {
+        let host = || server.host.clone();
+        match Cause::of(&error) {
+            Cause::Network | Cause::Server => error.into(),
+            Cause::TlsNotOffered => ConnectError::TlsNotOffered { host: host() }.into(),
+            Cause::Tls => match tls_error(error) {
+                Ok(cause) => ConnectError::TlsFailed { host: host(), cause }.into(),
+                Err(failure) => failure,
+            },
+            // Only a login that needs a password can be bound, so one without is not refused for that.
+            Cause::Client if server.password.is_none() => ConnectError::MissingPassword {
+                user: self.0.user.clone(),
+                host: host(),
+                ignored_file: self.0.ignored_password_file,
+                cause: error,
+            }
+            .into(),
+            Cause::Client if self.0.channel_binding == ChannelBinding::Require => {
+                ConnectError::ChannelBindingMissing { host: host(), cause: error }.into()
+            }
+            Cause::Client => error.into(),
+        }
+    }
+}
+
+/// Where an error of a login arose.
+enum Cause {
+    /// The connection broke, or an answer was malformed.
+    Network,
+    /// The server refused.
+    Server,
+    TlsNotOffered,
+    Tls,
+    /// The client could not do what the server asked for.
+    Client,
+}
+
+impl Cause {
+    fn of(error: &tokio_postgres::Error) -> Self {
+        let Some(source) = std::error::Error::source(error) else { return Self::Network };
+        if source.is::<DbError>() {
+            return Self::Server;
+        }
+        match (source.downcast_ref::<TlsFailure>(), source.downcast_ref::<io::Error>()) {
+            (Some(TlsFailure::NotOffered), _) => Self::TlsNotOffered,
+            (Some(TlsFailure::Handshake(_)), _) => Self::Tls,
+            // With TLS 1.3, a server refuses a client's certificate after the client has finished.
+            (None, Some(error)) if is_of_rustls(error) => Self::Tls,
+            (None, Some(_)) => Self::Network,
+            (None, None) => Self::Client,
+        }
+    }
+}
+
+fn tls_error(error: tokio_postgres::Error) -> Result<io::Error, Failure> {
+    let source = match error.into_source() {
+        None => return Err(Failure::Gone),
+        Some(source) => source,
+    };
+    match source.downcast::<io::Error>() {
+        Ok(error) => Ok(*error),
+        Err(source) => match source.downcast::<TlsFailure>() {
+            Ok(failure) => match *failure {
+                TlsFailure::Handshake(error) => Ok(error),
+                TlsFailure::NotOffered => Err(Failure::Gone),
+            },
+            Err(_) => Err(Failure::Gone),
+        },
+    }
+}
+
+/// Whether no other server is to be tried: all servers have the same roles and databases.
+fn is_final(failure: &Failure) -> bool {
+    match failure {
+        Failure::Connect(error) => matches!(error, ConnectError::MissingPassword { .. }),
+        Failure::Database(error) => error.code().is_some_and(|code| {
+            *code == SqlState::INVALID_PASSWORD
+                || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                || *code == SqlState::INVALID_CATALOG_NAME
+        }),
+        _ => false,
+    }
+}
+
+/// Whether a login can succeed in the clear instead of encrypted, or the other way round: `pg_hba.conf` has no line for
+/// this one, or a pooler refuses it, or there is no common TLS. A wrong password is wrong either way.
+fn may_pass_otherwise(failure: &Failure) -> bool {
+    match failure {
+        Failure::Connect(error) => matches!(error, ConnectError::TlsFailed { .. }),
+        Failure::Database(error) => error.code().is_some_and(|code| {
+            *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION || *code == SqlState::PROTOCOL_VIOLATION
+        }),
+        _ => false,
+    }
+}
+
+/// Checks that a server is what is wanted, for one round trip if anything is.
+async fn check_target(mut connected: Connected, wanted: Target) -> Result<Connected> {
+    if wanted == Target::Any {
+        return Ok(connected);
+    }
+    let answer = tokio::select! {
+        answer = connected.client.simple_query(STATE) => answer?,
+        ended = &mut connected.connection => {
+            ended?;
+            return Err(Failure::Gone);
+        }
+    };
+    let mut settings = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("on")),
+        _ => None,
+    });
+    let (Some(is_standby), Some(is_read_only)) = (settings.next(), settings.next()) else {
+        return Err(Failure::corrupt("the database did not say what it is"));
+    };
+    drop(settings);
+    let (is_wanted, name) = match wanted {
+        Target::Any => (true, "any"),
+        Target::ReadWrite => (!is_standby && !is_read_only, "read-write"),
+        Target::ReadOnly => (is_standby || is_read_only, "read-only"),
+        Target::Primary => (!is_standby, "primary"),
+        Target::Standby => (is_standby, "standby"),
+        Target::PreferStandby => (true, "prefer-standby"),
+    };
+    match is_wanted {
+        true => Ok(connected),
+        false => Err(ConnectError::OtherTarget { host: connected.host, wanted: name }.into()),
+    }
+}
