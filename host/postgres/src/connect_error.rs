@@ -24,6 +24,15 @@ pub enum ConnectError {
         #[source]
         cause: tokio_postgres::Error,
     },
+    /// A name has no address.
+    #[error("the host {host:?} has no address; check its name")]
+    HostNotFound {
+        /// The host as the options name it.
+        host: String,
+        /// What the resolver says.
+        #[source]
+        cause: io::Error,
+    },
     /// `sslmode` demands TLS, and the server refuses it, or a machine in between does.
     #[error(
         "the server at {host:?} offers no TLS; turn it on there, or give a weaker \"sslmode\" if the network is trusted"
@@ -79,7 +88,7 @@ impl ConnectError {
     /// Whether the same can succeed later without a change of options.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            Self::Standby { .. } | Self::OtherTarget { .. } => true,
+            Self::HostNotFound { .. } | Self::Standby { .. } | Self::OtherTarget { .. } => true,
             // A connection that was cut.
             Self::TlsFailed { cause, .. } => !is_of_rustls(cause),
             Self::MissingPassword { .. }
@@ -92,6 +101,7 @@ impl ConnectError {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::MissingPassword { .. } => "larder has no password for the database",
+            Self::HostNotFound { .. } => "the database's host has no address",
             Self::TlsNotOffered { .. } => "the database offers no TLS, which larder is to use",
             Self::TlsFailed { .. } => "no encrypted connection to the database could be made",
             Self::ChannelBindingMissing { .. } => {

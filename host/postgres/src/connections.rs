@@ -21,7 +21,7 @@ use crate::queries::Queries;
 use crate::session::{Held, Returned, Session};
 
 /// How long to wait for a connection, making one included.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How long to ask a server again that has too many connections, and how often.
 const CROWDED_MAX: Duration = Duration::from_secs(5);

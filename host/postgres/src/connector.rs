@@ -1,8 +1,10 @@
 //! Connecting: which servers are tried, in which order, encrypted or not.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_postgres::config::{self, SslMode, SslNegotiation};
 use tokio_postgres::error::{DbError, SqlState};
@@ -52,18 +54,45 @@ impl Connector {
         let mut last = Failure::Stalled("no server of the database is named");
         for wanted in rounds {
             for server in &servers {
-                match self.connect_in_time(server, *wanted).await {
-                    Ok(connected) => return Ok(connected),
-                    Err(failure) if is_final(&failure) => return Err(failure),
-                    Err(failure) => last = failure,
+                let addresses = match self.in_time(self.addresses(server)).await {
+                    Ok(addresses) => addresses,
+                    Err(failure) => {
+                        last = failure;
+                        continue;
+                    }
+                };
+                for address in addresses {
+                    let attempt = Attempt { server, address };
+                    match self.in_time(self.connect_to(attempt, *wanted)).await {
+                        Ok(connected) => return Ok(connected),
+                        Err(failure) if is_final(&failure) => return Err(failure),
+                        Err(failure) => last = failure,
+                    }
                 }
             }
         }
         Err(last)
     }
 
-    async fn connect_in_time(&self, server: &Server, wanted: Target) -> Result<Connected> {
-        let connecting = self.connect_to(server, wanted);
+    /// Every address of a server, in the order of the resolver; `None` for the socket in a folder.
+    async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>> {
+        if server.is_socket() || server.address.is_some() {
+            return Ok(vec![server.address]);
+        }
+        let not_found = |cause| ConnectError::HostNotFound { host: server.host.clone(), cause };
+        let found = lookup_host((server.host.as_str(), server.port)).await.map_err(not_found)?;
+        let mut addresses: Vec<_> = found.map(|address| Some(address.ip())).collect();
+        if self.0.shuffles_servers {
+            fastrand::shuffle(&mut addresses);
+        }
+        match addresses.is_empty() {
+            true => Err(not_found(io::ErrorKind::NotFound.into()).into()),
+            false => Ok(addresses),
+        }
+    }
+
+    /// Each address has the time that the options give.
+    async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
         match self.0.connect_timeout {
             None => connecting.await,
             Some(limit) => timeout(limit, connecting)
@@ -72,19 +101,19 @@ impl Connector {
         }
     }
 
-    /// Connects to one server, in the clear or encrypted, and the other way if the server refuses the first.
-    async fn connect_to(&self, server: &Server, wanted: Target) -> Result<Connected> {
+    /// Connects to one address, in the clear or encrypted, and the other way if the server refuses the first.
+    async fn connect_to(&self, attempt: Attempt<'_>, wanted: Target) -> Result<Connected> {
         let encrypted = |is_optional| Encryption { tls: self.0.tls.clone(), is_optional };
         let (first, second) = match self.0.tls_mode {
-            _ if server.is_socket() => (Encryption::none(), None),
+            _ if attempt.server.is_socket() => (Encryption::none(), None),
             TlsMode::Disable => (Encryption::none(), None),
             TlsMode::Allow => (Encryption::none(), Some(encrypted(false))),
             TlsMode::Prefer => (encrypted(true), Some(Encryption::none())),
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (encrypted(false), None),
         };
-        let connected = match (self.log_in(server, first).await, second) {
+        let connected = match (self.log_in(attempt, first).await, second) {
             (Err(failure), Some(second)) if may_pass_otherwise(&failure) => {
-                match self.log_in(server, second).await {
+                match self.log_in(attempt, second).await {
                     Err(Failure::Connect(ConnectError::TlsNotOffered { .. })) => Err(failure),
                     outcome => outcome,
                 }
@@ -94,8 +123,9 @@ impl Connector {
         check_target(connected?, wanted).await
     }
 
-    async fn log_in(&self, server: &Server, encryption: Encryption) -> Result<Connected> {
-        match self.config(server, &encryption).connect(encryption.clone()).await {
+    async fn log_in(&self, attempt: Attempt<'_>, encryption: Encryption) -> Result<Connected> {
+        let server = attempt.server;
+        match self.config(attempt, &encryption).connect(encryption.clone()).await {
             Ok((client, connection)) => {
                 Ok(Connected { client, connection, encryption, host: server.host.clone() })
             }
@@ -103,12 +133,12 @@ impl Connector {
         }
     }
 
-    fn config(&self, server: &Server, encryption: &Encryption) -> Config {
+    fn config(&self, Attempt { server, address }: Attempt<'_>, encryption: &Encryption) -> Config {
         let options = &self.0;
         let mut config = Config::new();
         config.user(&options.user).application_name(&options.application_name);
         config.host(&server.host).port(server.port);
-        if let Some(address) = server.address {
+        if let Some(address) = address {
             config.hostaddr(address);
         }
         if let Some(database) = &options.database {
@@ -171,6 +201,13 @@ impl Connector {
             Cause::Client => error.into(),
         }
     }
+}
+
+/// One address of a server.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    server: &'a Server,
+    address: Option<IpAddr>,
 }
 
 /// Where an error of a login arose.

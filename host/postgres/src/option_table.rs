@@ -239,7 +239,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "connect_timeout",
         Some("PGCONNECT_TIMEOUT"),
         ("5", "s"),
-        "The longest time for one host to accept a connection and a login. 0 leaves only the bound of 10 s for all hosts.",
+        "The longest time for one address to accept a connection and a login. 10 s are the bound for all hosts, which more than two of them share by default. 0 leaves only that bound.",
         |draft, value| {
             draft.connect_timeout = Some(duration(value, Duration::from_secs)?);
             Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use larder_core::{Error, Result};
 
+use crate::connections::WAIT_MAX;
 use crate::conninfo;
 use crate::environment::Environment;
 use crate::option_table::{
@@ -79,7 +80,7 @@ impl Server {
     }
 }
 
-/// How long one server may take to answer.
+/// How long one address may take to answer and log in, if there are few.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may go unanswered by the other machine before it counts as dead. The system's own
@@ -200,6 +201,9 @@ impl PostgresOptions {
         // TLS is for connections over the network.
         let is_encrypted = tls_mode != TlsMode::Disable && !servers.iter().all(Server::is_socket);
         let tls = is_encrypted.then(|| Tls::read(&draft.tls, tls_mode, environment)).transpose()?;
+        // So that the last server of a list is reached if all others say nothing.
+        let for_each = WAIT_MAX / u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
+        let connect_timeout = CONNECT_TIMEOUT.min(for_each);
         let connections = draft.pool_size.unwrap_or(CONNECTIONS_MAX);
         let snapshots = draft.pool_snapshots.unwrap_or((connections * 4 / 5).max(1));
         let application_name = draft.application_name.or(draft.fallback_application_name);
@@ -209,7 +213,7 @@ impl PostgresOptions {
             database: draft.database,
             settings: with_schema(draft.options, draft.schema.as_deref())?,
             application_name: application_name.unwrap_or_else(|| "larder".to_string()),
-            connect_timeout: draft.connect_timeout.unwrap_or(Some(CONNECT_TIMEOUT)),
+            connect_timeout: draft.connect_timeout.unwrap_or(Some(connect_timeout)),
             tcp_user_timeout: draft.tcp_user_timeout.unwrap_or(Some(SILENCE_MAX)),
             keepalives: draft.keepalives.unwrap_or(true),
             keepalives_idle: draft.keepalives_idle.unwrap_or(SILENCE_MAX),
@@ -489,6 +493,15 @@ mod tests {
         let options = parse(&format!("{passfile} host=a"));
         assert_eq!(servers(&options), [("a", None, 5432, None)]);
         assert!(options.ignored_password_file.unwrap().contains("0600"));
+    }
+
+    #[test]
+    fn the_servers_of_a_list_share_the_time_for_connecting() {
+        let timeout = |dsn: &str| parse(dsn).connect_timeout.unwrap();
+        assert_eq!(timeout("host=a"), Duration::from_secs(5));
+        assert_eq!(timeout("host=a,b"), Duration::from_secs(5));
+        assert_eq!(timeout("host=a,b,c,d"), Duration::from_millis(2_500));
+        assert_eq!(timeout("host=a,b,c,d connect_timeout=7"), Duration::from_secs(7));
     }
 
     #[test]

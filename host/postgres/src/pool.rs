@@ -66,7 +66,7 @@ const IS_STANDBY: &str = "SHOW in_hot_standby";
 
 /// Releases before 17 do not have it.
 const NO_TRANSACTION_TIMEOUT: &str = "
-    SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+    SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL";
 
 impl managed::Manager for Manager {
     type Type = Pooled;

@@ -113,6 +113,7 @@ fn main() {
         a_key_that_others_can_read_is_refused,
         a_machine_in_between_that_denies_tls_is_found_out,
         a_machine_in_between_with_another_certificate_is_found_out_by_channel_binding,
+        tls_begins_at_once_with_a_server_of_the_same_protocol,
         channel_binding_that_is_demanded_and_not_done_is_an_error,
         every_connection_of_a_store_is_encrypted_also_the_one_that_cancels,
         a_missing_password_is_named_with_its_user_and_host,
@@ -444,7 +445,7 @@ async fn a_machine_in_between_that_denies_tls_is_found_out(shared: &Shared) {
 
 async fn a_machine_in_between_with_another_certificate_is_found_out_by_channel_binding(shared: &Shared) {
     let other = Authority::new("another").server("localhost");
-    let proxy = Proxy::start(shared.secure.port().unwrap(), Deed::Intercept(acceptor(&other))).await;
+    let proxy = Proxy::start(shared.secure.port().unwrap(), Deed::Intercept(acceptor(&other, &[]))).await;
     let through = |binding: &str| {
         format!(
             "host=localhost hostaddr=127.0.0.1 port={} dbname=postgres user=scram password=secret sslmode=require \
@@ -457,6 +458,33 @@ async fn a_machine_in_between_with_another_certificate_is_found_out_by_channel_b
     for binding in ["prefer", "require"] {
         assert_eq!(code(&refused(&through(binding)).await), "28000", "{binding}");
     }
+}
+
+async fn tls_begins_at_once_with_a_server_of_the_same_protocol(shared: &Shared) {
+    let files = Files::new();
+    let root = files.write("root.crt", &shared.authority.pem());
+    let certificate = shared.authority.server("localhost");
+    let through = async |protocols: &[&[u8]]| {
+        let proxy =
+            Proxy::start(shared.secure.port().unwrap(), Deed::Direct(acceptor(&certificate, protocols)))
+                .await;
+        let dsn = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} dbname=postgres user=larder sslmode=verify-full sslrootcert={root} \
+             sslnegotiation=direct",
+            proxy.port
+        );
+        is_encrypted(options(&dsn)).await
+    };
+    assert!(through(&[b"postgresql"]).await.unwrap());
+    let error = through(&[]).await.unwrap_err();
+    assert!(matches!(cause(&error), ConnectError::TlsNotOffered { .. }), "{error:?}");
+    let error = through(&[b"http/1.1"]).await.unwrap_err();
+    assert!(matches!(cause(&error), ConnectError::TlsFailed { .. }), "{error:?}");
+    // Releases before 17 take the beginning of TLS for a message that is too long.
+    let error =
+        refused(&format!("{} sslmode=require sslnegotiation=direct", over_tcp(&shared.secure, "larder")))
+            .await;
+    assert!(matches!(cause(&error), ConnectError::TlsFailed { .. }), "{error:?}");
 }
 
 async fn channel_binding_that_is_demanded_and_not_done_is_an_error(shared: &Shared) {
@@ -622,6 +650,15 @@ async fn the_server_that_is_wanted_is_found_among_several(shared: &Shared) {
     assert_eq!(*wanted, "read-write");
     // A server that is not there is passed over.
     assert_eq!(port(&format!("1,{primary}"), "any").await.unwrap(), primary);
+
+    // So is an address of a name on which none listens, and a name without an address.
+    let by_name = format!("host=localhost port={primary} dbname=postgres user=larder");
+    is_encrypted(options(&by_name)).await.unwrap();
+    is_encrypted(options(&by_name.replace("host=localhost", "host=no..name,localhost"))).await.unwrap();
+    let error = refused(&by_name.replace("host=localhost", "host=no..name")).await;
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    let ConnectError::HostNotFound { host, .. } = cause(&error) else { panic!("{error:?}") };
+    assert_eq!(host, "no..name");
 }
 
 // Settings and room of a server.

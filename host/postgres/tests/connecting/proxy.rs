@@ -23,12 +23,14 @@ pub(crate) enum Deed {
     Error,
     /// It ends TLS itself, with a certificate of its own, and begins TLS with the server.
     Intercept(TlsAcceptor),
+    /// The same, as a server that is asked for nothing before TLS.
+    Direct(TlsAcceptor),
 }
 
 /// A proxy that runs until the runtime ends.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
-    /// The first eight bytes of each connection.
+    /// The first eight bytes of each connection, but for [`Deed::Direct`].
     seen: Arc<Mutex<Vec<[u8; 8]>>>,
 }
 
@@ -56,38 +58,49 @@ impl Proxy {
 }
 
 /// What ends TLS with this certificate.
-pub(crate) fn acceptor(signed: &Signed) -> TlsAcceptor {
+pub(crate) fn acceptor(signed: &Signed, protocols: &[&[u8]]) -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_slice(signed.certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Arc::new(config).into()
 }
 
 async fn serve(mut client: TcpStream, target: u16, deed: Deed, seen: &Mutex<Vec<[u8; 8]>>) -> io::Result<()> {
+    if let Deed::Direct(acceptor) = deed {
+        let client = acceptor.accept(client).await?;
+        return pass(client, encrypted(target).await?).await;
+    }
     let mut first = [0; 8];
     client.read_exact(&mut first).await?;
     seen.lock().unwrap().push(first);
-    let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
     match deed {
         Deed::DenyTls if first == SSL_REQUEST => {
             client.write_all(b"N").await?;
-            pass(client, server).await
+            pass(client, TcpStream::connect(("127.0.0.1", target)).await?).await
         }
         Deed::Error if first == SSL_REQUEST => client.write_all(b"E\0\0\0\x0bSFATAL\0\0").await,
         Deed::Intercept(acceptor) => {
             client.write_all(b"S").await?;
             let client = acceptor.accept(client).await?;
-            server.write_all(&SSL_REQUEST).await?;
-            assert_eq!(server.read_u8().await?, b'S');
-            pass(client, trusting().connect("localhost".try_into().unwrap(), server).await?).await
+            pass(client, encrypted(target).await?).await
         }
-        Deed::Pass | Deed::DenyTls | Deed::Error => {
+        Deed::Pass | Deed::DenyTls | Deed::Error | Deed::Direct(_) => {
+            let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
             server.write_all(&first).await?;
             pass(client, server).await
         }
     }
+}
+
+/// An encrypted connection to the server.
+async fn encrypted(target: u16) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
+    server.write_all(&SSL_REQUEST).await?;
+    assert_eq!(server.read_u8().await?, b'S');
+    trusting().connect("localhost".try_into().unwrap(), server).await
 }
 
 async fn pass(
