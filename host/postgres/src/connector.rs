@@ -93,7 +93,7 @@ impl Connector {
 
     /// Each address has the time that the options give.
     async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.0.connect_timeout {
+        match self.0.login_timeout {
             None => connecting.await,
             Some(limit) => timeout(limit, connecting)
                 .await
@@ -161,7 +161,7 @@ impl Connector {
             ChannelBinding::Require => config::ChannelBinding::Require,
         });
         // For a cancelling connection too, which this crate does not make itself.
-        if let Some(limit) = options.connect_timeout {
+        if let Some(limit) = options.tcp_timeout {
             config.connect_timeout(limit);
         }
         if let Some(limit) = options.tcp_user_timeout {

@@ -238,8 +238,8 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "connect_timeout",
         Some("PGCONNECT_TIMEOUT"),
-        ("5", "s"),
-        "The longest time for one address to accept a connection and a login. 10 s are the bound for all hosts, which more than two of them share by default. 0 leaves only that bound.",
+        ("5, and 10 with the login", "s"),
+        "The longest time for one address to accept a connection and a login. 10 s are the bound for all hosts, which share it by default. 0 leaves only that bound.",
         |draft, value| {
             draft.connect_timeout = Some(duration(value, Duration::from_secs)?);
             Ok(())

@@ -39,7 +39,10 @@ pub struct PostgresOptions {
     pub(crate) database: Option<String>,
     pub(crate) settings: Option<String>,
     pub(crate) application_name: String,
-    pub(crate) connect_timeout: Option<Duration>,
+    /// For the network to connect to an address.
+    pub(crate) tcp_timeout: Option<Duration>,
+    /// For the same, encryption and the login.
+    pub(crate) login_timeout: Option<Duration>,
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) keepalives: bool,
     pub(crate) keepalives_idle: Duration,
@@ -80,8 +83,9 @@ impl Server {
     }
 }
 
-/// How long one address may take to answer and log in, if there are few.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the network may take to connect to an address. A server that is there takes longer for a login if its machine has
+/// too much to do.
+const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may go unanswered by the other machine before it counts as dead. The system's own
 /// default is hours.
@@ -203,7 +207,6 @@ impl PostgresOptions {
         let tls = is_encrypted.then(|| Tls::read(&draft.tls, tls_mode, environment)).transpose()?;
         // So that the last server of a list is reached if all others say nothing.
         let for_each = WAIT_MAX / u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
-        let connect_timeout = CONNECT_TIMEOUT.min(for_each);
         let connections = draft.pool_size.unwrap_or(CONNECTIONS_MAX);
         let snapshots = draft.pool_snapshots.unwrap_or((connections * 4 / 5).max(1));
         let application_name = draft.application_name.or(draft.fallback_application_name);
@@ -213,7 +216,8 @@ impl PostgresOptions {
             database: draft.database,
             settings: with_schema(draft.options, draft.schema.as_deref())?,
             application_name: application_name.unwrap_or_else(|| "larder".to_string()),
-            connect_timeout: draft.connect_timeout.unwrap_or(Some(connect_timeout)),
+            tcp_timeout: draft.connect_timeout.unwrap_or(Some(TCP_TIMEOUT.min(for_each))),
+            login_timeout: draft.connect_timeout.unwrap_or(Some(for_each)),
             tcp_user_timeout: draft.tcp_user_timeout.unwrap_or(Some(SILENCE_MAX)),
             keepalives: draft.keepalives.unwrap_or(true),
             keepalives_idle: draft.keepalives_idle.unwrap_or(SILENCE_MAX),
@@ -405,7 +409,7 @@ mod tests {
         ] {
             let options = parse(dsn);
             assert_eq!(options.settings.as_deref(), Some("-c jit=off -csearch_path=\"a\"\"\\ b\""), "{dsn}");
-            assert_eq!(options.connect_timeout, Some(Duration::from_secs(2)), "{dsn}");
+            assert_eq!(options.login_timeout, Some(Duration::from_secs(2)), "{dsn}");
             assert_eq!(servers(&options), [("h", None, 5432, Some("p?"))], "{dsn}");
         }
         assert_eq!(
@@ -446,10 +450,7 @@ mod tests {
         assert_eq!(servers(&options), [("name", None, 1, Some("variable"))]);
         assert_eq!((options.user.as_str(), options.database.as_deref()), ("service", Some("variable")));
         assert_eq!(options.application_name, "variable");
-        assert_eq!(
-            (options.connect_timeout, options.target),
-            (Some(Duration::from_secs(9)), Target::Primary)
-        );
+        assert_eq!((options.login_timeout, options.target), (Some(Duration::from_secs(9)), Target::Primary));
 
         let options = with("postgres://", &environment.clone().variable("PGSERVICE", "s"));
         assert_eq!(servers(&options), [("service", None, 1, Some("variable"))]);
@@ -497,11 +498,14 @@ mod tests {
 
     #[test]
     fn the_servers_of_a_list_share_the_time_for_connecting() {
-        let timeout = |dsn: &str| parse(dsn).connect_timeout.unwrap();
-        assert_eq!(timeout("host=a"), Duration::from_secs(5));
-        assert_eq!(timeout("host=a,b"), Duration::from_secs(5));
-        assert_eq!(timeout("host=a,b,c,d"), Duration::from_millis(2_500));
-        assert_eq!(timeout("host=a,b,c,d connect_timeout=7"), Duration::from_secs(7));
+        let timeouts = |dsn: &str| {
+            let options = parse(dsn);
+            [options.tcp_timeout, options.login_timeout].map(|timeout| timeout.unwrap().as_millis())
+        };
+        assert_eq!(timeouts("host=a"), [5_000, 10_000]);
+        assert_eq!(timeouts("host=a,b"), [5_000, 5_000]);
+        assert_eq!(timeouts("host=a,b,c,d"), [2_500, 2_500]);
+        assert_eq!(timeouts("host=a,b,c,d connect_timeout=7"), [7_000, 7_000]);
     }
 
     #[test]
