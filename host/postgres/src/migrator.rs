@@ -218,7 +218,7 @@ impl PostgresMigrator {
     /// # Errors
     /// Where there is no connection to be had. What `work` runs into is its own result.
     pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T, Error> {
-        Ok(pinned(&self.connector, async |session, _| work(&mut session.client).await).await?)
+        with_connection(&self.connector, work).await
     }
 }
 
@@ -406,6 +406,14 @@ async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'
     );
     transaction.batch_execute(&settings).await?;
     Ok(transaction)
+}
+
+/// Runs work on a connection that is closed afterwards.
+pub(crate) async fn with_connection<T>(
+    connector: &Connector,
+    work: impl AsyncFnOnce(&mut Client) -> T,
+) -> Result<T, Error> {
+    Ok(pinned(connector, async |session, _| work(&mut session.client).await).await?)
 }
 
 /// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where

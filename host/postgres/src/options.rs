@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::{Error, Result};
+use tokio_postgres::Client;
 
 use crate::connections::WAIT_MAX;
+use crate::connector::Connector;
 use crate::conninfo;
 use crate::environment::Environment;
+use crate::migrator;
 use crate::option_table::{
     ChannelBinding, Draft, OPTIONS, POOL_SIZE_MAX, POOL_SIZE_MIN, SERVICE, Target, TlsMode, find, nearest,
 };
@@ -187,6 +190,24 @@ impl PostgresOptions {
         Ok(self)
     }
 
+    /// Runs SQL on a connection of its own, and gives what `work` returns. The session ends with it.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use larder_postgres::PostgresOptions;
+    ///
+    /// let options = PostgresOptions::parse("postgres://ann@db.internal/d?sslmode=verify-full&sslrootcert=system")?;
+    /// options.with_connection(async |client| client.batch_execute("CREATE SCHEMA tenant_a").await).await??;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Postgres::open`](crate::Postgres::open) if no server can be connected to. What `work` runs into is its own
+    /// result.
+    pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T> {
+        migrator::with_connection(&Connector::new(self.clone()), work).await
+    }
+
     fn complete(draft: Draft, environment: &Environment) -> Result<Self> {
         let Some(user) = draft.user.as_deref().or(environment.user_name()) else {
             return Err(Error::invalid_argument(
@@ -255,10 +276,11 @@ fn add_all(given: &mut Given, pairs: Vec<(String, String)>, source: Source) -> R
         if value.is_empty() && option.name != "schema" {
             continue;
         }
-        if given.insert(option.name, (value, source)).is_some() {
+        // Of several, the last one counts, as for libpq. Which of two schemas a store is in is no such detail.
+        let earlier = given.insert(option.name, (value, source));
+        if earlier.is_some() && option.name == "schema" {
             return Err(Error::invalid_argument(format!(
-                "{:?} stands twice in {source}; give it once",
-                option.name
+                "\"schema\" stands twice in {source}; give it once"
             )));
         }
     }
@@ -494,6 +516,13 @@ mod tests {
         let options = parse(&format!("{passfile} host=a"));
         assert_eq!(servers(&options), [("a", None, 5432, None)]);
         assert!(options.ignored_password_file.unwrap().contains("0600"));
+    }
+
+    #[test]
+    fn of_an_option_that_stands_twice_the_last_one_counts() {
+        let options = parse("postgres://ann:first@a:1/d?user=eve&host=b&port=2&password=x&password=second");
+        assert_eq!(options.user, "eve");
+        assert_eq!(servers(&options), [("b", None, 2, Some("second"))]);
     }
 
     #[test]

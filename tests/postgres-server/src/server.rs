@@ -110,6 +110,20 @@ impl PostgresServer {
         self.folder.path()
     }
 
+    /// Runs SQL in its database.
+    ///
+    /// # Errors
+    /// Where `psql` fails.
+    pub fn execute(&self, sql: &str) -> Result<()> {
+        let mut command = self.command("psql");
+        command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command", sql, &self.dsn()]);
+        let output = command.output().context("could not start psql")?;
+        if !output.status.success() {
+            bail!("psql failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
     /// What makes one of its databases anew, as statements that any client can send.
     ///
     /// # Errors

@@ -174,10 +174,8 @@ fn over_tcp(server: &PostgresServer, user: &str) -> String {
 
 /// Whether the server calls a connection encrypted.
 async fn is_encrypted(options: PostgresOptions) -> Result<bool, Error> {
-    let steps = StepSet::from_folder(STEPS).unwrap();
-    let migrator = PostgresMigrator::with_options(options, steps, Ledger::larder());
     let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    migrator.with_connection(async |client| client.query_one(sql, &[]).await.unwrap().get(0)).await
+    options.with_connection(async |client| client.query_one(sql, &[]).await.unwrap().get(0)).await
 }
 
 /// Why a server was not connected to.
