@@ -1,16 +1,16 @@
-//! What larder reads of a certificate besides what rustls does.
+//! The fields of a certificate that larder reads itself, as rustls does not expose them.
 //!
-//! Every length is checked: a server that is not trusted yet sends these bytes.
+//! Every length is checked: the bytes come from a server that is not trusted yet.
 
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
-/// An X.509 certificate, taken apart as far as is needed here.
+/// The fields of an X.509 certificate that larder needs.
 #[derive(Debug)]
 pub(crate) struct Certificate<'a> {
     der: &'a [u8],
     issuer: &'a [u8],
     subject: &'a [u8],
-    /// From and to which second since 1970 it is valid.
+    /// The first and the last second of its validity, since 1970.
     validity: (i64, i64),
     /// `SubjectPublicKeyInfo`, with its tag.
     public_key: &'a [u8],
@@ -23,7 +23,7 @@ const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
-/// `[0]`: the version of a certificate, the hash among the parameters of RSASSA-PSS.
+/// The tag `[0]`: the version of a certificate, or the hash function among the parameters of RSASSA-PSS.
 const CONTEXT_0: u8 = 0xa0;
 
 impl<'a> Certificate<'a> {
@@ -51,12 +51,12 @@ impl<'a> Certificate<'a> {
         })
     }
 
-    /// Whether it says to be signed by its own key.
+    /// Whether its issuer is its subject.
     pub(crate) fn is_self_issued(&self) -> bool {
         self.issuer == self.subject
     }
 
-    /// Whether it is valid at a second since 1970. `Err` if it is not yet.
+    /// Whether it has not expired at a second since 1970. `Err` if its validity has not begun.
     pub(crate) fn is_valid_at(&self, second: i64) -> Result<bool, NotYet> {
         let (begin, end) = self.validity;
         if second < begin { Err(NotYet) } else { Ok(second <= end) }
@@ -66,8 +66,10 @@ impl<'a> Certificate<'a> {
         self.public_key
     }
 
-    /// The data of the channel binding `tls-server-end-point` of RFC 5929: the hash of the certificate by the hash function
-    /// of its signature, SHA-256 in place of weaker ones. `None` if the signature has no such function.
+    /// The channel binding `tls-server-end-point` of RFC 5929.
+    ///
+    /// It is the hash of the certificate by the hash function of its signature; SHA-256 replaces MD5 and SHA-1. `None` if the
+    /// signature has no hash function that RFC 5929 knows.
     pub(crate) fn channel_binding(&self) -> Option<Vec<u8>> {
         Some(match self.signature_hash()? {
             Hash::Sha256 => Sha256::digest(self.der).to_vec(),
@@ -84,7 +86,7 @@ impl<'a> Certificate<'a> {
                 0x04 | 0x05 | 0x0b => Some(Hash::Sha256),
                 0x0c => Some(Hash::Sha384),
                 0x0d => Some(Hash::Sha512),
-                // RSASSA-PSS: its parameters name the function, SHA-1 if they don't.
+                // RSASSA-PSS: its parameters name the hash function; the default is SHA-1.
                 0x0a => {
                     let (parameters, _) = take(parameters, SEQUENCE)?;
                     let Some((hash, _)) = take(parameters.contents, CONTEXT_0) else {
@@ -115,7 +117,7 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// A certificate is of the future.
+/// The validity of a certificate has not begun.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NotYet;
 
@@ -140,7 +142,7 @@ fn take(bytes: &[u8], tag: u8) -> Option<(Value<'_>, &[u8])> {
     let (length, behind) = behind.split_first()?;
     let (length, behind) = match length {
         0..=0x7f => (usize::from(*length), behind),
-        // A certificate is shorter than 2^24 bytes. DER has no length without a number (0x80).
+        // Three bytes of length are enough for a certificate. DER forbids the indefinite length, 0x80.
         0x81..=0x83 => {
             let (length, behind) = behind.split_at_checked(usize::from(length & 0x7f))?;
             (length.iter().fold(0, |length, byte| (length << 8) | usize::from(*byte)), behind)
@@ -165,7 +167,7 @@ fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     }
     let (year, text) = text.split_at_checked(if is_short { 2 } else { 4 })?;
     let year: i64 = year.parse().ok()?;
-    // RFC 5280: two digits are of 1950 to 2049.
+    // RFC 5280: years of two digits are 1950 to 2049.
     let year = match is_short {
         true if year < 50 => 2000 + year,
         true => 1900 + year,
@@ -176,7 +178,7 @@ fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     Some((((days * 24 + part(4)?) * 60 + part(6)?) * 60 + part(8)?, rest))
 }
 
-/// By the Gregorian calendar, with years that begin in March, so that a leap day is the last of its year.
+/// Days since 1970 in the Gregorian calendar. Years begin in March here, so a leap day is the last day of its year.
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
@@ -207,7 +209,7 @@ mod tests {
         let der = made(&PKCS_ECDSA_P384_SHA384);
         let binding = Certificate::read(&der).unwrap().channel_binding().unwrap();
         assert_eq!(binding, Sha384::digest(&der).to_vec());
-        // Ed25519 has none.
+        // Ed25519 signs without a separate hash function.
         assert_eq!(Certificate::read(&made(&PKCS_ED25519)).unwrap().channel_binding(), None);
     }
 
@@ -241,7 +243,7 @@ mod tests {
         let der = made(&PKCS_ECDSA_P256_SHA256);
         let certificate = Certificate::read(&der).unwrap();
         assert!(certificate.is_self_issued());
-        // By `date -u -d`.
+        // Computed by `date -u -d DATE +%s`.
         let (begin, end) = (981_158_400, 3_981_312_000);
         assert_eq!(certificate.validity, (begin, end));
         assert_eq!(certificate.is_valid_at(begin - 1), Err(NotYet));

@@ -1,17 +1,20 @@
-//! Why a server was not connected to.
+//! Errors of connecting to a server.
 
 use std::io;
 
-/// Why a server was not connected to, as the cause of an [`Error`](larder_core::Error).
+/// An error of connecting to a Postgres server.
 ///
-/// Messages name hosts and users, never passwords. A guest sees none of them.
+/// It is the cause of an [`Error`](larder_core::Error). Its message names hosts and users, never passwords, and no guest sees
+/// it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The server asks for a password, or for a method of login that larder does not have, and none is given.
+    /// The server asks for a password and the options give none.
+    ///
+    /// A server that asks for a login by GSSAPI or SSPI, which larder does not support, is reported as this too.
     #[error(
-        "no password for user {user:?} of the server at {host:?}; set PGPASSWORD, or add the user to a password file, which \
-         \"passfile\", PGPASSFILE or ~/.pgpass is{}", note(.ignored_file)
+        "no password for user {user:?} on the server at {host:?}; set PGPASSWORD, or add the user to the password file: \
+         \"passfile\", PGPASSFILE or ~/.pgpass{}", note(.ignored_file)
     )]
     MissingPassword {
         /// The role that larder logs in as.
@@ -20,20 +23,20 @@ pub enum ConnectError {
         host: String,
         /// Why the password file was not read.
         ignored_file: Option<&'static str>,
-        /// What the client could not answer.
+        /// The error of the client.
         #[source]
         cause: tokio_postgres::Error,
     },
-    /// A name has no address.
+    /// The host name has no address.
     #[error("the host {host:?} has no address; check its name")]
     HostNotFound {
         /// The host as the options name it.
         host: String,
-        /// What the resolver says.
+        /// The error of the resolver.
         #[source]
         cause: io::Error,
     },
-    /// `sslmode` demands TLS, and the server refuses it, or a machine in between does.
+    /// `sslmode` demands TLS, and the server, or an attacker on the network, answered that there is none.
     #[error(
         "the server at {host:?} offers no TLS; turn it on there, or give a weaker \"sslmode\" if the network is trusted"
     )]
@@ -41,37 +44,37 @@ pub enum ConnectError {
         /// The host as the options name it.
         host: String,
     },
-    /// TLS failed: the server's certificate or the client's was not accepted, or the two have nothing in common.
+    /// The TLS handshake failed, for example because a certificate was not accepted.
     #[error("TLS with the server at {host:?} failed; check its certificate, \"sslrootcert\" and \"sslcert\"")]
     TlsFailed {
         /// The host as the options name it.
         host: String,
-        /// What rustls says.
+        /// The error of rustls or of the network.
         #[source]
         cause: io::Error,
     },
-    /// `channel_binding` demands a login that is bound to the server's certificate, and the server does not do it.
+    /// `channel_binding` is `require`, and the server did not use channel binding.
     #[error(
-        "the server at {host:?} did not bind the login to its certificate, as \"channel_binding\" demands"
+        "the server at {host:?} did not use channel binding; give channel_binding=prefer, or use SCRAM over TLS"
     )]
     ChannelBindingMissing {
         /// The host as the options name it.
         host: String,
-        /// What the client says.
+        /// The error of the client.
         #[source]
         cause: tokio_postgres::Error,
     },
-    /// A store is opened to be written, and the server only replays what another writes.
+    /// The store was opened for writing, and the server is a standby.
     #[error(
-        "the server at {host:?} is a standby, on which hot_standby allows reads only; name the primary, or all hosts with \
+        "the server at {host:?} is a standby, which accepts no writes; name the primary, or all hosts with \
          target_session_attrs=read-write"
     )]
     Standby {
         /// The host as the options name it.
         host: String,
     },
-    /// The server is not what `target_session_attrs` demands.
-    #[error("the server at {host:?} is not {wanted}, as \"target_session_attrs\" demands")]
+    /// The server is not of the kind that `target_session_attrs` demands.
+    #[error("the server at {host:?} is not {wanted}; check \"host\" and \"target_session_attrs\"")]
     OtherTarget {
         /// The host as the options name it.
         host: String,
@@ -81,15 +84,15 @@ pub enum ConnectError {
 }
 
 fn note(reason: &Option<&'static str>) -> String {
-    reason.map(|reason| format!(" (the present one was ignored: {reason})")).unwrap_or_default()
+    reason.map(|reason| format!("; the password file was ignored because {reason}")).unwrap_or_default()
 }
 
 impl ConnectError {
-    /// Whether the same can succeed later without a change of options.
+    /// Whether a later attempt can succeed with the same options.
     pub(crate) fn passes(&self) -> bool {
         match self {
             Self::HostNotFound { .. } | Self::Standby { .. } | Self::OtherTarget { .. } => true,
-            // A connection that was cut.
+            // The network ended the handshake.
             Self::TlsFailed { cause, .. } => !is_of_rustls(cause),
             Self::MissingPassword { .. }
             | Self::TlsNotOffered { .. }
@@ -97,23 +100,25 @@ impl ConnectError {
         }
     }
 
-    /// What a guest is told.
+    /// The reason that guests see.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::MissingPassword { .. } => "larder has no password for the database",
             Self::HostNotFound { .. } => "the database's host has no address",
-            Self::TlsNotOffered { .. } => "the database offers no TLS, which larder is to use",
+            Self::TlsNotOffered { .. } => {
+                "the database offers no TLS, and larder must not connect without it"
+            }
             Self::TlsFailed { .. } => "no encrypted connection to the database could be made",
             Self::ChannelBindingMissing { .. } => {
-                "the login to the database was not bound to its certificate"
+                "the database did not use channel binding, which larder must use"
             }
             Self::Standby { .. } => "the database is a standby, which takes no writes",
-            Self::OtherTarget { .. } => "no database server is what larder is to use",
+            Self::OtherTarget { .. } => "no database server is of the kind that larder needs",
         }
     }
 }
 
-/// Whether rustls ended a connection, and not the network.
+/// Whether the error is one of rustls and not of the network.
 pub(crate) fn is_of_rustls(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }

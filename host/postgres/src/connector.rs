@@ -1,4 +1,4 @@
-//! Connecting: which servers are tried, in which order, encrypted or not.
+//! Makes connections: tries servers, addresses and encryption in the order that the options give.
 
 use std::io;
 use std::net::IpAddr;
@@ -20,16 +20,16 @@ use crate::options::{PostgresOptions, Server};
 #[derive(Clone)]
 pub(crate) struct Connector(Arc<PostgresOptions>);
 
-/// A connection, which does nothing unless it is polled.
+/// A new connection. Its `connection` must be polled for `client` to work.
 pub(crate) struct Connected {
     pub(crate) client: Client,
     pub(crate) connection: Connection<Socket, MaybeEncrypted<Socket>>,
-    /// How another connection to the same server is encrypted, as one that cancels a statement.
+    /// The encryption for a further connection to the server, such as a cancel request.
     pub(crate) encryption: Encryption,
     pub(crate) host: String,
 }
 
-/// What a server tells of itself. It needs no snapshot, which a standby refuses to a role whose transactions are serializable.
+/// Asks a server for its state. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
 const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
 
 impl Connector {
@@ -41,7 +41,7 @@ impl Connector {
         &self.0
     }
 
-    /// Connects to the first server that answers and is what `target_session_attrs` demands.
+    /// Connects to the first server that accepts the login and is of the kind that `target_session_attrs` demands.
     pub(crate) async fn connect(&self) -> Result<Connected> {
         let mut servers: Vec<&Server> = self.0.servers.iter().collect();
         if self.0.shuffles_servers {
@@ -74,7 +74,7 @@ impl Connector {
         Err(last)
     }
 
-    /// Every address of a server, in the order of the resolver; `None` for the socket in a folder.
+    /// The addresses of a server, in the order of the resolver. `None` stands for a socket in the file system.
     async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>> {
         if server.is_socket() || server.address.is_some() {
             return Ok(vec![server.address]);
@@ -91,7 +91,7 @@ impl Connector {
         }
     }
 
-    /// Each address has the time that the options give.
+    /// Bounds an attempt by `connect_timeout`.
     async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
         match self.0.login_timeout {
             None => connecting.await,
@@ -101,7 +101,7 @@ impl Connector {
         }
     }
 
-    /// Connects to one address, in the clear or encrypted, and the other way if the server refuses the first.
+    /// Connects to one address. `allow` and `prefer` try both with and without encryption.
     async fn connect_to(&self, attempt: Attempt<'_>, wanted: Target) -> Result<Connected> {
         let encrypted = |is_optional| Encryption { tls: self.0.tls.clone(), is_optional };
         let (first, second) = match self.0.tls_mode {
@@ -152,7 +152,7 @@ impl Connector {
         }
         match encryption.tls {
             None => config.ssl_mode(SslMode::Disable),
-            // The encryption itself asks the server for TLS.
+            // `Encryption` sends the request for TLS.
             Some(_) => config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct),
         };
         config.channel_binding(match options.channel_binding {
@@ -160,7 +160,7 @@ impl Connector {
             ChannelBinding::Prefer => config::ChannelBinding::Prefer,
             ChannelBinding::Require => config::ChannelBinding::Require,
         });
-        // For a cancelling connection too, which this crate does not make itself.
+        // tokio-postgres applies it to cancel requests too.
         if let Some(limit) = options.tcp_timeout {
             config.connect_timeout(limit);
         }
@@ -177,7 +177,7 @@ impl Connector {
         config
     }
 
-    /// Gives an error its kind, by the type of its cause.
+    /// Classifies an error by the type of its cause.
     fn why_it_failed(&self, server: &Server, error: tokio_postgres::Error) -> Failure {
         let host = || server.host.clone();
         match Cause::of(&error) {
@@ -187,7 +187,7 @@ impl Connector {
                 Ok(cause) => ConnectError::TlsFailed { host: host(), cause }.into(),
                 Err(failure) => failure,
             },
-            // Only a login that needs a password can be bound, so one without is not refused for that.
+            // Channel binding needs a password, so a missing password comes first.
             Cause::Client if server.password.is_none() => ConnectError::MissingPassword {
                 user: self.0.user.clone(),
                 host: host(),
@@ -210,15 +210,15 @@ struct Attempt<'a> {
     address: Option<IpAddr>,
 }
 
-/// Where an error of a login arose.
+/// Where an error arose.
 enum Cause {
-    /// The connection broke, or an answer was malformed.
+    /// The connection broke, or a message was malformed.
     Network,
-    /// The server refused.
+    /// The server sent an error.
     Server,
     TlsNotOffered,
     Tls,
-    /// The client could not do what the server asked for.
+    /// tokio-postgres could not answer the server.
     Client,
 }
 
@@ -231,7 +231,7 @@ impl Cause {
         match (source.downcast_ref::<TlsFailure>(), source.downcast_ref::<io::Error>()) {
             (Some(TlsFailure::NotOffered), _) => Self::TlsNotOffered,
             (Some(TlsFailure::Handshake(_)), _) => Self::Tls,
-            // With TLS 1.3, a server refuses a client's certificate after the client has finished.
+            // In TLS 1.3, the alert about a client's certificate arrives after the client's handshake.
             (None, Some(error)) if is_of_rustls(error) => Self::Tls,
             (None, Some(_)) => Self::Network,
             (None, None) => Self::Client,
@@ -256,7 +256,7 @@ fn tls_error(error: tokio_postgres::Error) -> Result<io::Error, Failure> {
     }
 }
 
-/// Whether no other server is to be tried: all servers have the same roles and databases.
+/// Whether to try no other server. All servers of a list have the same roles and databases.
 fn is_final(failure: &Failure) -> bool {
     match failure {
         Failure::Connect(error) => matches!(error, ConnectError::MissingPassword { .. }),
@@ -269,8 +269,10 @@ fn is_final(failure: &Failure) -> bool {
     }
 }
 
-/// Whether a login can succeed in the clear instead of encrypted, or the other way round: `pg_hba.conf` has no line for
-/// this one, or a pooler refuses it, or there is no common TLS. A wrong password is wrong either way.
+/// Whether `allow` or `prefer` tries again with the other encryption.
+///
+/// `pg_hba.conf` may have no line for this kind of connection (28000), a pooler may refuse it (08P01), or the TLS handshake may
+/// fail. A wrong password is not sent again.
 fn may_pass_otherwise(failure: &Failure) -> bool {
     match failure {
         Failure::Connect(error) => matches!(error, ConnectError::TlsFailed { .. }),
@@ -281,7 +283,7 @@ fn may_pass_otherwise(failure: &Failure) -> bool {
     }
 }
 
-/// Checks that a server is what is wanted, for one round trip if anything is.
+/// Checks `target_session_attrs`. Costs a round trip unless it is `any`.
 async fn check_target(mut connected: Connected, wanted: Target) -> Result<Connected> {
     if wanted == Target::Any {
         return Ok(connected);

@@ -1,10 +1,11 @@
-//! How data-source names are read: both forms of libpq, as pairs of an option's name and its value.
+//! The syntax of data-source names: both forms of libpq, read into pairs of name and value.
 
 use larder_core::{Error, Result};
 use percent_encoding::percent_decode_str;
 
-/// The options in a data-source name, in its order. No error repeats a part of it: a misplaced quote can make a
-/// password of any part.
+/// The options of a data-source name, in its order.
+///
+/// No error repeats a part of the name: with a misplaced quote, any part can be a password.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if the name is malformed.
@@ -25,7 +26,7 @@ fn malformed() -> Error {
     )
 }
 
-/// A value with blanks stands in quotes; in both, a backslash precedes what is meant literally.
+/// Reads `name=value` pairs. Quotes enclose a value with blanks, and a backslash escapes the next character.
 fn keywords(dsn: &str) -> Option<Vec<(String, String)>> {
     let mut pairs = Vec::new();
     let mut rest = dsn.trim_start();
@@ -55,11 +56,11 @@ fn keywords(dsn: &str) -> Option<Vec<(String, String)>> {
     Some(pairs)
 }
 
-/// What follows the scheme.
+/// Reads a URL without its scheme.
 fn url(rest: &str) -> Option<Vec<(String, String)>> {
     let mut pairs = Vec::new();
     let mut push = |name: &str, value: String| pairs.push((name.to_string(), value));
-    // A question mark can be in a password, a slash can't.
+    // A password may contain a question mark. A slash ends the credentials.
     let at = rest.find(['@', '/']).filter(|at| rest.get(*at..).is_some_and(|rest| rest.starts_with('@')));
     let rest = match at {
         Some(at) => {
@@ -95,12 +96,12 @@ fn url(rest: &str) -> Option<Vec<(String, String)>> {
         let (name, value) = option.split_once('=')?;
         let (name, value) = (decoded(name)?, decoded(value)?);
         match (name.as_str(), value.as_str()) {
-            // JDBC has it, and libpq takes it.
+            // libpq accepts this option of JDBC.
             ("ssl", "true") => push("sslmode", "require".to_string()),
             _ => push(&name, value),
         }
     }
-    // A URL names hosts in one place.
+    // An empty authority does not replace the option `host`.
     let hosts = pairs.iter().filter(|(name, value)| name == "host" && !value.is_empty()).count();
     if hosts > 0 {
         pairs.retain(|(name, value)| name != "host" || !value.is_empty());
@@ -108,7 +109,7 @@ fn url(rest: &str) -> Option<Vec<(String, String)>> {
     Some(pairs)
 }
 
-/// An address of IPv6 stands in brackets.
+/// Splits a list of hosts with ports. Brackets enclose an IPv6 address.
 fn hosts_and_ports(authority: &str) -> Option<(Vec<String>, Vec<String>)> {
     let split = |part: &str| {
         let (host, behind) = match part.strip_prefix('[') {

@@ -1,24 +1,25 @@
-//! Those who wait for a connection as the server has no room for more.
+//! The queue for connections of a server that accepts no more of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{Result, Share};
 
-/// A queue whose first one asks for connections; the others wait, by shares in turn, so that a full server is not asked by
-/// all of them.
+/// A queue for connections of a full server.
+///
+/// Only the first waiter asks the server again, so that a full server is not asked by all of them. Shares are served in turn.
 pub(crate) struct Crowd {
     first: FairSemaphore,
     waiting: AtomicUsize,
 }
 
-/// The right to ask for a connection, until it is dropped.
+/// The right of the first waiter to ask for a connection.
 pub(crate) struct First<'a> {
     _waiting: Waiting<'a>,
     _permit: FairPermit,
 }
 
-/// Counts one that waits. A future that is dropped waits no longer.
+/// Counts a waiter until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Crowd {
@@ -26,12 +27,12 @@ impl Crowd {
         Self { first: FairSemaphore::new(1), waiting: AtomicUsize::new(0) }
     }
 
-    /// Whether one that comes now has to stand in line.
+    /// Whether the queue has waiters, so that a newcomer must join it.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// Waits until none is ahead.
+    /// Joins the queue, and waits to be first.
     pub(crate) async fn first(&self, share: &Share) -> Result<First<'_>> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         let waiting = Waiting(&self.waiting);

@@ -1,4 +1,4 @@
-//! A connection to a server, encrypted or not.
+//! Starts TLS on a connection, if the server has it.
 
 use std::io;
 use std::pin::Pin;
@@ -14,15 +14,15 @@ use tokio_rustls::client;
 use crate::certificate::Certificate;
 use crate::tls::{PROTOCOL, Tls};
 
-/// Whether a connection is encrypted, and how that is agreed upon.
+/// How a connection is encrypted.
 ///
-/// tokio-postgres is told to begin with TLS at once, so that what the server answers to the request is seen here: it has no
-/// type for a server that refuses.
+/// tokio-postgres has no error type for a server that refuses TLS. So it is configured to start TLS directly, and this connector
+/// sends the request for TLS and reads the answer.
 #[derive(Clone)]
 pub(crate) struct Encryption {
-    /// `None` for a connection in the clear.
+    /// `None` for a connection without TLS.
     pub(crate) tls: Option<Arc<Tls>>,
-    /// Whether a server without TLS is spoken to in the clear.
+    /// Whether the connection continues without TLS if the server has none.
     pub(crate) is_optional: bool,
 }
 
@@ -32,7 +32,7 @@ impl Encryption {
     }
 }
 
-/// Why there is no encrypted connection.
+/// Why TLS was not started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsFailure {
     #[error("the server offers no TLS")]
@@ -41,10 +41,10 @@ pub(crate) enum TlsFailure {
     Handshake(#[from] io::Error),
 }
 
-/// The request for TLS: its length, and the number that stands in place of a protocol's version.
+/// The message `SSLRequest`: its length and its code.
 const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// What a server answers to it.
+/// The answers to it.
 const ACCEPTED: u8 = b'S';
 const REFUSED: u8 = b'N';
 
@@ -58,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for E
     }
 }
 
-/// The beginning of one connection.
+/// The start of one connection.
 pub(crate) struct Handshake {
     encryption: Encryption,
     host: String,
@@ -73,19 +73,19 @@ impl Handshake {
         if !tls.is_direct {
             stream.write_all(&REQUEST).await?;
             stream.flush().await?;
-            // One byte: what follows it unasked is not taken for a part of the encrypted answer.
+            // Reads one byte only. Bytes that an attacker adds in plain text then fail the handshake.
             match stream.read_u8().await? {
                 ACCEPTED => {}
                 REFUSED if self.encryption.is_optional => return Ok(MaybeEncrypted::Clear(stream)),
                 REFUSED => return Err(TlsFailure::NotOffered),
-                // An error message, which anybody in between could have written.
+                // An error message. It is not authenticated, so it is not shown.
                 _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             }
         }
         let name = ServerName::try_from(self.host)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let stream = TlsConnector::from(tls.config.clone()).connect(name, stream).await?;
-        // Without it, a server of another protocol could be meant.
+        // Without ALPN, an attacker could redirect the connection to a server of another protocol.
         if tls.is_direct && stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
             return Err(TlsFailure::NotOffered);
         }
@@ -103,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Hands
     }
 }
 
-/// The bytes of a connection.
+/// A connection with or without TLS.
 pub(crate) enum MaybeEncrypted<S> {
     Clear(S),
     Tls(Box<client::TlsStream<S>>),

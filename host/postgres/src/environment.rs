@@ -1,12 +1,12 @@
-//! What the surroundings of a process say about connections.
+//! The environment that options are completed from.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The environment variables, home directory and user name that options are completed from.
 ///
-/// [`Environment::of_process`] is what libpq reads. An embedder whose own environment must not count passes
-/// [`Environment::empty`], or what it makes of it:
+/// libpq reads [`Environment::of_process`]. An embedder that must not depend on its own environment passes
+/// [`Environment::empty`], or builds an environment:
 ///
 /// ```
 /// use larder_postgres::{Environment, PostgresOptions};
@@ -22,7 +22,7 @@ pub struct Environment {
     user: Option<String>,
 }
 
-/// Only these variables are read.
+/// The prefix of the variables that are read.
 const PREFIX: &str = "PG";
 
 impl Environment {
@@ -78,7 +78,7 @@ impl Environment {
 }
 
 impl std::fmt::Debug for Environment {
-    /// Without values: one of them may be a password.
+    /// Shows no values, as one may be a password.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<_> = self.variables.keys().collect();
         formatter.debug_struct("Environment").field("variables", &names).finish_non_exhaustive()

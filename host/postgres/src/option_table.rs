@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What is given, before defaults and before the files that it names are read.
+/// The given options, without defaults and before files are read.
 #[derive(Default)]
 pub(crate) struct Draft {
     pub(crate) hosts: Vec<String>,
@@ -20,7 +20,7 @@ pub(crate) struct Draft {
     pub(crate) application_name: Option<String>,
     pub(crate) fallback_application_name: Option<String>,
     pub(crate) options: Option<String>,
-    /// `Some(None)` is a wait without a bound of its own.
+    /// `Some(None)` sets no limit.
     pub(crate) connect_timeout: Option<Option<Duration>>,
     pub(crate) tcp_user_timeout: Option<Option<Duration>>,
     pub(crate) keepalives: Option<bool>,
@@ -33,7 +33,7 @@ pub(crate) struct Draft {
     pub(crate) channel_binding: ChannelBinding,
 }
 
-/// What is given about TLS.
+/// The given options of TLS.
 #[derive(Default)]
 pub(crate) struct TlsDraft {
     pub(crate) mode: Option<TlsMode>,
@@ -47,7 +47,7 @@ pub(crate) struct TlsDraft {
     pub(crate) max_version: Option<TlsVersion>,
 }
 
-/// When a connection is encrypted, and whose certificates are accepted.
+/// The modes of `sslmode`, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TlsMode {
     Disable,
@@ -79,7 +79,7 @@ pub(crate) enum ChannelBinding {
     Require,
 }
 
-/// Which of several servers are taken.
+/// The values of `target_session_attrs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Target {
     #[default]
@@ -97,11 +97,11 @@ pub(crate) struct OptionKind {
     pub(crate) name: &'static str,
     /// The environment variable that gives it.
     pub(crate) variable: Option<&'static str>,
-    /// As the documentation says it.
+    /// In the words of the documentation.
     pub(crate) default: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) meaning: &'static str,
-    /// Takes the value, or says what would be right.
+    /// Sets the value, or returns what would be valid.
     pub(crate) apply: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
@@ -523,7 +523,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     }),
 ];
 
-/// What people write in place of an option's name.
+/// Names that other programs use for options.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("database", "dbname"),
     ("db", "dbname"),
@@ -549,7 +549,9 @@ pub(crate) fn find(name: &str) -> Option<&'static OptionKind> {
     OPTIONS.iter().find(|option| option.name == name)
 }
 
-/// The option that an unknown name most likely means. A name that is far from all of them may be a part of a password.
+/// The option that an unknown name most likely means.
+///
+/// `None` if no option is near: the name may then be a part of a password, and must not be repeated.
 pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     if let Some((_, right)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
         return Some(right);
@@ -560,7 +562,7 @@ pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     (nearest.0 <= far).then_some(nearest.1)
 }
 
-/// How many characters to insert, remove or replace.
+/// The Levenshtein distance.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();

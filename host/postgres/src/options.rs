@@ -1,4 +1,4 @@
-//! The options of a Postgres store, read from all the places that libpq reads them from.
+//! The options of a Postgres store, read from the same sources as libpq's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,8 +24,8 @@ use crate::tls::Tls;
 
 /// How to reach a Postgres store, and how many connections to open.
 ///
-/// Options come from a data-source name, then from the service that it or `PGSERVICE` names, then from the environment
-/// variables of libpq, then from defaults: what comes first counts. All files are read once, when this is made.
+/// An option of the data-source name takes precedence over one of the service that `service` or `PGSERVICE` names, that over an
+/// environment variable of libpq, and that over the default. All files are read once, by the constructor.
 ///
 /// ```
 /// use larder_postgres::{Environment, PostgresOptions};
@@ -42,9 +42,9 @@ pub struct PostgresOptions {
     pub(crate) database: Option<String>,
     pub(crate) settings: Option<String>,
     pub(crate) application_name: String,
-    /// For the network to connect to an address.
+    /// Limit for TCP to connect to an address.
     pub(crate) tcp_timeout: Option<Duration>,
-    /// For the same, encryption and the login.
+    /// Limit for TCP, TLS and the login together.
     pub(crate) login_timeout: Option<Duration>,
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) keepalives: bool,
@@ -55,18 +55,18 @@ pub struct PostgresOptions {
     pub(crate) shuffles_servers: bool,
     pub(crate) channel_binding: ChannelBinding,
     pub(crate) tls_mode: TlsMode,
-    /// `None` if no connection is to be encrypted.
+    /// `None` if no connection uses TLS.
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) pool: PoolSize,
-    /// Why the password file was not read.
+    /// Why the password file was ignored.
     pub(crate) ignored_password_file: Option<&'static str>,
 }
 
-/// How many connections there may be.
+/// The limits of a connection pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolSize {
     pub(crate) connections: usize,
-    /// Of these, those of snapshots.
+    /// How many of them snapshots may hold.
     pub(crate) snapshots: usize,
 }
 
@@ -86,27 +86,26 @@ impl Server {
     }
 }
 
-/// How long the network may take to connect to an address. A server that is there takes longer for a login if its machine has
-/// too much to do.
+/// Default limit for TCP to connect to an address. A login may take longer, as it needs the server's processors.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may go unanswered by the other machine before it counts as dead. The system's own
-/// default is hours.
+/// Default time without an answer of the peer after which a connection counts as dead. The system's default is hours.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// The most connections of one store if the options say nothing else.
+/// The default of `pool_size`: the most connections of one store.
 pub const CONNECTIONS_MAX: usize = 25;
 
-/// The most of them that snapshots have. A snapshot keeps its connection as long as its guest thinks; commits of
-/// other transactions must not wait for that.
+/// The default of `pool_snapshots`: the most connections that snapshots hold.
+///
+/// A snapshot keeps its connection while its guest computes. Commits of other transactions must not wait for that.
 pub const SNAPSHOTS_MAX: usize = 20;
 
 const PORT: u16 = 5432;
 
-/// What the server keeps of a longer name would be that of another schema.
+/// The longest name in bytes. The server truncates a longer one, which could then name another schema.
 const SCHEMA_MAX: usize = 63;
 
-/// Where the value of an option comes from.
+/// The source of a value, for errors.
 #[derive(Clone, Copy)]
 enum Source {
     DataSourceName,
@@ -138,11 +137,11 @@ impl PostgresOptions {
 
     /// Reads a data-source name, and completes it from an environment.
     ///
-    /// No error repeats a value: a misplaced quote can make a password of any part of a name.
+    /// No error repeats a value: with a misplaced quote, any part of a name can be a password.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the name is malformed, an option is unknown or its value is not supported, or a
-    /// file of certificates or keys is invalid; [`Error::Other`] if such a file can't be read.
+    /// - [`Error::InvalidArgument`] if the name is malformed, an option is unknown, or a value is not supported.
+    /// - [`Error::Other`] if a file of services, certificates or keys cannot be read or is not valid.
     pub fn parse_with(dsn: &str, environment: &Environment) -> Result<Self> {
         let mut given = Given::new();
         add_all(&mut given, conninfo::pairs(dsn)?, Source::DataSourceName)?;
@@ -223,10 +222,10 @@ impl PostgresOptions {
                  to",
             ));
         }
-        // TLS is for connections over the network.
+        // Sockets in the file system do not use TLS.
         let is_encrypted = tls_mode != TlsMode::Disable && !servers.iter().all(Server::is_socket);
         let tls = is_encrypted.then(|| Tls::read(&draft.tls, tls_mode, environment)).transpose()?;
-        // So that the last server of a list is reached if all others say nothing.
+        // The last server of a list is reached even if no other one answers.
         let for_each = WAIT_MAX / u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
         let connections = draft.pool_size.unwrap_or(CONNECTIONS_MAX);
         let snapshots = draft.pool_snapshots.unwrap_or((connections * 4 / 5).max(1));
@@ -257,7 +256,7 @@ impl PostgresOptions {
 }
 
 impl std::fmt::Debug for PostgresOptions {
-    /// Without passwords, and settings that may hold one.
+    /// Shows neither passwords nor settings, which may contain one.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hosts: Vec<_> = self.servers.iter().map(|server| &server.host).collect();
         formatter
@@ -272,11 +271,11 @@ impl std::fmt::Debug for PostgresOptions {
 fn add_all(given: &mut Given, pairs: Vec<(String, String)>, source: Source) -> Result<()> {
     for (name, value) in pairs {
         let Some(option) = find(&name) else { return Err(unknown(&name, source)) };
-        // An empty value counts as missing, as for libpq. An empty schema is a mistake.
+        // As for libpq, an empty value counts as missing. An empty schema is refused later.
         if value.is_empty() && option.name != "schema" {
             continue;
         }
-        // Of several, the last one counts, as for libpq. Which of two schemas a store is in is no such detail.
+        // As for libpq, the last value counts. A second schema is refused: it decides which data the store has.
         let earlier = given.insert(option.name, (value, source));
         if earlier.is_some() && option.name == "schema" {
             return Err(Error::invalid_argument(format!(
@@ -287,7 +286,7 @@ fn add_all(given: &mut Given, pairs: Vec<(String, String)>, source: Source) -> R
     Ok(())
 }
 
-/// Repeats a name only if it is nearly that of an option.
+/// The error about an unknown option. It repeats the name only if it is close to an option's.
 fn unknown(name: &str, source: Source) -> Error {
     Error::invalid_argument(match nearest(name) {
         Some(right) => format!("unknown option {name:?} in {source}; did you mean {right:?}?"),
@@ -334,7 +333,7 @@ fn servers(
     Ok((servers, ignored))
 }
 
-/// Takes passwords from the password file; says why that was ignored.
+/// Sets passwords from the password file. Returns why the file was ignored, if it was.
 fn find_passwords(
     servers: &mut [Server],
     draft: &Draft,

@@ -3,7 +3,7 @@
 use std::fs::{self, Metadata};
 use std::path::Path;
 
-/// Whom a password is for.
+/// A login that needs a password.
 pub(crate) struct Login<'a> {
     /// The host, the address if there is no host, or the folder of a socket.
     pub(crate) host: &'a str,
@@ -12,11 +12,11 @@ pub(crate) struct Login<'a> {
     pub(crate) user: &'a str,
 }
 
-/// What was found in place of a password file.
+/// The result of reading a password file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PasswordFile {
     Missing,
-    /// As others could have read or written it.
+    /// The file must not be used.
     Ignored(&'static str),
     Read(String),
 }
@@ -25,7 +25,7 @@ pub(crate) enum PasswordFile {
 const SOCKET_FOLDERS: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
 
 impl PasswordFile {
-    /// Reads a file if no other user of the machine can.
+    /// Reads a file that only its owner can access.
     pub(crate) fn read(path: &Path) -> Self {
         let Ok(metadata) = fs::metadata(path) else { return Self::Missing };
         if let Some(reason) = reason_to_ignore(&metadata) {
@@ -35,7 +35,7 @@ impl PasswordFile {
         fs::read_to_string(path).map_or(Self::Ignored("it cannot be read as UTF-8"), Self::Read)
     }
 
-    /// The password of the first line that fits.
+    /// The password of the first line that matches.
     pub(crate) fn password(&self, login: &Login<'_>) -> Option<String> {
         let Self::Read(text) = self else { return None };
         text.lines().find_map(|line| password_of(line, login))
@@ -84,7 +84,7 @@ impl Field {
     }
 }
 
-/// Takes a field up to its colon. A backslash precedes what is meant literally.
+/// Splits off a field at its colon. A backslash escapes the next character.
 fn take_field(line: &str) -> Option<(Field, &str)> {
     if let Some(rest) = line.strip_prefix("*:") {
         return Some((Field::Any, rest));

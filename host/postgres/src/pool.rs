@@ -33,16 +33,15 @@ pub(crate) struct Pooled {
 
 /// What every session is set to.
 ///
-/// - A single statement is a serializable transaction too, which may write and does not wait to be safe, whatever is set for
-///   the role or the database.
+/// - A single statement is a serializable transaction too. The settings of the role or the database must not make it read-only
+///   or deferrable.
 /// - The server watches what a plan touches, not what it returns: a sequential scan counts as reading the whole
 ///   table, and a bitmap scan reads a range past its `LIMIT`. Without them every read is a walk along the primary key,
 ///   which is what a small table would not get by its costs. With one plan left, planning anew is a waste.
 /// - A disabled plan's cost would start the compiler for a statement that takes microseconds.
 /// - A cancel request can come before the statement that it is meant for. The server then notices by itself that nobody
 ///   is there any more, also while it waits for a lock.
-/// - The timeouts are nets under those of larder, which are shorter: for a process that is stopped in the middle. Those that
-///   only some releases have are lifted.
+/// - The timeouts are a safety net for a larder process that is stopped. Timeouts of larder itself are shorter.
 const SETUP: &str = "
     SET default_transaction_isolation = 'serializable';
     SET default_transaction_read_only = off;
@@ -61,10 +60,10 @@ const SETUP: &str = "
 const READ_ONLY: &str =
     "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on";
 
-/// Whether the server is a standby. It needs no snapshot, which a standby refuses to a serializable transaction.
+/// Asks whether the server is a standby. `SHOW` needs no snapshot: a standby refuses one to a serializable transaction.
 const IS_STANDBY: &str = "SHOW in_hot_standby";
 
-/// Releases before 17 do not have it.
+/// Removes the limit of a transaction's duration. Releases before 17 do not have the setting.
 const NO_TRANSACTION_TIMEOUT: &str = "
     SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL";
 
@@ -98,8 +97,8 @@ impl managed::Manager for Manager {
         Ok(pooled)
     }
 
-    /// A round trip to test a connection would double the cost of most transactions. What has closed is noticed without one,
-    /// and a caller that finds a connection broken at its first use takes another.
+    /// Does not test the connection: a round trip would double the cost of most transactions. A closed connection is noticed
+    /// without one, and a caller whose first statement finds the connection broken takes another.
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<Failure> {
         match pooled.client.is_closed() {
             true => Err(RecycleError::Backend(Failure::Gone)),
@@ -109,7 +108,7 @@ impl managed::Manager for Manager {
 }
 
 impl Pooled {
-    /// Tells the server to end what it does on this connection, on a connection of its own.
+    /// Sends a cancel request, on a new connection with the same encryption.
     pub(crate) async fn cancel(&self) -> Result<()> {
         Ok(self.client.cancel_token().cancel_query(self.encryption.clone()).await?)
     }

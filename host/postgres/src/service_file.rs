@@ -7,7 +7,7 @@ use larder_core::{Error, Result};
 
 use crate::environment::Environment;
 
-/// The options of a service: those of `PGSERVICEFILE` or of the home directory, then those of the system.
+/// The options of a service. The file of the user takes precedence over that of the system.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if no file defines the service or the file that does is malformed.
@@ -40,7 +40,7 @@ fn section(text: &str, service: &str) -> Result<Option<Vec<(String, String)>>, S
             continue;
         }
         if let Some(heading) = line.strip_prefix('[') {
-            // What comes after the section, as the first one counts.
+            // The first section of a name counts.
             if found.is_some() {
                 break;
             }

@@ -1,4 +1,4 @@
-//! TLS by rustls, with libpq's rules of which certificates are accepted.
+//! TLS by rustls. Which certificates are accepted follows libpq.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,22 +24,22 @@ use crate::certificate::Certificate;
 use crate::environment::Environment;
 use crate::option_table::{Roots, TlsDraft, TlsMode, TlsVersion};
 
-/// The name of Postgres's protocol. A server of another protocol refuses it.
+/// Postgres's protocol name for ALPN.
 pub(crate) const PROTOCOL: &[u8] = b"postgresql";
 
-/// How connections are encrypted.
+/// The configuration of TLS.
 pub(crate) struct Tls {
     pub(crate) config: Arc<ClientConfig>,
-    /// Whether TLS begins at once, without the request of Postgres's protocol.
+    /// Whether TLS starts without Postgres's `SSLRequest`.
     pub(crate) is_direct: bool,
 }
 
 impl Tls {
-    /// The mode that is given or follows from what is given.
+    /// The given `sslmode`, or the default for the other options.
     pub(crate) fn mode(draft: &TlsDraft) -> Result<TlsMode> {
         let trusts_system = draft.roots == Some(Roots::System);
         let mode = draft.mode.unwrap_or(if trusts_system { TlsMode::VerifyFull } else { TlsMode::Prefer });
-        // Anybody can have a certificate that the system trusts.
+        // Any owner of a domain can get a certificate that the system trusts, so the name has to be checked.
         if trusts_system && mode < TlsMode::VerifyFull {
             return Err(Error::invalid_argument(
                 "\"sslrootcert\" of a Postgres store is system, and \"sslmode\" is weaker than verify-full; leave \"sslmode\" \
@@ -99,10 +99,9 @@ fn versions(draft: &TlsDraft) -> Result<Vec<&'static SupportedProtocolVersion>> 
         .collect())
 }
 
-/// Who may sign a server's certificate. `None` if any certificate is accepted.
+/// The authorities that may sign a server's certificate. `None` if every certificate is accepted.
 ///
-/// As with libpq, a file of authorities makes each mode check the chain. In difference to it, a file that is named has to
-/// be there.
+/// As with libpq, every mode checks the chain if authorities are known. Unlike libpq, larder fails if a named file is missing.
 fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result<Option<Trusted>> {
     const USUAL: &str = ".postgresql/root.crt";
     let certificates = match &draft.roots {
@@ -122,7 +121,7 @@ fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result
     let mut roots = RootCertStore::empty();
     for certificate in &certificates {
         let added = roots.add(certificate.clone());
-        // The system has some that rustls does not read.
+        // rustls cannot read every certificate that systems trust.
         if draft.roots != Some(Roots::System) {
             added.map_err(|error| {
                 Error::caused("\"sslrootcert\" of a Postgres store holds an invalid certificate", error)
@@ -166,7 +165,7 @@ fn read(path: &Path, option: &str) -> Result<Vec<u8>> {
 
 type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// What this client shows of itself, if the server asks.
+/// The certificate and the key of this client.
 fn client_certificate(draft: &TlsDraft, environment: &Environment) -> Result<Option<ClientCertificate>> {
     let usual = |name: &str| environment.at_home(&format!(".postgresql/{name}"));
     let certificate: Option<PathBuf> =
@@ -187,7 +186,7 @@ fn client_certificate(draft: &TlsDraft, environment: &Environment) -> Result<Opt
     Ok(Some((certificates(&certificate, "sslcert")?, parsed)))
 }
 
-/// A key of root may be readable for a group that the service is in.
+/// Checks as libpq does: the group may read the file if root owns it.
 #[cfg(unix)]
 fn check_key_permissions(path: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
@@ -213,23 +212,23 @@ fn check_key_permissions(_: &Path) -> Result<()> {
 #[derive(Debug)]
 struct Trusted {
     roots: RootCertStore,
-    /// The same, as they are in the file.
+    /// The certificates of the roots.
     certificates: Vec<CertificateDer<'static>>,
 }
 
-/// Checks what a server shows.
+/// Verifies a server's certificate.
 #[derive(Debug)]
 struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
     /// `None` accepts every certificate.
     trusted: Option<Trusted>,
-    /// Whether the certificate has to be for the host.
+    /// Whether to verify the host name.
     names: bool,
 }
 
 impl Verifier {
-    /// A server whose own certificate is trusted, as of one that makes its certificate itself. webpki refuses those that
-    /// could sign others.
+    /// Whether a self-signed certificate is itself one of the trusted ones. webpki refuses such a certificate if it is one of an
+    /// authority, as `openssl req -x509` makes it.
     fn is_trusted_itself(
         trusted: &Trusted,
         shown: &CertificateDer<'_>,
@@ -283,8 +282,8 @@ impl ServerCertVerifier for Verifier {
         verify_tls12_signature(message, shown, signature, &self.algorithms)
     }
 
-    /// The key is taken from the certificate here, as webpki refuses to read one of X.509 version 1, which is of use as long
-    /// as no chain is checked.
+    /// Verifies with the key of the certificate. webpki does not read X.509 version 1, which is accepted unless the chain is
+    /// checked.
     fn verify_tls13_signature(
         &self,
         message: &[u8],
@@ -307,7 +306,7 @@ mod tests {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
     use std::time::Duration;
 
-    /// In 2025.
+    /// A moment in 2025.
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_750_000_000));
 
     fn self_signed(host: &str, is_authority: bool, years: (i32, i32)) -> CertificateDer<'static> {
