@@ -56,6 +56,38 @@ fn verbs_that_write_make_no_tables_and_a_standby_is_looked_at() {
 }
 
 #[test]
+fn a_password_comes_from_the_environment_and_a_missing_one_is_said() {
+    let hba = [("pg_hba.conf", "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")];
+    let server = PostgresServer::start_on_tcp(&["fsync=off"], &hba).unwrap();
+    let (larder, socket) = (Larder::new(), server.dsn());
+    larder.output(&["migrate", "up", "--store", &socket]);
+    larder.output(&["put", "n", "k", "v", "--store", &socket]);
+    server.execute("ALTER ROLE larder PASSWORD 'hunter2'").unwrap();
+
+    let dsn = format!("postgres://larder@127.0.0.1:{}/postgres", server.port().unwrap());
+    let run = |dsn: &str, password: Option<&str>| {
+        let mut command = larder.command(&["get", "n", "k", "--store", dsn]);
+        command.env("HOME", larder.path("."));
+        if let Some(password) = password {
+            command.env("PGPASSWORD", password);
+        }
+        let output = command.output().unwrap();
+        let [said, error] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(!error.contains("hunter2"), "{error}");
+        (said, error)
+    };
+    assert_eq!(run(&dsn, Some("hunter2")), ("v".to_string(), String::new()));
+    let (_, error) = run(&dsn, None);
+    for part in ["cannot open the store", "user \"larder\"", "\"127.0.0.1\"", "PGPASSWORD", "passfile"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let (_, error) = run(&dsn, Some("wrong"));
+    assert!(error.contains("refused larder's login"), "{error}");
+    let (_, error) = run(&format!("{dsn}?sslmod=require"), None);
+    assert!(error.contains("did you mean \"sslmode\"?"), "{error}");
+}
+
+#[test]
 fn a_conformance_run_that_a_signal_ends_leaves_no_schema() {
     let server = PostgresServer::start().unwrap();
     let (larder, dsn) = (Larder::new(), server.dsn());

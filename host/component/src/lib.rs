@@ -126,7 +126,7 @@ pub fn drivers() -> Drivers {
     let mut drivers = Drivers::with_in_memory();
     // Names that differ: none can be taken.
     let _ = drivers.register(larder_sqlite::SqliteDriver);
-    let _ = drivers.register(larder_postgres::PostgresDriver);
+    let _ = drivers.register(larder_postgres::PostgresDriver::new());
     #[cfg(feature = "tenants")]
     let _ = drivers.register(TenantsDriver);
     drivers

@@ -5,27 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod};
+use deadpool::managed::QueueMode;
 use larder_core::commit::Commit;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{Error, OpenSnapshots, Share};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Config, NoTls};
 
+use crate::connector::Connector;
+use crate::crowd::Crowd;
 use crate::error::{Failure, Result};
+use crate::options::PoolSize;
+use crate::pool::{Manager, Object, Pool};
 use crate::queries::Queries;
-use crate::session::{Held, Session};
-
-/// The most connections that one backend has at a time.
-pub const CONNECTIONS_MAX: usize = 25;
-
-/// The most of them that snapshots have. A snapshot keeps its connection as long as its guest thinks; commits of
-/// other transactions must not wait for that.
-pub const SNAPSHOTS_MAX: usize = 20;
+use crate::session::{Held, Returned, Session};
 
 /// How long to wait for a connection, making one included.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How often a commit that waits looks whether it was withdrawn: until then it may keep a connection from others.
 const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
@@ -33,6 +30,9 @@ const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
 /// How long to ask a server again that has too many connections, and how often.
 const CROWDED_MAX: Duration = Duration::from_secs(5);
 const CROWDED_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to wait for a connection to come back to the pool before a server that has too many is asked again.
+const CROWDED_RETRY: Duration = Duration::from_millis(100);
 
 /// Does something that needs a connection, again while the server has too many: it counts a session for a moment after its
 /// client has closed it, and a role may have few.
@@ -46,37 +46,12 @@ pub(crate) async fn while_crowded<T, W: Future<Output = Result<T>>>(work: impl F
     }
 }
 
-/// What every session is set to.
-///
-/// - A single statement is a serializable transaction too.
-/// - The server watches what a plan touches, not what it returns: a sequential scan counts as reading the whole
-///   table, and a bitmap scan reads a range past its `LIMIT`. Without them every read is a walk along the primary key,
-///   which is what a small table would not get by its costs. With one plan left, planning anew is a waste.
-/// - A disabled plan's cost would start the compiler for a statement that takes microseconds.
-/// - A cancel request can come before the statement that it is meant for. The server then notices by itself that nobody
-///   is there any more, also while it waits for a lock.
-/// - The timeouts are nets under those of larder, which are shorter: for a process that is stopped in the middle.
-const SETUP: &str = "
-    SET default_transaction_isolation = 'serializable';
-    SET enable_seqscan = off;
-    SET enable_bitmapscan = off;
-    SET plan_cache_mode = force_generic_plan;
-    SET jit = off;
-    SET client_connection_check_interval = '1s';
-    SET idle_in_transaction_session_timeout = '10min';
-    SET statement_timeout = '60s'";
-
 /// What the sessions of a backend may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     ReadWrite,
     ReadOnly,
 }
-
-/// The server refuses a write in such a session. A standby refuses serializable transactions, and what only reads sees one
-/// committed state in a weaker one too.
-const READ_ONLY: &str =
-    "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on";
 
 /// The connections of one backend.
 pub(crate) struct Connections {
@@ -91,6 +66,10 @@ pub(crate) struct Connections {
     /// Those of the stores, some of which have a connection.
     snapshots: Mutex<OpenSnapshots>,
     closed: AtomicBool,
+    /// Told when a connection is back in the pool.
+    returned: Arc<Notify>,
+    /// Those who wait for that, as the server has no room for more.
+    crowd: Crowd,
     queries: Arc<Queries>,
     /// Where work goes on that nobody waits for.
     runtime: Handle,
@@ -98,33 +77,29 @@ pub(crate) struct Connections {
 
 impl Connections {
     /// Connections for the tables in a schema. The search path of the sessions has no part in what they find.
-    pub(crate) fn new(config: Config, runtime: Handle, access: Access, schema: &str) -> Result<Self, Error> {
-        // A round trip to test a connection would double the cost of most transactions. What has closed is noticed
-        // without one, and who finds a connection broken at its first use takes another.
-        let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let pool = Pool::builder(Manager::from_config(config, NoTls, manager))
-            .max_size(CONNECTIONS_MAX)
+    pub(crate) fn new(
+        connector: Connector,
+        runtime: Handle,
+        access: Access,
+        schema: &str,
+    ) -> Result<Self, Error> {
+        let PoolSize { connections, snapshots } = connector.options().pool;
+        let pool = Pool::builder(Manager { connector, access })
+            .max_size(connections)
             // The latest has its statements prepared.
             .queue_mode(QueueMode::Lifo)
-            .post_create(Hook::async_fn(move |client, _| {
-                Box::pin(async move {
-                    let setup = match access {
-                        Access::ReadWrite => SETUP.to_string(),
-                        Access::ReadOnly => format!("{SETUP}; {READ_ONLY}"),
-                    };
-                    client.batch_execute(&setup).await.map_err(HookError::Backend)
-                })
-            }))
             .build()
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         Ok(Self {
             pool,
             access,
-            turns: FairSemaphore::new(CONNECTIONS_MAX),
-            places: FairSemaphore::new(SNAPSHOTS_MAX),
+            turns: FairSemaphore::new(connections),
+            places: FairSemaphore::new(snapshots),
             large: FairSemaphore::new(1),
             snapshots: Mutex::default(),
             closed: AtomicBool::new(false),
+            returned: Arc::default(),
+            crowd: Crowd::new(),
             queries: Arc::new(Queries::of(schema)),
             runtime,
         })
@@ -154,7 +129,7 @@ impl Connections {
     /// A connection for one piece of work.
     pub(crate) async fn session(&self, share: &Share) -> Result<Session> {
         let turn = self.turn(share).await?;
-        self.connect(Held { _turn: turn, _place: None }).await
+        self.connect(self.held(turn, None, share)).await
     }
 
     /// A connection that a snapshot may keep.
@@ -169,7 +144,7 @@ impl Connections {
             place => place?,
         };
         let turn = self.turn(share).await?;
-        self.connect(Held { _turn: turn, _place: Some(place) }).await
+        self.connect(self.held(turn, Some(place), share)).await
     }
 
     /// Waits for the turn of a large commit, until the commit is withdrawn. Other commits don't wait.
@@ -195,10 +170,45 @@ impl Connections {
     }
 
     async fn connect(&self, held: Held) -> Result<Session> {
-        let Ok(client) = timeout(WAIT_MAX, self.pool.get()).await else {
+        let Ok(client) = timeout(WAIT_MAX, self.client(&held.share)).await else {
             return Err(Failure::Stalled("no connection to the database became free in time"));
         };
         Ok(Session::new(client?, self.runtime.clone(), self.queries.clone(), held))
+    }
+
+    fn held(&self, turn: FairPermit, place: Option<FairPermit>, share: &Share) -> Held {
+        let returned = Returned(self.returned.clone());
+        Held { _turn: turn, _place: place, share: share.clone(), _returned: returned }
+    }
+
+    /// A connection of the pool. If the server has no room for one more while others of the pool are open, it is one of
+    /// those, in the share's turn.
+    async fn client(&self, share: &Share) -> Result<Object> {
+        if !self.crowd.is_waited_for() {
+            match self.pool.get().await {
+                Ok(client) => return Ok(client),
+                Err(error) => match Failure::from(error) {
+                    failure if failure.is_crowded() && self.pool.status().size > 0 => {}
+                    failure => return Err(failure),
+                },
+            }
+        }
+        let since = Instant::now();
+        let _first = self.crowd.first(share).await?;
+        loop {
+            let failure = match self.pool.get().await {
+                Ok(client) => return Ok(client),
+                Err(error) => Failure::from(error),
+            };
+            if !failure.is_crowded() || self.pool.status().size == 0 {
+                return Err(failure);
+            }
+            // Snapshots can have them all, and their guests may do nothing.
+            let snapshots = self.lock_snapshots().clone();
+            snapshots.reclaim_for(share, since.elapsed());
+            // Room at the server comes unannounced.
+            drop(timeout(CROWDED_RETRY, self.returned.notified()).await);
+        }
     }
 
     /// Replaces a connection that turned out to be gone. The server was most likely restarted, and those that nobody
@@ -215,6 +225,7 @@ impl Connections {
         self.turns.close();
         self.places.close();
         self.large.close();
+        self.crowd.close();
         self.pool.close();
     }
 

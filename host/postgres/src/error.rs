@@ -1,9 +1,11 @@
 //! Postgres's errors, put into their kind by SQLSTATE.
 
-use deadpool_postgres::{HookError, PoolError};
 use larder_core::Error;
 use larder_core::schema::MigrationError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
+
+use crate::connect_error::ConnectError;
+use crate::pool::PoolError;
 
 /// What went wrong between larder and a server.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +13,9 @@ pub(crate) enum Failure {
     /// The server's answer, or a broken connection.
     #[error(transparent)]
     Database(#[from] tokio_postgres::Error),
+    /// There is no connection, for a reason that SQLSTATE does not give.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The connection was closed before anything was sent.
     #[error("the connection was closed")]
     Gone,
@@ -96,7 +101,7 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
 impl From<PoolError> for Failure {
     fn from(error: PoolError) -> Self {
         match error {
-            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
+            PoolError::Backend(failure) => failure,
             PoolError::Timeout(_) => Self::Stalled("no connection to the database became free in time"),
             PoolError::Closed => Self::Known(Error::Closed),
             error @ (PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
@@ -111,6 +116,8 @@ impl From<Failure> for Error {
         match failure {
             Failure::Known(error) => error,
             Failure::Overdue => Self::TimedOut,
+            Failure::Connect(error) if error.passes() => Self::unavailable(error.reason(), error),
+            Failure::Connect(error) => Self::caused(error.reason(), error),
             Failure::Gone => Self::unavailable(UNREACHABLE, failure),
             Failure::Stalled(reason) => Self::Unavailable { reason: reason.to_string(), cause: None },
             Failure::CommitLost(_) => {
@@ -180,7 +187,9 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use deadpool_postgres::TimeoutType;
+    use crate::connector::Connector;
+    use crate::{Environment, PostgresOptions};
+    use deadpool::managed::TimeoutType;
 
     fn kind(code: &str) -> Kind {
         Kind::of(&SqlState::from_code(code))
@@ -239,9 +248,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_does_not_listen_is_unavailable() {
-        let config = crate::dsn::parse("postgres://ann:hunter2@127.0.0.1:1/d").unwrap();
-        let Err(error) = config.connect(tokio_postgres::NoTls).await else { panic!("connected") };
-        let Error::Unavailable { reason, .. } = Error::from(Failure::from(error)) else { panic!("other") };
+        let dsn = "postgres://ann:hunter2@127.0.0.1:1/d";
+        let options = PostgresOptions::parse_with(dsn, &Environment::empty()).unwrap();
+        let Err(failure) = Connector::new(options).connect().await else { panic!("connected") };
+        let Error::Unavailable { reason, .. } = Error::from(failure) else { panic!("other") };
         assert_eq!(reason, "the database can't be reached");
     }
 }

@@ -17,8 +17,11 @@
 //! | URL | `postgres://user:password@host:5432/database?connect_timeout=5`, or with `postgresql://` |
 //! | keywords | `host=/run/postgresql user=larder dbname=plugins` |
 //!
-//! Both take the options of libpq that the `tokio-postgres` crate knows. Several hosts are tried in turn; with
-//! `target_session_attrs=read-write` the one that is primary is taken.
+//! Both take the options of libpq, completed from a service file, the environment variables of libpq and a password file,
+//! and larder's own `schema`, `pool_size` and `pool_snapshots`. `docs/postgres.md` lists them all. An embedder whose
+//! environment must not count opens a store with [`PostgresOptions::parse_with`] and [`Postgres::open_with`].
+//!
+//! Several hosts are tried in turn; with `target_session_attrs=read-write` the one that is primary is taken.
 //!
 //! # Schemas
 //!
@@ -41,8 +44,11 @@
 //! the language `plpgsql`, which every role has unless it was revoked. Afterwards `USAGE` on the schema and the tables' own
 //! privileges are enough.
 //!
-//! The crate is built without TLS: `sslmode` is `disable` or `prefer`. For a database across a network that is not
-//! trusted, put a tunnel in between.
+//! # TLS
+//!
+//! `sslmode` means what it means to libpq. The default, `prefer`, encrypts if the server can, and protects from no one who
+//! can change what the network carries: across a network that is not trusted, use `sslmode=verify-full` with
+//! `sslrootcert=system` or a file of authorities. Encryption is that of rustls.
 //!
 //! # How it works
 //!
@@ -52,9 +58,10 @@
 //!   sees one committed state.
 //! - A snapshot begins with its first read, in the same round trip. The writes of a commit are one statement
 //!   over arrays, in the same round trip as `COMMIT`; a commit that reads nothing is that statement alone.
-//! - There are at most [`CONNECTIONS_MAX`] connections, of which snapshots have at most [`SNAPSHOTS_MAX`] so that
-//!   transactions which wait for their guest never keep a commit of another from a connection. Broken
-//!   connections are replaced when they are next asked for.
+//! - There are at most `pool_size` connections, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
+//!   `pool_snapshots`, [`SNAPSHOTS_MAX`] by default, so that transactions which wait for their guest never keep a commit of
+//!   another from a connection. Broken connections are replaced when they are next asked for. If the server allows fewer,
+//!   calls wait for one of those that are open.
 //! - The server ends a transaction in which nothing happens for ten minutes, as a net for a host that has gone:
 //!   a longer `transaction_timeout` has no use here.
 //! - The session is set up when a connection is made, and statements are prepared in it: a pooler in between
@@ -63,22 +70,35 @@
 //! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same schema or in
 //! another.
 
+mod certificate;
 mod commit;
+mod connect_error;
 mod connections;
+mod connector;
+mod conninfo;
+mod crowd;
 mod dsn;
+mod encryption;
+mod environment;
 mod error;
 mod first_read;
 mod maintenance;
 mod migrate;
 mod migrator;
 mod moment;
+mod option_table;
+mod options;
+mod password_file;
+mod pool;
 mod queries;
 mod records;
 mod rows;
 mod search_path;
+mod service_file;
 mod session;
 mod snapshot;
 mod statements;
+mod tls;
 
 use std::sync::Arc;
 
@@ -89,15 +109,17 @@ use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, OpenSnapshots, Result};
 use tokio::runtime::Handle;
-use tokio_postgres::Config;
 
 /// What [`PostgresMigrator::with_connection`] gives a client of, in the release that fits.
 pub use tokio_postgres;
 
+pub use connect_error::ConnectError;
 use connections::{Access, Connections, while_crowded};
-pub use connections::{CONNECTIONS_MAX, SNAPSHOTS_MAX};
+use connector::Connector;
 pub use dsn::PostgresDriver;
+pub use environment::Environment;
 pub use migrator::PostgresMigrator;
+pub use options::{CONNECTIONS_MAX, PostgresOptions, SNAPSHOTS_MAX};
 use snapshot::PostgresSnapshot;
 
 /// The rows in one schema of a Postgres database.
@@ -110,29 +132,39 @@ impl Postgres {
     /// long as the backend does.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the data-source name is malformed, [`Error::Unavailable`] where the server
-    /// can't be reached, and [`Error::Other`] where it refuses the login or a newer release of larder has migrated the
-    /// schema.
+    /// - [`Error::InvalidArgument`] if the data-source name is malformed or an option is unknown or invalid.
+    /// - [`Error::Unavailable`] if the server can't be reached or is a standby.
+    /// - [`Error::Other`] if it refuses the login, TLS fails, or a newer release of larder has migrated the schema.
+    ///
+    /// The cause of what went wrong while connecting is a [`ConnectError`] if it is not the server's own error.
     pub async fn open(dsn: &str) -> Result<Self> {
-        let config = dsn::parse(dsn)?;
+        Self::open_with(PostgresOptions::parse(dsn)?).await
+    }
+
+    /// As [`Postgres::open`], with options of the caller's own, which need not come from the environment of the process.
+    ///
+    /// # Errors
+    /// Those of [`Postgres::open`], [`Error::InvalidArgument`] aside.
+    pub async fn open_with(options: PostgresOptions) -> Result<Self> {
+        let connector = Connector::new(options);
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
-        let schema = migrate::migrate(&config).await?;
-        Self::within(config, runtime, Access::ReadWrite, &schema).await
+        let schema = migrate::migrate(&connector).await?;
+        Self::within(connector, runtime, Access::ReadWrite, &schema).await
     }
 
     /// Connects to read. Nothing is created or migrated, and the server refuses every write of these sessions.
-    pub(crate) async fn open_read_only(dsn: &str) -> Result<Self> {
-        let config = dsn::parse(dsn)?;
+    pub(crate) async fn open_read_only(options: PostgresOptions) -> Result<Self> {
+        let connector = Connector::new(options);
         let runtime = Handle::try_current()
             .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
-        let schema = migrate::check(&config).await?;
-        Self::within(config, runtime, Access::ReadOnly, &schema).await
+        let schema = migrate::check(&connector).await?;
+        Self::within(connector, runtime, Access::ReadOnly, &schema).await
     }
 
     /// The store in a schema, whatever sessions find first later.
-    async fn within(config: Config, runtime: Handle, access: Access, schema: &str) -> Result<Self> {
-        let connections = Connections::new(config, runtime, access, schema)?;
+    async fn within(connector: Connector, runtime: Handle, access: Access, schema: &str) -> Result<Self> {
+        let connections = Connections::new(connector, runtime, access, schema)?;
         while_crowded(|| maintenance::check_tables(&connections, schema)).await?;
         Ok(Self { connections: Arc::new(connections) })
     }

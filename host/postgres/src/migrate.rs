@@ -1,8 +1,10 @@
 //! The schema of larder's own tables.
 
 use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
-use tokio_postgres::Config;
 
+use crate::connect_error::ConnectError;
+use crate::connector::Connector;
+use crate::error::Failure;
 use crate::migrator::{self, Applied};
 
 /// The steps. The files are the same numbers as those of the other engine.
@@ -14,14 +16,17 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
 }
 
 /// Brings larder's tables up to date, and says in which schema they are.
-pub(crate) async fn migrate(config: &Config) -> Result<String, MigrationError> {
-    let outcome = migrator::up(config, &steps()?, &Ledger::larder(), LOCK_WAIT).await?;
-    Ok(outcome.schema)
+pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationError> {
+    let outcome = migrator::up(connector, &steps()?, &Ledger::larder(), LOCK_WAIT).await?;
+    match outcome.standby {
+        Some(host) => Err(Failure::from(ConnectError::Standby { host }).into()),
+        None => Ok(outcome.schema),
+    }
 }
 
 /// Checks that larder's tables are those of this release, changes nothing, and says in which schema they are.
-pub(crate) async fn check(config: &Config) -> Result<String, MigrationError> {
-    let Applied { schema, steps: applied } = migrator::applied(config, &Ledger::larder()).await?;
+pub(crate) async fn check(connector: &Connector) -> Result<String, MigrationError> {
+    let Applied { schema, steps: applied, .. } = migrator::applied(connector, &Ledger::larder()).await?;
     check_current(&steps()?, &applied)?;
     Ok(schema)
 }

@@ -17,14 +17,13 @@ use larder_core::schema::{
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{
-    AsyncMessage, Client, Config, GenericClient, IsolationLevel, NoTls, Socket, Transaction,
-};
+use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, Transaction};
 
+use crate::connect_error::ConnectError;
 use crate::connections::while_crowded;
-use crate::dsn;
+use crate::connector::{Connected, Connector};
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+use crate::options::PostgresOptions;
 use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
 use crate::statements::{Statement, statements};
@@ -40,7 +39,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Where tables are made, and where else they are looked for.
 const SEARCH_PATH: &str = "
-    SELECT current_schema()::text AS first, current_setting('search_path') AS path, current_user::text AS role";
+    SELECT current_schema()::text AS first, current_setting('search_path') AS path, current_user::text AS role,
+        pg_is_in_recovery() AS is_standby";
 
 /// Everything under one name in some schemas, whether the role may use them or not.
 const HOLDERS: &str = "
@@ -155,7 +155,7 @@ const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
 /// A step is split into statements by the rules of the server and of `psql`, which rely on `standard_conforming_strings` being on.
 #[derive(Clone)]
 pub struct PostgresMigrator {
-    config: Config,
+    connector: Connector,
     steps: Arc<StepSet>,
     ledger: Ledger,
     lock_wait: Duration,
@@ -168,8 +168,13 @@ impl PostgresMigrator {
     /// # Errors
     /// [`Error::InvalidArgument`] where the name is malformed.
     pub fn new(dsn: &str, steps: StepSet, ledger: Ledger) -> Result<Self, Error> {
-        let config = dsn::parse(dsn)?;
-        Ok(Self { config, steps: Arc::new(steps), ledger, lock_wait: LOCK_WAIT })
+        Ok(Self::with_options(PostgresOptions::parse(dsn)?, steps, ledger))
+    }
+
+    /// As [`PostgresMigrator::new`], with options of the caller's own, which need not come from the environment of the
+    /// process.
+    pub fn with_options(options: PostgresOptions, steps: StepSet, ledger: Ledger) -> Self {
+        Self { connector: Connector::new(options), steps: Arc::new(steps), ledger, lock_wait: LOCK_WAIT }
     }
 
     /// How long to wait for others who migrate, and for each lock that a step needs: [`LOCK_WAIT`] where it isn't
@@ -188,7 +193,7 @@ impl PostgresMigrator {
     /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have it.
     /// - [`MigrationError::Database`] if it can't be read or the search path names no schema.
     pub async fn status(&self) -> Result<Status, MigrationError> {
-        Ok(Status::of(&self.steps, applied(&self.config, &self.ledger).await?.steps)?)
+        Ok(Status::of(&self.steps, applied(&self.connector, &self.ledger).await?.steps)?)
     }
 
     /// The number of the newest step that was applied.
@@ -204,7 +209,7 @@ impl PostgresMigrator {
     /// # Errors
     /// Those of [`MigrationError`], [`MigrationError::Fresh`] aside. The steps before one that fails stay.
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
-        Ok(up(&self.config, &self.steps, &self.ledger, self.lock_wait).await?.done)
+        Ok(up(&self.connector, &self.steps, &self.ledger, self.lock_wait).await?.done)
     }
 
     /// Runs SQL on a connection of its own, and gives what `work` returns. What `work` changes about the session ends
@@ -213,7 +218,7 @@ impl PostgresMigrator {
     /// # Errors
     /// Where there is no connection to be had. What `work` runs into is its own result.
     pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T, Error> {
-        Ok(pinned(&self.config, async |client, _| work(client).await).await?)
+        with_connection(&self.connector, work).await
     }
 }
 
@@ -240,13 +245,22 @@ impl SchemaMigrator for PostgresMigrator {
 pub(crate) struct Applied {
     pub(crate) schema: String,
     pub(crate) steps: Vec<AppliedStep>,
+    /// The host, if it is a standby.
+    pub(crate) standby: Option<String>,
 }
 
-pub(crate) async fn applied(config: &Config, ledger: &Ledger) -> Result<Applied, MigrationError> {
-    pinned(config, async |client, _| {
-        let place = Place::find(client, ledger).await?;
-        let steps = place.applied(client).await?;
-        Ok(Applied { schema: place.schema, steps })
+pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Applied, MigrationError> {
+    pinned(connector, async |session, _| {
+        let Pinned { client, host } = session;
+        // The role's own transactions may be serializable, which a standby refuses, or wait until they are safe.
+        let transaction = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted);
+        let transaction =
+            transaction.read_only(true).deferrable(false).start().await.map_err(Failure::from)?;
+        transaction.batch_execute(NO_TIMEOUTS).await.map_err(Failure::from)?;
+        let place = Place::find(&transaction, ledger).await?;
+        let steps = place.applied(&transaction).await?;
+        let standby = place.is_standby.then(|| host.clone());
+        Ok(Applied { schema: place.schema, steps, standby })
     })
     .await?
 }
@@ -255,27 +269,34 @@ pub(crate) async fn applied(config: &Config, ledger: &Ledger) -> Result<Applied,
 pub(crate) struct Outcome {
     pub(crate) schema: String,
     pub(crate) done: Vec<Step>,
+    /// The host, if it is a standby, which needed no step.
+    pub(crate) standby: Option<String>,
 }
 
 /// Brings a schema up to date. Steps run in sessions of their own: none sees what another did to its own.
 pub(crate) async fn up(
-    config: &Config,
+    connector: &Connector,
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
 ) -> Result<Outcome, MigrationError> {
-    let Applied { schema, steps: applied } = applied(config, ledger).await?;
-    let mut outcome = Outcome { schema, done: Vec::new() };
+    let Applied { schema, steps: applied, standby } = applied(connector, ledger).await?;
+    let mut outcome = Outcome { schema, done: Vec::new(), standby };
     // If all is applied, as mostly, no lock is waited for.
     if pending(steps, &applied)?.is_empty() {
         return Ok(outcome);
+    }
+    if let Some(host) = outcome.standby {
+        return Err(Failure::from(ConnectError::Standby { host }).into());
     }
     let run = Run { steps, ledger, lock_wait };
     let is_newest =
         |outcome: &Outcome| outcome.done.last().is_some_and(|step| step.number() == steps.newest());
     while !is_newest(&outcome) {
-        let next =
-            pinned(config, async |client, next| run.apply_next(client, next, &outcome).await).await??;
+        let next = pinned(connector, async |session, next| {
+            run.apply_next(&mut session.client, next, &outcome).await
+        })
+        .await??;
         outcome.schema = next.schema;
         let Some(step) = next.step else { break };
         outcome.done.push(step.clone());
@@ -387,10 +408,22 @@ async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'
     Ok(transaction)
 }
 
+/// Runs work on a connection that is closed afterwards.
+pub(crate) async fn with_connection<T>(
+    connector: &Connector,
+    work: impl AsyncFnOnce(&mut Client) -> T,
+) -> Result<T, Error> {
+    Ok(pinned(connector, async |session, _| work(&mut session.client).await).await?)
+}
+
 /// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where
 /// this future is dropped. The work is also told which statement of a step comes next.
-async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client, &AtomicUsize) -> T) -> Result<T> {
-    let (mut client, mut connection) = connect(config).await?;
+async fn pinned<T>(
+    connector: &Connector,
+    work: impl AsyncFnOnce(&mut Pinned, &AtomicUsize) -> T,
+) -> Result<T> {
+    let Connected { client, mut connection, host, .. } = connect(connector).await?;
+    let mut session = Pinned { client, host };
     let next_statement = Arc::new(AtomicUsize::new(0));
     let heard = next_statement.clone();
     let mut connection = Connection(tokio::spawn(poll_fn(move |context| {
@@ -402,15 +435,21 @@ async fn pinned<T>(config: &Config, work: impl AsyncFnOnce(&mut Client, &AtomicU
             }
         }
     })));
-    let outcome = work(&mut client, &next_statement).await;
-    clear(&client).await;
-    drop(client);
+    let outcome = work(&mut session, &next_statement).await;
+    clear(&session.client).await;
+    drop(session);
     connection.closed().await;
     Ok(outcome)
 }
 
-async fn connect(config: &Config) -> Result<(Client, tokio_postgres::Connection<Socket, NoTlsStream>)> {
-    let connecting = timeout(CONNECT_MAX, while_crowded(|| async { Ok(config.connect(NoTls).await?) }));
+/// A session of its own.
+struct Pinned {
+    client: Client,
+    host: String,
+}
+
+async fn connect(connector: &Connector) -> Result<Connected> {
+    let connecting = timeout(CONNECT_MAX, while_crowded(|| connector.connect()));
     connecting.await.map_err(|_| Failure::Stalled("the database could not be connected to in time"))?
 }
 
@@ -462,6 +501,7 @@ struct Place {
     search_path: String,
     ledger: Ledger,
     has_ledger: bool,
+    is_standby: bool,
 }
 
 impl Place {
@@ -502,6 +542,7 @@ impl Place {
             |schema: &String| kinds.iter().find(|(holder, _)| holder == schema).map(|(_, kind)| kind);
         let place = Self {
             has_ledger: kind_in(&first).is_some(),
+            is_standby: column(&row, "is_standby")?,
             schema: first,
             search_path: path,
             ledger: ledger.clone(),
@@ -732,7 +773,13 @@ mod tests {
     use super::*;
 
     fn place(schema: &str, ledger: Ledger) -> Place {
-        Place { schema: schema.to_string(), search_path: quoted(schema), ledger, has_ledger: true }
+        Place {
+            schema: schema.to_string(),
+            search_path: quoted(schema),
+            ledger,
+            has_ledger: true,
+            is_standby: false,
+        }
     }
 
     fn lock_key(schema: &str, ledger: Ledger) -> i64 {

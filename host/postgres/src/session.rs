@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use futures_util::future::{join, join3};
 use futures_util::{TryStreamExt, pin_mut};
-use larder_core::Error;
 use larder_core::fair::FairPermit;
+use larder_core::{Error, Share};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{NoTls, Row, Statement};
+use tokio_postgres::{Row, Statement};
 
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+use crate::pool::Object;
 use crate::queries::Queries;
 
 /// Parameters of a statement.
@@ -61,6 +62,19 @@ pub(crate) struct Held {
     pub(crate) _turn: FairPermit,
     /// Among the snapshots.
     pub(crate) _place: Option<FairPermit>,
+    /// Whom it works for.
+    pub(crate) share: Share,
+    /// Dropped last, once the connection is back in the pool or closed.
+    pub(crate) _returned: Returned,
+}
+
+/// Tells a wait for a connection of the pool that one has come back, when it is dropped.
+pub(crate) struct Returned(pub(crate) Arc<Notify>);
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl Session {
@@ -271,7 +285,7 @@ async fn roll_back(client: Object, held: Option<Held>) {
 /// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.
 async fn abandon(client: Object, held: Option<Held>) {
     if !client.is_closed() {
-        let cancelled = timeout(CANCEL_MAX, client.cancel_token().cancel_query(NoTls)).await;
+        let cancelled = timeout(CANCEL_MAX, client.cancel()).await;
         tracing::debug!(
             heard = matches!(cancelled, Ok(Ok(()))),
             "closed a connection to the database in mid-query"

@@ -296,7 +296,7 @@ impl PostgresSnapshot {
     fn begin(&self) -> &'static str {
         match (self.connections.access(), self.options.mode) {
             (Access::ReadOnly, _) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            (Access::ReadWrite, Mode::View) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            (Access::ReadWrite, Mode::View) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY, NOT DEFERRABLE",
             (Access::ReadWrite, Mode::Update) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
         }
     }

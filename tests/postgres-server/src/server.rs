@@ -23,6 +23,8 @@ pub struct PostgresServer {
     owner: Option<(u32, u32)>,
     child: Option<Child>,
     settings: Vec<String>,
+    /// On 127.0.0.1, if it listens there too.
+    port: Option<u16>,
 }
 
 /// What every server is set to: for clients of this machine that come and go.
@@ -45,6 +47,40 @@ impl PostgresServer {
     /// # Errors
     /// As [`PostgresServer::start`].
     pub fn start_with(settings: &[&str]) -> Result<Self> {
+        let mut server = Self::make(settings)?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// As [`PostgresServer::start_with`], on a port of 127.0.0.1 too, with files in its data folder that only its user can
+    /// read, such as `pg_hba.conf` and certificates.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub fn start_on_tcp(settings: &[&str], files: &[(&str, &str)]) -> Result<Self> {
+        let mut server = Self::make(settings)?;
+        for (name, text) in files {
+            let path = server.data().join(name);
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            if let Some((user, group)) = server.owner {
+                nix::unistd::chown(&path, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+            }
+        }
+        // Another program can take a port that was free before the server does.
+        for _ in 0..2 {
+            server.port = Some(free_port()?);
+            if server.launch().is_ok() {
+                return Ok(server);
+            }
+            server.stop();
+        }
+        server.port = Some(free_port()?);
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn make(settings: &[&str]) -> Result<Self> {
         let binaries = binaries()?;
         let owner = owner()?;
         let folder = tempfile::Builder::new().prefix("larder-pg-").tempdir()?;
@@ -53,20 +89,39 @@ impl PostgresServer {
         }
         fs::set_permissions(folder.path(), Permissions::from_mode(0o700))?;
         let settings = SETTINGS.iter().chain(settings).map(|setting| (*setting).to_string()).collect();
-        let mut server = Self { folder, binaries, owner, child: None, settings };
+        let server = Self { folder, binaries, owner, child: None, settings, port: None };
         server.make_cluster()?;
-        server.launch()?;
         Ok(server)
     }
 
     /// The data-source name of its database.
     pub fn dsn(&self) -> String {
-        format!("host={} user=larder dbname=postgres", self.folder.path().display())
+        let port = self.port.map(|port| format!(" port={port}")).unwrap_or_default();
+        format!("host={}{port} user=larder dbname=postgres", self.folder.path().display())
+    }
+
+    /// Its port of 127.0.0.1, if it was started with one.
+    pub fn port(&self) -> Option<u16> {
+        self.port
     }
 
     /// Where its socket is.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Runs SQL in its database.
+    ///
+    /// # Errors
+    /// Where `psql` fails.
+    pub fn execute(&self, sql: &str) -> Result<()> {
+        let mut command = self.command("psql");
+        command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command", sql, &self.dsn()]);
+        let output = command.output().context("could not start psql")?;
+        if !output.status.success() {
+            bail!("psql failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// What makes one of its databases anew, as statements that any client can send.
@@ -97,6 +152,9 @@ impl PostgresServer {
         command.arg("-D").arg(&data).arg("-k").arg(self.folder.path());
         for setting in &self.settings {
             command.args(["-c", setting]);
+        }
+        if let Some(port) = self.port {
+            command.args(["-c", "listen_addresses=127.0.0.1", "-p", &port.to_string()]);
         }
         let log = fs::File::create(self.folder.path().join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -151,6 +209,9 @@ impl PostgresServer {
         while Instant::now() < until {
             let mut probe = self.command("pg_isready");
             probe.arg("-q").arg("-h").arg(self.folder.path());
+            if let Some(port) = self.port {
+                probe.args(["-p", &port.to_string()]);
+            }
             if probe.status().is_ok_and(|status| status.success()) {
                 return Ok(());
             }
@@ -178,6 +239,11 @@ impl PostgresServer {
         }
         command
     }
+}
+
+/// A port that no program listens on.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Drop for PostgresServer {

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
+use larder_host::larder_core::Driver;
 use larder_host::larder_core::backend::Backend;
+use larder_host::larder_postgres::{PostgresDriver, PostgresOptions};
 use larder_host::{Drivers, InMemory};
 use larder_tenants::{Durability, TenantError, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
 use object_store::path::Path as ObjectPath;
@@ -66,9 +68,7 @@ pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
             let folder = folder.unwrap_or(Path::new(".")).to_path_buf();
             Arc::new(SqliteBench { folder, options: options.to_string(), drivers })
         }
-        _ if dsn.parse::<tokio_postgres::Config>().is_ok() => {
-            Arc::new(PostgresBench { dsn: dsn.to_string(), drivers })
-        }
+        _ if PostgresDriver::new().accepts(dsn) => Arc::new(PostgresBench { dsn: dsn.to_string(), drivers }),
         _ => {
             bail!(
                 "the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres and `tenants+…`"
@@ -327,21 +327,17 @@ impl Scratch for TenantScratch {
     }
 }
 
-/// The data-source name with a search path, in the form that it has.
+/// The data-source name with a schema, in the form that it has.
 fn with_schema(dsn: &str, schema: &str) -> String {
     if !dsn.contains("://") {
-        return format!("{dsn} options='-csearch_path={schema}'");
+        return format!("{dsn} schema={schema}");
     }
     let separator = if dsn.contains('?') { '&' } else { '?' };
-    format!("{dsn}{separator}options=-csearch_path%3D{schema}")
+    format!("{dsn}{separator}schema={schema}")
 }
 
+/// Connects as a store does.
 async fn execute(dsn: &str, sql: &str) -> Result<()> {
-    let (client, connection) =
-        tokio_postgres::connect(dsn, tokio_postgres::NoTls).await.context("could not connect to Postgres")?;
-    let connection = tokio::spawn(connection);
-    let result = client.batch_execute(sql).await;
-    drop(client);
-    connection.await??;
-    Ok(result?)
+    let options = PostgresOptions::parse(dsn)?;
+    Ok(options.with_connection(async |client| client.batch_execute(sql).await).await??)
 }

@@ -1,0 +1,318 @@
+//! Makes connections: tries servers, addresses and encryption in the order that the options give.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+use tokio_postgres::config::{self, SslMode, SslNegotiation};
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, Config, Connection, SimpleQueryMessage, Socket};
+
+use crate::connect_error::{ConnectError, is_of_rustls};
+use crate::encryption::{Encryption, MaybeEncrypted, TlsFailure};
+use crate::error::{Failure, Result};
+use crate::option_table::{ChannelBinding, Target, TlsMode};
+use crate::options::{PostgresOptions, Server};
+
+/// Makes connections to a store's servers. Clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Connector(Arc<PostgresOptions>);
+
+/// A new connection. Its `connection` must be polled for `client` to work.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) connection: Connection<Socket, MaybeEncrypted<Socket>>,
+    /// The encryption for a further connection to the server, such as a cancel request.
+    pub(crate) encryption: Encryption,
+    pub(crate) host: String,
+}
+
+/// Asks a server for its state. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
+const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
+
+impl Connector {
+    pub(crate) fn new(options: PostgresOptions) -> Self {
+        Self(Arc::new(options))
+    }
+
+    pub(crate) fn options(&self) -> &PostgresOptions {
+        &self.0
+    }
+
+    /// Connects to the first server that accepts the login and is of the kind that `target_session_attrs` demands.
+    pub(crate) async fn connect(&self) -> Result<Connected> {
+        let mut servers: Vec<&Server> = self.0.servers.iter().collect();
+        if self.0.shuffles_servers {
+            fastrand::shuffle(&mut servers);
+        }
+        let rounds: &[Target] = match &self.0.target {
+            Target::PreferStandby => &[Target::Standby, Target::Any],
+            target => std::slice::from_ref(target),
+        };
+        let mut last = Failure::Stalled("no server of the database is named");
+        for wanted in rounds {
+            for server in &servers {
+                let addresses = match self.in_time(self.addresses(server)).await {
+                    Ok(addresses) => addresses,
+                    Err(failure) => {
+                        last = failure;
+                        continue;
+                    }
+                };
+                for address in addresses {
+                    let attempt = Attempt { server, address };
+                    match self.in_time(self.connect_to(attempt, *wanted)).await {
+                        Ok(connected) => return Ok(connected),
+                        Err(failure) if is_final(&failure) => return Err(failure),
+                        Err(failure) => last = failure,
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The addresses of a server, in the order of the resolver. `None` stands for a socket in the file system.
+    async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>> {
+        if server.is_socket() || server.address.is_some() {
+            return Ok(vec![server.address]);
+        }
+        let not_found = |cause| ConnectError::HostNotFound { host: server.host.clone(), cause };
+        let found = lookup_host((server.host.as_str(), server.port)).await.map_err(not_found)?;
+        let mut addresses: Vec<_> = found.map(|address| Some(address.ip())).collect();
+        if self.0.shuffles_servers {
+            fastrand::shuffle(&mut addresses);
+        }
+        match addresses.is_empty() {
+            true => Err(not_found(io::ErrorKind::NotFound.into()).into()),
+            false => Ok(addresses),
+        }
+    }
+
+    /// Bounds an attempt by `connect_timeout`.
+    async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.0.login_timeout {
+            None => connecting.await,
+            Some(limit) => timeout(limit, connecting)
+                .await
+                .unwrap_or(Err(Failure::Stalled("the database could not be connected to in time"))),
+        }
+    }
+
+    /// Connects to one address. `allow` and `prefer` try both with and without encryption.
+    async fn connect_to(&self, attempt: Attempt<'_>, wanted: Target) -> Result<Connected> {
+        let encrypted = |is_optional| Encryption { tls: self.0.tls.clone(), is_optional };
+        let (first, second) = match self.0.tls_mode {
+            _ if attempt.server.is_socket() => (Encryption::none(), None),
+            TlsMode::Disable => (Encryption::none(), None),
+            TlsMode::Allow => (Encryption::none(), Some(encrypted(false))),
+            TlsMode::Prefer => (encrypted(true), Some(Encryption::none())),
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (encrypted(false), None),
+        };
+        let connected = match (self.log_in(attempt, first).await, second) {
+            (Err(failure), Some(second)) if may_pass_otherwise(&failure) => {
+                match self.log_in(attempt, second).await {
+                    Err(Failure::Connect(ConnectError::TlsNotOffered { .. })) => Err(failure),
+                    outcome => outcome,
+                }
+            }
+            (outcome, _) => outcome,
+        };
+        check_target(connected?, wanted).await
+    }
+
+    async fn log_in(&self, attempt: Attempt<'_>, encryption: Encryption) -> Result<Connected> {
+        let server = attempt.server;
+        match self.config(attempt, &encryption).connect(encryption.clone()).await {
+            Ok((client, connection)) => {
+                Ok(Connected { client, connection, encryption, host: server.host.clone() })
+            }
+            Err(error) => Err(self.why_it_failed(server, error)),
+        }
+    }
+
+    fn config(&self, Attempt { server, address }: Attempt<'_>, encryption: &Encryption) -> Config {
+        let options = &self.0;
+        let mut config = Config::new();
+        config.user(&options.user).application_name(&options.application_name);
+        config.host(&server.host).port(server.port);
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        if let Some(database) = &options.database {
+            config.dbname(database);
+        }
+        if let Some(password) = &server.password {
+            config.password(password);
+        }
+        if let Some(settings) = &options.settings {
+            config.options(settings);
+        }
+        match encryption.tls {
+            None => config.ssl_mode(SslMode::Disable),
+            // `Encryption` sends the request for TLS.
+            Some(_) => config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct),
+        };
+        config.channel_binding(match options.channel_binding {
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Require => config::ChannelBinding::Require,
+        });
+        // tokio-postgres applies it to cancel requests too.
+        if let Some(limit) = options.tcp_timeout {
+            config.connect_timeout(limit);
+        }
+        if let Some(limit) = options.tcp_user_timeout {
+            config.tcp_user_timeout(limit);
+        }
+        config.keepalives(options.keepalives).keepalives_idle(options.keepalives_idle);
+        if let Some(interval) = options.keepalives_interval {
+            config.keepalives_interval(interval);
+        }
+        if let Some(count) = options.keepalives_count {
+            config.keepalives_retries(count);
+        }
+        config
+    }
+
+    /// Classifies an error by the type of its cause.
+    fn why_it_failed(&self, server: &Server, error: tokio_postgres::Error) -> Failure {
+        let host = || server.host.clone();
+        match Cause::of(&error) {
+            Cause::Network | Cause::Server => error.into(),
+            Cause::TlsNotOffered => ConnectError::TlsNotOffered { host: host() }.into(),
+            Cause::Tls => match tls_error(error) {
+                Ok(cause) => ConnectError::TlsFailed { host: host(), cause }.into(),
+                Err(failure) => failure,
+            },
+            // Channel binding needs a password, so a missing password comes first.
+            Cause::Client if server.password.is_none() => ConnectError::MissingPassword {
+                user: self.0.user.clone(),
+                host: host(),
+                ignored_file: self.0.ignored_password_file,
+                cause: error,
+            }
+            .into(),
+            Cause::Client if self.0.channel_binding == ChannelBinding::Require => {
+                ConnectError::ChannelBindingMissing { host: host(), cause: error }.into()
+            }
+            Cause::Client => error.into(),
+        }
+    }
+}
+
+/// One address of a server.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    server: &'a Server,
+    address: Option<IpAddr>,
+}
+
+/// Where an error arose.
+enum Cause {
+    /// The connection broke, or a message was malformed.
+    Network,
+    /// The server sent an error.
+    Server,
+    TlsNotOffered,
+    Tls,
+    /// tokio-postgres could not answer the server.
+    Client,
+}
+
+impl Cause {
+    fn of(error: &tokio_postgres::Error) -> Self {
+        let Some(source) = std::error::Error::source(error) else { return Self::Network };
+        if source.is::<DbError>() {
+            return Self::Server;
+        }
+        match (source.downcast_ref::<TlsFailure>(), source.downcast_ref::<io::Error>()) {
+            (Some(TlsFailure::NotOffered), _) => Self::TlsNotOffered,
+            (Some(TlsFailure::Handshake(_)), _) => Self::Tls,
+            // In TLS 1.3, the alert about a client's certificate arrives after the client's handshake.
+            (None, Some(error)) if is_of_rustls(error) => Self::Tls,
+            (None, Some(_)) => Self::Network,
+            (None, None) => Self::Client,
+        }
+    }
+}
+
+fn tls_error(error: tokio_postgres::Error) -> Result<io::Error, Failure> {
+    let source = match error.into_source() {
+        None => return Err(Failure::Gone),
+        Some(source) => source,
+    };
+    match source.downcast::<io::Error>() {
+        Ok(error) => Ok(*error),
+        Err(source) => match source.downcast::<TlsFailure>() {
+            Ok(failure) => match *failure {
+                TlsFailure::Handshake(error) => Ok(error),
+                TlsFailure::NotOffered => Err(Failure::Gone),
+            },
+            Err(_) => Err(Failure::Gone),
+        },
+    }
+}
+
+/// Whether to try no other server. All servers of a list have the same roles and databases.
+fn is_final(failure: &Failure) -> bool {
+    match failure {
+        Failure::Connect(error) => matches!(error, ConnectError::MissingPassword { .. }),
+        Failure::Database(error) => error.code().is_some_and(|code| {
+            *code == SqlState::INVALID_PASSWORD
+                || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                || *code == SqlState::INVALID_CATALOG_NAME
+        }),
+        _ => false,
+    }
+}
+
+/// Whether `allow` or `prefer` tries again with the other encryption.
+///
+/// `pg_hba.conf` may have no line for this kind of connection (28000), a pooler may refuse it (08P01), or the TLS handshake may
+/// fail. A wrong password is not sent again.
+fn may_pass_otherwise(failure: &Failure) -> bool {
+    match failure {
+        Failure::Connect(error) => matches!(error, ConnectError::TlsFailed { .. }),
+        Failure::Database(error) => error.code().is_some_and(|code| {
+            *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION || *code == SqlState::PROTOCOL_VIOLATION
+        }),
+        _ => false,
+    }
+}
+
+/// Checks `target_session_attrs`. Costs a round trip unless it is `any`.
+async fn check_target(mut connected: Connected, wanted: Target) -> Result<Connected> {
+    if wanted == Target::Any {
+        return Ok(connected);
+    }
+    let answer = tokio::select! {
+        answer = connected.client.simple_query(STATE) => answer?,
+        ended = &mut connected.connection => {
+            ended?;
+            return Err(Failure::Gone);
+        }
+    };
+    let mut settings = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("on")),
+        _ => None,
+    });
+    let (Some(is_standby), Some(is_read_only)) = (settings.next(), settings.next()) else {
+        return Err(Failure::corrupt("the database did not say what it is"));
+    };
+    drop(settings);
+    let (is_wanted, name) = match wanted {
+        Target::Any => (true, "any"),
+        Target::ReadWrite => (!is_standby && !is_read_only, "read-write"),
+        Target::ReadOnly => (is_standby || is_read_only, "read-only"),
+        Target::Primary => (!is_standby, "primary"),
+        Target::Standby => (is_standby, "standby"),
+        Target::PreferStandby => (true, "prefer-standby"),
+    };
+    match is_wanted {
+        true => Ok(connected),
+        false => Err(ConnectError::OtherTarget { host: connected.host, wanted: name }.into()),
+    }
+}
