@@ -27,6 +27,9 @@ const BESIDE: u64 = 12 * MIB;
 /// The bound of an instance.
 const INSTANCE: u64 = 64 * MIB;
 
+/// The bound of a transaction. The rows of a large commit under way are in memory beside the store.
+const TRANSACTION: u64 = 16 * MIB;
+
 /// The ways of holding memory, each with the bound of what it makes the host hold.
 const WAYS: [(&str, u64); 12] = [
     ("staged small rows", INSTANCE),
@@ -38,7 +41,7 @@ const WAYS: [(&str, u64); 12] = [
     ("deleted ranges", INSTANCE + STORE),
     ("results", INSTANCE + STORE),
     ("conversations", INSTANCE + STORE),
-    ("views of earlier states", 2 * STORE),
+    ("views of earlier states", 2 * STORE + TRANSACTION),
     ("small stored rows", STORE),
     ("thinned out stored rows", STORE),
 ];
@@ -111,7 +114,7 @@ impl Instance {
     fn new() -> Self {
         let limits = Arc::new(Limits {
             transaction_mutations: u64::from(u32::MAX),
-            transaction_bytes: 16 * MIB,
+            transaction_bytes: TRANSACTION,
             transaction_timeout: Duration::from_secs(600),
             ..Limits::default()
         });
