@@ -181,14 +181,14 @@ impl Connections {
         Held { _turn: turn, _place: place, share: share.clone(), _returned: returned }
     }
 
-    /// A connection of the pool. If the server has no room for one more while others of the pool are open, it is one of
-    /// those, in the share's turn.
+    /// A connection of the pool. If the server accepts no more, the call waits for one of the pool's, in the share's turn. If
+    /// the pool has none, the server is asked again for a short time.
     async fn client(&self, share: &Share) -> Result<Object> {
         if !self.crowd.is_waited_for() {
             match self.pool.get().await {
                 Ok(client) => return Ok(client),
                 Err(error) => match Failure::from(error) {
-                    failure if failure.is_crowded() && self.pool.status().size > 0 => {}
+                    failure if failure.is_crowded() => {}
                     failure => return Err(failure),
                 },
             }
@@ -200,13 +200,14 @@ impl Connections {
                 Ok(client) => return Ok(client),
                 Err(error) => Failure::from(error),
             };
-            if !failure.is_crowded() || self.pool.status().size == 0 {
+            let has_others = self.pool.status().size > 0;
+            if !failure.is_crowded() || !has_others && since.elapsed() >= CROWDED_MAX {
                 return Err(failure);
             }
-            // Snapshots can have them all, and their guests may do nothing.
+            // Snapshots may hold all connections while their guests are idle.
             let snapshots = self.lock_snapshots().clone();
             snapshots.reclaim_for(share, since.elapsed());
-            // Room at the server comes unannounced.
+            // The server does not announce that it accepts connections again.
             drop(timeout(CROWDED_RETRY, self.returned.notified()).await);
         }
     }

@@ -124,6 +124,7 @@ fn main() {
         settings_of_a_role_do_not_change_what_a_store_does,
         more_work_than_the_server_has_connections_for_waits_for_its_turn,
         snapshots_that_have_all_connections_of_a_full_server_give_way_to_a_commit,
+        a_store_without_a_connection_waits_for_one_that_another_client_gives_up,
         a_pool_is_no_larger_than_its_options_say,
     );
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -758,6 +759,39 @@ async fn snapshots_that_have_all_connections_of_a_full_server_give_way_to_a_comm
     put(&handle, "key", "value").await.unwrap();
     assert_eq!(get(&handle, "key").await.unwrap().as_deref(), Some(&b"value"[..]));
     drop(views);
+}
+
+async fn a_store_without_a_connection_waits_for_one_that_another_client_gives_up(shared: &Shared) {
+    let server = shared.small.lock().await;
+    let schema = schema(&server, "starved").await;
+    let store = open(&options(&format!("{} {schema} application_name=starved", server.dsn()))).await.unwrap();
+    let handle = handle(&store);
+    put(&handle, "key", "1").await.unwrap();
+
+    let observer = connect(&server.dsn()).await;
+    let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'starved'";
+    observer.execute(ended, &[]).await.unwrap();
+    let gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'starved'";
+    until(async || observer.query_one(gone, &[]).await.unwrap().get(0)).await;
+    let mut others = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&server.dsn(), NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+    let refusals = || {
+        let log = std::fs::read_to_string(server.folder().join("log")).unwrap();
+        log.matches("too many clients").count()
+    };
+    let before = refusals();
+    // A read, as the outcome of a write on a connection that has just ended is unknown.
+    let reading = tokio::spawn({
+        let handle = handle.clone();
+        async move { get(&handle, "key").await }
+    });
+    // It asks more than once.
+    until(async || refusals() >= before + 3 || reading.is_finished()).await;
+    drop(others);
+    assert_eq!(reading.await.unwrap().unwrap().as_deref(), Some(&b"1"[..]));
 }
 
 async fn a_pool_is_no_larger_than_its_options_say(shared: &Shared) {
