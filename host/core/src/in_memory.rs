@@ -200,15 +200,16 @@ impl Shared {
         if commit.writes.is_empty() && commit.conditions.is_empty() {
             return Ok(Committed::default());
         }
-        let mut attempt = Attempt::first(Some(state));
+        let (mut attempt, mut is_large) = (Attempt::first(Some(state)), false);
         loop {
-            let tried = match large_commit::is_large(attempt, commit) {
+            let tried = match is_large || large_commit::is_large(attempt, commit) {
                 true => self.attempt_large(attempt, commit).await,
                 false => self.lock().attempt(self, attempt, commit),
             };
             self.let_go();
             match tried? {
                 Tried::Made(committed) => return Ok(committed),
+                Tried::TooLong => is_large = true,
                 Tried::Busy => {
                     self.wait_for_large().await;
                     commit.stage.check()?;
@@ -363,6 +364,8 @@ enum Tried {
     Made(Committed),
     /// Nothing was made: what was read is to be validated while others commit.
     Unvalidated,
+    /// Nothing was made: it would take as long as a large commit.
+    TooLong,
     /// Nothing was made: a large commit is under way.
     Busy,
     /// Nothing was made: large commits pause until then.
@@ -383,6 +386,9 @@ impl Database {
     fn commit(&mut self, shared: &Shared, attempt: Attempt, commit: &Commit) -> Result<Tried> {
         let now = commit.clock.now();
         let latest = shared.latest();
+        if latest.may_grow(commit.writes.len()) {
+            return Ok(Tried::TooLong);
+        }
         match self.validate(&latest, attempt, commit, now)? {
             Validity::Holds => {}
             Validity::Changed => return Err(Error::Conflict),
@@ -575,7 +581,7 @@ mod tests {
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
         match database.attempt(shared, Attempt::first(None), &commit).unwrap() {
             Tried::Made(committed) => committed.version,
-            Tried::Unvalidated | Tried::Busy | Tried::Paused(_) => panic!("not made"),
+            Tried::Unvalidated | Tried::TooLong | Tried::Busy | Tried::Paused(_) => panic!("not made"),
         }
     }
 

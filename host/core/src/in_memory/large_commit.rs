@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::task::JoinError;
 
+use super::latest::Table;
 use super::stored_row::StoredRow;
 use super::{Current, Database, Shared, Tried, row_name};
 use crate::backend::{Committed, Version};
@@ -127,6 +128,7 @@ impl Shared {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
         })?;
+        let grown = latest.grown(plan.writes.len());
         drop(latest);
         if plan.writes.is_empty() {
             return Ok(Tried::Made(Committed::default()));
@@ -157,22 +159,28 @@ impl Shared {
         }
         // From here on nothing can fail.
         let before = std::mem::replace(&mut database.rows, rows);
-        let replaced = database.publish(self, &changes);
+        let (replaced, outgrown) = database.publish(self, &changes, grown);
         database.last = version;
         drop(database);
         alone.log.push(version, commit.writes.keys().cloned());
         drop(alone);
         // Large maps take time to free.
-        drop((before, replaced, changes));
+        drop((before, replaced, outgrown, changes));
         Ok(Tried::Made(Committed { version, growth: plan.growth }))
     }
 }
 
 impl Database {
-    /// Makes changes visible that are in the ordered map already. Gives the rows that were replaced.
-    fn publish(&mut self, shared: &Shared, changes: &[Change]) -> Vec<StoredRow> {
+    /// Makes changes visible that are in the ordered map already. Gives the rows, and the table, that were replaced.
+    fn publish(
+        &mut self,
+        shared: &Shared,
+        changes: &[Change],
+        grown: Option<Table>,
+    ) -> (Vec<StoredRow>, Option<Table>) {
         let mut replaced = Vec::new();
         let mut latest = shared.latest_to_change();
+        let outgrown = grown.map(|table| latest.replace_table(table));
         for change in changes {
             let before = match change {
                 Change::Put(stored) => self.replace(&mut latest, stored.name(), Some(stored)),
@@ -184,7 +192,7 @@ impl Database {
         if !shared.snapshots().is_empty() {
             shared.note_replaced(&replaced, changes.len());
         }
-        replaced
+        (replaced, outgrown)
     }
 }
 

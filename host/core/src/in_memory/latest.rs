@@ -77,6 +77,26 @@ impl Latest {
         self.rows.take(name)
     }
 
+    /// Whether so many further rows may make the table grow, which takes time for all rows.
+    pub(super) fn may_grow(&self, rows: usize) -> bool {
+        self.rows.len() > ROWS_GROWN_AT_ONCE && self.rows.capacity() - self.rows.len() < rows
+    }
+
+    /// A table of the same rows that does not grow with so many further ones. It is made without a change of this one.
+    pub(super) fn grown(&self, rows: usize) -> Option<Table> {
+        self.may_grow(rows).then(|| {
+            let capacity = self.rows.capacity().max(self.rows.len() + rows) * 2;
+            let mut table = HashSet::with_capacity_and_hasher(capacity, self.rows.hasher().clone());
+            table.extend(self.rows.iter().cloned());
+            Table(table)
+        })
+    }
+
+    /// Takes a table that was made since the last change, and gives the one of before.
+    pub(super) fn replace_table(&mut self, table: Table) -> Table {
+        Table(std::mem::replace(&mut self.rows, table.0))
+    }
+
     /// Gives back room that a much larger store has left.
     pub(super) fn shrink(&mut self) {
         if self.rows.capacity() / 8 > self.rows.len() + ROOM_KEPT {
@@ -84,6 +104,12 @@ impl Latest {
         }
     }
 }
+
+/// Rows of a table.
+pub(super) struct Table(HashSet<StoredRow>);
+
+/// A table of so many rows grows in less than a millisecond.
+const ROWS_GROWN_AT_ONCE: usize = 8_192;
 
 /// Rows for which room is kept at least.
 const ROOM_KEPT: usize = 1_024;
@@ -132,6 +158,20 @@ mod tests {
         let latest = latest(&[("a", 1), ("b", 2), ("a", 3)]);
         assert_eq!(latest.rows.len(), 2);
         assert_eq!(latest.get(b"a").unwrap().version(), Version(3));
+    }
+
+    #[test]
+    fn a_large_table_grows_beside_its_readers() {
+        let mut latest = Latest::default();
+        let names: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
+        assert!(latest.grown(1_000).is_none());
+        names.iter().for_each(|name| drop(latest.put(row(name, 1))));
+        let room = latest.rows.capacity() - latest.rows.len();
+        assert!(!latest.may_grow(room) && latest.may_grow(room + 1));
+        let grown = latest.grown(room + 1).unwrap();
+        drop(latest.replace_table(grown));
+        assert!(!latest.may_grow(latest.rows.len()));
+        assert!(names.iter().all(|name| latest.get(name.as_bytes()).is_some()));
     }
 
     #[test]
