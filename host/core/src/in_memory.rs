@@ -22,7 +22,7 @@ use crate::backend::{
     Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept, Version,
 };
 use crate::clock::UnixMillis;
-use crate::commit::{Commit, Need, RowWrite};
+use crate::commit::{Commit, Need, Plan, RowWrite};
 use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
@@ -389,22 +389,15 @@ impl Database {
         if latest.may_grow(commit.writes.len()) {
             return Ok(Tried::TooLong);
         }
-        match self.validate(&latest, attempt, commit, now)? {
-            Validity::Holds => {}
-            Validity::Changed => return Err(Error::Conflict),
-            Validity::Unknown => return Ok(Tried::Unvalidated),
-        }
-        let mut name = Vec::new();
-        let plan = commit.plan(now, |row, need| {
-            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
-            Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
-        })?;
+        let newest = Newest { rows: &self.rows, latest: &latest, log: &self.log, version: self.last };
+        let Some(plan) = newest.plan(attempt, commit, now)? else { return Ok(Tried::Unvalidated) };
         drop(latest);
         if plan.writes.is_empty() {
             return Ok(Tried::Made(Committed::default()));
         }
         let version = Version(self.last.0 + 1);
         // From here on nothing can fail.
+        let mut name = Vec::new();
         let (mut replaced, writes) = (Vec::new(), plan.writes.len());
         let has_snapshots = !shared.snapshots().is_empty();
         let mut latest = shared.latest_to_change();
@@ -441,17 +434,6 @@ impl Database {
         };
         self.expiries.replace(before.clone(), stored);
         before
-    }
-
-    fn validate(
-        &self,
-        latest: &Latest,
-        attempt: Attempt,
-        commit: &Commit,
-        now: UnixMillis,
-    ) -> Result<Validity> {
-        let mut current = Current { rows: &self.rows, latest: Some(latest), now, name: Vec::new() };
-        attempt.validate(&commit.reads, &self.log, Some(self.last), &mut current)
     }
 
     /// `None` if a large commit is under way.
@@ -494,6 +476,32 @@ impl Database {
             last = Some(key);
         }
         (bytes, last.cloned())
+    }
+}
+
+/// The newest state, while no other commit can change it.
+struct Newest<'a> {
+    rows: &'a Rows,
+    latest: &'a Latest,
+    log: &'a CommitLog,
+    version: Version,
+}
+
+impl Newest<'_> {
+    /// What a commit comes to; `None` if its reads have to be validated beforehand.
+    fn plan<'c>(&self, attempt: Attempt, commit: &'c Commit, now: UnixMillis) -> Result<Option<Plan<'c>>> {
+        let mut current = Current { rows: self.rows, latest: Some(self.latest), now, name: Vec::new() };
+        match attempt.validate(&commit.reads, self.log, Some(self.version), &mut current)? {
+            Validity::Holds => {}
+            Validity::Changed => return Err(Error::Conflict),
+            Validity::Unknown => return Ok(None),
+        }
+        let mut name = Vec::new();
+        let plan = commit.plan(now, |row, need| {
+            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
+            Ok(self.latest.get(&name).map(|stored| stored.current(need == Need::Value)))
+        });
+        plan.map(Some)
     }
 }
 

@@ -11,14 +11,14 @@ use tokio::task::JoinError;
 
 use super::latest::Table;
 use super::stored_row::StoredRow;
-use super::{Current, Database, Shared, Tried, row_name};
+use super::{Database, Newest, Shared, Tried, row_name};
 use crate::backend::{Committed, Version};
-use crate::commit::{Commit, Need, RowWrite};
+use crate::commit::{Commit, RowWrite};
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::pace::SMALL_COST_MAX;
 use crate::share::Share;
-use crate::validation::{Attempt, Validity};
+use crate::validation::Attempt;
 
 /// Whether a commit would hold a thread, and the database, for too long if it were made like others.
 pub(super) fn is_large(attempt: Attempt, commit: &Commit) -> bool {
@@ -117,23 +117,15 @@ impl Shared {
         };
         let now = commit.clock.now();
         let latest = self.latest();
-        let mut current = Current { rows: &rows, latest: Some(&latest), now, name: Vec::new() };
-        match attempt.validate(&commit.reads, &alone.log, Some(last), &mut current)? {
-            Validity::Holds => {}
-            Validity::Changed => return Err(Error::Conflict),
-            Validity::Unknown => return Ok(Tried::Unvalidated),
-        }
-        let mut name = Vec::new();
-        let plan = commit.plan(now, |row, need| {
-            row_name::write(&mut name, &row.namespace, row.key.as_bytes());
-            Ok(latest.get(&name).map(|stored| stored.current(need == Need::Value)))
-        })?;
+        let newest = Newest { rows: &rows, latest: &latest, log: &alone.log, version: last };
+        let Some(plan) = newest.plan(attempt, commit, now)? else { return Ok(Tried::Unvalidated) };
         let grown = latest.grown(plan.writes.len());
         drop(latest);
         if plan.writes.is_empty() {
             return Ok(Tried::Made(Committed::default()));
         }
         let version = Version(last.0 + 1);
+        let mut name = Vec::new();
         let mut changes = Vec::with_capacity(plan.writes.len());
         for (row, write) in plan.writes {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
