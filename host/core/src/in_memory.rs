@@ -34,7 +34,7 @@ use crate::open_snapshots::OpenSnapshots;
 use crate::pace::Pace;
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangePart};
-use crate::slice::{ROW, Slice};
+use crate::slice::{ROW, Slice, give_way};
 use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
 use expiries::Expiries;
 use latest::Latest;
@@ -126,7 +126,7 @@ impl InMemory {
                 return Ok(bytes);
             }
             after = last;
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
 
@@ -355,7 +355,7 @@ async fn count(state: impl Fn() -> Result<Rows>) -> Result<u64> {
         drop(rows);
         let Some(next) = next else { return Ok(bytes) };
         last = next;
-        tokio::task::yield_now().await;
+        give_way().await;
     }
 }
 

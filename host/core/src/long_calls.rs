@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::fair::{FairPermit, FairSemaphore};
 use crate::pace::Pace;
 use crate::share::Share;
+use crate::slice::give_way;
 
 /// The calls of one instance that may take long: scans, and those with lists.
 ///
@@ -101,7 +102,7 @@ impl Turns {
     /// the turn does not come in time.
     async fn take(&self, share: &Share) -> Option<FairPermit> {
         if !self.has_company(share) {
-            tokio::task::yield_now().await;
+            give_way().await;
             return None;
         }
         let turn = async {
@@ -109,7 +110,7 @@ impl Turns {
             let permit = self.permits.acquire(share).await.ok()?;
             match self.pause() {
                 Some(until) => tokio::time::sleep_until(until.into()).await,
-                None => tokio::task::yield_now().await,
+                None => give_way().await,
             }
             Some(permit)
         };

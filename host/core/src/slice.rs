@@ -1,5 +1,7 @@
 //! Slices of long work, so that one call does not hold a thread of the executor.
 
+use std::task::Poll;
+
 /// The work that a call may do before it yields its thread.
 ///
 /// A slice takes about a millisecond. It counts the rows and bytes that a call looks at, including
@@ -60,9 +62,26 @@ impl Slice {
     pub async fn pause(&mut self) {
         if self.is_over() {
             *self = Self::default();
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
+}
+
+/// Lets the other tasks of this thread run before this one goes on.
+///
+/// The task goes to the end of its queue. With [`tokio::task::yield_now`] it goes on after the next look for events, before tasks
+/// that wait already: on a runtime that looks often, a task that yields again and again would keep all others of its thread
+/// waiting.
+pub async fn give_way() {
+    let mut has_given_way = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut has_given_way, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cfg(test)]
@@ -85,6 +104,36 @@ mod tests {
         assert!(slice.is_over());
         slice.count(u64::MAX, usize::MAX);
         assert!(slice.is_over());
+    }
+
+    #[test]
+    fn a_task_that_gives_way_again_and_again_lets_others_of_its_thread_run() {
+        // The runtime looks for events after each task.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).event_interval(1).enable_all().build().unwrap();
+        let most = runtime.block_on(async {
+            let polls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let counted = polls.clone();
+            let busy = tokio::spawn(async move {
+                loop {
+                    counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    give_way().await;
+                }
+            });
+            let other = tokio::spawn(async move {
+                let mut most = 0;
+                for _ in 0..100 {
+                    let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+                    give_way().await;
+                    most = most.max(polls.load(std::sync::atomic::Ordering::Relaxed) - before);
+                }
+                most
+            });
+            let most = other.await.unwrap();
+            busy.abort();
+            most
+        });
+        assert!(most <= 3, "{most} turns of the other task in a row");
     }
 
     #[test]

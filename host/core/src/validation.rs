@@ -18,6 +18,7 @@ use crate::commit_log::{CommitLog, Verdict};
 use crate::error::{Error, Result};
 use crate::name::{KeyRange, Namespace, RowKey};
 use crate::read_set::{CurrentState, RangeRead, RangeState, ReadSet};
+use crate::slice::give_way;
 
 /// The largest weight of a read set that is validated while other commits wait.
 const WEIGHT_MAX: u64 = 1_000;
@@ -146,7 +147,7 @@ pub async fn validate_in_slices(
         match slice(&mut checks, &mut SLICE.begin())? {
             Progress::Holds => return Ok(()),
             Progress::Changed => return Err(Error::Conflict),
-            Progress::More => tokio::task::yield_now().await,
+            Progress::More => give_way().await,
         }
     }
 }

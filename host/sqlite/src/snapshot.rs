@@ -11,7 +11,7 @@ use larder_core::backend::{
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::slice::{STATEMENT, STORED_ROW, Slice};
+use larder_core::slice::{STATEMENT, STORED_ROW, Slice, give_way};
 use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 
@@ -129,7 +129,7 @@ impl SqliteSnapshot {
                 Scanned::Rows(chunk) => return Ok(chunk),
                 Scanned::Expired(behind) => rest = Cow::Owned(behind),
             }
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
 
@@ -241,7 +241,7 @@ impl Snapshot for SqliteSnapshot {
                 Beginning::Cached(chunk) => return Ok(chunk),
                 Beginning::Empty(behind) => {
                     rest = behind;
-                    tokio::task::yield_now().await;
+                    give_way().await;
                     continue;
                 }
                 Beginning::Gap(gap) => gap,
@@ -254,7 +254,7 @@ impl Snapshot for SqliteSnapshot {
                 return Ok(chunk);
             }
             rest = rest.narrowed_from(gap.end().unwrap_or_default());
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
 
@@ -265,7 +265,7 @@ impl Snapshot for SqliteSnapshot {
                 NextNamespace::Found(namespace) => return Ok(namespace),
                 NextNamespace::Expired(behind) => position = behind,
             }
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
 

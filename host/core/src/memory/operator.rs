@@ -244,7 +244,7 @@ impl MemoryOperator {
             match self.write(key.clone(), Some(stored), None).await {
                 Ok(()) => return Ok(Some(overview)),
                 // It was written meanwhile: what is deleted is what it says then.
-                Err(Error::Conflict) => tokio::task::yield_now().await,
+                Err(Error::Conflict) => crate::slice::give_way().await,
                 Err(error) => return Err(error),
             }
         }
