@@ -1,13 +1,13 @@
-//! Work in one piece that takes as long as its input is large.
+//! Work that cannot be sliced and takes time in proportion to its input.
 
 use crate::error::{Error, Result};
 
 /// Bytes that are parsed or written in well under a millisecond.
 const SMALL: usize = 64 << 10;
 
-/// Does work on so many bytes: here if they are few, otherwise on a blocking thread, so that no thread of the executor is held.
+/// Runs `work` on this thread if `bytes` is small, otherwise on a blocking thread.
 ///
-/// If the future is dropped, the work still ends, and its outcome is dropped.
+/// `bytes` is the size of its input. If the future is dropped, the work still runs to its end.
 ///
 /// # Errors
 /// [`Error::Other`] if the runtime ended or the work panicked.

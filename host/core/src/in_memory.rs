@@ -337,7 +337,7 @@ impl Backend for InMemory {
     }
 }
 
-/// Bytes of the rows of one state, which is asked for anew after each slice.
+/// Counts the bytes of all rows of one state. Calls `state` again for each slice, so that a snapshot can end in between.
 async fn count(state: impl Fn() -> Result<Rows>) -> Result<u64> {
     let (mut bytes, mut last) = (0, Vec::new());
     loop {
@@ -426,7 +426,7 @@ impl Database {
         Ok(Tried::Made(Committed { version, growth: plan.growth }))
     }
 
-    /// Makes a row the newest of its name, or removes it, everywhere but in the ordered map. Gives the one of before.
+    /// Stores or removes a row everywhere except in the ordered map. Returns the previous row.
     fn replace(&mut self, latest: &mut Latest, name: &[u8], stored: Option<&StoredRow>) -> Option<StoredRow> {
         let before = match stored {
             Some(stored) => latest.put(stored.clone()),

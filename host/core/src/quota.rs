@@ -272,7 +272,8 @@ impl Recount {
 }
 
 impl Recount {
-    /// From when on the count is as good as new: a recount that took long is followed by a longer pause.
+    /// The time from which the age of the new count is measured. It is later if the recount took longer, so that long recounts
+    /// are followed by long pauses.
     fn next_at(&self) -> Duration {
         let (began, since) = self.began;
         began.saturating_add(since.elapsed().saturating_mul(PAUSE_FACTOR))

@@ -69,9 +69,9 @@ impl Slice {
 
 /// Lets the other tasks of this thread run before this one goes on.
 ///
-/// The task goes to the end of its queue. With [`tokio::task::yield_now`] it goes on after the next look for events, before tasks
-/// that wait already: on a runtime that looks often, a task that yields again and again would keep all others of its thread
-/// waiting.
+/// The task goes to the end of its queue. [`tokio::task::yield_now`] is not enough: the runtime wakes such a task at its next
+/// check for events, ahead of the tasks in the queue. If it checks after each task, one task that yields in a loop starves all
+/// others of its thread.
 pub async fn give_way() {
     let mut has_given_way = false;
     std::future::poll_fn(|context| {
@@ -87,6 +87,8 @@ pub async fn give_way() {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Waker};
 
     use super::*;
@@ -112,20 +114,20 @@ mod tests {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).event_interval(1).enable_all().build().unwrap();
         let most = runtime.block_on(async {
-            let polls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let polls = Arc::new(AtomicUsize::new(0));
             let counted = polls.clone();
             let busy = tokio::spawn(async move {
                 loop {
-                    counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    counted.fetch_add(1, Ordering::Relaxed);
                     give_way().await;
                 }
             });
             let other = tokio::spawn(async move {
                 let mut most = 0;
                 for _ in 0..100 {
-                    let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+                    let before = polls.load(Ordering::Relaxed);
                     give_way().await;
-                    most = most.max(polls.load(std::sync::atomic::Ordering::Relaxed) - before);
+                    most = most.max(polls.load(Ordering::Relaxed) - before);
                 }
                 most
             });

@@ -25,7 +25,7 @@ pub(super) fn is_large(attempt: Attempt, commit: &Commit) -> bool {
     commit.cost() + attempt.cost(&commit.reads) > SMALL_COST_MAX
 }
 
-/// How long after its times to live began a commit may be published, if it has any.
+/// The longest time, in milliseconds, from the start of a commit's times to live to its publication.
 const LATE_MILLIS: u64 = 200;
 
 /// What becomes of one row.
@@ -34,7 +34,7 @@ enum Change {
     Remove(Vec<u8>),
 }
 
-/// Keeps other writers away, and has the log of commits meanwhile. Dropping it lets them in.
+/// Excludes other writers and owns the commit log. Dropping it returns the log and lets the writers continue.
 struct Alone<'a> {
     shared: &'a Shared,
     share: &'a Share,
@@ -91,7 +91,7 @@ impl Shared {
         let (shared, commit) = (self.clone(), commit.clone());
         let work = move || {
             let tried = shared.make_large(attempt, &commit);
-            // Here, as no caller may wait any more.
+            // On this thread, because the caller may have been dropped.
             shared.let_go();
             drop(turn);
             tried
@@ -102,7 +102,7 @@ impl Shared {
     /// Waits until no large commit is under way.
     pub(super) async fn wait_for_large(&self) {
         let mut ended = pin!(self.large_ended.notified());
-        // Before the look, so that the end is not missed.
+        // Registered before the check, so that the notification is not missed.
         ended.as_mut().enable();
         let is_under_way = self.lock().has_large_commit;
         if is_under_way {
@@ -163,7 +163,7 @@ impl Shared {
 }
 
 impl Database {
-    /// Makes changes visible that are in the ordered map already. Gives the rows, and the table, that were replaced.
+    /// Makes changes visible that the ordered map already contains. Returns the replaced rows and the replaced table.
     fn publish(
         &mut self,
         shared: &Shared,

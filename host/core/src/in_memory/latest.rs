@@ -82,7 +82,7 @@ impl Latest {
         self.rows.len() > ROWS_GROWN_AT_ONCE && self.rows.capacity() - self.rows.len() < rows
     }
 
-    /// A table of the same rows that does not grow with so many further ones. It is made without a change of this one.
+    /// A larger table of the same rows, if so many further rows may make this one grow. This one stays unchanged.
     pub(super) fn grown(&self, rows: usize) -> Option<Table> {
         self.may_grow(rows).then(|| {
             let capacity = self.rows.capacity().max(self.rows.len() + rows) * 2;
@@ -92,7 +92,7 @@ impl Latest {
         })
     }
 
-    /// Takes a table that was made since the last change, and gives the one of before.
+    /// Installs a table that [`Latest::grown`] returned after the last change. Returns the previous table.
     pub(super) fn replace_table(&mut self, table: Table) -> Table {
         Table(std::mem::replace(&mut self.rows, table.0))
     }

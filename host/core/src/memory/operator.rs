@@ -24,6 +24,7 @@ use crate::memory::session::{MemorySnapshot, parse_snapshot, snapshot_of};
 use crate::memory::strategy::MemoryOptions;
 use crate::memory::tokens::{ByteTokens, TokenEstimator, summary_tokens, turn_tokens};
 use crate::memory::turn::Turn;
+use crate::slice::give_way;
 use crate::store::Store;
 
 /// Which sessions: all, those of a tenant, or those of one of its users.
@@ -244,7 +245,7 @@ impl MemoryOperator {
             match self.write(key.clone(), Some(stored), None).await {
                 Ok(()) => return Ok(Some(overview)),
                 // It was written meanwhile: what is deleted is what it says then.
-                Err(Error::Conflict) => crate::slice::give_way().await,
+                Err(Error::Conflict) => give_way().await,
                 Err(error) => return Err(error),
             }
         }

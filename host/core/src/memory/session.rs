@@ -83,7 +83,7 @@ impl Memory {
         let held = self.held.hold(turn.memory())?;
         let bytes = turn.bytes() as usize;
         let begun = update(self.memories.inner(), &self.key, Some(&self.held), bytes, move |record| {
-            // As long as the work goes on, also if no caller waits for it.
+            // The work may outlive the caller, and the count must live as long as the work.
             let _held = &held;
             let record = record.get_or_insert_with(|| Record::new(inner.options.strategy));
             let mut effects = inner.rules().add(record, turn.clone());
@@ -103,7 +103,7 @@ impl Memory {
             Ok(Change::Write(next, effects))
         })
         .await?;
-        // What a summariser works on is bounded by the number of summaries that are under way.
+        // The turn no longer counts: the number of concurrent summaries bounds what they work on.
         match (begun, place) {
             (Next::Summarize(begun), Some(place)) => {
                 self.memories.summarize(self.key.clone(), begun, place).await;
@@ -180,7 +180,7 @@ impl Memory {
             return Ok(());
         }
         update(self.memories.inner(), &self.key, Some(&self.held), bytes, move |record| {
-            // As long as the work goes on, also if no caller waits for it.
+            // The work may outlive the caller, and the count must live as long as the work.
             let _held = &held;
             let mut restored = restored.clone();
             if restored.health.is_behind() {

@@ -28,8 +28,8 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How often a change is made again whose outcome is unknown.
 const UNKNOWN_MAX: usize = 2;
 
-/// Changes the record of a session. `change` is called again if another caller wrote the record meanwhile. It works with about
-/// so many bytes beside the record. What this takes is counted in `held`, which the host's own work does not have.
+/// Changes the record of a session. `change` is called again if another caller wrote the record meanwhile. `bytes` is the
+/// size of what it works with beside the record. The memory counts in `held`, which is `None` for the host's own work.
 pub(crate) async fn update<T, C>(
     inner: &Arc<Inner>,
     key: &RecordKey,
@@ -50,7 +50,7 @@ pub(crate) async fn delete(inner: &Inner, key: &RecordKey, held: &HeldBytes) -> 
     change_stored(inner, key, Some(held), Removal).await
 }
 
-/// Reads the record of a session, `None` if there is none, and works with it. What this takes is counted in `held`.
+/// Calls `work` with the record of a session, or with `None` if there is none. The memory counts in `held`.
 pub(crate) async fn with_record<T: Send + 'static>(
     inner: &Arc<Inner>,
     key: &RecordKey,
@@ -134,7 +134,7 @@ struct Step<T> {
     write: Option<Option<Next>>,
 }
 
-/// What was passed to a step, and the step.
+/// A step, and the arguments that it was made from.
 struct Decided<D, T> {
     decide: D,
     stored: Option<StoredRecord>,
@@ -142,14 +142,14 @@ struct Decided<D, T> {
     step: Step<T>,
 }
 
-/// Decides what becomes of a record, again each time that another caller was faster.
+/// Decides what becomes of a record. It decides again each time that another caller has written the record first.
 trait Decide: Sized {
     type Outcome;
 
-    /// Bytes that an attempt takes at most which works with this record.
+    /// The most memory that an attempt with this record takes, in bytes.
     fn memory(&self, stored: &StoredRecord) -> u64;
 
-    /// The next step, and what was passed. What is held is held as long as the work goes on, also if no caller waits for it.
+    /// Returns the next step and its arguments. `held` lives as long as the work, even if the caller is dropped.
     fn step(
         self,
         stored: Option<StoredRecord>,
