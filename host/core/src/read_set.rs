@@ -7,7 +7,7 @@ use crate::clock::UnixMillis;
 use crate::error::Result;
 use crate::held::ENTRY_OVERHEAD;
 use crate::name::{KeyRange, RowKey};
-use crate::validation::{Allowance, Checks, Watched};
+use crate::validation::{self, Allowance, Checks, Watched};
 
 /// What one transaction read of the committed state: rows, absent rows and ranges.
 #[derive(Clone, Debug, Default)]
@@ -28,21 +28,48 @@ pub struct RangeRead {
     pub state: RangeState,
 }
 
-/// What a range holds. It tells every change, as versions grow from commit to commit: a row that came or changed is newer
-/// than all that were there, and a row that went is missing.
+/// What a range holds. Two equal states of a range hold the same rows.
+///
+/// If versions grow from commit to commit, the first two fields show every change: a row that came or changed is newer than all
+/// that were there, and a row that went is missing. An engine that makes several commits at once may show a commit after
+/// one with a larger version. There, `digest` shows the change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RangeState {
     /// Its live rows.
     pub rows: u64,
     /// The newest version among them.
     pub newest: Version,
+    /// The sum of [`RangeState::digest_of`] of all their versions, modulo 2⁶³.
+    pub digest: u64,
 }
 
 impl RangeState {
+    const DIGEST_MASK: u64 = i64::MAX as u64;
+
     /// Adds a live row.
     pub fn add(&mut self, version: Version) {
         self.rows += 1;
         self.newest = self.newest.max(version);
+        self.digest = Self::sum(self.digest, Self::digest_of(version));
+    }
+
+    /// The digest of a version `v`: with `x` as the last 31 bits of `v`, and `P` as 2³¹ − 1, it is `(x² mod P) · x`.
+    ///
+    /// A database can compute it too, in signed numbers of 64 bits.
+    pub fn digest_of(version: Version) -> u64 {
+        const P: u64 = (1 << 31) - 1;
+        let x = version.0 & P;
+        x * x % P * x
+    }
+
+    /// The sum of the digests of two sets of rows.
+    pub(crate) fn sum(one: u64, other: u64) -> u64 {
+        one.wrapping_add(other) & Self::DIGEST_MASK
+    }
+
+    /// The digest of the rows that `all` has and `before` has not.
+    pub(crate) fn rest(all: u64, before: u64) -> u64 {
+        all.wrapping_sub(before) & Self::DIGEST_MASK
     }
 }
 
@@ -90,8 +117,32 @@ impl ReadSet {
         (self.rows.len() as u64).saturating_add(self.ranges_weight)
     }
 
-    /// What is to be looked at to find out whether everything read is as it was, in an engine whose versions grow from
-    /// commit to commit.
+    /// The rows that were read, with the versions that were found, [`Version::ABSENT`] where there was none.
+    pub fn rows(&self) -> impl Iterator<Item = (&RowKey, Version)> {
+        self.rows.iter().map(|(row, version)| (row, *version))
+    }
+
+    /// Whether a row was read, by its name.
+    pub fn has_row(&self, row: &RowKey) -> bool {
+        self.rows.contains_key(row)
+    }
+
+    /// Whether a range was read.
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// Disjoint stretches of keys, in their order, of which every range that was read is a part or a sum.
+    pub fn stretches(&self) -> Vec<KeyRange> {
+        validation::stretches(&self.ranges)
+    }
+
+    /// Whether every range is as it was, given the states of the [stretches](Self::stretches), in their order.
+    pub fn ranges_hold(&self, states: impl IntoIterator<Item = RangeState>) -> bool {
+        validation::ranges_hold(&self.ranges, states)
+    }
+
+    /// What is to be looked at to find out whether everything read is as it was.
     pub fn checks(&self) -> Checks<'_> {
         Checks::new(&self.rows, &self.ranges)
     }
@@ -174,13 +225,46 @@ mod tests {
         assert_eq!(reads.row_cost(&row("n", "key")), 4 + ENTRY_OVERHEAD);
         reads.record_row(row("n", "key"), Version(1));
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
-        let read = RangeRead { range: range("n", "k"), state: RangeState { rows: 3, newest: Version(2) } };
+        let read = RangeRead {
+            range: range("n", "k"),
+            state: RangeState { rows: 3, newest: Version(2), digest: 8 },
+        };
         assert_eq!(reads.range_cost(&read), 3 + ENTRY_OVERHEAD);
         assert_eq!(reads.weight(), 1);
         for _ in 0..2 {
             reads.record_range(read.clone());
             assert_eq!((reads.range_cost(&read), reads.weight()), (0, 1 + 1 + 3));
         }
+    }
+
+    #[test]
+    fn a_digest_tells_a_change_that_count_and_newest_version_do_not() {
+        let state = |versions: &[u64]| {
+            let mut state = RangeState::default();
+            versions.iter().for_each(|version| state.add(Version(*version)));
+            state
+        };
+        assert_eq!(state(&[3, 9]), state(&[9, 3]));
+        for others in [[4, 9], [9, 9]] {
+            let (one, other) = (state(&[3, 9]), state(&others));
+            assert_eq!((one.rows, one.newest), (other.rows, other.newest));
+            assert_ne!(one.digest, other.digest);
+        }
+        // The same count, newest version, sum and sum of squares.
+        assert_ne!(state(&[1, 5, 6, 9]).digest, state(&[2, 3, 7, 9]).digest);
+    }
+
+    #[test]
+    fn the_digest_is_the_documented_one() {
+        let digest = |version| RangeState::digest_of(Version(version));
+        assert_eq!([digest(0), digest(1), digest(2), digest(3)], [0, 1, 8, 27]);
+        assert_eq!(digest(100_000), 10_000_000_000 % 2_147_483_647 * 100_000);
+        assert_eq!(digest((1 << 31) + 2), 8);
+        assert!(digest(u64::MAX) < 1 << 62);
+        let mut state = RangeState { digest: (1 << 63) - 1, ..RangeState::default() };
+        state.add(Version(2));
+        assert_eq!(state.digest, 7);
+        assert_eq!(RangeState::rest(state.digest, (1 << 63) - 1), 8);
     }
 
     #[test]

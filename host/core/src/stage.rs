@@ -32,7 +32,7 @@ impl Stage {
     }
 
     /// The commit was not made, and may be tried again.
-    pub(crate) fn wait_again(&self) {
+    pub fn wait_again(&self) {
         self.change(STARTED, WAITING);
     }
 

@@ -249,6 +249,7 @@ struct Open<'a> {
     state: RangeState,
     /// The counts before it began.
     rows_before: u64,
+    digest_before: u64,
     stretches_before: usize,
 }
 
@@ -257,6 +258,16 @@ struct Open<'a> {
 enum End<'a> {
     Before(&'a [u8]),
     WithNamespace,
+}
+
+/// What is to be done next.
+enum Step<'a> {
+    /// A range ends here: compare it.
+    End(Open<'a>),
+    /// A range begins here.
+    Begin(&'a RangeRead),
+    /// Count a stretch, up to this end.
+    Count(KeyRange, End<'a>),
 }
 
 /// The position in the order of all keys up to which they were counted.
@@ -279,26 +290,35 @@ impl<'a> RangeChecks<'a> {
 
     /// Each step also spends a row.
     fn advance(&mut self, current: &mut dyn CurrentState, allowance: &mut Allowance) -> Result<Progress> {
-        loop {
-            if let Some(range) = self.next_to_end() {
-                if !self.counted.is(&range) {
-                    return Ok(Progress::Changed);
+        while let Some(step) = self.next_step() {
+            let holds = match step {
+                Step::End(range) => self.counted.is(&range),
+                Step::Begin(read) => self.begin(read),
+                Step::Count(stretch, end) => {
+                    let part = current.range(&stretch, allowance)?;
+                    self.counted.push(part.state);
+                    self.at.move_to(part.next, end);
+                    true
                 }
-            } else if let Some(read) = self.next_to_begin() {
-                if !self.begin(read) {
-                    return Ok(Progress::Changed);
-                }
-            } else if let Some((stretch, end)) = self.next_stretch() {
-                let part = current.range(&stretch, allowance)?;
-                self.counted.push(part.state);
-                self.at.move_to(part.next, end);
-            } else {
-                return Ok(Progress::Holds);
+            };
+            if !holds {
+                return Ok(Progress::Changed);
             }
             if !allowance.spend() {
                 return Ok(Progress::More);
             }
         }
+        Ok(Progress::Holds)
+    }
+
+    fn next_step(&mut self) -> Option<Step<'a>> {
+        if let Some(range) = self.next_to_end() {
+            return Some(Step::End(range));
+        }
+        if let Some(read) = self.next_to_begin() {
+            return Some(Step::Begin(read));
+        }
+        self.next_stretch().map(|(stretch, end)| Step::Count(stretch, end))
     }
 
     fn next_to_end(&mut self) -> Option<Open<'a>> {
@@ -322,9 +342,10 @@ impl<'a> RangeChecks<'a> {
                 Place { namespace: Some(range.namespace()), key: range.start().to_vec(), is_end: false };
             self.counted = Counted::default();
         }
-        let Counted { rows: rows_before, stretches: stretches_before, .. } = self.counted;
+        let Counted { rows: rows_before, digest: digest_before, stretches: stretches_before, .. } =
+            self.counted;
         let end = range.end().map_or(End::WithNamespace, End::Before);
-        self.open.push(Reverse(Open { end, state: *state, rows_before, stretches_before }));
+        self.open.push(Reverse(Open { end, state: *state, rows_before, digest_before, stretches_before }));
         true
     }
 
@@ -340,6 +361,46 @@ impl<'a> RangeChecks<'a> {
         };
         Some((KeyRange::new(namespace.clone(), self.at.key.clone(), bound), end))
     }
+}
+
+/// The stretches into which the bounds of the ranges divide the keys.
+pub(crate) fn stretches(ranges: &BTreeSet<RangeRead>) -> Vec<KeyRange> {
+    let mut checks = RangeChecks::new(ranges);
+    let mut stretches = Vec::new();
+    while let Some(step) = checks.next_step() {
+        match step {
+            Step::Begin(read) => drop(checks.begin(read)),
+            Step::Count(stretch, end) => {
+                checks.at.move_to(None, end);
+                stretches.push(stretch);
+            }
+            Step::End(_) => {}
+        }
+    }
+    stretches
+}
+
+/// Whether the ranges are as they were, given the states of their stretches.
+pub(crate) fn ranges_hold(
+    ranges: &BTreeSet<RangeRead>,
+    states: impl IntoIterator<Item = RangeState>,
+) -> bool {
+    let mut checks = RangeChecks::new(ranges);
+    let mut states = states.into_iter();
+    while let Some(step) = checks.next_step() {
+        let holds = match step {
+            Step::Begin(read) => checks.begin(read),
+            Step::Count(_, end) => {
+                checks.at.move_to(None, end);
+                states.next().map(|state| checks.counted.push(state)).is_some()
+            }
+            Step::End(range) => checks.counted.is(&range),
+        };
+        if !holds {
+            return false;
+        }
+    }
+    true
 }
 
 impl<'a> Place<'a> {
@@ -368,6 +429,7 @@ impl<'a> Place<'a> {
 #[derive(Default)]
 struct Counted {
     rows: u64,
+    digest: u64,
     stretches: usize,
     /// The stretches with a newer row than all later ones, each with its newest version.
     newest: Vec<(usize, Version)>,
@@ -379,13 +441,15 @@ impl Counted {
         self.newest.push((self.stretches, state.newest));
         self.stretches += 1;
         self.rows += state.rows;
+        self.digest = RangeState::sum(self.digest, state.digest);
     }
 
     /// Whether the stretches since the range began hold the state that was read.
     fn is(&self, range: &Open<'_>) -> bool {
         let first = self.newest.partition_point(|(stretch, _)| *stretch < range.stretches_before);
         let newest = self.newest.get(first).map(|(_, version)| *version).unwrap_or_default();
-        RangeState { rows: self.rows - range.rows_before, newest } == range.state
+        let digest = RangeState::rest(self.digest, range.digest_before);
+        RangeState { rows: self.rows - range.rows_before, newest, digest } == range.state
     }
 }
 
@@ -671,6 +735,25 @@ mod tests {
     }
 
     #[test]
+    fn ranges_hold_by_the_states_of_their_stretches_as_by_their_rows() {
+        let mut random = fastrand::Rng::with_seed(4);
+        for _ in 0..20_000 {
+            let (mut state, ranges) = (rows(&mut random), ranges(&mut random));
+            let read: Vec<RangeRead> =
+                ranges.into_iter().map(|range| RangeRead { state: state.state(&range), range }).collect();
+            let reads = reads(&BTreeMap::new(), read);
+            if random.bool() {
+                state.rows.insert(row(random.u8(b'a'..=b'z')), Version(random.u64(1..20)));
+            }
+            let stretches = reads.stretches();
+            let states: Vec<RangeState> = stretches.iter().map(|stretch| state.state(stretch)).collect();
+            assert_eq!(reads.ranges_hold(states.clone()), state.holds(&reads, u64::MAX).0);
+            let is_short = reads.ranges_hold(states.into_iter().skip(1));
+            assert!(!is_short || stretches.is_empty());
+        }
+    }
+
+    #[test]
     fn rows_that_many_ranges_share_are_looked_at_once() {
         let mut state =
             Rows { rows: (b'a'..=b'z').map(|key| (row(key), Version(1))).collect(), looked_at: 0 };
@@ -679,7 +762,7 @@ mod tests {
             &BTreeMap::new(),
             starts.map(|(start, end)| RangeRead {
                 range: range(start, Some(end)),
-                state: RangeState { rows: 13, newest: Version(1) },
+                state: RangeState { rows: 13, newest: Version(1), digest: 13 },
             }),
         );
         assert!(state.holds(&reads, u64::MAX).0);

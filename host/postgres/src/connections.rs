@@ -56,7 +56,6 @@ pub(crate) enum Access {
 /// The connections of one backend.
 pub(crate) struct Connections {
     pool: Pool,
-    access: Access,
     /// For as many connections as there may be.
     turns: FairSemaphore,
     /// For as many snapshots as there may be.
@@ -92,7 +91,6 @@ impl Connections {
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         Ok(Self {
             pool,
-            access,
             turns: FairSemaphore::new(connections),
             places: FairSemaphore::new(snapshots),
             large: FairSemaphore::new(1),
@@ -107,10 +105,6 @@ impl Connections {
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed.into()) } else { Ok(()) }
-    }
-
-    pub(crate) fn access(&self) -> Access {
-        self.access
     }
 
     pub(crate) fn runtime(&self) -> &Handle {

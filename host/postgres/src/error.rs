@@ -43,6 +43,26 @@ impl Failure {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
     }
 
+    /// Whether a statement computed a number that is too large.
+    pub(crate) fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE))
+    }
+
+    /// Whether a statement did not get a lock: at once, or in time.
+    pub(crate) fn is_lock_not_available(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
+    /// Whether the server ended a deadlock by this statement.
+    pub(crate) fn is_deadlock(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED))
+    }
+
+    /// Whether the server refused a statement and goes on with the session.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Database(error) if is_refusal(error))
+    }
+
     /// Whether the server, the database or the role has as many connections as it may.
     pub(crate) fn is_crowded(&self) -> bool {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
@@ -76,6 +96,11 @@ pub(crate) fn breaks_connection(error: &tokio_postgres::Error) -> bool {
 /// answers so while it waits for a standby, and the transaction is in its log.
 pub(crate) fn leaves_commit_open(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_none_or(ends_session)
+}
+
+/// Whether the server refused something and goes on with the session.
+pub(crate) fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| !ends_session(error))
 }
 
 fn is_lost(error: &tokio_postgres::Error) -> bool {

@@ -11,8 +11,10 @@ use tokio_postgres::Row;
 
 use crate::error::Result;
 use crate::moment::{Read, moment, with_moment};
-use crate::rows::{saturating, version};
-use crate::session::{Params, Session};
+use crate::opening;
+use crate::param::Params;
+use crate::rows::version;
+use crate::session::Session;
 
 macro_rules! get {
     ($now:literal) => {
@@ -46,16 +48,10 @@ pub(crate) struct FirstRead {
 }
 
 impl FirstRead {
-    /// Its version as the server has it; none where there was no row.
-    pub(crate) fn version(&self) -> Option<i64> {
-        self.stored.as_ref().map(|stored| saturating(stored.version.0))
-    }
-
     /// Begins a transaction with its first statement, in which the row must be what it was.
     pub(crate) async fn begin(
         &self,
         session: &mut Session,
-        begin: &str,
         moved: i64,
         sql: &str,
         params: &Params<'_>,
@@ -63,14 +59,9 @@ impl FirstRead {
         let (namespace, key) = (self.row.namespace.as_bytes(), self.row.key.as_bytes());
         let queries = session.queries();
         let check: (&str, &Params<'_>) = (&queries.check, &[&namespace, &key, &moved]);
-        let (checked, rows) = session.begin_checked(begin, check, sql, params).await?;
+        let (checked, rows) = session.begin_checked(opening::SNAPSHOT, check, sql, params).await?;
         let found = checked.first().map(version).transpose()?;
         let is_same = found == self.stored.as_ref().map(|stored| stored.version);
         if is_same { Ok(rows) } else { Err(Error::Conflict.into()) }
-    }
-
-    /// The row, where it was there.
-    pub(crate) fn found(self) -> Option<RowKey> {
-        self.stored.map(|_| self.row)
     }
 }

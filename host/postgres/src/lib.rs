@@ -52,26 +52,26 @@
 //!
 //! # How it works
 //!
-//! - Every transaction is SERIALIZABLE; the server watches what was read. A failure to serialize (40001) and a
-//!   deadlock (40P01) are [`Error::Conflict`], on a read too.
-//! - A store that is opened for reading only has REPEATABLE READ transactions instead, which a hot standby accepts too. Each
-//!   sees one committed state.
-//! - A snapshot begins with its first read, in the same round trip. The writes of a commit are one statement
-//!   over arrays, in the same round trip as `COMMIT`; a commit that reads nothing is that statement alone.
+//! - Snapshots are REPEATABLE READ transactions, which a hot standby accepts too. Each sees one committed state.
+//! - A commit is a READ COMMITTED transaction, which locks the rows that it rests on, looks whether they are as they were read,
+//!   and writes. All of it is one round trip as a rule. It rests on no setting of the session, the role or the database, and sets
+//!   nothing that outlives it.
+//! - Rows that are not there, and ranges, are protected by locks of 16 empty tables, which stand for namespaces. A commit that
+//!   rests on such excludes the other commits of its namespace while it is made.
 //! - There are at most `pool_size` connections, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
 //!   `pool_snapshots`, [`SNAPSHOTS_MAX`] by default, so that transactions which wait for their guest never keep a commit of
 //!   another from a connection. Broken connections are replaced when they are next asked for. If the server allows fewer,
 //!   calls wait for one of those that are open.
 //! - The server ends a transaction in which nothing happens for ten minutes, as a net for a host that has gone:
 //!   a longer `transaction_timeout` has no use here.
-//! - The session is set up when a connection is made, and statements are prepared in it: a pooler in between
-//!   must keep a session for a client (`pool_mode=session` of PgBouncer).
 //!
 //! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same schema or in
 //! another.
 
 mod certificate;
 mod commit;
+mod commit_alone;
+mod commit_transaction;
 mod connect_error;
 mod connections;
 mod connector;
@@ -82,14 +82,19 @@ mod encryption;
 mod environment;
 mod error;
 mod first_read;
+mod locking;
 mod maintenance;
 mod migrate;
 mod migrator;
 mod moment;
+mod namespace_lock;
+mod opening;
 mod option_table;
 mod options;
+mod param;
 mod password_file;
 mod pool;
+mod pooler;
 mod queries;
 mod records;
 mod rows;
@@ -99,6 +104,7 @@ mod session;
 mod snapshot;
 mod statements;
 mod tls;
+mod versions;
 
 use std::sync::Arc;
 
@@ -181,7 +187,7 @@ impl Backend for Postgres {
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {
-        commit::blind(&self.connections, commit).await
+        commit::make(&self.connections, None, commit).await
     }
 
     async fn stored_bytes(&self) -> Result<u64> {

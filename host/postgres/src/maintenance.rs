@@ -10,15 +10,12 @@ use tokio_postgres::Row;
 use crate::connections::Connections;
 use crate::error::{Failure, Result};
 use crate::moment::moment;
+use crate::opening;
+use crate::param::Params;
 use crate::rows::{column, unsigned};
-use crate::session::Params;
 
 /// How long a server may take to say that it is there.
 const PING_MAX: Duration = Duration::from_secs(5);
-
-/// Every row is read, which takes as long as it takes.
-const BEGIN_COUNT: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '10min'";
 
 pub(crate) const COUNT: &str = "
     SELECT (
@@ -27,9 +24,6 @@ pub(crate) const COUNT: &str = "
         + (SELECT coalesce(sum(octet_length(tenant_id) + octet_length(user_id) + octet_length(session_id)
             + octet_length(run_id) + octet_length(kind) + octet_length(bytes)), 0) FROM {schema}.larder_memory_state)
     )::bigint AS bytes";
-
-/// Expired rows are seen by no transaction, so taking them away needn't be watched by any.
-const BEGIN_SWEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 /// A row that somebody is writing is left for later. So is one that was written since the statement began: its new
 /// place is not visible to the statement.
@@ -47,8 +41,6 @@ pub(crate) const SWEEP: &str = concat!(
     SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted"
 );
 
-const BEGIN_CHECK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
-
 /// What a schema has under larder's names: of each the kind.
 const RELATIONS: &str = "
     SELECT relname::text AS name, relkind::text AS kind
@@ -65,7 +57,7 @@ const EXPECTED: [(&str, &[&str]); 3] = [
 /// Refuses a schema that lacks a table of larder's, as its ledger says that all steps are applied.
 pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Result<()> {
     let names = EXPECTED.map(|(name, _)| name);
-    let rows = transaction(connections, BEGIN_CHECK, RELATIONS, &[&schema, &names.as_slice()]).await?;
+    let rows = transaction(connections, opening::READ, RELATIONS, &[&schema, &names.as_slice()]).await?;
     let mut found = Vec::new();
     for row in &rows {
         found.push((column::<String>(row, "name")?, column::<String>(row, "kind")?));
@@ -83,19 +75,22 @@ pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Res
 }
 
 pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
-    unsigned(one(&transaction(connections, BEGIN_COUNT, &connections.queries().count, &[]).await?)?, "bytes")
+    unsigned(
+        one(&transaction(connections, opening::COUNT, &connections.queries().count, &[]).await?)?,
+        "bytes",
+    )
 }
 
 pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> Result<Swept> {
     let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
     let rows =
-        transaction(connections, BEGIN_SWEEP, &connections.queries().sweep, &[&moved, &max_rows]).await?;
+        transaction(connections, opening::SHORT, &connections.queries().sweep, &[&moved, &max_rows]).await?;
     let row = one(&rows)?;
     Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }
 
 pub(crate) async fn ping(connections: &Connections) -> Result<()> {
-    let answer = transaction(connections, "BEGIN READ ONLY", "SELECT 1", &[]);
+    let answer = transaction(connections, opening::READ, "SELECT 1", &[]);
     match timeout(PING_MAX, answer).await {
         Ok(answer) => answer.map(drop),
         Err(_) => Err(Failure::Stalled("the database did not answer in time")),

@@ -7,11 +7,12 @@ use crate::connector::Connector;
 use crate::error::Failure;
 use crate::migrator::{self, Applied};
 
-/// The steps. The files are the same numbers as those of the other engine.
+/// The steps. The first two are those of the other engine.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/postgres/0001_entries.sql")),
         ("0002_memory_state.sql", include_str!("../../../migrations/postgres/0002_memory_state.sql")),
+        ("0003_namespace_locks.sql", include_str!("../../../migrations/postgres/0003_namespace_locks.sql")),
     ])
 }
 

@@ -17,6 +17,7 @@ use larder_core::schema::{
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, Transaction};
 
 use crate::connect_error::ConnectError;
@@ -24,6 +25,7 @@ use crate::connections::while_crowded;
 use crate::connector::{Connected, Connector};
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
 use crate::options::PostgresOptions;
+use crate::pooler;
 use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
 use crate::statements::{Statement, statements};
@@ -53,6 +55,9 @@ const HOLDERS: &str = "
 const NO_TIMEOUTS: &str = "
     SELECT set_config(name, '0', true) FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')";
+
+/// Takes away what a step has set and made in a session that others use too, as far as that can be done in its transaction.
+const CLEAR_SHARED: &str = "RESET ALL; DISCARD TEMPORARY; DISCARD SEQUENCES; UNLISTEN *";
 
 const SET_STEP: &str = "
     SELECT set_config('larder.step', $1::text[]::text, true), set_config('larder.queries', $2::boolean[]::text, true)";
@@ -251,12 +256,13 @@ pub(crate) struct Applied {
 
 pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Applied, MigrationError> {
     pinned(connector, async |session, _| {
-        let Pinned { client, host } = session;
+        let Pinned { client, host, .. } = session;
         // The role's own transactions may be serializable, which a standby refuses, or wait until they are safe.
         let transaction = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted);
         let transaction =
             transaction.read_only(true).deferrable(false).start().await.map_err(Failure::from)?;
-        transaction.batch_execute(NO_TIMEOUTS).await.map_err(Failure::from)?;
+        let settings = format!("{}{NO_TIMEOUTS}", set_schema("SET LOCAL", connector));
+        transaction.batch_execute(&settings).await.map_err(Failure::from)?;
         let place = Place::find(&transaction, ledger).await?;
         let steps = place.applied(&transaction).await?;
         let standby = place.is_standby.then(|| host.clone());
@@ -289,14 +295,12 @@ pub(crate) async fn up(
     if let Some(host) = outcome.standby {
         return Err(Failure::from(ConnectError::Standby { host }).into());
     }
-    let run = Run { steps, ledger, lock_wait };
+    let run = Run { connector, steps, ledger, lock_wait };
     let is_newest =
         |outcome: &Outcome| outcome.done.last().is_some_and(|step| step.number() == steps.newest());
     while !is_newest(&outcome) {
-        let next = pinned(connector, async |session, next| {
-            run.apply_next(&mut session.client, next, &outcome).await
-        })
-        .await??;
+        let next =
+            pinned(connector, async |session, next| run.apply_next(session, next, &outcome).await).await??;
         outcome.schema = next.schema;
         let Some(step) = next.step else { break };
         outcome.done.push(step.clone());
@@ -306,6 +310,7 @@ pub(crate) async fn up(
 
 /// What all steps of one run have in common.
 struct Run<'a> {
+    connector: &'a Connector,
     steps: &'a StepSet,
     ledger: &'a Ledger,
     lock_wait: Duration,
@@ -322,11 +327,14 @@ impl<'a> Run<'a> {
     /// Applies the next step. The step and its entry in the ledger are committed together.
     async fn apply_next(
         &self,
-        client: &mut Client,
+        session: &mut Pinned,
         next_statement: &AtomicUsize,
         before: &Outcome,
     ) -> Result<Next<'a>, MigrationError> {
-        let transaction = begin(client, self.lock_wait).await?;
+        let is_own = session.is_own;
+        let transaction = begin(&mut session.client, self.lock_wait).await?;
+        let set_schema = set_schema("SET LOCAL", self.connector);
+        transaction.batch_execute(&set_schema).await.map_err(Failure::from)?;
         let place = self.lock(&transaction).await?;
         // What others did while this one waited counts.
         let applied = place.applied(&transaction).await?;
@@ -346,6 +354,9 @@ impl<'a> Run<'a> {
         place.hold_search_path(&transaction).await?;
         run(&transaction, step, next_statement).await?;
         place.check_kept(&transaction, step, &applied).await?;
+        if !is_own {
+            transaction.batch_execute(CLEAR_SHARED).await.map_err(Failure::from)?;
+        }
         transaction.commit().await.map_err(|error| match leaves_commit_open(&error) {
             true => Failure::CommitLost(Some(Box::new(error.into()))).into(),
             false => why_it_failed(step, None, error),
@@ -423,7 +434,7 @@ async fn pinned<T>(
     work: impl AsyncFnOnce(&mut Pinned, &AtomicUsize) -> T,
 ) -> Result<T> {
     let Connected { client, mut connection, host, .. } = connect(connector).await?;
-    let mut session = Pinned { client, host };
+    let mut session = Pinned { client, host, is_own: true };
     let next_statement = Arc::new(AtomicUsize::new(0));
     let heard = next_statement.clone();
     let mut connection = Connection(tokio::spawn(poll_fn(move |context| {
@@ -435,17 +446,32 @@ async fn pinned<T>(
             }
         }
     })));
+    session.is_own = pooler::is_direct(&session.client).await?;
+    if session.is_own {
+        let set_schema = set_schema("SET", connector);
+        session.client.batch_execute(&set_schema).await?;
+    }
     let outcome = work(&mut session, &next_statement).await;
-    clear(&session.client).await;
+    if session.is_own {
+        clear(&session.client).await;
+    }
     drop(session);
     connection.closed().await;
     Ok(outcome)
 }
 
-/// A session of its own.
+/// A connection of its own.
 struct Pinned {
     client: Client,
     host: String,
+    /// Whether its session is too: a pooler may share sessions among clients.
+    is_own: bool,
+}
+
+/// Makes the schema that the options name the only one of the search path.
+fn set_schema(set: &str, connector: &Connector) -> String {
+    let schema = connector.options().schema.as_deref();
+    schema.map_or_else(String::new, |schema| format!("{set} search_path = {}; ", quoted(schema)))
 }
 
 async fn connect(connector: &Connector) -> Result<Connected> {
@@ -507,7 +533,7 @@ struct Place {
 impl Place {
     /// Finds the ledger in the first schema of the search path, where it may not be yet.
     async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError> {
-        let row = client.query_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
+        let row = client.query_typed_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
         let path: String = column(&row, "path")?;
         let Some(first) = column::<Option<String>>(&row, "first")? else {
             return Err(Error::invalid_argument(format!(
@@ -525,7 +551,9 @@ impl Place {
         }
         let mut schemas = vec![first.clone()];
         schemas.extend(search_path::names(&path, &column::<String>(&row, "role")?));
-        let holders = client.query(HOLDERS, &[&ledger.name(), &schemas]).await.map_err(Failure::from)?;
+        let name = ledger.name();
+        let params: [(&(dyn ToSql + Sync), Type); 2] = [(&name, Type::TEXT), (&schemas, Type::TEXT_ARRAY)];
+        let holders = client.query_typed(HOLDERS, &params).await.map_err(Failure::from)?;
         let mut kinds = Vec::new();
         for holder in &holders {
             kinds.push((column::<String>(holder, "schema")?, column::<String>(holder, "kind")?));
@@ -588,8 +616,8 @@ impl Place {
     async fn lock(&self, transaction: &Transaction<'_>, lock_wait: Duration) -> Result<(), MigrationError> {
         let held = |cause: Failure| MigrationError::LockHeld { waited: lock_wait, cause: cause.into() };
         let key = self.lock_key();
-        let locked =
-            async { transaction.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", &[&key]).await };
+        let params: [(&(dyn ToSql + Sync), Type); 1] = [(&key, Type::INT8)];
+        let locked = transaction.execute_typed("SELECT pg_catalog.pg_advisory_xact_lock($1)", &params);
         match timeout(lock_wait.saturating_add(ANSWER_MAX), locked).await {
             Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(held(error.into())),
             Ok(locked) => Ok(locked.map(drop).map_err(Failure::from)?),
@@ -606,7 +634,7 @@ impl Place {
 
     async fn read(&self, client: &impl GenericClient) -> Result<Vec<AppliedStep>> {
         let sql = format!("SELECT number, name, checksum, applied_at FROM {} ORDER BY number", self.table());
-        let rows = client.query(&sql, &[]).await?;
+        let rows = client.query_typed(&sql, &[]).await?;
         let steps = rows.iter().map(|row| {
             let number = u32::try_from(column::<i32>(row, "number")?)
                 .map_err(|_| Failure::corrupt("the ledger of schema steps has a negative number"))?;
@@ -640,7 +668,8 @@ impl Place {
             return Ok(());
         }
         let path = format!("{}, {}", quoted(&self.schema), self.search_path);
-        transaction.execute("SELECT set_config('search_path', $1, true)", &[&path]).await?;
+        let sql = "SELECT set_config('search_path', $1, true)";
+        transaction.execute_typed(sql, &[(&path, Type::TEXT)]).await?;
         Ok(())
     }
 
@@ -677,14 +706,20 @@ impl Place {
             self.table()
         );
         let checksum = step.checksum();
-        transaction.execute(&sql, &[&number(step)?, &step.name(), &checksum.as_slice()]).await?;
+        let (number, name) = (number(step)?, step.name());
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&number, Type::INT4), (&name, Type::TEXT), (&checksum.as_slice(), Type::BYTEA)];
+        transaction.execute_typed(&sql, &params).await?;
         Ok(())
     }
 
     /// Records the checksum of a step that is applied, in its present form.
     async fn record_anew(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
         let sql = format!("UPDATE {} SET checksum = $2 WHERE number = $1", self.table());
-        transaction.execute(&sql, &[&number(step)?, &step.checksum().as_slice()]).await?;
+        let (number, checksum) = (number(step)?, step.checksum());
+        let params: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&number, Type::INT4), (&checksum.as_slice(), Type::BYTEA)];
+        transaction.execute_typed(&sql, &params).await?;
         Ok(())
     }
 }
@@ -710,7 +745,8 @@ async fn run(
         .map(|statement| step.sql().get(statement.range.clone()).unwrap_or_default())
         .collect();
     let queries: Vec<bool> = statements.iter().map(|statement| statement.is_query).collect();
-    transaction.execute(SET_STEP, &[&texts, &queries]).await.map_err(Failure::from)?;
+    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&texts, Type::TEXT_ARRAY), (&queries, Type::BOOL_ARRAY)];
+    transaction.execute_typed(SET_STEP, &params).await.map_err(Failure::from)?;
     transaction.batch_execute(RUN_STEP).await.map_err(|error| {
         let statement = statements.get(next_statement.load(Ordering::Relaxed));
         let position = statement.map(|Statement { range, .. }| {

@@ -18,7 +18,6 @@ use crate::option_table::{
     ChannelBinding, Draft, OPTIONS, POOL_SIZE_MAX, POOL_SIZE_MIN, SERVICE, Target, TlsMode, find, nearest,
 };
 use crate::password_file::{Login, PasswordFile};
-use crate::search_path::quoted;
 use crate::service_file;
 use crate::tls::Tls;
 
@@ -41,6 +40,8 @@ pub struct PostgresOptions {
     pub(crate) user: String,
     pub(crate) database: Option<String>,
     pub(crate) settings: Option<String>,
+    /// The only one of the search path. It is no setting of the session, as poolers refuse those.
+    pub(crate) schema: Option<String>,
     pub(crate) application_name: String,
     /// Limit for TCP to connect to an address.
     pub(crate) tcp_timeout: Option<Duration>,
@@ -234,7 +235,8 @@ impl PostgresOptions {
             servers,
             user,
             database: draft.database,
-            settings: with_schema(draft.options, draft.schema.as_deref())?,
+            settings: draft.options,
+            schema: checked_schema(draft.schema)?,
             application_name: application_name.unwrap_or_else(|| "larder".to_string()),
             tcp_timeout: draft.connect_timeout.unwrap_or(Some(TCP_TIMEOUT.min(for_each))),
             login_timeout: draft.connect_timeout.unwrap_or(Some(for_each)),
@@ -353,23 +355,16 @@ fn find_passwords(
     }
 }
 
-/// Makes a schema the only one of the search path.
-fn with_schema(settings: Option<String>, schema: Option<&str>) -> Result<Option<String>> {
-    let Some(schema) = schema else { return Ok(settings) };
-    if !(1..=SCHEMA_MAX).contains(&schema.len()) || schema == "$user" {
-        return Err(Error::invalid_argument(format!(
-            "invalid \"schema\" of a Postgres store; give a name of 1 to {SCHEMA_MAX} bytes that is not `$user`"
-        )));
-    }
-    let mut settings = settings.map(|settings| format!("{settings} ")).unwrap_or_default();
-    settings.push_str("-csearch_path=");
-    for next in quoted(schema).chars() {
-        if next == '\\' || next.is_ascii_whitespace() {
-            settings.push('\\');
+/// Checks the name of a schema.
+fn checked_schema(schema: Option<String>) -> Result<Option<String>> {
+    match schema {
+        Some(schema) if !(1..=SCHEMA_MAX).contains(&schema.len()) || schema == "$user" => {
+            Err(Error::invalid_argument(format!(
+                "invalid \"schema\" of a Postgres store; give a name of 1 to {SCHEMA_MAX} bytes that is not `$user`"
+            )))
         }
-        settings.push(next);
+        schema => Ok(schema),
     }
-    Ok(Some(settings))
 }
 
 #[cfg(test)]
@@ -429,15 +424,13 @@ mod tests {
             "schema=a\"\\ b host=h user=ann password=p? dbname=d connect_timeout=2 options=-c\\ jit=off",
         ] {
             let options = parse(dsn);
-            assert_eq!(options.settings.as_deref(), Some("-c jit=off -csearch_path=\"a\"\"\\ b\""), "{dsn}");
+            assert_eq!(options.settings.as_deref(), Some("-c jit=off"), "{dsn}");
+            assert_eq!(options.schema.as_deref(), Some("a\" b"), "{dsn}");
             assert_eq!(options.login_timeout, Some(Duration::from_secs(2)), "{dsn}");
             assert_eq!(servers(&options), [("h", None, 5432, Some("p?"))], "{dsn}");
         }
-        assert_eq!(
-            parse("postgres://h/d?schema=tenant_a").settings.as_deref(),
-            Some("-csearch_path=\"tenant_a\"")
-        );
-        assert_eq!(parse("host=h password='x schema=no' dbname=d").settings, None);
+        assert_eq!(parse("postgres://h/d?schema=tenant_a").schema.as_deref(), Some("tenant_a"));
+        assert_eq!(parse("host=h password='x schema=no' dbname=d").schema, None);
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! The pool's connections, and how their sessions are set up.
+//! The pool's connections. No session is set up: [transactions](crate::opening) say what they need.
 
 use std::ops::Deref;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
-use futures_util::future::join;
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::connect_error::ConnectError;
@@ -12,6 +11,7 @@ use crate::connections::Access;
 use crate::connector::{Connected, Connector};
 use crate::encryption::Encryption;
 use crate::error::{Failure, Result};
+use crate::pooler;
 
 pub(crate) type Pool = managed::Pool<Manager>;
 pub(crate) type PoolError = managed::PoolError<Failure>;
@@ -29,43 +29,15 @@ pub(crate) struct Manager {
 pub(crate) struct Pooled {
     client: ClientWrapper,
     encryption: Encryption,
+    has_transaction_timeout: bool,
+    keeps_statements: bool,
 }
 
-/// What every session is set to.
-///
-/// - A single statement is a serializable transaction too. The settings of the role or the database must not make it read-only
-///   or deferrable.
-/// - The server watches what a plan touches, not what it returns: a sequential scan counts as reading the whole
-///   table, and a bitmap scan reads a range past its `LIMIT`. Without them every read is a walk along the primary key,
-///   which is what a small table would not get by its costs. With one plan left, planning anew is a waste.
-/// - A disabled plan's cost would start the compiler for a statement that takes microseconds.
-/// - A cancel request can come before the statement that it is meant for. The server then notices by itself that nobody
-///   is there any more, also while it waits for a lock.
-/// - The timeouts are a safety net for a larder process that is stopped. Timeouts of larder itself are shorter.
-const SETUP: &str = "
-    SET default_transaction_isolation = 'serializable';
-    SET default_transaction_read_only = off;
-    SET default_transaction_deferrable = off;
-    SET enable_seqscan = off;
-    SET enable_bitmapscan = off;
-    SET plan_cache_mode = force_generic_plan;
-    SET jit = off;
-    SET client_connection_check_interval = '1s';
-    SET idle_in_transaction_session_timeout = '10min';
-    SET lock_timeout = 0;
-    SET statement_timeout = '60s'";
-
-/// The server refuses a write in such a session. A standby refuses serializable transactions, and what only reads sees one
-/// committed state in a weaker one too.
-const READ_ONLY: &str =
-    "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on";
-
-/// Asks whether the server is a standby. `SHOW` needs no snapshot: a standby refuses one to a serializable transaction.
+/// Asks whether the server is a standby. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
 const IS_STANDBY: &str = "SHOW in_hot_standby";
 
-/// Removes the limit of a transaction's duration. Releases before 17 do not have the setting.
-const NO_TRANSACTION_TIMEOUT: &str = "
-    SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL";
+/// The first release with the setting `transaction_timeout`.
+const TRANSACTION_TIMEOUT_SINCE: u32 = 17;
 
 impl managed::Manager for Manager {
     type Type = Pooled;
@@ -73,28 +45,25 @@ impl managed::Manager for Manager {
 
     async fn create(&self) -> Result<Pooled> {
         let Connected { client, connection, encryption, host } = self.connector.connect().await?;
+        let release = connection.parameter("server_version").and_then(major);
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the database ended");
             }
         });
-        let pooled = Pooled { client: ClientWrapper::new(client, task), encryption };
-        let setup = match self.access {
-            Access::ReadWrite => format!("{SETUP}; {IS_STANDBY}"),
-            Access::ReadOnly => format!("{SETUP}; {READ_ONLY}"),
-        };
-        let (answer, lifted) =
-            join(pooled.client.simple_query(&setup), pooled.client.simple_query(NO_TRANSACTION_TIMEOUT))
-                .await;
-        let answer = answer?;
-        let is_standby = answer
-            .iter()
-            .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")));
-        if is_standby {
-            return Err(ConnectError::Standby { host }.into());
+        let has_transaction_timeout = release.is_none_or(|release| release >= TRANSACTION_TIMEOUT_SINCE);
+        let client = ClientWrapper::new(client, task);
+        if self.access == Access::ReadWrite {
+            let answer = client.simple_query(IS_STANDBY).await?;
+            let is_standby = answer
+                .iter()
+                .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")));
+            if is_standby {
+                return Err(ConnectError::Standby { host }.into());
+            }
         }
-        lifted?;
-        Ok(pooled)
+        let keeps_statements = pooler::is_direct(&client).await?;
+        Ok(Pooled { client, encryption, has_transaction_timeout, keeps_statements })
     }
 
     /// Does not test the connection: a round trip would double the cost of most transactions. A closed connection is noticed
@@ -107,7 +76,23 @@ impl managed::Manager for Manager {
     }
 }
 
+/// The number of a release, of which a server says more.
+fn major(version: &str) -> Option<u32> {
+    let digits = version.split(|next: char| !next.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
 impl Pooled {
+    /// Whether the server can be told to end transactions after some time.
+    pub(crate) fn has_transaction_timeout(&self) -> bool {
+        self.has_transaction_timeout
+    }
+
+    /// Whether the session keeps the statements that are prepared in it.
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.keeps_statements
+    }
+
     /// Sends a cancel request, on a new connection with the same encryption.
     pub(crate) async fn cancel(&self) -> Result<()> {
         Ok(self.client.cancel_token().cancel_query(self.encryption.clone()).await?)
@@ -119,5 +104,16 @@ impl Deref for Pooled {
 
     fn deref(&self) -> &ClientWrapper {
         &self.client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_release_is_read_whatever_follows_it() {
+        let versions = ["15.18 (Debian 15.18-0+deb12u1)", "18beta1", "17", "9.6.24", "", "devel"];
+        assert_eq!(versions.map(major), [Some(15), Some(18), Some(17), Some(9), None, None]);
     }
 }

@@ -3,21 +3,27 @@
 //! A session's search path can change while a store is open, by `CREATE SCHEMA` or `ALTER ROLE`, for example. So a name
 //! without a schema could lead to other tables later: no statement has one.
 
-use crate::commit::{CURRENT, PUT, REPLACE, REPLACE_IF, WRITE, WRITE_IF};
+use crate::commit_alone::{PUT, REPLACE};
+use crate::commit_transaction::{CURRENT, LOCK_WRITTEN, SHARE_READ, STRETCHES, WRITE};
 use crate::first_read::{CHECK, GET};
 use crate::maintenance::{COUNT, SWEEP};
 use crate::moment::Read;
+use crate::namespace_lock;
 use crate::records::{DELETE, DUE, INSERT, LIST, LOAD, UPDATE};
 use crate::search_path::{literal, quoted};
 use crate::snapshot::{
     GET_MANY, GET_MANY_COUNTED, NEXT_NAMESPACE, SCAN, SCAN_REVERSE, SCAN_REVERSE_TO, SCAN_TO,
 };
+use crate::versions::ADVANCE;
 
 /// What stands for the schema in the template of a statement.
 const SCHEMA: &str = "{schema}";
 
 /// What stands there for the sequence of versions.
 const SEQUENCE: &str = "{sequence}";
+
+/// What stands there for the lock of a namespace.
+const LOCK: &str = "{lock}";
 
 /// The schema of a store, as it is written in statements.
 struct Names {
@@ -32,6 +38,12 @@ impl Names {
         parts.join(&self.sequence)
     }
 
+    /// The same statement with each of the locks.
+    fn fill_locks(&self, template: &str) -> Vec<String> {
+        let filled = |number| template.replace(LOCK, &format!("{}{number}", namespace_lock::TABLE));
+        (0..namespace_lock::COUNT).map(|number| self.fill(&filled(number))).collect()
+    }
+
     fn fill_both(&self, template: Read<&str>) -> Read {
         Read { first: self.fill(template.first), next: self.fill(template.next) }
     }
@@ -41,14 +53,17 @@ macro_rules! queries {
     ($($fill:ident { $($name:ident: $type:ty = $template:expr),* $(,)? })*) => {
         /// The statements of a store. They are built when it is opened.
         pub(crate) struct Queries {
+            /// The schema of the tables, quoted.
+            pub(crate) schema: String,
             $($(pub(crate) $name: $type,)*)*
         }
 
         impl Queries {
             pub(crate) fn of(schema: &str) -> Self {
                 let schema = quoted(schema);
-                let names = Names { sequence: literal(&format!("{schema}.larder_commit_sequence")), schema };
-                Self { $($($name: names.$fill($template),)*)* }
+                let sequence = literal(&format!("{schema}.larder_commit_sequence"));
+                let names = Names { sequence, schema: schema.clone() };
+                Self { schema, $($($name: names.$fill($template),)*)* }
             }
         }
     };
@@ -56,12 +71,12 @@ macro_rules! queries {
 
 queries! {
     fill {
+        lock_written: String = LOCK_WRITTEN,
+        share_read: String = SHARE_READ,
         current: String = CURRENT,
+        stretches: String = STRETCHES,
         write: String = WRITE,
-        write_if: String = WRITE_IF,
-        put: String = PUT,
-        replace: String = REPLACE,
-        replace_if: String = REPLACE_IF,
+        advance: String = ADVANCE,
         check: String = CHECK,
         count: String = COUNT,
         sweep: String = SWEEP,
@@ -71,6 +86,10 @@ queries! {
         delete_record: String = DELETE,
         list_records: String = LIST,
         due_records: String = DUE,
+    }
+    fill_locks {
+        put: Vec<String> = PUT,
+        replace: Vec<String> = REPLACE,
     }
     fill_both {
         get: Read = GET,
@@ -91,15 +110,20 @@ mod tests {
     #[test]
     fn every_table_and_the_sequence_stand_with_their_schema() {
         let queries = Queries::of("a\"b'c\\{sequence}");
-        assert!(queries.put.contains("INSERT INTO \"a\"\"b'c\\{sequence}\".larder_entries AS entries"));
-        assert!(queries.put.contains("nextval(E'\"a\"\"b''c\\\\{sequence}\".larder_commit_sequence')"));
+        assert_eq!(queries.put.len(), namespace_lock::COUNT);
+        let put = &queries.put[7];
+        assert!(put.contains("INSERT INTO \"a\"\"b'c\\{sequence}\".larder_entries AS entries"));
+        assert!(put.contains("nextval(E'\"a\"\"b''c\\\\{sequence}\".larder_commit_sequence')"));
+        assert!(put.contains("FROM \"a\"\"b'c\\{sequence}\".larder_namespace_lock_7 FOR KEY SHARE"));
         let all = [
+            &queries.lock_written,
+            &queries.share_read,
             &queries.current,
+            &queries.stretches,
             &queries.write,
-            &queries.write_if,
-            &queries.put,
-            &queries.replace,
-            &queries.replace_if,
+            &queries.advance,
+            put,
+            &queries.replace[15],
             &queries.check,
             &queries.count,
             &queries.sweep,
@@ -125,7 +149,7 @@ mod tests {
             for at in names {
                 assert!(sql[..at].ends_with("\"."), "{sql}");
             }
-            assert!(!sql.contains(SCHEMA), "{sql}");
+            assert!(!sql.contains(SCHEMA) && !sql.contains(LOCK), "{sql}");
         }
     }
 }

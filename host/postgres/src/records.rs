@@ -14,11 +14,10 @@ use crate::commit::in_time;
 use crate::connections::Connections;
 use crate::error;
 use crate::maintenance::{transaction, transaction_of};
+use crate::opening;
+use crate::param::Params;
 use crate::rows::{checked, column, saturating, unsigned, version};
-use crate::session::{Params, Session};
-
-/// One statement that reads one state needs no more.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+use crate::session::{Call, End, Session};
 
 pub(crate) const LOAD: &str = "
     SELECT strategy, bytes, version, due_at, created_at, updated_at FROM {schema}.larder_memory_state
@@ -56,7 +55,7 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
     let rows = transaction_of(
         &key.share(),
         connections,
-        BEGIN,
+        opening::READ,
         &connections.queries().load_record,
         &[&tenant, &user, &session, &run, &key.kind],
     )
@@ -111,8 +110,7 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
     let [tenant, user, of, run] = parts(identity);
     let (expected, queries) = (saturating(write.expected.0), session.queries());
     let Some(record) = &write.record else {
-        return session
-            .commit_alone(&queries.delete_record, &[&tenant, &user, &of, &run, kind, &expected])
+        return enclosed(session, (&queries.delete_record, &[&tenant, &user, &of, &run, kind, &expected]))
             .await;
     };
     let StoredRecord { strategy, bytes, version, due_at, created_at, updated_at } = record;
@@ -123,14 +121,21 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
         &[&tenant, &user, &of, &run, kind, strategy, bytes, &version, &due_at, &created_at, &updated_at];
     params.extend_from_slice(all);
     if write.expected == Version::ABSENT {
-        return session.commit_alone(&queries.insert_record, &params).await;
+        return enclosed(session, (&queries.insert_record, &params)).await;
     }
     params.push(&expected);
-    session.commit_alone(&queries.update_record, &params).await
+    enclosed(session, (&queries.update_record, &params)).await
+}
+
+async fn enclosed(session: &mut Session, call: Call<'_>) -> error::Result<Vec<Row>> {
+    match session.run(Some(opening::SHORT), &[call], End::Commit).await {
+        Ok(mut answers) => Ok(answers.pop().unwrap_or_default()),
+        Err(stopped) => Err(stopped.failure),
+    }
 }
 
 async fn keys(connections: &Connections, sql: &str, params: &Params<'_>) -> error::Result<Vec<RecordKey>> {
-    transaction(connections, BEGIN, sql, params).await?.iter().map(record_key).collect()
+    transaction(connections, opening::READ, sql, params).await?.iter().map(record_key).collect()
 }
 
 fn record_key(row: &Row) -> error::Result<RecordKey> {

@@ -3,22 +3,46 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, join3};
+use futures_util::future::{join, join_all, join3};
 use futures_util::{TryStreamExt, pin_mut};
 use larder_core::fair::FairPermit;
 use larder_core::{Error, Share};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::{Row, RowStream, Statement};
 
-use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+use crate::error::{Failure, Result, breaks_connection, is_refusal, leaves_commit_open};
+use crate::opening;
+use crate::param::Params;
 use crate::pool::Object;
 use crate::queries::Queries;
 
-/// Parameters of a statement.
-pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
+/// A statement with its parameters.
+pub(crate) type Call<'a> = (&'a str, &'a Params<'a>);
+
+/// What becomes of a transaction after the statements that are sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// More follow.
+    Open,
+    /// It is committed with them.
+    Commit,
+}
+
+/// Why a transaction stopped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    /// The statement that failed; none if none of them did.
+    pub(crate) step: Option<usize>,
+    pub(crate) failure: Failure,
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self { step: None, failure }
+    }
+}
 
 /// How long a rollback may take before the connection is given up instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
@@ -113,7 +137,8 @@ impl Session {
     pub(crate) async fn begin(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let (begun, rows) = join(client.batch_execute(begin), client.query(&statement, params)).await;
+        let begin = opened(client, "", begin);
+        let (begun, rows) = join(client.batch_execute(&begin), statement.query(client, params)).await;
         self.settle(begun.and(rows), State::InTransaction)
     }
 
@@ -128,9 +153,10 @@ impl Session {
         let check = self.prepare(check, State::Idle).await?;
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let begun = client.batch_execute(begin);
+        let begin = opened(client, "", begin);
+        let begun = client.batch_execute(&begin);
         let (begun, checked, rows) =
-            join3(begun, client.query(&check, check_params), client.query(&statement, params)).await;
+            join3(begun, check.query(client, check_params), statement.query(client, params)).await;
         let both = begun.and(checked).and_then(|checked| rows.map(|rows| (checked, rows)));
         self.settle(both, State::InTransaction)
     }
@@ -139,7 +165,7 @@ impl Session {
     pub(crate) async fn read_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let rows = client.query(&statement, params).await;
+        let rows = statement.query(client, params).await;
         self.settle(rows, State::Idle)
     }
 
@@ -147,7 +173,7 @@ impl Session {
     pub(crate) async fn query(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::InTransaction).await?;
         let client = ready(&self.client, &mut self.state, State::InTransaction, State::Busy)?;
-        let rows = client.query(&statement, params).await;
+        let rows = statement.query(client, params).await;
         self.settle(rows, State::InTransaction)
     }
 
@@ -158,18 +184,76 @@ impl Session {
         self.settle(committed, State::Idle)
     }
 
-    /// Ends an open transaction with its last statement, which writes.
-    pub(crate) async fn commit_with(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
-        let statement = self.prepare(sql, State::InTransaction).await?;
-        let client = ready(&self.client, &mut self.state, State::InTransaction, State::Committing)?;
-        let (rows, committed) = join(client.query(&statement, params), client.batch_execute("COMMIT")).await;
-        // COMMIT of a transaction that has failed is answered as if all were well: it rolled back.
-        match (rows, committed) {
-            (Err(error), _) if error.as_db_error().is_some() => self.settle(Err(error), State::Idle),
-            (Err(error), _) => self.lose(error),
-            (Ok(_), Err(error)) if leaves_commit_open(&error) => self.lose(error),
-            (rows, committed) => self.settle(committed.and(rows), State::Idle),
+    /// Runs statements in a transaction, all sent at once. `opening` begins it, and ends the one that is open, if one is, which
+    /// wrote nothing. Without it, the transaction is open.
+    pub(crate) async fn run(
+        &mut self,
+        opening: Option<&str>,
+        calls: &[Call<'_>],
+        end: End,
+    ) -> Result<Vec<Vec<Row>>, Stopped> {
+        let before = self.state;
+        let mut statements = Vec::with_capacity(calls.len());
+        for (sql, _) in calls {
+            statements.push(self.prepare(sql, before).await?);
         }
+        let next = if end == End::Commit { State::Committing } else { State::Busy };
+        let client = ready(&self.client, &mut self.state, before, next)?;
+        let rollback = if before == State::InTransaction { "ROLLBACK; " } else { "" };
+        let opening = opening.map(|opening| opened(client, rollback, opening));
+        let begun = simple(client, opening.as_deref());
+        let queries =
+            statements.iter().zip(calls).map(|(statement, (_, params))| statement.query(client, params));
+        let ended = simple(client, (end == End::Commit).then_some("COMMIT"));
+        // Polled in this order, so they are sent in it.
+        let (begun, rows, ended) = join3(begun, join_all(queries), ended).await;
+        self.settle_all(begun, rows, ended, end)
+    }
+
+    /// The first error counts: those after it are its consequences.
+    fn settle_all(
+        &mut self,
+        begun: Result<(), tokio_postgres::Error>,
+        rows: Vec<Result<Vec<Row>, tokio_postgres::Error>>,
+        ended: Result<(), tokio_postgres::Error>,
+        end: End,
+    ) -> Result<Vec<Vec<Row>>, Stopped> {
+        let mut answers = Vec::with_capacity(rows.len());
+        let mut stopped = begun.err().map(|error| (None, error));
+        for (step, rows) in rows.into_iter().enumerate() {
+            match rows {
+                Ok(rows) => answers.push(rows),
+                Err(error) if stopped.is_none() => stopped = Some((Some(step), error)),
+                Err(_) => {}
+            }
+        }
+        let after = if end == End::Commit { State::Idle } else { State::InTransaction };
+        match (stopped, ended) {
+            // COMMIT of a transaction that has failed is answered as if all were well: it rolled back.
+            (Some((step, error)), ended) if end == End::Open || error.as_db_error().is_some() => {
+                let failure = self.settle::<()>(Err(error), after).err().unwrap_or(Failure::Gone);
+                if ended.is_err_and(|error| breaks_connection(&error)) {
+                    self.state = State::Broken;
+                }
+                Err(Stopped { step, failure })
+            }
+            (Some((_, error)), _) => Ok(self.lose(error)?),
+            (None, Err(error)) if leaves_commit_open(&error) => Ok(self.lose(error)?),
+            (None, ended) => {
+                self.settle(ended, after)?;
+                Ok(answers)
+            }
+        }
+    }
+
+    /// Ends a transaction in which a statement has failed, if it is open.
+    pub(crate) async fn roll_back_failed(&mut self) -> Result<()> {
+        if self.state != State::Failed {
+            return Ok(());
+        }
+        let client = ready(&self.client, &mut self.state, State::Failed, State::Busy)?;
+        let ended = client.batch_execute("ROLLBACK").await;
+        self.settle(ended, State::Idle)
     }
 
     /// Runs a statement that is a transaction by itself, and writes.
@@ -177,7 +261,7 @@ impl Session {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Committing)?;
         let mut executed = false;
-        match query_watched(client, &statement, params, &mut executed).await {
+        match statement.query_watched(client, params, &mut executed).await {
             // The server says that a statement is executed before it commits. As long as it hasn't, an error
             // that it sends is the statement's own, also where it takes the session with it.
             Err(error) if error.as_db_error().is_none() || executed && leaves_commit_open(&error) => {
@@ -191,16 +275,26 @@ impl Session {
     pub(crate) async fn enclosed(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let begun = client.batch_execute(begin);
+        let begin = opened(client, "", begin);
+        let begun = client.batch_execute(&begin);
         let (begun, rows, committed) =
-            join3(begun, client.query(&statement, params), client.batch_execute("COMMIT")).await;
+            join3(begun, statement.query(client, params), client.batch_execute("COMMIT")).await;
         self.settle(begun.and(rows).and_then(|rows| committed.map(|()| rows)), State::Idle)
     }
 
     /// Prepared statements stay with the connection: this costs a round trip once.
-    async fn prepare(&mut self, sql: &str, state: State) -> Result<Statement> {
+    async fn prepare<'s>(&mut self, sql: &'s str, state: State) -> Result<Ready<'s>> {
         let client = ready(&self.client, &mut self.state, state, State::Busy)?;
-        let statement = client.prepare_cached(sql).await;
+        if !client.keeps_statements() {
+            self.state = state;
+            return Ok(Ready::Text(sql));
+        }
+        let statement = match client.prepare_cached(sql).await {
+            // The role's settings count outside of a transaction: they may refuse it, or not let it wait for a lock. What begins the
+            // transaction then overrides them.
+            Err(error) if state == State::Idle && is_refusal(&error) => Ok(Ready::Text(sql)),
+            statement => statement.map(Ready::Prepared),
+        };
         // A transaction that can't do what it was asked for ends, also where it has not begun.
         let state = if statement.is_ok() { state } else { State::Failed };
         self.settle(statement, state)
@@ -242,22 +336,64 @@ fn ready<'a>(
     }
 }
 
-/// A query that also tells whether the server has said that it was executed.
-async fn query_watched(
-    client: &Object,
-    statement: &Statement,
-    params: &Params<'_>,
-    executed: &mut bool,
-) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let stream = client.query_raw(statement, params.iter().copied()).await?;
-    pin_mut!(stream);
-    let mut rows = Vec::new();
-    loop {
-        let next = stream.try_next().await;
-        *executed = stream.rows_affected().is_some();
-        match next? {
-            Some(row) => rows.push(row),
-            None => return Ok(rows),
+/// What begins a transaction on this connection.
+fn opened(client: &Object, before: &str, opening: &str) -> String {
+    let lifted = if client.has_transaction_timeout() { opening::NO_TRANSACTION_TIMEOUT } else { "" };
+    match opening.split_once(';') {
+        Some((begin, settings)) => [before, begin, lifted, ";", settings].concat(),
+        None => [before, opening, lifted].concat(),
+    }
+}
+
+/// Runs statements without parameters, if there are any.
+async fn simple(client: &Object, sql: Option<&str>) -> Result<(), tokio_postgres::Error> {
+    match sql {
+        Some(sql) => client.batch_execute(sql).await,
+        None => Ok(()),
+    }
+}
+
+/// A statement that can be sent.
+enum Ready<'s> {
+    /// The server knows it.
+    Prepared(Statement),
+    /// It is sent whole.
+    Text(&'s str),
+}
+
+impl Ready<'_> {
+    async fn stream(&self, client: &Object, params: &Params<'_>) -> Result<RowStream, tokio_postgres::Error> {
+        match self {
+            Self::Prepared(statement) => {
+                client.query_raw(statement, params.iter().map(|param| param.sql())).await
+            }
+            Self::Text(sql) => {
+                client.query_typed_raw(sql, params.iter().map(|param| (param.sql(), param.sql_type()))).await
+            }
+        }
+    }
+
+    async fn query(&self, client: &Object, params: &Params<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.stream(client, params).await?.try_collect().await
+    }
+
+    /// The same, which also tells whether the server has said that it was executed.
+    async fn query_watched(
+        &self,
+        client: &Object,
+        params: &Params<'_>,
+        executed: &mut bool,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let stream = self.stream(client, params).await?;
+        pin_mut!(stream);
+        let mut rows = Vec::new();
+        loop {
+            let next = stream.try_next().await;
+            *executed = stream.rows_affected().is_some();
+            match next? {
+                Some(row) => rows.push(row),
+                None => return Ok(rows),
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Snapshots: read from within one serializable transaction, the first row of an update aside.
+//! Snapshots: read from within one transaction, the first row of an update aside.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use larder_core::backend::{
-    Chunk, ChunkRow, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue, Version,
+    Chunk, ChunkRow, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
 };
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
@@ -15,13 +15,15 @@ use tokio::time::timeout_at;
 use tokio_postgres::Row;
 
 use crate::commit;
-use crate::connections::{Access, Connections};
+use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::first_read::FirstRead;
 use crate::moment::{Read, with_moment};
+use crate::opening;
+use crate::param::Params;
 use crate::queries::Queries;
-use crate::rows::{column, expires_at, saturating, stored_value, unsigned};
-use crate::session::{Params, Session};
+use crate::rows::{column, expires_at, saturating, stored_value, unsigned, version};
+use crate::session::Session;
 
 /// A snapshot. Postgres takes it at the first read.
 pub(crate) struct PostgresSnapshot {
@@ -37,8 +39,6 @@ pub(crate) struct PostgresSnapshot {
     first: Option<FirstRead>,
     /// When the row expires that was read before there was a transaction: the moment must be before that, too.
     first_expires_at: Option<UnixMillis>,
-    /// The row that was read last, where there was one: its update need not look whether it is there.
-    found: Option<RowKey>,
 }
 
 /// How a session that has no transaction yet reads.
@@ -50,8 +50,7 @@ enum Reading {
     Transaction,
 }
 
-/// `LIMIT` keeps the planner from turning the look-ups into a join that would read, and thereby watch, more; so it might
-/// with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
+/// `LIMIT` keeps the planner from turning the look-ups into a join that would read more; so it might with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
 /// known without reading it.
 macro_rules! get_many {
     ($now:literal) => {
@@ -103,12 +102,12 @@ macro_rules! scan {
     ($now:literal, $order:literal, $end:literal) => {
         concat!(
             "
-    SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, expires_at, is_last
+    SELECT key, CASE WHEN $4 THEN ''::bytea ELSE value END AS value, version, expires_at, is_last
     FROM (
         SELECT *, row_number() OVER so_far AS position, sum(size) OVER so_far - size AS before,
             lead(key) OVER so_far IS NULL AS is_last
         FROM (
-            SELECT key, value, expires_at,
+            SELECT key, value, version, expires_at,
                 octet_length(key) + CASE WHEN $4::boolean THEN 0 ELSE octet_length(value) END AS size
             FROM {schema}.larder_entries
             WHERE namespace = $1 AND key >= $2 AND (expires_at IS NULL OR expires_at > ",
@@ -179,7 +178,6 @@ impl PostgresSnapshot {
             now: 0,
             first: None,
             first_expires_at: None,
-            found: None,
         })
     }
 
@@ -272,11 +270,10 @@ impl PostgresSnapshot {
         sql: &str,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
-        let (begin, moved) = (self.begin(), self.options.clock.moved_millis());
-        let Some(first) = &self.first else { return session.begin(begin, sql, params).await };
-        let rows = first.begin(session, begin, moved, sql, params).await?;
+        let Some(first) = &self.first else { return session.begin(opening::SNAPSHOT, sql, params).await };
+        let rows = first.begin(session, self.options.clock.moved_millis(), sql, params).await?;
         self.first_expires_at = first.stored.as_ref().and_then(|stored| stored.expires_at);
-        self.found = self.first.take().and_then(FirstRead::found);
+        self.first = None;
         Ok(rows)
     }
 
@@ -291,14 +288,6 @@ impl PostgresSnapshot {
 
     fn queries(&self) -> Arc<Queries> {
         self.connections.queries().clone()
-    }
-
-    fn begin(&self) -> &'static str {
-        match (self.connections.access(), self.options.mode) {
-            (Access::ReadOnly, _) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            (Access::ReadWrite, Mode::View) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY, NOT DEFERRABLE",
-            (Access::ReadWrite, Mode::Update) => "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE",
-        }
     }
 
     /// What a [`Read`] is to be told.
@@ -337,11 +326,7 @@ impl Snapshot for PostgresSnapshot {
         }
         let (namespace, key, now) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
         let rows = self.read(&self.queries().get, &[&namespace, &key, &now]).await?;
-        let stored = rows.first().map(stored_value).transpose()?;
-        if self.options.mode == Mode::Update {
-            self.found = stored.is_some().then(|| row.clone());
-        }
-        Ok(stored)
+        Ok(rows.first().map(stored_value).transpose()?)
     }
 
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many> {
@@ -401,19 +386,8 @@ impl Snapshot for PostgresSnapshot {
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
         self.check_kept()?;
-        let Self { connections, session, first, found, .. } = *self;
-        let session = match session {
-            Some(session) if !session.is_idle() => {
-                return commit::after_reads(&connections, session, commit, found).await;
-            }
-            session => session,
-        };
-        if let Some(first) = first {
-            return commit::after_first_read(&connections, session, commit, first).await;
-        }
-        // It read nothing, so it is free to begin anew.
-        drop(session);
-        commit::blind(&connections, commit).await
+        let Self { connections, session, .. } = *self;
+        commit::make(&connections, session, commit).await
     }
 }
 
@@ -468,8 +442,7 @@ fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
     chunk.exhausted = exhausted;
     for row in rows {
         let (key, value) = (column(row, "key")?, column(row, "value")?);
-        // The engine watches what is read.
-        chunk.push_stored(ChunkRow { key, value, version: Version::ABSENT, expires_at: expires_at(row)? });
+        chunk.push_stored(ChunkRow { key, value, version: version(row)?, expires_at: expires_at(row)? });
     }
     Ok(chunk)
 }

@@ -7,7 +7,7 @@ use crate::connection::{self, BUSY_TIMEOUT};
 use crate::location::Location;
 use crate::{SqliteOptions, migrator};
 
-/// The steps. The files are the same numbers as those of the other engine.
+/// The steps. Postgres has them too.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/sqlite/0001_entries.sql")),

@@ -1,8 +1,10 @@
-//! A private Postgres server: own data, own socket, no port, gone with the program that started it.
+//! A private Postgres server: own data, own socket, no port, gone with the program that started it. And a pooler in front of it.
 
+mod pgbouncer;
 mod programs;
 mod server;
 
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use server::PostgresServer;
 
 use anyhow::Result;

@@ -242,7 +242,7 @@ impl PostgresServer {
 }
 
 /// A port that no program listens on.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -245,10 +245,9 @@ async fn a_time_to_live_counts_from_when_the_row_was_got(dsn: &str) -> Outcome {
         locker.batch_execute("ROLLBACK").await.unwrap();
         let outcome = commit.await.unwrap();
         let value = get(&handle, "row").await.unwrap();
-        // The moment may be from before the wait: that is a conflict. A transaction that read nothing is run again.
-        let expected = if read { "old" } else { "new" };
-        expect(outcome.is_ok() == (expected == "new"), (read, more, outcome))?;
-        expect(value.as_deref() == Some(expected), (read, more, value))?;
+        // A statement whose moment is from before the wait is refused, and the commit is made in a transaction.
+        expect(outcome.is_ok(), (read, more, outcome))?;
+        expect(value.as_deref() == Some("new"), (read, more, value))?;
     }
     Ok(())
 }
@@ -756,7 +755,7 @@ async fn sixteen_hosts_that_open_one_fresh_schema_migrate_it_once(dsn: &str) -> 
     let numbers =
         connect(&dsn).await.query("SELECT number FROM larder_migrations ORDER BY number", &[]).await;
     let numbers: Vec<i32> = numbers.unwrap().iter().map(|row| row.get(0)).collect();
-    expect(numbers == [1, 2], numbers)?;
+    expect(numbers == [1, 2, 3], numbers)?;
     let held =
         "EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = pg_stat_activity.pid AND locktype = 'advisory')";
     let held = sessions(&dsn, held).await;
@@ -770,8 +769,8 @@ async fn a_schema_that_does_not_fit_is_refused(dsn: &str) -> Outcome {
     for (damage, expected) in [
         ("UPDATE larder_migrations SET checksum = '\\x00' WHERE number = 1", SchemaError::Edited(1)),
         (
-            "UPDATE larder_migrations SET number = 99 WHERE number = 2",
-            SchemaError::Newer { applied: 99, known: 2 },
+            "UPDATE larder_migrations SET number = 99 WHERE number = 3",
+            SchemaError::Newer { applied: 99, known: 3 },
         ),
     ] {
         client.batch_execute(damage).await.unwrap();
@@ -799,7 +798,9 @@ async fn both_engines_have_the_same_tables(dsn: &str) -> Outcome {
         names.sort();
         names
     };
-    expect(folder("sqlite") == folder("postgres"), "the migrations have other numbers or names")?;
+    // Steps of Postgres alone come after those that both have.
+    let (sqlite, postgres) = (folder("sqlite"), folder("postgres"));
+    expect(postgres.starts_with(&sqlite), "the migrations have other numbers or names")?;
 
     let mut sqlite = sqlite_tables().await;
     let postgres = postgres_tables(&schema(dsn).await).await;

@@ -1,0 +1,43 @@
+//! Parameters of statements.
+
+use tokio_postgres::types::{ToSql, Type};
+
+/// A value that a statement takes, with its type at the server: a statement that is not prepared beforehand has to say it.
+pub(crate) trait Param: Sync {
+    fn sql(&self) -> &(dyn ToSql + Sync);
+    fn sql_type(&self) -> Type;
+}
+
+/// Parameters of a statement.
+pub(crate) type Params<'a> = [&'a dyn Param];
+
+macro_rules! param {
+    ($($rust:ty => $sql:ident),* $(,)?) => {
+        $(impl Param for $rust {
+            fn sql(&self) -> &(dyn ToSql + Sync) {
+                self
+            }
+
+            fn sql_type(&self) -> Type {
+                Type::$sql
+            }
+        })*
+    };
+}
+
+param!(
+    bool => BOOL,
+    Vec<bool> => BOOL_ARRAY,
+    i32 => INT4,
+    i64 => INT8,
+    Option<i64> => INT8,
+    Vec<i64> => INT8_ARRAY,
+    Vec<Option<i64>> => INT8_ARRAY,
+    &[u8] => BYTEA,
+    Vec<u8> => BYTEA,
+    Vec<&[u8]> => BYTEA_ARRAY,
+    Vec<Option<&[u8]>> => BYTEA_ARRAY,
+    &str => TEXT,
+    String => TEXT,
+    &[&str] => TEXT_ARRAY,
+);

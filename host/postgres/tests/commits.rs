@@ -1,0 +1,462 @@
+//! Commits at once: what they lock, whether they meet, and on what they do not depend.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, PutOptions, Store, Version};
+use larder_postgres::Postgres;
+use larder_postgres_server::server_or_url;
+use libtest_mimic::{Arguments, Trial};
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, NoTls};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let runtime = Arc::new(runtime);
+    let server = match arguments.list {
+        true => Err("only listed".to_string()),
+        false => server_or_url().map_err(|error| format!("{error:#}")),
+    };
+    let dsn = server.as_ref().map(|(_, dsn)| dsn.clone()).map_err(Clone::clone);
+    let mut trials = Vec::new();
+    macro_rules! tests {
+        ($($test:ident),* $(,)?) => {
+            $({
+                let (dsn, runtime) = (dsn.clone(), runtime.clone());
+                trials.push(Trial::test(stringify!($test), move || {
+                    runtime.block_on($test(dsn?));
+                    Ok(())
+                }));
+            })*
+        };
+    }
+    tests!(
+        a_sequence_that_is_behind_the_rows_gives_no_version_again,
+        a_commit_that_waits_draws_its_version_after_those_that_it_waited_for,
+        blind_commits_that_cross_do_not_deadlock,
+        workers_on_rows_of_their_own_do_not_conflict,
+        who_writes_a_row_that_all_others_read_gets_a_turn,
+        no_update_is_lost_whatever_isolation_level_sessions_are_set_to,
+        a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_same,
+        a_range_and_a_blind_put_into_it_are_not_both_overlooked,
+        commits_that_rest_on_ranges_of_each_other_do_not_both_succeed,
+        a_row_that_somebody_else_has_locked_holds_up_nobody_else,
+        a_commit_leaves_no_row_of_its_locks_behind,
+    );
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(server);
+    conclusion.exit();
+}
+
+async fn connect(dsn: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A data-source name with a schema of its own, and further options.
+async fn schema(dsn: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let name = format!("commits_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    connect(dsn).await.batch_execute(&format!("CREATE SCHEMA {name}")).await.unwrap();
+    format!("{dsn} schema={name}")
+}
+
+async fn store(dsn: &str) -> Store {
+    Store::builder(Postgres::open(dsn).await.unwrap()).sweep_interval(None).build().unwrap()
+}
+
+fn handle(store: &Store) -> Handle {
+    let open_transactions = OpenTransactions::at_most(1_000);
+    store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
+}
+
+/// A client of the tables themselves.
+async fn client(dsn: &str) -> Client {
+    let (server, schema) = dsn.split_once(" schema=").unwrap();
+    let client = connect(server).await;
+    let schema = schema.split(' ').next().unwrap();
+    client.batch_execute(&format!("SET search_path = {schema}")).await.unwrap();
+    client
+}
+
+async fn put(handle: &Handle, keys: &[&str], value: &str) -> Result<Version, Error> {
+    let mut transaction = handle.begin(Mode::Update)?;
+    for key in keys {
+        transaction.put("n".into(), (*key).into(), value.into())?;
+    }
+    transaction.commit().await
+}
+
+async fn delete(handle: &Handle, key: &str) -> Result<Version, Error> {
+    let mut transaction = handle.begin(Mode::Update)?;
+    transaction.delete("n".into(), key.into())?;
+    transaction.commit().await
+}
+
+async fn versioned(handle: &Handle, key: &str) -> Option<(String, Version)> {
+    let mut view = handle.begin(Mode::View).unwrap();
+    let found = view.get_versioned("n".into(), key.into()).await.unwrap();
+    found.map(|(value, version)| (String::from_utf8(value).unwrap(), version))
+}
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+// Versions.
+
+async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let handle = handle(&store);
+    let behind = |by: u64| format!("SELECT setval('larder_commit_sequence', {by})");
+    client.batch_execute(&behind(100)).await.unwrap();
+    let held = put(&handle, &["key"], "first").await.unwrap();
+    put(&handle, &["other"], "1").await.unwrap();
+    for keys in [&["key"][..], &["key", "more"]] {
+        client.batch_execute(&behind(held.0 - 2)).await.unwrap();
+        let before = versioned(&handle, "key").await.unwrap().1;
+        let written = put(&handle, keys, "second").await.unwrap();
+        assert!(written > before, "{written:?} after {before:?}");
+        let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+        let mut stale = handle.begin(Mode::Update).unwrap();
+        stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
+        assert!(matches!(stale.commit().await, Err(Error::Conflict)));
+        assert_eq!(versioned(&handle, "key").await, Some(("second".to_string(), written)));
+        // All rows are older than what is drawn next.
+        let next = put(&handle, &["next"], "1").await.unwrap();
+        let newest = count(&client, "SELECT max(version) FROM larder_entries WHERE key <> 'next'").await;
+        assert!(next.0 > u64::try_from(newest).unwrap());
+    }
+    // A row that is read and written, and one that is deleted.
+    client.batch_execute(&behind(held.0 - 2)).await.unwrap();
+    let mut read = handle.begin(Mode::Update).unwrap();
+    let (_, before) = read.get_versioned("n".into(), "key".into()).await.unwrap().unwrap();
+    read.put("n".into(), "key".into(), b"third".to_vec()).unwrap();
+    assert!(read.commit().await.unwrap() > before);
+    client.batch_execute(&behind(held.0 - 2)).await.unwrap();
+    let before = versioned(&handle, "key").await.unwrap().1;
+    let deleted = delete(&handle, "key").await.unwrap();
+    assert!(deleted > before && put(&handle, &["key"], "again").await.unwrap() > deleted);
+}
+
+async fn a_commit_that_waits_draws_its_version_after_those_that_it_waited_for(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let handle = handle(&store);
+    put(&handle, &["a"], "old").await.unwrap();
+    for is_there in [false, true] {
+        if is_there {
+            put(&handle, &["z"], "old").await.unwrap();
+        }
+        client.batch_execute("BEGIN; SELECT FROM larder_entries WHERE key = 'a' FOR UPDATE").await.unwrap();
+        let waiting = tokio::spawn({
+            let handle = self::handle(&store);
+            async move { put(&handle, &["a", "z"], "waited").await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let first = put(&handle, &["z"], "first").await.unwrap();
+        let deleted = delete(&handle, "z").await.unwrap();
+        client.batch_execute("ROLLBACK").await.unwrap();
+        let waited = waiting.await.unwrap().unwrap();
+        assert!(first < deleted && deleted < waited, "{first:?}, {deleted:?}, {waited:?}");
+        assert_eq!(versioned(&handle, "z").await, Some(("waited".to_string(), waited)));
+    }
+}
+
+// Commits that meet.
+
+async fn deadlocks(client: &Client) -> i64 {
+    // A session tells what it has counted with some delay.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    count(client, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").await
+}
+
+async fn blind_commits_that_cross_do_not_deadlock(dsn: String) {
+    const TASKS: usize = 8;
+    const COMMITS: usize = 40;
+    let dsn = schema(&dsn).await;
+    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let before = deadlocks(&client).await;
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let handle = handle(&store);
+        tasks.spawn(async move {
+            for commit in 0..COMMITS {
+                let mut transaction = handle.begin(Mode::Update).unwrap();
+                let (first, last) = if commit % 3 == 0 { ("z", "a") } else { ("a", "z") };
+                transaction.put("n".into(), first.into(), b"1".to_vec()).unwrap();
+                match task % 3 {
+                    0 => transaction.increment("count".into(), last.into(), 1).unwrap(),
+                    1 => transaction.put("n".into(), last.into(), b"1".to_vec()).unwrap(),
+                    _ => transaction.delete("n".into(), last.into()).unwrap(),
+                }
+                transaction.commit().await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(deadlocks(&client).await, before);
+}
+
+/// The figures of the issue that led to this test: 16 workers with three rows each had 1,512 conflicts in 320 updates.
+async fn workers_on_rows_of_their_own_do_not_conflict(dsn: String) {
+    const WORKERS: u64 = 16;
+    const UPDATES: u64 = 20;
+    let dsn = schema(&dsn).await;
+    let store = store(&dsn).await;
+    for rows in [3, 10, 100] {
+        let key = move |worker: u64, row: u64| format!("{rows:03}-{:05}", row * WORKERS + worker);
+        let filler = handle(&store);
+        let mut fill = filler.begin(Mode::Update).unwrap();
+        for (worker, row) in (0..WORKERS).flat_map(|worker| (0..rows).map(move |row| (worker, row))) {
+            fill.put("n".into(), key(worker, row), b"0".to_vec()).unwrap();
+        }
+        fill.commit().await.unwrap();
+        let conflicts = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        for worker in 0..WORKERS {
+            let (handle, conflicts) = (handle(&store), conflicts.clone());
+            tasks.spawn(async move {
+                let mut made = 0;
+                while made < UPDATES {
+                    let mut transaction = handle.begin(Mode::Update).unwrap();
+                    for row in 0..rows {
+                        transaction.get("n".into(), key(worker, row)).await.unwrap();
+                    }
+                    transaction.put("n".into(), key(worker, made % rows), made.to_string().into()).unwrap();
+                    match transaction.commit().await {
+                        Ok(_) => made += 1,
+                        Err(Error::Conflict) => drop(conflicts.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+        let conflicts = conflicts.load(Ordering::Relaxed);
+        assert!(conflicts * 100 <= WORKERS * UPDATES, "{conflicts} conflicts with {rows} rows");
+    }
+}
+
+async fn who_writes_a_row_that_all_others_read_gets_a_turn(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let store = store(&dsn).await;
+    put(&handle(&store), &["settings"], "0").await.unwrap();
+    let ends = Instant::now() + Duration::from_secs(4);
+    let mut readers = JoinSet::new();
+    for reader in 0..12 {
+        let handle = handle(&store);
+        readers.spawn(async move {
+            let mut made = 0_u64;
+            while Instant::now() < ends {
+                let mut transaction = handle.begin(Mode::Update).unwrap();
+                transaction.get("n".into(), "settings".into()).await.unwrap();
+                transaction.put("n".into(), format!("reader-{reader}"), b"1".to_vec()).unwrap();
+                match transaction.commit().await {
+                    Ok(_) => made += 1,
+                    Err(Error::Conflict) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            made
+        });
+    }
+    let mut written = 0;
+    while Instant::now() < ends {
+        put(&handle(&store), &["settings"], "1").await.unwrap();
+        written += 1;
+    }
+    let read: u64 = readers.join_all().await.into_iter().sum();
+    assert!(written >= 3 && read >= 12, "{written} writes, {read} updates of readers");
+}
+
+async fn a_range_and_a_blind_put_into_it_are_not_both_overlooked(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let store = store(&dsn).await;
+    let handle = handle(&store);
+    for there in [0, 1, 5] {
+        for key in 0..there {
+            put(&handle, &[&format!("range-{key}")], "1").await.unwrap();
+        }
+        let changes: [(&str, Option<&str>); 3] =
+            [("range-0", Some("2")), ("range-9", Some("1")), ("range-0", None)];
+        for (key, value) in changes {
+            let mut reader = handle.begin(Mode::Update).unwrap();
+            let found = reader.scan("n".into(), "range-".into()).await.unwrap().len();
+            reader.put("n".into(), "count".into(), found.to_string().into()).unwrap();
+            let is_there = versioned(&handle, key).await.is_some();
+            match value {
+                Some(value) => put(&handle, &[key], value).await.unwrap(),
+                None => delete(&handle, key).await.unwrap(),
+            };
+            let changed = value.is_some() || is_there;
+            let outcome = reader.commit().await;
+            assert_eq!(
+                matches!(outcome, Err(Error::Conflict)),
+                changed,
+                "{there}, {key}, {value:?}: {outcome:?}"
+            );
+        }
+    }
+    // An absent row that is read and not written.
+    let mut reader = handle.begin(Mode::Update).unwrap();
+    assert_eq!(reader.get("n".into(), "flag".into()).await.unwrap(), None);
+    reader.put("n".into(), "result".into(), b"1".to_vec()).unwrap();
+    put(&handle, &["flag"], "1").await.unwrap();
+    assert!(matches!(reader.commit().await, Err(Error::Conflict)));
+}
+
+async fn commits_that_rest_on_ranges_of_each_other_do_not_both_succeed(dsn: String) {
+    const ROUNDS: u64 = 60;
+    let dsn = schema(&dsn).await;
+    let store = store(&dsn).await;
+    let mut both = 0;
+    for round in 0..ROUNDS {
+        let mut tasks = JoinSet::new();
+        // Ranges, absent rows, and one of each.
+        for side in 0..2 {
+            let handle = handle(&store);
+            tasks.spawn(async move {
+                let name = |side: u64| format!("{round}-side-{side}");
+                let mut transaction = handle.begin(Mode::Update).unwrap();
+                let is_empty = match (round + side * (round % 2)) % 2 {
+                    0 => transaction.scan("n".into(), name(1 - side)).await.unwrap().is_empty(),
+                    _ => transaction.get("n".into(), name(1 - side)).await.unwrap().is_none(),
+                };
+                if is_empty {
+                    transaction.put("n".into(), name(side), b"1".to_vec()).unwrap();
+                }
+                transaction.commit().await.is_ok() && is_empty
+            });
+        }
+        both += u64::from(tasks.join_all().await == [true, true]);
+    }
+    assert_eq!(both, 0);
+}
+
+async fn a_row_that_somebody_else_has_locked_holds_up_nobody_else(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let handle = handle(&store);
+    put(&handle, &["locked", "free"], "old").await.unwrap();
+    client.batch_execute("BEGIN; SELECT FROM larder_entries WHERE key = 'locked' FOR UPDATE").await.unwrap();
+    let waiting = tokio::spawn({
+        let handle = self::handle(&store);
+        async move { put(&handle, &["locked", "more"], "new").await }
+    });
+    let since = Instant::now();
+    let mut longest = Duration::ZERO;
+    while since.elapsed() < Duration::from_secs(3) {
+        let began = Instant::now();
+        put(&handle, &["free"], "new").await.unwrap();
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!waiting.is_finished() && longest < Duration::from_secs(2), "{longest:?}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(versioned(&handle, "locked").await.map(|(value, _)| value).as_deref(), Some("new"));
+}
+
+async fn a_commit_leaves_no_row_of_its_locks_behind(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let handle = handle(&store);
+    put(&handle, &["there"], "1").await.unwrap();
+    delete(&handle, "absent").await.unwrap();
+    let mut several = handle.begin(Mode::Update).unwrap();
+    for key in ["there", "absent"] {
+        several.delete("n".into(), key.into()).unwrap();
+    }
+    several.commit().await.unwrap();
+    // One that fails once its rows are locked.
+    put(&handle, &["counter"], "no number").await.unwrap();
+    let mut failing = handle.begin(Mode::Update).unwrap();
+    failing.put("n".into(), "another".into(), b"1".to_vec()).unwrap();
+    failing.increment("n".into(), "counter".into(), 1).unwrap();
+    assert!(matches!(failing.commit().await, Err(Error::InvalidArgument(_))));
+    put(&handle, &["last"], "1").await.unwrap();
+    let keys =
+        client.query("SELECT convert_from(key, 'UTF8') FROM larder_entries ORDER BY 1", &[]).await.unwrap();
+    let keys: Vec<String> = keys.iter().map(|row| row.get(0)).collect();
+    assert_eq!(keys, ["counter", "last"]);
+}
+
+// Settings.
+
+async fn no_update_is_lost_whatever_isolation_level_sessions_are_set_to(dsn: String) {
+    const TASKS: u64 = 8;
+    const UPDATES: u64 = 25;
+    for level in ["read\\ uncommitted", "read\\ committed", "repeatable\\ read", "serializable"] {
+        let setting = format!("options='-c default_transaction_isolation={}'", level.replace('\\', "\\\\"));
+        let store = store(&format!("{} {setting}", schema(&dsn).await)).await;
+        let mut tasks = JoinSet::new();
+        for task in 0..TASKS {
+            let handle = handle(&store);
+            tasks.spawn(async move {
+                let mut made = 0;
+                while made < UPDATES {
+                    match add_one(&handle, task % 2 == 0).await {
+                        Ok(_) => made += 1,
+                        Err(Error::Conflict) => {
+                            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+        let count = versioned(&handle(&store), "count").await.map(|(value, _)| value);
+        assert_eq!(count, Some((TASKS * UPDATES).to_string()), "{level}");
+    }
+}
+
+/// Adds to a counter. Some read a second row, and so have a transaction at the server.
+async fn add_one(handle: &Handle, reads_more: bool) -> Result<Version, Error> {
+    let mut transaction = handle.begin(Mode::Update)?;
+    if reads_more {
+        transaction.get("n".into(), "other".into()).await?;
+    }
+    let count = transaction.get("n".into(), "count".into()).await?;
+    let count: u64 = count.map_or(0, |count| String::from_utf8(count).unwrap().parse().unwrap());
+    transaction.put("n".into(), "count".into(), (count + 1).to_string().into())?;
+    transaction.commit().await
+}
+
+async fn a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_same(dsn: String) {
+    let settings = [
+        "default_transaction_read_only=on",
+        "default_transaction_deferrable=on",
+        "statement_timeout=200",
+        "lock_timeout=1",
+        "idle_in_transaction_session_timeout=50",
+        "enable_indexscan=off",
+    ];
+    for setting in settings {
+        let dsn = format!("{} options='-c {setting}'", schema(&dsn).await);
+        // What a store does with its tables is not the subject here.
+        let plain = dsn.split(" options=").next().unwrap();
+        drop(store(plain).await);
+        let store = store(&dsn).await;
+        let handle = handle(&store);
+        for round in 0..20 {
+            put(&handle, &["one"], &round.to_string())
+                .await
+                .unwrap_or_else(|error| panic!("{setting}: {error}"));
+            put(&handle, &["one", "two"], &round.to_string()).await.unwrap();
+            let mut transaction = handle.begin(Mode::Update).unwrap();
+            transaction.scan("n".into(), "t".into()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(if round == 0 { 250 } else { 1 })).await;
+            transaction.increment("n".into(), "count".into(), 1).unwrap();
+            transaction.commit().await.unwrap_or_else(|error| panic!("{setting}: {error}"));
+        }
+        assert_eq!(versioned(&handle, "count").await.map(|(value, _)| value).as_deref(), Some("20"));
+    }
+}

@@ -1,0 +1,333 @@
+//! Many transactions at once have to be serializable: there is an order in which they could have been made one after the other.
+//!
+//! Every value that is written names its transaction, so a value that is read tells whose write was read, and the versions of the
+//! commits give the order of a row's writes. From these follows, for pairs of transactions, which one comes first. No order has all
+//! pairs right if and only if some of them form a cycle.
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+mod support;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, Store, Transaction, Version};
+use larder_host::drivers;
+use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
+use support::broken::{BrokenBench, Defect};
+use support::{harness, postgres_server};
+
+/// How long each history is. `LARDER_HISTORY_SECONDS` makes it longer.
+const SECONDS: u64 = 3;
+const TASKS: u64 = 16;
+
+/// Few rows, so that transactions meet. Half of them are in another namespace.
+const ROWS: u64 = 8;
+
+type Outcome = Result<(), String>;
+
+/// A bench, or why there is none.
+type MadeBench = Result<Arc<dyn Bench>, String>;
+
+fn main() {
+    let arguments = harness::arguments();
+    let runtime = harness::runtime();
+    let postgres = if arguments.list { Err("only listed".to_string()) } else { start_postgres() };
+    let (server, postgres) = match postgres {
+        Ok((server, bench)) => (server, Ok(bench)),
+        Err(error) => (None, Err(error)),
+    };
+    let benches: [(&str, MadeBench); 3] = [
+        ("in_memory", Ok(Arc::new(MemoryBench))),
+        ("on_sqlite", Ok(Arc::new(SqliteBench::in_temporary_folder(drivers())))),
+        ("on_postgres", postgres.map(|bench| Arc::new(bench) as Arc<dyn Bench>)),
+    ];
+    let mut trials = vec![harness::trial(&runtime, "a_backend_that_forgets_reads_is_found_out", || async {
+        match transactions_at_once_are_serializable(&BrokenBench(Defect::ForgetsReads)).await {
+            Ok(()) => Err("its transactions were taken to be serializable".to_string()),
+            Err(_) => Ok(()),
+        }
+    })];
+    for (name, bench) in benches {
+        let serializable = bench.clone();
+        trials.push(harness::trial(
+            &runtime,
+            format!("transactions_at_once_are_serializable_{name}"),
+            || async move { transactions_at_once_are_serializable(serializable?.as_ref()).await },
+        ));
+        trials.push(harness::trial(
+            &runtime,
+            format!("versions_of_a_row_only_grow_also_across_its_delete_{name}"),
+            || async move { versions_of_a_row_only_grow_also_across_its_delete(bench?.as_ref()).await },
+        ));
+    }
+    harness::run(&arguments, trials, || drop(server));
+}
+
+fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {
+    let (server, dsn) = postgres_server::server_or_url().map_err(|error| format!("{error:#}"))?;
+    Ok((server, PostgresBench { dsn, drivers: drivers() }))
+}
+
+fn until() -> Instant {
+    let seconds = std::env::var("LARDER_HISTORY_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS))
+}
+
+async fn store(bench: &dyn Bench) -> Result<(Store, Box<dyn larder_suite::Scratch>), String> {
+    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
+    let store = Store::builder_shared(backend).build().map_err(|error| error.to_string())?;
+    Ok((store, scratch))
+}
+
+fn handle(store: &Store) -> Handle {
+    let open_transactions = OpenTransactions::at_most(1_000);
+    store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
+}
+
+fn namespace(row: u64) -> String {
+    if row.is_multiple_of(2) { "even" } else { "odd" }.to_string()
+}
+
+fn key(row: u64) -> String {
+    format!("row-{row}")
+}
+
+// Serializability.
+
+/// A committed transaction. Transaction 0 stands for the empty store.
+#[derive(Debug, Default)]
+struct Made {
+    /// Whose write each row showed.
+    read: BTreeMap<u64, u64>,
+    written: Vec<u64>,
+    version: Version,
+}
+
+impl Made {
+    /// Notes whose write of a row transaction `number` saw, unless it was its own.
+    fn note(&mut self, row: u64, value: Option<&[u8]>, number: u64) -> Result<(), Error> {
+        let text = value.map(|value| std::str::from_utf8(value).unwrap_or_default());
+        let writer = text.map_or(0, |text| text.parse().unwrap_or(u64::MAX));
+        if writer != number && *self.read.entry(row).or_insert(writer) != writer {
+            return Err(Error::Corrupt(format!("row {row} changed within transaction {number}")));
+        }
+        Ok(())
+    }
+}
+
+async fn transactions_at_once_are_serializable(bench: &dyn Bench) -> Outcome {
+    let (store, scratch) = store(bench).await?;
+    let (until, numbers) = (until(), Arc::new(AtomicU64::new(1)));
+    let made = Arc::new(Mutex::new(BTreeMap::from([(0, Made::default())])));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let (handle, numbers, made) = (handle(&store), numbers.clone(), made.clone());
+            tokio::spawn(async move {
+                let mut random = Rng::with_seed(task);
+                while Instant::now() < until {
+                    let number = numbers.fetch_add(1, Ordering::Relaxed);
+                    match transact(&handle, &mut random, number).await {
+                        Ok(one) => drop(made.lock().expect("a task panicked").insert(number, one)),
+                        Err(Error::Conflict) => {}
+                        Err(error) => return Err(error.to_string()),
+                    }
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.map_err(|error| error.to_string())??;
+    }
+    store.close().await;
+    drop(scratch);
+    let made = std::mem::take(&mut *made.lock().expect("a task panicked"));
+    check(&made)
+}
+
+/// Makes one random transaction.
+async fn transact(handle: &Handle, random: &mut Rng, number: u64) -> Result<Made, Error> {
+    let mut one = Made::default();
+    let is_view = random.u8(0..4) == 0;
+    let mut transaction = handle.begin(if is_view { Mode::View } else { Mode::Update })?;
+    // A third of the updates read nothing.
+    let reads = if is_view { random.usize(1..4) } else { random.usize(0..3) };
+    for read in 0..reads {
+        if random.u8(0..4) == 0 {
+            scan(&mut transaction, random.bool(), number, &mut one).await?;
+        } else {
+            let row = random.u64(0..ROWS);
+            let value = transaction.get(namespace(row), key(row)).await?;
+            one.note(row, value.as_deref(), number)?;
+        }
+        // Some write between their reads.
+        if !is_view && read == 0 && random.bool() {
+            stage(&mut transaction, random.u64(0..ROWS), number, &mut one)?;
+        }
+    }
+    if !is_view {
+        for _ in 0..random.usize(1..4) {
+            stage(&mut transaction, random.u64(0..ROWS), number, &mut one)?;
+        }
+    }
+    one.version = transaction.commit().await?;
+    Ok(one)
+}
+
+fn stage(transaction: &mut Transaction, row: u64, number: u64, one: &mut Made) -> Result<(), Error> {
+    transaction.put(namespace(row), key(row), number.to_string().into_bytes())?;
+    if !one.written.contains(&row) {
+        one.written.push(row);
+    }
+    Ok(())
+}
+
+async fn scan(
+    transaction: &mut Transaction,
+    is_even: bool,
+    number: u64,
+    one: &mut Made,
+) -> Result<(), Error> {
+    let rows: Vec<u64> = (0..ROWS).filter(|row| (row % 2 == 0) == is_even).collect();
+    let found = transaction.scan(namespace(u64::from(!is_even)), "row-".to_string()).await?;
+    for row in rows {
+        let value = found.iter().find(|entry| entry.key == key(row)).map(|entry| entry.value.as_slice());
+        one.note(row, value, number)?;
+    }
+    Ok(())
+}
+
+/// Finds out which transaction comes before which, and whether some order has them all right.
+fn check(made: &BTreeMap<u64, Made>) -> Outcome {
+    let updates = made.values().filter(|one| !one.written.is_empty()).count();
+    if updates < 100 || made.len() - updates < 20 {
+        return Err(format!("only {updates} updates of {} transactions were made", made.len()));
+    }
+    let mut before: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for row in 0..ROWS {
+        let writes: BTreeMap<Version, u64> = made
+            .iter()
+            .filter(|(number, one)| **number == 0 || one.written.contains(&row))
+            .map(|(number, one)| (one.version, *number))
+            .collect();
+        let order: Vec<u64> = writes.into_values().collect();
+        let next: BTreeMap<u64, u64> = order.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        for (first, second) in &next {
+            before.entry(*first).or_default().push(*second);
+        }
+        for (number, one) in made {
+            let Some(writer) = one.read.get(&row) else { continue };
+            if !order.contains(writer) {
+                return Err(format!("{number} read a write of {writer}, which was not committed"));
+            }
+            before.entry(*writer).or_default().push(*number);
+            if let Some(next) = next.get(writer).filter(|next| *next != number) {
+                before.entry(*number).or_default().push(*next);
+            }
+        }
+    }
+    let ordered = ordered(made.keys().copied(), &before);
+    if ordered.len() == made.len() {
+        return Ok(());
+    }
+    let left: Vec<_> = made.iter().filter(|(number, _)| !ordered.contains(number)).take(20).collect();
+    Err(format!("{} transactions are in no order: {left:?}", made.len() - ordered.len()))
+}
+
+/// The transactions that have an order: those that come before no part of a cycle.
+fn ordered(
+    all: impl Iterator<Item = u64>,
+    before: &BTreeMap<u64, Vec<u64>>,
+) -> std::collections::BTreeSet<u64> {
+    let mut waits_for: BTreeMap<u64, usize> = all.map(|number| (number, 0)).collect();
+    for later in before.values().flatten() {
+        *waits_for.entry(*later).or_default() += 1;
+    }
+    let mut free: VecDeque<u64> =
+        waits_for.iter().filter(|(_, count)| **count == 0).map(|(number, _)| *number).collect();
+    let mut ordered = std::collections::BTreeSet::new();
+    while let Some(number) = free.pop_front() {
+        ordered.insert(number);
+        for later in before.get(&number).into_iter().flatten() {
+            if let Some(count) = waits_for.get_mut(later) {
+                *count -= 1;
+                if *count == 0 {
+                    free.push_back(*later);
+                }
+            }
+        }
+    }
+    ordered
+}
+
+// Versions.
+
+async fn versions_of_a_row_only_grow_also_across_its_delete(bench: &dyn Bench) -> Outcome {
+    let (store, scratch) = store(bench).await?;
+    let until = until();
+    // The largest version of each row that somebody has heard of.
+    let heard: Arc<Vec<AtomicU64>> = Arc::new((0..ROWS).map(|_| AtomicU64::new(0)).collect());
+    let commits = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let (handle, heard, commits) = (handle(&store), heard.clone(), commits.clone());
+            tokio::spawn(async move {
+                let mut random = Rng::with_seed(task);
+                while Instant::now() < until {
+                    change(&handle, &mut random, &heard).await?;
+                    commits.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok::<_, String>(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.map_err(|error| error.to_string())??;
+    }
+    store.close().await;
+    drop(scratch);
+    let commits = commits.load(Ordering::Relaxed);
+    if commits < 200 { Err(format!("only {commits} commits were made")) } else { Ok(()) }
+}
+
+/// Puts and deletes a few rows, or one, and looks at one.
+async fn change(handle: &Handle, random: &mut Rng, heard: &[AtomicU64]) -> Outcome {
+    let known: Vec<u64> = heard.iter().map(|version| version.load(Ordering::SeqCst)).collect();
+    let place = |row: u64| usize::try_from(row).unwrap_or_default();
+    let mut update = handle.begin(Mode::Update).map_err(|error| error.to_string())?;
+    let mut rows: Vec<u64> = (0..ROWS).collect();
+    random.shuffle(&mut rows);
+    rows.truncate(if random.bool() { 1 } else { random.usize(2..5) });
+    for row in &rows {
+        let staged = match random.bool() {
+            true => update.put(namespace(*row), key(*row), b"value".to_vec()),
+            false => update.delete(namespace(*row), key(*row)),
+        };
+        staged.map_err(|error| error.to_string())?;
+    }
+    let made = update.commit().await.map_err(|error| error.to_string())?.0;
+    for row in rows {
+        if made <= known[place(row)] {
+            return Err(format!(
+                "row {row} was written at {made}, after it was known at {}",
+                known[place(row)]
+            ));
+        }
+        heard[place(row)].fetch_max(made, Ordering::SeqCst);
+    }
+    let row = random.u64(0..ROWS);
+    let known = heard[place(row)].load(Ordering::SeqCst);
+    let mut view = handle.begin(Mode::View).map_err(|error| error.to_string())?;
+    let found = view.get_versioned(namespace(row), key(row)).await.map_err(|error| error.to_string())?;
+    let Some((_, Version(found))) = found else { return Ok(()) };
+    if found < known {
+        return Err(format!("row {row} is at {found}, after it was known at {known}"));
+    }
+    heard[place(row)].fetch_max(found, Ordering::SeqCst);
+    Ok(())
+}
