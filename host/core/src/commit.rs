@@ -138,6 +138,19 @@ pub struct Plan<'a> {
     pub growth: i64,
     /// The first moment at which a row that the commit rests on has expired. It must be made before that.
     pub expires_at: Option<UnixMillis>,
+    /// Whether a row that is written has a time to live that begins with the commit.
+    pub begins_ttl: bool,
+}
+
+/// The longest time, in milliseconds, by which times to live may begin before a commit of `rows` rows is visible.
+///
+/// Times to live count from the moment for which the commit is planned. Building or writing its rows takes time after that,
+/// which shortens their visible life. A backend allows this much, and fails with [`Error::Conflict`] after more. The
+/// time grows with the number of rows, so that a slow machine can commit any number of them.
+pub const fn ttl_lead_max_millis(rows: u64) -> u64 {
+    const ONE_COMMIT: u64 = 100;
+    const EACH_ROW: u64 = 1;
+    rows.saturating_mul(EACH_ROW).saturating_add(ONE_COMMIT)
 }
 
 /// What becomes of one row.
@@ -210,6 +223,7 @@ impl Commit {
                 None => None,
             };
             let before = stored.as_ref().map_or(0, |stored| cost.row(row.bytes(), stored.value_bytes));
+            plan.begins_ttl |= mutation.ttl_millis().is_some();
             let write = plan.resolve(mutation, stored, now)?;
             plan.growth += row_bytes(row, &write, cost) as i64 - before as i64;
             plan.writes.push((row, write));
@@ -244,6 +258,18 @@ impl Commit {
 }
 
 impl<'a> Plan<'a> {
+    /// Checks that the commit may become visible at `visible`, if it was planned for the moment `planned`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if a row that the commit rests on has expired by then, or if times to live began earlier than
+    /// [`ttl_lead_max_millis`] before.
+    pub fn check_visible(&self, planned: UnixMillis, visible: UnixMillis) -> Result<()> {
+        let has_expired = self.expires_at.is_some_and(|expires_at| expires_at <= visible);
+        let lead_max = ttl_lead_max_millis(self.writes.len() as u64);
+        let is_late = self.begins_ttl && visible.saturating_sub(planned) > lead_max;
+        if has_expired || is_late { Err(Error::Conflict) } else { Ok(()) }
+    }
+
     fn resolve(
         &mut self,
         mutation: &'a Mutation,
@@ -360,6 +386,32 @@ mod tests {
         let forever =
             RowWrite::Put { value: Cow::Borrowed(b"x".as_slice()), expires_at: Some(i64::MAX as u64) };
         assert_eq!(plan.writes.first().unwrap().1, forever);
+    }
+
+    #[test]
+    fn times_to_live_may_begin_100_milliseconds_and_one_for_each_row_before_the_commit_is_visible() {
+        assert_eq!((ttl_lead_max_millis(0), ttl_lead_max_millis(10_000)), (100, 10_100));
+        assert_eq!(ttl_lead_max_millis(u64::MAX), u64::MAX);
+        let commit = |ttl_millis| Commit {
+            writes: BTreeMap::from([(row("a"), put(b"x", ttl_millis)), (row("b"), put(b"x", None))]),
+            ..Default::default()
+        };
+        let visible = |commit: &Commit, moment| {
+            commit.plan(1_000, |_, _| Ok(None)).unwrap().check_visible(1_000, moment)
+        };
+        visible(&commit(Some(1)), 1_102).unwrap();
+        assert!(matches!(visible(&commit(Some(1)), 1_103), Err(Error::Conflict)));
+        visible(&commit(None), 9_000).unwrap();
+    }
+
+    #[test]
+    fn a_commit_is_not_visible_after_a_row_that_it_rests_on_has_expired() {
+        let mut reads = ReadSet::default();
+        reads.record_expiry(Some(1_050));
+        let commit = Commit { reads, ..Default::default() };
+        let plan = commit.plan(1_000, |_, _| Ok(None)).unwrap();
+        plan.check_visible(1_000, 1_049).unwrap();
+        assert!(matches!(plan.check_visible(1_000, 1_050), Err(Error::Conflict)));
     }
 
     #[test]

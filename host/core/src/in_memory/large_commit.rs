@@ -25,9 +25,6 @@ pub(super) fn is_large(attempt: Attempt, commit: &Commit) -> bool {
     commit.cost() + attempt.cost(&commit.reads) > SMALL_COST_MAX
 }
 
-/// The longest time, in milliseconds, from the start of a commit's times to live to its publication.
-const LATE_MILLIS: u64 = 200;
-
 /// What becomes of one row.
 enum Change {
     Put(StoredRow),
@@ -127,11 +124,11 @@ impl Shared {
         let version = Version(last.0 + 1);
         let mut name = Vec::new();
         let mut changes = Vec::with_capacity(plan.writes.len());
-        for (row, write) in plan.writes {
+        for (row, write) in &plan.writes {
             row_name::write(&mut name, &row.namespace, row.key.as_bytes());
             changes.push(match write {
                 RowWrite::Put { value, expires_at } => {
-                    let stored = StoredRow::new(&name, &value, version, expires_at);
+                    let stored = StoredRow::new(&name, value, version, *expires_at);
                     rows.put(stored.clone());
                     Change::Put(stored)
                 }
@@ -143,12 +140,7 @@ impl Shared {
         }
         let mut database = self.lock();
         // It is the moment of the commit: snapshots of the state before it were taken meanwhile.
-        let published = commit.clock.now();
-        let has_expired = plan.expires_at.is_some_and(|expires_at| expires_at <= published);
-        let is_late = published.saturating_sub(now) > LATE_MILLIS;
-        if has_expired || is_late && commit.writes.values().any(|write| write.ttl_millis().is_some()) {
-            return Err(Error::Conflict);
-        }
+        plan.check_visible(now, commit.clock.now())?;
         // From here on nothing can fail.
         let before = std::mem::replace(&mut database.rows, rows);
         let (replaced, outgrown) = database.publish(self, &changes, grown);
@@ -191,9 +183,12 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::{Context, Waker};
+    use std::time::Duration;
 
     use super::*;
+    use crate::clock::{Clock, ForwardClock, UnixMillis};
     use crate::commit::Mutation;
     use crate::limits::Limits;
     use crate::name::{Key, Namespace, RowKey, Value};
@@ -252,6 +247,43 @@ mod tests {
         assert_eq!(made.version, Version(1));
     }
 
+    /// Each look at it takes so many milliseconds.
+    #[derive(Default)]
+    struct SlowClock {
+        now: AtomicU64,
+        step: AtomicU64,
+    }
+
+    impl Clock for SlowClock {
+        fn unix_millis(&self) -> UnixMillis {
+            self.now.fetch_add(self.step.load(Ordering::Relaxed), Ordering::Relaxed)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_with_times_to_live_may_take_a_millisecond_for_each_row() {
+        let shared = Arc::<Shared>::default();
+        let slow = Arc::<SlowClock>::default();
+        slow.now.store(1_000_000, Ordering::Relaxed);
+        let commit = |ttl_millis| {
+            let mut commit = puts(600);
+            let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis };
+            commit.writes.insert(row("7"), put);
+            Arc::new(Commit { clock: ForwardClock::new(slow.clone()), ..commit })
+        };
+        slow.step.store(700, Ordering::Relaxed);
+        shared.commit(Version::ABSENT, &commit(Some(9_000))).await.unwrap();
+        slow.step.store(701, Ordering::Relaxed);
+        let late = shared.commit(Version::ABSENT, &commit(Some(9_000))).await;
+        assert!(matches!(late, Err(Error::Conflict)));
+        shared.commit(Version::ABSENT, &commit(None)).await.unwrap();
+        assert_eq!(version(&shared, "599"), Some(Version(2)));
+    }
+
     #[tokio::test]
     async fn other_writers_wait_for_a_large_commit_as_tasks_and_snapshots_are_taken() {
         let shared = Arc::<Shared>::default();
@@ -274,12 +306,8 @@ mod tests {
         let (shared, share) = (memory.shared.clone(), Share::own());
         let alone = Alone::begin(&shared, &share, &mut shared.lock());
         memory.commit(Arc::default()).await.unwrap();
-        let options = SweepOptions {
-            clock: crate::clock::ForwardClock::default(),
-            max_rows: 1,
-            max_bytes: 1,
-            is_closing: false,
-        };
+        let options =
+            SweepOptions { clock: ForwardClock::default(), max_rows: 1, max_bytes: 1, is_closing: false };
         let mut sweep = memory.sweep(options);
         assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(alone);
