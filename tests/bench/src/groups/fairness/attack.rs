@@ -103,16 +103,19 @@ pub(super) enum Backend {
     InMemory,
     Sqlite,
     Postgres,
+    /// Tenants in a folder.
+    Tenants,
 }
 
 impl Backend {
-    pub(super) const ALL: [Self; 3] = [Self::InMemory, Self::Sqlite, Self::Postgres];
+    pub(super) const ALL: [Self; 4] = [Self::InMemory, Self::Sqlite, Self::Postgres, Self::Tenants];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::InMemory => "in memory",
             Self::Sqlite => "SQLite",
             Self::Postgres => "Postgres",
+            Self::Tenants => "tenants",
         }
     }
 }
@@ -146,8 +149,10 @@ mod tests {
         for attack in ALL {
             assert!(attack.is_short(Backend::Sqlite, Place::SameStore), "{}", attack.name);
         }
-        let everywhere = |attack: &Attack| attack.is_short(Backend::Postgres, Place::OtherStore);
-        assert_eq!(ALL.iter().filter(|attack| everywhere(attack)).count(), EVERYWHERE.len());
+        for backend in Backend::ALL {
+            let short = ALL.iter().filter(|attack| attack.is_short(backend, Place::OtherStore));
+            assert_eq!(short.count(), EVERYWHERE.len(), "{}", backend.name());
+        }
     }
 
     #[test]

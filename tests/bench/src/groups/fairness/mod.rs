@@ -137,11 +137,21 @@ async fn stores(runner: &Runner<'_>, backend: Backend, folder: &TempDir) -> Resu
             }
             Ok(SCHEMAS.map(|schema| postgres::within(&database.dsn, schema)))
         }
-        (Backend::Sqlite, _) => {
+        (Backend::Sqlite | Backend::Tenants, _) => {
             let stores = folder.path().join("stores");
             std::fs::create_dir(&stores)?;
-            Ok(["victim", "other"].map(|name| format!("sqlite:{}", stores.join(name).display())))
+            Ok(["victim", "other"].map(|name| match backend {
+                Backend::Tenants => tenant(&stores, name),
+                _ => format!("sqlite:{}", stores.join(name).display()),
+            }))
         }
         _ => Ok([IN_MEMORY, IN_MEMORY].map(String::from)),
     }
+}
+
+/// The data-source name of a tenant whose object storage is a folder. Each has its own cache folder, because one
+/// driver opens one tenant.
+fn tenant(stores: &Path, name: &str) -> String {
+    let stores = stores.display();
+    format!("tenants+file://{stores}/objects?tenant=bench/users/{name}&cache={stores}/cache-{name}")
 }
