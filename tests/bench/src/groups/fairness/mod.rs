@@ -5,6 +5,7 @@ mod attack;
 mod bounds;
 mod cell;
 mod held_thread;
+mod mover;
 mod neighbours;
 mod prepare;
 mod table;

@@ -16,6 +16,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use super::attack::Attack;
 use super::bounds::NEIGHBOURS;
 use super::held_thread::HeldThread;
+use super::mover::Mover;
 use crate::guest::HOSTCALL_BYTES;
 
 /// The data of one instance.
@@ -24,6 +25,7 @@ struct Neighbour {
     wasi: WasiCtx,
     storage: StorageCtx,
     held: HeldThread,
+    yields: u64,
 }
 
 impl WasiView for Neighbour {
@@ -47,6 +49,7 @@ pub(super) struct Neighbours {
     command: CommandPre<Neighbour>,
     store: Store,
     memories: MemoryStore,
+    mover: Mover,
 }
 
 /// The capacity for marks, one for each completed or refused operation: more than a neighbour
@@ -60,7 +63,13 @@ impl Neighbours {
         larder_host::add_to_linker(&mut linker)?;
         let component = Component::from_file(engine, larder_artifacts::ATTACKERS)?;
         let command = CommandPre::new(linker.instantiate_pre(&component)?)?;
-        Ok(Self { engine: engine.clone(), command, store: store.clone(), memories: memories.clone() })
+        Ok(Self {
+            engine: engine.clone(),
+            command,
+            store: store.clone(),
+            memories: memories.clone(),
+            mover: Mover::start(),
+        })
     }
 
     /// Starts all neighbours, each in a task.
@@ -111,12 +120,19 @@ impl Neighbours {
         wasi.stdout(output.marks.clone()).stderr(output.errors.clone());
         let held = held.clone();
         let (table, wasi, storage) = (ResourceTable::new(), wasi.build(), storage.build()?);
-        let data = Neighbour { table, wasi, storage, held };
+        // The numbers of the neighbours' yields differ, so that they do not all move at once.
+        let data = Neighbour { table, wasi, storage, held, yields: number };
         let mut store = wasmtime::Store::new(&self.engine, data);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|store| {
-            store.data().held.yields();
-            Ok(UpdateDeadline::Yield(1))
+        let mover = self.mover.clone();
+        store.epoch_deadline_callback(move |mut store| {
+            let neighbour = store.data_mut();
+            neighbour.held.yields();
+            neighbour.yields += 1;
+            Ok(match Mover::moves(neighbour.yields) {
+                true => UpdateDeadline::YieldCustom(1, mover.give_to_any()),
+                false => UpdateDeadline::Yield(1),
+            })
         });
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         Ok(store)
