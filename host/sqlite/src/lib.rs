@@ -23,6 +23,7 @@ mod backup;
 mod cache;
 mod checkpoint;
 mod connection;
+mod current_rows;
 mod dsn;
 mod error;
 mod file;

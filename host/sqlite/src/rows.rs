@@ -339,7 +339,7 @@ fn value<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<Column<'r>> {
 }
 
 /// The bytes of a column, where they are.
-fn bytes<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<&'r [u8]> {
+pub(crate) fn bytes<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<&'r [u8]> {
     let found = row.get_ref(column)?;
     let unexpected = || rusqlite::Error::InvalidColumnType(column, String::new(), found.data_type());
     Ok(found.as_blob().map_err(|_| unexpected())?)

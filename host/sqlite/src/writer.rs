@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{Cache, CommitUnderWay, Given};
 use crate::connection::BUSY_TIMEOUT;
+use crate::current_rows::CurrentRows;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::journal::{Queue, Reply, Status};
 use crate::log_bound::LogBound;
@@ -897,7 +898,8 @@ impl<'a> GroupCommit<'a> {
         let mut current = rows::Current { connection, now };
         match attempt.validate(&commit.reads, self.log, newest, &mut current)? {
             Validity::Holds => {
-                commit.plan(now, |row, need| rows::current_row(connection, row, need)).map(Some)
+                let mut stored = CurrentRows::new(connection);
+                commit.plan(now, |row, need| stored.get(row, need)).map(Some)
             }
             Validity::Changed => Err(Error::Conflict),
             Validity::Unknown => Ok(None),
