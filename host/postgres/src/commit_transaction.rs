@@ -10,6 +10,7 @@ use larder_core::name::RowKey;
 use larder_core::read_set::RangeState;
 use tokio_postgres::Row;
 
+use crate::commit_puts::only_puts;
 use crate::error::{self, Failure};
 use crate::locking::Locking;
 use crate::moment::moment;
@@ -134,6 +135,12 @@ pub(crate) async fn attempt(
     let locks = Locks::of(locking);
     let queries = session.queries();
     let opening = opening::commit(&locking.namespaces, &queries.schema, row_wait_millis);
+    if only_puts(commit) && queries.one_pass.is_worth_it() {
+        if let Some(made) = put_all(session, commit, &opening).await? {
+            return Ok(Attempt::Made(made));
+        }
+        session.roll_back_failed().await?;
+    }
     let mut calls: Vec<Call<'_>> = Vec::with_capacity(5);
     let (written, shared) = (locks.written(), locks.shared());
     if !locking.written.is_empty() {
@@ -150,7 +157,7 @@ pub(crate) async fn attempt(
         let params = changes.params();
         calls.push((&queries.write, &params));
         return match session.run(Some(&opening), &calls, End::Commit).await {
-            Ok(answers) => made(answers.last(), &plan),
+            Ok(answers) => made(answers.last(), &plan).map(Attempt::Made),
             Err(stopped) => waits(stopped),
         };
     }
@@ -171,8 +178,24 @@ pub(crate) async fn attempt(
     let plan = commit.plan(now, |row, _| Ok(current.get(row).cloned()))?;
     let changes = Changes::of(commit, &plan);
     match session.run(None, &[(&queries.write, &changes.params())], End::Commit).await {
-        Ok(answers) => made(answers.last(), &plan),
+        Ok(answers) => made(answers.last(), &plan).map(Attempt::Made),
         Err(stopped) => waits(Stopped { step: None, ..stopped }),
+    }
+}
+
+/// Makes a commit that only puts rows; none if it was refused.
+async fn put_all(session: &mut Session, commit: &Commit, opening: &str) -> error::Result<Option<Committed>> {
+    let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
+    let changes = Changes::of(commit, &plan);
+    let [namespaces, keys, values, kept, ttls, ..] = changes.params();
+    let params: [&dyn Param; 6] = [namespaces, keys, values, kept, ttls, &changes.moved];
+    let queries = session.queries();
+    let outcome = session.run(Some(opening), &[(&queries.put_all, &params)], End::Commit).await;
+    queries.one_pass.attempted(outcome.is_err());
+    match outcome {
+        Ok(answers) => made(answers.last(), &plan).map(Some),
+        Err(Stopped { failure, .. }) if failure.is_refusal() => Ok(None),
+        Err(Stopped { failure, .. }) => Err(failure),
     }
 }
 
@@ -192,12 +215,12 @@ fn stopped_at(Stopped { step, failure }: Stopped, share_step: usize, shares: boo
 }
 
 /// What was committed. If the version can't be read, the rows are written all the same; as what, is not known.
-fn made(answer: Option<&Vec<Row>>, plan: &Plan<'_>) -> error::Result<Attempt> {
+fn made(answer: Option<&Vec<Row>>, plan: &Plan<'_>) -> error::Result<Committed> {
     let drawn = answer.and_then(|rows| rows.first());
     let drawn = drawn.ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of);
     match drawn {
-        Ok(_) if plan.writes.is_empty() => Ok(Attempt::Made(Committed::default())),
-        Ok(version) => Ok(Attempt::Made(Committed { version, growth: plan.growth })),
+        Ok(_) if plan.writes.is_empty() => Ok(Committed::default()),
+        Ok(version) => Ok(Committed { version, growth: plan.growth }),
         Err(failure) => Err(Failure::CommitLost(Some(Box::new(failure)))),
     }
 }

@@ -71,6 +71,7 @@
 mod certificate;
 mod commit;
 mod commit_alone;
+mod commit_puts;
 mod commit_transaction;
 mod connect_error;
 mod connections;

@@ -4,6 +4,7 @@
 //! without a schema could lead to other tables later: no statement has one.
 
 use crate::commit_alone::{PUT, REPLACE};
+use crate::commit_puts::{OnePass, PUT_ALL};
 use crate::commit_transaction::{CURRENT, LOCK_WRITTEN, SHARE_READ, STRETCHES, WRITE};
 use crate::first_read::{CHECK, GET};
 use crate::maintenance::{COUNT, SWEEP};
@@ -55,6 +56,8 @@ macro_rules! queries {
         pub(crate) struct Queries {
             /// The schema of the tables, quoted.
             pub(crate) schema: String,
+            /// How commits in one pass fare.
+            pub(crate) one_pass: OnePass,
             $($(pub(crate) $name: $type,)*)*
         }
 
@@ -63,7 +66,7 @@ macro_rules! queries {
                 let schema = quoted(schema);
                 let sequence = literal(&format!("{schema}.larder_commit_sequence"));
                 let names = Names { sequence, schema: schema.clone() };
-                Self { schema, $($($name: names.$fill($template),)*)* }
+                Self { schema, one_pass: OnePass::default(), $($($name: names.$fill($template),)*)* }
             }
         }
     };
@@ -76,6 +79,7 @@ queries! {
         current: String = CURRENT,
         stretches: String = STRETCHES,
         write: String = WRITE,
+        put_all: String = PUT_ALL,
         advance: String = ADVANCE,
         check: String = CHECK,
         count: String = COUNT,
@@ -121,6 +125,7 @@ mod tests {
             &queries.current,
             &queries.stretches,
             &queries.write,
+            &queries.put_all,
             &queries.advance,
             put,
             &queries.replace[15],

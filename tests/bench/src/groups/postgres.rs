@@ -61,8 +61,8 @@ async fn measure_on(runner: &mut Runner<'_>, database: &PostgresDatabase, client
         wait_for_disk(client, false).await?;
     }
     let pairs = [
-        ("update: get and put", Workload::UpdateGetPut, 0.80),
-        ("update: 100 puts", Workload::UpdateHundredPuts, 0.25),
+        ("update: get and put", Workload::UpdateGetPut, 0.90),
+        ("update: 100 puts", Workload::UpdateHundredPuts, 0.35),
         ("100 gets of known keys", Workload::GetMany, 0.20),
     ];
     for (name, workload, bound) in pairs {

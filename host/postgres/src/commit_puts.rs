@@ -1,0 +1,89 @@
+//! Commits in one pass: puts of rows that were not read.
+//!
+//! A commit in steps writes each new row twice, and looks up each of its rows twice. Puts alone can be written while they are locked,
+//! under a version that is drawn before. That version may turn out to be too small: others may have written a row, or have put
+//! and deleted it, before it was locked. They would have drawn larger versions, so they have not if the version is still the last
+//! one that was drawn once all rows are locked. Otherwise nothing is written, and the commit is made in steps.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use larder_core::commit::{Commit, Mutation};
+
+use crate::moment::moment;
+
+/// Draws a version, and writes. It fails by a division by zero if the version is too small, or if times to live would count from
+/// too early because the statement waited.
+pub(crate) const PUT_ALL: &str = concat!("
+    WITH drawn AS MATERIALIZED (
+        SELECT nextval({sequence}) AS version, ", moment!("$6"), " AS moment
+    ), written AS (
+        INSERT INTO {schema}.larder_entries AS entries (namespace, key, value, expires_at, version)
+        SELECT puts.namespace, puts.key, puts.value, coalesce(drawn.moment + puts.ttl, puts.kept), drawn.version
+        FROM drawn
+        CROSS JOIN unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])
+            AS puts (namespace, key, value, kept, ttl)
+        ON CONFLICT (namespace, key) DO UPDATE
+        SET value = excluded.value, expires_at = excluded.expires_at, version = excluded.version
+        WHERE entries.version < excluded.version
+        RETURNING 1
+    )
+    SELECT drawn.version / CASE
+        WHEN put.rows <> cardinality($1)
+            OR ", moment!("$6"), " - drawn.moment > 100 + put.rows
+            OR (SELECT last_value FROM {schema}.larder_commit_sequence) <> drawn.version
+        THEN 0 ELSE 1 END AS version
+    FROM drawn CROSS JOIN (SELECT count(*) AS rows FROM written) AS put");
+
+/// Whether a commit only puts rows, and rests on nothing.
+pub(crate) fn only_puts(commit: &Commit) -> bool {
+    commit.reads.is_empty()
+        && commit.needs().is_empty()
+        && commit.writes.values().all(|mutation| matches!(mutation, Mutation::Put { .. }))
+}
+
+/// Whether commits in one pass are worth an attempt: while others commit too, most are refused.
+#[derive(Debug, Default)]
+pub(crate) struct OnePass {
+    /// How many were refused in a row.
+    refused: AtomicU32,
+    /// How many commits are made in steps before the next attempt.
+    skipped: AtomicU32,
+}
+
+/// The most commits that are made in steps after one was refused, as a power of two.
+const SKIPPED_MAX: u32 = 6;
+
+impl OnePass {
+    pub(crate) fn is_worth_it(&self) -> bool {
+        self.skipped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
+    }
+
+    /// Notes the outcome of an attempt.
+    pub(crate) fn attempted(&self, was_refused: bool) {
+        if !was_refused {
+            return self.refused.store(0, Ordering::Relaxed);
+        }
+        let before = self.refused.fetch_add(1, Ordering::Relaxed);
+        self.skipped.store(1 << before.min(SKIPPED_MAX), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_were_refused_in_a_row_the_more_are_skipped() {
+        let one_pass = OnePass::default();
+        let skipped = || (0..).take_while(|_| !one_pass.is_worth_it()).count();
+        assert_eq!(skipped(), 0);
+        for expected in [1, 2, 4, 8, 16, 32, 64, 64] {
+            one_pass.attempted(true);
+            assert_eq!(skipped(), expected);
+        }
+        one_pass.attempted(false);
+        assert_eq!(skipped(), 0);
+        one_pass.attempted(true);
+        assert_eq!(skipped(), 1);
+    }
+}
