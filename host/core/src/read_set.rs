@@ -28,11 +28,11 @@ pub struct RangeRead {
     pub state: RangeState,
 }
 
-/// What a range holds. Two equal states of a range hold the same rows.
+/// The state of a range. If two states of a range are equal, it holds the same rows.
 ///
-/// If versions grow from commit to commit, the first two fields show every change: a row that came or changed is newer than all
-/// that were there, and a row that went is missing. An engine that makes several commits at once may show a commit after
-/// one with a larger version. There, `digest` shows the change.
+/// If versions grow from commit to commit, `rows` and `newest` show every change: a new or changed
+/// row is newer than all others, and a deleted row is missing. If a backend makes commits
+/// concurrently, one with a smaller version may become visible later. `digest` shows that too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RangeState {
     /// Its live rows.
@@ -117,14 +117,9 @@ impl ReadSet {
         (self.rows.len() as u64).saturating_add(self.ranges_weight)
     }
 
-    /// The rows that were read, with the versions that were found, [`Version::ABSENT`] where there was none.
+    /// The rows that were read, each with its version, [`Version::ABSENT`] if it did not exist.
     pub fn rows(&self) -> impl Iterator<Item = (&RowKey, Version)> {
         self.rows.iter().map(|(row, version)| (row, *version))
-    }
-
-    /// Whether a row was read, by its name.
-    pub fn has_row(&self, row: &RowKey) -> bool {
-        self.rows.contains_key(row)
     }
 
     /// Whether a range was read.
@@ -132,12 +127,12 @@ impl ReadSet {
         !self.ranges.is_empty()
     }
 
-    /// Disjoint stretches of keys, in their order, of which every range that was read is a part or a sum.
+    /// The disjoint stretches into which the bounds of the ranges divide the keys, in key order.
     pub fn stretches(&self) -> Vec<KeyRange> {
         validation::stretches(&self.ranges)
     }
 
-    /// Whether every range is as it was, given the states of the [stretches](Self::stretches), in their order.
+    /// Whether every range is unchanged, given the states of the [stretches](Self::stretches) in order.
     pub fn ranges_hold(&self, states: impl IntoIterator<Item = RangeState>) -> bool {
         validation::ranges_hold(&self.ranges, states)
     }

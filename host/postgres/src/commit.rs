@@ -22,8 +22,9 @@ use crate::versions;
 /// How long a commit may take. Its transaction's deadline doesn't count any more.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
 
-/// Makes a commit when its turn has come, also if no caller waits for it any more. A session that is given has read what the commit
-/// rests on, and its transaction may be open.
+/// Makes a commit when its turn comes, even if the caller no longer waits for it.
+///
+/// `session` is the one that read the snapshot, if it still has one. Its transaction may be open.
 pub(crate) async fn make(
     connections: &Arc<Connections>,
     session: Option<Session>,
@@ -47,7 +48,7 @@ pub(crate) async fn make(
         let making = Making { session, commit };
         let (mut making, outcome) = making.make(held.runtime(), is_large).await?;
         match outcome {
-            // Nothing was begun at the server, so nothing that was read there is lost.
+            // The session had no open transaction, so no snapshot is lost.
             Err(failure) if is_new && failure.is_lost_before() => {
                 held.renew(&mut making.session).await?;
                 making.make(held.runtime(), is_large).await?.1
@@ -141,14 +142,14 @@ async fn make_in(session: &mut Session, commit: &Commit) -> error::Result<Commit
     }
 }
 
-/// How a commit waits for rows that others have locked.
+/// How a commit waits for rows that other transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
-    /// Not for long. It is less than the server takes to look for a deadlock.
+    /// For less time than the server takes to look for a deadlock.
     First,
-    /// With its namespaces to itself. Others that share a lock of a row can keep out who wants it alone, without end.
+    /// With exclusive locks of its namespaces, because shared locks of a row can starve an exclusive one.
     Alone,
-    /// Somebody other than larder has a row. It waits longer if it keeps nobody away meanwhile.
+    /// For a transaction that is not larder's. Longer if it delays no other commit meanwhile.
     Last,
 }
 

@@ -1,9 +1,10 @@
 //! Commits in one pass: puts of rows that were not read.
 //!
-//! A commit in steps writes each new row twice, and looks up each of its rows twice. Puts alone can be written while they are locked,
-//! under a version that is drawn before. That version may turn out to be too small: others may have written a row, or have put
-//! and deleted it, before it was locked. They would have drawn larger versions, so they have not if the version is still the last
-//! one that was drawn once all rows are locked. Otherwise nothing is written, and the commit is made in steps.
+//! A commit in steps looks up each row twice, and writes new rows twice. If a commit only puts rows,
+//! the server can write them while it locks them, under a version that it drew before. That version
+//! is too small if another commit has drawn a larger one and changed a row before it was locked. So
+//! the pass counts only if its version is still the last one drawn after all rows are locked.
+//! Otherwise it is rolled back, and the commit is made in steps.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,8 +12,8 @@ use larder_core::commit::{Commit, Mutation};
 
 use crate::moment::moment;
 
-/// Draws a version, and writes. It fails by a division by zero if the version is too small, or if times to live would count from
-/// too early because the statement waited.
+/// Draws a version and writes. It fails with a division by zero if the version is too small, or if
+/// the statement waited for so long that times to live would count from too early.
 pub(crate) const PUT_ALL: &str = concat!("
     WITH drawn AS MATERIALIZED (
         SELECT nextval({sequence}) AS version, ", moment!("$6"), " AS moment
@@ -29,28 +30,29 @@ pub(crate) const PUT_ALL: &str = concat!("
     )
     SELECT drawn.version / CASE
         WHEN put.rows <> cardinality($1)
-            OR ", moment!("$6"), " - drawn.moment > 100 + put.rows
+            OR ", moment!("$6"), " - drawn.moment > $7::bigint
             OR (SELECT last_value FROM {schema}.larder_commit_sequence) <> drawn.version
         THEN 0 ELSE 1 END AS version
     FROM drawn CROSS JOIN (SELECT count(*) AS rows FROM written) AS put");
 
-/// Whether a commit only puts rows, and rests on nothing.
+/// Whether a commit only puts rows, and depends on no row.
 pub(crate) fn only_puts(commit: &Commit) -> bool {
     commit.reads.is_empty()
         && commit.needs().is_empty()
         && commit.writes.values().all(|mutation| matches!(mutation, Mutation::Put { .. }))
 }
 
-/// Whether commits in one pass are worth an attempt: while others commit too, most are refused.
+/// Decides whether to attempt a commit in one pass. The server refuses most of them while other
+/// commits draw versions.
 #[derive(Debug, Default)]
 pub(crate) struct OnePass {
-    /// How many were refused in a row.
+    /// Number of attempts refused in a row.
     refused: AtomicU32,
-    /// How many commits are made in steps before the next attempt.
+    /// Number of commits to make in steps before the next attempt.
     skipped: AtomicU32,
 }
 
-/// The most commits that are made in steps after one was refused, as a power of two.
+/// The most commits to make in steps after a refusal, as a power of two.
 const SKIPPED_MAX: u32 = 6;
 
 impl OnePass {

@@ -1,11 +1,11 @@
-//! Commits in a transaction of several statements: locks, then a look at what they rest on, then the writes.
+//! Commits in steps: a transaction that locks rows, validates what was read, and writes.
 
 use std::collections::BTreeMap;
 
 use larder_core::Error;
 use larder_core::backend::{Committed, Version};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::{Commit, CurrentRow, Mutation, Need, Plan, RowWrite};
+use larder_core::commit::{Commit, CurrentRow, Mutation, Need, Plan, RowWrite, ttl_lead_max_millis};
 use larder_core::name::RowKey;
 use larder_core::read_set::RangeState;
 use tokio_postgres::Row;
@@ -19,15 +19,17 @@ use crate::param::Param;
 use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Call, End, Session, Stopped};
 
-/// Locks rows in the order of the arrays. For a row that is not there, it writes one that no other transaction sees, so that
-/// others wait for it as for every other row. Its version is 0, which no stored row has; it is written or deleted in the same
-/// transaction. `WHERE false` has the server lock a row that is there, and leave it as it is.
+/// Locks rows in the order of the arrays.
+///
+/// If a row does not exist, this inserts one with version 0, which no stored row has. Other
+/// transactions do not see it, but wait for it as for any other row. The same transaction then
+/// writes or deletes it. `WHERE false` makes the server lock an existing row without changing it.
 pub(crate) const LOCK_WRITTEN: &str = "
     INSERT INTO {schema}.larder_entries (namespace, key, value, version)
     SELECT namespace, key, ''::bytea, 0 FROM unnest($1::bytea[], $2::bytea[]) AS written (namespace, key)
     ON CONFLICT (namespace, key) DO UPDATE SET version = 0 WHERE false";
 
-/// Shares a lock of each row, if nobody has it alone.
+/// Takes a shared lock of each row. Fails if another transaction holds an exclusive lock.
 pub(crate) const SHARE_READ: &str = "
     SELECT count(*) FROM unnest($1::bytea[], $2::bytea[]) AS read (namespace, key)
     CROSS JOIN LATERAL (
@@ -35,7 +37,7 @@ pub(crate) const SHARE_READ: &str = "
         FOR SHARE NOWAIT
     ) AS found";
 
-/// Rows as they are, live or not.
+/// Rows as they are stored, live or not.
 pub(crate) const CURRENT: &str = concat!("
     SELECT asked.position, found.version, found.expires_at, octet_length(found.value)::bigint AS value_bytes,
         ", moment!("$4"), " AS moment,
@@ -47,7 +49,7 @@ pub(crate) const CURRENT: &str = concat!("
         LIMIT 1
     ) AS found ON true");
 
-/// The states of stretches of keys, as [`RangeState`] has them. No key has the byte 255.
+/// The states of stretches of keys, as [`RangeState`] defines them. UTF-8 never has the byte 255.
 pub(crate) const STRETCHES: &str = concat!("
     SELECT held.rows, held.newest, held.digest
     FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) WITH ORDINALITY AS stretch (namespace, first, behind, position)
@@ -62,14 +64,16 @@ pub(crate) const STRETCHES: &str = concat!("
     ) AS held
     ORDER BY stretch.position");
 
-/// Draws the version, looks whether rows are at the versions at which they were read, and writes.
+/// Draws the version, checks that rows are at the versions that were read, and writes.
 ///
-/// It runs under the locks of all its rows, so nothing of it waits, and whoever has changed one of the rows before has drawn a
-/// smaller version. If a row has a larger one nevertheless, the sequence is behind the rows, as after a restore that left it out.
-/// It fails by a division by zero if something that the commit rests on has changed or expired, and by a number out of range
-/// if the sequence is behind.
+/// The transaction holds the locks of all these rows, so the statement does not wait, and every
+/// commit that changed one of the rows before has drawn a smaller version. If a row has a larger
+/// version all the same, the sequence is behind the rows: for example, a restore left it out.
 ///
-/// Rows are found one by one: as a join the planner might read the whole index.
+/// The statement fails with a division by zero if a row that the commit depends on has changed or
+/// expired, and with a number out of range if the sequence is behind.
+///
+/// Rows are found one by one, because the planner might read the whole index for a join.
 pub(crate) const WRITE: &str = concat!("
     WITH drawn AS MATERIALIZED (
         SELECT nextval({sequence}) AS version, ", moment!("$8"), " AS moment
@@ -112,19 +116,19 @@ pub(crate) const WRITE: &str = concat!("
     FROM drawn CROSS JOIN read
     CROSS JOIN (SELECT count(*) AS rows FROM written) AS put CROSS JOIN (SELECT count(*) AS rows FROM deleted) AS gone");
 
-/// Stands for the moment of a plan that no stored row is needed for: the server takes it, in the statement that writes.
-const SERVER_TELLS: UnixMillis = 0;
+/// The moment of a plan that needs no stored row. The server takes the real one when it writes.
+pub(crate) const SERVER_TELLS: UnixMillis = 0;
 
 /// The outcome of an attempt.
 pub(crate) enum Attempt {
     Made(Committed),
-    /// Others had its rows for too long.
+    /// Other transactions held its rows for too long.
     Contended,
     /// The sequence of versions is behind the rows.
     SequenceBehind,
 }
 
-/// Attempts a commit once, with these locks. It waits so long for each row that somebody else has locked.
+/// Attempts a commit once, with these locks. It waits up to `row_wait_millis` for each row.
 pub(crate) async fn attempt(
     session: &mut Session,
     commit: &Commit,
@@ -142,7 +146,7 @@ pub(crate) async fn attempt(
         session.roll_back_failed().await?;
     }
     let mut calls: Vec<Call<'_>> = Vec::with_capacity(5);
-    let (written, shared) = (locks.written(), locks.shared());
+    let (written, shared) = (locks.written.params(), locks.shared.params());
     if !locking.written.is_empty() {
         calls.push((&queries.lock_written, &written));
     }
@@ -157,7 +161,7 @@ pub(crate) async fn attempt(
         let params = changes.params();
         calls.push((&queries.write, &params));
         return match session.run(Some(&opening), &calls, End::Commit).await {
-            Ok(answers) => made(answers.last(), &plan).map(Attempt::Made),
+            Ok(answers) => made(answers.last().map_or(&[], Vec::as_slice), &plan).map(Attempt::Made),
             Err(stopped) => waits(stopped),
         };
     }
@@ -178,30 +182,31 @@ pub(crate) async fn attempt(
     let plan = commit.plan(now, |row, _| Ok(current.get(row).cloned()))?;
     let changes = Changes::of(commit, &plan);
     match session.run(None, &[(&queries.write, &changes.params())], End::Commit).await {
-        Ok(answers) => made(answers.last(), &plan).map(Attempt::Made),
+        Ok(answers) => made(answers.last().map_or(&[], Vec::as_slice), &plan).map(Attempt::Made),
         Err(stopped) => waits(Stopped { step: None, ..stopped }),
     }
 }
 
-/// Makes a commit that only puts rows; none if it was refused.
+/// Makes a commit that only puts rows. `None` means that the server refused it.
 async fn put_all(session: &mut Session, commit: &Commit, opening: &str) -> error::Result<Option<Committed>> {
     let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
     let changes = Changes::of(commit, &plan);
+    let lead = saturating(ttl_lead_max_millis(plan.writes.len() as u64));
     let [namespaces, keys, values, kept, ttls, ..] = changes.params();
-    let params: [&dyn Param; 6] = [namespaces, keys, values, kept, ttls, &changes.moved];
+    let params: [&dyn Param; 7] = [namespaces, keys, values, kept, ttls, &changes.moved, &lead];
     let queries = session.queries();
-    let outcome = session.run(Some(opening), &[(&queries.put_all, &params)], End::Commit).await;
+    let outcome = session.commit_one(opening, (&queries.put_all, &params)).await;
     queries.one_pass.attempted(outcome.is_err());
     match outcome {
-        Ok(answers) => made(answers.last(), &plan).map(Some),
-        Err(Stopped { failure, .. }) if failure.is_refusal() => Ok(None),
-        Err(Stopped { failure, .. }) => Err(failure),
+        Ok(answer) => made(&answer, &plan).map(Some),
+        Err(failure) if failure.is_refusal() => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 
-/// What it means that a transaction stopped.
+/// The outcome of an attempt whose transaction stopped.
 fn stopped_at(Stopped { step, failure }: Stopped, share_step: usize, shares: bool) -> error::Result<Attempt> {
-    // Who has a row that was read is about to change it.
+    // The transaction that holds a row which was read is about to change it.
     if shares && step == Some(share_step) && failure.is_lock_not_available() {
         return Err(Error::Conflict.into());
     }
@@ -214,11 +219,10 @@ fn stopped_at(Stopped { step, failure }: Stopped, share_step: usize, shares: boo
     Err(if failure.is_division_by_zero() { Error::Conflict.into() } else { failure })
 }
 
-/// What was committed. If the version can't be read, the rows are written all the same; as what, is not known.
-fn made(answer: Option<&Vec<Row>>, plan: &Plan<'_>) -> error::Result<Committed> {
-    let drawn = answer.and_then(|rows| rows.first());
-    let drawn = drawn.ok_or_else(|| Failure::corrupt("the database gave no version")).and_then(version_of);
-    match drawn {
+/// What was committed. If the version is unreadable, the rows are written all the same.
+pub(crate) fn made(answer: &[Row], plan: &Plan<'_>) -> error::Result<Committed> {
+    let drawn = answer.first().ok_or_else(|| Failure::corrupt("the database gave no version"));
+    match drawn.and_then(version_of) {
         Ok(_) if plan.writes.is_empty() => Ok(Committed::default()),
         Ok(version) => Ok(Committed { version, growth: plan.growth }),
         Err(failure) => Err(Failure::CommitLost(Some(Box::new(failure)))),
@@ -251,6 +255,10 @@ impl<'a> Names<'a> {
         rows.iter().for_each(|row| names.push(row));
         names
     }
+
+    fn params(&self) -> [&dyn Param; 2] {
+        [&self.namespaces, &self.keys]
+    }
 }
 
 impl<'a> Locks<'a> {
@@ -263,14 +271,6 @@ impl<'a> Locks<'a> {
             firsts: stretches.iter().map(|stretch| stretch.start()).collect(),
             behinds: stretches.iter().map(|stretch| stretch.end()).collect(),
         }
-    }
-
-    fn written(&self) -> [&dyn Param; 2] {
-        [&self.written.namespaces, &self.written.keys]
-    }
-
-    fn shared(&self) -> [&dyn Param; 2] {
-        [&self.shared.namespaces, &self.shared.keys]
     }
 
     fn stretches<'p>(&'p self, moved: &'p i64) -> [&'p dyn Param; 4] {
@@ -335,12 +335,12 @@ fn range_states(rows: &[Row]) -> error::Result<Vec<RangeState>> {
 struct Changes<'a> {
     puts: Names<'a>,
     values: Vec<&'a [u8]>,
-    /// When rows expire that are put: at a moment that they keep, or so long after the commit.
+    /// When put rows expire: at a given moment, or a time to live after the commit.
     kept: Vec<Option<i64>>,
     ttls: Vec<Option<i64>>,
     deletes: Names<'a>,
     moved: i64,
-    /// When the first row expires that the commit rests on.
+    /// When the first row expires that the commit depends on.
     expires_at: Option<i64>,
     reads: Names<'a>,
     versions: Vec<i64>,
@@ -398,7 +398,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// When a row expires that is put: at a moment that it keeps, or so long after the commit.
+/// When a put row expires: at a given moment, or a time to live after the commit.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Expiry {
     pub(crate) kept: Option<i64>,

@@ -9,12 +9,12 @@ use larder_core::backend::StoredValue;
 use larder_core::name::RowKey;
 use tokio_postgres::Row;
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::moment::{Read, moment, with_moment};
 use crate::opening;
 use crate::param::Params;
 use crate::rows::version;
-use crate::session::Session;
+use crate::session::{Call, End, Session};
 
 macro_rules! get {
     ($now:literal) => {
@@ -58,10 +58,20 @@ impl FirstRead {
     ) -> Result<Vec<Row>> {
         let (namespace, key) = (self.row.namespace.as_bytes(), self.row.key.as_bytes());
         let queries = session.queries();
-        let check: (&str, &Params<'_>) = (&queries.check, &[&namespace, &key, &moved]);
-        let (checked, rows) = session.begin_checked(opening::SNAPSHOT, check, sql, params).await?;
+        let check: Call<'_> = (&queries.check, &[&namespace, &key, &moved]);
+        let [checked, rows] = begin_snapshot(session, [check, (sql, params)]).await?;
         let found = checked.first().map(version).transpose()?;
         let is_same = found == self.stored.as_ref().map(|stored| stored.version);
         if is_same { Ok(rows) } else { Err(Error::Conflict.into()) }
     }
+}
+
+/// Begins a snapshot with its first statements, and gives the rows of each.
+pub(crate) async fn begin_snapshot<const N: usize>(
+    session: &mut Session,
+    calls: [Call<'_>; N],
+) -> Result<[Vec<Row>; N]> {
+    let answers = session.run(Some(opening::SNAPSHOT), &calls, End::Open).await;
+    let answers = answers.map_err(|stopped| stopped.failure)?;
+    answers.try_into().map_err(|_| Failure::corrupt("the database did not answer each statement"))
 }

@@ -53,11 +53,11 @@
 //! # How it works
 //!
 //! - Snapshots are REPEATABLE READ transactions, which a hot standby accepts too. Each sees one committed state.
-//! - A commit is a READ COMMITTED transaction, which locks the rows that it rests on, looks whether they are as they were read,
-//!   and writes. All of it is one round trip as a rule. It rests on no setting of the session, the role or the database, and sets
-//!   nothing that outlives it.
-//! - Rows that are not there, and ranges, are protected by locks of 16 empty tables, which stand for namespaces. A commit that
-//!   rests on such excludes the other commits of its namespace while it is made.
+//! - A commit is a READ COMMITTED transaction. It locks the rows that it depends on, checks that they
+//!   are unchanged, and writes, usually in one round trip. It depends on no setting of the session, the
+//!   role or the database, and its own settings end with it.
+//! - Locks of 16 empty tables, which stand for namespaces, protect absent rows and ranges. A commit that
+//!   depends on one excludes the other commits of its namespace.
 //! - There are at most `pool_size` connections, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
 //!   `pool_snapshots`, [`SNAPSHOTS_MAX`] by default, so that transactions which wait for their guest never keep a commit of
 //!   another from a connection. Broken connections are replaced when they are next asked for. If the server allows fewer,
@@ -83,6 +83,7 @@ mod encryption;
 mod environment;
 mod error;
 mod first_read;
+mod fnv;
 mod locking;
 mod maintenance;
 mod migrate;

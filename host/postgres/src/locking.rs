@@ -1,16 +1,19 @@
-//! What a commit locks before it looks whether it may be made.
+//! What a commit locks before it validates.
 //!
-//! A commit is made in three steps, each of which sees what those before it have ensured:
+//! A commit in steps does three things, one after the other:
 //!
-//! 1. It locks the rows that it writes, in the order of their names, those that are not there as well: for each of them it
-//!    writes a row that only itself sees. So no two commits wait for each other.
-//! 2. It shares a lock of each row that it read and does not write, without waiting: who has locked the row is about to change
-//!    it. A range and an absent row are no rows; there, the [lock of the namespace](crate::namespace_lock) keeps others away.
-//! 3. It draws its version, looks whether all that it read is as it was, and writes.
+//! 1. It locks the rows that it writes, in key order, including rows that do not exist. All commits
+//!    wait in the same order, so they cannot deadlock.
+//! 2. It takes a shared lock of each row that it read and does not write. It does not wait for these
+//!    locks: a transaction that holds such a row is about to change it. An absent row and a range
+//!    have no row to lock, so there the commit takes the [lock of the
+//!    namespace](crate::namespace_lock).
+//! 3. It draws its version, checks that everything it read is unchanged, and writes.
 //!
-//! So if one commit changes what another one read, either the other had looked before the first one got its locks, or it finds
-//! the change. The order in which commits have looked is one in which they could have been made one after the other. A row's
-//! versions only grow, also across a delete, because each is drawn under the lock of the row.
+//! If one commit changes what another commit read, either the other commit validated before the
+//! first one got its locks, or it finds the change. So the order in which commits validate is a
+//! serial order. A version is drawn under the lock of its row, so a row's versions grow, also across
+//! a delete.
 
 use std::collections::BTreeSet;
 
@@ -20,18 +23,18 @@ use larder_core::name::{KeyRange, RowKey};
 
 use crate::namespace_lock::{NamespaceLocks, Strength};
 
-/// The most rows that a commit locks because it read them. If it read more, it takes the locks of their namespaces alone, which
-/// costs less.
+/// The most rows that a commit locks because it read them. If it read more, exclusive locks of their
+/// namespaces cost less.
 const SHARED_ROWS_MAX: usize = 256;
 
 /// What a commit locks.
 pub(crate) struct Locking<'a> {
     pub(crate) namespaces: NamespaceLocks,
-    /// The rows that it writes, in order.
+    /// The rows that it writes, in key order.
     pub(crate) written: Vec<&'a RowKey>,
-    /// The rows that it shares a lock of.
+    /// The rows of which it takes a shared lock.
     pub(crate) shared: Vec<&'a RowKey>,
-    /// The ranges that have to hold.
+    /// The ranges that must be unchanged.
     pub(crate) stretches: Vec<KeyRange>,
 }
 
@@ -47,8 +50,8 @@ impl<'a> Locking<'a> {
             namespaces.add(stretch.namespace(), Strength::Exclusive);
         }
         let conditions = commit.conditions.iter().map(|(row, version)| (row, *version));
-        let rested_on = commit.reads.rows().chain(conditions);
-        let (there, absent): (Vec<_>, Vec<_>) = rested_on
+        let dependencies = commit.reads.rows().chain(conditions);
+        let (there, absent): (Vec<_>, Vec<_>) = dependencies
             .filter(|(row, _)| !commit.writes.contains_key(*row))
             .partition(|(_, version)| *version != Version::ABSENT);
         for (row, _) in absent {
@@ -66,7 +69,7 @@ impl<'a> Locking<'a> {
         Self { namespaces, written, shared, stretches }
     }
 
-    /// The same, with every namespace alone: no row is locked by anybody else then, so nothing is waited for any more.
+    /// The same with exclusive locks of all namespaces. Then no other commit holds any of the rows.
     pub(crate) fn exclusive(mut self) -> Self {
         for row in std::mem::take(&mut self.shared) {
             self.namespaces.add(&row.namespace, Strength::Exclusive);

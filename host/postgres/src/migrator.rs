@@ -17,14 +17,15 @@ use larder_core::schema::{
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
-use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, Transaction};
 
 use crate::connect_error::ConnectError;
 use crate::connections::while_crowded;
 use crate::connector::{Connected, Connector};
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
+use crate::fnv::fnv1a;
 use crate::options::PostgresOptions;
+use crate::param::typed;
 use crate::pooler;
 use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
@@ -56,7 +57,7 @@ const NO_TIMEOUTS: &str = "
     SELECT set_config(name, '0', true) FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')";
 
-/// Takes away what a step has set and made in a session that others use too, as far as that can be done in its transaction.
+/// Removes what a step left in a session that other clients share, as far as its transaction can.
 const CLEAR_SHARED: &str = "RESET ALL; DISCARD TEMPORARY; DISCARD SEQUENCES; UNLISTEN *";
 
 const SET_STEP: &str = "
@@ -332,9 +333,7 @@ impl<'a> Run<'a> {
         before: &Outcome,
     ) -> Result<Next<'a>, MigrationError> {
         let is_own = session.is_own;
-        let transaction = begin(&mut session.client, self.lock_wait).await?;
-        let set_schema = set_schema("SET LOCAL", self.connector);
-        transaction.batch_execute(&set_schema).await.map_err(Failure::from)?;
+        let transaction = begin(&mut session.client, self.lock_wait, self.connector).await?;
         let place = self.lock(&transaction).await?;
         // What others did while this one waited counts.
         let applied = place.applied(&transaction).await?;
@@ -407,13 +406,18 @@ impl<'a> Run<'a> {
 
 /// Begins a transaction for one step. The server notices by itself that a host which was killed in the middle is not there
 /// any more. A query that a cursor runs is planned for all its rows.
-async fn begin(client: &mut Client, lock_wait: Duration) -> Result<Transaction<'_>> {
+async fn begin<'c>(
+    client: &'c mut Client,
+    lock_wait: Duration,
+    connector: &Connector,
+) -> Result<Transaction<'c>> {
     let builder = client.build_transaction();
     let transaction = builder.isolation_level(IsolationLevel::ReadCommitted).read_only(false).start().await?;
     let millis = lock_millis(lock_wait);
     let settings = format!(
-        "SET LOCAL lock_timeout = {millis}; SET LOCAL client_connection_check_interval = '1s';
-         SET LOCAL cursor_tuple_fraction = 1; {NO_TIMEOUTS}"
+        "{}SET LOCAL lock_timeout = {millis}; SET LOCAL client_connection_check_interval = '1s';
+         SET LOCAL cursor_tuple_fraction = 1; {NO_TIMEOUTS}",
+        set_schema("SET LOCAL", connector)
     );
     transaction.batch_execute(&settings).await?;
     Ok(transaction)
@@ -424,7 +428,13 @@ pub(crate) async fn with_connection<T>(
     connector: &Connector,
     work: impl AsyncFnOnce(&mut Client) -> T,
 ) -> Result<T, Error> {
-    Ok(pinned(connector, async |session, _| work(&mut session.client).await).await?)
+    let outcome = pinned(connector, async |session, _| {
+        if session.is_own && connector.options().schema.is_some() {
+            session.client.batch_execute(&set_schema("SET", connector)).await?;
+        }
+        Ok::<T, Failure>(work(&mut session.client).await)
+    });
+    Ok(outcome.await??)
 }
 
 /// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where
@@ -447,10 +457,6 @@ async fn pinned<T>(
         }
     })));
     session.is_own = pooler::is_direct(&session.client).await?;
-    if session.is_own {
-        let set_schema = set_schema("SET", connector);
-        session.client.batch_execute(&set_schema).await?;
-    }
     let outcome = work(&mut session, &next_statement).await;
     if session.is_own {
         clear(&session.client).await;
@@ -464,11 +470,11 @@ async fn pinned<T>(
 struct Pinned {
     client: Client,
     host: String,
-    /// Whether its session is too: a pooler may share sessions among clients.
+    /// Whether its session is its own too, and not shared by a pooler.
     is_own: bool,
 }
 
-/// Makes the schema that the options name the only one of the search path.
+/// Sets the search path to the schema that the options name, if any.
 fn set_schema(set: &str, connector: &Connector) -> String {
     let schema = connector.options().schema.as_deref();
     schema.map_or_else(String::new, |schema| format!("{set} search_path = {}; ", quoted(schema)))
@@ -552,8 +558,7 @@ impl Place {
         let mut schemas = vec![first.clone()];
         schemas.extend(search_path::names(&path, &column::<String>(&row, "role")?));
         let name = ledger.name();
-        let params: [(&(dyn ToSql + Sync), Type); 2] = [(&name, Type::TEXT), (&schemas, Type::TEXT_ARRAY)];
-        let holders = client.query_typed(HOLDERS, &params).await.map_err(Failure::from)?;
+        let holders = client.query_typed(HOLDERS, &typed(&[&name, &schemas])).await.map_err(Failure::from)?;
         let mut kinds = Vec::new();
         for holder in &holders {
             kinds.push((column::<String>(holder, "schema")?, column::<String>(holder, "kind")?));
@@ -602,13 +607,7 @@ impl Place {
         // No schema's name holds NUL.
         let separator = if ledger.is_empty() { "" } else { "\0" };
         let bytes = ["larder schema ", &self.schema, separator, ledger];
-        bytes
-            .iter()
-            .flat_map(|part| part.bytes())
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            })
-            .cast_signed()
+        fnv1a(bytes.iter().flat_map(|part| part.bytes())).cast_signed()
     }
 
     /// Takes the lock for the rest of the transaction. The server ends the wait; the limit here, a little later, is for a
@@ -616,7 +615,7 @@ impl Place {
     async fn lock(&self, transaction: &Transaction<'_>, lock_wait: Duration) -> Result<(), MigrationError> {
         let held = |cause: Failure| MigrationError::LockHeld { waited: lock_wait, cause: cause.into() };
         let key = self.lock_key();
-        let params: [(&(dyn ToSql + Sync), Type); 1] = [(&key, Type::INT8)];
+        let params = typed(&[&key]);
         let locked = transaction.execute_typed("SELECT pg_catalog.pg_advisory_xact_lock($1)", &params);
         match timeout(lock_wait.saturating_add(ANSWER_MAX), locked).await {
             Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(held(error.into())),
@@ -669,7 +668,7 @@ impl Place {
         }
         let path = format!("{}, {}", quoted(&self.schema), self.search_path);
         let sql = "SELECT set_config('search_path', $1, true)";
-        transaction.execute_typed(sql, &[(&path, Type::TEXT)]).await?;
+        transaction.execute_typed(sql, &typed(&[&path])).await?;
         Ok(())
     }
 
@@ -707,9 +706,7 @@ impl Place {
         );
         let checksum = step.checksum();
         let (number, name) = (number(step)?, step.name());
-        let params: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&number, Type::INT4), (&name, Type::TEXT), (&checksum.as_slice(), Type::BYTEA)];
-        transaction.execute_typed(&sql, &params).await?;
+        transaction.execute_typed(&sql, &typed(&[&number, &name, &checksum.as_slice()])).await?;
         Ok(())
     }
 
@@ -717,9 +714,7 @@ impl Place {
     async fn record_anew(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
         let sql = format!("UPDATE {} SET checksum = $2 WHERE number = $1", self.table());
         let (number, checksum) = (number(step)?, step.checksum());
-        let params: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&number, Type::INT4), (&checksum.as_slice(), Type::BYTEA)];
-        transaction.execute_typed(&sql, &params).await?;
+        transaction.execute_typed(&sql, &typed(&[&number, &checksum.as_slice()])).await?;
         Ok(())
     }
 }
@@ -745,8 +740,7 @@ async fn run(
         .map(|statement| step.sql().get(statement.range.clone()).unwrap_or_default())
         .collect();
     let queries: Vec<bool> = statements.iter().map(|statement| statement.is_query).collect();
-    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&texts, Type::TEXT_ARRAY), (&queries, Type::BOOL_ARRAY)];
-    transaction.execute_typed(SET_STEP, &params).await.map_err(Failure::from)?;
+    transaction.execute_typed(SET_STEP, &typed(&[&texts, &queries])).await.map_err(Failure::from)?;
     transaction.batch_execute(RUN_STEP).await.map_err(|error| {
         let statement = statements.get(next_statement.load(Ordering::Relaxed));
         let position = statement.map(|Statement { range, .. }| {

@@ -1,16 +1,18 @@
 //! Locks that stand for namespaces.
 //!
-//! Every commit locks those of the namespaces that it writes. Commits share such a lock, so it delays nobody. A commit that
-//! rests on a range or an absent row has nothing to lock there that is a row. It takes the lock of the namespace alone:
-//! then no other commit that writes there is under way, and none begins until it ends.
+//! Every commit takes a shared lock of each namespace that it writes. If a commit depends on a range
+//! or an absent row, there is no row to lock, so it takes the exclusive lock of the namespace. Then
+//! no other commit that writes there is under way, and none begins until it ends.
 //!
-//! A lock is that of an empty table. The server grants locks of tables in the order in which they were asked for, which it does
-//! not do with rows: there, those who share a lock could keep out one who wants it alone without end. A commit takes them in
-//! the order of their numbers, before any row, so they are part of no deadlock.
+//! Each lock is an empty table. The server grants table locks in the order of the requests. It does
+//! not do so for rows: there, shared locks could starve an exclusive one. A commit takes its locks
+//! in the order of their numbers, before any row, so they cannot deadlock.
 
 use std::fmt::Write;
 
 use larder_core::name::Namespace;
+
+use crate::fnv::fnv1a;
 
 /// How many there are.
 pub(crate) const COUNT: usize = 16;
@@ -21,19 +23,16 @@ pub(crate) const TABLE: &str = "larder_namespace_lock_";
 /// How a commit takes a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Strength {
-    /// Together with others who write in its namespaces.
+    /// Together with other commits that write in its namespaces.
     Shared,
-    /// Alone.
+    /// Excluding all other commits that write there.
     Exclusive,
 }
 
 /// The number of a namespace's lock. All hosts have to agree on it, so it must never change.
 pub(crate) fn number(namespace: &Namespace) -> usize {
-    // FNV-1a.
-    let hash = namespace.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    // The last bits of this hash are those of the bytes' last bits.
+    let hash = fnv1a(namespace.as_bytes().iter().copied());
+    // The low bits of the hash depend only on the low bits of the bytes.
     usize::try_from((hash ^ (hash >> 32)) % COUNT as u64).unwrap_or_default()
 }
 
@@ -42,29 +41,29 @@ pub(crate) fn number(namespace: &Namespace) -> usize {
 pub(crate) struct NamespaceLocks([Option<Strength>; COUNT]);
 
 impl NamespaceLocks {
-    /// All of them, alone.
+    /// All locks, exclusive.
     pub(crate) fn all() -> Self {
         Self([Some(Strength::Exclusive); COUNT])
     }
 
-    /// Adds that of a namespace. The stronger demand counts.
+    /// Adds the lock of a namespace. The stronger of two demands counts.
     pub(crate) fn add(&mut self, namespace: &Namespace, strength: Strength) {
         if let Some(lock) = self.0.get_mut(number(namespace)) {
             *lock = (*lock).max(Some(strength));
         }
     }
 
-    /// The same locks, each taken alone.
+    /// The same locks, all exclusive.
     pub(crate) fn exclusive(&self) -> Self {
         Self(self.0.map(|lock| lock.map(|_| Strength::Exclusive)))
     }
 
-    /// Whether that of a namespace is taken alone.
+    /// Whether the lock of a namespace is exclusive.
     pub(crate) fn is_exclusive(&self, namespace: &Namespace) -> bool {
         self.0.get(number(namespace)) == Some(&Some(Strength::Exclusive))
     }
 
-    /// Whether one of them is taken alone.
+    /// Whether any lock is exclusive.
     pub(crate) fn has_exclusive(&self) -> bool {
         self.0.contains(&Some(Strength::Exclusive))
     }

@@ -1,16 +1,17 @@
-//! How transactions begin, with all that they need.
+//! The statements that begin transactions.
 //!
-//! A pooler may give a client another session for each transaction, with the settings of the role, the database or another client.
-//! So every transaction says its isolation level and what else it depends on, and nothing that it sets outlives it.
+//! A pooler may give a client another session for each transaction, with the settings of the role,
+//! the database or another client. So every transaction states its isolation level and the settings
+//! that it needs, by `SET LOCAL`, which ends with the transaction.
 
 use crate::namespace_lock::NamespaceLocks;
 
-/// What the statements of a snapshot need.
+/// Settings for larder's statements.
 ///
-/// - The planner takes a sequential or a bitmap scan to be cheap for a table that it knows nothing of. Either would read a whole
-///   range for its first row. Without them every read is a walk along the primary key. With one plan left, planning anew is a
-///   waste, and so is to compile it.
-/// - The timeouts are a safety net for a larder process that is stopped. Timeouts of larder itself are shorter.
+/// - The planner underestimates sequential and bitmap scans of a table without statistics. Both read
+///   a whole range for its first row. Without them, every read walks along the primary key. As only
+///   one plan remains, planning again and compiling are a waste.
+/// - The timeout ends statements of a larder process that was stopped. larder's own are shorter.
 macro_rules! settings {
     () => {
         "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off; \
@@ -18,41 +19,45 @@ macro_rules! settings {
     };
 }
 
-/// Begins a snapshot. It sees one committed state, and a hot standby allows it too.
+/// Begins a snapshot, which sees one committed state. A hot standby accepts it too.
 pub(crate) const SNAPSHOT: &str = concat!(
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     settings!(),
     "; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '10min'"
 );
 
-/// Begins a commit. In this isolation level, each statement sees all that was committed before it began, so what is read
-/// under locks is what counts. A lock of a namespace may take long: others are before it.
+/// Begins a commit.
+///
+/// At this isolation level, each statement sees all commits that ended before it began. So a
+/// statement that runs under locks sees the current rows. Waiting for the lock of a namespace may
+/// take long, as other commits may be queued for it.
 const COMMIT: &str = concat!(
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
     settings!(),
     "; SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '10s'"
 );
 
-/// Begins a transaction of a few statements that lock at most a row.
+/// Begins a transaction that locks few rows.
 pub(crate) const SHORT: &str = concat!(
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
     settings!(),
     "; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '10s'"
 );
 
-/// Begins a transaction that looks at every row, and only reads.
+/// Begins a read-only transaction that reads every row.
 pub(crate) const COUNT: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '10min'";
 
-/// Begins a short transaction that only reads.
+/// Begins a short read-only transaction.
 pub(crate) const READ: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'";
 
-/// Begins a commit and takes its locks. It waits so many milliseconds for each row. `schema` is quoted.
+/// Begins a commit and takes its locks. Later statements wait up to `row_wait_millis` for each row.
+/// `schema` is quoted.
 pub(crate) fn commit(locks: &NamespaceLocks, schema: &str, row_wait_millis: u32) -> String {
     let row_wait = format!("; SET LOCAL lock_timeout = {row_wait_millis}");
     [COMMIT, &locks.statements(schema), &row_wait].concat()
 }
 
-/// What a server has to be told besides, that ends transactions after some time: releases since 17.
+/// Lifts a timeout that the server has since release 17.
 pub(crate) const NO_TRANSACTION_TIMEOUT: &str = "; SET LOCAL transaction_timeout = 0";

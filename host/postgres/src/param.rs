@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-/// A value that a statement takes, with its type at the server: a statement that is not prepared beforehand has to say it.
+/// A parameter with its SQL type, which a client must state for a statement that is not prepared.
 pub(crate) trait Param: Sync {
     fn sql(&self) -> &(dyn ToSql + Sync);
     fn sql_type(&self) -> Type;
@@ -10,6 +10,11 @@ pub(crate) trait Param: Sync {
 
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a dyn Param];
+
+/// The parameters with their SQL types.
+pub(crate) fn typed<'p>(params: &Params<'p>) -> Vec<(&'p (dyn ToSql + Sync), Type)> {
+    params.iter().map(|param| (param.sql(), param.sql_type())).collect()
+}
 
 macro_rules! param {
     ($($rust:ty => $sql:ident),* $(,)?) => {
@@ -40,4 +45,6 @@ param!(
     &str => TEXT,
     String => TEXT,
     &[&str] => TEXT_ARRAY,
+    Vec<&str> => TEXT_ARRAY,
+    Vec<String> => TEXT_ARRAY,
 );

@@ -1,9 +1,10 @@
-//! The pool's connections. No session is set up: [transactions](crate::opening) say what they need.
+//! The pool's connections. Their sessions have no settings: see [openings](crate::opening).
 
 use std::ops::Deref;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
+use futures_util::future::join;
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::connect_error::ConnectError;
@@ -53,16 +54,15 @@ impl managed::Manager for Manager {
         });
         let has_transaction_timeout = release.is_none_or(|release| release >= TRANSACTION_TIMEOUT_SINCE);
         let client = ClientWrapper::new(client, task);
-        if self.access == Access::ReadWrite {
-            let answer = client.simple_query(IS_STANDBY).await?;
-            let is_standby = answer
-                .iter()
-                .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")));
-            if is_standby {
-                return Err(ConnectError::Standby { host }.into());
-            }
+        let (answer, is_direct) = join(client.simple_query(IS_STANDBY), pooler::is_direct(&client)).await;
+        let answer = answer?;
+        let is_standby = answer
+            .iter()
+            .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")));
+        if is_standby && self.access == Access::ReadWrite {
+            return Err(ConnectError::Standby { host }.into());
         }
-        let keeps_statements = pooler::is_direct(&client).await?;
+        let keeps_statements = is_direct?;
         Ok(Pooled { client, encryption, has_transaction_timeout, keeps_statements })
     }
 
@@ -76,7 +76,7 @@ impl managed::Manager for Manager {
     }
 }
 
-/// The number of a release, of which a server says more.
+/// The major number of a server's release.
 fn major(version: &str) -> Option<u32> {
     let digits = version.split(|next: char| !next.is_ascii_digit()).next()?;
     digits.parse().ok()

@@ -17,7 +17,7 @@ use crate::maintenance::{transaction, transaction_of};
 use crate::opening;
 use crate::param::Params;
 use crate::rows::{checked, column, saturating, unsigned, version};
-use crate::session::{Call, End, Session};
+use crate::session::Session;
 
 pub(crate) const LOAD: &str = "
     SELECT strategy, bytes, version, due_at, created_at, updated_at FROM {schema}.larder_memory_state
@@ -110,8 +110,8 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
     let [tenant, user, of, run] = parts(identity);
     let (expected, queries) = (saturating(write.expected.0), session.queries());
     let Some(record) = &write.record else {
-        return enclosed(session, (&queries.delete_record, &[&tenant, &user, &of, &run, kind, &expected]))
-            .await;
+        let key: &Params<'_> = &[&tenant, &user, &of, &run, kind, &expected];
+        return session.commit_one(opening::SHORT, (&queries.delete_record, key)).await;
     };
     let StoredRecord { strategy, bytes, version, due_at, created_at, updated_at } = record;
     let (version, due_at) = (saturating(version.0), due_at.map(saturating));
@@ -121,17 +121,10 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
         &[&tenant, &user, &of, &run, kind, strategy, bytes, &version, &due_at, &created_at, &updated_at];
     params.extend_from_slice(all);
     if write.expected == Version::ABSENT {
-        return enclosed(session, (&queries.insert_record, &params)).await;
+        return session.commit_one(opening::SHORT, (&queries.insert_record, &params)).await;
     }
     params.push(&expected);
-    enclosed(session, (&queries.update_record, &params)).await
-}
-
-async fn enclosed(session: &mut Session, call: Call<'_>) -> error::Result<Vec<Row>> {
-    match session.run(Some(opening::SHORT), &[call], End::Commit).await {
-        Ok(mut answers) => Ok(answers.pop().unwrap_or_default()),
-        Err(stopped) => Err(stopped.failure),
-    }
+    session.commit_one(opening::SHORT, (&queries.update_record, &params)).await
 }
 
 async fn keys(connections: &Connections, sql: &str, params: &Params<'_>) -> error::Result<Vec<RecordKey>> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{join_all, join3};
 use futures_util::{TryStreamExt, pin_mut};
 use larder_core::fair::FairPermit;
 use larder_core::{Error, Share};
@@ -14,7 +14,7 @@ use tokio_postgres::{Row, RowStream, Statement};
 
 use crate::error::{Failure, Result, breaks_connection, is_refusal, leaves_commit_open};
 use crate::opening;
-use crate::param::Params;
+use crate::param::{Params, typed};
 use crate::pool::Object;
 use crate::queries::Queries;
 
@@ -33,7 +33,7 @@ pub(crate) enum End {
 /// Why a transaction stopped.
 #[derive(Debug)]
 pub(crate) struct Stopped {
-    /// The statement that failed; none if none of them did.
+    /// The index of the statement that failed, or `None` if BEGIN or COMMIT failed.
     pub(crate) step: Option<usize>,
     pub(crate) failure: Failure,
 }
@@ -133,34 +133,6 @@ impl Session {
         self.state == State::Committing
     }
 
-    /// Begins a transaction with its first statement.
-    pub(crate) async fn begin(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
-        let statement = self.prepare(sql, State::Idle).await?;
-        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let begin = opened(client, "", begin);
-        let (begun, rows) = join(client.batch_execute(&begin), statement.query(client, params)).await;
-        self.settle(begun.and(rows), State::InTransaction)
-    }
-
-    /// The same, with a statement before it.
-    pub(crate) async fn begin_checked(
-        &mut self,
-        begin: &str,
-        (check, check_params): (&str, &Params<'_>),
-        sql: &str,
-        params: &Params<'_>,
-    ) -> Result<(Vec<Row>, Vec<Row>)> {
-        let check = self.prepare(check, State::Idle).await?;
-        let statement = self.prepare(sql, State::Idle).await?;
-        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let begin = opened(client, "", begin);
-        let begun = client.batch_execute(&begin);
-        let (begun, checked, rows) =
-            join3(begun, check.query(client, check_params), statement.query(client, params)).await;
-        let both = begun.and(checked).and_then(|checked| rows.map(|rows| (checked, rows)));
-        self.settle(both, State::InTransaction)
-    }
-
     /// Runs a statement that is a transaction by itself, and only reads.
     pub(crate) async fn read_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
@@ -184,15 +156,20 @@ impl Session {
         self.settle(committed, State::Idle)
     }
 
-    /// Runs statements in a transaction, all sent at once. `opening` begins it, and ends the one that is open, if one is, which
-    /// wrote nothing. Without it, the transaction is open.
+    /// Runs statements in a transaction, all sent at once.
+    ///
+    /// `opening` begins the transaction. If a snapshot's transaction is open, which wrote nothing, it
+    /// is rolled back first. With `None`, the statements belong to the open transaction.
     pub(crate) async fn run(
         &mut self,
         opening: Option<&str>,
         calls: &[Call<'_>],
         end: End,
     ) -> Result<Vec<Vec<Row>>, Stopped> {
-        let before = self.state;
+        let before = match (opening, self.state) {
+            (Some(_), State::Idle) => State::Idle,
+            _ => State::InTransaction,
+        };
         let mut statements = Vec::with_capacity(calls.len());
         for (sql, _) in calls {
             statements.push(self.prepare(sql, before).await?);
@@ -205,12 +182,12 @@ impl Session {
         let queries =
             statements.iter().zip(calls).map(|(statement, (_, params))| statement.query(client, params));
         let ended = simple(client, (end == End::Commit).then_some("COMMIT"));
-        // Polled in this order, so they are sent in it.
+        // They are sent in the order in which they are polled first.
         let (begun, rows, ended) = join3(begun, join_all(queries), ended).await;
         self.settle_all(begun, rows, ended, end)
     }
 
-    /// The first error counts: those after it are its consequences.
+    /// Takes the answers of [`Session::run`]. The first error counts: later ones follow from it.
     fn settle_all(
         &mut self,
         begun: Result<(), tokio_postgres::Error>,
@@ -229,7 +206,7 @@ impl Session {
         }
         let after = if end == End::Commit { State::Idle } else { State::InTransaction };
         match (stopped, ended) {
-            // COMMIT of a transaction that has failed is answered as if all were well: it rolled back.
+            // The server answers COMMIT of a failed transaction as a success, and rolls back.
             (Some((step, error)), ended) if end == End::Open || error.as_db_error().is_some() => {
                 let failure = self.settle::<()>(Err(error), after).err().unwrap_or(Failure::Gone);
                 if ended.is_err_and(|error| breaks_connection(&error)) {
@@ -246,7 +223,7 @@ impl Session {
         }
     }
 
-    /// Ends a transaction in which a statement has failed, if it is open.
+    /// Rolls back the transaction if a statement of it has failed.
     pub(crate) async fn roll_back_failed(&mut self) -> Result<()> {
         if self.state != State::Failed {
             return Ok(());
@@ -271,7 +248,15 @@ impl Session {
         }
     }
 
-    /// Runs a statement in a transaction of its own kind.
+    /// Runs a statement in a transaction of its own, as [`Session::run`] does, and commits it.
+    pub(crate) async fn commit_one(&mut self, opening: &str, call: Call<'_>) -> Result<Vec<Row>> {
+        match self.run(Some(opening), &[call], End::Commit).await {
+            Ok(mut answers) => Ok(answers.pop().unwrap_or_default()),
+            Err(stopped) => Err(stopped.failure),
+        }
+    }
+
+    /// Runs a statement in a transaction of its own that may run again if the connection is lost.
     pub(crate) async fn enclosed(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
@@ -290,8 +275,8 @@ impl Session {
             return Ok(Ready::Text(sql));
         }
         let statement = match client.prepare_cached(sql).await {
-            // The role's settings count outside of a transaction: they may refuse it, or not let it wait for a lock. What begins the
-            // transaction then overrides them.
+            // Outside a transaction, the role's settings apply: the server may refuse to prepare, or
+            // to wait for a lock. The opening of the transaction overrides these settings.
             Err(error) if state == State::Idle && is_refusal(&error) => Ok(Ready::Text(sql)),
             statement => statement.map(Ready::Prepared),
         };
@@ -336,7 +321,7 @@ fn ready<'a>(
     }
 }
 
-/// What begins a transaction on this connection.
+/// The statements that begin a transaction on this connection.
 fn opened(client: &Object, before: &str, opening: &str) -> String {
     let lifted = if client.has_transaction_timeout() { opening::NO_TRANSACTION_TIMEOUT } else { "" };
     match opening.split_once(';') {
@@ -367,9 +352,7 @@ impl Ready<'_> {
             Self::Prepared(statement) => {
                 client.query_raw(statement, params.iter().map(|param| param.sql())).await
             }
-            Self::Text(sql) => {
-                client.query_typed_raw(sql, params.iter().map(|param| (param.sql(), param.sql_type()))).await
-            }
+            Self::Text(sql) => client.query_typed_raw(sql, typed(params)).await,
         }
     }
 

@@ -17,9 +17,8 @@ use tokio_postgres::Row;
 use crate::commit;
 use crate::connections::Connections;
 use crate::error::{self, Failure};
-use crate::first_read::FirstRead;
+use crate::first_read::{FirstRead, begin_snapshot};
 use crate::moment::{Read, with_moment};
-use crate::opening;
 use crate::param::Params;
 use crate::queries::Queries;
 use crate::rows::{column, expires_at, saturating, stored_value, unsigned, version};
@@ -270,7 +269,10 @@ impl PostgresSnapshot {
         sql: &str,
         params: &Params<'_>,
     ) -> error::Result<Vec<Row>> {
-        let Some(first) = &self.first else { return session.begin(opening::SNAPSHOT, sql, params).await };
+        let Some(first) = &self.first else {
+            let [rows] = begin_snapshot(session, [(sql, params)]).await?;
+            return Ok(rows);
+        };
         let rows = first.begin(session, self.options.clock.moved_millis(), sql, params).await?;
         self.first_expires_at = first.stored.as_ref().and_then(|stored| stored.expires_at);
         self.first = None;

@@ -1,13 +1,14 @@
 //! The sequence that versions are drawn from.
 //!
-//! A database can come to be without its sequence: logical replication carries none, and a restore may leave it out. Then it would give
-//! versions again that rows have or had. A commit that finds its rows to be newer than the version that it drew has the sequence
-//! moved past all rows.
+//! A database can lack the state of its sequence: logical replication does not copy it, and a
+//! restore may leave it out. The sequence would then return versions that rows have or had. If a
+//! commit finds that a row is newer than the version that it drew, larder moves the sequence past
+//! all rows.
 
 use crate::error::Result;
 use crate::namespace_lock::NamespaceLocks;
 use crate::opening;
-use crate::session::{End, Session};
+use crate::session::Session;
 
 /// Moves the sequence past the newest row.
 pub(crate) const ADVANCE: &str = "
@@ -15,13 +16,10 @@ pub(crate) const ADVANCE: &str = "
     FROM (SELECT last_value FROM {schema}.larder_commit_sequence) AS sequence
     CROSS JOIN (SELECT coalesce(max(version), 1) AS version FROM {schema}.larder_entries) AS newest";
 
-/// Moves the sequence past all rows, while no commit is under way.
+/// Moves the sequence past all rows, with every namespace locked against other commits.
 pub(crate) async fn advance(session: &mut Session) -> Result<()> {
     let queries = session.queries();
     let opening = opening::commit(&NamespaceLocks::all(), &queries.schema, 0);
-    tracing::warn!("the sequence of versions was behind the rows; larder moves it past the newest row");
-    match session.run(Some(&opening), &[(&queries.advance, &[])], End::Commit).await {
-        Ok(_) => Ok(()),
-        Err(stopped) => Err(stopped.failure),
-    }
+    tracing::warn!("the sequence of versions is behind the rows; moving it past the newest row");
+    session.commit_one(&opening, (&queries.advance, &[])).await.map(drop)
 }

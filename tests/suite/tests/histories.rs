@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, Store, Transaction, Version};
+use larder_core::{Error, Handle, Mode, Store, Transaction, Version};
 use larder_host::drivers;
 use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
 use support::broken::{BrokenBench, Defect};
+use support::counting::handle;
 use support::{harness, postgres_server};
 
 /// How long each history is. `LARDER_HISTORY_SECONDS` makes it longer.
@@ -82,11 +83,6 @@ async fn store(bench: &dyn Bench) -> Result<(Store, Box<dyn larder_suite::Scratc
     let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
     let store = Store::builder_shared(backend).build().map_err(|error| error.to_string())?;
     Ok((store, scratch))
-}
-
-fn handle(store: &Store) -> Handle {
-    let open_transactions = OpenTransactions::at_most(1_000);
-    store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
 }
 
 fn namespace(row: u64) -> String {

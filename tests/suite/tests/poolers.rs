@@ -1,16 +1,15 @@
 //! Stores that are reached through PgBouncer, which gives a client another session for each transaction.
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::expect_used, reason = "tests")]
 
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, Store};
+use larder_core::Store;
 use larder_host::drivers;
 use larder_postgres_server::{PgBouncer, PoolMode, PostgresServer};
 use larder_suite::{Bench, PostgresBench, Suite};
-use support::harness;
+use support::{counting, harness};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
@@ -85,54 +84,14 @@ async fn the_suite_passes(suite: Suite, mode: PoolMode, dsn: String) -> Result<(
 }
 
 async fn no_update_is_lost_and_no_setting_left(dsn: &str) -> Result<(), String> {
-    const TASKS: u64 = 8;
-    const UPDATES: u64 = 50;
     let bench = PostgresBench { dsn: dsn.to_string(), drivers: drivers() };
     let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
     let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
-    let store = Store::builder_shared(backend).build().unwrap();
-    let handle = || {
-        let open_transactions = OpenTransactions::at_most(100);
-        store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
-    };
-    let mut tasks = JoinSet::new();
-    for task in 0..TASKS {
-        let handle = handle();
-        tasks.spawn(async move {
-            let mut made = 0;
-            while made < UPDATES {
-                match add_one(&handle, task % 2 == 0).await {
-                    Ok(()) => made += 1,
-                    Err(Error::Conflict) => {
-                        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await
-                    }
-                    Err(error) => return Err(format!("{error:?}")),
-                }
-            }
-            Ok(())
-        });
-    }
-    for outcome in tasks.join_all().await {
-        outcome?;
-    }
-    let count = handle().begin(Mode::View).unwrap().get("n".into(), "count".into()).await.unwrap();
-    if count != Some((TASKS * UPDATES).to_string().into_bytes()) {
-        return Err(format!("{count:?} of {} updates count", TASKS * UPDATES));
-    }
+    let store = Store::builder_shared(backend).build().map_err(|error| error.to_string())?;
+    counting::count_up(&store, 8, 50).await?;
     store.close().await;
     drop(scratch);
     nothing_is_left(dsn).await
-}
-
-async fn add_one(handle: &Handle, reads_more: bool) -> Result<(), Error> {
-    let mut transaction = handle.begin(Mode::Update)?;
-    if reads_more {
-        transaction.get("n".into(), "other".into()).await?;
-    }
-    let count = transaction.get("n".into(), "count".into()).await?;
-    let count: u64 = count.map_or(0, |count| String::from_utf8(count).unwrap().parse().unwrap());
-    transaction.put("n".into(), "count".into(), (count + 1).to_string().into())?;
-    transaction.commit().await.map(drop)
 }
 
 /// No session of the server has a setting, a lock or a statement of larder's.

@@ -5,7 +5,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,9 +17,9 @@ use larder_core::{
 use larder_postgres::{Postgres, SNAPSHOTS_MAX};
 use libtest_mimic::Trial;
 use support::harness;
-use support::postgres_server::PostgresServer;
+use support::postgres_server::{PostgresServer, connect, new_schema, open};
 use support::proxy::{Cut, Proxy};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 type Outcome = Result<(), String>;
 
@@ -87,22 +86,10 @@ fn start() -> Result<PostgresServer, String> {
 
 // What the tests share.
 
-async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
 /// A schema of its own for a test, in the server that `dsn` names.
 async fn schema(dsn: &str) -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(1);
-    let name = format!("fault_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    connect(dsn).await.batch_execute(&format!("CREATE SCHEMA {name}")).await.unwrap();
+    let name = new_schema(dsn).await;
     format!("{dsn} options='-csearch_path={name}' application_name={name}")
-}
-
-async fn open(dsn: &str) -> Store {
-    Store::builder(Postgres::open(dsn).await.unwrap()).sweep_interval(None).build().unwrap()
 }
 
 fn handle(store: &Store) -> Handle {

@@ -3,6 +3,7 @@
 
 pub(crate) mod assistant;
 pub(crate) mod broken;
+pub(crate) mod counting;
 pub(crate) mod harness;
 pub(crate) mod instance;
 pub(crate) mod postgres_server;

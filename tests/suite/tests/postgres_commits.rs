@@ -1,22 +1,22 @@
-//! Commits at once: what they lock, whether they meet, and on what they do not depend.
+//! Concurrent commits on Postgres: locks, versions, conflicts, and independence of settings.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod support;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, PutOptions, Store, Version};
-use larder_postgres::Postgres;
-use larder_postgres_server::server_or_url;
-use libtest_mimic::{Arguments, Trial};
+use larder_core::{Error, Handle, Mode, PutOptions, Version};
+use support::counting::{count_up, handle};
+use support::harness;
+use support::postgres_server::{connect, new_schema, open, server_or_url};
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 fn main() {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(2);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-    let runtime = Arc::new(runtime);
+    let arguments = harness::arguments();
+    let runtime = harness::runtime();
     let server = match arguments.list {
         true => Err("only listed".to_string()),
         false => server_or_url().map_err(|error| format!("{error:#}")),
@@ -26,9 +26,9 @@ fn main() {
     macro_rules! tests {
         ($($test:ident),* $(,)?) => {
             $({
-                let (dsn, runtime) = (dsn.clone(), runtime.clone());
-                trials.push(Trial::test(stringify!($test), move || {
-                    runtime.block_on($test(dsn?));
+                let dsn = dsn.clone();
+                trials.push(harness::trial(&runtime, stringify!($test), || async move {
+                    $test(dsn?).await;
                     Ok(())
                 }));
             })*
@@ -47,32 +47,12 @@ fn main() {
         a_row_that_somebody_else_has_locked_holds_up_nobody_else,
         a_commit_leaves_no_row_of_its_locks_behind,
     );
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(server);
-    conclusion.exit();
+    harness::run(&arguments, trials, || drop(server));
 }
 
-async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-/// A data-source name with a schema of its own, and further options.
+/// A data-source name with a schema of its own.
 async fn schema(dsn: &str) -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(1);
-    let name = format!("commits_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    connect(dsn).await.batch_execute(&format!("CREATE SCHEMA {name}")).await.unwrap();
-    format!("{dsn} schema={name}")
-}
-
-async fn store(dsn: &str) -> Store {
-    Store::builder(Postgres::open(dsn).await.unwrap()).sweep_interval(None).build().unwrap()
-}
-
-fn handle(store: &Store) -> Handle {
-    let open_transactions = OpenTransactions::at_most(1_000);
-    store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
+    format!("{dsn} schema={}", new_schema(dsn).await)
 }
 
 /// A client of the tables themselves.
@@ -112,7 +92,7 @@ async fn count(client: &Client, sql: &str) -> i64 {
 
 async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) {
     let dsn = schema(&dsn).await;
-    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
     let handle = handle(&store);
     let behind = |by: u64| format!("SELECT setval('larder_commit_sequence', {by})");
     client.batch_execute(&behind(100)).await.unwrap();
@@ -147,7 +127,7 @@ async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) 
 
 async fn a_commit_that_waits_draws_its_version_after_those_that_it_waited_for(dsn: String) {
     let dsn = schema(&dsn).await;
-    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
     let handle = handle(&store);
     put(&handle, &["a"], "old").await.unwrap();
     for is_there in [false, true] {
@@ -156,7 +136,7 @@ async fn a_commit_that_waits_draws_its_version_after_those_that_it_waited_for(ds
         }
         client.batch_execute("BEGIN; SELECT FROM larder_entries WHERE key = 'a' FOR UPDATE").await.unwrap();
         let waiting = tokio::spawn({
-            let handle = self::handle(&store);
+            let handle = support::counting::handle(&store);
             async move { put(&handle, &["a", "z"], "waited").await }
         });
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -181,7 +161,7 @@ async fn blind_commits_that_cross_do_not_deadlock(dsn: String) {
     const TASKS: usize = 8;
     const COMMITS: usize = 40;
     let dsn = schema(&dsn).await;
-    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
     let before = deadlocks(&client).await;
     let mut tasks = JoinSet::new();
     for task in 0..TASKS {
@@ -209,7 +189,7 @@ async fn workers_on_rows_of_their_own_do_not_conflict(dsn: String) {
     const WORKERS: u64 = 16;
     const UPDATES: u64 = 20;
     let dsn = schema(&dsn).await;
-    let store = store(&dsn).await;
+    let store = open(&dsn).await;
     for rows in [3, 10, 100] {
         let key = move |worker: u64, row: u64| format!("{rows:03}-{:05}", row * WORKERS + worker);
         let filler = handle(&store);
@@ -246,7 +226,7 @@ async fn workers_on_rows_of_their_own_do_not_conflict(dsn: String) {
 
 async fn who_writes_a_row_that_all_others_read_gets_a_turn(dsn: String) {
     let dsn = schema(&dsn).await;
-    let store = store(&dsn).await;
+    let store = open(&dsn).await;
     put(&handle(&store), &["settings"], "0").await.unwrap();
     let ends = Instant::now() + Duration::from_secs(4);
     let mut readers = JoinSet::new();
@@ -278,7 +258,7 @@ async fn who_writes_a_row_that_all_others_read_gets_a_turn(dsn: String) {
 
 async fn a_range_and_a_blind_put_into_it_are_not_both_overlooked(dsn: String) {
     let dsn = schema(&dsn).await;
-    let store = store(&dsn).await;
+    let store = open(&dsn).await;
     let handle = handle(&store);
     for there in [0, 1, 5] {
         for key in 0..there {
@@ -315,7 +295,7 @@ async fn a_range_and_a_blind_put_into_it_are_not_both_overlooked(dsn: String) {
 async fn commits_that_rest_on_ranges_of_each_other_do_not_both_succeed(dsn: String) {
     const ROUNDS: u64 = 60;
     let dsn = schema(&dsn).await;
-    let store = store(&dsn).await;
+    let store = open(&dsn).await;
     let mut both = 0;
     for round in 0..ROUNDS {
         let mut tasks = JoinSet::new();
@@ -342,12 +322,12 @@ async fn commits_that_rest_on_ranges_of_each_other_do_not_both_succeed(dsn: Stri
 
 async fn a_row_that_somebody_else_has_locked_holds_up_nobody_else(dsn: String) {
     let dsn = schema(&dsn).await;
-    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
     let handle = handle(&store);
     put(&handle, &["locked", "free"], "old").await.unwrap();
     client.batch_execute("BEGIN; SELECT FROM larder_entries WHERE key = 'locked' FOR UPDATE").await.unwrap();
     let waiting = tokio::spawn({
-        let handle = self::handle(&store);
+        let handle = support::counting::handle(&store);
         async move { put(&handle, &["locked", "more"], "new").await }
     });
     let since = Instant::now();
@@ -366,7 +346,7 @@ async fn a_row_that_somebody_else_has_locked_holds_up_nobody_else(dsn: String) {
 
 async fn a_commit_leaves_no_row_of_its_locks_behind(dsn: String) {
     let dsn = schema(&dsn).await;
-    let (store, client) = (store(&dsn).await, client(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
     let handle = handle(&store);
     put(&handle, &["there"], "1").await.unwrap();
     delete(&handle, "absent").await.unwrap();
@@ -391,43 +371,11 @@ async fn a_commit_leaves_no_row_of_its_locks_behind(dsn: String) {
 // Settings.
 
 async fn no_update_is_lost_whatever_isolation_level_sessions_are_set_to(dsn: String) {
-    const TASKS: u64 = 8;
-    const UPDATES: u64 = 25;
     for level in ["read\\ uncommitted", "read\\ committed", "repeatable\\ read", "serializable"] {
         let setting = format!("options='-c default_transaction_isolation={}'", level.replace('\\', "\\\\"));
-        let store = store(&format!("{} {setting}", schema(&dsn).await)).await;
-        let mut tasks = JoinSet::new();
-        for task in 0..TASKS {
-            let handle = handle(&store);
-            tasks.spawn(async move {
-                let mut made = 0;
-                while made < UPDATES {
-                    match add_one(&handle, task % 2 == 0).await {
-                        Ok(_) => made += 1,
-                        Err(Error::Conflict) => {
-                            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await
-                        }
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            });
-        }
-        tasks.join_all().await;
-        let count = versioned(&handle(&store), "count").await.map(|(value, _)| value);
-        assert_eq!(count, Some((TASKS * UPDATES).to_string()), "{level}");
+        let store = open(&format!("{} {setting}", schema(&dsn).await)).await;
+        count_up(&store, 8, 25).await.unwrap_or_else(|lost| panic!("{level}: {lost}"));
     }
-}
-
-/// Adds to a counter. Some read a second row, and so have a transaction at the server.
-async fn add_one(handle: &Handle, reads_more: bool) -> Result<Version, Error> {
-    let mut transaction = handle.begin(Mode::Update)?;
-    if reads_more {
-        transaction.get("n".into(), "other".into()).await?;
-    }
-    let count = transaction.get("n".into(), "count".into()).await?;
-    let count: u64 = count.map_or(0, |count| String::from_utf8(count).unwrap().parse().unwrap());
-    transaction.put("n".into(), "count".into(), (count + 1).to_string().into())?;
-    transaction.commit().await
 }
 
 async fn a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_same(dsn: String) {
@@ -443,8 +391,8 @@ async fn a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_sa
         let dsn = format!("{} options='-c {setting}'", schema(&dsn).await);
         // What a store does with its tables is not the subject here.
         let plain = dsn.split(" options=").next().unwrap();
-        drop(store(plain).await);
-        let store = store(&dsn).await;
+        drop(open(plain).await);
+        let store = open(&dsn).await;
         let handle = handle(&store);
         for round in 0..20 {
             put(&handle, &["one"], &round.to_string())
