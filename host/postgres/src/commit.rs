@@ -1,5 +1,6 @@
 //! Commits: when they are made, and in how many attempts.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::locking::Locking;
 use crate::session::Session;
+use crate::silence::ANSWER_MAX;
 use crate::versions;
 
 /// How long a commit may take. Its transaction's deadline doesn't count any more.
@@ -98,7 +100,17 @@ pub(crate) async fn in_time<T>(
     session: &mut Session,
     work: impl AsyncFnOnce(&mut Session) -> error::Result<T>,
 ) -> error::Result<T> {
-    match timeout(COMMIT_MAX, work(session)).await {
+    let prober = session.prober();
+    let outcome = {
+        let mut work = pin!(work(session));
+        match timeout(ANSWER_MAX, work.as_mut()).await {
+            Ok(outcome) => return outcome,
+            // A silent server would let the commit wait for the whole time.
+            Err(_) => prober.inspect(|prober| prober.probe()),
+        };
+        timeout(COMMIT_MAX - ANSWER_MAX, work).await
+    };
+    match outcome {
         Ok(outcome) => outcome,
         Err(_) if session.is_committing() => Err(Failure::CommitLost(None)),
         Err(_) => Err(Failure::Stalled("the database did not get to the commit in time")),

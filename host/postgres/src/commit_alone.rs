@@ -35,9 +35,22 @@ macro_rules! is_late {
 }
 
 /// Makes the statement share the lock of the row's namespace. The table is empty.
+///
+/// For the rest of the statement, it sets what a transaction says as it begins: how long to wait for a
+/// row, and that warnings arrive.
 macro_rules! locked {
     () => {
-        "WITH locked AS MATERIALIZED (SELECT 1 FROM {schema}.{lock} FOR KEY SHARE)"
+        "WITH locked AS MATERIALIZED (SELECT 1 FROM {schema}.{lock} FOR KEY SHARE),
+    settings AS MATERIALIZED (
+        SELECT set_config('lock_timeout', '500', true), set_config('client_min_messages', 'warning', true)
+    )"
+    };
+}
+
+/// Holds, and has the parts of `locked!` evaluated.
+macro_rules! is_locked {
+    () => {
+        "NOT EXISTS (SELECT FROM locked) AND EXISTS (SELECT FROM settings)"
     };
 }
 
@@ -60,7 +73,9 @@ pub(crate) const PUT: &str = concat!(
     INSERT INTO {schema}.larder_entries AS entries (namespace, key, value, expires_at, version)
     SELECT $1::bytea, $2::bytea, $3::bytea, ",
     expiry!(),
-    ", nextval({sequence}) WHERE NOT EXISTS (SELECT FROM locked)
+    ", nextval({sequence}) WHERE ",
+    is_locked!(),
+    "
     ON CONFLICT (namespace, key) DO UPDATE
     SET value = excluded.value, version = excluded.version, expires_at = ",
     expiry!(),
@@ -81,7 +96,9 @@ pub(crate) const REPLACE: &str = concat!(
     SET value = $3::bytea, version = nextval({sequence}), expires_at = ",
     expiry!(),
     "
-    WHERE namespace = $1 AND key = $2 AND version = $9 AND NOT EXISTS (SELECT FROM locked)
+    WHERE namespace = $1 AND key = $2 AND version = $9 AND ",
+    is_locked!(),
+    "
     RETURNING ",
     version_unless!(concat!(is_late!(), " OR $8::bigint <= ", moment!("$6"), " OR entries.version <= $9"))
 );

@@ -3,9 +3,11 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::config::{self, SslMode, SslNegotiation};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Config, Connection, SimpleQueryMessage, Socket};
@@ -15,10 +17,24 @@ use crate::encryption::{Encryption, MaybeEncrypted, TlsFailure};
 use crate::error::{Failure, Result};
 use crate::option_table::{ChannelBinding, Target, TlsMode};
 use crate::options::{PostgresOptions, Server};
+use crate::silence::Silence;
 
 /// Makes connections to a store's servers. Clones are cheap.
 #[derive(Clone)]
-pub(crate) struct Connector(Arc<PostgresOptions>);
+pub(crate) struct Connector {
+    options: Arc<PostgresOptions>,
+    servers: Arc<[Arc<ListedServer>]>,
+    /// The number of the server that was connected to last.
+    last: Arc<AtomicUsize>,
+}
+
+/// A server of the list.
+pub(crate) struct ListedServer {
+    /// Its place in the list.
+    number: usize,
+    pub(crate) options: Server,
+    pub(crate) silence: Silence,
+}
 
 /// A new connection. Its `connection` must be polled for `client` to work.
 pub(crate) struct Connected {
@@ -27,6 +43,7 @@ pub(crate) struct Connected {
     /// The encryption for a further connection to the server, such as a cancel request.
     pub(crate) encryption: Encryption,
     pub(crate) host: String,
+    pub(crate) server: Arc<ListedServer>,
 }
 
 /// Asks a server for its state. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
@@ -34,27 +51,28 @@ const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
 
 impl Connector {
     pub(crate) fn new(options: PostgresOptions) -> Self {
-        Self(Arc::new(options))
+        let listed = |(number, server): (usize, &Server)| {
+            Arc::new(ListedServer { number, options: server.clone(), silence: Silence::default() })
+        };
+        let servers = options.servers.iter().enumerate().map(listed).collect();
+        Self { options: Arc::new(options), servers, last: Arc::new(AtomicUsize::new(usize::MAX)) }
     }
 
     pub(crate) fn options(&self) -> &PostgresOptions {
-        &self.0
+        &self.options
     }
 
     /// Connects to the first server that accepts the login and is of the kind that `target_session_attrs` demands.
     pub(crate) async fn connect(&self) -> Result<Connected> {
-        let mut servers: Vec<&Server> = self.0.servers.iter().collect();
-        if self.0.shuffles_servers {
-            fastrand::shuffle(&mut servers);
-        }
-        let rounds: &[Target] = match &self.0.target {
+        let servers = self.in_order();
+        let rounds: &[Target] = match &self.options.target {
             Target::PreferStandby => &[Target::Standby, Target::Any],
             target => std::slice::from_ref(target),
         };
         let mut last = Failure::Stalled("no server of the database is named");
         for wanted in rounds {
             for server in &servers {
-                let addresses = match self.in_time(self.addresses(server)).await {
+                let addresses = match self.in_time(self.addresses(&server.options)).await {
                     Ok(addresses) => addresses,
                     Err(failure) => {
                         last = failure;
@@ -62,9 +80,16 @@ impl Connector {
                     }
                 };
                 for address in addresses {
-                    let attempt = Attempt { server, address };
-                    match self.in_time(self.connect_to(attempt, *wanted)).await {
-                        Ok(connected) => return Ok(connected),
+                    let mut awaited =
+                        Awaited { silence: &server.silence, since: Instant::now(), has_answered: false };
+                    let attempt = Attempt { listed: server, address };
+                    let outcome = self.in_time(self.connect_to(attempt, *wanted)).await;
+                    awaited.has_answered = has_answered(&outcome);
+                    match outcome {
+                        Ok(connected) => {
+                            self.last.store(server.number, Ordering::Relaxed);
+                            return Ok(connected);
+                        }
                         Err(failure) if is_final(&failure) => return Err(failure),
                         Err(failure) => last = failure,
                     }
@@ -72,6 +97,41 @@ impl Connector {
             }
         }
         Err(last)
+    }
+
+    /// The servers in the order in which they are tried.
+    fn in_order(&self) -> Vec<&Arc<ListedServer>> {
+        let mut servers: Vec<_> = self.servers.iter().collect();
+        if self.options.shuffles_servers {
+            fastrand::shuffle(&mut servers);
+        }
+        let last = self.last.load(Ordering::Relaxed);
+        match self.options.target {
+            // The order chooses among servers of which any will do.
+            Target::Any => {}
+            // There is one primary, and it stays the same as a rule.
+            Target::ReadWrite | Target::Primary => {
+                servers.sort_by_key(|server| (server.silence.is_suspected(), server.number != last));
+            }
+            Target::ReadOnly | Target::Standby | Target::PreferStandby => {
+                servers.sort_by_key(|server| server.silence.is_suspected());
+            }
+        }
+        servers
+    }
+
+    pub(crate) fn servers_count(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Whether a server answers a login, also if it refuses it.
+    pub(crate) async fn answers(&self, server: &Arc<ListedServer>) -> bool {
+        for address in self.addresses(&server.options).await.unwrap_or_default() {
+            if has_answered(&self.connect_to(Attempt { listed: server, address }, Target::Any).await) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The addresses of a server, in the order of the resolver. `None` stands for a socket in the file system.
@@ -82,7 +142,7 @@ impl Connector {
         let not_found = |cause| ConnectError::HostNotFound { host: server.host.clone(), cause };
         let found = lookup_host((server.host.as_str(), server.port)).await.map_err(not_found)?;
         let mut addresses: Vec<_> = found.map(|address| Some(address.ip())).collect();
-        if self.0.shuffles_servers {
+        if self.options.shuffles_servers {
             fastrand::shuffle(&mut addresses);
         }
         match addresses.is_empty() {
@@ -93,7 +153,7 @@ impl Connector {
 
     /// Bounds an attempt by `connect_timeout`.
     async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.0.login_timeout {
+        match self.options.login_timeout {
             None => connecting.await,
             Some(limit) => timeout(limit, connecting)
                 .await
@@ -103,9 +163,9 @@ impl Connector {
 
     /// Connects to one address. `allow` and `prefer` try both with and without encryption.
     async fn connect_to(&self, attempt: Attempt<'_>, wanted: Target) -> Result<Connected> {
-        let encrypted = |is_optional| Encryption { tls: self.0.tls.clone(), is_optional };
-        let (first, second) = match self.0.tls_mode {
-            _ if attempt.server.is_socket() => (Encryption::none(), None),
+        let encrypted = |is_optional| Encryption { tls: self.options.tls.clone(), is_optional };
+        let (first, second) = match self.options.tls_mode {
+            _ if attempt.listed.options.is_socket() => (Encryption::none(), None),
             TlsMode::Disable => (Encryption::none(), None),
             TlsMode::Allow => (Encryption::none(), Some(encrypted(false))),
             TlsMode::Prefer => (encrypted(true), Some(Encryption::none())),
@@ -124,17 +184,21 @@ impl Connector {
     }
 
     async fn log_in(&self, attempt: Attempt<'_>, encryption: Encryption) -> Result<Connected> {
-        let server = attempt.server;
+        let server = &attempt.listed.options;
         match self.config(attempt, &encryption).connect(encryption.clone()).await {
-            Ok((client, connection)) => {
-                Ok(Connected { client, connection, encryption, host: server.host.clone() })
-            }
+            Ok((client, connection)) => Ok(Connected {
+                client,
+                connection,
+                encryption,
+                host: server.host.clone(),
+                server: attempt.listed.clone(),
+            }),
             Err(error) => Err(self.why_it_failed(server, error)),
         }
     }
 
-    fn config(&self, Attempt { server, address }: Attempt<'_>, encryption: &Encryption) -> Config {
-        let options = &self.0;
+    fn config(&self, Attempt { listed, address }: Attempt<'_>, encryption: &Encryption) -> Config {
+        let (options, server) = (&self.options, &listed.options);
         let mut config = Config::new();
         config.user(&options.user).application_name(&options.application_name);
         config.host(&server.host).port(server.port);
@@ -189,13 +253,13 @@ impl Connector {
             },
             // Channel binding needs a password, so a missing password comes first.
             Cause::Client if server.password.is_none() => ConnectError::MissingPassword {
-                user: self.0.user.clone(),
+                user: self.options.user.clone(),
                 host: host(),
-                ignored_file: self.0.ignored_password_file,
+                ignored_file: self.options.ignored_password_file,
                 cause: error,
             }
             .into(),
-            Cause::Client if self.0.channel_binding == ChannelBinding::Require => {
+            Cause::Client if self.options.channel_binding == ChannelBinding::Require => {
                 ConnectError::ChannelBindingMissing { host: host(), cause: error }.into()
             }
             Cause::Client => error.into(),
@@ -206,8 +270,37 @@ impl Connector {
 /// One address of a server.
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
-    server: &'a Server,
+    listed: &'a Arc<ListedServer>,
     address: Option<IpAddr>,
+}
+
+/// A connection that is being made. If it is dropped without an answer, because its time or that of a caller is over, the other
+/// servers are tried first the next time.
+struct Awaited<'a> {
+    silence: &'a Silence,
+    since: Instant,
+    has_answered: bool,
+}
+
+/// How long a connection may take before its server is suspected.
+const QUICK: Duration = Duration::from_secs(1);
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if !self.has_answered && self.since.elapsed() >= QUICK {
+            self.silence.suspect();
+        }
+    }
+}
+
+/// Whether an outcome says that the server answered.
+fn has_answered<T>(outcome: &Result<T>) -> bool {
+    match outcome {
+        Ok(_) => true,
+        Err(Failure::Database(error)) => error.as_db_error().is_some(),
+        Err(Failure::Connect(error)) => !matches!(error, ConnectError::HostNotFound { .. }),
+        Err(_) => false,
+    }
 }
 
 /// Where an error arose.

@@ -1,5 +1,7 @@
 //! Postgres's errors, put into their kind by SQLSTATE.
 
+use std::sync::Arc;
+
 use larder_core::Error;
 use larder_core::schema::MigrationError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
@@ -16,6 +18,9 @@ pub(crate) enum Failure {
     /// There is no connection, for a reason that SQLSTATE does not give.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A transaction that writes could not begin, as the server is a standby.
+    #[error(transparent)]
+    Standby(tokio_postgres::Error),
     /// The connection was closed before anything was sent.
     #[error("the connection was closed")]
     Gone,
@@ -28,12 +33,16 @@ pub(crate) enum Failure {
     /// `COMMIT` was sent, and what became of it was not heard.
     #[error("the answer to COMMIT is missing")]
     CommitLost(#[source] Option<Box<Failure>>),
+    /// The commit was made, and the server stopped waiting for a standby to have it.
+    #[error("the server stopped waiting for its synchronous standby")]
+    NotReplicated,
     /// It is in the words of larder already.
     #[error(transparent)]
     Known(#[from] Error),
 }
 
 const UNREACHABLE: &str = "the database can't be reached";
+const READ_ONLY: &str = "the database takes no writes now";
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -92,6 +101,11 @@ pub(crate) fn breaks_connection(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// Whether `BEGIN` of a transaction that writes failed because the server is a standby.
+pub(crate) fn is_of_standby(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED)
+}
+
 /// Whether an error in answer to `COMMIT` leaves open what became of the transaction: a server that is told to stop
 /// answers so while it waits for a standby, and the transaction is in its log.
 pub(crate) fn leaves_commit_open(error: &tokio_postgres::Error) -> bool {
@@ -144,11 +158,15 @@ impl From<Failure> for Error {
             Failure::Connect(error) if error.passes() => Self::unavailable(error.reason(), error),
             Failure::Connect(error) => Self::caused(error.reason(), error),
             Failure::Gone => Self::unavailable(UNREACHABLE, failure),
+            Failure::Standby(error) => Self::unavailable(READ_ONLY, error),
             Failure::Stalled(reason) => Self::Unavailable { reason: reason.to_string(), cause: None },
             Failure::CommitLost(_) => {
-                let reason = "the connection to the database was lost during the commit".to_string();
-                Self::CommitUnknown { reason, cause: Some(std::sync::Arc::new(failure)) }
+                unknown("the connection to the database was lost during the commit", failure)
             }
+            Failure::NotReplicated => unknown(
+                "the database made the commit and stopped waiting for its standby, so a failover may lose it",
+                failure,
+            ),
             Failure::Database(error) => match error.code() {
                 Some(code) => Kind::of(code).error(error),
                 None if is_lost(&error) => Self::unavailable(UNREACHABLE, error),
@@ -156,6 +174,10 @@ impl From<Failure> for Error {
             },
         }
     }
+}
+
+fn unknown(reason: &str, cause: Failure) -> Error {
+    Error::CommitUnknown { reason: reason.to_string(), cause: Some(Arc::new(cause)) }
 }
 
 impl From<Failure> for MigrationError {
@@ -182,7 +204,7 @@ impl Kind {
             SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => Self::Corrupt,
             SqlState::QUERY_CANCELED => Self::Unavailable("the database cancelled the statement"),
             SqlState::LOCK_NOT_AVAILABLE => Self::Unavailable("a lock of the database did not become free"),
-            SqlState::READ_ONLY_SQL_TRANSACTION => Self::Unavailable("the database takes no writes now"),
+            SqlState::READ_ONLY_SQL_TRANSACTION => Self::Unavailable(READ_ONLY),
             SqlState::INSUFFICIENT_PRIVILEGE => Self::Other("larder's database role lacks a privilege"),
             SqlState::INVALID_CATALOG_NAME => Self::Other("the database does not exist"),
             _ => Self::of_class(code),

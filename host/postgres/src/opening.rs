@@ -19,6 +19,18 @@ macro_rules! settings {
     };
 }
 
+/// Begins a transaction that writes.
+///
+/// A standby refuses the second statement, which fails the transaction. If it refused the first one, the statements that follow
+/// would be transactions of their own.
+///
+/// Warnings must arrive: see [`Unreplicated`](crate::driver::Unreplicated).
+macro_rules! write {
+    () => {
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET TRANSACTION READ WRITE; SET LOCAL client_min_messages = warning"
+    };
+}
+
 /// Begins a snapshot, which sees one committed state. A hot standby accepts it too.
 pub(crate) const SNAPSHOT: &str = concat!(
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
@@ -32,14 +44,14 @@ pub(crate) const SNAPSHOT: &str = concat!(
 /// statement that runs under locks sees the current rows. Waiting for the lock of a namespace may
 /// take long, as other commits may be queued for it.
 const COMMIT: &str = concat!(
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+    write!(),
     settings!(),
     "; SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '10s'"
 );
 
 /// Begins a transaction that locks few rows.
 pub(crate) const SHORT: &str = concat!(
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+    write!(),
     settings!(),
     "; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '10s'"
 );

@@ -1,18 +1,23 @@
 //! The pool's connections. Their sessions have no settings: see [openings](crate::opening).
 
 use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::join;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::connect_error::ConnectError;
 use crate::connections::Access;
 use crate::connector::{Connected, Connector};
+use crate::driver::{Unreplicated, drive};
 use crate::encryption::Encryption;
 use crate::error::{Failure, Result};
 use crate::pooler;
+use crate::prober::Prober;
 
 pub(crate) type Pool = managed::Pool<Manager>;
 pub(crate) type PoolError = managed::PoolError<Failure>;
@@ -30,12 +35,24 @@ pub(crate) struct Manager {
 pub(crate) struct Pooled {
     client: ClientWrapper,
     encryption: Encryption,
+    prober: Arc<Prober>,
+    made_at: Instant,
+    /// When the server last answered.
+    used_at: Mutex<Instant>,
+    unreplicated: Unreplicated,
     has_transaction_timeout: bool,
-    keeps_statements: bool,
+    /// Whether no pooler stands in between. A pooler may serve each transaction by another session.
+    is_direct: bool,
 }
 
 /// Asks whether the server is a standby. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
 const IS_STANDBY: &str = "SHOW in_hot_standby";
+
+/// How long after a use a connection is used again without a test.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// The longest time for the answer to a test.
+const TEST_MAX: Duration = Duration::from_secs(1);
 
 /// The first release with the setting `transaction_timeout`.
 const TRANSACTION_TIMEOUT_SINCE: u32 = 17;
@@ -45,13 +62,11 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Pooled> {
-        let Connected { client, connection, encryption, host } = self.connector.connect().await?;
+        let Connected { client, connection, encryption, host, server } = self.connector.connect().await?;
         let release = connection.parameter("server_version").and_then(major);
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the database ended");
-            }
-        });
+        let (made_at, unreplicated) = (Instant::now(), Unreplicated::default());
+        let closes = server.silence.closes(made_at);
+        let task = tokio::spawn(drive(connection, unreplicated.clone(), closes));
         let has_transaction_timeout = release.is_none_or(|release| release >= TRANSACTION_TIMEOUT_SINCE);
         let client = ClientWrapper::new(client, task);
         let (answer, is_direct) = join(client.simple_query(IS_STANDBY), pooler::is_direct(&client)).await;
@@ -62,17 +77,29 @@ impl managed::Manager for Manager {
         if is_standby && self.access == Access::ReadWrite {
             return Err(ConnectError::Standby { host }.into());
         }
-        let keeps_statements = is_direct?;
-        Ok(Pooled { client, encryption, has_transaction_timeout, keeps_statements })
+        let is_direct = is_direct?;
+        let prober = Arc::new(Prober::new(self.connector.clone(), server, is_direct));
+        Ok(Pooled {
+            client,
+            encryption,
+            prober,
+            made_at,
+            used_at: Mutex::new(made_at),
+            unreplicated,
+            has_transaction_timeout,
+            is_direct,
+        })
     }
 
-    /// Does not test the connection: a round trip would double the cost of most transactions. A closed connection is noticed
-    /// without one, and a caller whose first statement finds the connection broken takes another.
+    /// Tests a connection that was not used lately. A round trip for each use would double the cost of most transactions. A closed
+    /// connection is noticed without one, and a caller whose first statement finds the connection broken takes another.
+    ///
+    /// A pooler tests the server's connections itself. It may also have none for this question, and then does not answer.
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<Failure> {
-        match pooled.client.is_closed() {
-            true => Err(RecycleError::Backend(Failure::Gone)),
-            false => Ok(()),
-        }
+        let is_usable = !pooled.client.is_closed()
+            && !pooled.prober.silence().is_doubted(pooled.made_at)
+            && (!pooled.is_direct || pooled.was_used_lately() || pooled.answers().await);
+        if is_usable { Ok(()) } else { Err(RecycleError::Backend(Failure::Gone)) }
     }
 }
 
@@ -88,14 +115,45 @@ impl Pooled {
         self.has_transaction_timeout
     }
 
-    /// Whether the session keeps the statements that are prepared in it.
-    pub(crate) fn keeps_statements(&self) -> bool {
-        self.keeps_statements
+    /// Whether no pooler stands in between, so that the session keeps the statements that are prepared in it.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    /// Tells whether the server has stopped waiting for a synchronous standby.
+    pub(crate) fn unreplicated(&self) -> &Unreplicated {
+        &self.unreplicated
     }
 
     /// Sends a cancel request, on a new connection with the same encryption.
     pub(crate) async fn cancel(&self) -> Result<()> {
         Ok(self.client.cancel_token().cancel_query(self.encryption.clone()).await?)
+    }
+
+    /// Finds out whether the server answers, beside the use of the connection.
+    pub(crate) fn prober(&self) -> &Arc<Prober> {
+        &self.prober
+    }
+
+    /// Notes that the server has just answered.
+    pub(crate) fn note_use(&self) {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn was_used_lately(&self) -> bool {
+        self.used_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < TRUSTED
+    }
+
+    /// Whether the server answers on the connection.
+    async fn answers(&self) -> bool {
+        match timeout(TEST_MAX, self.client.simple_query("")).await {
+            Ok(answer) => answer.is_ok(),
+            Err(_) => {
+                self.prober.silence().doubt();
+                self.prober.probe();
+                false
+            }
+        }
     }
 }
 

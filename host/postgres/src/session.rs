@@ -12,10 +12,11 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::{Row, RowStream, Statement};
 
-use crate::error::{Failure, Result, breaks_connection, is_refusal, leaves_commit_open};
+use crate::error::{Failure, Result, breaks_connection, is_of_standby, is_refusal, leaves_commit_open};
 use crate::opening;
 use crate::param::{Params, typed};
 use crate::pool::Object;
+use crate::prober::Prober;
 use crate::queries::Queries;
 
 /// A statement with its parameters.
@@ -47,7 +48,7 @@ impl From<Failure> for Stopped {
 /// How long a rollback may take before the connection is given up instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 
-/// How long the server may take to hear that it needn't work on.
+/// How long a cancel request may take to reach the server.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,11 @@ impl Session {
         self.state == State::InTransaction
     }
 
+    /// Finds out whether the server answers, beside the use of the session.
+    pub(crate) fn prober(&self) -> Option<Arc<Prober>> {
+        self.client.as_ref().map(|client| client.prober().clone())
+    }
+
     /// Whether a commit is under way that nobody has heard the end of.
     pub(crate) fn is_committing(&self) -> bool {
         self.state == State::Committing
@@ -196,6 +202,13 @@ impl Session {
         end: End,
     ) -> Result<Vec<Vec<Row>>, Stopped> {
         let mut answers = Vec::with_capacity(rows.len());
+        let begun = match begun {
+            Err(error) if is_of_standby(&error) => {
+                self.state = State::Broken;
+                return Err(Failure::Standby(error).into());
+            }
+            begun => begun,
+        };
         let mut stopped = begun.err().map(|error| (None, error));
         for (step, rows) in rows.into_iter().enumerate() {
             match rows {
@@ -207,7 +220,7 @@ impl Session {
         let after = if end == End::Commit { State::Idle } else { State::InTransaction };
         match (stopped, ended) {
             // The server answers COMMIT of a failed transaction as a success, and rolls back.
-            (Some((step, error)), ended) if end == End::Open || error.as_db_error().is_some() => {
+            (Some((step, error)), ended) if end == End::Open || self.is_definite(&error) => {
                 let failure = self.settle::<()>(Err(error), after).err().unwrap_or(Failure::Gone);
                 if ended.is_err_and(|error| breaks_connection(&error)) {
                     self.state = State::Broken;
@@ -218,6 +231,9 @@ impl Session {
             (None, Err(error)) if leaves_commit_open(&error) => Ok(self.lose(error)?),
             (None, ended) => {
                 self.settle(ended, after)?;
+                if end == End::Commit {
+                    self.check_replicated()?;
+                }
                 Ok(answers)
             }
         }
@@ -241,10 +257,19 @@ impl Session {
         match statement.query_watched(client, params, &mut executed).await {
             // The server says that a statement is executed before it commits. As long as it hasn't, an error
             // that it sends is the statement's own, also where it takes the session with it.
-            Err(error) if error.as_db_error().is_none() || executed && leaves_commit_open(&error) => {
+            Err(error) if !self.is_definite(&error) || executed && leaves_commit_open(&error) => {
                 self.lose(error)
             }
-            rows => self.settle(rows, State::Idle),
+            // The settings of the session may forbid it. What a transaction says for itself overrides them.
+            Err(error) if is_refusal(&error) => {
+                self.state = State::Idle;
+                Err(error.into())
+            }
+            rows => {
+                let rows = self.settle(rows, State::Idle)?;
+                self.check_replicated()?;
+                Ok(rows)
+            }
         }
     }
 
@@ -270,7 +295,7 @@ impl Session {
     /// Prepared statements stay with the connection: this costs a round trip once.
     async fn prepare<'s>(&mut self, sql: &'s str, state: State) -> Result<Ready<'s>> {
         let client = ready(&self.client, &mut self.state, state, State::Busy)?;
-        if !client.keeps_statements() {
+        if !client.is_direct() {
             self.state = state;
             return Ok(Ready::Text(sql));
         }
@@ -294,6 +319,21 @@ impl Session {
         Ok(result?)
     }
 
+    /// Whether an error of a statement says that a commit which was sent after it was not made. If a pooler ends the session, it
+    /// may have lost the server's answer.
+    fn is_definite(&self, error: &tokio_postgres::Error) -> bool {
+        let is_direct = self.client.as_ref().is_some_and(|client| client.is_direct());
+        if is_direct { error.as_db_error().is_some() } else { is_refusal(error) }
+    }
+
+    /// A commit is not certain if the server stopped waiting for a synchronous standby.
+    fn check_replicated(&self) -> Result<()> {
+        match self.client.as_ref().is_some_and(|client| client.unreplicated().take()) {
+            true => Err(Failure::NotReplicated),
+            false => Ok(()),
+        }
+    }
+
     fn lose<T>(&mut self, error: tokio_postgres::Error) -> Result<T> {
         self.state = State::Broken;
         Err(Failure::CommitLost(Some(Box::new(error.into()))))
@@ -314,6 +354,9 @@ fn ready<'a>(
             Err(Failure::Gone)
         }
         Some(client) if *state == expected => {
+            if next == State::Committing {
+                client.unreplicated().take();
+            }
             *state = next;
             Ok(client)
         }
@@ -386,9 +429,13 @@ impl Drop for Session {
         let Some(client) = self.client.take() else { return };
         let held = self.held.take();
         match self.state {
-            State::Idle => drop(client),
+            State::Idle => {
+                client.note_use();
+                drop(client);
+            }
             State::InTransaction | State::Failed => drop(self.runtime.spawn(roll_back(client, held))),
-            State::Busy | State::Committing => drop(self.runtime.spawn(abandon(client, held))),
+            State::Busy => drop(self.runtime.spawn(abandon(client, held))),
+            State::Committing => drop(self.runtime.spawn(wait_for_commit(client, held))),
             State::Broken => drop(Object::take(client)),
         }
     }
@@ -396,17 +443,33 @@ impl Drop for Session {
 
 async fn roll_back(client: Object, held: Option<Held>) {
     match timeout(ROLLBACK_MAX, client.batch_execute("ROLLBACK")).await {
-        Ok(Ok(())) => drop(client),
+        Ok(Ok(())) => {
+            client.note_use();
+            drop(client);
+        }
         _ => abandon(client, held).await,
     }
+}
+
+/// Keeps a connection until the server has answered a commit that no caller waits for. The server works on it in any case, so
+/// closing the connection would only let a further one be opened. A cancelled commit would be visible before a synchronous
+/// standby has it.
+async fn wait_for_commit(client: Object, held: Option<Held>) {
+    client.prober().probe();
+    // Answered after all that was sent before.
+    let answered = client.batch_execute("ROLLBACK").await.is_ok();
+    tracing::debug!(answered, "closed a connection to the database after a commit that no caller waited for");
+    drop(Object::take(client));
+    drop(held);
 }
 
 /// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.
 async fn abandon(client: Object, held: Option<Held>) {
     if !client.is_closed() {
-        let cancelled = timeout(CANCEL_MAX, client.cancel()).await;
+        client.prober().probe();
+        let heard = timeout(CANCEL_MAX, client.cancel()).await;
         tracing::debug!(
-            heard = matches!(cancelled, Ok(Ok(()))),
+            heard = matches!(heard, Ok(Ok(()))),
             "closed a connection to the database in mid-query"
         );
     }

@@ -1,9 +1,11 @@
 //! A private Postgres server: own data, own socket, no port, gone with the program that started it. And a pooler in front of it.
 
+mod cluster;
 mod pgbouncer;
 mod programs;
 mod server;
 
+pub use cluster::{Cluster, Fall};
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use server::PostgresServer;
 

@@ -52,6 +52,16 @@ impl PostgresServer {
         Ok(server)
     }
 
+    /// As [`PostgresServer::start_with`], as a standby of another server.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub fn start_as_standby(primary: &Self, settings: &[&str]) -> Result<Self> {
+        let mut server = Self::without_cluster(settings)?;
+        server.follow(primary)?;
+        Ok(server)
+    }
+
     /// As [`PostgresServer::start_with`], on a port of 127.0.0.1 too, with files in its data folder that only its user can
     /// read, such as `pg_hba.conf` and certificates.
     ///
@@ -81,6 +91,12 @@ impl PostgresServer {
     }
 
     fn make(settings: &[&str]) -> Result<Self> {
+        let server = Self::without_cluster(settings)?;
+        server.make_cluster()?;
+        Ok(server)
+    }
+
+    pub(crate) fn without_cluster(settings: &[&str]) -> Result<Self> {
         let binaries = binaries()?;
         let owner = owner()?;
         let folder = tempfile::Builder::new().prefix("larder-pg-").tempdir()?;
@@ -89,9 +105,7 @@ impl PostgresServer {
         }
         fs::set_permissions(folder.path(), Permissions::from_mode(0o700))?;
         let settings = SETTINGS.iter().chain(settings).map(|setting| (*setting).to_string()).collect();
-        let server = Self { folder, binaries, owner, child: None, settings, port: None };
-        server.make_cluster()?;
-        Ok(server)
+        Ok(Self { folder, binaries, owner, child: None, settings, port: None })
     }
 
     /// The data-source name of its database.
@@ -117,11 +131,7 @@ impl PostgresServer {
     pub fn execute(&self, sql: &str) -> Result<()> {
         let mut command = self.command("psql");
         command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command", sql, &self.dsn()]);
-        let output = command.output().context("could not start psql")?;
-        if !output.status.success() {
-            bail!("psql failed: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
+        run(command, "psql").map(drop)
     }
 
     /// What makes one of its databases anew, as statements that any client can send.
@@ -131,12 +141,8 @@ impl PostgresServer {
     pub fn dump(&self, database: &str) -> Result<String> {
         let mut command = self.command("pg_dump");
         command.arg("--host").arg(self.folder.path()).args(["--username=larder", "--inserts", "--no-owner"]);
-        let output =
-            command.args(["--no-privileges", database]).output().context("could not start pg_dump")?;
-        if !output.status.success() {
-            bail!("pg_dump failed: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        let dump = String::from_utf8(output.stdout)?;
+        command.args(["--no-privileges", database]);
+        let dump = String::from_utf8(run(command, "pg_dump")?)?;
         // Lines with a backslash are for `psql`.
         let is_sql = |line: &&str| !line.is_empty() && !line.starts_with("--") && !line.starts_with('\\');
         Ok(dump.lines().filter(is_sql).flat_map(|line| [line, "\n"]).collect())
@@ -176,6 +182,70 @@ impl PostgresServer {
         self.end(Signal::SIGQUIT);
     }
 
+    /// Kills all its processes.
+    pub fn kill(&mut self) {
+        for process in self.processes() {
+            let _ = kill(process, Signal::SIGKILL);
+        }
+        self.end(Signal::SIGKILL);
+    }
+
+    /// Holds all its processes: connections stay open and nothing answers, until [`PostgresServer::resume`] or
+    /// [`PostgresServer::kill`].
+    pub fn hold(&self) {
+        for process in self.processes() {
+            let _ = kill(process, Signal::SIGSTOP);
+        }
+    }
+
+    /// Lets its processes go on.
+    pub fn resume(&self) {
+        for process in self.processes() {
+            let _ = kill(process, Signal::SIGCONT);
+        }
+    }
+
+    /// The process that was started, and its children.
+    fn processes(&self) -> Vec<Pid> {
+        let Some(child) = &self.child else { return Vec::new() };
+        let parent = child.id().to_string();
+        let is_child = |process: &str| {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            // The name of the program, in parentheses, can hold anything.
+            let after_name = stat.rsplit(')').next().unwrap_or_default();
+            after_name.split_whitespace().nth(1) == Some(parent.as_str())
+        };
+        let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let children = names.filter_map(|name| name.into_string().ok()).filter(|name| is_child(name));
+        let children = children.filter_map(|name| name.parse().ok());
+        std::iter::once(child.id() as i32).chain(children).map(Pid::from_raw).collect()
+    }
+
+    /// Takes a copy of another server's data in place of its own, and follows that server. It must not run.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub fn follow(&mut self, primary: &Self) -> Result<()> {
+        if self.data().exists() {
+            fs::remove_dir_all(self.data())?;
+        }
+        let mut command = self.command("pg_basebackup");
+        command.arg("--pgdata").arg(self.data()).arg("--host").arg(primary.folder());
+        command.args(["--username=larder", "--checkpoint=fast", "--write-recovery-conf", "--no-sync"]);
+        run(command, "pg_basebackup")?;
+        self.launch()
+    }
+
+    /// Makes a standby a primary.
+    ///
+    /// # Errors
+    /// Where it is none, or does not become a primary in time.
+    pub fn promote(&self) -> Result<()> {
+        let mut command = self.command("pg_ctl");
+        command.args(["promote", "--pgdata"]).arg(self.data());
+        run(command, "pg_ctl").map(drop)
+    }
+
     fn end(&mut self, signal: Signal) {
         let Some(mut child) = self.child.take() else {
             return;
@@ -197,11 +267,7 @@ impl PostgresServer {
         let mut command = self.command("initdb");
         command.arg("-D").arg(self.data());
         command.args(["--username=larder", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
-        let output = command.output().context("could not start initdb")?;
-        if !output.status.success() {
-            bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
+        run(command, "initdb").map(drop)
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -241,6 +307,15 @@ impl PostgresServer {
     }
 }
 
+/// What a program says, once it has ended well.
+fn run(mut command: Command, name: &str) -> Result<Vec<u8>> {
+    let output = command.output().with_context(|| format!("could not start {name}"))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
 /// A port that no program listens on.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
@@ -248,6 +323,8 @@ pub(crate) fn free_port() -> Result<u16> {
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
+        // Processes that are held would stay.
+        self.resume();
         self.stop();
     }
 }

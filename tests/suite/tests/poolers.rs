@@ -23,6 +23,9 @@ const SESSION_CASES: usize = 8;
 /// What a client tells PgBouncer as it connects, and PgBouncer the server.
 const OF_THE_CLIENT: &str = "('application_name', 'client_encoding', 'DateStyle', 'IntervalStyle', 'standard_conforming_strings', 'TimeZone')";
 
+/// Of the last transaction: the server sets it anew as each transaction begins, from its default.
+const OF_TRANSACTIONS: &str = "'transaction_read_only'";
+
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
@@ -101,7 +104,8 @@ async fn nothing_is_left(dsn: &str) -> Result<(), String> {
     tokio::spawn(connection);
     let sql = format!(
         "SELECT concat(
-             (SELECT string_agg(name, ' ') FROM pg_settings WHERE source = 'session' AND name NOT IN {OF_THE_CLIENT}),
+             (SELECT string_agg(name, ' ') FROM pg_settings WHERE source = 'session'
+                 AND name NOT IN {OF_THE_CLIENT} AND name <> {OF_TRANSACTIONS}),
              (SELECT string_agg(statement, ' ') FROM pg_prepared_statements WHERE statement LIKE '%larder%'),
              (SELECT string_agg(locktype, ' ') FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'))"
     );

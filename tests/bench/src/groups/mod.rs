@@ -5,6 +5,7 @@ mod command;
 mod fairness;
 mod growth;
 mod host_memory;
+mod hosts;
 mod in_memory;
 mod postgres;
 mod processes;
@@ -34,6 +35,7 @@ pub(crate) enum Group {
     Processes,
     InMemory,
     Postgres,
+    Hosts,
     Request,
     Command,
     Fairness,
@@ -46,12 +48,13 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Sqlite,
         Self::Clients,
         Self::Processes,
         Self::InMemory,
         Self::Postgres,
+        Self::Hosts,
         Self::Request,
         Self::Command,
         Self::Fairness,
@@ -70,6 +73,7 @@ impl Group {
             Self::Processes => "processes",
             Self::InMemory => "in-memory",
             Self::Postgres => "postgres",
+            Self::Hosts => "hosts",
             Self::Request => "request",
             Self::Command => "command",
             Self::Fairness => "fairness",
@@ -88,6 +92,7 @@ impl Group {
             Self::Processes => "SQLite, 3 processes that commit without end, synced",
             Self::InMemory => "In memory, 100,000 rows of 100 bytes, beside wasmtime-wasi-keyvalue",
             Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
+            Self::Hosts => "Postgres, several hosts that commit to one database",
             Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
             Self::Command => "The second `larder run` of a component, from its start to its end",
             Self::Fairness => "A victim beside 4 attackers, compared with 4 well-behaved guests",
@@ -101,7 +106,7 @@ impl Group {
 
     /// Whether some of its rows are on Postgres.
     pub(crate) fn needs_postgres(self) -> bool {
-        matches!(self, Self::Postgres | Self::Fairness)
+        matches!(self, Self::Postgres | Self::Hosts | Self::Fairness)
     }
 
     /// Whether it tells how cost grows, which only the full form asks.
@@ -120,6 +125,7 @@ impl Group {
             Self::Processes => processes::measure(&mut runner).await?,
             Self::InMemory => in_memory::measure(&mut runner).await?,
             Self::Postgres => postgres::measure(&mut runner).await?,
+            Self::Hosts => hosts::measure(&mut runner).await?,
             Self::Request => request::measure(&mut runner).await?,
             Self::Command => command::measure(&mut runner).await?,
             Self::Fairness => fairness::measure(&mut runner).await?,

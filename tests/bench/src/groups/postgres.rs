@@ -103,7 +103,7 @@ pub(super) async fn stop_waiting_for_disk(runner: &Runner<'_>) -> Result<()> {
 
 /// Whether the server waits until a commit is on disk. Where that takes a millisecond, it is all that an update costs, and the
 /// rows that are about statements and round trips say nothing.
-async fn wait_for_disk(client: &Client, wait: bool) -> Result<()> {
+pub(super) async fn wait_for_disk(client: &Client, wait: bool) -> Result<()> {
     let value = if wait { "on" } else { "off" };
     client.batch_execute(&format!("ALTER SYSTEM SET fsync = {value}")).await?;
     client.batch_execute("SELECT pg_reload_conf()").await?;

@@ -1,6 +1,7 @@
 //! What several test programs use.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
+pub(crate) mod accountable;
 pub(crate) mod assistant;
 pub(crate) mod broken;
 pub(crate) mod counting;

@@ -1,4 +1,4 @@
-//! Stands between a client and a Postgres server, and cuts the connection at a moment that a test chooses.
+//! Stands between a client and a Postgres server, as a network that fails.
 
 use std::io;
 use std::path::Path;
@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
 /// What becomes of the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +24,28 @@ pub(crate) enum Cut {
     Answer = 2,
 }
 
+/// How the network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    Works,
+    /// Everything arrives late.
+    Slow,
+    /// No connection lasts.
+    Cuts,
+    /// Nothing arrives, and connections stay open.
+    Swallows,
+    /// Requests arrive and answers do not.
+    SwallowsAnswers,
+}
+
+/// How much later things arrive on a slow network.
+const DELAY: Duration = Duration::from_millis(50);
+
 /// A proxy on a socket of its own.
 pub(crate) struct Proxy {
     folder: TempDir,
     cut: Arc<AtomicU8>,
+    network: watch::Sender<Network>,
 }
 
 /// The name of the socket of a server on the usual port.
@@ -40,17 +60,23 @@ impl Proxy {
         let folder = tempfile::Builder::new().prefix("larder-proxy-").tempdir()?;
         let listener = UnixListener::bind(folder.path().join(SOCKET))?;
         let cut = Arc::new(AtomicU8::new(Cut::Never as u8));
-        let (target, shared) = (server.join(SOCKET), cut.clone());
+        let network = watch::Sender::new(Network::Works);
+        let (target, shared, weather) = (server.join(SOCKET), cut.clone(), network.subscribe());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (target, cut) = (target.clone(), shared.clone());
+                let (target, cut, network) = (target.clone(), shared.clone(), weather.clone());
                 tokio::spawn(async move {
                     // A connection that is cut ends in an error, which is what it is for.
-                    let _ = serve(client, &target, &cut).await;
+                    let _ = serve(client, &target, &cut, network).await;
                 });
             }
         });
-        Ok(Self { folder, cut })
+        Ok(Self { folder, cut, network })
+    }
+
+    /// Changes how the network is. If it works again, connections on which something was lost end.
+    pub(crate) fn network(&self, network: Network) {
+        self.network.send_replace(network);
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -68,7 +94,12 @@ fn takes(cut: &AtomicU8, wanted: Cut) -> bool {
     cut.compare_exchange(wanted as u8, Cut::Never as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }
 
-async fn serve(client: UnixStream, server: &Path, cut: &AtomicU8) -> io::Result<()> {
+async fn serve(
+    client: UnixStream,
+    server: &Path,
+    cut: &AtomicU8,
+    mut network: watch::Receiver<Network>,
+) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = UnixStream::connect(server).await?.into_split();
     let (mut request, mut answer) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -78,6 +109,13 @@ async fn serve(client: UnixStream, server: &Path, cut: &AtomicU8) -> io::Result<
                 let bytes = request.get(..count?).unwrap_or_default();
                 if bytes.is_empty() || takes(cut, Cut::Request) {
                     return Ok(());
+                }
+                let now = *network.borrow();
+                match now {
+                    Network::Works | Network::SwallowsAnswers => {}
+                    Network::Slow => tokio::time::sleep(DELAY).await,
+                    Network::Cuts => return Ok(()),
+                    Network::Swallows => return lose(from_client, network).await,
                 }
                 to_server.write_all(bytes).await?;
             }
@@ -90,8 +128,30 @@ async fn serve(client: UnixStream, server: &Path, cut: &AtomicU8) -> io::Result<
                     tokio::time::sleep(WORK).await;
                     return Ok(());
                 }
+                let now = *network.borrow();
+                match now {
+                    Network::Works | Network::Slow => {}
+                    Network::Cuts => return Ok(()),
+                    Network::Swallows | Network::SwallowsAnswers => return lose(from_client, network).await,
+                }
                 to_client.write_all(bytes).await?;
             }
+            changed = network.changed() => {
+                if changed.is_err() || *network.borrow_and_update() == Network::Cuts {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Swallows what the client sends until it gives up or the network is another one.
+async fn lose(mut from_client: OwnedReadHalf, mut network: watch::Receiver<Network>) -> io::Result<()> {
+    let mut swallowed = vec![0; 1 << 16];
+    loop {
+        tokio::select! {
+            count = from_client.read(&mut swallowed) => if count? == 0 { return Ok(()) },
+            _ = network.changed() => return Ok(()),
         }
     }
 }

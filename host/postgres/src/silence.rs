@@ -1,0 +1,127 @@
+//! Whether a server answers.
+
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The longest time for a server to accept a login before it counts as silent, if there are other servers.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// How long the other servers are tried first.
+const REMEMBERED: Duration = Duration::from_secs(30);
+
+/// When a server last failed to answer.
+#[derive(Debug, Default)]
+pub(crate) struct Silence {
+    /// Connections that were made before close, whatever waits for them.
+    silent: watch::Sender<Option<Instant>>,
+    /// Connections that were made before are not used again.
+    doubted: Mutex<Option<Instant>>,
+    /// The server is tried after the others.
+    suspected: Mutex<Option<Instant>>,
+    is_probed: AtomicBool,
+}
+
+impl Silence {
+    /// Notes that the server did not answer a login that began at `asked_at`.
+    ///
+    /// All connections that were made before close. Otherwise each call on them would wait for its own deadline.
+    pub(crate) fn begin(&self, asked_at: Instant) {
+        self.suspect();
+        self.silent.send_replace(Some(asked_at));
+    }
+
+    /// Notes that an idle connection got no answer. The other ones were made on the same network.
+    pub(crate) fn doubt(&self) {
+        set_now(&self.doubted);
+    }
+
+    /// Notes that a connection was not made in time.
+    pub(crate) fn suspect(&self) {
+        set_now(&self.suspected);
+    }
+
+    /// Whether not to use a connection that was made at this time and is idle.
+    pub(crate) fn is_doubted(&self, made_at: Instant) -> bool {
+        get(&self.doubted).is_some_and(|doubted| made_at <= doubted)
+    }
+
+    /// Whether to try the other servers first.
+    pub(crate) fn is_suspected(&self) -> bool {
+        get(&self.suspected).is_some_and(|suspected| suspected.elapsed() < REMEMBERED)
+    }
+
+    /// Ends when a connection that was made at this time must close.
+    pub(crate) fn closes(&self, made_at: Instant) -> impl Future<Output = ()> + use<> {
+        let mut silent = self.silent.subscribe();
+        async move {
+            if silent.wait_for(|since| since.is_some_and(|since| made_at <= since)).await.is_err() {
+                pending().await
+            }
+        }
+    }
+
+    /// Lets one caller at a time find out whether the server answers.
+    pub(crate) fn begin_probe(&self) -> bool {
+        !self.is_probed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn end_probe(&self) {
+        self.is_probed.store(false, Ordering::Release);
+    }
+}
+
+fn set_now(moment: &Mutex<Option<Instant>>) {
+    *moment.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+fn get(moment: &Mutex<Option<Instant>>) -> Option<Instant> {
+    *moment.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_tried_last_for_half_a_minute() {
+        let silence = Silence::default();
+        assert!(!silence.is_suspected());
+        silence.begin(Instant::now());
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert!(silence.is_suspected());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!silence.is_suspected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_closes_only_if_it_was_made_before_the_server_was_asked() {
+        let silence = Silence::default();
+        let before = Instant::now();
+        let mut closes = Box::pin(silence.closes(before));
+        silence.suspect();
+        silence.doubt();
+        assert_eq!(closes.as_mut().now_or_never(), None);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let asked_at = Instant::now();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let after = Instant::now();
+        silence.begin(asked_at);
+        assert_eq!(closes.now_or_never(), Some(()));
+        assert_eq!(silence.closes(after).now_or_never(), None);
+        assert!(silence.is_doubted(before) && !silence.is_doubted(after));
+    }
+
+    #[tokio::test]
+    async fn a_connection_outlives_what_made_it() {
+        let silence = Silence::default();
+        let closes = silence.closes(Instant::now());
+        drop(silence);
+        assert_eq!(closes.now_or_never(), None);
+    }
+}

@@ -1,0 +1,237 @@
+//! Writers that account for each of their commits, whatever becomes of servers and connections meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_core::{Error, Handle, Mode, Store, Transaction};
+use tokio::task::JoinHandle;
+
+use super::counting::handle;
+
+/// How long a writer waits after an error before it goes on.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Writers that run until they are told to end.
+pub(crate) struct Load {
+    ends: Arc<AtomicBool>,
+    writers: Vec<Writer>,
+}
+
+struct Writer {
+    /// The commits that it has made.
+    made: Arc<AtomicU64>,
+    task: JoinHandle<Result<Account, String>>,
+}
+
+/// What a writer made.
+#[derive(Debug, Default)]
+struct Account {
+    /// The number of its last commit. All numbers up to it are committed.
+    last: u64,
+    /// How many commits had an unknown outcome, which was found by looking.
+    unknown: u64,
+    /// The longest time between two commits.
+    pause_max: Duration,
+}
+
+/// The sum of all accounts.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) commits: u64,
+    pub(crate) unknown: u64,
+    pub(crate) pause_max: Duration,
+}
+
+impl Load {
+    /// Starts writers on each store.
+    pub(crate) fn start(stores: &[Store], writers_per_store: u64) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let stores = stores.iter().flat_map(|store| (0..writers_per_store).map(move |_| store));
+        let writers = stores
+            .zip(0..)
+            .map(|(store, number)| {
+                let made = Arc::new(AtomicU64::new(0));
+                let task = tokio::spawn(write_on(handle(store), number, made.clone(), ends.clone()));
+                Writer { made, task }
+            })
+            .collect();
+        Self { ends, writers }
+    }
+
+    /// Waits until every writer has made a further commit.
+    pub(crate) async fn progress(&self, within: Duration) -> Result<(), String> {
+        let until = Instant::now() + within;
+        let before: Vec<u64> = self.writers.iter().map(Writer::made).collect();
+        while self.writers.iter().zip(&before).any(|(writer, before)| writer.made() == *before) {
+            let has_ended = self.writers.iter().any(|writer| writer.task.is_finished());
+            if has_ended || Instant::now() > until {
+                let made: Vec<u64> = self.writers.iter().map(Writer::made).collect();
+                return Err(format!(
+                    "not every writer made a commit within {within:?}: {before:?} to {made:?}"
+                ));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the writers, and checks that what is stored is what they made.
+    pub(crate) async fn end(self, store: &Store) -> Result<Tally, String> {
+        self.ends.store(true, Ordering::Relaxed);
+        let mut tally = Tally::default();
+        let mut accounts = Vec::new();
+        for writer in self.writers {
+            let account = writer.task.await.map_err(|error| error.to_string())??;
+            tally.commits += account.last;
+            tally.unknown += account.unknown;
+            tally.pause_max = tally.pause_max.max(account.pause_max);
+            accounts.push(account);
+        }
+        check(&handle(store), &accounts).await?;
+        Ok(tally)
+    }
+}
+
+impl Writer {
+    fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+}
+
+async fn write_on(
+    handle: Handle,
+    writer: u64,
+    made: Arc<AtomicU64>,
+    ends: Arc<AtomicBool>,
+) -> Result<Account, String> {
+    let mut account = Account::default();
+    let mut before = Instant::now();
+    while !ends.load(Ordering::Relaxed) {
+        let number = account.last + 1;
+        let is_made = match write(&handle, writer, number).await {
+            Ok(()) => true,
+            Err(Error::CommitUnknown { .. }) => {
+                account.unknown += 1;
+                look(&handle, writer, number).await?
+            }
+            Err(error) if passes(&error) => false,
+            Err(error) => return Err(format!("commit {number} of writer {writer}: {error:?}")),
+        };
+        if is_made {
+            account.last = number;
+            account.pause_max = account.pause_max.max(before.elapsed());
+            before = Instant::now();
+            made.store(number, Ordering::Relaxed);
+        } else {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(account)
+}
+
+fn passes(error: &Error) -> bool {
+    matches!(error, Error::Conflict | Error::TimedOut | Error::Unavailable { .. })
+}
+
+/// Makes a commit: a put alone, a row that was read, or several rows of which one is shared with another writer.
+async fn write(handle: &Handle, writer: u64, number: u64) -> Result<(), Error> {
+    let mut transaction = handle.begin(Mode::Update)?;
+    if !number.is_multiple_of(3) {
+        expect_last(&mut transaction, writer, number - 1).await?;
+    }
+    put(&mut transaction, &own(writer), number)?;
+    if number % 3 == 2 {
+        let total = read(&mut transaction, &total_of(writer)).await?;
+        put(&mut transaction, &total_of(writer), total + 1)?;
+        put(&mut transaction, &seen(writer, number), number)?;
+    }
+    transaction.commit().await.map(drop)
+}
+
+/// Finds out whether a commit of an unknown outcome was made. It writes the row, so it waits for the commit if that still goes on.
+async fn look(handle: &Handle, writer: u64, number: u64) -> Result<bool, String> {
+    loop {
+        match look_once(handle, writer, number).await {
+            Ok(is_made) => return Ok(is_made),
+            Err(error) if passes(&error) || matches!(error, Error::CommitUnknown { .. }) => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(format!("the look for commit {number} of writer {writer}: {error:?}")),
+        }
+    }
+}
+
+async fn look_once(handle: &Handle, writer: u64, number: u64) -> Result<bool, Error> {
+    let mut transaction = handle.begin(Mode::Update)?;
+    let found = read(&mut transaction, &own(writer)).await?;
+    if found != number {
+        expect_last(&mut transaction, writer, number - 1).await?;
+    }
+    put(&mut transaction, &own(writer), found)?;
+    transaction.commit().await?;
+    Ok(found == number)
+}
+
+/// An acknowledged commit has to be there.
+async fn expect_last(transaction: &mut Transaction, writer: u64, last: u64) -> Result<(), Error> {
+    match read(transaction, &own(writer)).await? {
+        found if found == last => Ok(()),
+        found => Err(Error::Corrupt(format!("commit {found} of writer {writer} is stored, not {last}"))),
+    }
+}
+
+async fn check(handle: &Handle, accounts: &[Account]) -> Result<(), String> {
+    let mut view = handle.begin(Mode::View).map_err(|error| error.to_string())?;
+    let mut totals = BTreeMap::<String, u64>::new();
+    for (account, writer) in accounts.iter().zip(0..) {
+        expect_last(&mut view, writer, account.last).await.map_err(|error| error.to_string())?;
+        for number in (account.last.saturating_sub(SLOTS - 1)..=account.last).filter(|number| number % 3 == 2)
+        {
+            let stored = read(&mut view, &seen(writer, number)).await.map_err(|error| error.to_string())?;
+            if stored != number {
+                return Err(format!("of commit {number} of writer {writer} a part is missing: {stored}"));
+            }
+        }
+        *totals.entry(total_of(writer)).or_default() += account.last.saturating_add(1) / 3;
+    }
+    for (key, total) in totals {
+        let stored = read(&mut view, &key).await.map_err(|error| error.to_string())?;
+        if stored != total {
+            return Err(format!("{key} is {stored} after {total} commits"));
+        }
+    }
+    Ok(())
+}
+
+const NAMESPACE: &str = "n";
+const SLOTS: u64 = 96;
+
+fn own(writer: u64) -> String {
+    format!("last/{writer:02}")
+}
+
+/// Two writers share a total.
+fn total_of(writer: u64) -> String {
+    format!("total/{:02}", writer / 2)
+}
+
+/// The commits of several rows leave a row each, of which the latest are kept.
+fn seen(writer: u64, number: u64) -> String {
+    format!("seen/{writer:02}/{:02}", number % SLOTS)
+}
+
+async fn read(transaction: &mut Transaction, key: &str) -> Result<u64, Error> {
+    match transaction.get(NAMESPACE.into(), key.into()).await? {
+        None => Ok(0),
+        Some(value) => {
+            let text = String::from_utf8_lossy(&value).into_owned();
+            text.parse().map_err(|_| Error::Corrupt(text))
+        }
+    }
+}
+
+fn put(transaction: &mut Transaction, key: &str, number: u64) -> Result<(), Error> {
+    transaction.put(NAMESPACE.into(), key.into(), number.to_string().into())
+}
