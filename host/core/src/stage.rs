@@ -13,22 +13,31 @@ pub struct Stage(Arc<AtomicU8>);
 const WAITING: u8 = 0;
 const STARTED: u8 = 1;
 const WITHDRAWN: u8 = 2;
+/// It was being made when the caller gave up. It may be made, and must not be tried again: the caller may already have found
+/// out that it was not.
+const ABANDONED: u8 = 3;
 
 impl Stage {
     /// From now on, the commit may be made.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if it was withdrawn: it must not be made.
+    /// [`Error::TimedOut`] if the caller no longer waits for it: it must not be made.
     pub(crate) fn start(&self) -> Result<()> {
-        if self.change(WAITING, STARTED) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
+        match self.change(WAITING, STARTED) {
+            WITHDRAWN | ABANDONED => Err(Error::TimedOut),
+            _ => Ok(()),
+        }
     }
 
     /// Whether it makes sense to prepare the commit.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if it was withdrawn.
+    /// [`Error::TimedOut`] if the caller no longer waits for it.
     pub fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Acquire) == WITHDRAWN { Err(Error::TimedOut) } else { Ok(()) }
+        match self.0.load(Ordering::Acquire) {
+            WITHDRAWN | ABANDONED => Err(Error::TimedOut),
+            _ => Ok(()),
+        }
     }
 
     /// The commit was not made, and may be tried again.
@@ -36,9 +45,13 @@ impl Stage {
         self.change(STARTED, WAITING);
     }
 
-    /// Whether the commit will not be made any more.
+    /// Says that the caller no longer waits. Whether the commit will not be made any more.
     pub(crate) fn withdraw(&self) -> bool {
-        self.change(WAITING, WITHDRAWN) != STARTED
+        match self.change(WAITING, WITHDRAWN) {
+            // If the attempt has ended meanwhile, it is withdrawn after all.
+            STARTED => self.change(STARTED, ABANDONED) == WAITING && self.withdraw(),
+            before => before != ABANDONED,
+        }
     }
 
     /// The stage before.
@@ -62,6 +75,17 @@ mod tests {
         assert!(withdrawn.withdraw());
         assert!(withdrawn.withdraw());
         assert!(matches!(withdrawn.start(), Err(Error::TimedOut)));
+    }
+
+    #[test]
+    fn a_commit_whose_caller_gave_up_while_it_was_made_is_not_tried_again() {
+        let stage = Stage::default();
+        stage.start().unwrap();
+        assert!(!stage.withdraw());
+        stage.wait_again();
+        assert!(matches!(stage.check(), Err(Error::TimedOut)));
+        assert!(matches!(stage.start(), Err(Error::TimedOut)));
+        assert!(!stage.withdraw());
     }
 
     #[test]

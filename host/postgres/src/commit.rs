@@ -46,6 +46,8 @@ pub(crate) async fn make(
             Some(session) => session,
             None => held.session(&commit.share).await?,
         };
+        // Others may have been abandoned while this one waited for its turn.
+        held.abandoned().check()?;
         let (is_large, is_new) = (turn.is_some(), session.is_idle());
         let making = Making { session, commit };
         let (mut making, outcome) = making.make(held.runtime(), is_large).await?;

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::abandoned_commits::AbandonedCommits;
 use crate::connector::Connector;
 use crate::crowd::Crowd;
 use crate::error::{Failure, Result};
@@ -65,6 +66,7 @@ pub(crate) struct Connections {
     /// Those of the stores, some of which have a connection.
     snapshots: Mutex<OpenSnapshots>,
     closed: AtomicBool,
+    abandoned: AbandonedCommits,
     /// Told when a connection is back in the pool.
     returned: Arc<Notify>,
     /// Those who wait for that, as the server has no room for more.
@@ -96,6 +98,7 @@ impl Connections {
             large: FairSemaphore::new(1),
             snapshots: Mutex::default(),
             closed: AtomicBool::new(false),
+            abandoned: AbandonedCommits::at_most(connections),
             returned: Arc::default(),
             crowd: Crowd::new(),
             queries: Arc::new(Queries::of(schema)),
@@ -105,6 +108,11 @@ impl Connections {
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed.into()) } else { Ok(()) }
+    }
+
+    /// Commits that no caller waits for any more.
+    pub(crate) fn abandoned(&self) -> &AbandonedCommits {
+        &self.abandoned
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -172,7 +180,8 @@ impl Connections {
 
     fn held(&self, turn: FairPermit, place: Option<FairPermit>, share: &Share) -> Held {
         let returned = Returned(self.returned.clone());
-        Held { _turn: turn, _place: place, share: share.clone(), _returned: returned }
+        let (share, abandoned) = (share.clone(), self.abandoned.clone());
+        Held { _turn: turn, _place: place, share, abandoned, _returned: returned }
     }
 
     /// A connection of the pool. If the server accepts no more, the call waits for one of the pool's, in the share's turn. If

@@ -17,7 +17,7 @@ use crate::encryption::{Encryption, MaybeEncrypted, TlsFailure};
 use crate::error::{Failure, Result};
 use crate::option_table::{ChannelBinding, Target, TlsMode};
 use crate::options::{PostgresOptions, Server};
-use crate::silence::Silence;
+use crate::silence::{ANSWER_MAX, Silence};
 
 /// Makes connections to a store's servers. Clones are cheap.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub(crate) struct ListedServer {
     /// Its place in the list.
     number: usize,
     pub(crate) options: Server,
-    pub(crate) silence: Silence,
+    pub(crate) silence: Arc<Silence>,
 }
 
 /// A new connection. Its `connection` must be polled for `client` to work.
@@ -44,6 +44,8 @@ pub(crate) struct Connected {
     pub(crate) encryption: Encryption,
     pub(crate) host: String,
     pub(crate) server: Arc<ListedServer>,
+    /// Of the server; `None` for a socket in the file system.
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// Asks a server for its state. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
@@ -52,7 +54,7 @@ const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
 impl Connector {
     pub(crate) fn new(options: PostgresOptions) -> Self {
         let listed = |(number, server): (usize, &Server)| {
-            Arc::new(ListedServer { number, options: server.clone(), silence: Silence::default() })
+            Arc::new(ListedServer { number, options: server.clone(), silence: Arc::default() })
         };
         let servers = options.servers.iter().enumerate().map(listed).collect();
         Self { options: Arc::new(options), servers, last: Arc::new(AtomicUsize::new(usize::MAX)) }
@@ -107,12 +109,12 @@ impl Connector {
         }
         let last = self.last.load(Ordering::Relaxed);
         match self.options.target {
-            // The order chooses among servers of which any will do.
-            Target::Any => {}
             // There is one primary, and it stays the same as a rule.
             Target::ReadWrite | Target::Primary => {
                 servers.sort_by_key(|server| (server.silence.is_suspected(), server.number != last));
             }
+            // Among servers of which any will do, the order of the list chooses. The first one may be the only primary.
+            Target::Any => {}
             Target::ReadOnly | Target::Standby | Target::PreferStandby => {
                 servers.sort_by_key(|server| server.silence.is_suspected());
             }
@@ -124,14 +126,14 @@ impl Connector {
         self.servers.len()
     }
 
-    /// Whether a server answers a login, also if it refuses it.
-    pub(crate) async fn answers(&self, server: &Arc<ListedServer>) -> bool {
-        for address in self.addresses(&server.options).await.unwrap_or_default() {
-            if has_answered(&self.connect_to(Attempt { listed: server, address }, Target::Any).await) {
-                return true;
-            }
+    /// Whether a server is silent: neither accepts a login nor refuses it. If the login failed on this side, that is not known.
+    pub(crate) async fn is_silent(&self, server: &Arc<ListedServer>, address: Option<IpAddr>) -> bool {
+        let attempt = Attempt { listed: server, address };
+        match timeout(ANSWER_MAX, self.connect_to(attempt, Target::Any)).await {
+            Ok(Err(Failure::Database(error))) => is_of_peer(&error),
+            Ok(_) => false,
+            Err(_) => true,
         }
-        false
     }
 
     /// The addresses of a server, in the order of the resolver. `None` stands for a socket in the file system.
@@ -192,6 +194,7 @@ impl Connector {
                 encryption,
                 host: server.host.clone(),
                 server: attempt.listed.clone(),
+                address: attempt.address,
             }),
             Err(error) => Err(self.why_it_failed(server, error)),
         }
@@ -301,6 +304,21 @@ fn has_answered<T>(outcome: &Result<T>) -> bool {
         Err(Failure::Connect(error)) => !matches!(error, ConnectError::HostNotFound { .. }),
         Err(_) => false,
     }
+}
+
+/// Whether the other side of the network is the reason for an error.
+fn is_of_peer(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::TimedOut
+        )
+    })
 }
 
 /// Where an error arose.

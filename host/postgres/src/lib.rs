@@ -58,7 +58,7 @@
 //!   role or the database, and its own settings end with it.
 //! - Locks of 16 empty tables, which stand for namespaces, protect absent rows and ranges. A commit that
 //!   depends on one excludes the other commits of its namespace.
-//! - There are at most `pool_size` connections, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
+//! - There are at most `pool_size` connections for work, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
 //!   `pool_snapshots`, [`SNAPSHOTS_MAX`] by default, so that transactions which wait for their guest never keep a commit of
 //!   another from a connection. Broken connections are replaced when they are next asked for. If the server allows fewer,
 //!   calls wait for one of those that are open.
@@ -68,6 +68,7 @@
 //! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same schema or in
 //! another.
 
+mod abandoned_commits;
 mod certificate;
 mod commit;
 mod commit_alone;

@@ -62,7 +62,8 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Pooled> {
-        let Connected { client, connection, encryption, host, server } = self.connector.connect().await?;
+        let Connected { client, connection, encryption, host, server, address } =
+            self.connector.connect().await?;
         let release = connection.parameter("server_version").and_then(major);
         let (made_at, unreplicated) = (Instant::now(), Unreplicated::default());
         let closes = server.silence.closes(made_at);
@@ -78,7 +79,7 @@ impl managed::Manager for Manager {
             return Err(ConnectError::Standby { host }.into());
         }
         let is_direct = is_direct?;
-        let prober = Arc::new(Prober::new(self.connector.clone(), server, is_direct));
+        let prober = Arc::new(Prober::new(self.connector.clone(), server, address, is_direct));
         Ok(Pooled {
             client,
             encryption,
@@ -149,7 +150,9 @@ impl Pooled {
         match timeout(TEST_MAX, self.client.simple_query("")).await {
             Ok(answer) => answer.is_ok(),
             Err(_) => {
-                self.prober.silence().doubt();
+                if self.prober.has_others() {
+                    self.prober.silence().doubt();
+                }
                 self.prober.probe();
                 false
             }

@@ -65,6 +65,7 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
 
 pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite>) -> Result<()> {
     connections.check_open()?;
+    connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
         let mut session = held.session(&write.key.share()).await?;

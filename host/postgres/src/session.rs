@@ -1,5 +1,6 @@
 //! A connection on loan, and what is known of the state that it is in.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use larder_core::fair::FairPermit;
 use larder_core::{Error, Share};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Row, RowStream, Statement};
 
+use crate::abandoned_commits::AbandonedCommits;
 use crate::error::{Failure, Result, breaks_connection, is_of_standby, is_refusal, leaves_commit_open};
 use crate::opening;
 use crate::param::{Params, typed};
@@ -47,6 +49,10 @@ impl From<Failure> for Stopped {
 
 /// How long a rollback may take before the connection is given up instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+
+/// How long to wait for the answer to a commit that no caller waits for, and how often to find out whether the server is silent.
+const ABANDONED_MAX: Duration = Duration::from_secs(600);
+const ABANDONED_PROBES: Duration = Duration::from_secs(10);
 
 /// How long a cancel request may take to reach the server.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
@@ -89,6 +95,7 @@ pub(crate) struct Held {
     pub(crate) _place: Option<FairPermit>,
     /// Whom it works for.
     pub(crate) share: Share,
+    pub(crate) abandoned: AbandonedCommits,
     /// Dropped last, once the connection is back in the pool or closed.
     pub(crate) _returned: Returned,
 }
@@ -451,16 +458,24 @@ async fn roll_back(client: Object, held: Option<Held>) {
     }
 }
 
-/// Keeps a connection until the server has answered a commit that no caller waits for. The server works on it in any case, so
-/// closing the connection would only let a further one be opened. A cancelled commit would be visible before a synchronous
-/// standby has it.
+/// Keeps a connection until the server has answered a commit that no caller waits for. A cancelled commit would be visible
+/// before a synchronous standby has it. The server works on it in any case, so closing the connection at once would only let
+/// further ones be opened: [`AbandonedCommits`] bounds how many there are.
 async fn wait_for_commit(client: Object, held: Option<Held>) {
-    client.prober().probe();
-    // Answered after all that was sent before.
-    let answered = client.batch_execute("ROLLBACK").await.is_ok();
-    tracing::debug!(answered, "closed a connection to the database after a commit that no caller waited for");
-    drop(Object::take(client));
+    let _abandoned = held.as_ref().map(|held| held.abandoned.add());
+    // Other work goes on.
+    let client = Object::take(client);
     drop(held);
+    // Answered after all that was sent before.
+    let mut answer = pin!(client.batch_execute("ROLLBACK"));
+    let until = Instant::now() + ABANDONED_MAX;
+    while Instant::now() < until {
+        client.prober().probe();
+        if timeout(ABANDONED_PROBES, answer.as_mut()).await.is_ok() {
+            return;
+        }
+    }
+    tracing::warn!("closed a connection to the database while a commit waits there without a caller");
 }
 
 /// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -40,6 +40,12 @@ impl Silence {
         set_now(&self.doubted);
     }
 
+    /// Notes that the server answered a login that began at `asked_at`.
+    pub(crate) fn end_doubt(&self, asked_at: Instant) {
+        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        *doubted = doubted.filter(|doubted| *doubted > asked_at);
+    }
+
     /// Notes that a connection was not made in time.
     pub(crate) fn suspect(&self) {
         set_now(&self.suspected);
@@ -65,13 +71,19 @@ impl Silence {
         }
     }
 
-    /// Lets one caller at a time find out whether the server answers.
-    pub(crate) fn begin_probe(&self) -> bool {
-        !self.is_probed.swap(true, Ordering::AcqRel)
+    /// Lets one caller at a time find out whether the server answers, until it drops what it gets.
+    pub(crate) fn begin_probe(self: &Arc<Self>) -> Option<Probing> {
+        let is_free = !self.is_probed.swap(true, Ordering::AcqRel);
+        is_free.then(|| Probing(self.clone()))
     }
+}
 
-    pub(crate) fn end_probe(&self) {
-        self.is_probed.store(false, Ordering::Release);
+/// The right to probe a server.
+pub(crate) struct Probing(Arc<Silence>);
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.0.is_probed.store(false, Ordering::Release);
     }
 }
 
@@ -115,6 +127,20 @@ mod tests {
         assert_eq!(closes.now_or_never(), Some(()));
         assert_eq!(silence.closes(after).now_or_never(), None);
         assert!(silence.is_doubted(before) && !silence.is_doubted(after));
+        silence.end_doubt(before);
+        silence.doubt();
+        assert!(silence.is_doubted(after));
+        silence.end_doubt(Instant::now());
+        assert!(!silence.is_doubted(after));
+    }
+
+    #[test]
+    fn one_probe_at_a_time() {
+        let silence = Arc::new(Silence::default());
+        let probing = silence.begin_probe();
+        assert!(probing.is_some() && silence.begin_probe().is_none());
+        drop(probing);
+        assert!(silence.begin_probe().is_some());
     }
 
     #[tokio::test]

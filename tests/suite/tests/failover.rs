@@ -38,6 +38,7 @@ fn main() {
         a_commit_is_unknown_if_its_server_is_killed,
         a_commit_is_unknown_if_its_server_is_killed_behind_a_pooler,
         a_commit_without_a_caller_is_not_shown_before_the_standby_has_it,
+        views_go_on_if_no_commit_is_answered,
     );
     for network in [Network::Slow, Network::Cuts, Network::Swallows, Network::SwallowsAnswers] {
         let name = format!("a_store_goes_on_if_the_network_to_a_server_{}", name(network));
@@ -50,7 +51,7 @@ async fn no_acknowledged_commit_is_lost_when_a_standby_takes_over() -> Outcome {
     let failovers = std::env::var("LARDER_FAILOVERS").ok().and_then(|count| count.parse().ok());
     let mut cluster = Cluster::start().map_err(|error| format!("{error:#}"))?;
     let stores = [postgres_server::open(&cluster.dsn()).await, postgres_server::open(&cluster.dsn()).await];
-    let load = Load::start(&stores, WRITERS_PER_STORE);
+    let mut load = Load::start(&stores, WRITERS_PER_STORE);
     load.progress(OUTAGE_MAX).await?;
     let mut outages = Vec::new();
     for fall in FALLS.iter().cycle().take(failovers.unwrap_or(FAILOVERS)) {
@@ -91,7 +92,7 @@ async fn a_store_goes_on_if_the_network_fails(network: Network) -> Outcome {
     let (first, second) = (proxy.folder().display(), server.folder().display());
     let options = "user=larder dbname=postgres target_session_attrs=read-write pool_size=4";
     let store = postgres_server::open(&format!("host={first},{second} {options}")).await;
-    let load = Load::start(std::slice::from_ref(&store), WRITERS_PER_STORE);
+    let mut load = Load::start(std::slice::from_ref(&store), WRITERS_PER_STORE);
     load.progress(OUTAGE_MAX).await?;
     proxy.network(network);
     // What the server was asked before is answered first.
@@ -191,11 +192,7 @@ async fn a_commit_is_unknown_if_its_server_is_killed_behind_a_pooler() -> Outcom
 async fn the_server_is_killed_during_a_commit(mut server: PostgresServer, dsn: &str, kind: Kind) -> Outcome {
     let store = postgres_server::open(dsn).await;
     commit(store.clone(), kind).await.map_err(|error| format!("{kind:?}: {error:?}"))?;
-    // No commit is acknowledged from here on, as there is no such standby.
-    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'missing'", "SELECT pg_reload_conf()"] {
-        server.execute(sql).map_err(|error| format!("{error:#}"))?;
-    }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    acknowledge_commits(&server, false).await?;
     let committing = tokio::spawn(commit(store.clone(), kind));
     if to_waiting_sessions(&server, "pid").await != 1 {
         return Err(format!("{kind:?}: no commit waits"));
@@ -223,11 +220,65 @@ async fn a_commit_without_a_caller_is_not_shown_before_the_standby_has_it() -> O
     if !matches!(outcome, Err(Error::CommitUnknown { .. })) {
         return Err(format!("{outcome:?}"));
     }
-    // The host gives up after 30 s what its caller no longer waits for.
-    tokio::time::sleep(Duration::from_secs(32)).await;
+    tokio::time::sleep(GIVEN_UP).await;
     let mut view = handle(&store).begin(Mode::View).unwrap();
     let rows = view.scan("n".into(), "row".into()).await.map_err(|error| format!("{error:?}"))?;
     cluster.standby().resume();
     store.close().await;
     if rows.len() == 1 { Ok(()) } else { Err(format!("{} rows are shown", rows.len())) }
+}
+
+/// By then, the host no longer waits for a commit itself.
+const GIVEN_UP: Duration = Duration::from_secs(32);
+
+/// If not, the server waits for a standby that does not exist.
+async fn acknowledge_commits(server: &PostgresServer, acknowledges: bool) -> Outcome {
+    let standbys = if acknowledges { "" } else { "missing" };
+    let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
+    for sql in [&set, "SELECT pg_reload_conf()"] {
+        server.execute(sql).map_err(|error| format!("{error:#}"))?;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    Ok(())
+}
+
+/// Abandoned commits keep no permit of the pool, and there is a bound to how many there are.
+async fn views_go_on_if_no_commit_is_answered() -> Outcome {
+    let server = PostgresServer::start().map_err(|error| format!("{error:#}"))?;
+    let store = postgres_server::open(&format!("{} pool_size=4", server.dsn())).await;
+    put(&store, "first").await.map_err(|error| format!("{error:?}"))?;
+    acknowledge_commits(&server, false).await?;
+    let committing = ["a", "b", "c", "d"].map(|key| {
+        let store = store.clone();
+        tokio::spawn(async move { put(&store, key).await })
+    });
+    for commit in committing {
+        let outcome = commit.await.unwrap();
+        if !matches!(outcome, Err(Error::CommitUnknown { .. })) {
+            return Err(format!("{outcome:?}"));
+        }
+    }
+    tokio::time::sleep(GIVEN_UP).await;
+    let mut view = handle(&store).begin(Mode::View).unwrap();
+    let found = view.get("n".into(), "first".into()).await.map_err(|error| format!("{error:?}"))?;
+    let refused = put(&store, "e").await;
+    if found.is_none() || !matches!(refused, Err(Error::Unavailable { .. })) {
+        return Err(format!("{found:?}, {refused:?}"));
+    }
+    acknowledge_commits(&server, true).await?;
+    let until = Instant::now() + OUTAGE_MAX;
+    while let Err(error) = put(&store, "e").await {
+        if Instant::now() > until {
+            return Err(format!("{error:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn put(store: &Store, key: &str) -> Result<(), Error> {
+    let mut transaction = handle(store).begin(Mode::Update)?;
+    transaction.put("n".into(), key.into(), b"value".to_vec())?;
+    transaction.commit().await.map(drop)
 }

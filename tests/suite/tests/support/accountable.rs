@@ -61,12 +61,15 @@ impl Load {
     }
 
     /// Waits until every writer has made a further commit.
-    pub(crate) async fn progress(&self, within: Duration) -> Result<(), String> {
+    pub(crate) async fn progress(&mut self, within: Duration) -> Result<(), String> {
         let until = Instant::now() + within;
         let before: Vec<u64> = self.writers.iter().map(Writer::made).collect();
         while self.writers.iter().zip(&before).any(|(writer, before)| writer.made() == *before) {
-            let has_ended = self.writers.iter().any(|writer| writer.task.is_finished());
-            if has_ended || Instant::now() > until {
+            if let Some(writer) = self.writers.iter_mut().find(|writer| writer.task.is_finished()) {
+                let account = (&mut writer.task).await.map_err(|error| error.to_string())?;
+                return Err(format!("a writer ended: {account:?}"));
+            }
+            if Instant::now() > until {
                 let made: Vec<u64> = self.writers.iter().map(Writer::made).collect();
                 return Err(format!(
                     "not every writer made a commit within {within:?}: {before:?} to {made:?}"

@@ -103,6 +103,7 @@ async fn serve(
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = UnixStream::connect(server).await?.into_split();
     let (mut request, mut answer) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    network.mark_unchanged();
     loop {
         tokio::select! {
             count = from_client.read(&mut request) => {
@@ -110,7 +111,7 @@ async fn serve(
                 if bytes.is_empty() || takes(cut, Cut::Request) {
                     return Ok(());
                 }
-                let now = *network.borrow();
+                let now = *network.borrow_and_update();
                 match now {
                     Network::Works | Network::SwallowsAnswers => {}
                     Network::Slow => tokio::time::sleep(DELAY).await,
@@ -128,7 +129,7 @@ async fn serve(
                     tokio::time::sleep(WORK).await;
                     return Ok(());
                 }
-                let now = *network.borrow();
+                let now = *network.borrow_and_update();
                 match now {
                     Network::Works | Network::Slow => {}
                     Network::Cuts => return Ok(()),
