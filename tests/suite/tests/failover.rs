@@ -17,7 +17,7 @@ const FAILOVERS: usize = 20;
 
 const WRITERS_PER_STORE: u64 = 6;
 
-/// The longest time until a store works again: twice what `docs/hosts.md` says, as other tests run at the same time.
+/// The longest time until a store works again: longer than `docs/hosts.md` says, as other tests run at the same time.
 const OUTAGE_MAX: Duration = Duration::from_secs(20);
 
 const FALLS: [Fall; 4] = [Fall::Crashed, Fall::Held, Fall::Killed, Fall::Stopped];
