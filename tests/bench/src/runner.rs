@@ -77,6 +77,17 @@ impl<'a> Runner<'a> {
         self.group.rows.push(row);
     }
 
+    /// The Postgres database. If there is none, the rows on it are skipped.
+    pub(crate) fn postgres(&mut self) -> Option<PostgresDatabase> {
+        match &self.bench.postgres {
+            Ok(database) => Some(database.clone()),
+            Err(reason) => {
+                self.skip(format!("the rows on Postgres: {reason}"));
+                None
+            }
+        }
+    }
+
     /// Says what can't be measured here.
     pub(crate) fn skip(&mut self, reason: String) {
         println!("  not measured: {reason}");

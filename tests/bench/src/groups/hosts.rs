@@ -27,13 +27,7 @@ const BUSY: Duration = Duration::from_secs(1);
 const SHARED_ROWS: u64 = 1_000;
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
-    let database = match &runner.bench.postgres {
-        Ok(database) => database.clone(),
-        Err(reason) => {
-            runner.skip(format!("the rows on Postgres: {reason}"));
-            return Ok(());
-        }
-    };
+    let Some(database) = runner.postgres() else { return Ok(()) };
     let client = connect(&database.dsn).await?;
     let drop_schema = format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE");
     client.batch_execute(&format!("{drop_schema}; CREATE SCHEMA {SCHEMA}")).await?;
@@ -165,13 +159,13 @@ async fn update_once(handle: &Handle, update: Update, guest: usize, run: u64) ->
     let namespace = || "hosts".to_string();
     // A counter, as it is incremented.
     let value = || run.to_string().into_bytes();
+    let key = match update {
+        Update::SharedRow => format!("shared/{}", fastrand::u64(..SHARED_ROWS)),
+        _ => format!("own/{guest}"),
+    };
     let mut transaction = handle.begin(Mode::Update)?;
     match update {
         Update::OwnRow | Update::SharedRow => {
-            let key = match update {
-                Update::OwnRow => format!("own/{guest}"),
-                _ => format!("shared/{}", fastrand::u64(..SHARED_ROWS)),
-            };
             transaction.get(namespace(), key.clone()).await?;
             transaction.put(namespace(), key, value())?;
         }

@@ -19,13 +19,7 @@ const LARDER: &str = "larder_bench";
 const NATIVE: &str = "larder_bench_native";
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
-    let database = match &runner.bench.postgres {
-        Ok(database) => database.clone(),
-        Err(reason) => {
-            runner.skip(format!("the rows on Postgres: {reason}"));
-            return Ok(());
-        }
-    };
+    let Some(database) = runner.postgres() else { return Ok(()) };
     let client = connect(&database.dsn).await?;
     client.batch_execute(&drop_schemas()).await?;
     client.batch_execute(&format!("CREATE SCHEMA {LARDER}; CREATE SCHEMA {NATIVE}")).await?;
