@@ -341,6 +341,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes one change of one record.
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()>;
 
+    /// Returns once every commit that this process has seen survives what an acknowledged commit survives.
+    ///
+    /// To find what was written is not enough: a server may show a commit that its standby does not have, and whose outcome it
+    /// left open.
+    ///
+    /// # Errors
+    /// Any error leaves open whether they do.
+    async fn confirm(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The first keys of records after `after`, in their order, up to `max`. `after` need not be there.
     async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>>;
 

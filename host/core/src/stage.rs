@@ -13,8 +13,8 @@ pub struct Stage(Arc<AtomicU8>);
 const WAITING: u8 = 0;
 const STARTED: u8 = 1;
 const WITHDRAWN: u8 = 2;
-/// It was being made when the caller gave up. It may be made, and must not be tried again: the caller may already have found
-/// out that it was not.
+/// The caller gave up while an attempt was being made. This attempt may succeed, and no other one may begin: by then, the caller
+/// may have found that the commit was not made.
 const ABANDONED: u8 = 3;
 
 impl Stage {
@@ -45,10 +45,10 @@ impl Stage {
         self.change(STARTED, WAITING);
     }
 
-    /// Says that the caller no longer waits. Whether the commit will not be made any more.
+    /// Notes that the caller no longer waits. Returns whether the commit is certain not to be made.
     pub(crate) fn withdraw(&self) -> bool {
         match self.change(WAITING, WITHDRAWN) {
-            // If the attempt has ended meanwhile, it is withdrawn after all.
+            // If the attempt has ended since, the commit can still be withdrawn.
             STARTED => self.change(STARTED, ABANDONED) == WAITING && self.withdraw(),
             before => before != ABANDONED,
         }

@@ -1,4 +1,4 @@
-//! Commits that no caller waits for any more, and that the server works on.
+//! Commits that no caller waits for any more and that the server has not answered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,8 +7,8 @@ use crate::error::{Failure, Result};
 
 /// Counts the abandoned commits of a store. Clones share the count.
 ///
-/// Each of them holds a session of the server and none of the store's permits, so that reads go on. For example, all commits wait
-/// if a synchronous standby is missing.
+/// Each of them holds a session of the server. It holds no permit of the store, so reads go on if all commits wait, for example
+/// for a missing synchronous standby.
 #[derive(Clone, Debug)]
 pub(crate) struct AbandonedCommits {
     count: Arc<AtomicUsize>,
@@ -16,12 +16,12 @@ pub(crate) struct AbandonedCommits {
 }
 
 impl AbandonedCommits {
-    /// Lets a store make no further commit while there are so many.
+    /// A count that refuses further commits from `max` on.
     pub(crate) fn at_most(max: usize) -> Self {
         Self { count: Arc::default(), max }
     }
 
-    /// Refuses a commit if the server has not answered too many others.
+    /// Refuses a commit if the store has too many abandoned ones.
     pub(crate) fn check(&self) -> Result<()> {
         match self.count.load(Ordering::Relaxed) < self.max {
             true => Ok(()),
@@ -29,14 +29,14 @@ impl AbandonedCommits {
         }
     }
 
-    /// Counts one until it is dropped.
+    /// Counts a commit until the result is dropped.
     pub(crate) fn add(&self) -> AbandonedCommit {
         self.count.fetch_add(1, Ordering::Relaxed);
         AbandonedCommit(self.count.clone())
     }
 }
 
-/// A commit that counts.
+/// An abandoned commit. Dropping it ends its count.
 pub(crate) struct AbandonedCommit(Arc<AtomicUsize>);
 
 impl Drop for AbandonedCommit {

@@ -1,6 +1,5 @@
 //! Commits: when they are made, and in how many attempts.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +9,14 @@ use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
-use tokio::time::timeout;
 
+use crate::answer::answered;
 use crate::commit_alone::Alone;
 use crate::commit_transaction::{Attempt, attempt};
 use crate::connections::Connections;
 use crate::error::{self, Failure};
 use crate::locking::Locking;
 use crate::session::Session;
-use crate::silence::ANSWER_MAX;
 use crate::versions;
 
 /// How long a commit may take. Its transaction's deadline doesn't count any more.
@@ -102,20 +100,10 @@ pub(crate) async fn in_time<T>(
     session: &mut Session,
     work: impl AsyncFnOnce(&mut Session) -> error::Result<T>,
 ) -> error::Result<T> {
-    let prober = session.prober();
-    let outcome = {
-        let mut work = pin!(work(session));
-        match timeout(ANSWER_MAX, work.as_mut()).await {
-            Ok(outcome) => return outcome,
-            // A silent server would let the commit wait for the whole time.
-            Err(_) => prober.inspect(|prober| prober.probe()),
-        };
-        timeout(COMMIT_MAX - ANSWER_MAX, work).await
-    };
-    match outcome {
-        Ok(outcome) => outcome,
-        Err(_) if session.is_committing() => Err(Failure::CommitLost(None)),
-        Err(_) => Err(Failure::Stalled("the database did not get to the commit in time")),
+    match answered(session, COMMIT_MAX, work).await {
+        Some(outcome) => outcome,
+        None if session.is_committing() => Err(Failure::CommitLost(None)),
+        None => Err(Failure::Stalled("the database did not get to the commit in time")),
     }
 }
 
@@ -156,10 +144,13 @@ async fn make_in(session: &mut Session, commit: &Commit) -> error::Result<Commit
     }
 }
 
+/// How long a commit waits for a row at first. The server takes longer to look for a deadlock.
+pub(crate) const ROW_WAIT_MILLIS: u32 = 500;
+
 /// How a commit waits for rows that other transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
-    /// For less time than the server takes to look for a deadlock.
+    /// For [`ROW_WAIT_MILLIS`].
     First,
     /// With exclusive locks of its namespaces, because shared locks of a row can starve an exclusive one.
     Alone,
@@ -169,7 +160,7 @@ enum Patience {
 
 impl Patience {
     fn row_wait_millis(self, locking: &Locking<'_>) -> u32 {
-        if self == Self::Last && !locking.namespaces.has_exclusive() { 10_000 } else { 500 }
+        if self == Self::Last && !locking.namespaces.has_exclusive() { 10_000 } else { ROW_WAIT_MILLIS }
     }
 
     fn next(self) -> error::Result<Self> {

@@ -36,18 +36,18 @@ macro_rules! is_late {
 
 /// Makes the statement share the lock of the row's namespace. The table is empty.
 ///
-/// For the rest of the statement, it sets what a transaction says as it begins: how long to wait for a
-/// row, and that warnings arrive.
+/// It also sets, until the statement ends, how long to wait for a row, and that warnings arrive. A
+/// transaction says so as it begins.
 macro_rules! locked {
     () => {
         "WITH locked AS MATERIALIZED (SELECT 1 FROM {schema}.{lock} FOR KEY SHARE),
     settings AS MATERIALIZED (
-        SELECT set_config('lock_timeout', '500', true), set_config('client_min_messages', 'warning', true)
+        SELECT set_config('lock_timeout', '{row_wait}', true), set_config('client_min_messages', 'warning', true)
     )"
     };
 }
 
-/// Holds, and has the parts of `locked!` evaluated.
+/// The condition that makes the server evaluate both parts of [`locked!`]. It is always true.
 macro_rules! is_locked {
     () => {
         "NOT EXISTS (SELECT FROM locked) AND EXISTS (SELECT FROM settings)"

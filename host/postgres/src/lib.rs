@@ -40,9 +40,8 @@
 //!
 //! # Privileges
 //!
-//! The role that creates a store, or migrates it to a newer release, needs `CREATE` and `USAGE` on the schema, and `USAGE` on
-//! the language `plpgsql`, which every role has unless it was revoked. Afterwards `USAGE` on the schema and the tables' own
-//! privileges are enough.
+//! The role that creates a store, or migrates it to a newer release, needs `CREATE` and `USAGE` on the schema. Afterwards `USAGE`
+//! on the schema, all privileges of the tables, and `SELECT`, `USAGE` and `UPDATE` of the sequence are enough.
 //!
 //! # TLS
 //!
@@ -69,6 +68,7 @@
 //! another.
 
 mod abandoned_commits;
+mod answer;
 mod certificate;
 mod commit;
 mod commit_alone;
@@ -210,6 +210,10 @@ impl Backend for Postgres {
 
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
         records::write(&self.connections, write).await
+    }
+
+    async fn confirm(&self) -> Result<()> {
+        records::confirm(&self.connections).await
     }
 
     async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {

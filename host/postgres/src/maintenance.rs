@@ -7,12 +7,20 @@ use larder_core::{Error, Share};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
+use crate::answer::answered;
 use crate::connections::Connections;
 use crate::error::{Failure, Result};
 use crate::moment::moment;
 use crate::opening;
 use crate::param::Params;
 use crate::rows::{column, unsigned};
+use crate::session::Session;
+
+/// How long a statement may take. The server ends it later, in case that this process is stopped.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// The same for a statement that reads every row.
+const COUNT_MAX: Duration = Duration::from_secs(540);
 
 /// How long a server may take to say that it is there.
 const PING_MAX: Duration = Duration::from_secs(5);
@@ -120,11 +128,18 @@ pub(crate) async fn transaction_of(
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
     let mut session = connections.session(share).await?;
-    match session.enclosed(begin, sql, params).await {
+    match finished(&mut session, begin, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;
-            session.enclosed(begin, sql, params).await
+            finished(&mut session, begin, sql, params).await
         }
         rows => rows,
     }
+}
+
+/// Gives up if the server does not answer.
+async fn finished(session: &mut Session, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
+    let max = if begin == opening::COUNT { COUNT_MAX } else { ANSWER_MAX };
+    let rows = answered(session, max, async |session| session.finish_one(begin, (sql, params)).await).await;
+    rows.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))
 }

@@ -3,6 +3,7 @@
 //! A session's search path can change while a store is open, by `CREATE SCHEMA` or `ALTER ROLE`, for example. So a name
 //! without a schema could lead to other tables later: no statement has one.
 
+use crate::commit::ROW_WAIT_MILLIS;
 use crate::commit_alone::{PUT, REPLACE};
 use crate::commit_puts::{OnePass, PUT_ALL};
 use crate::commit_transaction::{CURRENT, LOCK_WRITTEN, SHARE_READ, STRETCHES, WRITE};
@@ -26,6 +27,9 @@ const SEQUENCE: &str = "{sequence}";
 /// What stands there for the lock of a namespace.
 const LOCK: &str = "{lock}";
 
+/// What stands there for how long to wait for a row.
+const ROW_WAIT: &str = "{row_wait}";
+
 /// The schema of a store, as it is written in statements.
 struct Names {
     schema: String,
@@ -39,8 +43,9 @@ impl Names {
         parts.join(&self.sequence)
     }
 
-    /// The same statement with each of the locks.
+    /// The same statement with each of the locks. It is not in a transaction that says how long to wait.
     fn fill_locks(&self, template: &str) -> Vec<String> {
+        let template = template.replace(ROW_WAIT, &ROW_WAIT_MILLIS.to_string());
         let filled = |number| template.replace(LOCK, &format!("{}{number}", namespace_lock::TABLE));
         (0..namespace_lock::COUNT).map(|number| self.fill(&filled(number))).collect()
     }
@@ -154,7 +159,7 @@ mod tests {
             for at in names {
                 assert!(sql[..at].ends_with("\"."), "{sql}");
             }
-            assert!(!sql.contains(SCHEMA) && !sql.contains(LOCK), "{sql}");
+            assert!([SCHEMA, LOCK, ROW_WAIT].iter().all(|name| !sql.contains(name)), "{sql}");
         }
     }
 }

@@ -7,7 +7,7 @@ use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::to_its_end::ToItsEnd;
-use larder_core::{Error, Result};
+use larder_core::{Error, Result, Share};
 use tokio_postgres::Row;
 
 use crate::commit::in_time;
@@ -15,9 +15,9 @@ use crate::connections::Connections;
 use crate::error;
 use crate::maintenance::{transaction, transaction_of};
 use crate::opening;
-use crate::param::Params;
+use crate::param::{Param, Params};
 use crate::rows::{checked, column, saturating, unsigned, version};
-use crate::session::Session;
+use crate::session::{Call, End, Session};
 
 pub(crate) const LOAD: &str = "
     SELECT strategy, bytes, version, due_at, created_at, updated_at FROM {schema}.larder_memory_state
@@ -65,10 +65,10 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
 
 pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite>) -> Result<()> {
     connections.check_open()?;
-    connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
         let mut session = held.session(&write.key.share()).await?;
+        held.abandoned().check()?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
                 held.renew(&mut session).await?;
@@ -76,6 +76,31 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
             }
             outcome => outcome,
         }
+    };
+    Ok(ToItsEnd::new(connections.runtime(), work).await?)
+}
+
+/// Makes a commit that leaves nothing behind. The server acknowledges it after those that it stands behind in the log.
+///
+/// No identity has these bytes, as they are not UTF-8.
+pub(crate) async fn confirm(connections: &Arc<Connections>) -> Result<()> {
+    connections.check_open()?;
+    let held = connections.clone();
+    let work = async move {
+        let mut session = held.session(&Share::host()).await?;
+        held.abandoned().check()?;
+        let (queries, tenant) =
+            (session.queries(), [&[0xff][..], &fastrand::u128(..).to_be_bytes()].concat());
+        let (tenant, empty, version): (_, &[u8], _) = (tenant.as_slice(), &[], 1_i64);
+        let key: [&dyn Param; 6] = [&tenant, &empty, &empty, &empty, &"", &version];
+        let row: [&dyn Param; 11] =
+            [&tenant, &empty, &empty, &empty, &"", &"", &empty, &version, &None::<i64>, &0_i64, &0_i64];
+        let calls: [Call<'_>; 2] = [(&queries.insert_record, &row), (&queries.delete_record, &key)];
+        in_time(&mut session, async |session| {
+            let outcome = session.run(Some(opening::SHORT), &calls, End::Commit).await;
+            outcome.map(drop).map_err(|stopped| stopped.failure)
+        })
+        .await
     };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }

@@ -31,6 +31,8 @@ pub(crate) enum End {
     Open,
     /// It is committed with them.
     Commit,
+    /// It is committed with them, and all of it may run again if the answer is lost.
+    Finish,
 }
 
 /// Why a transaction stopped.
@@ -194,7 +196,7 @@ impl Session {
         let begun = simple(client, opening.as_deref());
         let queries =
             statements.iter().zip(calls).map(|(statement, (_, params))| statement.query(client, params));
-        let ended = simple(client, (end == End::Commit).then_some("COMMIT"));
+        let ended = simple(client, (end != End::Open).then_some("COMMIT"));
         // They are sent in the order in which they are polled first.
         let (begun, rows, ended) = join3(begun, join_all(queries), ended).await;
         self.settle_all(begun, rows, ended, end)
@@ -224,10 +226,10 @@ impl Session {
                 Err(_) => {}
             }
         }
-        let after = if end == End::Commit { State::Idle } else { State::InTransaction };
+        let after = if end == End::Open { State::InTransaction } else { State::Idle };
         match (stopped, ended) {
             // The server answers COMMIT of a failed transaction as a success, and rolls back.
-            (Some((step, error)), ended) if end == End::Open || self.is_definite(&error) => {
+            (Some((step, error)), ended) if end != End::Commit || self.is_definite(&error) => {
                 let failure = self.settle::<()>(Err(error), after).err().unwrap_or(Failure::Gone);
                 if ended.is_err_and(|error| breaks_connection(&error)) {
                     self.state = State::Broken;
@@ -235,7 +237,7 @@ impl Session {
                 Err(Stopped { step, failure })
             }
             (Some((_, error)), _) => Ok(self.lose(error)?),
-            (None, Err(error)) if leaves_commit_open(&error) => Ok(self.lose(error)?),
+            (None, Err(error)) if end == End::Commit && leaves_commit_open(&error) => Ok(self.lose(error)?),
             (None, ended) => {
                 self.settle(ended, after)?;
                 if end == End::Commit {
@@ -282,21 +284,19 @@ impl Session {
 
     /// Runs a statement in a transaction of its own, as [`Session::run`] does, and commits it.
     pub(crate) async fn commit_one(&mut self, opening: &str, call: Call<'_>) -> Result<Vec<Row>> {
-        match self.run(Some(opening), &[call], End::Commit).await {
-            Ok(mut answers) => Ok(answers.pop().unwrap_or_default()),
-            Err(stopped) => Err(stopped.failure),
-        }
+        self.run_one(opening, call, End::Commit).await
     }
 
     /// Runs a statement in a transaction of its own that may run again if the connection is lost.
-    pub(crate) async fn enclosed(&mut self, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
-        let statement = self.prepare(sql, State::Idle).await?;
-        let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
-        let begin = opened(client, "", begin);
-        let begun = client.batch_execute(&begin);
-        let (begun, rows, committed) =
-            join3(begun, statement.query(client, params), client.batch_execute("COMMIT")).await;
-        self.settle(begun.and(rows).and_then(|rows| committed.map(|()| rows)), State::Idle)
+    pub(crate) async fn finish_one(&mut self, opening: &str, call: Call<'_>) -> Result<Vec<Row>> {
+        self.run_one(opening, call, End::Finish).await
+    }
+
+    async fn run_one(&mut self, opening: &str, call: Call<'_>, end: End) -> Result<Vec<Row>> {
+        match self.run(Some(opening), &[call], end).await {
+            Ok(mut answers) => Ok(answers.pop().unwrap_or_default()),
+            Err(stopped) => Err(stopped.failure),
+        }
     }
 
     /// Prepared statements stay with the connection: this costs a round trip once.
@@ -458,12 +458,13 @@ async fn roll_back(client: Object, held: Option<Held>) {
     }
 }
 
-/// Keeps a connection until the server has answered a commit that no caller waits for. A cancelled commit would be visible
-/// before a synchronous standby has it. The server works on it in any case, so closing the connection at once would only let
-/// further ones be opened: [`AbandonedCommits`] bounds how many there are.
+/// Waits up to [`ABANDONED_MAX`] for the answer to a commit that no caller waits for, and closes the connection.
+///
+/// The commit is not cancelled: the server would show it before a synchronous standby has it. Closing the connection at once
+/// would not end the server's session either. It would only hide it from [`AbandonedCommits`], which bounds such sessions.
 async fn wait_for_commit(client: Object, held: Option<Held>) {
     let _abandoned = held.as_ref().map(|held| held.abandoned.add());
-    // Other work goes on.
+    // The pool has room for another connection.
     let client = Object::take(client);
     drop(held);
     // Answered after all that was sent before.

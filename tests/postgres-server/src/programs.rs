@@ -2,14 +2,26 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User};
 
-/// Where the server's programs are: the newest of those that Debian and its kin install, or of the folder that the
-/// test command has filled.
+/// Where the server's programs are.
 pub(crate) fn binaries() -> Result<PathBuf> {
+    folders().into_iter().find(|folder| folder.join("initdb").is_file()).context(
+        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
+    )
+}
+
+/// A program in a folder, or the same of another release if the folder has only those of a server.
+pub(crate) fn program(folder: &Path, name: &str) -> PathBuf {
+    let all = std::iter::once(folder.to_path_buf()).chain(folders());
+    all.map(|folder| folder.join(name)).find(|path| path.is_file()).unwrap_or_else(|| folder.join(name))
+}
+
+/// Folders with programs: the one that the environment names, and those that Debian and its kin install, the newest first.
+fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("LARDER_TEST_POSTGRES_BIN").map(PathBuf::from).into_iter().collect();
     if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
@@ -19,9 +31,7 @@ pub(crate) fn binaries() -> Result<PathBuf> {
         });
         folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
     }
-    folders.into_iter().find(|folder| folder.join("initdb").is_file()).context(
-        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
-    )
+    folders
 }
 
 /// Postgres refuses root: then the server belongs to somebody else.

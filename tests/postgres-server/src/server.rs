@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid};
 use tempfile::TempDir;
 
-use crate::programs::{binaries, owner};
+use crate::programs::{binaries, owner, program};
 
 /// A running server.
 #[derive(Debug)]
@@ -184,24 +184,24 @@ impl PostgresServer {
 
     /// Kills all its processes.
     pub fn kill(&mut self) {
-        for process in self.processes() {
-            let _ = kill(process, Signal::SIGKILL);
-        }
+        self.signal(Signal::SIGKILL);
         self.end(Signal::SIGKILL);
     }
 
     /// Holds all its processes: connections stay open and nothing answers, until [`PostgresServer::resume`] or
     /// [`PostgresServer::kill`].
     pub fn hold(&self) {
-        for process in self.processes() {
-            let _ = kill(process, Signal::SIGSTOP);
-        }
+        self.signal(Signal::SIGSTOP);
     }
 
     /// Lets its processes go on.
     pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         for process in self.processes() {
-            let _ = kill(process, Signal::SIGCONT);
+            let _ = kill(process, signal);
         }
     }
 
@@ -239,7 +239,7 @@ impl PostgresServer {
     /// Makes a standby a primary.
     ///
     /// # Errors
-    /// Where it is none, or does not become a primary in time.
+    /// If it is not a standby, or does not become a primary in time.
     pub fn promote(&self) -> Result<()> {
         let mut command = self.command("pg_ctl");
         command.args(["promote", "--pgdata"]).arg(self.data());
@@ -297,8 +297,8 @@ impl PostgresServer {
         self.folder.path().join("data")
     }
 
-    fn command(&self, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new(self.binaries.join(program));
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(program(&self.binaries, name));
         command.current_dir(self.folder.path()).env_remove("PGOPTIONS").env("LC_ALL", "C");
         if let Some((user, group)) = self.owner {
             command.uid(user).gid(group);

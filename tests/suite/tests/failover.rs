@@ -3,14 +3,18 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder_core::{Error, Mode, Store};
+use larder_core::{
+    Error, IdentityParts, IdentityScope, Memory, MemoryOptions, MemoryStore, Mode, Store, Strategy, Turn,
+};
 use larder_postgres_server::{Cluster, Fall, PgBouncer, PoolMode, PostgresServer};
 use support::accountable::Load;
 use support::counting::handle;
 use support::proxy::{Network, Proxy};
 use support::{harness, postgres_server};
+use tokio::task::JoinHandle;
 
 /// How often a standby takes over. `LARDER_FAILOVERS` changes it.
 const FAILOVERS: usize = 20;
@@ -23,6 +27,14 @@ const OUTAGE_MAX: Duration = Duration::from_secs(20);
 const FALLS: [Fall; 4] = [Fall::Crashed, Fall::Held, Fall::Killed, Fall::Stopped];
 
 type Outcome = Result<(), String>;
+
+fn in_full(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+fn in_debug(error: Error) -> String {
+    format!("{error:?}")
+}
 
 fn main() {
     let arguments = harness::arguments();
@@ -39,6 +51,10 @@ fn main() {
         a_commit_is_unknown_if_its_server_is_killed_behind_a_pooler,
         a_commit_without_a_caller_is_not_shown_before_the_standby_has_it,
         views_go_on_if_no_commit_is_answered,
+        a_commit_is_not_made_again_after_its_caller_gave_up,
+        a_turn_is_acknowledged_once_the_standby_has_it,
+        sweeps_and_reads_of_conversations_use_another_server_if_theirs_hangs,
+        sweeps_and_reads_of_conversations_give_up_if_the_only_server_hangs,
     );
     for network in [Network::Slow, Network::Cuts, Network::Swallows, Network::SwallowsAnswers] {
         let name = format!("a_store_goes_on_if_the_network_to_a_server_{}", name(network));
@@ -49,14 +65,14 @@ fn main() {
 
 async fn no_acknowledged_commit_is_lost_when_a_standby_takes_over() -> Outcome {
     let failovers = std::env::var("LARDER_FAILOVERS").ok().and_then(|count| count.parse().ok());
-    let mut cluster = Cluster::start().map_err(|error| format!("{error:#}"))?;
+    let mut cluster = Cluster::start().map_err(in_full)?;
     let stores = [postgres_server::open(&cluster.dsn()).await, postgres_server::open(&cluster.dsn()).await];
     let mut load = Load::start(&stores, WRITERS_PER_STORE);
     load.progress(OUTAGE_MAX).await?;
     let mut outages = Vec::new();
     for fall in FALLS.iter().cycle().take(failovers.unwrap_or(FAILOVERS)) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(..200))).await;
-        cluster.fail_over(*fall).map_err(|error| format!("{error:#}"))?;
+        cluster.fail_over(*fall).map_err(in_full)?;
         let since = Instant::now();
         load.progress(OUTAGE_MAX).await.map_err(|error| format!("{fall:?}: {error}"))?;
         outages.push((*fall, since.elapsed()));
@@ -87,11 +103,9 @@ fn name(network: Network) -> &'static str {
 
 /// The store has two ways to one server, of which the first one fails. There are more writers than connections.
 async fn a_store_goes_on_if_the_network_fails(network: Network) -> Outcome {
-    let server = PostgresServer::start().map_err(|error| format!("{error:#}"))?;
+    let server = PostgresServer::start().map_err(in_full)?;
     let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
-    let (first, second) = (proxy.folder().display(), server.folder().display());
-    let options = "user=larder dbname=postgres target_session_attrs=read-write pool_size=4";
-    let store = postgres_server::open(&format!("host={first},{second} {options}")).await;
+    let store = postgres_server::open(&two_ways(&proxy, &server)).await;
     let mut load = Load::start(std::slice::from_ref(&store), WRITERS_PER_STORE);
     load.progress(OUTAGE_MAX).await?;
     proxy.network(network);
@@ -132,33 +146,48 @@ async fn commit(store: Store, kind: Kind) -> Result<(), Error> {
     transaction.commit().await.map(drop)
 }
 
-/// Does something to all sessions of a server that wait for a standby, once there is one. Gives their number.
-async fn to_waiting_sessions(server: &PostgresServer, what: &str) -> u64 {
+/// Begins a commit, and waits until its session waits for a standby. Evaluates an expression for this session, such as its `pid`.
+async fn begin_commit(
+    store: &Store,
+    kind: Kind,
+    server: &PostgresServer,
+    expression: &str,
+) -> Result<JoinHandle<Result<(), Error>>, String> {
+    let committing = tokio::spawn(commit(store.clone(), kind));
+    wait_for_commit(server, expression).await.map_err(|error| format!("{kind:?}: {error}"))?;
+    Ok(committing)
+}
+
+/// Waits until a session waits for a standby, and evaluates an expression for it.
+async fn wait_for_commit(server: &PostgresServer, expression: &str) -> Outcome {
     let client = postgres_server::connect(&server.dsn()).await;
-    let sql = format!("SELECT {what} FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    let sql = format!("SELECT {expression} FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     let until = Instant::now() + Duration::from_secs(4);
-    loop {
-        let sessions = client.query(&sql, &[]).await.unwrap().len();
-        if sessions > 0 || Instant::now() > until {
-            return sessions as u64;
+    while Instant::now() < until {
+        match client.query(&sql, &[]).await.unwrap().len() {
+            0 => tokio::time::sleep(Duration::from_millis(10)).await,
+            1 => return Ok(()),
+            sessions => return Err(format!("{sessions} sessions wait for a standby")),
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err("no session waits for a standby".to_string())
+}
+
+/// The outcome of a commit has to be unknown.
+async fn expect_unknown(committing: JoinHandle<Result<(), Error>>) -> Outcome {
+    match committing.await.unwrap() {
+        Err(Error::CommitUnknown { .. }) => Ok(()),
+        outcome => Err(format!("{outcome:?}")),
     }
 }
 
 async fn a_commit_that_stops_waiting_for_the_standby_is_unknown() -> Outcome {
-    let cluster = Cluster::start().map_err(|error| format!("{error:#}"))?;
+    let cluster = Cluster::start().map_err(in_full)?;
     let store = postgres_server::open(&cluster.dsn()).await;
     for kind in KINDS {
         cluster.standby().hold();
-        let committing = tokio::spawn(commit(store.clone(), kind));
-        if to_waiting_sessions(cluster.primary(), "pg_cancel_backend(pid)").await != 1 {
-            return Err(format!("{kind:?}: no commit waits for the standby"));
-        }
-        let outcome = committing.await.unwrap();
-        if !matches!(outcome, Err(Error::CommitUnknown { .. })) {
-            return Err(format!("{kind:?}: {outcome:?}"));
-        }
+        let committing = begin_commit(&store, kind, cluster.primary(), "pg_cancel_backend(pid)").await?;
+        expect_unknown(committing).await.map_err(|error| format!("{kind:?}: {error}"))?;
         // The session is used on, and the next commit is not blamed.
         cluster.standby().resume();
         commit(store.clone(), kind).await.map_err(|error| format!("{kind:?}: {error:?}"))?;
@@ -169,7 +198,7 @@ async fn a_commit_that_stops_waiting_for_the_standby_is_unknown() -> Outcome {
 
 async fn a_commit_is_unknown_if_its_server_is_killed() -> Outcome {
     for kind in KINDS {
-        let server = PostgresServer::start().map_err(|error| format!("{error:#}"))?;
+        let server = PostgresServer::start().map_err(in_full)?;
         let dsn = server.dsn();
         the_server_is_killed_during_a_commit(server, &dsn, kind).await?;
     }
@@ -178,11 +207,11 @@ async fn a_commit_is_unknown_if_its_server_is_killed() -> Outcome {
 
 /// The pooler says that it lost the server, as an error of the database.
 async fn a_commit_is_unknown_if_its_server_is_killed_behind_a_pooler() -> Outcome {
-    for program in PgBouncer::programs().map_err(|error| format!("{error:#}"))? {
+    for program in PgBouncer::programs().map_err(in_full)? {
         for kind in KINDS {
-            let server = PostgresServer::start().map_err(|error| format!("{error:#}"))?;
+            let server = PostgresServer::start().map_err(in_full)?;
             let pooler = PgBouncer::start(&program, &server, PoolMode::Transaction);
-            let pooler = pooler.map_err(|error| format!("{error:#}"))?;
+            let pooler = pooler.map_err(in_full)?;
             the_server_is_killed_during_a_commit(server, &pooler.dsn(), kind).await?;
         }
     }
@@ -193,39 +222,40 @@ async fn the_server_is_killed_during_a_commit(mut server: PostgresServer, dsn: &
     let store = postgres_server::open(dsn).await;
     commit(store.clone(), kind).await.map_err(|error| format!("{kind:?}: {error:?}"))?;
     acknowledge_commits(&server, false).await?;
-    let committing = tokio::spawn(commit(store.clone(), kind));
-    if to_waiting_sessions(&server, "pid").await != 1 {
-        return Err(format!("{kind:?}: no commit waits"));
-    }
+    let committing = begin_commit(&store, kind, &server, "pid").await?;
     server.kill();
-    let outcome = committing.await.unwrap();
+    let outcome = expect_unknown(committing).await;
     store.close().await;
-    match outcome {
-        Err(Error::CommitUnknown { .. }) => Ok(()),
-        outcome => Err(format!("{kind:?}: {outcome:?}")),
-    }
+    outcome.map_err(|error| format!("{kind:?}: {error}"))
 }
 
 /// A guest that saw it could rely on it, and a failover could lose it.
 async fn a_commit_without_a_caller_is_not_shown_before_the_standby_has_it() -> Outcome {
-    let cluster = Cluster::start().map_err(|error| format!("{error:#}"))?;
+    let cluster = Cluster::start().map_err(in_full)?;
     let store = postgres_server::open(&cluster.dsn()).await;
-    commit(store.clone(), Kind::Put).await.map_err(|error| format!("{error:?}"))?;
+    commit(store.clone(), Kind::Put).await.map_err(in_debug)?;
     cluster.standby().hold();
-    let committing = tokio::spawn(commit(store.clone(), Kind::Puts));
-    if to_waiting_sessions(cluster.primary(), "pid").await != 1 {
-        return Err("no commit waits for the standby".to_string());
-    }
-    let outcome = committing.await.unwrap();
-    if !matches!(outcome, Err(Error::CommitUnknown { .. })) {
-        return Err(format!("{outcome:?}"));
-    }
+    let committing = begin_commit(&store, Kind::Puts, cluster.primary(), "pid").await?;
+    expect_unknown(committing).await?;
     tokio::time::sleep(GIVEN_UP).await;
-    let mut view = handle(&store).begin(Mode::View).unwrap();
-    let rows = view.scan("n".into(), "row".into()).await.map_err(|error| format!("{error:?}"))?;
+    let shown_before = rows(&store).await?;
     cluster.standby().resume();
+    // The commit that waited for the standby is made.
+    let until = Instant::now() + OUTAGE_MAX;
+    while rows(&store).await? != 10 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let shown_after = rows(&store).await?;
     store.close().await;
-    if rows.len() == 1 { Ok(()) } else { Err(format!("{} rows are shown", rows.len())) }
+    match (shown_before, shown_after) {
+        (1, 10) => Ok(()),
+        shown => Err(format!("{shown:?} rows are shown")),
+    }
+}
+
+async fn rows(store: &Store) -> Result<usize, String> {
+    let mut view = handle(store).begin(Mode::View).map_err(in_debug)?;
+    Ok(view.scan("n".into(), "row".into()).await.map_err(in_debug)?.len())
 }
 
 /// By then, the host no longer waits for a commit itself.
@@ -236,7 +266,7 @@ async fn acknowledge_commits(server: &PostgresServer, acknowledges: bool) -> Out
     let standbys = if acknowledges { "" } else { "missing" };
     let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
     for sql in [&set, "SELECT pg_reload_conf()"] {
-        server.execute(sql).map_err(|error| format!("{error:#}"))?;
+        server.execute(sql).map_err(in_full)?;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     Ok(())
@@ -244,23 +274,20 @@ async fn acknowledge_commits(server: &PostgresServer, acknowledges: bool) -> Out
 
 /// Abandoned commits keep no permit of the pool, and there is a bound to how many there are.
 async fn views_go_on_if_no_commit_is_answered() -> Outcome {
-    let server = PostgresServer::start().map_err(|error| format!("{error:#}"))?;
+    let server = PostgresServer::start().map_err(in_full)?;
     let store = postgres_server::open(&format!("{} pool_size=4", server.dsn())).await;
-    put(&store, "first").await.map_err(|error| format!("{error:?}"))?;
+    put(&store, "first").await.map_err(in_debug)?;
     acknowledge_commits(&server, false).await?;
     let committing = ["a", "b", "c", "d"].map(|key| {
         let store = store.clone();
         tokio::spawn(async move { put(&store, key).await })
     });
     for commit in committing {
-        let outcome = commit.await.unwrap();
-        if !matches!(outcome, Err(Error::CommitUnknown { .. })) {
-            return Err(format!("{outcome:?}"));
-        }
+        expect_unknown(commit).await?;
     }
     tokio::time::sleep(GIVEN_UP).await;
     let mut view = handle(&store).begin(Mode::View).unwrap();
-    let found = view.get("n".into(), "first".into()).await.map_err(|error| format!("{error:?}"))?;
+    let found = view.get("n".into(), "first".into()).await.map_err(in_debug)?;
     let refused = put(&store, "e").await;
     if found.is_none() || !matches!(refused, Err(Error::Unavailable { .. })) {
         return Err(format!("{found:?}, {refused:?}"));
@@ -275,6 +302,113 @@ async fn views_go_on_if_no_commit_is_answered() -> Outcome {
     }
     store.close().await;
     Ok(())
+}
+
+/// The connection is lost after the caller's time, before the commit was sent. The store would make it again on another one.
+async fn a_commit_is_not_made_again_after_its_caller_gave_up() -> Outcome {
+    let server = PostgresServer::start().map_err(in_full)?;
+    let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
+    let store = postgres_server::open(&two_ways(&proxy, &server)).await;
+    rows(&store).await?;
+    proxy.network(Network::SwallowsAnswers);
+    let outcome = put(&store, "row/late").await;
+    if !matches!(outcome, Err(Error::CommitUnknown { .. } | Error::TimedOut)) {
+        return Err(format!("{outcome:?}"));
+    }
+    // By now the connection is closed, and another one was there for the commit.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let found = rows(&store).await?;
+    store.close().await;
+    if found == 0 { Ok(()) } else { Err("the commit was made after its caller gave up".to_string()) }
+}
+
+/// The store looks at the conversation when its write stops waiting for the standby. What it finds there could still be lost.
+async fn a_turn_is_acknowledged_once_the_standby_has_it() -> Outcome {
+    let cluster = Cluster::start().map_err(in_full)?;
+    let store = postgres_server::open(&cluster.dsn()).await;
+    let memories = MemoryStore::builder(&store, MemoryOptions::new(Strategy::Truncation)).build().unwrap();
+    let session = open_session(&memories);
+    add_turn(&session).await.map_err(in_debug)?;
+    cluster.standby().hold();
+    let adding = tokio::spawn({
+        let session = open_session(&memories);
+        async move { add_turn(&session).await }
+    });
+    wait_for_commit(cluster.primary(), "pg_cancel_backend(pid)").await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    wait_for_commit(cluster.primary(), "pid").await?;
+    let is_early = adding.is_finished();
+    cluster.standby().resume();
+    let outcome = adding.await.unwrap();
+    let turns = session.context().await.map_err(in_debug)?.recent_turns.len();
+    memories.close().await;
+    store.close().await;
+    match (is_early, outcome, turns) {
+        (false, Ok(()), 2) => Ok(()),
+        (is_early, outcome, turns) => Err(format!("early: {is_early}, {outcome:?}, {turns} turns")),
+    }
+}
+
+fn open_session(memories: &MemoryStore) -> Memory {
+    let parts = IdentityParts::session("acme", "ann", "session");
+    memories.open(parts, &IdentityScope::Any, &Arc::default()).unwrap()
+}
+
+async fn add_turn(session: &Memory) -> Result<(), Error> {
+    session.add_turn(Turn { user_message: "hello".into(), ..Turn::default() }).await
+}
+
+async fn sweeps_and_reads_of_conversations_use_another_server_if_theirs_hangs() -> Outcome {
+    let server = PostgresServer::start().map_err(in_full)?;
+    let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
+    let outcomes = sweep_and_read(&two_ways(&proxy, &server), &proxy, OUTAGE_MAX).await?;
+    match outcomes {
+        (Ok(()), Ok(())) => Ok(()),
+        outcomes => Err(format!("{outcomes:?}")),
+    }
+}
+
+async fn sweeps_and_reads_of_conversations_give_up_if_the_only_server_hangs() -> Outcome {
+    let server = PostgresServer::start().map_err(in_full)?;
+    let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
+    let dsn = format!("host={} user=larder dbname=postgres", proxy.folder().display());
+    // A statement has half a minute.
+    match sweep_and_read(&dsn, &proxy, Duration::from_secs(40)).await? {
+        (Err(Error::Unavailable { .. }), Err(Error::Unavailable { .. })) => Ok(()),
+        outcomes => Err(format!("{outcomes:?}")),
+    }
+}
+
+/// Sweeps, and reads a conversation, when nothing arrives any more by way of the proxy.
+async fn sweep_and_read(
+    dsn: &str,
+    proxy: &Proxy,
+    max: Duration,
+) -> Result<(Result<(), Error>, Result<(), Error>), String> {
+    let store = postgres_server::open(dsn).await;
+    let memories = MemoryStore::builder(&store, MemoryOptions::new(Strategy::Truncation)).build().unwrap();
+    let session = open_session(&memories);
+    // Each has a connection of its own that was just used, so that it is not tested first.
+    let both = async || {
+        let (swept, read) = tokio::join!(store.sweep(), session.context());
+        (swept.map(drop), read.map(drop))
+    };
+    for _ in 0..2 {
+        let (swept, read) = both().await;
+        swept.and(read).map_err(in_debug)?;
+    }
+    proxy.network(Network::Swallows);
+    let outcomes = tokio::time::timeout(max, both()).await;
+    memories.close().await;
+    store.close().await;
+    outcomes.map_err(|_| format!("no answer after {max:?}"))
+}
+
+/// A data-source name for one server, by way of a proxy and directly.
+fn two_ways(proxy: &Proxy, server: &PostgresServer) -> String {
+    let (first, second) = (proxy.folder().display(), server.folder().display());
+    let options = "user=larder dbname=postgres target_session_attrs=read-write pool_size=4";
+    format!("host={first},{second} {options}")
 }
 
 async fn put(store: &Store, key: &str) -> Result<(), Error> {

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use larder_core::{Error, Handle, Mode, Store, Transaction};
 use tokio::task::JoinHandle;
 
-use super::counting::handle;
+use super::counting::{handle, put_number, read_number};
 
 /// How long a writer waits after an error before it goes on.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a writer looks for a commit of an unknown outcome.
+const LOOK_MAX: Duration = Duration::from_secs(60);
 
 /// Writers that run until they are told to end.
 pub(crate) struct Load {
@@ -111,9 +114,10 @@ async fn write_on(
 ) -> Result<Account, String> {
     let mut account = Account::default();
     let mut before = Instant::now();
+    let mut is_repeated = false;
     while !ends.load(Ordering::Relaxed) {
         let number = account.last + 1;
-        let is_made = match write(&handle, writer, number).await {
+        let is_made = match write(&handle, writer, number, is_repeated).await {
             Ok(()) => true,
             Err(Error::CommitUnknown { .. }) => {
                 account.unknown += 1;
@@ -122,6 +126,7 @@ async fn write_on(
             Err(error) if passes(&error) => false,
             Err(error) => return Err(format!("commit {number} of writer {writer}: {error:?}")),
         };
+        is_repeated = !is_made;
         if is_made {
             account.last = number;
             account.pause_max = account.pause_max.max(before.elapsed());
@@ -138,27 +143,31 @@ fn passes(error: &Error) -> bool {
     matches!(error, Error::Conflict | Error::TimedOut | Error::Unavailable { .. })
 }
 
-/// Makes a commit: a put alone, a row that was read, or several rows of which one is shared with another writer.
-async fn write(handle: &Handle, writer: u64, number: u64) -> Result<(), Error> {
+/// Makes a commit: a put alone, a row that was read, or several rows of which one is shared with another writer. A commit that is
+/// repeated reads in any case: what ended with an error must not be stored.
+async fn write(handle: &Handle, writer: u64, number: u64, is_repeated: bool) -> Result<(), Error> {
     let mut transaction = handle.begin(Mode::Update)?;
-    if !number.is_multiple_of(3) {
+    if is_repeated || !number.is_multiple_of(3) {
         expect_last(&mut transaction, writer, number - 1).await?;
     }
-    put(&mut transaction, &own(writer), number)?;
+    put_number(&mut transaction, &own(writer), number)?;
     if number % 3 == 2 {
-        let total = read(&mut transaction, &total_of(writer)).await?;
-        put(&mut transaction, &total_of(writer), total + 1)?;
-        put(&mut transaction, &seen(writer, number), number)?;
+        let total = read_number(&mut transaction, &total_of(writer)).await?;
+        put_number(&mut transaction, &total_of(writer), total + 1)?;
+        put_number(&mut transaction, &seen(writer, number), number)?;
     }
     transaction.commit().await.map(drop)
 }
 
 /// Finds out whether a commit of an unknown outcome was made. It writes the row, so it waits for the commit if that still goes on.
 async fn look(handle: &Handle, writer: u64, number: u64) -> Result<bool, String> {
+    let until = Instant::now() + LOOK_MAX;
     loop {
         match look_once(handle, writer, number).await {
             Ok(is_made) => return Ok(is_made),
-            Err(error) if passes(&error) || matches!(error, Error::CommitUnknown { .. }) => {
+            Err(
+                Error::Conflict | Error::TimedOut | Error::Unavailable { .. } | Error::CommitUnknown { .. },
+            ) if Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => return Err(format!("the look for commit {number} of writer {writer}: {error:?}")),
@@ -168,18 +177,18 @@ async fn look(handle: &Handle, writer: u64, number: u64) -> Result<bool, String>
 
 async fn look_once(handle: &Handle, writer: u64, number: u64) -> Result<bool, Error> {
     let mut transaction = handle.begin(Mode::Update)?;
-    let found = read(&mut transaction, &own(writer)).await?;
+    let found = read_number(&mut transaction, &own(writer)).await?;
     if found != number {
         expect_last(&mut transaction, writer, number - 1).await?;
     }
-    put(&mut transaction, &own(writer), found)?;
+    put_number(&mut transaction, &own(writer), found)?;
     transaction.commit().await?;
     Ok(found == number)
 }
 
 /// An acknowledged commit has to be there.
 async fn expect_last(transaction: &mut Transaction, writer: u64, last: u64) -> Result<(), Error> {
-    match read(transaction, &own(writer)).await? {
+    match read_number(transaction, &own(writer)).await? {
         found if found == last => Ok(()),
         found => Err(Error::Corrupt(format!("commit {found} of writer {writer} is stored, not {last}"))),
     }
@@ -192,7 +201,8 @@ async fn check(handle: &Handle, accounts: &[Account]) -> Result<(), String> {
         expect_last(&mut view, writer, account.last).await.map_err(|error| error.to_string())?;
         for number in (account.last.saturating_sub(SLOTS - 1)..=account.last).filter(|number| number % 3 == 2)
         {
-            let stored = read(&mut view, &seen(writer, number)).await.map_err(|error| error.to_string())?;
+            let stored =
+                read_number(&mut view, &seen(writer, number)).await.map_err(|error| error.to_string())?;
             if stored != number {
                 return Err(format!("of commit {number} of writer {writer} a part is missing: {stored}"));
             }
@@ -200,7 +210,7 @@ async fn check(handle: &Handle, accounts: &[Account]) -> Result<(), String> {
         *totals.entry(total_of(writer)).or_default() += account.last.saturating_add(1) / 3;
     }
     for (key, total) in totals {
-        let stored = read(&mut view, &key).await.map_err(|error| error.to_string())?;
+        let stored = read_number(&mut view, &key).await.map_err(|error| error.to_string())?;
         if stored != total {
             return Err(format!("{key} is {stored} after {total} commits"));
         }
@@ -208,7 +218,6 @@ async fn check(handle: &Handle, accounts: &[Account]) -> Result<(), String> {
     Ok(())
 }
 
-const NAMESPACE: &str = "n";
 const SLOTS: u64 = 96;
 
 fn own(writer: u64) -> String {
@@ -223,18 +232,4 @@ fn total_of(writer: u64) -> String {
 /// The commits of several rows leave a row each, of which the latest are kept.
 fn seen(writer: u64, number: u64) -> String {
     format!("seen/{writer:02}/{:02}", number % SLOTS)
-}
-
-async fn read(transaction: &mut Transaction, key: &str) -> Result<u64, Error> {
-    match transaction.get(NAMESPACE.into(), key.into()).await? {
-        None => Ok(0),
-        Some(value) => {
-            let text = String::from_utf8_lossy(&value).into_owned();
-            text.parse().map_err(|_| Error::Corrupt(text))
-        }
-    }
-}
-
-fn put(transaction: &mut Transaction, key: &str, number: u64) -> Result<(), Error> {
-    transaction.put(NAMESPACE.into(), key.into(), number.to_string().into())
 }

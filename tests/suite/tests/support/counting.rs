@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, Store};
+use larder_core::{Error, Handle, HandleOptions, Mode, OpenTransactions, Store, Transaction};
 use tokio::task::JoinSet;
 
 /// A handle for many transactions at once.
@@ -48,12 +48,22 @@ async fn add_one(handle: &Handle, reads_more: bool) -> Result<(), Error> {
         transaction.get("n".into(), "other".into()).await?;
     }
     let count = count(&mut transaction).await?;
-    transaction.put("n".into(), "count".into(), (count + 1).to_string().into())?;
+    put_number(&mut transaction, "count", count + 1)?;
     transaction.commit().await.map(drop)
 }
 
-async fn count(transaction: &mut larder_core::Transaction) -> Result<u64, Error> {
-    let value = transaction.get("n".into(), "count".into()).await?.unwrap_or_else(|| b"0".to_vec());
+async fn count(transaction: &mut Transaction) -> Result<u64, Error> {
+    read_number(transaction, "count").await
+}
+
+/// The number in a row; 0 if there is no row.
+pub(crate) async fn read_number(transaction: &mut Transaction, key: &str) -> Result<u64, Error> {
+    let value = transaction.get("n".into(), key.into()).await?.unwrap_or_else(|| b"0".to_vec());
     let text = String::from_utf8(value).map_err(|error| Error::Corrupt(error.to_string()))?;
     text.parse().map_err(|_| Error::Corrupt(text))
+}
+
+/// Puts a number into a row.
+pub(crate) fn put_number(transaction: &mut Transaction, key: &str, number: u64) -> Result<(), Error> {
+    transaction.put("n".into(), key.into(), number.to_string().into())
 }
