@@ -37,6 +37,16 @@ pub enum Event {
         /// The age of the snapshot. If a backend ended several at once, that of the oldest.
         age: Duration,
     },
+    /// A call waited for a connection to the database for a second or longer.
+    ///
+    /// The store has as many open as it may, or the server was slow to accept one. If this happens often, allow the store more
+    /// connections, or run fewer guests.
+    ConnectionAwaited {
+        /// The store's name in the host.
+        store: String,
+        /// How long it waited, also if it got none.
+        waited: Duration,
+    },
     /// A guest named an identity that it may not open, or an incomplete one.
     MemoryIdentityRejected {
         /// The call.
@@ -126,6 +136,7 @@ impl Event {
             Self::AccessDenied { .. } => "store.access_denied",
             Self::TransactionTimedOut { .. } => "transaction.timed_out",
             Self::SnapshotEnded { .. } => "transaction.snapshot_ended",
+            Self::ConnectionAwaited { .. } => "store.connection_awaited",
             Self::MemoryIdentityRejected { .. } => "memory.identity_rejected",
             Self::MemoryHealthChanged { .. } => "memory.health_changed",
             Self::MemoryRecoveryDropped { .. } => "memory.recovery_dropped",
@@ -138,7 +149,9 @@ impl Event {
     /// The source by which the rate of events is limited: a store, an operation, or a tenant.
     pub(crate) fn source(&self) -> String {
         match self {
-            Self::AccessDenied { store, .. } | Self::TransactionTimedOut { store, .. } => store.clone(),
+            Self::AccessDenied { store, .. }
+            | Self::TransactionTimedOut { store, .. }
+            | Self::ConnectionAwaited { store, .. } => store.clone(),
             Self::SnapshotEnded { store, reason, .. } => format!("{store}, {}", reason.name()),
             // Not the identity: a guest could choose a new one for each event.
             Self::MemoryIdentityRejected { operation, .. } => (*operation).to_string(),
@@ -169,6 +182,9 @@ impl Event {
                     ("reason", reason.name().to_string()),
                     ("age_ms", age.as_millis().to_string()),
                 ]
+            }
+            Self::ConnectionAwaited { store, waited } => {
+                vec![("store", store.clone()), ("waited_ms", waited.as_millis().to_string())]
             }
             Self::MemoryIdentityRejected { operation, reason, identity } => {
                 let said = [("operation", operation.to_string()), ("reason", reason.clone())];

@@ -48,6 +48,9 @@ const IDLE_LONG: Duration = Duration::from_millis(100);
 /// transactions in turn.
 const WAIT_LONG: Duration = Duration::from_millis(50);
 
+/// Wait for a connection from which on an event reports it.
+const WAIT_TOLD: Duration = Duration::from_secs(1);
+
 /// Wait for a connection before the next search for a snapshot that can give up its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 
@@ -91,9 +94,10 @@ impl OpenSnapshots {
         if let Ok(permit) = timeout(Duration::ZERO, waiting.as_mut()).await {
             return permit;
         }
-        let since = Instant::now();
+        // Also if the caller gives up.
+        let wait = Wait { snapshots: self, since: Instant::now() };
         while Instant::now() < deadline {
-            let waited = since.elapsed();
+            let waited = wait.since.elapsed();
             let pause = match self.reclaim_for(share, waited) {
                 true => RECLAIMED_PAUSE,
                 // Then it may reclaim more.
@@ -162,6 +166,17 @@ impl OpenSnapshots {
         }
     }
 
+    /// Reports to each store that a call waited for a connection, if it waited for long.
+    pub fn tell_waited(&self, waited: Duration) {
+        if waited < WAIT_TOLD {
+            return;
+        }
+        for store in self.0.iter().filter_map(Weak::upgrade) {
+            let name = store.name().to_string();
+            store.emit(Event::ConnectionAwaited { store: name, waited });
+        }
+    }
+
     /// Adds the snapshots of `others`, and removes stores that no longer exist.
     pub fn join(&mut self, others: Self) {
         self.0.retain(|store| store.strong_count() > 0);
@@ -179,6 +194,18 @@ impl OpenSnapshots {
     fn pinning(&self) -> Vec<Open> {
         let stores = self.0.iter().filter_map(Weak::upgrade);
         stores.flat_map(|store| Open::all(&store)).filter(|open| open.holding != Holding::Nothing).collect()
+    }
+}
+
+/// A wait for a permit, which is reported when it is dropped.
+struct Wait<'a> {
+    snapshots: &'a OpenSnapshots,
+    since: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.snapshots.tell_waited(self.since.elapsed());
     }
 }
 

@@ -110,7 +110,6 @@ impl Connections {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed.into()) } else { Ok(()) }
     }
 
-    /// Commits that no caller waits for any more.
     pub(crate) fn abandoned(&self) -> &AbandonedCommits {
         &self.abandoned
     }
@@ -130,6 +129,7 @@ impl Connections {
 
     /// A connection for one piece of work.
     pub(crate) async fn session(&self, share: &Share) -> Result<Session> {
+        let _wait = self.wait();
         let turn = self.turn(share).await?;
         self.connect(self.held(turn, None, share)).await
     }
@@ -145,6 +145,7 @@ impl Connections {
             }
             place => place?,
         };
+        let _wait = self.wait();
         let turn = self.turn(share).await?;
         self.connect(self.held(turn, Some(place), share)).await
     }
@@ -161,6 +162,10 @@ impl Connections {
                 return Ok(Some(turn?));
             }
         }
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait { connections: self, since: Instant::now() }
     }
 
     async fn turn(&self, share: &Share) -> Result<FairPermit> {
@@ -236,5 +241,17 @@ impl Connections {
     /// A panic elsewhere can't have left it half changed.
     fn lock_snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait for a connection, which is reported when it is dropped.
+struct Wait<'a> {
+    connections: &'a Connections,
+    since: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.connections.lock_snapshots().tell_waited(self.since.elapsed());
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use larder_core::error::Cause;
 use larder_core::schema::SchemaError;
 use larder_core::{
-    Clock, Error, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions, PutOptions, Store,
-    SystemClock, Transaction,
+    Clock, Error, Event, EventChannel, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions,
+    PutOptions, Store, SystemClock, TracingEvents, Transaction,
 };
 use larder_postgres::{Postgres, SNAPSHOTS_MAX};
 use libtest_mimic::Trial;
@@ -56,6 +56,7 @@ fn main() {
         a_read_that_waits_for_a_lock_ends_at_its_deadline,
         snapshots_that_stay_idle_give_way_to_reads_and_never_keep_a_commit_waiting,
         an_update_that_read_one_row_gives_its_connection_back_and_goes_on,
+        an_event_tells_that_a_call_waited_for_a_connection,
         a_schema_that_does_not_fit_is_refused,
         a_schema_that_is_not_there_is_said,
         both_engines_have_the_same_tables,
@@ -599,6 +600,36 @@ async fn blind_increments_by_many_tasks_never_fail(dsn: &str) -> Outcome {
     versions.dedup();
     expect(versions.len() == 64, "a version was used twice")?;
     expect(get(&handle(&store), "count").await.unwrap().as_deref() == Some("64"), "an increment was lost")
+}
+
+async fn an_event_tells_that_a_call_waited_for_a_connection(dsn: &str) -> Outcome {
+    let dsn = schema(dsn).await;
+    let events = Arc::new(EventChannel::new(100, Arc::new(TracingEvents)));
+    let mut told = events.subscribe();
+    let backend = Postgres::open(&format!("{dsn} pool_size=2")).await.unwrap();
+    let store = Store::builder(backend).name("notes").events(events).sweep_interval(None).build().unwrap();
+    put(&handle(&store), "key", "value").await.unwrap();
+    let client = connect(&dsn).await;
+    client.batch_execute("BEGIN; SELECT FROM larder_entries FOR UPDATE").await.unwrap();
+    let commits: Vec<_> = (0..3)
+        .map(|_| {
+            let handle = handle(&store);
+            tokio::spawn(async move { put(&handle, "key", "again").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    client.batch_execute("ROLLBACK").await.unwrap();
+    for commit in commits {
+        commit.await.unwrap().map_err(|error| format!("{error:?}"))?;
+    }
+    let event = tokio::time::timeout(Duration::from_secs(10), told.next()).await.map_err(|_| "no event")?;
+    match event.unwrap().unwrap() {
+        Event::ConnectionAwaited { store, waited } => {
+            let is_its_wait = (Duration::from_secs(1)..Duration::from_secs(5)).contains(&waited);
+            expect(store == "notes" && is_its_wait, (store, waited))
+        }
+        event => Err(format!("{event:?}")),
+    }
 }
 
 async fn a_quota_is_never_passed_by_commits_at_once(dsn: &str) -> Outcome {
