@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::abandoned_commits::AbandonedCommits;
+use crate::answer::answered;
 use crate::connector::Connector;
 use crate::crowd::Crowd;
 use crate::error::{Failure, Result};
@@ -21,6 +22,7 @@ use crate::options::PoolSize;
 use crate::pool::{Manager, Object, Pool};
 use crate::queries::Queries;
 use crate::session::{Held, Returned, Session};
+use crate::versions;
 
 /// How long to wait for a connection, making one included.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -57,6 +59,7 @@ pub(crate) enum Access {
 /// The connections of one backend.
 pub(crate) struct Connections {
     pool: Pool,
+    access: Access,
     /// For as many connections as there may be.
     turns: FairSemaphore,
     /// For as many snapshots as there may be.
@@ -93,6 +96,7 @@ impl Connections {
             .map_err(|error| Error::caused("the connection pool could not be made", error))?;
         Ok(Self {
             pool,
+            access,
             turns: FairSemaphore::new(connections),
             places: FairSemaphore::new(snapshots),
             large: FairSemaphore::new(1),
@@ -180,7 +184,14 @@ impl Connections {
         let Ok(client) = timeout(WAIT_MAX, self.client(&held.share)).await else {
             return Err(Failure::Stalled("no connection to the database became free in time"));
         };
-        Ok(Session::new(client?, self.runtime.clone(), self.queries.clone(), held))
+        let client = client?;
+        let is_new = Object::metrics(&client).recycle_count == 0;
+        let mut session = Session::new(client, self.runtime.clone(), self.queries.clone(), held);
+        if is_new && self.access == Access::ReadWrite {
+            let followed = answered(&mut session, WAIT_MAX, versions::follow_clock).await;
+            followed.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))?;
+        }
+        Ok(session)
     }
 
     fn held(&self, turn: FairPermit, place: Option<FairPermit>, share: &Share) -> Held {

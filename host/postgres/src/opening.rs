@@ -4,7 +4,7 @@
 //! the database or another client. So every transaction states its isolation level and the settings
 //! that it needs, by `SET LOCAL`, which ends with the transaction.
 
-use crate::namespace_lock::NamespaceLocks;
+use crate::namespace_lock::{self, NamespaceLocks};
 
 /// Settings for larder's statements.
 ///
@@ -69,6 +69,12 @@ pub(crate) const READ: &str =
 pub(crate) fn commit(locks: &NamespaceLocks, schema: &str, row_wait_millis: u32) -> String {
     let row_wait = format!("; SET LOCAL lock_timeout = {row_wait_millis}");
     [COMMIT, &locks.statements(schema), &row_wait].concat()
+}
+
+/// Begins a transaction that moves the sequence of versions, and excludes others that do so. `schema` is quoted.
+pub(crate) fn follow(schema: &str) -> String {
+    let lock = format!("; LOCK TABLE {schema}.{}0 IN SHARE UPDATE EXCLUSIVE MODE", namespace_lock::TABLE);
+    [SHORT, &lock].concat()
 }
 
 /// Lifts a timeout that the server has since release 17.

@@ -16,7 +16,7 @@ use crate::search_path::{literal, quoted};
 use crate::snapshot::{
     GET_MANY, GET_MANY_COUNTED, NEXT_NAMESPACE, SCAN, SCAN_REVERSE, SCAN_REVERSE_TO, SCAN_TO,
 };
-use crate::versions::ADVANCE;
+use crate::versions::{ADVANCE, FOLLOW, IS_BEHIND};
 
 /// What stands for the schema in the template of a statement.
 const SCHEMA: &str = "{schema}";
@@ -86,6 +86,8 @@ queries! {
         write: String = WRITE,
         put_all: String = PUT_ALL,
         advance: String = ADVANCE,
+        is_behind: String = IS_BEHIND,
+        follow: String = FOLLOW,
         check: String = CHECK,
         count: String = COUNT,
         sweep: String = SWEEP,
@@ -132,6 +134,8 @@ mod tests {
             &queries.write,
             &queries.put_all,
             &queries.advance,
+            &queries.is_behind,
+            &queries.follow,
             put,
             &queries.replace[15],
             &queries.check,

@@ -1,13 +1,18 @@
 //! The sequence that versions are drawn from.
 //!
 //! A database can lack the state of its sequence: logical replication does not copy it, and a
-//! restore may leave it out. The sequence would then return versions that rows have or had. If a
-//! commit finds that a row is newer than the version that it drew, larder moves the sequence past
-//! all rows.
+//! restore may leave it out. The sequence would then return versions that rows have or had.
+//!
+//! - The sequence follows the server's clock, in microseconds since 1970: each new connection moves it up if it is behind. So
+//!   a sequence that begins anew continues after all versions that were drawn before, also those of rows that were deleted.
+//!   This presumes that the clocks of the two servers agree, and that nobody commits a million times a second.
+//! - It does not depend on clocks that no stored row gets a smaller version. If a commit finds that a row is newer than the
+//!   version that it drew, larder moves the sequence past all rows.
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::namespace_lock::NamespaceLocks;
 use crate::opening;
+use crate::rows::column;
 use crate::session::Session;
 
 /// Moves the sequence past the newest row.
@@ -16,10 +21,53 @@ pub(crate) const ADVANCE: &str = "
     FROM (SELECT last_value FROM {schema}.larder_commit_sequence) AS sequence
     CROSS JOIN (SELECT coalesce(max(version), 1) AS version FROM {schema}.larder_entries) AS newest";
 
+/// Whether the sequence is more than a minute behind the clock.
+macro_rules! is_behind {
+    () => {
+        "extract(epoch FROM clock_timestamp()) * 1000000 - last_value > 60000000"
+    };
+}
+
+/// Finds out whether the sequence is behind the clock.
+pub(crate) const IS_BEHIND: &str =
+    concat!("SELECT ", is_behind!(), " AS is_behind FROM {schema}.larder_commit_sequence");
+
+/// Moves the sequence up to the clock, if it is still behind.
+pub(crate) const FOLLOW: &str = concat!(
+    "SELECT setval({sequence}, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+    FROM {schema}.larder_commit_sequence WHERE ",
+    is_behind!()
+);
+
 /// Moves the sequence past all rows, with every namespace locked against other commits.
 pub(crate) async fn advance(session: &mut Session) -> Result<()> {
     let queries = session.queries();
     let opening = opening::commit(&NamespaceLocks::all(), &queries.schema, 0);
     tracing::warn!("the sequence of versions is behind the rows; moving it past the newest row");
     session.commit_one(&opening, (&queries.advance, &[])).await.map(drop)
+}
+
+/// Moves the sequence up to the clock if it is behind.
+///
+/// Sessions that do so exclude each other. Otherwise one could move it back to a moment at which another one had moved it further.
+/// Commits go on: what they draw meanwhile is far behind the clock.
+pub(crate) async fn follow_clock(session: &mut Session) -> Result<()> {
+    match follow(session).await {
+        // A role may lack the privilege. The store works without this.
+        Err(failure) if failure.is_refusal() => {
+            tracing::warn!(%failure, "could not move the sequence of versions up to the clock");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+async fn follow(session: &mut Session) -> Result<()> {
+    let queries = session.queries();
+    let found = session.finish_one(opening::READ, (&queries.is_behind, &[])).await?;
+    let found = found.first().ok_or_else(|| Failure::corrupt("the sequence of versions has no row"))?;
+    if column(found, "is_behind")? {
+        session.finish_one(&opening::follow(&queries.schema), (&queries.follow, &[])).await?;
+    }
+    Ok(())
 }

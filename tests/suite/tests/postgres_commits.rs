@@ -36,6 +36,8 @@ fn main() {
     }
     tests!(
         a_sequence_that_is_behind_the_rows_gives_no_version_again,
+        a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again,
+        a_role_that_may_not_move_the_sequence_commits_all_the_same,
         a_commit_that_waits_draws_its_version_after_those_that_it_waited_for,
         blind_commits_that_cross_do_not_deadlock,
         workers_on_rows_of_their_own_do_not_conflict,
@@ -123,6 +125,54 @@ async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) 
     let before = versioned(&handle, "key").await.unwrap().1;
     let deleted = delete(&handle, "key").await.unwrap();
     assert!(deleted > before && put(&handle, &["key"], "again").await.unwrap() > deleted);
+}
+
+/// A logical replica has the rows, and a sequence of its own. No row tells of those that were deleted.
+async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn: String) {
+    let dsn = format!("{} application_name=begins_anew", schema(&dsn).await);
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
+    let first = handle(&store);
+    let held = put(&first, &["key"], "first").await.unwrap();
+    let deleted = delete(&first, "key").await.unwrap();
+    let begin_anew = "SELECT setval('larder_commit_sequence', 1)";
+    client.batch_execute(begin_anew).await.unwrap();
+    let next = open(&dsn).await;
+    let put_again = put(&handle(&next), &["key"], "second").await.unwrap();
+    assert!(held < deleted && deleted < put_again, "{held:?}, {deleted:?}, {put_again:?}");
+    // The store that was open connects anew, as after a failover.
+    let deleted = delete(&first, "key").await.unwrap();
+    client.batch_execute(begin_anew).await.unwrap();
+    let ended =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'begins_anew'";
+    client.batch_execute(ended).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let put_again = put(&first, &["key"], "third").await.unwrap();
+    assert!(deleted < put_again, "{deleted:?}, {put_again:?}");
+    let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+    let mut stale = first.begin(Mode::Update).unwrap();
+    stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
+    assert!(matches!(stale.commit().await, Err(Error::Conflict)));
+}
+
+/// Commits need `USAGE` of the sequence, and `UPDATE` only to move it.
+async fn a_role_that_may_not_move_the_sequence_commits_all_the_same(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
+    store.close().await;
+    let role = "may_not_move";
+    let schema = dsn.split_once(" schema=").unwrap().1.split(' ').next().unwrap();
+    let sql = format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema} TO {role};
+         GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role};
+         GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role};
+         SELECT setval('larder_commit_sequence', 1)"
+    );
+    client.batch_execute(&sql).await.unwrap();
+    let store = open(&dsn.replace("user=larder", &format!("user={role}"))).await;
+    let version = put(&handle(&store), &["key"], "value").await.unwrap();
+    assert_eq!(version, Version(2));
+    store.close().await;
+    client.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
 }
 
 async fn a_commit_that_waits_draws_its_version_after_those_that_it_waited_for(dsn: String) {
