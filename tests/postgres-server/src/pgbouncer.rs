@@ -57,6 +57,18 @@ impl PgBouncer {
         Ok(programs)
     }
 
+    /// Each of the programs with each mode.
+    ///
+    /// # Errors
+    /// Where there is no program.
+    pub fn programs_and_modes() -> Result<Vec<(PathBuf, PoolMode)>> {
+        let modes = [PoolMode::Session, PoolMode::Transaction];
+        Ok(Self::programs()?
+            .into_iter()
+            .flat_map(|program| modes.map(|mode| (program.clone(), mode)))
+            .collect())
+    }
+
     /// Starts a program in front of a server. To be called on the program's main thread.
     ///
     /// It has few sessions of the server, so that clients meet in them.
@@ -72,7 +84,7 @@ impl PgBouncer {
         };
         // Every client is logged in as the user of the database.
         let settings = format!(
-            "[databases]\npostgres = user=larder dbname=postgres host={}{}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+            "[databases]\n* = user=larder host={}{}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = any\npool_mode = {mode}\ndefault_pool_size = {sessions}\nmax_client_conn = 2000\n\
              server_round_robin = 1\n",
             server.folder().display(),

@@ -8,6 +8,7 @@
 mod support;
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use larder_core::{
     Transaction, Version,
 };
 use larder_host::drivers;
+use larder_postgres_server::{PgBouncer, PoolMode, URL_VARIABLE};
 use larder_suite::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench};
 use support::broken::{BrokenBench, Defect};
 use support::{harness, postgres_server};
@@ -63,15 +65,20 @@ fn main() {
     let sequences = harness::trial(
         &runtime,
         "memory_and_postgres_answer_one_transaction_after_the_other_alike",
-        || async {
-            let postgres = postgres?;
-            for seed in 0..SCHEDULES / 3 {
-                compare(seed, &MemoryBench, &postgres, 1).await?;
-            }
-            Ok(())
-        },
+        || async { compare_sequences(0..SCHEDULES / 3, &postgres?).await },
     );
     let mut trials = vec![schedules, sequences];
+    let mut poolers = Vec::new();
+    for (program, mode) in poolers_and_modes() {
+        let name = format!("the_same_through_{}_in_{mode:?}_mode", program.display());
+        let through =
+            server.as_ref().map(|server| PgBouncer::start(&program, server, mode).expect("no PgBouncer"));
+        let dsn = through.as_ref().map(PgBouncer::dsn).unwrap_or_default();
+        poolers.push(through);
+        trials.push(harness::trial(&runtime, name, || async {
+            compare_sequences(0..SCHEDULES / 10, &PostgresBench { dsn, drivers: drivers() }).await
+        }));
+    }
     trials.extend(DEFECTS.map(|defect| {
         let name = format!("a_backend_that_{defect:?}_is_told_apart");
         harness::trial(&runtime, name, move || async move {
@@ -83,7 +90,26 @@ fn main() {
             Err(format!("{SCHEDULES} schedules did not tell {defect:?} apart"))
         })
     }));
-    harness::run(&arguments, trials, || drop(server));
+    harness::run(&arguments, trials, || {
+        drop(poolers);
+        drop(server);
+    });
+}
+
+/// None if the environment names a server, as a pooler is configured for a private one.
+fn poolers_and_modes() -> Vec<(PathBuf, PoolMode)> {
+    if std::env::var_os(URL_VARIABLE).is_some() {
+        return Vec::new();
+    }
+    PgBouncer::programs_and_modes().expect("no PgBouncer")
+}
+
+/// Compares transactions that follow one another.
+async fn compare_sequences(seeds: std::ops::Range<u64>, postgres: &PostgresBench) -> Result<(), String> {
+    for seed in seeds {
+        compare(seed, &MemoryBench, postgres, 1).await?;
+    }
+    Ok(())
 }
 
 fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {

@@ -7,6 +7,7 @@ mod support;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use larder_core::{
 };
 use larder_host::drivers;
 use larder_postgres::PostgresMigrator;
+use larder_postgres_server::PgBouncer;
 use larder_sqlite::SqliteMigrator;
 use libtest_mimic::Trial;
 use support::harness;
@@ -107,15 +109,58 @@ fn main() {
         nothing_of_a_step_is_left_when_the_next_one_begins,
         a_search_path_may_hold_names_that_the_server_cuts_off,
         a_ledger_without_the_tables_of_larder_is_refused,
+        a_store_needs_no_procedural_language,
         a_step_runs_whole_or_is_refused,
         a_step_does_what_its_text_does_at_once,
         a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step,
         any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error,
     );
+    let mut poolers = Vec::new();
+    if let Ok(server) = &server {
+        for (program, mode) in PgBouncer::programs_and_modes().unwrap() {
+            poolers.push((PgBouncer::start(&program, server, mode).unwrap(), program, mode));
+        }
+        DIRECT.set(poolers.iter().map(|(pooler, ..)| (pooler.dsn(), server.dsn())).collect()).unwrap();
+    }
+    macro_rules! through_poolers {
+        ($($test:ident),* $(,)?) => {
+            for (pooler, program, mode) in &poolers {
+                $(
+                    let (name, dsn) = (stringify!($test), pooler.dsn());
+                    let name = format!("{}_in_{mode:?}_mode::{name}", program.display());
+                    trials.push(harness::trial(&runtime, name, || async move {
+                        $test(&database(&dsn).await).await
+                    }));
+                )*
+            }
+        };
+    }
+    // The others look at sessions, roles or options of a session, which a pooler has for itself, or use them.
+    through_poolers!(
+        sixteen_processes_that_open_one_fresh_database_apply_each_step_once,
+        a_migration_that_is_killed_leaves_a_prefix_and_the_next_goes_on,
+        a_store_of_every_released_schema_is_read_written_and_brought_up_to_date,
+        a_fresh_schema_gets_every_step_and_a_second_run_finds_nothing_to_do,
+        looking_at_a_schema_writes_nothing,
+        a_step_that_fails_is_rolled_back_and_those_before_it_stay,
+        a_step_can_not_take_its_transaction_apart,
+        a_step_may_hold_functions_and_be_long,
+        a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_done,
+        an_error_of_a_step_names_the_file_the_statement_and_the_line,
+        a_query_in_a_step_runs_for_all_its_rows,
+        a_command_that_a_step_can_not_have_gets_the_advice_that_fits,
+        a_step_that_takes_its_ledger_away_fails,
+        a_step_runs_whole_or_is_refused,
+        a_step_does_what_its_text_does_at_once,
+        a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step,
+    );
     trials.push(Trial::test("every_schema_version_has_a_fixture", || {
         Ok(every_schema_version_has_a_fixture()?)
     }));
-    harness::run(&arguments, trials, || drop(server));
+    harness::run(&arguments, trials, || {
+        drop(poolers);
+        drop(server);
+    });
 }
 
 fn start_server() -> Result<PostgresServer, String> {
@@ -142,8 +187,17 @@ async fn database(server: &str) -> String {
     server.replace("dbname=postgres", &format!("dbname={name} application_name={name}"))
 }
 
+/// Data-source names that lead through a pooler, and the direct ones.
+static DIRECT: OnceLock<Vec<(String, String)>> = OnceLock::new();
+
+/// A connection that leads through no pooler, so that its session keeps what a test sets and prepares.
 async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    let mut dsn = dsn.to_string();
+    for (pooled, direct) in DIRECT.get().into_iter().flatten() {
+        dsn = dsn
+            .replace(pooled.trim_end_matches("dbname=postgres"), direct.trim_end_matches("dbname=postgres"));
+    }
+    let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
@@ -424,7 +478,7 @@ async fn read_and_write(dsn: &str, version: u32) -> Outcome {
     let expected =
         [Some(b"second".to_vec()), None, Some(b"for 100 years".to_vec()), Some((0..=255).collect()), None];
     expect(values == expected, &values)?;
-    expect(newest == Some(Version(3)), newest)?;
+    expect(newest >= Some(Version(3)), newest)?;
     let mut update = handle.begin(Mode::Update).unwrap();
     update.put("notes".into(), "new".into(), b"row".to_vec()).unwrap();
     let committed = update.commit().await.unwrap();
@@ -1182,6 +1236,16 @@ async fn a_query_in_a_step_runs_for_all_its_rows(dsn: &str) -> Outcome {
     let error =
         with_second(dsn, "SELECT 1 / (3 - x) FROM generate_series(1, 3) AS x").up().await.unwrap_err();
     expect(matches!(error, MigrationError::StepFailed { number: 2, .. }), error)
+}
+
+async fn a_store_needs_no_procedural_language(dsn: &str) -> Outcome {
+    batch(dsn, "DROP EXTENSION plpgsql").await;
+    let store = drivers().open(dsn).await.map_err(|error| format!("{error:?}"))?;
+    store.close().await;
+    expect(
+        found(dsn, "SELECT count(*) FROM pg_language WHERE lanname = 'plpgsql'").await == [0],
+        "there is one",
+    )
 }
 
 async fn a_step_runs_whole_or_is_refused(dsn: &str) -> Outcome {

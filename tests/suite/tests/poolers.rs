@@ -33,30 +33,28 @@ fn main() {
     let mut poolers = Vec::new();
     let server = if arguments.list { None } else { Some(PostgresServer::start().expect("no server")) };
     let mut trials = Vec::new();
-    for program in PgBouncer::programs().expect("no PgBouncer") {
-        for mode in [PoolMode::Session, PoolMode::Transaction] {
-            let name = format!("{}_in_{mode:?}_mode", program.display());
-            let dsn = match &server {
-                None => String::new(),
-                Some(server) => {
-                    let pooler = PgBouncer::start(&program, server, mode).expect("no PgBouncer");
-                    let dsn = pooler.dsn();
-                    poolers.push(pooler);
-                    dsn
-                }
-            };
-            let (suite, through) = (suite.clone(), dsn.clone());
-            trials.push(harness::trial(
-                &runtime,
-                format!("the_suite_passes_through_{name}"),
-                move || async move { the_suite_passes(suite, mode, through).await },
-            ));
-            trials.push(harness::trial(
-                &runtime,
-                format!("no_update_is_lost_and_no_setting_left_through_{name}"),
-                move || async move { no_update_is_lost_and_no_setting_left(&dsn).await },
-            ));
-        }
+    for (program, mode) in PgBouncer::programs_and_modes().expect("no PgBouncer") {
+        let name = format!("{}_in_{mode:?}_mode", program.display());
+        let dsn = match &server {
+            None => String::new(),
+            Some(server) => {
+                let pooler = PgBouncer::start(&program, server, mode).expect("no PgBouncer");
+                let dsn = pooler.dsn();
+                poolers.push(pooler);
+                dsn
+            }
+        };
+        let (suite, through) = (suite.clone(), dsn.clone());
+        trials.push(harness::trial(
+            &runtime,
+            format!("the_suite_passes_through_{name}"),
+            move || async move { the_suite_passes(suite, mode, through).await },
+        ));
+        trials.push(harness::trial(
+            &runtime,
+            format!("no_update_is_lost_and_no_setting_left_through_{name}"),
+            move || async move { no_update_is_lost_and_no_setting_left(&dsn).await },
+        ));
     }
     harness::run(&arguments, trials, || {
         drop(poolers);
