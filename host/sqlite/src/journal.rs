@@ -3,6 +3,9 @@
 //! The writer never waits for it: it commits further groups, which queue up here. One task hands over all that has
 //! queued up, as one redo, and then answers its members in the order of their commits. So an answer says that this
 //! commit is kept, and every one before it.
+//!
+//! A group is visible in the file before it is kept. So each group has a number, which is given before the group is committed,
+//! and whoever has read waits until all groups with a number are kept ([`Status::kept`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -10,7 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use larder_core::backend::Committed;
 use larder_core::redo::{Journal, Redo};
 use larder_core::{Error, Result};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::writer::Writer;
@@ -35,6 +38,7 @@ const QUEUED_BYTES_MAX: u64 = 64 << 20;
 
 /// One group of commits, or none where somebody only waits for those before.
 struct Shipment {
+    number: GroupNumber,
     redo: Option<Redo>,
     members: Vec<(Answer, Committed)>,
 }
@@ -51,14 +55,57 @@ impl Shipment {
     }
 }
 
+/// The number of a group, in the order of the commits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GroupNumber(u64);
+
 /// What both ends of the queue know.
 #[derive(Default)]
 pub(crate) struct Status {
     queued_bytes: AtomicU64,
     failure: OnceLock<Error>,
+    /// The number of the last group that may be visible.
+    begun: AtomicU64,
+    /// All groups up to this one are kept, or came to nothing.
+    kept: watch::Sender<GroupNumber>,
 }
 
 impl Status {
+    /// Gives a group its number, before it is committed. The group is to be pushed afterwards, also if it came to nothing.
+    pub(crate) fn begin(&self) -> GroupNumber {
+        GroupNumber(self.begun.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Waits until everything is kept that is visible now.
+    ///
+    /// # Errors
+    /// As [`Status::failure`].
+    pub(crate) async fn kept(&self) -> Result<()> {
+        let visible = self.last_begun();
+        if *self.kept.borrow() < visible {
+            // The sender is here, so it does not end.
+            let _ = self.kept.subscribe().wait_for(|kept| *kept >= visible).await;
+        }
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Notes that the file may hold what the journal will never keep. The first failure counts.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        self.failure.get_or_init(|| error).clone()
+    }
+
+    fn last_begun(&self) -> GroupNumber {
+        GroupNumber(self.begun.load(Ordering::SeqCst))
+    }
+
+    fn move_to(&self, number: GroupNumber) {
+        self.kept.send_if_modified(|kept| {
+            let moves = *kept < number;
+            *kept = number.max(*kept);
+            moves
+        });
+    }
+
     /// Why nothing of this database can be relied on any more: commits are in it that the journal did not keep.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.failure.get().map(|error| match error {
@@ -96,14 +143,19 @@ impl Queue {
         (Self { shipments, status }, task)
     }
 
+    /// Has somebody answered once everything is kept that was pushed before.
+    pub(crate) fn push_answer(&self, answer: Answer) {
+        self.push(self.status.last_begun(), None, vec![(answer, Committed::default())]);
+    }
+
     /// Takes a group that was just committed. It is called in the order of the commits.
-    pub(crate) fn push(&self, redo: Option<Redo>, members: Vec<(Answer, Committed)>) {
-        let shipment = Shipment { redo, members };
+    pub(crate) fn push(&self, number: GroupNumber, redo: Option<Redo>, members: Vec<(Answer, Committed)>) {
+        let shipment = Shipment { number, redo, members };
         self.status.queued_bytes.fetch_add(shipment.bytes(), Ordering::AcqRel);
         if let Err(mpsc::error::SendError(shipment)) = self.shipments.send(shipment) {
             // The runtime is shutting down.
-            let error = not_kept("the journal's task ended", None);
-            let error = self.status.failure.get_or_init(|| error).clone();
+            let error = self.status.fail(not_kept("the journal's task ended", None));
+            self.status.move_to(number);
             shipment.answer(&Err(error));
         }
     }
@@ -129,6 +181,8 @@ impl Shipper {
                 batch.push(next);
             }
             let outcome = self.keep(&mut batch).await;
+            let last = batch.iter().map(|shipment| shipment.number).max().unwrap_or_default();
+            self.status.move_to(last);
             for shipment in batch {
                 shipment.answer(&outcome);
             }
@@ -146,7 +200,7 @@ impl Shipper {
             Some(error) => return Err(error.clone()),
             None => self.append(batch).await,
         };
-        kept.map_err(|error| self.status.failure.get_or_init(|| error).clone())
+        kept.map_err(|error| self.status.fail(error))
     }
 
     async fn append(&self, batch: &mut [Shipment]) -> Result<()> {

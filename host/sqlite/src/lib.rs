@@ -105,6 +105,9 @@ pub struct SqliteOptions {
     /// half on if it is older than 100 ms, from three quarters on if it is older than 10 ms. At the bound, commits wait for
     /// that. Readers of other programs, and copies of the database, are not ended: while they last, the log may become longer.
     pub log_bytes: u64,
+    /// The least version that a commit gets, below 2^62. If copies of one database take turns, and each turn begins at a larger
+    /// version than the one before could reach, no version is given twice, also if a copy lacks the last commits of another one.
+    pub min_version: Version,
 }
 
 impl SqliteOptions {
@@ -123,9 +126,13 @@ impl Default for SqliteOptions {
             other_tables: false,
             cache_bytes: Self::CACHE_BYTES,
             log_bytes: Self::LOG_BYTES,
+            min_version: Version::ABSENT,
         }
     }
 }
+
+/// SQLite's numbers have 63 bits.
+const MIN_VERSION_END: Version = Version(1 << 62);
 
 /// What is done for a copy elsewhere.
 enum Keeping {
@@ -173,8 +180,8 @@ impl Sqlite {
     /// Opens a database, as [`Sqlite::open_positioned`], whose commits are acknowledged only once a journal has kept their
     /// redo.
     ///
-    /// They are made in the file first, so a reader of this process may see one that the journal has not kept yet;
-    /// [`Sqlite::settled`] waits for it. Where the journal fails, its commits and those behind them get its error,
+    /// They are made in the file first. Reads of this process wait until the journal has kept what they see; readers of other
+    /// processes do not, and [`Sqlite::backup`] does not: [`Sqlite::settled`] waits for it. Where the journal fails, its commits and those behind them get its error,
     /// and the database refuses everything but [`Sqlite::backup`], [`Sqlite::redo_position`] and [`Sqlite::changes`]:
     /// reads too, as they would show what was never acknowledged to those who look after the outcome of a commit. After
     /// a crash the file may hold such commits as well: [`Sqlite::redo_position`] tells how far it is.
@@ -219,6 +226,12 @@ impl Sqlite {
                 "log_bytes is {}, and must be at least {}",
                 options.log_bytes,
                 SqliteOptions::LOG_BYTES_MIN
+            )));
+        }
+        if options.min_version >= MIN_VERSION_END {
+            return Err(Error::invalid_argument(format!(
+                "min_version is {}, and must be below 2^62",
+                options.min_version.0
             )));
         }
         let positioned = !matches!(keeping, Keeping::Plain);
@@ -357,7 +370,10 @@ impl Sqlite {
     ) -> Result<T> {
         self.check_readable()?;
         let reader = self.readers.take(share, Instant::now() + connection::BUSY_TIMEOUT).await?;
-        reader.read(work)
+        let found = reader.read(work)?;
+        drop(reader);
+        self.writer.kept().await?;
+        Ok(found)
     }
 
     /// After a commit whose outcome is unknown, guests and memory look for it in the database. What the journal did
@@ -383,7 +399,10 @@ impl Backend for Sqlite {
 
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         self.check_readable()?;
-        Ok(Box::new(SqliteSnapshot::take(&self.readers, &self.writer, options).await?))
+        let deadline = options.deadline;
+        let snapshot = SqliteSnapshot::take(&self.readers, &self.writer, options).await?;
+        self.writer.kept_until(deadline).await?;
+        Ok(Box::new(snapshot))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed> {

@@ -98,7 +98,7 @@ impl SqliteSnapshot {
             }
             if !self.is_seen {
                 (self.base, self.seen, self.now) = (Base::Reader(reader), seen, now);
-                return Ok(());
+                return self.writer.kept_until(self.deadline).await;
             }
             // Where another process committed, nobody has kept a connection.
             if !epoch.is_pinned() {

@@ -22,7 +22,7 @@ use crate::cache::{Cache, CommitUnderWay, Given};
 use crate::connection::BUSY_TIMEOUT;
 use crate::current_rows::CurrentRows;
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::journal::{Queue, Reply, Status};
+use crate::journal::{GroupNumber, Queue, Reply, Status};
 use crate::log_bound::LogBound;
 use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
@@ -65,6 +65,7 @@ struct State {
     journal: Option<Journaled>,
     /// Records move the position too.
     positioned: bool,
+    min_version: Version,
     /// A commit ended without an answer from the disk: what is in the file is not known until it is opened again.
     failed: bool,
 }
@@ -88,6 +89,8 @@ struct Made {
     /// How many of the members changed something.
     changes: u64,
     redo: Option<Redo>,
+    /// For the journal.
+    number: Option<GroupNumber>,
 }
 
 /// Whether the writer may wait for another process's lock, which blocks its thread.
@@ -148,7 +151,15 @@ impl Writer {
                 guests_commit: options.durability != Durability::Full,
                 is_drain_due: AtomicBool::new(false),
                 is_timer_set: AtomicBool::new(false),
-                state: Mutex::new(State { connection, lock, log, journal, positioned, failed: false }),
+                state: Mutex::new(State {
+                    connection,
+                    lock,
+                    log,
+                    journal,
+                    positioned,
+                    min_version: options.min_version,
+                    failed: false,
+                }),
                 cache,
                 dirty: AtomicBool::new(false),
                 log_bound: LogBound::new(options.log_bytes),
@@ -250,6 +261,26 @@ impl Writer {
         &self.changes
     }
 
+    /// Waits until the journal has kept everything that is visible in the file now.
+    ///
+    /// # Errors
+    /// As [`Writer::journal_failure`].
+    pub(crate) async fn kept(&self) -> Result<()> {
+        match &self.journal {
+            Some(status) => status.kept().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same, until a deadline.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], and as [`Writer::kept`].
+    pub(crate) async fn kept_until(&self, deadline: Instant) -> Result<()> {
+        let kept = tokio::time::timeout_at(deadline.into(), self.kept());
+        kept.await.unwrap_or(Err(Error::TimedOut))
+    }
+
     /// Why the database can't be relied on: the journal did not keep a commit that it holds.
     pub(crate) fn journal_failure(&self) -> Option<Error> {
         self.journal.as_ref().and_then(|status| status.failure())
@@ -261,7 +292,7 @@ impl Writer {
         let state = self.lock_state();
         let answered = state.journal.as_ref().map(|journal| {
             let (answer, answered) = oneshot::channel();
-            journal.queue.push(None, vec![(answer, Committed::default())]);
+            journal.queue.push_answer(answer);
             answered
         });
         drop(state);
@@ -473,8 +504,8 @@ impl Writer {
                 outcome => drop(request.answer.send(outcome)),
             }
         }
-        if let Some(journal) = &state.journal {
-            journal.queue.push(made.redo, to_keep);
+        if let (Some(journal), Some(number)) = (&state.journal, made.number) {
+            journal.queue.push(number, made.redo, to_keep);
         }
     }
 
@@ -537,18 +568,32 @@ impl State {
             return Err(GroupError::Busy);
         }
         let began = Instant::now();
+        // Once it is committed, others see it.
+        let number = self.journal.as_ref().map(|journal| journal.status.begin());
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
         // Where the version is a position, others rely on it: it stands in the table with every commit.
         let reserve = if self.positioned { 0 } else { RESERVED_VERSIONS };
         let clock = group.iter().find_map(|request| request.work.clock());
-        let result = GroupCommit::begin(connection, &mut self.log, cache, clock, journaled_to, reserve)
+        let versions = Versions { min: self.min_version, reserve };
+        let result = GroupCommit::begin(connection, &mut self.log, cache, clock, journaled_to, versions)
             .map_err(GroupError::RolledBack)
             .and_then(|group_commit| group_commit.make(group, self.positioned, began));
-        match &result {
-            Ok(made) => self.move_to(made.position),
-            Err(error) => self.abandon(matches!(error, GroupError::Unknown(_))),
+        match result {
+            Ok(made) => {
+                self.move_to(made.position);
+                Ok(Made { number, ..made })
+            }
+            Err(error) => {
+                self.abandon(matches!(error, GroupError::Unknown(_)));
+                if let (Some(journal), Some(number)) = (&self.journal, number) {
+                    if let GroupError::Unknown(error) = &error {
+                        journal.status.fail(error.clone());
+                    }
+                    journal.queue.push(number, None, Vec::new());
+                }
+                Err(error)
+            }
         }
-        result
     }
 
     /// After a failure nothing is written until the database is opened again.
@@ -765,6 +810,15 @@ fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
 /// Versions that are reserved at once: only one commit of so many has to write down how far they were given.
 const RESERVED_VERSIONS: u64 = 1_000;
 
+/// Which versions a group may give.
+#[derive(Clone, Copy)]
+struct Versions {
+    /// The least one.
+    min: Version,
+    /// How many may be reserved.
+    reserve: u64,
+}
+
 /// A group of commits in SQLite's transaction, which has begun.
 struct GroupCommit<'a> {
     connection: &'a Connection,
@@ -772,8 +826,7 @@ struct GroupCommit<'a> {
     before: Version,
     /// With the version of the last member that wrote.
     given: Given,
-    /// How many versions may be reserved.
-    reserve: u64,
+    versions: Versions,
     /// When the first row expires on which a member rests.
     expires_at: Option<UnixMillis>,
     /// Whether any page was written.
@@ -790,7 +843,7 @@ impl<'a> GroupCommit<'a> {
         cache: Option<&'a Cache>,
         clock: Option<&ForwardClock>,
         journaled_to: Option<Version>,
-        reserve: u64,
+        versions: Versions,
     ) -> Result<Self> {
         let cached = cache.map(|cache| cache.begin_commit(connection, clock)).transpose()?;
         let given = match &cached {
@@ -803,13 +856,13 @@ impl<'a> GroupCommit<'a> {
         }
         let redo = journaled_to.map(RedoWriter::new);
         // Who can't tell whether somebody else has committed has nothing to reserve.
-        let reserve = if cached.is_some() { reserve } else { 0 };
+        let reserve = if cached.is_some() { versions.reserve } else { 0 };
         Ok(Self {
             connection,
             log,
             before: given.last,
             given,
-            reserve,
+            versions: Versions { reserve, ..versions },
             expires_at: None,
             wrote: false,
             redo,
@@ -829,7 +882,7 @@ impl<'a> GroupCommit<'a> {
         }
         let position = self.given.last;
         let redo = self.redo.and_then(|redo| redo.finish(position));
-        Ok(Made { began, outcomes, position, changes, redo })
+        Ok(Made { began, outcomes, position, changes, redo, number: None })
     }
 
     /// Writes all members that can be made in the time of a group; gives the outcome of each, and how many change something. Only a refusal
@@ -870,15 +923,18 @@ impl<'a> GroupCommit<'a> {
         }
         if positioned && changes > 0 && self.given.last == self.before {
             // Only records were written: the position moves on all the same, so that it tells of every change.
-            let version = Version(self.before.0 + 1);
-            self.move_on(version, []);
+            self.move_on(self.next_version(), []);
         }
         if self.given.last > self.given.reserved {
-            self.given.reserved = Version(self.given.last.0 + self.reserve);
+            self.given.reserved = Version(self.given.last.0 + self.versions.reserve);
             rows::set_last_version(self.connection, self.given.reserved)?;
             self.wrote = true;
         }
         Ok((outcomes, changes))
+    }
+
+    fn next_version(&self) -> Version {
+        Version(self.given.last.0 + 1).max(self.versions.min)
     }
 
     /// A member has written these rows.
@@ -911,7 +967,7 @@ impl<'a> GroupCommit<'a> {
         if plan.writes.is_empty() {
             return Ok(Committed::default());
         }
-        let version = Version(self.given.last.0 + 1);
+        let version = self.next_version();
         self.expires_at = self.expires_at.into_iter().chain(plan.expires_at).min();
         for (row, write) in &plan.writes {
             self.wrote |= rows::write(self.connection, row, write, version)?;

@@ -85,6 +85,12 @@ impl SnapshotRef {
         format!("{sha256}-{upload}.zst")
     }
 
+    /// The number that no other upload has.
+    pub(crate) fn upload(&self) -> Option<WriteId> {
+        let rest = self.name.strip_prefix(&self.sha256)?.strip_prefix('-')?;
+        WriteId::parse(rest.strip_suffix(".zst")?)
+    }
+
     /// What is wrong with it, if anything. A name leads to no other object than a snapshot of this hash.
     fn fault(&self) -> Option<&'static str> {
         let is_hash = self.sha256.len() == 64
@@ -92,9 +98,7 @@ impl SnapshotRef {
         if !is_hash {
             return Some("a snapshot's hash is not 64 digits of 0-9a-f");
         }
-        let upload = self.name.strip_prefix(&self.sha256).and_then(|rest| rest.strip_prefix('-'));
-        let upload = upload.and_then(|rest| rest.strip_suffix(".zst")).and_then(WriteId::parse);
-        upload.is_none().then_some("a snapshot's name is not made of its hash and a write id")
+        self.upload().is_none().then_some("a snapshot's name is not made of its hash and a write id")
     }
 }
 

@@ -52,6 +52,16 @@ impl Lease {
     /// [`TenantError::InvalidArgument`] where the file is empty or too large, or `covers` is no position of the log or
     /// before that of the current snapshot, and [`TenantError::File`].
     pub async fn publish(&self, file: &Path, covers: u64) -> Result<SnapshotRef> {
+        self.publish_as(file, covers, WriteId::random()).await
+    }
+
+    /// The same with the number of the upload, which is new.
+    pub(crate) async fn publish_as(
+        &self,
+        file: &Path,
+        covers: u64,
+        upload_id: WriteId,
+    ) -> Result<SnapshotRef> {
         let _turn = self.publishing().await;
         self.check()?;
         let (from, end) = (self.head().covers(), self.log_end().await?);
@@ -67,7 +77,7 @@ impl Lease {
         }
         // The number makes the name of each upload its own. Were it the hash alone, a deletion that is under way for an
         // object of the same bytes, which nothing named for long, could hit this one.
-        let name = SnapshotRef::object_name(&packed.sha256, WriteId::random());
+        let name = SnapshotRef::object_name(&packed.sha256, upload_id);
         upload(self.remote().objects(), &self.snapshot_path(&name), &packed).await?;
         let (bytes, compressed_bytes, sha256) =
             (packed.bytes, packed.compressed_bytes, packed.sha256.clone());

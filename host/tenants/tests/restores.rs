@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use host::kill::{KillingStore, pass};
 use host::*;
-use larder_core::{HandleOptions, Mode, Range, Store};
+use larder_core::{HandleOptions, Mode, PutOptions, Range, Store, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use larder_tenants::faults::{Fault, FaultyStore, Operation, Rule, before_local_changes};
-use larder_tenants::{Durability, FolderStore, SnapshotRef, TenantError, TenantKey, Tenants};
+use larder_tenants::{Durability, FolderStore, SnapshotRef, Tenant, TenantError, TenantKey, Tenants};
 use object_store::ObjectStore;
 
 fn ann() -> TenantKey {
@@ -391,4 +391,32 @@ fn a_restore_that_is_killed_at_any_step_costs_nothing_that_is_only_in_the_log() 
 #[test]
 fn a_restore_that_is_killed_at_any_step_is_not_undone_by_a_copy_that_can_not_be_removed() {
     kill_a_restore_at_every_step(Durability::Local, true);
+}
+
+#[tokio::test]
+async fn no_version_is_given_again_after_going_back() {
+    let world = World::new();
+    let a = world.host("a").await;
+    let tenant = a.get(&ann()).await.unwrap();
+    put(&tenant, "row", "first").await.unwrap();
+    a.checkpoint(&ann()).await.unwrap();
+    let moment = current(&a).await.taken_at;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    put(&tenant, "row", "second").await.unwrap();
+    let held = version_of(&tenant).await;
+    drop(tenant);
+    a.restore_at(&ann(), moment).await.unwrap();
+    let tenant = a.get(&ann()).await.unwrap();
+    assert_eq!(get(&tenant, "row").await.unwrap().as_deref(), Some("first"));
+    put(&tenant, "row", "another").await.unwrap();
+    assert!(version_of(&tenant).await > held);
+    let mut stale = handle(&tenant).begin(Mode::Update).unwrap();
+    let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+    stale.put_with("n".into(), "row".into(), b"stale".to_vec(), if_version).unwrap();
+    assert!(matches!(stale.commit().await, Err(larder_core::Error::Conflict)));
+}
+
+async fn version_of(tenant: &Tenant) -> Version {
+    let mut view = handle(tenant).begin(Mode::View).unwrap();
+    view.get_versioned("n".into(), "row".into()).await.unwrap().unwrap().1
 }

@@ -138,7 +138,7 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         let note = a.tenants.cache().quarantined().unwrap().remove(0);
         assert_eq!(
             (note.tenant.as_str(), note.sent_position, note.position),
-            ("acme/users/ann", Some(1), Some(2))
+            ("acme/users/ann", Some(1 << 32), Some((1 << 32) + 1))
         );
         assert!(note.reason.contains("another host"), "{}", note.reason);
         assert_eq!(row_of_file(&note.database, "unsent").await.as_deref(), Some(b"2".as_slice()));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use larder_core::Event;
-use larder_core::backend::Backend;
+use larder_core::backend::{Backend, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 
 use crate::dsn::Durability;
@@ -25,6 +25,8 @@ pub(crate) struct Hydrated {
     pub(crate) sent: u64,
     /// Whether an earlier process left more than that.
     pub(crate) is_ahead: bool,
+    /// What is known of it in the cache folder.
+    pub(crate) state: LocalState,
 }
 
 /// Before a lease is taken: a process that was killed right after it took one has left a database that says nothing of
@@ -70,7 +72,7 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
         quarantine(around, lease, "nothing tells where this database came from", None, None)?;
         return Ok(None);
     };
-    let (position, is_current) = match state.leftover(lease) {
+    let (position, superseded) = match state.leftover(lease) {
         Leftover::Worthless => {
             cache.remove(key)?;
             return Ok(None);
@@ -78,23 +80,27 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
         Leftover::Current { position } => {
             // Should this fail further on, the next lease follows on this one.
             cache.write_state(key, &state.under(lease))?;
-            (position, true)
+            (position, None)
         }
-        Leftover::Superseded { position } => (position, false),
+        Leftover::Superseded { position, reason } => (position, Some(reason)),
     };
-    match position_of(cache, lease).await {
-        Ok(_) if is_current => return Ok(Some(position)),
-        Ok(found) if found == position => cache.remove(key)?,
-        Ok(found) => {
-            let reason = "another host had the tenant before this was sent";
+    match (position_of(cache, lease).await, superseded) {
+        (Ok(found), None) if found >= position => return Ok(Some(position)),
+        (Ok(found), None) => {
+            // A power cut took commits away that were sent before. All that is left is in the snapshot too.
+            tracing::warn!(tenant = %key, found, sent = position, "the local database is older than its snapshot");
+            cache.remove(key)?;
+        }
+        (Ok(found), Some(_)) if found == position => cache.remove(key)?,
+        (Ok(found), Some(reason)) => {
             quarantine(around, lease, reason, Some(position), Some(found))?;
         }
-        Err(larder_core::Error::Corrupt(reason)) => {
+        (Err(larder_core::Error::Corrupt(reason)), _) => {
             let reason = format!("the database that an earlier process left is damaged: {reason}");
             quarantine(around, lease, &reason, Some(position), None)?;
         }
         // A disk that can't be read now may be readable later.
-        Err(error) => return Err(TenantError::database(key, error)),
+        (Err(error), _) => return Err(TenantError::database(key, error)),
     }
     Ok(None)
 }
@@ -157,14 +163,15 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
     let failed = |error| TenantError::database(key, error);
     let durability = around.options.durability;
     let journal = (durability == Durability::Object).then(|| Arc::new(LogJournal::new(lease)));
-    let options = SqliteOptions { cache_bytes: ROW_CACHE_BYTES, ..SqliteOptions::default() };
+    let min_version = min_version(lease.epoch());
+    let options = SqliteOptions { cache_bytes: ROW_CACHE_BYTES, min_version, ..SqliteOptions::default() };
     let database = match &journal {
         Some(journal) => Sqlite::open_journaled(&path, options, journal.clone()).await,
         None => Sqlite::open_positioned(&path, options).await,
     };
     let database = database.map_err(failed)?;
     match bring_up_to_date(around, lease, &database, kept).await {
-        Ok((sent, is_ahead)) => Ok(Hydrated { database, journal, sent, is_ahead }),
+        Ok((sent, is_ahead, state)) => Ok(Hydrated { database, journal, sent, is_ahead, state }),
         Err(error) => {
             database.close().await;
             Err(error)
@@ -172,13 +179,19 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
     }
 }
 
-/// Up to which position object storage has the database, and whether it holds more.
+/// The least version under a lease. Each lease has 2^32 versions of its own, so none is given twice, whatever a host or a restore
+/// leaves behind. After 2^30 leases they follow on each other.
+fn min_version(epoch: u64) -> Version {
+    Version(epoch.min(1 << 30) << 32)
+}
+
+/// Up to which position object storage has the database, whether it holds more, and what is noted of that.
 async fn bring_up_to_date(
     around: &Surroundings,
     lease: &Lease,
     database: &Sqlite,
     kept: Option<u64>,
-) -> Result<(u64, bool)> {
+) -> Result<(u64, bool, LocalState)> {
     let failed = |error| TenantError::database(lease.key(), error);
     let sent = match kept {
         Some(position) => position,
@@ -188,8 +201,9 @@ async fn bring_up_to_date(
     // What is ahead was acknowledged by this disk alone, also where later commits are not: its first checkpoint says
     // that object storage has it.
     let durability = if is_ahead { Durability::Local } else { around.options.durability };
-    around.cache.write_state(lease.key(), &LocalState::open(lease, durability, sent))?;
-    Ok((sent, is_ahead))
+    let state = LocalState::open(lease, durability, sent);
+    around.cache.write_state(lease.key(), &state)?;
+    Ok((sent, is_ahead, state))
 }
 
 async fn replay(lease: &Lease, database: &Sqlite) -> Result<u64> {

@@ -14,6 +14,7 @@ use crate::lease::Lease;
 use crate::local::engine::{Engine, SharedEngine};
 use crate::local::hydrate::{self, Hydrated};
 use crate::local::journal::LogJournal;
+use crate::local::state::LocalState;
 use crate::local::tenants::Surroundings;
 
 /// How long giving up a tenant waits for who uses it.
@@ -27,8 +28,8 @@ pub(crate) struct Resident {
     pub(crate) store: Store,
     /// Up to which position a snapshot in object storage has the database.
     pub(crate) sent: AtomicU64,
-    /// One at a time.
-    pub(crate) checkpointing: tokio::sync::Mutex<()>,
+    /// One at a time; what is known of the database in the cache folder.
+    pub(crate) checkpointing: tokio::sync::Mutex<LocalState>,
     /// Why it is to be given up, if it is.
     end: watch::Sender<Option<End>>,
     /// Its place among those that may be open; none while its uploads fail, so that it takes no other's.
@@ -89,7 +90,7 @@ impl Resident {
         lease: Lease,
         hydrated: Hydrated,
     ) -> Result<(Arc<Self>, Unsent)> {
-        let Hydrated { database, journal, sent, is_ahead } = hydrated;
+        let Hydrated { database, journal, sent, is_ahead, state } = hydrated;
         let mut unsent = Unsent { is_ahead, changes: database.watch_changes() };
         let engine = Arc::new(Engine::new(database, lease));
         let mut store = Store::builder(SharedEngine(engine.clone()))
@@ -108,7 +109,7 @@ impl Resident {
             journal,
             store,
             sent: AtomicU64::new(sent),
-            checkpointing: tokio::sync::Mutex::default(),
+            checkpointing: tokio::sync::Mutex::new(state),
             end: watch::Sender::new(None),
             place: std::sync::Mutex::new(Some(place)),
             is_stuck: AtomicBool::new(false),

@@ -7,11 +7,15 @@ use crate::error::{Result, TenantError};
 use crate::head::Head;
 use crate::key::TenantKey;
 use crate::lease::{Holder, Lease};
+use crate::write_id::WriteId;
 
 const FORMAT: u64 = 1;
 
-/// Where a local database came from, and how much of it object storage has. It is written before the file is there, and
-/// after each checkpoint.
+/// Uploads that are remembered, for one of them may yet turn out to be the current snapshot.
+const UPLOADS_MAX: usize = 8;
+
+/// Where a local database came from, and how much of it object storage has. It is written before the file is there, before
+/// each checkpoint is published, and after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LocalState {
@@ -23,6 +27,18 @@ pub(crate) struct LocalState {
     /// Whether a commit was acknowledged before object storage had it.
     acknowledges_locally: bool,
     /// Up to which position of the database object storage has all of it.
+    position: u64,
+    /// Copies of the database whose upload began: that which the head named last, and those since.
+    #[serde(default)]
+    uploads: Vec<Upload>,
+}
+
+/// A copy of the database on its way to object storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Upload {
+    id: WriteId,
+    /// The position of the copy. A database of the same history that is not before it holds all of the copy.
     position: u64,
 }
 
@@ -38,15 +54,19 @@ enum Stage {
 /// What is to become of a database that an earlier process left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leftover {
-    /// Nobody else had the tenant since: it is the newest there is.
+    /// Nobody else had the tenant since: it is the newest there is, unless it is before the position, which a power cut can
+    /// cause.
     Current {
         /// Up to where object storage has it.
         position: u64,
     },
-    /// Another had the tenant since. What is behind the position was acknowledged, and can't be kept.
+    /// Another had the tenant since, or it is not known what object storage has. What is behind the position was acknowledged,
+    /// and can't be kept.
     Superseded {
         /// Up to where object storage had it.
         position: u64,
+        /// Why it is superseded.
+        reason: &'static str,
     },
     /// Object storage has all that was ever acknowledged.
     Worthless,
@@ -61,11 +81,26 @@ impl LocalState {
             stage: Stage::Hydrating,
             acknowledges_locally: durability == Durability::Local,
             position: 0,
+            uploads: Vec::new(),
         }
     }
 
+    /// Of a database that holds the current snapshot, and of which object storage has everything up to `position`.
     pub(crate) fn open(lease: &Lease, durability: Durability, position: u64) -> Self {
-        Self { stage: Stage::Open, position, ..Self::hydrating(lease, durability) }
+        let current = lease.head().snapshot.and_then(|snapshot| snapshot.upload());
+        let uploads = current.map(|id| Upload { id, position }).into_iter().collect();
+        Self { stage: Stage::Open, position, uploads, ..Self::hydrating(lease, durability) }
+    }
+
+    /// The same once a copy is about to be uploaded, and may become the current snapshot.
+    pub(crate) fn uploading(&self, id: WriteId, position: u64) -> Self {
+        let mut uploads = self.uploads.clone();
+        if uploads.len() >= UPLOADS_MAX {
+            // The first one is that which the head names.
+            uploads.remove(1);
+        }
+        uploads.push(Upload { id, position });
+        Self { uploads, ..self.clone() }
     }
 
     /// The same database under a lease that follows on the one before.
@@ -106,8 +141,22 @@ impl LocalState {
             Stage::Hydrating => Leftover::Worthless,
             // What was not shipped was not acknowledged, and its guests were told so.
             Stage::Open if !self.acknowledges_locally => Leftover::Worthless,
-            Stage::Open if self.epoch.checked_add(1) == Some(lease.epoch()) => Leftover::Current { position },
-            Stage::Open => Leftover::Superseded { position },
+            Stage::Open if self.epoch.checked_add(1) != Some(lease.epoch()) => {
+                let reason = "another host had the tenant before this was sent";
+                Leftover::Superseded { position, reason }
+            }
+            Stage::Open => match lease.head().snapshot {
+                None => Leftover::Current { position },
+                Some(snapshot) => {
+                    match self.uploads.iter().find(|upload| snapshot.upload() == Some(upload.id)) {
+                        Some(upload) => Leftover::Current { position: upload.position },
+                        None => {
+                            let reason = "the current snapshot was not made of this database";
+                            Leftover::Superseded { position, reason }
+                        }
+                    }
+                }
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::backoff::jittered;
 use crate::error::{Result, TenantError};
 use crate::local::resident::{End, Resident, Unsent};
 use crate::local::state::LocalState;
+use crate::write_id::WriteId;
 
 /// The longest pause between two attempts to write back what could not be written back.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -36,7 +37,7 @@ impl Resident {
     }
 
     async fn write_back(&self, with_log: bool) -> Result<bool> {
-        let _turn = self.checkpointing.lock().await;
+        let mut state = self.checkpointing.lock().await;
         let (database, lease) = (self.engine.database(), self.engine.lease());
         let failed = |error| TenantError::database(&self.key, error);
         let position = database.redo_position().await.map_err(failed)?.0;
@@ -54,13 +55,15 @@ impl Resident {
             // The copy may be ahead of the log. What is never shipped must not get into a snapshot.
             database.settled().await.map_err(failed)?;
         }
-        lease.publish(file.path(), covers).await?;
-        let sent = copy.position.0;
+        let (sent, upload) = (copy.position.0, WriteId::random());
+        // Whoever finds this copy published has to know what it holds, whenever this process ends.
+        *state = state.uploading(upload, sent);
+        self.around.cache.write_state(&self.key, &state)?;
+        lease.publish_as(file.path(), covers, upload).await?;
         self.sent.store(sent, Ordering::Release);
+        *state = LocalState::open(lease, self.around.options.durability, sent);
         // Should this fail, the next start finds more to send than there is: it sends the same again.
-        self.around
-            .cache
-            .write_state(&self.key, &LocalState::open(lease, self.around.options.durability, sent))?;
+        self.around.cache.write_state(&self.key, &state)?;
         let head = lease.head();
         if head.generation.is_multiple_of(COLLECT_EVERY) {
             let keep_for = self.around.remote.options().keep_for;
