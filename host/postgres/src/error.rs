@@ -72,9 +72,10 @@ impl Failure {
         matches!(self, Self::Database(error) if is_refusal(error))
     }
 
-    /// Whether the server, the database or the role has as many connections as it may.
+    /// Whether the server, the database or the role has as many connections as it may, or cannot take one more at the moment.
     pub(crate) fn is_crowded(&self) -> bool {
-        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
+        matches!(self, Self::Database(error)
+            if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) || is_backlogged(error))
     }
 
     /// Stored bytes that are not as larder writes them.
@@ -134,7 +135,16 @@ fn ends_session_by_code(code: &SqlState) -> bool {
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+    io(error).is_some()
+}
+
+/// Whether a socket in the file system refused a connection, as many others wait there for the server to accept them.
+fn is_backlogged(error: &tokio_postgres::Error) -> bool {
+    io(error).is_some_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+fn io(error: &tokio_postgres::Error) -> Option<&std::io::Error> {
+    std::error::Error::source(error)?.downcast_ref()
 }
 
 impl From<PoolError> for Failure {
