@@ -305,6 +305,16 @@ impl FaultyStore {
     }
 }
 
+/// Makes a copied cache folder the one that it was copied from, as far as leases are concerned. The original must not be used any
+/// more.
+///
+/// # Errors
+/// If there is no cache folder, or it can't be written.
+pub fn replace_cache_folder(copy: &Path) -> std::io::Result<()> {
+    let text = std::fs::read_to_string(copy.join(".holder"))?;
+    crate::local::folder_owner::write(copy, text.lines().next().unwrap_or_default())
+}
+
 type LocalHook = Arc<dyn Fn(&Path) -> std::io::Result<()> + Send + Sync>;
 
 static LOCAL_HOOKS: RwLock<Vec<(PathBuf, LocalHook)>> = RwLock::new(Vec::new());

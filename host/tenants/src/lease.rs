@@ -1,5 +1,6 @@
 //! One writer a tenant.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::key::TenantKey;
 use crate::objects::{Found, Written};
 use crate::remote::Remote;
 use crate::segments::Log;
+use crate::write_id::WriteId;
 
 /// Who takes leases: the name of one cache folder of one host, 1 to 200 visible bytes.
 ///
@@ -70,9 +72,23 @@ struct State {
     /// The head as it was last known, and its version.
     head: Head,
     version: UpdateVersion,
+    /// The last heads that were sent, of which any may yet turn out to be the stored one.
+    sent: VecDeque<WriteId>,
     /// When the lease ends, counted from before the last swap was sent.
     deadline: Instant,
     end: Option<TenantError>,
+}
+
+/// Heads that were sent and are remembered.
+const SENT_MAX: usize = 64;
+
+impl State {
+    fn note_sent(&mut self, id: WriteId) {
+        if self.sent.len() >= SENT_MAX {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(id);
+    }
 }
 
 /// Races for a free lease that are lost before it is given up.
@@ -164,7 +180,8 @@ impl Remote {
         };
         Ok(match written {
             Written::Done(version) => {
-                let state = State { head, version, deadline: sent + self.options().lease_ttl, end: None };
+                let deadline = sent + self.options().lease_ttl;
+                let state = State { head, version, sent: VecDeque::new(), deadline, end: None };
                 Attempt::Acquired(Lease::new(self.clone(), key.clone(), holder.clone(), epoch, state))
             }
             Written::Lost(_) => Attempt::Raced,
@@ -303,6 +320,7 @@ impl Lease {
             let objects = self.remote().objects();
             // Others count from when they see the write, which is later.
             let sent = Instant::now();
+            self.state().note_sent(head.write_id);
             if head.lease.is_none() {
                 // Once this is sent another may take the lease at any time, whether or not the answer comes.
                 self.state().deadline = sent;
@@ -312,7 +330,9 @@ impl Lease {
                     let released = || TenantError::Closed { key: self.key().to_string() };
                     let end = head.lease.is_none().then(released);
                     let deadline = sent + self.remote().options().lease_ttl;
-                    *self.state() = State { head: head.clone(), version, deadline, end };
+                    let mut state = self.state();
+                    let sent = std::mem::take(&mut state.sent);
+                    *state = State { head: head.clone(), version, sent, deadline, end };
                     return Ok(head);
                 }
                 Written::Lost(found) => self.adopt(found)?,
@@ -332,18 +352,19 @@ impl Lease {
     }
 
     /// Takes a head that was found in place of the expected one. Every other lease has another epoch: so a head of this
-    /// one's was written by this lease, in a swap that seemed to have failed.
+    /// one's was written by this lease, in a swap that seemed to have failed. Unless it was never sent: then a clone of this
+    /// machine has the same lease.
     fn adopt(&self, found: Option<Found>) -> Result<()> {
         let found = found.ok_or_else(|| TenantError::corrupt(self.key(), "the head is gone"))?;
         let head = Head::parse(self.key(), &found.bytes)?;
         let mut state = self.state();
         match head.epoch.cmp(&self.epoch()) {
-            std::cmp::Ordering::Equal => {
+            std::cmp::Ordering::Equal if state.sent.contains(&head.write_id) => {
                 state.head = head;
                 state.version = found.version;
                 Ok(())
             }
-            std::cmp::Ordering::Greater => {
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => {
                 let by = head.lease.map(|lease| lease.holder).unwrap_or_default();
                 let fenced = TenantError::Fenced { key: self.key().to_string(), epoch: head.epoch, by };
                 state.end = Some(fenced.clone());

@@ -410,7 +410,7 @@ async fn check_folder(
     if lost && durability == Durability::Object {
         // The disk is lost with the host, and its lease ran out; one that was killed before it had a name had none.
         let name = std::fs::read_to_string(folder.join("cache/.holder")).unwrap_or_default();
-        if let Ok(holder) = Holder::new(&name) {
+        if let Ok(holder) = Holder::new(name.lines().next().unwrap_or_default()) {
             let objects = Arc::new(folder_store(folder));
             let remote = Remote::new(objects, ObjectPath::default(), RemoteOptions::default()).unwrap();
             let lease = remote.acquire(&ann(), &holder, Duration::ZERO).await.unwrap();

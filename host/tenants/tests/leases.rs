@@ -67,6 +67,22 @@ async fn what_was_watched_counts_for_later_tries_that_do_not_wait() {
     assert_eq!(start.elapsed(), TTL + MARGIN);
 }
 
+/// It has the same memory, so the same lease, and writes heads of its own.
+#[tokio::test(start_paused = true)]
+async fn of_a_machine_and_its_clone_one_loses_the_lease_at_the_next_renewal() {
+    let (store, remote) = faulty();
+    let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
+    lease.renew().await.unwrap();
+    let head = path("pre/fix/acme/users/ann.db/head.json");
+    let stored = store.get(&head).await.unwrap().bytes().await.unwrap();
+    let mut of_clone: serde_json::Value = serde_json::from_slice(&stored).unwrap();
+    of_clone["write_id"] = format!("{:032x}", 7).into();
+    store.put(&head, of_clone.to_string().into()).await.unwrap();
+    let lost = lease.renew().await.unwrap_err();
+    assert!(matches!(lost, TenantError::Fenced { epoch: 1, .. }), "{lost}");
+    assert!(matches!(lease.check(), Err(TenantError::Fenced { .. })));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_renewed_lease_is_never_taken() {
     let (one, two) = two_hosts();

@@ -226,8 +226,7 @@ async fn what_can_not_be_restored_stays_as_it_is_and_says_why() {
 async fn what_another_host_was_faster_than_is_in_quarantine_before_a_tenant_goes_back() {
     let begun = left(Durability::Local).await;
     let host = begun.world.host("b").await;
-    let name = std::fs::read_to_string(begun.world.cache("left").join(".holder")).unwrap();
-    let holder = larder_tenants::Holder::new(&name).unwrap();
+    let holder = holder_of(&begun.world.cache("left"));
     host.remote().acquire(&ann(), &holder, Duration::ZERO).await.unwrap().release().await.unwrap();
     put_in(&host, &ann(), "of b", "4").await;
     host.close().await.unwrap();
@@ -242,8 +241,7 @@ async fn what_another_host_was_faster_than_is_in_quarantine_before_a_tenant_goes
 #[tokio::test]
 async fn what_lies_in_a_cache_folder_does_not_follow_on_a_lease_that_went_back() {
     let begun = left(Durability::Local).await;
-    let name = std::fs::read_to_string(begun.world.cache("left").join(".holder")).unwrap();
-    let holder = larder_tenants::Holder::new(&name).unwrap();
+    let holder = holder_of(&begun.world.cache("left"));
     let b = begun.world.host("b").await;
     let lease = b.remote().acquire(&ann(), &holder, Duration::ZERO).await.unwrap();
     lease.restore_at(begun.moment).await.unwrap();
@@ -306,8 +304,7 @@ async fn check(folder: &Path, durability: Durability, was_restored: bool, lost: 
     if lost {
         let elsewhere = open(folder, "elsewhere", store(), durability).await;
         // Its lease ran out.
-        let name = std::fs::read_to_string(folder.join("left/.holder")).unwrap();
-        let holder = larder_tenants::Holder::new(&name).unwrap();
+        let holder = holder_of(&folder.join("left"));
         let lease = elsewhere.remote().acquire(&ann(), &holder, Duration::ZERO).await.unwrap();
         lease.release().await.unwrap();
         seen = Some(rows(&elsewhere).await);

@@ -90,6 +90,32 @@ async fn the_second_host_is_told_who_holds_the_lease_and_sees_everything_after_a
     assert!(is_lease_held(&a.get(&ann).await.unwrap_err()));
 }
 
+/// A clone of a volume, or a folder in an image. Two writers would acknowledge commits of which one side is lost.
+#[tokio::test]
+async fn a_copy_of_a_cache_folder_waits_for_the_lease_like_any_other_host() {
+    let world = World::new();
+    let a = host(&world, "a").await;
+    let ann = key("acme/users/ann");
+    let tenant = a.tenants.get(&ann).await.unwrap();
+    put(&tenant, "first", "1").await.unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-a").args([world.cache("a"), world.cache("copy")]).status();
+    assert!(copied.unwrap().success());
+    let copy = host_with(&world, "copy", |builder| builder.lease_wait(Duration::ZERO)).await;
+    assert_ne!(copy.tenants.cache().holder(), a.tenants.cache().holder());
+    for number in 0..10 {
+        let held = copy.tenants.get(&ann).await.unwrap_err();
+        let TenantError::LeaseHeld { holder, .. } = &held else { panic!("{held}") };
+        assert_eq!(holder, a.tenants.cache().holder().as_str());
+        put(&tenant, &format!("row {number}"), "1").await.unwrap();
+        tokio::time::sleep(TTL / 5).await;
+    }
+    drop(tenant);
+    a.tenants.close().await.unwrap();
+    let tenant = copy.tenants.get(&ann).await.unwrap();
+    assert_eq!(count(&tenant).await, 11);
+}
+
 #[tokio::test]
 async fn of_two_hosts_that_make_a_tenant_at_once_one_gets_it() {
     let world = World::new();

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::lease::Holder;
+use crate::local::folder_owner;
 use crate::local::state::LocalState;
 use crate::place_id::PlaceNote;
 use crate::write_id::WriteId;
 
 /// Names of the folder's own begin with a dot, which no slug does.
 const LOCK: &str = ".lock";
-const HOLDER: &str = ".holder";
 const TEMPORARY: &str = ".temporary";
 const QUARANTINE: &str = ".quarantine";
 const PLACE: &str = ".place.json";
@@ -56,7 +56,7 @@ impl CacheFolder {
         }
         make_folder(&temporary).map_err(failed)?;
         make_folder(&root.join(QUARANTINE)).map_err(failed)?;
-        let holder = holder(&root).map_err(failed)?;
+        let holder = folder_owner::name(&root).map_err(failed)?;
         let holder = Holder::new(&holder)
             .map_err(|error| TenantError::file("this host has no name to take leases under", error))?;
         Ok(Self { root, holder, _lock: lock })
@@ -64,7 +64,7 @@ impl CacheFolder {
 
     /// Whether a folder is a cache folder: one was opened there.
     pub fn is_at(folder: &Path) -> bool {
-        folder.join(HOLDER).is_file()
+        folder_owner::is_at(folder)
     }
 
     /// The folder.
@@ -229,25 +229,6 @@ impl Drop for TemporaryFile {
         let _ = remove_file(&self.0);
         let _ = remove_logs(&self.0);
     }
-}
-
-/// The name under which this folder takes leases, the same from start to start.
-fn holder(root: &Path) -> io::Result<String> {
-    let path = root.join(HOLDER);
-    match fs::read_to_string(&path) {
-        Ok(name) if Holder::new(&name).is_ok() => return Ok(name),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // What a power cut left of it.
-        _ => {}
-    }
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-    let host: String = host.chars().filter(char::is_ascii_graphic).take(64).collect();
-    let name = format!("{host}/{}", WriteId::random());
-    let mut file = File::create(&path)?;
-    file.write_all(name.as_bytes())?;
-    file.sync_all()?;
-    sync_parent(&path)?;
-    Ok(name)
 }
 
 /// Before each change that a crash may come before: tests have it fail, or end the process.

@@ -2,6 +2,7 @@
 
 mod cache;
 mod engine;
+pub(crate) mod folder_owner;
 mod grant;
 mod hydrate;
 mod journal;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{Event, EventSink, Handle, HandleOptions, Limits, Mode, Range};
-use larder_tenants::faults::FaultyStore;
-use larder_tenants::{RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder};
+use larder_tenants::faults::{FaultyStore, replace_cache_folder};
+use larder_tenants::{Holder, RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
@@ -81,6 +81,15 @@ pub(crate) fn copy(from: &Path, to: &Path) {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
+    if to.join(".holder").exists() {
+        replace_cache_folder(to).unwrap();
+    }
+}
+
+/// The name under which a folder takes leases.
+pub(crate) fn holder_of(folder: &Path) -> Holder {
+    let text = std::fs::read_to_string(folder.join(".holder")).unwrap();
+    Holder::new(text.lines().next().unwrap()).unwrap()
 }
 
 pub(crate) fn handle(tenant: &Tenant) -> Handle {
