@@ -31,7 +31,7 @@ use crate::write_id::WriteId;
 /// bytes has another ETag.
 ///
 /// Its own files are in `.larder`, and its objects begin with a few bytes of its own: other programs can list them, and
-/// should not write them.
+/// should not write them. A file without these bytes is an empty object, which whoever reads it finds damaged.
 #[derive(Clone, Debug)]
 pub struct FolderStore {
     folder: Arc<PathBuf>,
@@ -232,20 +232,30 @@ fn open(location: &ObjectPath, path: &Path) -> Result<Opened> {
         let source = "a folder of this name holds objects".into();
         return Err(StoreError::NotFound { path: location.to_string(), source });
     }
-    let (mut magic, mut id) = ([0; 8], [0; 16]);
-    file.read_exact(&mut magic).and_then(|()| file.read_exact(&mut id)).map_err(generic)?;
-    let size = metadata.len().checked_sub(HEADER_BYTES).filter(|_| &magic == MAGIC).ok_or_else(|| {
-        let source = format!("{location} was not written by the folder store").into();
-        StoreError::Generic { store: "FolderStore", source }
-    })?;
-    let meta = ObjectMeta {
-        location: location.clone(),
-        last_modified: metadata.modified().map_err(generic)?.into(),
-        size,
-        e_tag: Some(e_tag(WriteId::from_bytes(id))),
-        version: None,
+    let modified = metadata.modified().map_err(generic)?;
+    let (size, e_tag) = match read_id(&mut file).map_err(generic)? {
+        Some(id) => (metadata.len().saturating_sub(HEADER_BYTES), e_tag(id)),
+        // It can be replaced, if it was not changed since.
+        None => {
+            let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            (0, format!("\"damaged-{}-{}\"", metadata.len(), since.as_nanos()))
+        }
     };
+    let last_modified = modified.into();
+    let meta =
+        ObjectMeta { location: location.clone(), last_modified, size, e_tag: Some(e_tag), version: None };
     Ok(Opened { file, meta })
+}
+
+/// The number in the header of a file; none if the file is damaged, or another program wrote it.
+fn read_id(file: &mut File) -> io::Result<Option<WriteId>> {
+    let (mut magic, mut id) = ([0; 8], [0; 16]);
+    match file.read_exact(&mut magic).and_then(|()| file.read_exact(&mut id)) {
+        Ok(()) if &magic == MAGIC => Ok(Some(WriteId::from_bytes(id))),
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn e_tag(write_id: WriteId) -> String {
@@ -316,9 +326,8 @@ impl Walk {
             };
             if metadata.is_dir() {
                 self.enter(&file, &location)?;
-            } else if self.after.as_ref().is_none_or(|after| location > *after)
-                && let Some(size) = metadata.len().checked_sub(HEADER_BYTES)
-            {
+            } else if self.after.as_ref().is_none_or(|after| location > *after) {
+                let size = metadata.len().saturating_sub(HEADER_BYTES);
                 let last_modified = metadata.modified().map_err(generic)?.into();
                 batch.push(ObjectMeta { location, last_modified, size, e_tag: None, version: None });
             }
@@ -589,10 +598,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_object_is_an_error_and_its_own_folder_is_out_of_reach() {
+    async fn a_file_that_is_no_object_is_an_empty_one_and_its_own_folder_is_out_of_reach() {
         let (folder, store) = store();
-        fs::write(folder.path().join("foreign"), b"something that another program put here").unwrap();
-        assert!(matches!(store.get(&path("foreign")).await, Err(StoreError::Generic { .. })));
+        for content in [&b"something that another program put here"[..], b"larder", b""] {
+            fs::write(folder.path().join("foreign"), content).unwrap();
+            let found = store.get(&path("foreign")).await.unwrap();
+            let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: None };
+            assert_eq!(found.bytes().await.unwrap().len(), 0);
+            let replace = PutOptions::from(PutMode::Update(version));
+            store.put_opts(&path("foreign"), "replaced".into(), replace.clone()).await.unwrap();
+            assert_eq!(read(&store, "foreign").await, b"replaced");
+            let again = store.put_opts(&path("foreign"), "again".into(), replace).await;
+            assert!(matches!(again, Err(StoreError::Precondition { .. })));
+        }
         let own = store.put(&path(".larder/locks/00"), "x".into()).await;
         assert!(matches!(own, Err(StoreError::NotSupported { .. })));
     }

@@ -92,7 +92,7 @@ impl SnapshotRef {
     }
 
     /// What is wrong with it, if anything. A name leads to no other object than a snapshot of this hash.
-    fn fault(&self) -> Option<&'static str> {
+    pub(crate) fn fault(&self) -> Option<&'static str> {
         let is_hash = self.sha256.len() == 64
             && self.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if !is_hash {

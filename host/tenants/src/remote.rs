@@ -114,6 +114,8 @@ struct Inner {
 
 const HEAD_NAME: &str = "head.json";
 
+const LOST_HEAD: &str = "its head.json is missing, and other objects of it are there; `larder tenants repair` makes it anew of them";
+
 impl Remote {
     /// Uses what lies below `prefix` of an object store. Nothing is called yet: see [`Remote::probe`].
     ///
@@ -155,6 +157,10 @@ impl Remote {
         probe::probe(self.objects()).await
     }
 
+    fn tenant_path(&self, key: &TenantKey) -> ObjectPath {
+        self.objects().path(&key.object_path())
+    }
+
     pub(crate) fn head_path(&self, key: &TenantKey) -> ObjectPath {
         self.objects().path(&format!("{}/{HEAD_NAME}", key.object_path()))
     }
@@ -163,11 +169,22 @@ impl Remote {
         self.objects().path(&format!("{}/{folder}", key.object_path()))
     }
 
+    /// A tenant without a head has no objects. Others may have been made since it was looked for, so it is looked for again.
     pub(crate) async fn read_head(&self, key: &TenantKey) -> Result<Option<(Head, Found)>> {
-        let Some(found) = self.objects().get(&self.head_path(key), MAX_HEAD_BYTES).await? else {
+        if let Some(found) = self.find_head(key).await? {
+            return Ok(Some((Head::parse(key, &found.bytes)?, found)));
+        }
+        if self.objects().list(&self.tenant_path(key), None, 1).await?.is_empty() {
             return Ok(None);
-        };
-        Ok(Some((Head::parse(key, &found.bytes)?, found)))
+        }
+        match self.find_head(key).await? {
+            Some(found) => Ok(Some((Head::parse(key, &found.bytes)?, found))),
+            None => Err(TenantError::corrupt(key, LOST_HEAD)),
+        }
+    }
+
+    pub(crate) async fn find_head(&self, key: &TenantKey) -> Result<Option<Found>> {
+        self.objects().get(&self.head_path(key), MAX_HEAD_BYTES).await
     }
 
     /// The head of a tenant; none for one that nobody ever had.

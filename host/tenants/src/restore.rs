@@ -19,10 +19,22 @@ impl Lease {
     /// [`TenantError::NoSnapshot`] where there is none so old, and as [`Lease::publish`]: the lease holds on then. After
     /// [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells whoever tries again.
     pub async fn restore_at(&self, moment: UnixMillis) -> Result<SnapshotRef> {
+        self.restore(moment, Log::Whole).await
+    }
+
+    /// The same if the current snapshot or the log behind it is damaged.
+    pub(crate) async fn restore_past_damage(&self, moment: UnixMillis) -> Result<SnapshotRef> {
+        self.restore(moment, Log::Damaged).await
+    }
+
+    async fn restore(&self, moment: UnixMillis, log: Log) -> Result<SnapshotRef> {
         let _turn = self.publishing().await;
         self.check()?;
         // The log goes on behind what the restored state leaves out.
-        let covers = self.log_end().await?;
+        let covers = match log {
+            Log::Whole => self.log_end().await?,
+            Log::Damaged => self.seal_damaged().await?,
+        };
         let now = self.remote().now();
         let head = self.change(|head| {
             let found = newest_at(head, moment).cloned();
@@ -38,6 +50,12 @@ impl Lease {
         });
         head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
     }
+}
+
+/// Whether the log behind the current snapshot can be read.
+enum Log {
+    Whole,
+    Damaged,
 }
 
 /// Snapshots are in the order of their times.

@@ -195,19 +195,41 @@ impl Lease {
         Ok(next)
     }
 
-    async fn last_position(&self) -> Result<u64> {
+    /// Ends a log whose segments may be missing or damaged, and gives the last position in use. What the current snapshot does
+    /// not cover can't be replayed then, so the head has to go on to another snapshot.
+    pub(crate) async fn seal_damaged(&self) -> Result<u64> {
+        let mut log = self.log().await;
+        let last = self.positions().await?.last().copied();
+        let mut position = self.after(last.unwrap_or_else(|| self.head().covers()))?;
+        loop {
+            self.check()?;
+            let (kind, epoch, write_id) = (Kind::Seal, self.epoch(), WriteId::random());
+            let header = SegmentHeader { kind, epoch, position, write_id };
+            let bytes = self.encoded(header, Bytes::new()).await?;
+            match self.create(&header, bytes).await? {
+                Written::Done(_) => break,
+                Written::Lost(_) => position = self.after(position)?,
+            }
+        }
+        log.next = Some(self.after(position)?);
+        Ok(position)
+    }
+
+    /// The positions behind the current snapshot, in order.
+    async fn positions(&self) -> Result<Vec<u64>> {
         let covers = self.head().covers();
         let folder = self.remote().folder_path(self.key(), SEGMENTS);
         let after = self.segment_path(covers);
         let found = self.remote().objects().list(&folder, Some(&after), MAX_SEGMENTS).await?;
-        let mut positions: Vec<_> = found
-            .iter()
-            .filter_map(|meta| position_of(&meta.location))
-            .filter(|position| *position > covers)
-            .collect();
+        let positions = found.iter().filter_map(|meta| position_of(&meta.location));
+        let mut positions: Vec<_> = positions.filter(|position| *position > covers).collect();
         positions.sort_unstable();
-        let mut last = covers;
-        for position in positions {
+        Ok(positions)
+    }
+
+    async fn last_position(&self) -> Result<u64> {
+        let mut last = self.head().covers();
+        for position in self.positions().await? {
             if position != self.after(last)? {
                 return Err(self.missing(position - 1).await);
             }

@@ -177,7 +177,20 @@ async fn read_part(mut file: File, offset: u64, length: u64) -> Result<Bytes> {
     .await
 }
 
-/// Downloads a snapshot; see `Remote::fetch`.
+/// What is known of a snapshot before it is downloaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    /// SHA-256 of the database file, in hexadecimal.
+    pub(crate) sha256: String,
+    /// Bytes of the object.
+    pub(crate) compressed_bytes: u64,
+    /// The most bytes of the database file.
+    pub(crate) max_bytes: u64,
+    /// Whether it has exactly so many.
+    pub(crate) is_exact: bool,
+}
+
+/// Downloads a snapshot that a head names; see `Remote::fetch`.
 pub(crate) async fn fetch(
     objects: &Objects,
     key: &TenantKey,
@@ -190,13 +203,26 @@ pub(crate) async fn fetch(
         let reason = format!("a snapshot has {} bytes, where {max_bytes} are the most", snapshot.bytes);
         return Err(TenantError::corrupt(key, reason));
     }
+    let SnapshotRef { bytes, compressed_bytes, sha256, .. } = snapshot.clone();
+    let expected = Expected { sha256, compressed_bytes, max_bytes: bytes, is_exact: true };
+    fetch_expected(objects, key, path, &expected, into).await.map(drop)
+}
+
+/// Downloads a snapshot, and gives the bytes of the database file.
+pub(crate) async fn fetch_expected(
+    objects: &Objects,
+    key: &TenantKey,
+    path: &ObjectPath,
+    expected: &Expected,
+    into: &Path,
+) -> Result<u64> {
     let guard = PartialFile { path: Some(into.to_path_buf()) };
     let mut backoff = objects.backoff();
     loop {
-        match fetch_once(objects, key, path, snapshot, into).await {
-            Ok(()) => {
+        match fetch_once(objects, key, path, expected, into).await {
+            Ok(bytes) => {
                 guard.keep();
-                return Ok(());
+                return Ok(bytes);
             }
             Err(TransferError::Tenant(error)) => return Err(error),
             Err(TransferError::Call(CallError::Store(StoreError::NotFound { .. }))) => {
@@ -235,19 +261,19 @@ async fn fetch_once(
     objects: &Objects,
     key: &TenantKey,
     path: &ObjectPath,
-    snapshot: &SnapshotRef,
+    expected: &Expected,
     into: &Path,
-) -> Result<(), TransferError> {
+) -> Result<u64, TransferError> {
     let limit = objects.limits().transfer_timeout;
     let result = timed(limit, objects.store().get(path)).await?;
-    if result.meta.size != snapshot.compressed_bytes {
-        let (found, expected) = (result.meta.size, snapshot.compressed_bytes);
+    if result.meta.size != expected.compressed_bytes {
+        let (found, expected) = (result.meta.size, expected.compressed_bytes);
         let reason = format!("the snapshot's object has {found} bytes, and the head says {expected}");
         return Err(TenantError::corrupt(key, reason).into());
     }
     let (sender, receiver) = mpsc::channel::<Bytes>(WAITING_CHUNKS);
-    let (key, snapshot, into) = (key.clone(), snapshot.clone(), into.to_path_buf());
-    let unpacking = tokio::task::spawn_blocking(move || unpack(&key, &snapshot, &into, receiver));
+    let (key, expected, into) = (key.clone(), expected.clone(), into.to_path_buf());
+    let unpacking = tokio::task::spawn_blocking(move || unpack(&key, &expected, &into, receiver));
     let mut chunks = result.into_stream();
     let received = loop {
         match timed(limit, chunks.try_next()).await {
@@ -271,13 +297,13 @@ async fn fetch_once(
 
 fn unpack(
     key: &TenantKey,
-    snapshot: &SnapshotRef,
+    expected: &Expected,
     into: &Path,
     mut chunks: mpsc::Receiver<Bytes>,
-) -> Result<()> {
+) -> Result<u64> {
     let failed = |error| TenantError::file("a database file can't be written", error);
     let file = File::create(into).map_err(failed)?;
-    let output = Checked { file, hash: Sha256::new(), left: snapshot.bytes, fault: None };
+    let output = Checked { file, hash: Sha256::new(), left: expected.max_bytes, fault: None };
     let mut decoder = zstd::stream::write::Decoder::new(output).map_err(failed)?;
     while let Some(chunk) = chunks.blocking_recv() {
         if let Err(error) = decoder.write_all(&chunk) {
@@ -288,16 +314,17 @@ fn unpack(
         return Err(unpack_error(key, decoder.get_mut().fault.take(), error));
     }
     let Checked { file, hash, left, .. } = decoder.into_inner();
-    if left > 0 {
+    if left > 0 && expected.is_exact {
         return Err(TenantError::corrupt(
             key,
             format!("the snapshot is {left} bytes shorter than the head says"),
         ));
     }
-    if hexadecimal(&hash.finalize()) != snapshot.sha256 {
+    if hexadecimal(&hash.finalize()) != expected.sha256 {
         return Err(TenantError::corrupt(key, "the snapshot has another hash than the head says"));
     }
-    file.sync_all().map_err(failed)
+    file.sync_all().map_err(failed)?;
+    Ok(expected.max_bytes - left)
 }
 
 /// Whose fault it was: the file's, the declared size's, or that of bytes that are no zstd.

@@ -27,17 +27,18 @@ pub struct Collected {
     pub has_more: bool,
 }
 
-const SNAPSHOTS: &str = "snapshots";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 
-/// Objects that one call of [`Lease::collect`] looks at, of each kind.
+/// Objects that one call of [`Lease::collect`] removes, of each kind, and those that it looks at together.
 const MAX_COLLECTED: usize = 10_000;
+const LOOKED_AT_ONCE: usize = 10_000;
 
 /// Deletions at once.
 const DELETIONS: usize = 8;
 
-/// Segments are of use to nobody once a snapshot covers them. They wait only so that an append that is stuck on its way
-/// doesn't find its position free: for many leases, and at least so long.
-const LEAST_SEGMENT_AGE: Duration = Duration::from_secs(60 * 60);
+/// Snapshots that no head names, and segments that a snapshot covers, are of use to nobody. They wait only for who still reads
+/// them, and so that an append that is stuck on its way doesn't find its position free: for many leases, and at least so long.
+const LEAST_AGE: Duration = Duration::from_secs(60 * 60);
 
 impl Lease {
     /// Uploads a database file and makes it the current snapshot. `covers` is the last position of the log that the file
@@ -100,8 +101,9 @@ impl Lease {
         head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
     }
 
-    /// Removes snapshots that were superseded longer ago than `keep_for`, what was uploaded before that and is named by
-    /// no head, and segments that the current snapshot covers. The snapshot that was current `keep_for` ago stays.
+    /// Removes snapshots that were superseded longer ago than `keep_for`, those that no head names, and segments that the
+    /// current snapshot covers. What is younger than an hour, and than 16 leases, stays, unless `keep_for` is shorter. The
+    /// snapshot that was current `keep_for` ago stays.
     ///
     /// # Errors
     /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`], [`TenantError::Unavailable`]: what
@@ -125,10 +127,9 @@ impl Lease {
             Ok(())
         });
         let head = head.await?;
+        let before = now.saturating_sub(millis(keep_for.min(LEAST_AGE.max(least * 4))));
         let (snapshots, more_snapshots) = self.unnamed_snapshots(&head, before).await?;
-        let segment_age = keep_for.min(LEAST_SEGMENT_AGE.max(least * 4));
-        let (segments, more_segments) =
-            self.covered_segments(&head, now.saturating_sub(millis(segment_age))).await?;
+        let (segments, more_segments) = self.covered_segments(&head, before).await?;
         Ok(Collected {
             snapshots: self.delete_all(snapshots).await?,
             segments: self.delete_all(segments).await?,
@@ -139,23 +140,42 @@ impl Lease {
     async fn unnamed_snapshots(&self, head: &Head, before: UnixMillis) -> Result<(Vec<ObjectPath>, bool)> {
         let named: BTreeSet<_> =
             head.snapshots().map(|snapshot| self.snapshot_path(&snapshot.name)).collect();
-        let folder = self.remote().folder_path(self.key(), SNAPSHOTS);
-        let found = self.remote().objects().list(&folder, None, MAX_COLLECTED).await?;
-        let is_unnamed = |meta: &ObjectMeta| is_older(meta, before) && !named.contains(&meta.location);
-        Ok((locations(&found, is_unnamed), found.len() == MAX_COLLECTED))
+        self.find(SNAPSHOTS, |meta| is_older(meta, before) && !named.contains(&meta.location)).await
     }
 
     async fn covered_segments(&self, head: &Head, before: UnixMillis) -> Result<(Vec<ObjectPath>, bool)> {
         if !head.has_log {
             return Ok((Vec::new(), false));
         }
-        let folder = self.remote().folder_path(self.key(), SEGMENTS);
-        let found = self.remote().objects().list(&folder, None, MAX_COLLECTED).await?;
         let is_covered = |meta: &ObjectMeta| {
             is_older(meta, before)
                 && position_of(&meta.location).is_some_and(|position| position <= head.covers())
         };
-        Ok((locations(&found, is_covered), found.len() == MAX_COLLECTED))
+        self.find(SEGMENTS, is_covered).await
+    }
+
+    /// Objects in a folder that are wanted, up to [`MAX_COLLECTED`], and whether there may be more. A server that lists in another
+    /// order than that of names may leave some out, until a later call.
+    async fn find(
+        &self,
+        folder: &str,
+        is_wanted: impl Fn(&ObjectMeta) -> bool,
+    ) -> Result<(Vec<ObjectPath>, bool)> {
+        let folder = self.remote().folder_path(self.key(), folder);
+        let (mut wanted, mut after) = (Vec::new(), None);
+        loop {
+            let found = self.remote().objects().list(&folder, after.as_ref(), LOOKED_AT_ONCE).await?;
+            wanted.extend(found.iter().filter(|meta| is_wanted(meta)).map(|meta| meta.location.clone()));
+            if wanted.len() >= MAX_COLLECTED {
+                wanted.truncate(MAX_COLLECTED);
+                return Ok((wanted, true));
+            }
+            if found.len() < LOOKED_AT_ONCE {
+                return Ok((wanted, false));
+            }
+            self.check()?;
+            after = found.into_iter().map(|meta| meta.location).max();
+        }
     }
 
     async fn delete_all(&self, paths: Vec<ObjectPath>) -> Result<usize> {
@@ -187,8 +207,4 @@ fn millis(duration: Duration) -> u64 {
 
 fn is_older(meta: &ObjectMeta, before: UnixMillis) -> bool {
     u64::try_from(meta.last_modified.timestamp_millis()).is_ok_and(|modified| modified < before)
-}
-
-fn locations(found: &[ObjectMeta], is_wanted: impl Fn(&ObjectMeta) -> bool) -> Vec<ObjectPath> {
-    found.iter().filter(|meta| is_wanted(meta)).map(|meta| meta.location.clone()).collect()
 }

@@ -78,7 +78,7 @@ async fn read(tenant: &Tenant, timeout: Duration) -> larder_core::Result<(String
 #[tokio::test]
 async fn a_view_waits_until_object_storage_has_what_it_reads() {
     for is_cached in [false, true] {
-        let Hanging { tenant, before, committing, .. } = hanging(is_cached).await;
+        let Hanging { world: _world, a: _a, tenant, before, committing } = hanging(is_cached).await;
         let short = read(&tenant, Duration::from_millis(150)).await;
         assert!(matches!(short, Err(Error::TimedOut)), "{short:?}");
         assert!(!committing.is_finished());

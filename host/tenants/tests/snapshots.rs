@@ -212,6 +212,24 @@ async fn snapshots_are_collected_once_they_were_superseded_for_their_time() {
     assert!(matches!(lease.collect(Duration::ZERO).await, Err(TenantError::InvalidArgument(_))));
 }
 
+/// Of a long history, the head names few snapshots. The others go after an hour, although snapshots are kept for a week.
+#[tokio::test(start_paused = true)]
+async fn snapshots_that_a_long_history_leaves_out_are_collected_within_hours() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (remote, clock) = remote_with_clock(store.clone());
+    let files = Files::new();
+    let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
+    for number in 0..600 {
+        publish(&lease, &files, number.to_string()).await;
+    }
+    assert_eq!(lease.collect(DAY * 7).await.unwrap().snapshots, 0);
+    clock.advance(HOUR * 2);
+    assert_eq!(lease.collect(DAY * 7).await.unwrap().snapshots, 600 - 257);
+    assert_eq!(objects_in(&*store, "snapshots").await.len(), 257);
+    assert_eq!(remote.history(&key()).await.unwrap().len(), 257);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_collection_by_who_lost_the_lease_deletes_nothing() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());

@@ -3,6 +3,7 @@
 pub(crate) mod host;
 mod list;
 mod quarantine;
+mod repair;
 mod restore;
 mod send;
 mod show;
@@ -38,6 +39,8 @@ enum Command {
     Evict(send::Send),
     /// Go back to how a tenant's database was
     Restore(restore::Restore),
+    /// Make the lost head of a tenant anew, from its snapshots and its log
+    Repair(repair::Repair),
     /// Print or remove the databases of a host that could not be kept
     Quarantine(quarantine::Quarantine),
 }
@@ -50,6 +53,7 @@ impl Tenants {
             Command::Checkpoint(send) => send.execute(true).await,
             Command::Evict(send) => send.execute(false).await,
             Command::Restore(restore) => restore.execute().await,
+            Command::Repair(repair) => repair.execute().await,
             Command::Quarantine(quarantine) => quarantine.execute(),
         }
     }

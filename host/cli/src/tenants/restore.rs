@@ -39,7 +39,14 @@ impl Restore {
         for sentence in &unwritten {
             complain(sentence);
         }
-        let printed = self.print(&signals::closed(outcome)?);
+        let restored = signals::closed(outcome)?;
+        if let Some(damage) = &restored.damage {
+            let lost = time(restored.before.taken_at);
+            complain(format_args!(
+                "what was committed after {lost} is lost, as the newest state is damaged: {damage}"
+            ));
+        }
+        let printed = self.print(&restored);
         heard(printed.context("the tenant is restored, but the output was not written"))?;
         Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -266,7 +266,7 @@ impl Resident {
 }
 
 /// Renews a lease until it is lost.
-async fn keep(lease: Lease) {
+pub(crate) async fn keep(lease: Lease) {
     loop {
         tokio::time::sleep(lease.renewal_interval()).await;
         if let Err(TenantError::Fenced { .. } | TenantError::Closed { .. }) = lease.renew().await {

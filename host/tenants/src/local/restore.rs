@@ -1,23 +1,28 @@
 //! An open tenant goes back to an earlier moment.
 
+use std::sync::Arc;
+
 use larder_core::clock::UnixMillis;
+use larder_sqlite::Sqlite;
 use tokio::sync::OwnedRwLockWriteGuard;
 
 use crate::error::{Result, TenantError};
-use crate::head::SnapshotRef;
+use crate::head::{Head, SnapshotRef};
 use crate::key::TenantKey;
-use crate::local::resident::Resident;
-use crate::local::tenants::{Tenants, give_up, to_its_end};
+use crate::local::resident::{Resident, keep};
+use crate::local::tenants::{Surroundings, Tenants, give_up, to_its_end};
 use crate::restore::newest_at;
 
 /// What [`Tenants::restore_at`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Restored {
     /// The snapshot that holds all there was before: it stays in the history, and going back to its time undoes this.
     pub before: SnapshotRef,
     /// The snapshot that the tenant went back to, as the history had it. It may be the same.
     pub found: SnapshotRef,
+    /// Why the state before could not be opened. What was committed after the snapshot `before` is lost then.
+    pub damage: Option<TenantError>,
 }
 
 impl Tenants {
@@ -27,6 +32,9 @@ impl Tenants {
     /// is in the log only. What can't be kept, as another host had the tenant since, is in quarantine then. After that
     /// the tenant is closed here, and one swap of its head goes back: whenever this ends, the tenant is as it was before
     /// or as it was at that moment.
+    ///
+    /// If the newest state is damaged, so that it can't be opened, the tenant goes back all the same, and
+    /// [`Restored::damage`] says why. A snapshot that is itself damaged is never made the current one.
     ///
     /// # Errors
     /// [`TenantError::NoSnapshot`], [`TenantError::InUse`] where somebody on this host has the tenant, what
@@ -41,7 +49,15 @@ impl Tenants {
         }
         let inner = self.inner.clone();
         to_its_end(async move {
-            let resident = inner.open_in(&slot, &mut state).await?;
+            let resident = match inner.open_in(&slot, &mut state).await {
+                Err(damage @ TenantError::Corrupt { .. }) => {
+                    let restored = restore_past_damage(&inner.around, &slot.key, moment, damage).await;
+                    drop(state);
+                    inner.forget(slot);
+                    return restored;
+                }
+                opened => opened?,
+            };
             let prepared = resident.prepare_restore(moment).await;
             if prepared.is_err() && !resident.is_usable() {
                 give_up(&mut state).await?;
@@ -60,10 +76,11 @@ impl Tenants {
 impl Resident {
     /// Lets nobody in any more, and makes a snapshot of all there is: so going back can be undone.
     async fn prepare_restore(&self, moment: UnixMillis) -> Result<(Restored, OwnedRwLockWriteGuard<()>)> {
-        self.restorable(moment)?;
+        let found = restorable(&self.engine.lease().head(), &self.key, moment)?.found;
+        check_whole(&self.around, &self.key, &found).await?;
         let shut = self.shut().await?;
         self.checkpoint_with_log().await?;
-        Ok((self.restorable(moment)?, shut))
+        Ok((restorable(&self.engine.lease().head(), &self.key, moment)?, shut))
     }
 
     /// Ends it, and goes back.
@@ -78,13 +95,45 @@ impl Resident {
         self.give_place_back();
         outcome.map(drop)
     }
+}
 
-    fn restorable(&self, moment: UnixMillis) -> Result<Restored> {
-        let head = self.engine.lease().head();
-        let oldest = head.snapshots().next().map(|snapshot| snapshot.taken_at);
-        let none = || TenantError::NoSnapshot { key: self.key.to_string(), at: moment, oldest };
-        let found = newest_at(&head, moment).cloned().ok_or_else(none)?;
-        let before = head.snapshot.ok_or_else(none)?;
-        Ok(Restored { before, found })
+fn restorable(head: &Head, key: &TenantKey, moment: UnixMillis) -> Result<Restored> {
+    let oldest = head.snapshots().next().map(|snapshot| snapshot.taken_at);
+    let none = || TenantError::NoSnapshot { key: key.to_string(), at: moment, oldest };
+    let found = newest_at(head, moment).cloned().ok_or_else(none)?;
+    let before = head.snapshot.clone().ok_or_else(none)?;
+    Ok(Restored { before, found, damage: None })
+}
+
+/// Goes back if the newest state can't be opened. What lay in the cache folder is gone by now, or in quarantine.
+async fn restore_past_damage(
+    around: &Arc<Surroundings>,
+    key: &TenantKey,
+    moment: UnixMillis,
+    damage: TenantError,
+) -> Result<Restored> {
+    let lease = around.remote.acquire(key, around.cache.holder(), around.options.lease_wait).await?;
+    // A large snapshot takes longer than a lease.
+    let keeping = tokio::spawn(keep(lease.clone()));
+    let outcome = async {
+        let restored = restorable(&lease.head(), key, moment)?;
+        check_whole(around, key, &restored.found).await?;
+        lease.restore_past_damage(moment).await?;
+        Ok(Restored { damage: Some(damage), ..restored })
+    };
+    let outcome = outcome.await;
+    keeping.abort();
+    if outcome.is_err() {
+        // Where this fails, the lease runs out.
+        let _ = lease.release().await;
     }
+    outcome
+}
+
+/// Downloads a snapshot to see that it can be opened.
+async fn check_whole(around: &Surroundings, key: &TenantKey, snapshot: &SnapshotRef) -> Result<()> {
+    let file = around.cache.temporary();
+    let max_bytes = around.remote.options().max_snapshot_bytes;
+    around.remote.fetch(key, snapshot, file.path(), max_bytes).await?;
+    Sqlite::verify(file.path()).await.map_err(|error| TenantError::database(key, error))
 }

@@ -58,7 +58,7 @@ pub struct Tenants {
 }
 
 pub(crate) struct Inner {
-    around: Arc<Surroundings>,
+    pub(crate) around: Arc<Surroundings>,
     slots: Mutex<HashMap<TenantKey, Arc<Slot>>>,
     places: Arc<Semaphore>,
     /// Told whenever an open tenant is in nobody's use any more.
