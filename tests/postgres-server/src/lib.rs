@@ -1,13 +1,21 @@
-//! A private Postgres server: own data, own socket, no port, gone with the program that started it. And a pooler in front of it.
+//! A private Postgres server: own data, own socket, no port, gone with the program that started it. And a pooler in front of it,
+//! and several servers under Patroni.
 
 mod cluster;
+mod link;
+mod node;
+mod patroni;
 mod pgbouncer;
+mod processes;
 mod programs;
 mod server;
+mod supervisor;
 
 pub use cluster::{Cluster, Fall};
+pub use patroni::{Failure, PatroniCluster};
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use server::PostgresServer;
+pub use supervisor::supervise_if_asked;
 
 use anyhow::Result;
 

@@ -1,11 +1,12 @@
 //! The programs of a server, and who runs them.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{Uid, User};
+use nix::unistd::{Gid, Uid, User};
 
 /// Where the server's programs are.
 pub(crate) fn binaries() -> Result<PathBuf> {
@@ -32,6 +33,30 @@ fn folders() -> Vec<PathBuf> {
         folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
     }
     folders
+}
+
+/// Where Debian and its kin, and others, install programs.
+const INSTALLED: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
+
+/// A program of Patroni or etcd: an installed one, or one of the search path.
+pub(crate) fn installed(name: &str) -> Result<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let folders = INSTALLED.iter().map(PathBuf::from).chain(std::env::split_paths(&search));
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file()).with_context(|| {
+        format!(
+            "cannot start {name:?}: it is not installed; on Debian run `apt-get install patroni etcd-server`"
+        )
+    })
+}
+
+/// Makes a folder that only the owner can use.
+pub(crate) fn make_folder(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    if let Some((user, group)) = owner {
+        nix::unistd::chown(path, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+    }
+    Ok(())
 }
 
 /// Postgres refuses root: then the server belongs to somebody else.

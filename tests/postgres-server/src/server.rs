@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid};
 use tempfile::TempDir;
 
+use crate::processes::{descendants, signal_all};
 use crate::programs::{binaries, owner, program};
 
 /// A running server.
@@ -200,25 +201,14 @@ impl PostgresServer {
     }
 
     fn signal(&self, signal: Signal) {
-        for process in self.processes() {
-            let _ = kill(process, signal);
-        }
+        signal_all(&self.processes(), signal);
     }
 
     /// The process that was started, and its children.
     fn processes(&self) -> Vec<Pid> {
         let Some(child) = &self.child else { return Vec::new() };
-        let parent = child.id().to_string();
-        let is_child = |process: &str| {
-            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            // The name of the program, in parentheses, can hold anything.
-            let after_name = stat.rsplit(')').next().unwrap_or_default();
-            after_name.split_whitespace().nth(1) == Some(parent.as_str())
-        };
-        let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let children = names.filter_map(|name| name.into_string().ok()).filter(|name| is_child(name));
-        let children = children.filter_map(|name| name.parse().ok());
-        std::iter::once(child.id() as i32).chain(children).map(Pid::from_raw).collect()
+        let server = Pid::from_raw(child.id() as i32);
+        std::iter::once(server).chain(descendants(server)).collect()
     }
 
     /// Takes a copy of another server's data in place of its own, and follows that server. It must not run.
@@ -308,7 +298,7 @@ impl PostgresServer {
 }
 
 /// What a program says, once it has ended well.
-fn run(mut command: Command, name: &str) -> Result<Vec<u8>> {
+pub(crate) fn run(mut command: Command, name: &str) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("could not start {name}"))?;
     match output.status.success() {
         true => Ok(output.stdout),
