@@ -101,6 +101,14 @@ pub enum TenantError {
         /// The oldest moment that can be restored.
         oldest: Option<u64>,
     },
+    /// There is no snapshot of that generation.
+    #[error("{key}: there is no snapshot of generation {generation}")]
+    NoGeneration {
+        /// Whose.
+        key: String,
+        /// The generation that was asked for.
+        generation: u64,
+    },
     /// Another process has the cache folder.
     #[error("the cache folder {folder} is in use by another process; give each process its own")]
     CacheInUse {
@@ -241,8 +249,8 @@ impl From<TenantError> for larder_core::Error {
                 cause: Some(cause),
             },
             TenantError::Closed { .. } => Self::Closed,
-            TenantError::NoSnapshot { .. } => {
-                Self::Other { reason: "there is no snapshot from that time".into(), cause: Some(cause) }
+            TenantError::NoSnapshot { .. } | TenantError::NoGeneration { .. } => {
+                Self::Other { reason: "there is no such snapshot".into(), cause: Some(cause) }
             }
             TenantError::CacheInUse { .. } => unavailable("another process has this host's cache folder"),
             TenantError::OtherPlace { .. } => unavailable("this host's cache folder is of other tenants"),

@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use larder_core::clock::{Clock, MovableClock, UnixMillis};
 use object_store::path::Path as ObjectPath;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+
+use crate::objects::written_at;
 
 /// What is asked of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +87,25 @@ struct State {
     calls: BTreeMap<Operation, u64>,
     is_down: bool,
     random: Option<(fastrand::Rng, f64, Vec<Fault>)>,
+    clock: Option<Arc<MovableClock>>,
+    /// When objects were written, by that clock.
+    written: BTreeMap<ObjectPath, UnixMillis>,
+}
+
+impl State {
+    fn note_written(&mut self, path: &ObjectPath) {
+        if let Some(clock) = &self.clock {
+            self.written.insert(path.clone(), clock.unix_millis());
+        }
+    }
+
+    /// Gives an object the time at which it was written.
+    fn set_time(&self, meta: &mut ObjectMeta) {
+        let Some(written) = self.written.get(&meta.location) else { return };
+        let found = written_at(meta);
+        meta.last_modified += Duration::from_millis(written.saturating_sub(found));
+        meta.last_modified -= Duration::from_millis(found.saturating_sub(*written));
+    }
 }
 
 /// An object store that does what the one below it does, where no [`Rule`] says otherwise. Clones share their rules.
@@ -102,6 +124,13 @@ impl FaultyStore {
     /// The same store, with rules and counts of its own: as another host sees it.
     pub fn another(&self) -> Self {
         Self::new(self.store.clone())
+    }
+
+    /// The same store, which gives objects the times of a clock.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<MovableClock>) -> Self {
+        self.state().clock = Some(clock);
+        self
     }
 
     /// Adds a rule.
@@ -226,7 +255,14 @@ impl ObjectStore for FaultyStore {
                 drop(store.put_opts(&path, payload, options).await);
             });
         };
-        self.run(Operation::Put, path, self.store.put_opts(path, payload, options), later).await
+        let call = async {
+            let put = self.store.put_opts(path, payload, options).await;
+            if put.is_ok() {
+                self.state().note_written(path);
+            }
+            put
+        };
+        self.run(Operation::Put, path, call, later).await
     }
 
     async fn put_multipart_opts(
@@ -234,12 +270,15 @@ impl ObjectStore for FaultyStore {
         path: &ObjectPath,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
+        self.state().note_written(path);
         let call = self.store.put_multipart_opts(path, options);
         self.run(Operation::Multipart, path, call, |_| {}).await
     }
 
     async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
-        self.run(Operation::Get, path, self.store.get_opts(path, options), |_| {}).await
+        let mut found = self.run(Operation::Get, path, self.store.get_opts(path, options), |_| {}).await?;
+        self.state().set_time(&mut found.meta);
+        Ok(found)
     }
 
     fn delete_stream(
@@ -296,11 +335,14 @@ impl FaultyStore {
         path: ObjectPath,
         entries: BoxStream<'static, Result<ObjectMeta>>,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        let faulty = self.clone();
+        let (faulty, faulty_entries) = (self.clone(), self.clone());
         let begin = async move { faulty.run(Operation::List, &path, async { Ok(()) }, |_| {}).await };
         futures_util::stream::once(begin)
             .filter_map(|begun| std::future::ready(begun.err().map(Err)))
-            .chain(entries)
+            .chain(entries.map_ok(move |mut meta| {
+                faulty_entries.state().set_time(&mut meta);
+                meta
+            }))
             .boxed()
     }
 }

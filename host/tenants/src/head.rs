@@ -71,9 +71,10 @@ pub struct SnapshotRef {
     pub compressed_bytes: u64,
     /// SHA-256 of the database file, in hexadecimal.
     pub sha256: String,
-    /// When it became the current one, in milliseconds since 1970.
+    /// When it was uploaded or restored, in milliseconds since 1970 by the clock of the object storage.
     pub taken_at: UnixMillis,
-    /// The generation of the head that made it the current one.
+    /// The generation of the head that made it the current one. No other snapshot of the tenant has it, and later ones have
+    /// larger ones.
     pub generation: u64,
     /// The last segment that it contains; 0 for none.
     pub covers: u64,

@@ -66,6 +66,7 @@ pub use local::{CacheFolder, Quarantined, Restored, Tenant, TenantIdentity, Tena
 pub use log_overview::LogOverview;
 pub use remote::{Remote, RemoteOptions};
 pub use repair::Repair;
+pub use restore::RestorePoint;
 pub use segments::Replay;
 pub use snapshots::Collected;
 pub use write_id::WriteId;

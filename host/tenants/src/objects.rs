@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
+use larder_core::clock::UnixMillis;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     Error as StoreError, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -166,6 +167,21 @@ impl Objects {
         Ok(bytes.freeze())
     }
 
+    /// When an object was written, by the clock of the object storage; none where there is none.
+    pub(crate) async fn written_at(&self, path: &ObjectPath) -> Result<Option<UnixMillis>> {
+        let mut backoff = self.backoff();
+        loop {
+            match timed(self.limits.call_timeout, self.store.head(path)).await {
+                Ok(meta) => return Ok(Some(written_at(&meta))),
+                Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(None),
+                Err(error) if error.is_final() || !backoff.wait().await => {
+                    return Err(TenantError::unavailable("an object can't be looked at", error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Makes an object that must not be there. `is_own` knows the bytes of this very write.
     pub(crate) async fn create(
         &self,
@@ -325,6 +341,11 @@ impl From<CallError> for ReadError {
 
 fn too_large(path: &ObjectPath, bytes: u64, max_bytes: u64) -> TenantError {
     TenantError::corrupt(path, format!("an object has {bytes} bytes or more, where {max_bytes} are the most"))
+}
+
+/// When an object was written, by the clock of the object storage.
+pub(crate) fn written_at(meta: &ObjectMeta) -> UnixMillis {
+    UnixMillis::try_from(meta.last_modified.timestamp_millis()).unwrap_or_default()
 }
 
 pub(crate) fn version_of(meta: &ObjectMeta) -> UpdateVersion {

@@ -35,7 +35,8 @@ pub struct RemoteOptions {
     pub max_snapshot_bytes: u64,
     /// The largest payload of a segment, in bytes.
     pub max_segment_bytes: u64,
-    /// Wall-clock time, for the times that snapshots carry. Leases are measured by tokio's monotonic clock.
+    /// Wall-clock time, for times to live. Snapshots have the times of the object storage, and leases are measured by tokio's
+    /// monotonic clock.
     pub clock: Arc<dyn Clock>,
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Result, TenantError};
 use crate::head::{Head, MAX_HEAD_BYTES, SnapshotRef};
 use crate::key::TenantKey;
 use crate::local::CacheFolder;
-use crate::objects::{Found, Written};
+use crate::objects::{Found, Written, written_at};
 use crate::remote::Remote;
 use crate::segments::{SEGMENTS, position_of};
 use crate::snapshot_transfer::{Expected, fetch_expected};
@@ -117,7 +117,7 @@ impl Remote {
             bytes: 0,
             compressed_bytes: meta.size,
             sha256: sha256.clone(),
-            taken_at: u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or_default(),
+            taken_at: written_at(meta),
             generation: 0,
             covers: 0,
         };

@@ -7,27 +7,59 @@ use crate::head::{Head, SnapshotRef};
 use crate::lease::Lease;
 use crate::snapshots::make_current;
 
-impl Lease {
-    /// Makes the newest snapshot that was taken at `moment` or before, in milliseconds since 1970, the current one again,
-    /// and ends the lease in the same swap. It becomes a new entry of the history, so that this can be undone in the same
-    /// way; but what the log holds after the last snapshot is left behind: publish it first where it may be wanted.
-    ///
-    /// The epoch grows with it, as if another had had the tenant: what is open under this lease, or lies in a cache
-    /// folder, is not what the tenant is now, and is never taken for it. [`crate::Tenants::restore_at`] sees to all that.
+/// Which snapshot to go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestorePoint {
+    /// The newest one that was taken at this moment or before, in milliseconds since 1970 by the clock of the object storage.
+    At(UnixMillis),
+    /// The one with this [`SnapshotRef::generation`].
+    Generation(u64),
+}
+
+impl RestorePoint {
+    /// Finds the snapshot. Generations are the order of snapshots; a clock that was wrong may have given them other times.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`] where there is none so old, and as [`Lease::publish`]: the lease holds on then. After
-    /// [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells whoever tries again.
-    pub async fn restore_at(&self, moment: UnixMillis) -> Result<SnapshotRef> {
-        self.restore(moment, Log::Whole).await
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`].
+    pub(crate) fn find(self, head: &Head) -> Result<SnapshotRef> {
+        let key = || head.tenant().to_string();
+        match self {
+            Self::At(at) => {
+                let oldest = head.snapshots().map(|snapshot| snapshot.taken_at).min();
+                let found = head.snapshots().filter(|snapshot| snapshot.taken_at <= at).last();
+                found.cloned().ok_or_else(|| TenantError::NoSnapshot { key: key(), at, oldest })
+            }
+            Self::Generation(generation) => {
+                let found = head.snapshots().find(|snapshot| snapshot.generation == generation);
+                found.cloned().ok_or_else(|| TenantError::NoGeneration { key: key(), generation })
+            }
+        }
+    }
+}
+
+/// Whether the log behind the current snapshot can be read.
+pub(crate) enum Log {
+    Whole,
+    Damaged,
+}
+
+impl Lease {
+    /// Makes a snapshot the current one again, and ends the lease in the same swap. It becomes a new entry of the history, so
+    /// that this can be undone in the same way; but what the log holds after the last snapshot is left behind: publish it
+    /// first where it may be wanted.
+    ///
+    /// The epoch grows with it, as if another had had the tenant: what is open under this lease, or lies in a cache
+    /// folder, is not what the tenant is now, and is never taken for it. [`crate::Tenants::restore`] sees to all that.
+    ///
+    /// # Errors
+    /// [`TenantError::NoSnapshot`] and [`TenantError::NoGeneration`] if there is no such snapshot, and as [`Lease::publish`]: the
+    /// lease holds on then. After [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells
+    /// whoever tries again.
+    pub async fn restore(&self, point: RestorePoint) -> Result<SnapshotRef> {
+        self.restore_with(point, Log::Whole).await
     }
 
-    /// The same if the current snapshot or the log behind it is damaged.
-    pub(crate) async fn restore_past_damage(&self, moment: UnixMillis) -> Result<SnapshotRef> {
-        self.restore(moment, Log::Damaged).await
-    }
-
-    async fn restore(&self, moment: UnixMillis, log: Log) -> Result<SnapshotRef> {
+    pub(crate) async fn restore_with(&self, point: RestorePoint, log: Log) -> Result<SnapshotRef> {
         let _turn = self.publishing().await;
         self.check()?;
         // The log goes on behind what the restored state leaves out.
@@ -35,14 +67,10 @@ impl Lease {
             Log::Whole => self.log_end().await?,
             Log::Damaged => self.seal_damaged().await?,
         };
-        let now = self.remote().now();
+        let taken_at = self.store_time().await?;
         let head = self.change(|head| {
-            let found = newest_at(head, moment).cloned();
-            let Some(snapshot) = found else {
-                let oldest = head.snapshots().next().map(|snapshot| snapshot.taken_at);
-                return Err(TenantError::NoSnapshot { key: self.key().to_string(), at: moment, oldest });
-            };
-            make_current(head, SnapshotRef { covers, ..snapshot }, now);
+            let snapshot = point.find(head)?;
+            make_current(head, SnapshotRef { covers, taken_at, ..snapshot });
             let last = || TenantError::corrupt(self.key(), "the head's epoch is the last there is");
             head.epoch = head.epoch.checked_add(1).ok_or_else(last)?;
             head.lease = None;
@@ -50,15 +78,4 @@ impl Lease {
         });
         head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
     }
-}
-
-/// Whether the log behind the current snapshot can be read.
-enum Log {
-    Whole,
-    Damaged,
-}
-
-/// Snapshots are in the order of their times.
-pub(crate) fn newest_at(head: &Head, moment: UnixMillis) -> Option<&SnapshotRef> {
-    head.snapshots().filter(|snapshot| snapshot.taken_at <= moment).last()
 }

@@ -12,6 +12,7 @@ use object_store::path::Path as ObjectPath;
 use crate::error::{Result, TenantError};
 use crate::head::{Head, SnapshotRef};
 use crate::lease::Lease;
+use crate::objects::written_at;
 use crate::segments::{SEGMENTS, position_of};
 use crate::snapshot_transfer::{pack, upload};
 use crate::write_id::WriteId;
@@ -79,11 +80,13 @@ impl Lease {
         // The number makes the name of each upload its own. Were it the hash alone, a deletion that is under way for an
         // object of the same bytes, which nothing named for long, could hit this one.
         let name = SnapshotRef::object_name(&packed.sha256, upload_id);
-        upload(self.remote().objects(), &self.snapshot_path(&name), &packed).await?;
+        let path = self.snapshot_path(&name);
+        upload(self.remote().objects(), &path, &packed).await?;
+        let taken_at = self.remote().objects().written_at(&path).await?;
+        let taken_at = taken_at.ok_or_else(|| TenantError::corrupt(&path, "an upload is gone"))?;
         let (bytes, compressed_bytes, sha256) =
             (packed.bytes, packed.compressed_bytes, packed.sha256.clone());
-        let snapshot =
-            SnapshotRef { name, bytes, compressed_bytes, sha256, taken_at: 0, generation: 0, covers };
+        let snapshot = SnapshotRef { name, bytes, compressed_bytes, sha256, taken_at, generation: 0, covers };
         self.make_current(snapshot).await
     }
 
@@ -91,11 +94,17 @@ impl Lease {
         self.remote().folder_path(self.key(), &format!("{SNAPSHOTS}/{name}"))
     }
 
-    /// Swaps a snapshot in as the current one, with the time and generation of this swap.
+    /// What time it is by the clock of the object storage, which all hosts share.
+    pub(crate) async fn store_time(&self) -> Result<UnixMillis> {
+        self.renew().await?;
+        let now = self.remote().objects().written_at(&self.remote().head_path(self.key())).await?;
+        now.ok_or_else(|| TenantError::corrupt(self.key(), "the head is gone"))
+    }
+
+    /// Swaps a snapshot in as the current one, with the generation of this swap.
     async fn make_current(&self, snapshot: SnapshotRef) -> Result<SnapshotRef> {
-        let now = self.remote().now();
         let head = self.change(|head| {
-            make_current(head, snapshot.clone(), now);
+            make_current(head, snapshot.clone());
             Ok(())
         });
         head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
@@ -118,7 +127,7 @@ impl Lease {
         // No snapshot is on its way into the head while this is held.
         let _turn = self.publishing().await;
         self.check()?;
-        let now = self.remote().now();
+        let now = self.store_time().await?;
         let before = now.saturating_sub(millis(keep_for));
         // The head lets go of them first, so that it never names what is gone. And once this swap is done, an earlier one
         // that seemed to have failed can't be done any more: what this head doesn't name is never named again.
@@ -188,16 +197,11 @@ impl Lease {
     }
 }
 
-/// Makes a snapshot the current one now. One that is the current one already only covers more.
-pub(crate) fn make_current(head: &mut Head, snapshot: SnapshotRef, now: UnixMillis) {
+/// Makes a snapshot the current one. One that is the current one already only covers more.
+pub(crate) fn make_current(head: &mut Head, snapshot: SnapshotRef) {
     match &mut head.snapshot {
         Some(current) if current.name == snapshot.name => current.covers = snapshot.covers,
-        current => {
-            // The order of snapshots is that of their times, whatever the clocks of the hosts say.
-            let taken_at = now.max(current.as_ref().map_or(0, |current| current.taken_at));
-            let generation = head.generation;
-            head.supersede(SnapshotRef { taken_at, generation, ..snapshot });
-        }
+        _ => head.supersede(SnapshotRef { generation: head.generation, ..snapshot }),
     }
 }
 
@@ -206,5 +210,5 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn is_older(meta: &ObjectMeta, before: UnixMillis) -> bool {
-    u64::try_from(meta.last_modified.timestamp_millis()).is_ok_and(|modified| modified < before)
+    written_at(meta) < before
 }

@@ -16,7 +16,9 @@ use host::*;
 use larder_core::{HandleOptions, Mode, PutOptions, Range, Store, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use larder_tenants::faults::{Fault, FaultyStore, Operation, Rule, before_local_changes};
-use larder_tenants::{Durability, FolderStore, SnapshotRef, Tenant, TenantError, TenantKey, Tenants};
+use larder_tenants::{
+    Durability, FolderStore, RestorePoint, SnapshotRef, Tenant, TenantError, TenantKey, Tenants,
+};
 use object_store::ObjectStore;
 
 fn ann() -> TenantKey {
@@ -244,7 +246,7 @@ async fn what_lies_in_a_cache_folder_does_not_follow_on_a_lease_that_went_back()
     let holder = holder_of(&begun.world.cache("left"));
     let b = begun.world.host("b").await;
     let lease = b.remote().acquire(&ann(), &holder, Duration::ZERO).await.unwrap();
-    lease.restore_at(begun.moment).await.unwrap();
+    lease.restore(RestorePoint::At(begun.moment)).await.unwrap();
     let next = begun.world.host("left").await;
     assert!(is(&rows(&next).await, &RESTORED));
     assert!(is_kept(&next).await);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use larder_core::clock::Clock;
+use larder_core::clock::{Clock, MovableClock};
 use larder_tenants::faults::{Fault, FaultyStore, Operation, Rule};
-use larder_tenants::{Remote, SnapshotRef, TenantError};
+use larder_tenants::{Remote, RemoteOptions, RestorePoint, SnapshotRef, TenantError};
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
@@ -162,11 +162,11 @@ async fn a_restored_snapshot_is_the_current_one_and_that_can_be_undone() {
         clock.advance(DAY);
     }
     lease.append(Bytes::from("after the last snapshot")).await.unwrap();
-    let none = lease.restore_at(before_all).await.unwrap_err();
+    let none = lease.restore(RestorePoint::At(before_all)).await.unwrap_err();
     let oldest = Some(taken[0].taken_at);
     assert!(matches!(none, TenantError::NoSnapshot { oldest: found, .. } if found == oldest), "{none}");
     assert_eq!(current(&remote).await, b"three");
-    let restored = lease.restore_at(taken[2].taken_at - 1).await.unwrap();
+    let restored = lease.restore(RestorePoint::At(taken[2].taken_at - 1)).await.unwrap();
     assert_eq!(
         (restored.name.as_str(), restored.generation > taken[2].generation),
         (taken[1].name.as_str(), true)
@@ -178,7 +178,7 @@ async fn a_restored_snapshot_is_the_current_one_and_that_can_be_undone() {
     assert_eq!(lease.epoch(), 3);
     assert!(payloads(&lease).await.is_empty(), "the log is applied to what it doesn't belong to");
     clock.advance(DAY);
-    lease.restore_at(taken[2].taken_at).await.unwrap();
+    lease.restore(RestorePoint::At(taken[2].taken_at)).await.unwrap();
     assert_eq!(current(&remote).await, b"three");
     let next = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     assert!(payloads(&next).await.is_empty());
@@ -210,6 +210,48 @@ async fn snapshots_are_collected_once_they_were_superseded_for_their_time() {
     assert_eq!(objects_in(&*store, "snapshots").await, [second.name]);
     assert_eq!(current(&remote).await, b"second");
     assert!(matches!(lease.collect(Duration::ZERO).await, Err(TenantError::InvalidArgument(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_with_a_wrong_clock_neither_misdates_snapshots_nor_collects_others() {
+    for days in [-30, 30] {
+        let (clock, wrong_clock) = (Arc::new(MovableClock::default()), Arc::new(MovableClock::default()));
+        let by = DAY * 30;
+        if days > 0 {
+            wrong_clock.advance(by)
+        } else {
+            wrong_clock.step_back(by)
+        }
+        let store = Arc::new(FaultyStore::new(Arc::new(InMemory::new())).with_clock(clock.clone()));
+        let host = |clock: &Arc<MovableClock>| {
+            let options = RemoteOptions { clock: clock.clone(), ..RemoteOptions::default() };
+            Remote::new(store.clone(), path("pre/fix"), options).unwrap()
+        };
+        let files = Files::new();
+        let mut taken = Vec::new();
+        for (number, is_wrong) in [false, false, true, true, false].into_iter().enumerate() {
+            let remote = host(if is_wrong { &wrong_clock } else { &clock });
+            let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
+            taken.push(publish(&lease, &files, number.to_string()).await);
+            assert_eq!(lease.collect(DAY * 7).await.unwrap().snapshots, 0);
+            clock.advance(DAY);
+            wrong_clock.advance(DAY);
+        }
+        let remote = host(&clock);
+        assert_eq!(remote.history(&key()).await.unwrap(), taken);
+        for pair in taken.windows(2) {
+            let apart = pair[1].taken_at - pair[0].taken_at;
+            assert!((DAY.as_millis() as u64).abs_diff(apart) < 10_000, "{apart}");
+        }
+        for point in [RestorePoint::At(taken[1].taken_at), RestorePoint::Generation(taken[1].generation)] {
+            let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
+            lease.restore(point).await.unwrap();
+            assert_eq!(current(&remote).await, b"1");
+        }
+        let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
+        let none = lease.restore(RestorePoint::Generation(u64::MAX)).await;
+        assert!(matches!(none, Err(TenantError::NoGeneration { .. })), "{none:?}");
+    }
 }
 
 /// Of a long history, the head names few snapshots. The others go after an hour, although snapshots are kept for a week.
@@ -294,7 +336,7 @@ async fn run(steps: Vec<Step>, seed: u64) {
             Step::Restore(part) => {
                 let moment = start + (clock.unix_millis() - start) * u64::from(part) / 255;
                 // It ends the lease, where it is done.
-                drop(lease.restore_at(moment).await);
+                drop(lease.restore(RestorePoint::At(moment)).await);
                 if let Ok(next) = acquire().await {
                     lease = next;
                 }

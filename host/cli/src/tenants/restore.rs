@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use larder_host::larder_tenants::Restored;
+use larder_host::larder_tenants::{RestorePoint, Restored};
 use larder_host::{TenantError, TenantKey};
 
 use crate::output::{OutputError, complain, heard, output};
@@ -23,16 +23,36 @@ pub(super) struct Restore {
     /// The tenant
     #[arg(value_parser = parse_key)]
     key: TenantKey,
-    /// When: the newest snapshot of this moment or before; 2026-01-31T12:00:00Z, or milliseconds since 1970
+    #[command(flatten)]
+    point: Point,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Point {
+    /// When: the newest snapshot of this moment or before, by the clock of the object storage; 2026-01-31T12:00:00Z, or
+    /// milliseconds since 1970
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    at: u64,
+    at: Option<u64>,
+    /// Which: the snapshot of this generation, as `larder tenants show` prints it
+    #[arg(long, value_name = "NUMBER")]
+    generation: Option<u64>,
+}
+
+impl Point {
+    fn restore_point(&self) -> RestorePoint {
+        match (self.generation, self.at) {
+            (Some(generation), _) => RestorePoint::Generation(generation),
+            (None, at) => RestorePoint::At(at.unwrap_or(u64::MAX)),
+        }
+    }
 }
 
 impl Restore {
     pub(super) async fn execute(self) -> Result<ExitCode> {
         head_of(&self.host.place.remote()?, &self.key).await?;
         let host = self.host.options()?.open().await?;
-        let restoring = host.tenants.restore_at(&self.key, self.at);
+        let restoring = host.tenants.restore(&self.key, self.point.restore_point());
         let restoring = async { restoring.await.map_err(|error| self.explain(error)) };
         let outcome = waiting(format!("restoring {}", self.key), until_ended(restoring)).await;
         let unwritten = host.close().await;
@@ -60,19 +80,22 @@ impl Restore {
         writeln!(output, "{} is now as it was at {taken_at}, {size}", self.key)?;
         writeln!(
             output,
-            "to undo this: larder tenants restore {} --at {} --store …",
-            self.key,
-            time(before.taken_at)
+            "to undo this: larder tenants restore {} --generation {} --store …",
+            self.key, before.generation
         )
     }
 
     fn explain(&self, error: TenantError) -> anyhow::Error {
         match error {
-            TenantError::NoSnapshot { oldest: Some(oldest), .. } => anyhow!(
+            TenantError::NoSnapshot { at, oldest: Some(oldest), .. } => anyhow!(
                 "{} has no snapshot of {} or before; the oldest is of {}",
                 self.key,
-                time(self.at),
+                time(at),
                 time(oldest)
+            ),
+            TenantError::NoGeneration { generation, .. } => anyhow!(
+                "{} has no snapshot of generation {generation}; `larder tenants show` prints those there are",
+                self.key
             ),
             TenantError::NoSnapshot { oldest: None, .. } => anyhow!("{} has no snapshots yet", self.key),
             error => anyhow!(error).context(format!("{} was not restored", self.key)),

@@ -69,10 +69,17 @@ impl Show {
             return Ok(text);
         }
         writeln!(text, "snapshots, the current one last:")?;
-        for snapshot in head.snapshots() {
+        let snapshots: Vec<_> = head.snapshots().collect();
+        for (number, snapshot) in (1..).zip(&snapshots) {
             let (size, stored) = (bytes(snapshot.bytes), bytes(snapshot.compressed_bytes));
             let (taken_at, sha256) = (time(snapshot.taken_at), &snapshot.sha256);
-            writeln!(text, "  {taken_at}  {size}, {stored} compressed  {sha256}")?;
+            let is_ahead = snapshots.iter().skip(number).any(|later| later.taken_at < snapshot.taken_at);
+            let note = if is_ahead { "  (a clock was ahead)" } else { "" };
+            let generation = snapshot.generation;
+            writeln!(
+                text,
+                "  {taken_at}  generation {generation}  {size}, {stored} compressed  {sha256}{note}"
+            )?;
         }
         Ok(text)
     }

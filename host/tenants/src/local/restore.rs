@@ -11,7 +11,7 @@ use crate::head::{Head, SnapshotRef};
 use crate::key::TenantKey;
 use crate::local::resident::{Resident, keep};
 use crate::local::tenants::{Surroundings, Tenants, give_up, to_its_end};
-use crate::restore::newest_at;
+use crate::restore::{Log, RestorePoint};
 
 /// What [`Tenants::restore_at`] did.
 #[derive(Clone, Debug)]
@@ -26,7 +26,16 @@ pub struct Restored {
 }
 
 impl Tenants {
-    /// Goes back to the newest snapshot that was taken at `moment` or before, in milliseconds since 1970.
+    /// Goes back to the newest snapshot that was taken at `moment` or before, in milliseconds since 1970 by the clock of the object
+    /// storage; see [`Tenants::restore`].
+    ///
+    /// # Errors
+    /// As [`Tenants::restore`].
+    pub async fn restore_at(&self, key: &TenantKey, moment: UnixMillis) -> Result<Restored> {
+        self.restore(key, RestorePoint::At(moment)).await
+    }
+
+    /// Goes back to a snapshot.
     ///
     /// What there is of the tenant becomes a snapshot first: what an earlier process of this cache folder left, and what
     /// is in the log only. What can't be kept, as another host had the tenant since, is in quarantine then. After that
@@ -37,10 +46,10 @@ impl Tenants {
     /// [`Restored::damage`] says why. A snapshot that is itself damaged is never made the current one.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::InUse`] where somebody on this host has the tenant, what
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::InUse`] where somebody on this host has the tenant, what
     /// [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then. After
     /// [`TenantError::Unavailable`] it may be done all the same.
-    pub async fn restore_at(&self, key: &TenantKey, moment: UnixMillis) -> Result<Restored> {
+    pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
         let slot = self.inner.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
         self.inner.check_open()?;
@@ -51,20 +60,20 @@ impl Tenants {
         to_its_end(async move {
             let resident = match inner.open_in(&slot, &mut state).await {
                 Err(damage @ TenantError::Corrupt { .. }) => {
-                    let restored = restore_past_damage(&inner.around, &slot.key, moment, damage).await;
+                    let restored = restore_past_damage(&inner.around, &slot.key, point, damage).await;
                     drop(state);
                     inner.forget(slot);
                     return restored;
                 }
                 opened => opened?,
             };
-            let prepared = resident.prepare_restore(moment).await;
+            let prepared = resident.prepare_restore(point).await;
             if prepared.is_err() && !resident.is_usable() {
                 give_up(&mut state).await?;
             }
             let (restored, shut) = prepared?;
             *state = None;
-            let outcome = resident.restore_at(moment).await;
+            let outcome = resident.restore(&restored.found).await;
             drop((shut, state));
             inner.forget(slot);
             outcome.map(|()| restored)
@@ -75,18 +84,18 @@ impl Tenants {
 
 impl Resident {
     /// Lets nobody in any more, and makes a snapshot of all there is: so going back can be undone.
-    async fn prepare_restore(&self, moment: UnixMillis) -> Result<(Restored, OwnedRwLockWriteGuard<()>)> {
-        let found = restorable(&self.engine.lease().head(), &self.key, moment)?.found;
+    async fn prepare_restore(&self, point: RestorePoint) -> Result<(Restored, OwnedRwLockWriteGuard<()>)> {
+        let found = point.find(&self.engine.lease().head())?;
         check_whole(&self.around, &self.key, &found).await?;
         let shut = self.shut().await?;
         self.checkpoint_with_log().await?;
-        Ok((restorable(&self.engine.lease().head(), &self.key, moment)?, shut))
+        Ok((restorable(&self.engine.lease().head(), point)?, shut))
     }
 
     /// Ends it, and goes back.
-    async fn restore_at(&self, moment: UnixMillis) -> Result<()> {
+    async fn restore(&self, found: &SnapshotRef) -> Result<()> {
         self.finish().await;
-        let outcome = self.engine.lease().restore_at(moment).await;
+        let outcome = self.engine.lease().restore(RestorePoint::Generation(found.generation)).await;
         if outcome.is_err() {
             self.release().await;
         }
@@ -97,10 +106,9 @@ impl Resident {
     }
 }
 
-fn restorable(head: &Head, key: &TenantKey, moment: UnixMillis) -> Result<Restored> {
-    let oldest = head.snapshots().next().map(|snapshot| snapshot.taken_at);
-    let none = || TenantError::NoSnapshot { key: key.to_string(), at: moment, oldest };
-    let found = newest_at(head, moment).cloned().ok_or_else(none)?;
+fn restorable(head: &Head, point: RestorePoint) -> Result<Restored> {
+    let found = point.find(head)?;
+    let none = || TenantError::corrupt(head.tenant(), "the head has a history and no snapshot");
     let before = head.snapshot.clone().ok_or_else(none)?;
     Ok(Restored { before, found, damage: None })
 }
@@ -109,16 +117,17 @@ fn restorable(head: &Head, key: &TenantKey, moment: UnixMillis) -> Result<Restor
 async fn restore_past_damage(
     around: &Arc<Surroundings>,
     key: &TenantKey,
-    moment: UnixMillis,
+    point: RestorePoint,
     damage: TenantError,
 ) -> Result<Restored> {
     let lease = around.remote.acquire(key, around.cache.holder(), around.options.lease_wait).await?;
     // A large snapshot takes longer than a lease.
     let keeping = tokio::spawn(keep(lease.clone()));
     let outcome = async {
-        let restored = restorable(&lease.head(), key, moment)?;
+        let restored = restorable(&lease.head(), point)?;
         check_whole(around, key, &restored.found).await?;
-        lease.restore_past_damage(moment).await?;
+        let generation = restored.found.generation;
+        lease.restore_with(RestorePoint::Generation(generation), Log::Damaged).await?;
         Ok(Restored { damage: Some(damage), ..restored })
     };
     let outcome = outcome.await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::clock::MovableClock;
+use larder_tenants::faults::FaultyStore;
 use larder_tenants::{Holder, Lease, Remote, RemoteOptions, SnapshotRef, TenantKey};
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
@@ -33,7 +34,7 @@ pub(crate) fn path(text: &str) -> ObjectPath {
     ObjectPath::parse(text).unwrap()
 }
 
-/// A host, with a clock that can be moved.
+/// A host, and an object storage whose clock can be moved.
 pub(crate) fn remote_with_clock(store: Arc<dyn ObjectStore>) -> (Remote, Arc<MovableClock>) {
     let clock = Arc::new(MovableClock::default());
     let options = RemoteOptions {
@@ -42,6 +43,7 @@ pub(crate) fn remote_with_clock(store: Arc<dyn ObjectStore>) -> (Remote, Arc<Mov
         clock: clock.clone(),
         ..RemoteOptions::default()
     };
+    let store = Arc::new(FaultyStore::new(store).with_clock(clock.clone()));
     (Remote::new(store, path("pre/fix"), options).unwrap(), clock)
 }
 
