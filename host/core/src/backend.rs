@@ -341,14 +341,15 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes one change of one record.
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()>;
 
-    /// Returns once every commit that this process has seen survives what an acknowledged commit survives.
+    /// Returns once the record is at this version, and that survives what an acknowledged commit survives.
+    /// [`Version::ABSENT`] means that it is not there.
     ///
-    /// To find what was written is not enough: a server may show a commit that its standby does not have, and whose outcome it
-    /// left open.
+    /// To load it is not enough: a server may show a commit that its standby does not have, and whose outcome it left open.
     ///
     /// # Errors
-    /// Any error leaves open whether they do.
-    async fn confirm(&self) -> Result<()> {
+    /// Any error leaves open whether it does.
+    async fn confirm_record(&self, key: &RecordKey, version: Version) -> Result<()> {
+        let _ = (key, version);
         Ok(())
     }
 

@@ -48,9 +48,6 @@ const IDLE_LONG: Duration = Duration::from_millis(100);
 /// transactions in turn.
 const WAIT_LONG: Duration = Duration::from_millis(50);
 
-/// Wait for a connection from which on an event reports it.
-const WAIT_TOLD: Duration = Duration::from_secs(1);
-
 /// Wait for a connection before the next search for a snapshot that can give up its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 
@@ -64,6 +61,9 @@ const RECLAIM_PAUSE_MAX: Duration = Duration::from_secs(1);
 const RECLAIMED_PAUSE: Duration = Duration::from_millis(100);
 
 impl OpenSnapshots {
+    /// Wait for a connection from which on an event reports it.
+    pub const WAIT_TOLD: Duration = Duration::from_secs(1);
+
     pub(crate) fn new(store: &Arc<Inner>) -> Self {
         Self(vec![Arc::downgrade(store)])
     }
@@ -168,7 +168,7 @@ impl OpenSnapshots {
 
     /// Reports to each store that a call waited for a connection, if it waited for long.
     pub fn tell_waited(&self, waited: Duration) {
-        if waited < WAIT_TOLD {
+        if waited < Self::WAIT_TOLD {
             return;
         }
         for store in self.0.iter().filter_map(Weak::upgrade) {

@@ -37,6 +37,7 @@ pub(crate) async fn make(
         }
         return Ok(Committed::default());
     }
+    connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
         let turn = held.large_turn(&commit).await?;

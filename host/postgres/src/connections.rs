@@ -263,6 +263,11 @@ struct Wait<'a> {
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        self.connections.lock_snapshots().tell_waited(self.since.elapsed());
+        let waited = self.since.elapsed();
+        if waited >= OpenSnapshots::WAIT_TOLD {
+            // A sink may open a store.
+            let snapshots = self.connections.lock_snapshots().clone();
+            snapshots.tell_waited(waited);
+        }
     }
 }

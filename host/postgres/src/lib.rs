@@ -115,7 +115,7 @@ mod versions;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
+use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
@@ -212,8 +212,8 @@ impl Backend for Postgres {
         records::write(&self.connections, write).await
     }
 
-    async fn confirm(&self) -> Result<()> {
-        records::confirm(&self.connections).await
+    async fn confirm_record(&self, key: &RecordKey, version: Version) -> Result<()> {
+        records::confirm(&self.connections, key.clone(), version).await
     }
 
     async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {

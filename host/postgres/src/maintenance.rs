@@ -15,9 +15,10 @@ use crate::opening;
 use crate::param::Params;
 use crate::rows::{column, unsigned};
 use crate::session::Session;
+use crate::versions;
 
 /// How long a statement may take. The server ends it later, in case that this process is stopped.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+const STATEMENT_MAX: Duration = Duration::from_secs(30);
 
 /// The same for a statement that reads every row.
 const COUNT_MAX: Duration = Duration::from_secs(540);
@@ -93,6 +94,10 @@ pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> 
     let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
     let rows =
         transaction(connections, opening::SHORT, &connections.queries().sweep, &[&moved, &max_rows]).await?;
+    // Behind a pooler, the server may be replaced without a new connection.
+    let mut session = connections.session(&Share::host()).await?;
+    let followed = answered(&mut session, STATEMENT_MAX, versions::follow_clock).await;
+    followed.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))?;
     let row = one(&rows)?;
     Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }
@@ -139,7 +144,7 @@ pub(crate) async fn transaction_of(
 
 /// Gives up if the server does not answer.
 async fn finished(session: &mut Session, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
-    let max = if begin == opening::COUNT { COUNT_MAX } else { ANSWER_MAX };
+    let max = if begin == opening::COUNT { COUNT_MAX } else { STATEMENT_MAX };
     let rows = answered(session, max, async |session| session.finish_one(begin, (sql, params)).await).await;
     rows.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))
 }

@@ -72,8 +72,13 @@ pub(crate) fn commit(locks: &NamespaceLocks, schema: &str, row_wait_millis: u32)
 }
 
 /// Begins a transaction that moves the sequence of versions, and excludes others that do so. `schema` is quoted.
+///
+/// It waits neither for a lock nor for a standby. A commit that draws a version later stands behind it in the log.
 pub(crate) fn follow(schema: &str) -> String {
-    let lock = format!("; LOCK TABLE {schema}.{}0 IN SHARE UPDATE EXCLUSIVE MODE", namespace_lock::TABLE);
+    let lock = format!(
+        "; SET LOCAL synchronous_commit = off; LOCK TABLE {schema}.{}0 IN SHARE UPDATE EXCLUSIVE MODE NOWAIT",
+        namespace_lock::TABLE
+    );
     [SHORT, &lock].concat()
 }
 

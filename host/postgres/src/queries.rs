@@ -11,7 +11,7 @@ use crate::first_read::{CHECK, GET};
 use crate::maintenance::{COUNT, SWEEP};
 use crate::moment::Read;
 use crate::namespace_lock;
-use crate::records::{DELETE, DUE, INSERT, LIST, LOAD, UPDATE};
+use crate::records::{DELETE, DUE, INSERT, LIST, LOAD, TOUCH, UPDATE};
 use crate::search_path::{literal, quoted};
 use crate::snapshot::{
     GET_MANY, GET_MANY_COUNTED, NEXT_NAMESPACE, SCAN, SCAN_REVERSE, SCAN_REVERSE_TO, SCAN_TO,
@@ -95,6 +95,7 @@ queries! {
         insert_record: String = INSERT,
         update_record: String = UPDATE,
         delete_record: String = DELETE,
+        touch_record: String = TOUCH,
         list_records: String = LIST,
         due_records: String = DUE,
     }
@@ -145,6 +146,7 @@ mod tests {
             &queries.insert_record,
             &queries.update_record,
             &queries.delete_record,
+            &queries.touch_record,
             &queries.list_records,
             &queries.due_records,
         ];

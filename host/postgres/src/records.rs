@@ -7,7 +7,7 @@ use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::to_its_end::ToItsEnd;
-use larder_core::{Error, Result, Share};
+use larder_core::{Error, Result};
 use tokio_postgres::Row;
 
 use crate::commit::in_time;
@@ -65,9 +65,11 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
 
 pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite>) -> Result<()> {
     connections.check_open()?;
+    connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
         let mut session = held.session(&write.key.share()).await?;
+        // Others may have been abandoned meanwhile.
         held.abandoned().check()?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
@@ -80,29 +82,49 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// Makes a commit that leaves nothing behind. The server acknowledges it after those that it stands behind in the log.
-///
-/// No identity has these bytes, as they are not UTF-8.
-pub(crate) async fn confirm(connections: &Arc<Connections>) -> Result<()> {
+pub(crate) const TOUCH: &str = "
+    UPDATE {schema}.larder_memory_state SET version = version
+    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
+    RETURNING version";
+
+/// Makes a commit that finds the record at this version, and changes nothing. The server acknowledges it after the commit that it
+/// found, which a standby has then too. Another server may not find it.
+pub(crate) async fn confirm(connections: &Arc<Connections>, key: RecordKey, version: Version) -> Result<()> {
     connections.check_open()?;
     let held = connections.clone();
     let work = async move {
-        let mut session = held.session(&Share::host()).await?;
-        held.abandoned().check()?;
-        let (queries, tenant) =
-            (session.queries(), [&[0xff][..], &fastrand::u128(..).to_be_bytes()].concat());
-        let (tenant, empty, version): (_, &[u8], _) = (tenant.as_slice(), &[], 1_i64);
-        let key: [&dyn Param; 6] = [&tenant, &empty, &empty, &empty, &"", &version];
-        let row: [&dyn Param; 11] =
-            [&tenant, &empty, &empty, &empty, &"", &"", &empty, &version, &None::<i64>, &0_i64, &0_i64];
-        let calls: [Call<'_>; 2] = [(&queries.insert_record, &row), (&queries.delete_record, &key)];
-        in_time(&mut session, async |session| {
-            let outcome = session.run(Some(opening::SHORT), &calls, End::Commit).await;
-            outcome.map(drop).map_err(|stopped| stopped.failure)
-        })
-        .await
+        let mut session = held.session(&key.share()).await?;
+        match confirm_in(&mut session, &key, version).await {
+            Err(failure) if failure.is_lost_before() => {
+                held.renew(&mut session).await?;
+                confirm_in(&mut session, &key, version).await
+            }
+            outcome => outcome,
+        }
     };
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
+}
+
+async fn confirm_in(session: &mut Session, key: &RecordKey, version: Version) -> error::Result<()> {
+    let queries = session.queries();
+    let [tenant, user, of, run] = parts(&key.identity);
+    let (at, any, zero) = (saturating(version.0), 1_i64, 0_i64);
+    let empty: &[u8] = &[];
+    let touched: [&dyn Param; 6] = [&tenant, &user, &of, &run, &key.kind, &at];
+    let inserted: [&dyn Param; 11] =
+        [&tenant, &user, &of, &run, &key.kind, &"", &empty, &any, &None::<i64>, &zero, &zero];
+    let deleted: [&dyn Param; 6] = [&tenant, &user, &of, &run, &key.kind, &any];
+    // A record that is absent has no row to find, so one is there for a moment.
+    let calls: Vec<Call<'_>> = match version {
+        Version::ABSENT => vec![(&queries.insert_record, &inserted), (&queries.delete_record, &deleted)],
+        _ => vec![(&queries.touch_record, &touched)],
+    };
+    let found = in_time(session, async |session| {
+        let outcome = session.run(Some(opening::SHORT), &calls, End::Commit).await;
+        outcome.map_err(|stopped| stopped.failure)
+    });
+    let is_found = found.await?.first().is_some_and(|rows| !rows.is_empty());
+    if is_found { Ok(()) } else { Err(Error::Conflict.into()) }
 }
 
 pub(crate) async fn list(

@@ -3,8 +3,8 @@
 //! A database can lack the state of its sequence: logical replication does not copy it, and a
 //! restore may leave it out. The sequence would then return versions that rows have or had.
 //!
-//! - The sequence follows the server's clock, in microseconds since 1970: each new connection moves it up if it is behind. So
-//!   a sequence that begins anew continues after all versions that were drawn before, also those of rows that were deleted.
+//! - The sequence follows the server's clock, in microseconds since 1970: each new connection, and each sweep, moves it up if it
+//!   is behind. So a sequence that begins anew continues after all versions that were drawn before, also those of rows that were deleted.
 //!   This presumes that the clocks of the two servers agree, and that nobody commits a million times a second.
 //! - It does not depend on clocks that no stored row gets a smaller version. If a commit finds that a row is newer than the
 //!   version that it drew, larder moves the sequence past all rows.
@@ -15,9 +15,10 @@ use crate::opening;
 use crate::rows::column;
 use crate::session::Session;
 
-/// Moves the sequence past the newest row.
+/// Moves the sequence past the newest row, and up to the clock.
 pub(crate) const ADVANCE: &str = "
-    SELECT setval({sequence}, greatest(sequence.last_value, newest.version))
+    SELECT setval({sequence}, greatest(
+        sequence.last_value, newest.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))
     FROM (SELECT last_value FROM {schema}.larder_commit_sequence) AS sequence
     CROSS JOIN (SELECT coalesce(max(version), 1) AS version FROM {schema}.larder_entries) AS newest";
 
@@ -53,6 +54,8 @@ pub(crate) async fn advance(session: &mut Session) -> Result<()> {
 /// Commits go on: what they draw meanwhile is far behind the clock.
 pub(crate) async fn follow_clock(session: &mut Session) -> Result<()> {
     match follow(session).await {
+        // Another session does it at the moment, or a commit excludes others. A later connection tries again.
+        Err(failure) if failure.is_lock_not_available() => Ok(()),
         // A role may lack the privilege. The store works without this.
         Err(failure) if failure.is_refusal() => {
             tracing::warn!(%failure, "could not move the sequence of versions up to the clock");

@@ -253,7 +253,7 @@ async fn change_stored<D: Decide>(
         let current = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
         if let Some(made) = unknown.iter().position(|unknown| unknown.version == current) {
             let made = unknown.swap_remove(made);
-            if inner.store.backend().confirm().await.is_err() {
+            if inner.store.backend().confirm_record(key, current).await.is_err() {
                 return Err(made.error);
             }
             inner.emit(&key.identity, made.effects);
