@@ -372,7 +372,7 @@ impl Sqlite {
         let reader = self.readers.take(share, Instant::now() + connection::BUSY_TIMEOUT).await?;
         let found = reader.read(work)?;
         drop(reader);
-        self.writer.kept().await?;
+        self.writer.kept_until(Instant::now() + connection::BUSY_TIMEOUT).await?;
         Ok(found)
     }
 
@@ -381,6 +381,11 @@ impl Sqlite {
     fn check_readable(&self) -> Result<()> {
         self.check_open()?;
         self.writer.journal_failure().map_or(Ok(()), Err)
+    }
+
+    /// Whether the database refuses reads and commits until it is opened again, as its journal lacks a commit that it may hold.
+    pub fn has_failed(&self) -> bool {
+        self.writer.journal_failure().is_some()
     }
 
     fn check_open(&self) -> Result<()> {

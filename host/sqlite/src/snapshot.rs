@@ -97,8 +97,9 @@ impl SqliteSnapshot {
                 return Ok(());
             }
             if !self.is_seen {
+                self.writer.kept_until(self.deadline).await?;
                 (self.base, self.seen, self.now) = (Base::Reader(reader), seen, now);
-                return self.writer.kept_until(self.deadline).await;
+                return Ok(());
             }
             // Where another process committed, nobody has kept a connection.
             if !epoch.is_pinned() {

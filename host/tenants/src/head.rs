@@ -88,8 +88,14 @@ impl SnapshotRef {
 
     /// The number that no other upload has.
     pub(crate) fn upload(&self) -> Option<WriteId> {
-        let rest = self.name.strip_prefix(&self.sha256)?.strip_prefix('-')?;
-        WriteId::parse(rest.strip_suffix(".zst")?)
+        let (sha256, upload) = Self::upload_of(&self.name)?;
+        (sha256 == self.sha256).then_some(upload)
+    }
+
+    /// The hash and the number in the name of an object.
+    pub(crate) fn upload_of(name: &str) -> Option<(&str, WriteId)> {
+        let (sha256, upload) = name.strip_suffix(".zst")?.split_once('-')?;
+        Some((sha256, WriteId::parse(upload)?))
     }
 
     /// What is wrong with it, if anything. A name leads to no other object than a snapshot of this hash.

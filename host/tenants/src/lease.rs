@@ -1,6 +1,5 @@
 //! One writer a tenant.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,23 +71,11 @@ struct State {
     /// The head as it was last known, and its version.
     head: Head,
     version: UpdateVersion,
-    /// The last heads that were sent, of which any may yet turn out to be the stored one.
-    sent: VecDeque<WriteId>,
+    /// Heads that were sent since the last one that is known to be stored, and that one: any of them may be stored by now.
+    sent: Vec<WriteId>,
     /// When the lease ends, counted from before the last swap was sent.
     deadline: Instant,
     end: Option<TenantError>,
-}
-
-/// Heads that were sent and are remembered.
-const SENT_MAX: usize = 64;
-
-impl State {
-    fn note_sent(&mut self, id: WriteId) {
-        if self.sent.len() >= SENT_MAX {
-            self.sent.pop_front();
-        }
-        self.sent.push_back(id);
-    }
 }
 
 /// Races for a free lease that are lost before it is given up.
@@ -181,7 +168,8 @@ impl Remote {
         Ok(match written {
             Written::Done(version) => {
                 let deadline = sent + self.options().lease_ttl;
-                let state = State { head, version, sent: VecDeque::new(), deadline, end: None };
+                let sent = vec![head.write_id];
+                let state = State { head, version, sent, deadline, end: None };
                 Attempt::Acquired(Lease::new(self.clone(), key.clone(), holder.clone(), epoch, state))
             }
             Written::Lost(_) => Attempt::Raced,
@@ -320,7 +308,7 @@ impl Lease {
             let objects = self.remote().objects();
             // Others count from when they see the write, which is later.
             let sent = Instant::now();
-            self.state().note_sent(head.write_id);
+            self.state().sent.push(head.write_id);
             if head.lease.is_none() {
                 // Once this is sent another may take the lease at any time, whether or not the answer comes.
                 self.state().deadline = sent;
@@ -330,9 +318,8 @@ impl Lease {
                     let released = || TenantError::Closed { key: self.key().to_string() };
                     let end = head.lease.is_none().then(released);
                     let deadline = sent + self.remote().options().lease_ttl;
-                    let mut state = self.state();
-                    let sent = std::mem::take(&mut state.sent);
-                    *state = State { head: head.clone(), version, sent, deadline, end };
+                    let sent = vec![head.write_id];
+                    *self.state() = State { head: head.clone(), version, sent, deadline, end };
                     return Ok(head);
                 }
                 Written::Lost(found) => self.adopt(found)?,

@@ -12,6 +12,7 @@ use crate::error::{Result, TenantError};
 use crate::head::{Head, MAX_HEAD_BYTES, SnapshotRef};
 use crate::key::TenantKey;
 use crate::objects::{CallLimits, Found, Objects};
+use crate::segments::position_of;
 use crate::watch::Watches;
 use crate::{probe, snapshot_transfer};
 
@@ -115,6 +116,15 @@ struct Inner {
 
 const HEAD_NAME: &str = "head.json";
 
+/// Objects of a tenant without a head that are looked at.
+const OBJECTS_LOOKED_AT: usize = 1_000;
+
+/// Whether larder made an object for a tenant: a snapshot or a segment.
+fn is_of_tenant(path: &ObjectPath) -> bool {
+    let is_snapshot = || path.filename().is_some_and(|name| SnapshotRef::upload_of(name).is_some());
+    position_of(path).is_some() || is_snapshot()
+}
+
 const LOST_HEAD: &str = "its head.json is missing, and other objects of it are there; `larder tenants repair` makes it anew of them";
 
 impl Remote {
@@ -175,7 +185,8 @@ impl Remote {
         if let Some(found) = self.find_head(key).await? {
             return Ok(Some((Head::parse(key, &found.bytes)?, found)));
         }
-        if self.objects().list(&self.tenant_path(key), None, 1).await?.is_empty() {
+        let found = self.objects().list(&self.tenant_path(key), None, OBJECTS_LOOKED_AT).await?;
+        if !found.iter().any(|meta| is_of_tenant(&meta.location)) {
             return Ok(None);
         }
         match self.find_head(key).await? {

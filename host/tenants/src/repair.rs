@@ -19,7 +19,8 @@ use crate::snapshots::SNAPSHOTS;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Repair {
-    /// The head that would be written. Its snapshots are all that are whole, by the time of the object storage.
+    /// The head that would be written. Its snapshots are all that are whole, in the order of their last commits. So a restore
+    /// that nothing followed is undone.
     pub head: Head,
     /// Snapshots that are damaged, and why. The repair leaves them where they are.
     pub damaged: Vec<(String, TenantError)>,
@@ -54,6 +55,8 @@ impl Remote {
                 Err(error) => return Err(error),
             }
         }
+        // Positions grow from lease to lease. A host that lost its lease may have completed an upload late.
+        whole.sort_by_key(|(_, version)| *version);
         let positions = self.segment_positions(key).await?;
         let mut head = Head::new(key);
         let mut epoch = 0;

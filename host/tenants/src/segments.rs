@@ -199,6 +199,9 @@ impl Lease {
     /// not cover can't be replayed then, so the head has to go on to another snapshot.
     pub(crate) async fn seal_damaged(&self) -> Result<u64> {
         let mut log = self.log().await;
+        if !self.head().has_log {
+            return Ok(self.head().covers());
+        }
         let last = self.positions().await?.last().copied();
         let mut position = self.after(last.unwrap_or_else(|| self.head().covers()))?;
         loop {

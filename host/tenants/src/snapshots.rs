@@ -131,13 +131,14 @@ impl Lease {
         let before = now.saturating_sub(millis(keep_for));
         // The head lets go of them first, so that it never names what is gone. And once this swap is done, an earlier one
         // that seemed to have failed can't be done any more: what this head doesn't name is never named again.
+        let earlier = self.head();
         let head = self.change(|head| {
             head.forget_before(before);
             Ok(())
         });
         let head = head.await?;
         let before = now.saturating_sub(millis(keep_for.min(LEAST_AGE.max(least * 4))));
-        let (snapshots, more_snapshots) = self.unnamed_snapshots(&head, before).await?;
+        let (snapshots, more_snapshots) = self.unnamed_snapshots([&earlier, &head], before).await?;
         let (segments, more_segments) = self.covered_segments(&head, before).await?;
         Ok(Collected {
             snapshots: self.delete_all(snapshots).await?,
@@ -146,9 +147,14 @@ impl Lease {
         })
     }
 
-    async fn unnamed_snapshots(&self, head: &Head, before: UnixMillis) -> Result<(Vec<ObjectPath>, bool)> {
-        let named: BTreeSet<_> =
-            head.snapshots().map(|snapshot| self.snapshot_path(&snapshot.name)).collect();
+    /// Those that neither head names: what the head has just let go of may be on its way to another host, and goes next time.
+    async fn unnamed_snapshots(
+        &self,
+        heads: [&Head; 2],
+        before: UnixMillis,
+    ) -> Result<(Vec<ObjectPath>, bool)> {
+        let named = heads.into_iter().flat_map(Head::snapshots);
+        let named: BTreeSet<_> = named.map(|snapshot| self.snapshot_path(&snapshot.name)).collect();
         self.find(SNAPSHOTS, |meta| is_older(meta, before) && !named.contains(&meta.location)).await
     }
 
@@ -183,7 +189,12 @@ impl Lease {
                 return Ok((wanted, false));
             }
             self.check()?;
-            after = found.into_iter().map(|meta| meta.location).max();
+            let last = found.into_iter().map(|meta| meta.location).max();
+            if last <= after {
+                // A server that does not begin there gives the same again.
+                return Ok((wanted, true));
+            }
+            after = last;
         }
     }
 

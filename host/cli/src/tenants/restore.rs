@@ -61,9 +61,8 @@ impl Restore {
         }
         let restored = signals::closed(outcome)?;
         if let Some(damage) = &restored.damage {
-            let lost = time(restored.before.taken_at);
             complain(format_args!(
-                "what was committed after {lost} is lost, as the newest state is damaged: {damage}"
+                "the newest state is damaged, and what no other snapshot has of it is lost: {damage}"
             ));
         }
         let printed = self.print(&restored);
@@ -71,13 +70,16 @@ impl Restore {
         Ok(if unwritten.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn print(&self, Restored { before, found, .. }: &Restored) -> Result<(), OutputError> {
+    fn print(&self, Restored { before, found, damage, .. }: &Restored) -> Result<(), OutputError> {
         let mut output = output();
         let (taken_at, size) = (time(found.taken_at), bytes(found.bytes));
         if before.name == found.name {
             return writeln!(output, "{} is as it was at {taken_at} already, {size}", self.key);
         }
         writeln!(output, "{} is now as it was at {taken_at}, {size}", self.key)?;
+        if damage.is_some() {
+            return Ok(());
+        }
         writeln!(
             output,
             "to undo this: larder tenants restore {} --generation {} --store …",

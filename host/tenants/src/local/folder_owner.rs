@@ -28,7 +28,7 @@ pub(crate) fn name(folder: &Path) -> io::Result<String> {
             let text = io::read_to_string(&file)?;
             let mut lines = text.lines();
             let (name, owner) = (lines.next().unwrap_or_default(), lines.next());
-            if Holder::new(name).is_ok() && owner == Some(&owner_of(&file)?) {
+            if Holder::new(name).is_ok() && owner.is_some() && owner == owner_of(&file)?.as_deref() {
                 return Ok(name.to_string());
             }
         }
@@ -45,7 +45,7 @@ pub(crate) fn name(folder: &Path) -> io::Result<String> {
 /// Gives a folder a name, for as long as it is this folder.
 pub(crate) fn write(folder: &Path, name: &str) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    let text = format!("{name}\n{}\n", owner_of(file.as_file())?);
+    let text = format!("{name}\n{}\n", owner_of(file.as_file())?.unwrap_or_default());
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     let path = folder.join(FILE);
@@ -53,12 +53,15 @@ pub(crate) fn write(folder: &Path, name: &str) -> io::Result<()> {
     sync_parent(&path)
 }
 
-/// The machine, its boot, and the place of the file there.
-fn owner_of(file: &File) -> io::Result<String> {
+/// The machine, its boot, and the place of the file there. None where the system does not tell boots apart: then each process has
+/// a name of its own.
+fn owner_of(file: &File) -> io::Result<Option<String>> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_string();
     let (machine, boot) = (read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id"));
     let metadata = file.metadata()?;
-    Ok(format!("machine {machine}, boot {boot}, device {}, inode {}", metadata.dev(), metadata.ino()))
+    let owner =
+        || format!("machine {machine}, boot {boot}, device {}, inode {}", metadata.dev(), metadata.ino());
+    Ok((!boot.is_empty()).then(owner))
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
             tracing::warn!(tenant = %key, found, sent = position, "the local database is older than its snapshot");
             cache.remove(key)?;
         }
-        (Ok(found), Some(_)) if found == position => cache.remove(key)?,
+        // A power cut may have taken commits away that were sent.
+        (Ok(found), Some(_)) if found <= position => cache.remove(key)?,
         (Ok(found), Some(reason)) => {
             quarantine(around, lease, reason, Some(position), Some(found))?;
         }
@@ -182,7 +183,7 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
 /// The least version under a lease. Each lease has 2^32 versions of its own, so none is given twice, whatever a host or a restore
 /// leaves behind. After 2^30 leases they follow on each other.
 fn min_version(epoch: u64) -> Version {
-    Version(epoch.min(1 << 30) << 32)
+    Version(epoch.min((1 << 30) - 1) << 32)
 }
 
 /// Up to which position object storage has the database, whether it holds more, and what is noted of that.

@@ -130,7 +130,12 @@ impl Resident {
 
     /// Whether it can be given to somebody.
     pub(crate) fn is_usable(&self) -> bool {
-        self.end.borrow().is_none() && !self.engine.lease().is_fenced()
+        self.end.borrow().is_none() && !self.engine.lease().is_fenced() && !self.has_failed()
+    }
+
+    /// Whether its database may hold what was not acknowledged.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.engine.database().has_failed()
     }
 
     /// Says that it can't stay open. The first reason counts.

@@ -21,7 +21,7 @@ pub struct Restored {
     pub before: SnapshotRef,
     /// The snapshot that the tenant went back to, as the history had it. It may be the same.
     pub found: SnapshotRef,
-    /// Why the state before could not be opened. What was committed after the snapshot `before` is lost then.
+    /// Why the state before could not be opened. Then `before` holds all there was only if it is whole itself.
     pub damage: Option<TenantError>,
 }
 

@@ -11,8 +11,8 @@ use crate::write_id::WriteId;
 
 const FORMAT: u64 = 1;
 
-/// Uploads that are remembered, for one of them may yet turn out to be the current snapshot.
-const UPLOADS_MAX: usize = 8;
+/// Uploads that are remembered, for one of them may yet turn out to be the current snapshot. They are retried once a minute.
+const UPLOADS_MAX: usize = 4_096;
 
 /// Where a local database came from, and how much of it object storage has. It is written before the file is there, before
 /// each checkpoint is published, and after it.
@@ -96,7 +96,7 @@ impl LocalState {
     pub(crate) fn uploading(&self, id: WriteId, position: u64) -> Self {
         let mut uploads = self.uploads.clone();
         if uploads.len() >= UPLOADS_MAX {
-            // The first one is that which the head names.
+            // The first one may be that which the head names.
             uploads.remove(1);
         }
         uploads.push(Upload { id, position });

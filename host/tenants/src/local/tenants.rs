@@ -24,6 +24,10 @@ use crate::remote::Remote;
 /// Tenants that are written back at once when all are closed.
 const CLOSED_AT_ONCE: usize = 16;
 
+/// Tenants that are recovered side by side, and how long those whose leases are held wait for another attempt.
+const RECOVERED_AT_ONCE: usize = 16;
+const RECOVER_AGAIN: Duration = Duration::from_secs(1);
+
 /// How often it is looked for somebody who can make room, where nobody could.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -411,7 +415,8 @@ pub(crate) async fn to_its_end<T: Send + 'static>(
 pub(crate) async fn give_up(state: &mut Option<Arc<Resident>>) -> Result<()> {
     let Some(resident) = state.take() else { return Ok(()) };
     let end = *resident.watch_end().borrow();
-    resident.give_up(end.unwrap_or(End::Fenced)).await
+    let is_failed = resident.has_failed();
+    resident.give_up(end.unwrap_or(if is_failed { End::Failed } else { End::Fenced })).await
 }
 
 /// Gives a tenant up as soon as it can't stay open, also where nobody asks for it any more.
@@ -486,23 +491,37 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
     }
 }
 
-/// Opens what a process left that was killed, one after the other: what was acknowledged and never sent is sent.
+/// Opens what a process left that was killed: what was acknowledged and never sent is sent.
 async fn recover(inner: Weak<Inner>) {
     let Some(left) = inner.upgrade().map(|inner| inner.around.cache.tenants()) else { return };
     let report = |inner: &Inner, key: String, error: TenantError| {
         let store = format!("tenant {key}");
         inner.around.events.emit(Event::BackgroundFailed { store, work: "recover", error: error.into() });
     };
-    let left = match (left, inner.upgrade()) {
-        (Ok(left), _) => left,
+    let (mut left, at_once) = match (left, inner.upgrade()) {
+        (Ok(left), Some(inner)) => (left, inner.around.options.capacity.min(RECOVERED_AT_ONCE)),
         (Err(error), Some(inner)) => return report(&inner, "of the cache folder".to_string(), error),
-        (Err(_), None) => return,
+        (_, None) => return,
     };
-    for key in left {
-        let Some(inner) = inner.upgrade() else { return };
-        match inner.recover(&key).await {
-            Ok(()) | Err(TenantError::ShutDown) => {}
-            Err(error) => report(&inner, key.to_string(), error),
+    while !left.is_empty() {
+        let recovered = futures_util::stream::iter(left).map(|key| {
+            let inner = inner.clone();
+            async move {
+                let inner = inner.upgrade()?;
+                match inner.recover(&key).await {
+                    Ok(()) | Err(TenantError::ShutDown) => None,
+                    // After a restart of the machine, the lease of this folder is waited for like that of another host.
+                    Err(TenantError::LeaseHeld { .. }) => Some(key),
+                    Err(error) => {
+                        report(&inner, key.to_string(), error);
+                        None
+                    }
+                }
+            }
+        });
+        left = recovered.buffer_unordered(at_once.max(1)).filter_map(std::future::ready).collect().await;
+        if !left.is_empty() {
+            tokio::time::sleep(RECOVER_AGAIN).await;
         }
     }
 }

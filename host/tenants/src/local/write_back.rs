@@ -56,6 +56,7 @@ impl Resident {
             database.settled().await.map_err(failed)?;
         }
         let (sent, upload) = (copy.position.0, WriteId::random());
+        lease.check()?;
         // Whoever finds this copy published has to know what it holds, whenever this process ends.
         *state = state.uploading(upload, sent);
         self.around.cache.write_state(&self.key, &state)?;
