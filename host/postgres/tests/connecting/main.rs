@@ -6,12 +6,13 @@ mod proxy;
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use certificates::{Authority, Files, Signed};
 use larder_core::error::Cause;
 use larder_core::schema::{Ledger, StepSet};
 use larder_core::{Driver, Error, Handle, HandleOptions, Limits, Mode, OpenTransactions, Store};
+use larder_postgres::tokio_postgres::error::SqlState;
 use larder_postgres::tokio_postgres::{self, Client, NoTls};
 use larder_postgres::{
     ConnectError, Environment, Postgres, PostgresDriver, PostgresMigrator, PostgresOptions,
@@ -137,11 +138,23 @@ fn main() {
 /// larder's own.
 const STEPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/postgres");
 
-/// A connection beside larder.
+/// A connection beside larder. A small server may still be full of those that a test has just closed.
 async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match tokio_postgres::connect(dsn, NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                return client;
+            }
+            Err(error)
+                if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 fn options(dsn: &str) -> PostgresOptions {
