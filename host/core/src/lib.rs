@@ -79,7 +79,7 @@ pub use memory::{
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };
 pub use migrations::{AppliedMigration, Migration, MigrationLedger, MigrationScope, NextMigration};
-pub use open_snapshots::OpenSnapshots;
+pub use open_snapshots::{ConnectionWait, OpenSnapshots};
 pub use rated_events::RatedEvents;
 pub use read_only::ReadOnly;
 pub use share::Share;

@@ -60,10 +60,10 @@ const RECLAIM_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The same wait after one was found. A server may have to roll back before the connection is free.
 const RECLAIMED_PAUSE: Duration = Duration::from_millis(100);
 
-impl OpenSnapshots {
-    /// Wait for a connection from which on an event reports it.
-    pub const WAIT_TOLD: Duration = Duration::from_secs(1);
+/// The shortest wait for a connection that an event reports.
+const WAIT_TOLD: Duration = Duration::from_secs(1);
 
+impl OpenSnapshots {
     pub(crate) fn new(store: &Arc<Inner>) -> Self {
         Self(vec![Arc::downgrade(store)])
     }
@@ -94,10 +94,9 @@ impl OpenSnapshots {
         if let Ok(permit) = timeout(Duration::ZERO, waiting.as_mut()).await {
             return permit;
         }
-        // Also if the caller gives up.
-        let wait = Wait { snapshots: self, since: Instant::now() };
+        let wait = ConnectionWait::new(|| self.clone());
         while Instant::now() < deadline {
-            let waited = wait.since.elapsed();
+            let waited = wait.elapsed();
             let pause = match self.reclaim_for(share, waited) {
                 true => RECLAIMED_PAUSE,
                 // Then it may reclaim more.
@@ -166,11 +165,7 @@ impl OpenSnapshots {
         }
     }
 
-    /// Reports to each store that a call waited for a connection, if it waited for long.
-    pub fn tell_waited(&self, waited: Duration) {
-        if waited < Self::WAIT_TOLD {
-            return;
-        }
+    fn tell_waited(&self, waited: Duration) {
         for store in self.0.iter().filter_map(Weak::upgrade) {
             let name = store.name().to_string();
             store.emit(Event::ConnectionAwaited { store: name, waited });
@@ -197,15 +192,32 @@ impl OpenSnapshots {
     }
 }
 
-/// A wait for a permit, which is reported when it is dropped.
-struct Wait<'a> {
-    snapshots: &'a OpenSnapshots,
+/// A wait for a connection. When it is dropped after a long wait, each store emits
+/// [`Event::ConnectionAwaited`].
+///
+/// `stores` is called only then, and no lock is held while the events are emitted.
+pub struct ConnectionWait<F: Fn() -> OpenSnapshots> {
     since: Instant,
+    stores: F,
 }
 
-impl Drop for Wait<'_> {
+impl<F: Fn() -> OpenSnapshots> ConnectionWait<F> {
+    /// Begins a wait for a connection of these stores.
+    pub fn new(stores: F) -> Self {
+        Self { since: Instant::now(), stores }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl<F: Fn() -> OpenSnapshots> Drop for ConnectionWait<F> {
     fn drop(&mut self) {
-        self.snapshots.tell_waited(self.since.elapsed());
+        let waited = self.elapsed();
+        if waited >= WAIT_TOLD {
+            (self.stores)().tell_waited(waited);
+        }
     }
 }
 

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::error::{Failure, Result};
 use crate::session::Session;
 use crate::silence::ANSWER_MAX;
 
-/// How often to find out whether a server is silent that is slow to answer.
+/// How often to find out whether a slow server is silent.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Waits for work in a session for up to `max`. `None` means that it did not end.
 ///
-/// If there is no answer after [`ANSWER_MAX`], this finds out whether the server is silent, and again from time to time. Otherwise the work would wait for a
-/// silent server until `max`.
+/// If there is no answer after [`ANSWER_MAX`], this finds out whether the server is silent, and
+/// again after each [`PROBE_INTERVAL`]. Otherwise the work would wait for a silent server until
+/// `max`.
 pub(crate) async fn answered<T>(
     session: &mut Session,
     max: Duration,
@@ -22,19 +24,28 @@ pub(crate) async fn answered<T>(
 ) -> Option<T> {
     let prober = session.prober();
     let mut work = pin!(work(session));
-    let mut waited = Duration::ZERO;
-    for pause in std::iter::once(ANSWER_MAX).chain(std::iter::repeat(PROBE_INTERVAL)) {
-        let pause = pause.min(max.saturating_sub(waited));
-        if let Ok(outcome) = timeout(pause, work.as_mut()).await {
+    let (mut pause, mut left) = (ANSWER_MAX, max);
+    loop {
+        if let Ok(outcome) = timeout(pause.min(left), work.as_mut()).await {
             return Some(outcome);
         }
-        waited += pause;
-        if waited >= max {
-            break;
+        left = left.saturating_sub(pause);
+        if left.is_zero() {
+            return None;
         }
         if let Some(prober) = &prober {
             prober.probe();
         }
+        pause = PROBE_INTERVAL;
     }
-    None
+}
+
+/// The same, with [`Failure::Stalled`] if the work did not end.
+pub(crate) async fn answered_or_stalled<T>(
+    session: &mut Session,
+    max: Duration,
+    work: impl AsyncFnOnce(&mut Session) -> Result<T>,
+) -> Result<T> {
+    let stalled = || Err(Failure::Stalled("the database did not answer in time"));
+    answered(session, max, work).await.unwrap_or_else(stalled)
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use deadpool::managed::QueueMode;
 use larder_core::commit::Commit;
 use larder_core::fair::{FairPermit, FairSemaphore};
-use larder_core::{Error, OpenSnapshots, Share};
+use larder_core::{ConnectionWait, Error, OpenSnapshots, Share};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::abandoned_commits::AbandonedCommits;
-use crate::answer::answered;
+use crate::answer::answered_or_stalled;
 use crate::connector::Connector;
 use crate::crowd::Crowd;
 use crate::error::{Failure, Result};
@@ -168,8 +168,8 @@ impl Connections {
         }
     }
 
-    fn wait(&self) -> Wait<'_> {
-        Wait { connections: self, since: Instant::now() }
+    fn wait(&self) -> ConnectionWait<impl Fn() -> OpenSnapshots> {
+        ConnectionWait::new(|| self.lock_snapshots().clone())
     }
 
     async fn turn(&self, share: &Share) -> Result<FairPermit> {
@@ -188,8 +188,7 @@ impl Connections {
         let is_new = Object::metrics(&client).recycle_count == 0;
         let mut session = Session::new(client, self.runtime.clone(), self.queries.clone(), held);
         if is_new && self.access == Access::ReadWrite {
-            let followed = answered(&mut session, WAIT_MAX, versions::follow_clock).await;
-            followed.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))?;
+            answered_or_stalled(&mut session, WAIT_MAX, versions::follow_clock).await?;
         }
         Ok(session)
     }
@@ -252,22 +251,5 @@ impl Connections {
     /// A panic elsewhere can't have left it half changed.
     fn lock_snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A wait for a connection, which is reported when it is dropped.
-struct Wait<'a> {
-    connections: &'a Connections,
-    since: Instant,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        let waited = self.since.elapsed();
-        if waited >= OpenSnapshots::WAIT_TOLD {
-            // A sink may open a store.
-            let snapshots = self.connections.lock_snapshots().clone();
-            snapshots.tell_waited(waited);
-        }
     }
 }

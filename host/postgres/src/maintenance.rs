@@ -7,7 +7,7 @@ use larder_core::{Error, Share};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
-use crate::answer::answered;
+use crate::answer::answered_or_stalled;
 use crate::connections::Connections;
 use crate::error::{Failure, Result};
 use crate::moment::moment;
@@ -17,11 +17,22 @@ use crate::rows::{column, unsigned};
 use crate::session::Session;
 use crate::versions;
 
-/// How long a statement may take. The server ends it later, in case that this process is stopped.
-const STATEMENT_MAX: Duration = Duration::from_secs(30);
+/// How a transaction begins, and how long its statement may take. The server's own timeout is longer: it counts only if this
+/// process is stopped.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    begin: &'static str,
+    max: Duration,
+}
 
-/// The same for a statement that reads every row.
-const COUNT_MAX: Duration = Duration::from_secs(540);
+/// Reads few rows.
+pub(crate) const READ: Kind = Kind { begin: opening::READ, max: Duration::from_secs(30) };
+
+/// Writes few rows.
+const WRITE: Kind = Kind { begin: opening::SHORT, max: READ.max };
+
+/// Reads every row.
+const COUNT_ALL: Kind = Kind { begin: opening::COUNT, max: Duration::from_secs(540) };
 
 /// How long a server may take to say that it is there.
 const PING_MAX: Duration = Duration::from_secs(5);
@@ -66,7 +77,7 @@ const EXPECTED: [(&str, &[&str]); 3] = [
 /// Refuses a schema that lacks a table of larder's, as its ledger says that all steps are applied.
 pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Result<()> {
     let names = EXPECTED.map(|(name, _)| name);
-    let rows = transaction(connections, opening::READ, RELATIONS, &[&schema, &names.as_slice()]).await?;
+    let rows = transaction(connections, READ, RELATIONS, &[&schema, &names.as_slice()]).await?;
     let mut found = Vec::new();
     for row in &rows {
         found.push((column::<String>(row, "name")?, column::<String>(row, "kind")?));
@@ -84,26 +95,27 @@ pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Res
 }
 
 pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
-    unsigned(
-        one(&transaction(connections, opening::COUNT, &connections.queries().count, &[]).await?)?,
-        "bytes",
-    )
+    unsigned(one(&transaction(connections, COUNT_ALL, &connections.queries().count, &[]).await?)?, "bytes")
 }
 
 pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> Result<Swept> {
     let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
-    let rows =
-        transaction(connections, opening::SHORT, &connections.queries().sweep, &[&moved, &max_rows]).await?;
-    // Behind a pooler, the server may be replaced without a new connection.
+    // Behind a pooler, the server may be replaced without a new connection. If this followed the
+    // sweep, its failure would hide what the sweep removed.
     let mut session = connections.session(&Share::host()).await?;
-    let followed = answered(&mut session, STATEMENT_MAX, versions::follow_clock).await;
-    followed.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))?;
+    match answered_or_stalled(&mut session, WRITE.max, versions::follow_clock).await {
+        // The sweep gets another connection.
+        Err(failure) if failure.is_lost_before() => {}
+        followed => followed?,
+    }
+    drop(session);
+    let rows = transaction(connections, WRITE, &connections.queries().sweep, &[&moved, &max_rows]).await?;
     let row = one(&rows)?;
     Ok(Swept { rows: unsigned(row, "rows")?, bytes: unsigned(row, "bytes")? })
 }
 
 pub(crate) async fn ping(connections: &Connections) -> Result<()> {
-    let answer = transaction(connections, opening::READ, "SELECT 1", &[]);
+    let answer = transaction(connections, READ, "SELECT 1", &[]);
     match timeout(PING_MAX, answer).await {
         Ok(answer) => answer.map(drop),
         Err(_) => Err(Failure::Stalled("the database did not answer in time")),
@@ -117,34 +129,36 @@ fn one(rows: &[Row]) -> Result<&Row> {
 /// Runs a statement in a transaction, once more where the connection turns out to be gone.
 pub(crate) async fn transaction(
     connections: &Connections,
-    begin: &str,
+    kind: Kind,
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
-    transaction_of(&Share::host(), connections, begin, sql, params).await
+    transaction_of(&Share::host(), connections, kind, sql, params).await
 }
 
 /// The same on behalf of a share.
 pub(crate) async fn transaction_of(
     share: &Share,
     connections: &Connections,
-    begin: &str,
+    kind: Kind,
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>> {
     let mut session = connections.session(share).await?;
-    match finished(&mut session, begin, sql, params).await {
+    match finished(&mut session, kind, sql, params).await {
         Err(failure) if failure.is_lost_before() => {
             connections.renew(&mut session).await?;
-            finished(&mut session, begin, sql, params).await
+            finished(&mut session, kind, sql, params).await
         }
         rows => rows,
     }
 }
 
-/// Gives up if the server does not answer.
-async fn finished(session: &mut Session, begin: &str, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
-    let max = if begin == opening::COUNT { COUNT_MAX } else { STATEMENT_MAX };
-    let rows = answered(session, max, async |session| session.finish_one(begin, (sql, params)).await).await;
-    rows.unwrap_or(Err(Failure::Stalled("the database did not answer in time")))
+async fn finished(
+    session: &mut Session,
+    Kind { begin, max }: Kind,
+    sql: &str,
+    params: &Params<'_>,
+) -> Result<Vec<Row>> {
+    answered_or_stalled(session, max, async |session| session.finish_one(begin, (sql, params)).await).await
 }

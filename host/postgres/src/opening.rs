@@ -73,10 +73,15 @@ pub(crate) fn commit(locks: &NamespaceLocks, schema: &str, row_wait_millis: u32)
 
 /// Begins a transaction that moves the sequence of versions, and excludes others that do so. `schema` is quoted.
 ///
-/// It waits neither for a lock nor for a standby. A commit that draws a version later stands behind it in the log.
+/// Another session that does so needs a round trip, and is waited for: this session may draw the
+/// next version. A commit that excludes others can take long, so the wait ends after a second.
+///
+/// It does not wait for a standby. A commit that draws a version later stands behind it in the
+/// server's write-ahead log.
 pub(crate) fn follow(schema: &str) -> String {
     let lock = format!(
-        "; SET LOCAL synchronous_commit = off; LOCK TABLE {schema}.{}0 IN SHARE UPDATE EXCLUSIVE MODE NOWAIT",
+        "; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = '1s'; \
+         LOCK TABLE {schema}.{}0 IN SHARE UPDATE EXCLUSIVE MODE",
         namespace_lock::TABLE
     );
     [SHORT, &lock].concat()

@@ -3,6 +3,8 @@
 //! A session's search path can change while a store is open, by `CREATE SCHEMA` or `ALTER ROLE`, for example. So a name
 //! without a schema could lead to other tables later: no statement has one.
 
+use std::sync::Once;
+
 use crate::commit::ROW_WAIT_MILLIS;
 use crate::commit_alone::{PUT, REPLACE};
 use crate::commit_puts::{OnePass, PUT_ALL};
@@ -63,6 +65,8 @@ macro_rules! queries {
             pub(crate) schema: String,
             /// How commits in one pass fare.
             pub(crate) one_pass: OnePass,
+            /// Whether a warning was logged that the sequence of versions does not follow the clock.
+            pub(crate) not_following: Once,
             $($(pub(crate) $name: $type,)*)*
         }
 
@@ -71,7 +75,12 @@ macro_rules! queries {
                 let schema = quoted(schema);
                 let sequence = literal(&format!("{schema}.larder_commit_sequence"));
                 let names = Names { sequence, schema: schema.clone() };
-                Self { schema, one_pass: OnePass::default(), $($($name: names.$fill($template),)*)* }
+                Self {
+                    schema,
+                    one_pass: OnePass::default(),
+                    not_following: Once::new(),
+                    $($($name: names.$fill($template),)*)*
+                }
             }
         }
     };

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use crate::commit::in_time;
 use crate::connections::Connections;
 use crate::error;
-use crate::maintenance::{transaction, transaction_of};
+use crate::maintenance::{READ, transaction, transaction_of};
 use crate::opening;
 use crate::param::{Param, Params};
 use crate::rows::{checked, column, saturating, unsigned, version};
@@ -41,6 +41,11 @@ pub(crate) const DELETE: &str = "
     WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
     RETURNING version";
 
+pub(crate) const TOUCH: &str = "
+    UPDATE {schema}.larder_memory_state SET version = version
+    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
+    RETURNING version";
+
 pub(crate) const LIST: &str = "
     SELECT tenant_id, user_id, session_id, run_id, kind FROM {schema}.larder_memory_state
     WHERE (tenant_id, user_id, session_id, run_id, kind) > ($1, $2, $3, $4, $5)
@@ -55,7 +60,7 @@ pub(crate) async fn load(connections: &Connections, key: &RecordKey) -> error::R
     let rows = transaction_of(
         &key.share(),
         connections,
-        opening::READ,
+        READ,
         &connections.queries().load_record,
         &[&tenant, &user, &session, &run, &key.kind],
     )
@@ -82,13 +87,10 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-pub(crate) const TOUCH: &str = "
-    UPDATE {schema}.larder_memory_state SET version = version
-    WHERE tenant_id = $1 AND user_id = $2 AND session_id = $3 AND run_id = $4 AND kind = $5 AND version = $6
-    RETURNING version";
-
-/// Makes a commit that finds the record at this version, and changes nothing. The server acknowledges it after the commit that it
-/// found, which a standby has then too. Another server may not find it.
+/// Makes a commit that finds the record at this version and changes nothing.
+///
+/// The server acknowledges it only after the commit that wrote the record, so the standby has that
+/// one too. Another server does not find the record if it lacks that commit.
 pub(crate) async fn confirm(connections: &Arc<Connections>, key: RecordKey, version: Version) -> Result<()> {
     connections.check_open()?;
     let held = connections.clone();
@@ -114,7 +116,7 @@ async fn confirm_in(session: &mut Session, key: &RecordKey, version: Version) ->
     let inserted: [&dyn Param; 11] =
         [&tenant, &user, &of, &run, &key.kind, &"", &empty, &any, &None::<i64>, &zero, &zero];
     let deleted: [&dyn Param; 6] = [&tenant, &user, &of, &run, &key.kind, &any];
-    // A record that is absent has no row to find, so one is there for a moment.
+    // If the record is absent, there is no row to find. So this inserts one and deletes it again.
     let calls: Vec<Call<'_>> = match version {
         Version::ABSENT => vec![(&queries.insert_record, &inserted), (&queries.delete_record, &deleted)],
         _ => vec![(&queries.touch_record, &touched)],
@@ -176,7 +178,7 @@ async fn execute(session: &mut Session, write: &RecordWrite) -> error::Result<Ve
 }
 
 async fn keys(connections: &Connections, sql: &str, params: &Params<'_>) -> error::Result<Vec<RecordKey>> {
-    transaction(connections, opening::READ, sql, params).await?.iter().map(record_key).collect()
+    transaction(connections, READ, sql, params).await?.iter().map(record_key).collect()
 }
 
 fn record_key(row: &Row) -> error::Result<RecordKey> {

@@ -3,11 +3,12 @@
 //! A database can lack the state of its sequence: logical replication does not copy it, and a
 //! restore may leave it out. The sequence would then return versions that rows have or had.
 //!
-//! - The sequence follows the server's clock, in microseconds since 1970: each new connection, and each sweep, moves it up if it
-//!   is behind. So a sequence that begins anew continues after all versions that were drawn before, also those of rows that were deleted.
-//!   This presumes that the clocks of the two servers agree, and that nobody commits a million times a second.
-//! - It does not depend on clocks that no stored row gets a smaller version. If a commit finds that a row is newer than the
-//!   version that it drew, larder moves the sequence past all rows.
+//! - The sequence follows the server's clock, in microseconds since 1970. Each new connection and
+//!   each sweep move it up if it is behind. So a sequence that begins anew continues after all
+//!   versions that were drawn before, also those of deleted rows. This requires that the clocks of
+//!   the two servers agree, and that the store makes fewer than a million commits a second.
+//! - The version of a stored row never gets smaller, whatever the clocks say. If a commit finds that
+//!   a row is newer than the version that it drew, larder moves the sequence past all rows.
 
 use crate::error::{Failure, Result};
 use crate::namespace_lock::NamespaceLocks;
@@ -50,15 +51,17 @@ pub(crate) async fn advance(session: &mut Session) -> Result<()> {
 
 /// Moves the sequence up to the clock if it is behind.
 ///
-/// Sessions that do so exclude each other. Otherwise one could move it back to a moment at which another one had moved it further.
-/// Commits go on: what they draw meanwhile is far behind the clock.
+/// Sessions that do so exclude each other. Otherwise, one session could move the sequence back that
+/// another one has moved further. Commits go on, as what they draw is far behind the clock.
 pub(crate) async fn follow_clock(session: &mut Session) -> Result<()> {
     match follow(session).await {
-        // Another session does it at the moment, or a commit excludes others. A later connection tries again.
+        // A commit excludes others for long. A later connection, or a sweep, tries again.
         Err(failure) if failure.is_lock_not_available() => Ok(()),
         // A role may lack the privilege. The store works without this.
         Err(failure) if failure.is_refusal() => {
-            tracing::warn!(%failure, "could not move the sequence of versions up to the clock");
+            session.queries().not_following.call_once(|| {
+                tracing::warn!(%failure, "cannot move the sequence of versions up to the server's clock");
+            });
             Ok(())
         }
         outcome => outcome,

@@ -37,6 +37,7 @@ fn main() {
     tests!(
         a_sequence_that_is_behind_the_rows_gives_no_version_again,
         a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again,
+        a_connection_waits_while_another_one_moves_the_sequence,
         a_role_that_may_not_move_the_sequence_commits_all_the_same,
         a_commit_that_waits_draws_its_version_after_those_that_it_waited_for,
         blind_commits_that_cross_do_not_deadlock,
@@ -152,6 +153,21 @@ async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn
     let mut stale = first.begin(Mode::Update).unwrap();
     stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
     assert!(matches!(stale.commit().await, Err(Error::Conflict)));
+}
+
+/// After a failover, many connections are new at once.
+async fn a_connection_waits_while_another_one_moves_the_sequence(dsn: String) {
+    let dsn = schema(&dsn).await;
+    let (store, client) = (open(&dsn).await, client(&dsn).await);
+    put(&handle(&store), &["key"], "first").await.unwrap();
+    let deleted = delete(&handle(&store), "key").await.unwrap();
+    client.batch_execute("SELECT setval('larder_commit_sequence', 1)").await.unwrap();
+    let moving = "BEGIN; LOCK TABLE larder_namespace_lock_0 IN SHARE UPDATE EXCLUSIVE MODE";
+    client.batch_execute(moving).await.unwrap();
+    let putting = tokio::spawn(async move { put(&handle(&open(&dsn).await), &["key"], "second").await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert!(putting.await.unwrap().unwrap() > deleted);
 }
 
 /// Commits need `USAGE` of the sequence, and `UPDATE` only to move it.
