@@ -371,7 +371,7 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
         let error = refused(&[&["tenants"], command, &place].concat());
         assert!(error.ends_with(", here with --cache-dir DIR\n"), "{error}");
     }
-    refused(&["get", "--store", &dsn(folder), "notes", "a"]);
+    refused(&["put", "--store", &dsn(folder), "notes", "a", "of this place"]);
     let grant = format!("default={other}");
     let run = ["run", larder_artifacts::CATALOG, "--store", &grant, "--cache-dir", folder];
     refused(&[run.as_slice(), &["--tenant", "acme", "--user", "ann", "--", "list"]].concat());
@@ -380,6 +380,37 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
     assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
     // What looks at object storage alone needs no cache folder.
     assert!(larder.output(&["tenants", "list", "--store", &other]).contains("acme/users/ann"));
+}
+
+#[test]
+fn a_tenant_that_a_host_has_open_is_looked_at_and_its_unsent_commits_are_named() {
+    let larder = Larder::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = runtime.block_on(larder.builder("one").open()).unwrap();
+    runtime.block_on(put(&host, &ann("ann"), "sent"));
+    assert!(runtime.block_on(host.checkpoint(&ann("ann"))).unwrap());
+    runtime.block_on(put(&host, &ann("ann"), "unsent"));
+    let dsn = |cache: &str| {
+        format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path(cache).display())
+    };
+    let look = |cache: &str| {
+        let mut command = larder.command(&["get", "--store", &dsn(cache), "notes", "a"]);
+        command.env("RUST_LOG", "warn").output().unwrap()
+    };
+    let elsewhere = look("two");
+    assert_eq!((text(&elsewhere.stdout), text(&elsewhere.stderr)), ("sent".to_string(), String::new()));
+    assert!(!larder.path("two").exists(), "looking has made a folder");
+    let here = look("one");
+    let warning = text(&here.stderr);
+    assert_eq!(text(&here.stdout), "sent");
+    assert!(warning.contains("may hold commits of acme/users/ann that were not sent yet"), "{warning}");
+    let scanned = larder.output(&["scan", "--store", &dsn("two"), "notes"]);
+    assert!(scanned.contains("sent"), "{scanned}");
+    let written =
+        larder.error(1, &["put", "--store", &format!("{}&lease_wait=1ms", dsn("two")), "notes", "a", "x"]);
+    assert!(written.contains("another host has this tenant open"), "{written}");
+    runtime.block_on(host.close()).unwrap();
+    assert_eq!(text(&look("two").stdout), "unsent");
 }
 
 #[test]

@@ -215,6 +215,16 @@ impl Sqlite {
         .await
     }
 
+    /// Opens the database `name` in a temporary folder, as [`Sqlite::open_positioned`] does. The
+    /// folder is removed when the database is closed, or with the last handle.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub async fn open_temporary(folder: TempDir, name: &str, options: SqliteOptions) -> Result<Self> {
+        let path = folder.path().join(name);
+        Self::open_in(path, options, Some(folder), Keeping::Positioned).await
+    }
+
     async fn open_in(
         path: PathBuf,
         options: SqliteOptions,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use larder_core::backend::Backend;
 use larder_core::schema::SchemaMigrator;
-use larder_core::{Driver, Error, ReadOnly, Result};
+use larder_core::{Driver, Error, Result};
 
 use crate::dsn::TenantsDsn;
+use crate::key::TenantKey;
 use crate::local::TenantsBuilder;
 
 /// Opens one tenant: `tenants+file:///FOLDER?tenant=acme/users/ann`, and whatever else [`TenantsDsn`] reads.
@@ -35,11 +36,15 @@ impl Driver for TenantsDriver {
         open(&TenantsDsn::parse(dsn)?).await
     }
 
-    /// Opens a tenant that exists, and lets nothing be written to it. A tenant is read where it can be the newest: with
-    /// its lease, in the cache folder. If nothing of it was left unsent, nothing is sent.
+    /// Opens what object storage has of a tenant that exists: see [`Remote::view`](crate::Remote::view).
+    /// The database is downloaded into the system's folder for temporary files.
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         let dsn = TenantsDsn { create: false, ..TenantsDsn::parse(dsn)? };
-        Ok(Arc::new(ReadOnly::new(open(&dsn).await?)))
+        let key = tenant_of(&dsn)?;
+        let view = dsn.open_remote()?.view(key, &std::env::temp_dir()).await?;
+        let view = view.ok_or_else(|| missing(key))?;
+        warn_of_local_database(&dsn, key);
+        Ok(view.backend)
     }
 
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
@@ -50,15 +55,37 @@ impl Driver for TenantsDriver {
     }
 }
 
-async fn open(dsn: &TenantsDsn) -> Result<Arc<dyn Backend>> {
-    let key = dsn.tenant.as_ref().ok_or_else(|| {
+fn tenant_of(dsn: &TenantsDsn) -> Result<&TenantKey> {
+    dsn.tenant.as_ref().ok_or_else(|| {
         Error::invalid_argument(
             "a store of tenants is that of one of them: say which with `tenant=ORG/users/USER`, `tenant=ORG/org`, \
              `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` behind the `?`",
         )
-    })?;
+    })
+}
+
+fn missing(key: &TenantKey) -> Error {
+    Error::NotFound { reason: format!("the tenant {key} does not exist"), cause: None }
+}
+
+/// A view does not show what this host has not sent yet.
+fn warn_of_local_database(dsn: &TenantsDsn, key: &TenantKey) {
+    let Ok(folder) = dsn.cache_folder(None) else { return };
+    let database = key.local_path(&folder);
+    if database.exists() {
+        let database = database.display();
+        tracing::warn!(
+            target: "larder",
+            "{database} may hold commits of {key} that were not sent yet, and they are not shown; \
+             if no process has it open, `larder tenants checkpoint` sends them"
+        );
+    }
+}
+
+async fn open(dsn: &TenantsDsn) -> Result<Arc<dyn Backend>> {
+    let key = tenant_of(dsn)?;
     if !dsn.create && dsn.open_remote()?.head(key).await?.is_none() {
-        return Err(Error::NotFound { reason: format!("the tenant {key} does not exist"), cause: None });
+        return Err(missing(key));
     }
     let mut builder = TenantsBuilder::from_dsn(dsn)?.cache_folder(dsn.cache_folder(None)?);
     if dsn.lease_wait.is_none() {

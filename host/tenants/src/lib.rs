@@ -52,6 +52,7 @@ mod segment;
 mod segments;
 mod snapshot_transfer;
 mod snapshots;
+mod view;
 mod watch;
 mod write_id;
 
@@ -69,4 +70,5 @@ pub use repair::Repair;
 pub use restore::RestorePoint;
 pub use segments::Replay;
 pub use snapshots::Collected;
+pub use view::TenantView;
 pub use write_id::WriteId;

@@ -19,8 +19,10 @@ use futures_util::stream::BoxStream;
 use object_store::path::Path as ObjectPath;
 
 use crate::error::{Result, TenantError};
+use crate::key::TenantKey;
 use crate::lease::Lease;
 use crate::objects::{Found, Written};
+use crate::remote::Remote;
 use crate::segment::{Kind, SegmentHeader, decode, encode, max_stored_bytes};
 use crate::write_id::WriteId;
 
@@ -59,13 +61,48 @@ fn name_of(position: u64) -> String {
     format!("{position:020}")
 }
 
-impl Lease {
-    fn segment_path(&self, position: u64) -> ObjectPath {
-        self.remote().folder_path(self.key(), &format!("{SEGMENTS}/{}", name_of(position)))
+impl Remote {
+    fn segment_path(&self, key: &TenantKey, position: u64) -> ObjectPath {
+        self.folder_path(key, &format!("{SEGMENTS}/{}", name_of(position)))
     }
 
     fn max_segment_object(&self) -> u64 {
-        max_stored_bytes(self.remote().options().max_segment_bytes)
+        max_stored_bytes(self.options().max_segment_bytes)
+    }
+
+    /// Reads a segment. `None` if it does not exist.
+    pub(crate) async fn segment(
+        &self,
+        key: &TenantKey,
+        position: u64,
+    ) -> Result<Option<(SegmentHeader, Bytes)>> {
+        let path = self.segment_path(key, position);
+        let Some(found) = self.objects().get(&path, self.max_segment_object()).await? else {
+            return Ok(None);
+        };
+        let (key, max) = (key.clone(), self.options().max_segment_bytes);
+        let decoded = tokio::task::spawn_blocking(move || decode(&key, position, &found.bytes, max)).await;
+        let failed =
+            |error| TenantError::file("a segment can't be decompressed", std::io::Error::other(error));
+        let (header, payload) = decoded.map_err(failed)??;
+        Ok(Some((header, payload.into())))
+    }
+
+    /// The positions after `covers` that are in use, in order.
+    pub(crate) async fn positions_after(&self, key: &TenantKey, covers: u64) -> Result<Vec<u64>> {
+        let folder = self.folder_path(key, SEGMENTS);
+        let after = self.segment_path(key, covers);
+        let found = self.objects().list(&folder, Some(&after), MAX_SEGMENTS).await?;
+        let positions = found.iter().filter_map(|meta| position_of(&meta.location));
+        let mut positions: Vec<_> = positions.filter(|position| *position > covers).collect();
+        positions.sort_unstable();
+        Ok(positions)
+    }
+}
+
+impl Lease {
+    fn segment_path(&self, position: u64) -> ObjectPath {
+        self.remote().segment_path(self.key(), position)
     }
 
     /// Puts a payload at the end of the log, and gives its position once object storage has it. Appends of one lease are
@@ -136,7 +173,12 @@ impl Lease {
     pub async fn replay(&self) -> Result<Replay> {
         let covers = self.head().covers();
         let end = self.log_end().await?;
-        Ok(Replay::new(self.clone(), covers.saturating_add(1)..=end))
+        let lease = self.clone();
+        let download = move |position| {
+            let lease = lease.clone();
+            async move { lease.download(position).await }
+        };
+        Ok(Replay::new(self.key(), covers.saturating_add(1)..=end, download))
     }
 
     async fn encoded(&self, header: SegmentHeader, payload: Bytes) -> Result<Bytes> {
@@ -220,14 +262,7 @@ impl Lease {
 
     /// The positions behind the current snapshot, in order.
     async fn positions(&self) -> Result<Vec<u64>> {
-        let covers = self.head().covers();
-        let folder = self.remote().folder_path(self.key(), SEGMENTS);
-        let after = self.segment_path(covers);
-        let found = self.remote().objects().list(&folder, Some(&after), MAX_SEGMENTS).await?;
-        let positions = found.iter().filter_map(|meta| position_of(&meta.location));
-        let mut positions: Vec<_> = positions.filter(|position| *position > covers).collect();
-        positions.sort_unstable();
-        Ok(positions)
+        self.remote().positions_after(self.key(), self.head().covers()).await
     }
 
     async fn last_position(&self) -> Result<u64> {
@@ -251,7 +286,9 @@ impl Lease {
         // The bytes hold the write id.
         let is_own = move |found: &[u8]| found == own;
         let objects = self.remote().objects();
-        objects.create(&self.segment_path(header.position), bytes, is_own, self.max_segment_object()).await
+        objects
+            .create(&self.segment_path(header.position), bytes, is_own, self.remote().max_segment_object())
+            .await
     }
 
     /// Sends the unsettled segment until it is known to be there. It is never given up while the lease lasts: it may
@@ -310,16 +347,17 @@ pub struct Replay {
 }
 
 impl Replay {
-    fn new(lease: Lease, positions: RangeInclusive<u64>) -> Self {
-        let key = lease.key().to_string();
-        let payloads = futures_util::stream::iter(positions)
-            .map(move |position| {
-                let lease = lease.clone();
-                async move { lease.download(position).await }
-            })
-            .buffered(READ_AHEAD)
-            .boxed();
-        Self { payloads, last_epoch: 0, key }
+    /// Of the segments at these positions, each of which `download` reads.
+    pub(crate) fn new<F>(
+        key: &TenantKey,
+        positions: RangeInclusive<u64>,
+        download: impl Fn(u64) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(SegmentHeader, Bytes)>> + Send + 'static,
+    {
+        let payloads = futures_util::stream::iter(positions).map(download).buffered(READ_AHEAD).boxed();
+        Self { payloads, last_epoch: 0, key: key.to_string() }
     }
 
     /// The next payload and its position; none at the end. Positions grow, and seals leave gaps.
@@ -352,14 +390,9 @@ impl std::fmt::Debug for Replay {
 
 impl Lease {
     async fn download(&self, position: u64) -> Result<(SegmentHeader, Bytes)> {
-        let found =
-            self.remote().objects().get(&self.segment_path(position), self.max_segment_object()).await?;
-        let Some(found) = found else { return Err(self.missing(position).await) };
-        let (key, max) = (self.key().clone(), self.remote().options().max_segment_bytes);
-        let decoded = tokio::task::spawn_blocking(move || decode(&key, position, &found.bytes, max)).await;
-        let failed =
-            |error| TenantError::file("a segment can't be decompressed", std::io::Error::other(error));
-        let (header, payload) = decoded.map_err(failed)??;
-        Ok((header, payload.into()))
+        match self.remote().segment(self.key(), position).await? {
+            Some(found) => Ok(found),
+            None => Err(self.missing(position).await),
+        }
     }
 }

@@ -127,9 +127,14 @@ impl CacheFolder {
         TenantKey::from_object_path(path.strip_prefix(&self.root).ok()?.to_str()?)
     }
 
+    /// The folder whose content is gone at the next start.
+    pub(crate) fn temporary_folder(&self) -> PathBuf {
+        self.root.join(TEMPORARY)
+    }
+
     /// A new name for a file that is gone at the next start.
     pub(crate) fn temporary(&self) -> TemporaryFile {
-        TemporaryFile(self.root.join(TEMPORARY).join(WriteId::random().to_string()))
+        TemporaryFile(self.temporary_folder().join(WriteId::random().to_string()))
     }
 
     pub(crate) fn quarantine(&self) -> PathBuf {

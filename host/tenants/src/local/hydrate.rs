@@ -15,6 +15,7 @@ use crate::local::journal::LogJournal;
 use crate::local::quarantine::Quarantined;
 use crate::local::state::{Leftover, LocalState};
 use crate::local::tenants::Surroundings;
+use crate::segments::Replay;
 
 /// A database that is open.
 pub(crate) struct Hydrated {
@@ -116,7 +117,7 @@ async fn position_of(cache: &CacheFolder, lease: &Lease) -> larder_core::Result<
     Ok(position?.0)
 }
 
-fn existing() -> SqliteOptions {
+pub(crate) fn existing() -> SqliteOptions {
     SqliteOptions { create: false, cache_bytes: 0, ..SqliteOptions::default() }
 }
 
@@ -196,7 +197,7 @@ async fn bring_up_to_date(
     let failed = |error| TenantError::database(lease.key(), error);
     let sent = match kept {
         Some(position) => position,
-        None => replay(lease, database).await?,
+        None => replay(lease.key(), lease.replay().await?, database).await?,
     };
     let is_ahead = database.redo_position().await.map_err(failed)?.0 != sent;
     // What is ahead was acknowledged by this disk alone, also where later commits are not: its first checkpoint says
@@ -207,10 +208,10 @@ async fn bring_up_to_date(
     Ok((sent, is_ahead, state))
 }
 
-async fn replay(lease: &Lease, database: &Sqlite) -> Result<u64> {
-    let failed = |error| TenantError::database(lease.key(), error);
-    let mut replay = lease.replay().await?;
-    while let Some((_, redo)) = replay.next().await? {
+/// Makes the commits of a log in a database, and gives the position that it then has.
+pub(crate) async fn replay(key: &TenantKey, mut log: Replay, database: &Sqlite) -> Result<u64> {
+    let failed = |error| TenantError::database(key, error);
+    while let Some((_, redo)) = log.next().await? {
         database.replay(&redo).await.map_err(failed)?;
     }
     Ok(database.redo_position().await.map_err(failed)?.0)

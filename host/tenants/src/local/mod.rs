@@ -4,7 +4,7 @@ mod cache;
 mod engine;
 pub(crate) mod folder_owner;
 mod grant;
-mod hydrate;
+pub(crate) mod hydrate;
 mod journal;
 mod options;
 mod quarantine;

@@ -20,6 +20,7 @@ use crate::local::tenant::Tenant;
 use crate::local::write_back::{keep_lease, write_back};
 use crate::place_id;
 use crate::remote::Remote;
+use crate::view::TenantView;
 
 /// Tenants that are written back at once when all are closed.
 const CLOSED_AT_ONCE: usize = 16;
@@ -147,6 +148,19 @@ impl Tenants {
         }
         let inner = self.inner.clone();
         to_its_end(async move { inner.open(slot, state).await }).await
+    }
+
+    /// Opens what object storage has of a tenant, for reading only; see [`Remote::view`]. `None` if the
+    /// tenant does not exist.
+    ///
+    /// It needs no lease, so another host may have the tenant open. It counts for no capacity: each view
+    /// has a copy of the database in the cache folder until its backend is closed or dropped.
+    ///
+    /// # Errors
+    /// As [`Remote::view`], and [`TenantError::ShutDown`].
+    pub async fn view(&self, key: &TenantKey) -> Result<Option<TenantView>> {
+        self.inner.check_open()?;
+        self.remote().view(key, &self.cache().temporary_folder()).await
     }
 
     /// The tenants that are open.

@@ -1,0 +1,121 @@
+//! A tenant as object storage has it, read without its lease.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use larder_core::ReadOnly;
+use larder_core::backend::{Backend, Version};
+use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use tempfile::TempDir;
+
+use crate::error::{Result, TenantError};
+use crate::head::{Head, SnapshotRef};
+use crate::key::TenantKey;
+use crate::local::hydrate::replay;
+use crate::remote::Remote;
+use crate::segments::Replay;
+
+/// What object storage had of a tenant at one moment; see [`Remote::view`].
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct TenantView {
+    /// The tenant's rows and conversations. Every write fails with
+    /// [`AccessDenied`](larder_core::Error::AccessDenied). Closing it, or dropping its last clone,
+    /// removes the copy of the database.
+    pub backend: Arc<dyn Backend>,
+    /// The snapshot that it was made of; `None` for a tenant that was never written back.
+    pub snapshot: Option<SnapshotRef>,
+    /// The version of the last commit that it shows.
+    pub version: Version,
+}
+
+impl std::fmt::Debug for TenantView {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TenantView").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// Heads that are tried if the host that has the tenant removes what each of them names.
+const ATTEMPTS: u32 = 5;
+
+const DATABASE: &str = "view.db";
+
+impl Remote {
+    /// Opens what object storage has of a tenant now, for reading only. `None` if the tenant does not
+    /// exist.
+    ///
+    /// This takes no lease and writes nothing to object storage, so read access is enough, and another
+    /// host may have the tenant open. With durability `object`, the view shows every commit that was
+    /// acknowledged before the call. With `local`, it shows the last checkpoint. Later commits are not
+    /// shown: open another view for those.
+    ///
+    /// The database is downloaded into a new folder in `folder`.
+    ///
+    /// # Errors
+    /// [`TenantError::Corrupt`], [`TenantError::NewerFormat`], [`TenantError::Unavailable`], and
+    /// [`TenantError::File`] if `folder` can't be written.
+    pub async fn view(&self, key: &TenantKey, folder: &Path) -> Result<Option<TenantView>> {
+        let Some(mut head) = self.head(key).await? else { return Ok(None) };
+        for _ in 1..ATTEMPTS {
+            match self.view_of(key, &head, folder).await {
+                Err(damage @ TenantError::Corrupt { .. }) => {
+                    let newest = self.head(key).await?;
+                    // A head that still names the same objects must find them.
+                    head = newest.filter(|newest| newest.snapshot != head.snapshot).ok_or(damage)?;
+                }
+                view => return view.map(Some),
+            }
+        }
+        self.view_of(key, &head, folder).await.map(Some)
+    }
+
+    async fn view_of(&self, key: &TenantKey, head: &Head, folder: &Path) -> Result<TenantView> {
+        let failed = |error| TenantError::database(key, error);
+        let folder = private_folder(folder)?;
+        if let Some(snapshot) = &head.snapshot {
+            let file = folder.path().join(DATABASE);
+            self.fetch(key, snapshot, &file, self.options().max_snapshot_bytes).await?;
+            Sqlite::verify(&file).await.map_err(failed)?;
+        }
+        // The copy is worth nothing after a crash.
+        let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
+        let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
+        let version = match self.log_of(key, head).await {
+            Ok(log) => replay(key, log, &database).await,
+            Err(error) => Err(error),
+        };
+        match version {
+            Ok(version) => {
+                let backend = Arc::new(ReadOnly::new(Arc::new(database)));
+                Ok(TenantView { backend, snapshot: head.snapshot.clone(), version: Version(version) })
+            }
+            Err(error) => {
+                database.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The log after a head's snapshot, up to the last segment that exists now.
+    async fn log_of(&self, key: &TenantKey, head: &Head) -> Result<Replay> {
+        let covers = head.covers();
+        let last = match head.has_log {
+            true => self.positions_after(key, covers).await?.last().copied(),
+            false => None,
+        };
+        let (remote, own) = (self.clone(), key.clone());
+        let download = move |position| {
+            let (remote, key) = (remote.clone(), own.clone());
+            async move {
+                let missing = || TenantError::corrupt(&key, format!("segment {position} is missing"));
+                remote.segment(&key, position).await?.ok_or_else(missing)
+            }
+        };
+        Ok(Replay::new(key, covers.saturating_add(1)..=last.unwrap_or(covers), download))
+    }
+}
+
+fn private_folder(folder: &Path) -> Result<TempDir> {
+    let made = tempfile::Builder::new().prefix("larder-view-").tempdir_in(folder);
+    made.map_err(|error| TenantError::file(format!("a folder in {} can't be made", folder.display()), error))
+}
