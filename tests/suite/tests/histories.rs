@@ -1,13 +1,10 @@
 //! Many transactions at once have to be serializable: there is an order in which they could have been made one after the other.
-//!
-//! Every value that is written names its transaction, so a value that is read tells whose write was read, and the versions of the
-//! commits give the order of a row's writes. From these follows, for pairs of transactions, which one comes first. No order has all
-//! pairs right if and only if some of them form a cycle.
+//! `support/serializable.rs` finds out whether there is one.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +16,7 @@ use larder_host::drivers;
 use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
 use support::broken::{BrokenBench, Defect};
 use support::counting::handle;
+use support::serializable::{Made, check};
 use support::{harness, postgres_server};
 
 /// How long each history is. `LARDER_HISTORY_SECONDS` makes it longer.
@@ -102,27 +100,6 @@ fn key(row: u64) -> String {
 
 // Serializability.
 
-/// A committed transaction. Transaction 0 stands for the empty store.
-#[derive(Debug, Default)]
-struct Made {
-    /// Whose write each row showed.
-    read: BTreeMap<u64, u64>,
-    written: Vec<u64>,
-    version: Version,
-}
-
-impl Made {
-    /// Notes whose write of a row transaction `number` saw, unless it was its own.
-    fn note(&mut self, row: u64, value: Option<&[u8]>, number: u64) -> Result<(), Error> {
-        let text = value.map(|value| std::str::from_utf8(value).unwrap_or_default());
-        let writer = text.map_or(0, |text| text.parse().unwrap_or(u64::MAX));
-        if writer != number && *self.read.entry(row).or_insert(writer) != writer {
-            return Err(Error::Corrupt(format!("row {row} changed within transaction {number}")));
-        }
-        Ok(())
-    }
-}
-
 async fn transactions_at_once_are_serializable(bench: &dyn Bench) -> Outcome {
     let (store, scratch) = store(bench).await?;
     let (until, numbers) = (until(), Arc::new(AtomicU64::new(1)));
@@ -150,7 +127,16 @@ async fn transactions_at_once_are_serializable(bench: &dyn Bench) -> Outcome {
     store.close().await;
     drop(scratch);
     let made = std::mem::take(&mut *made.lock().expect("a task panicked"));
+    enough(&made)?;
     check(&made)
+}
+
+fn enough(made: &BTreeMap<u64, Made>) -> Outcome {
+    let updates = made.values().filter(|one| !one.written.is_empty()).count();
+    if updates < 100 || made.len() - updates < 20 {
+        return Err(format!("only {updates} updates of {} transactions were made", made.len()));
+    }
+    Ok(())
 }
 
 /// Makes one random transaction.
@@ -203,67 +189,6 @@ async fn scan(
         one.note(row, value, number)?;
     }
     Ok(())
-}
-
-/// Finds out which transaction comes before which, and whether some order has them all right.
-fn check(made: &BTreeMap<u64, Made>) -> Outcome {
-    let updates = made.values().filter(|one| !one.written.is_empty()).count();
-    if updates < 100 || made.len() - updates < 20 {
-        return Err(format!("only {updates} updates of {} transactions were made", made.len()));
-    }
-    let mut before: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-    for row in 0..ROWS {
-        let writes: BTreeMap<Version, u64> = made
-            .iter()
-            .filter(|(number, one)| **number == 0 || one.written.contains(&row))
-            .map(|(number, one)| (one.version, *number))
-            .collect();
-        let order: Vec<u64> = writes.into_values().collect();
-        let writers: BTreeSet<u64> = order.iter().copied().collect();
-        let next: BTreeMap<u64, u64> = order.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        for (first, second) in &next {
-            before.entry(*first).or_default().push(*second);
-        }
-        for (number, one) in made {
-            let Some(writer) = one.read.get(&row) else { continue };
-            if !writers.contains(writer) {
-                return Err(format!("{number} read a write of {writer}, which was not committed"));
-            }
-            before.entry(*writer).or_default().push(*number);
-            if let Some(next) = next.get(writer).filter(|next| *next != number) {
-                before.entry(*number).or_default().push(*next);
-            }
-        }
-    }
-    let ordered = ordered(made.keys().copied(), &before);
-    if ordered.len() == made.len() {
-        return Ok(());
-    }
-    let left: Vec<_> = made.iter().filter(|(number, _)| !ordered.contains(number)).take(20).collect();
-    Err(format!("{} transactions are in no order: {left:?}", made.len() - ordered.len()))
-}
-
-/// The transactions that have an order: those that come before no part of a cycle.
-fn ordered(all: impl Iterator<Item = u64>, before: &BTreeMap<u64, Vec<u64>>) -> BTreeSet<u64> {
-    let mut waits_for: BTreeMap<u64, usize> = all.map(|number| (number, 0)).collect();
-    for later in before.values().flatten() {
-        *waits_for.entry(*later).or_default() += 1;
-    }
-    let mut free: VecDeque<u64> =
-        waits_for.iter().filter(|(_, count)| **count == 0).map(|(number, _)| *number).collect();
-    let mut ordered = BTreeSet::new();
-    while let Some(number) = free.pop_front() {
-        ordered.insert(number);
-        for later in before.get(&number).into_iter().flatten() {
-            if let Some(count) = waits_for.get_mut(later) {
-                *count -= 1;
-                if *count == 0 {
-                    free.push_back(*later);
-                }
-            }
-        }
-    }
-    ordered
 }
 
 // Versions.

@@ -9,3 +9,4 @@ pub(crate) mod harness;
 pub(crate) mod instance;
 pub(crate) mod postgres_server;
 pub(crate) mod proxy;
+pub(crate) mod serializable;
