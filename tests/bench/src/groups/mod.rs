@@ -11,6 +11,7 @@ mod postgres;
 mod processes;
 mod request;
 mod sqlite;
+mod tenants;
 mod values;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ pub(crate) enum Group {
     InMemory,
     Postgres,
     Hosts,
+    Tenants,
     Request,
     Command,
     Fairness,
@@ -48,13 +50,14 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Sqlite,
         Self::Clients,
         Self::Processes,
         Self::InMemory,
         Self::Postgres,
         Self::Hosts,
+        Self::Tenants,
         Self::Request,
         Self::Command,
         Self::Fairness,
@@ -74,6 +77,7 @@ impl Group {
             Self::InMemory => "in-memory",
             Self::Postgres => "postgres",
             Self::Hosts => "hosts",
+            Self::Tenants => "tenants",
             Self::Request => "request",
             Self::Command => "command",
             Self::Fairness => "fairness",
@@ -93,6 +97,9 @@ impl Group {
             Self::InMemory => "In memory, 100,000 rows of 100 bytes, beside wasmtime-wasi-keyvalue",
             Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
             Self::Hosts => "Postgres, several hosts that commit to one database",
+            Self::Tenants => {
+                "Tenants, durability `object` beside `local`; object storage takes 5 ms for a call"
+            }
             Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
             Self::Command => "The second `larder run` of a component, from its start to its end",
             Self::Fairness => "A victim beside 4 attackers, compared with 4 well-behaved guests",
@@ -126,6 +133,7 @@ impl Group {
             Self::InMemory => in_memory::measure(&mut runner).await?,
             Self::Postgres => postgres::measure(&mut runner).await?,
             Self::Hosts => hosts::measure(&mut runner).await?,
+            Self::Tenants => tenants::measure(&mut runner).await?,
             Self::Request => request::measure(&mut runner).await?,
             Self::Command => command::measure(&mut runner).await?,
             Self::Fairness => fairness::measure(&mut runner).await?,

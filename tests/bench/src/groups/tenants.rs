@@ -1,0 +1,170 @@
+//! Tenants: what it costs that a commit is acknowledged, and read, only once object storage has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use larder_host::larder_core::OpenTransactions;
+use larder_host::larder_tenants::Durability;
+use larder_host::{Error, Handle, HandleOptions, Mode, Tenants};
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::row::{Comparison, Row, Side, Work};
+use crate::runner::Runner;
+
+/// How long object storage takes for a put or a get.
+const CALL: Duration = Duration::from_millis(5);
+
+/// Guests that update at once.
+const GUESTS: usize = 32;
+
+const ROWS: u64 = 10_000;
+
+const TENANT: &str = "acme/users/ann";
+
+pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let local = Host::open(folder.path().join("local"), Durability::Local).await?;
+    let object = Host::open(folder.path().join("object"), Durability::Object).await?;
+    let rows = [
+        ("a view with one get", Load::Views),
+        ("a view with one get, while another guest commits", Load::ViewsBesideCommits),
+        ("an update of get and put", Load::Updates),
+        ("an update of get and put, 32 guests at once", Load::UpdatesAtOnce),
+    ];
+    for (name, load) in rows {
+        let row = Row::named(name)
+            .side_at_own_pace("object", Guest::new(&object, load))
+            .side_at_own_pace("local", Guest::new(&local, load))
+            .goal("on top, µs", Comparison::OnTop { of: 0, over: 1 }, None);
+        runner.measure(row).await?;
+    }
+    local.tenants.close().await?;
+    object.tenants.close().await?;
+    Ok(())
+}
+
+struct Host {
+    tenants: Tenants,
+    handle: Arc<Handle>,
+}
+
+impl Host {
+    async fn open(cache: std::path::PathBuf, durability: Durability) -> Result<Self> {
+        let times =
+            ThrottleConfig { wait_put_per_call: CALL, wait_get_per_call: CALL, ..ThrottleConfig::default() };
+        let objects = Arc::new(ThrottledStore::new(InMemory::new(), times));
+        let builder = Tenants::builder(objects).cache_folder(cache).durability(durability);
+        let tenants = builder.sweep_interval(None).open().await?;
+        let store = tenants.get(&TENANT.parse()?).await?.store();
+        let open_transactions = OpenTransactions::at_most(1_000);
+        let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+        let handle = Arc::new(handle);
+        for first in (0..ROWS).step_by(1_000) {
+            let mut update = handle.begin(Mode::Update)?;
+            for row in first..first + 1_000 {
+                update.put(namespace(), key(row), vec![b'x'; 100])?;
+            }
+            update.commit().await?;
+        }
+        Ok(Self { tenants, handle })
+    }
+}
+
+fn namespace() -> String {
+    "bench".to_string()
+}
+
+fn key(row: u64) -> String {
+    format!("row-{row:08}")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    Views,
+    ViewsBesideCommits,
+    Updates,
+    UpdatesAtOnce,
+}
+
+struct Guest {
+    handle: Arc<Handle>,
+    load: Load,
+    /// The guest that commits beside it.
+    neighbour: Option<AbortHandle>,
+}
+
+impl Guest {
+    fn new(host: &Host, load: Load) -> Self {
+        Self { handle: host.handle.clone(), load, neighbour: None }
+    }
+}
+
+#[async_trait]
+impl Side for Guest {
+    async fn before(&mut self) -> Result<()> {
+        if self.load == Load::ViewsBesideCommits {
+            let handle = self.handle.clone();
+            let committing = async move { while update(&handle, fastrand::u64(..ROWS)).await.is_ok() {} };
+            self.neighbour = Some(tokio::spawn(committing).abort_handle());
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, work: Work) -> Result<u64> {
+        let mut random = fastrand::Rng::with_seed(work.seed);
+        match self.load {
+            Load::Views | Load::ViewsBesideCommits => {
+                for _ in 0..work.count {
+                    view(&self.handle, random.u64(..ROWS)).await?;
+                }
+            }
+            Load::Updates => {
+                for _ in 0..work.count {
+                    update(&self.handle, random.u64(..ROWS)).await?;
+                }
+            }
+            Load::UpdatesAtOnce => {
+                // Each has rows of its own, so none conflicts.
+                let mut guests = JoinSet::new();
+                for guest in 0..GUESTS {
+                    let (handle, own) = (self.handle.clone(), guest as u64);
+                    let count = work.count.div_ceil(GUESTS as u64);
+                    guests.spawn(async move {
+                        for number in 0..count {
+                            update(&handle, (number * GUESTS as u64 + own) % ROWS).await?;
+                        }
+                        Ok::<_, Error>(())
+                    });
+                }
+                for outcome in guests.join_all().await {
+                    outcome?;
+                }
+            }
+        }
+        Ok(work.count)
+    }
+
+    async fn after(&mut self) -> Result<()> {
+        if let Some(neighbour) = self.neighbour.take() {
+            neighbour.abort();
+        }
+        Ok(())
+    }
+}
+
+async fn view(handle: &Handle, row: u64) -> Result<(), Error> {
+    let mut view = handle.begin(Mode::View)?;
+    view.get(namespace(), key(row)).await?;
+    view.commit().await.map(drop)
+}
+
+async fn update(handle: &Handle, row: u64) -> Result<(), Error> {
+    let mut update = handle.begin(Mode::Update)?;
+    update.get(namespace(), key(row)).await?;
+    update.put(namespace(), key(row), vec![b'y'; 100])?;
+    update.commit().await.map(drop)
+}
