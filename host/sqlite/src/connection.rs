@@ -48,6 +48,7 @@ pub(crate) fn open_for_larder(
     file::check_belongs(&connection, options)?;
     keep_as_found(&connection, false)?;
     set_up(&connection, options, wait)?;
+    erase_deleted(&connection)?;
     distrust_schema(&connection)?;
     file::mark(&mut connection)?;
     Ok(connection)
@@ -68,8 +69,15 @@ pub(crate) fn open_for_platform(
 pub(crate) fn open(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
     let connection = open_file(location, false)?;
     set_up(&connection, options, BUSY_TIMEOUT)?;
+    erase_deleted(&connection)?;
     distrust_schema(&connection)?;
     Ok(connection)
+}
+
+/// Has SQLite overwrite what is deleted with zeros, in pages that stay and in those that become free.
+/// Otherwise it stays in the file, and in every copy, until something else needs the room.
+fn erase_deleted(connection: &Connection) -> Result<()> {
+    Ok(connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?)
 }
 
 /// Opens a further connection, which only reads.
@@ -205,6 +213,7 @@ mod tests {
             assert_eq!(setting("synchronous"), 2);
             assert_eq!(setting("wal_autocheckpoint"), 0);
             assert_eq!(setting("trusted_schema"), 0);
+            assert_eq!(setting("secure_delete"), 1);
         }
     }
 
