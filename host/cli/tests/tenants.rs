@@ -275,7 +275,7 @@ fn tenants_are_listed_and_shown() {
     larder.load("bob", "one");
     let listed = larder.tenants(&["list"]);
     let lines: Vec<Vec<_>> = listed.lines().map(|line| line.split('\t').collect()).collect();
-    assert_eq!(lines[0], ["TENANT", "SCOPE", "GENERATION", "EPOCH", "LEASE", "SNAPSHOT", "SIZE"]);
+    assert_eq!(lines[0], ["TENANT", "SCOPE", "GENERATION", "EPOCH", "LEASE", "SNAPSHOT", "SIZE", "DELETED"]);
     assert_eq!((lines[1][0], lines[2][0], lines.len()), ("acme/users/ann", "acme/users/bob", 3));
     assert_eq!((lines[1][1], lines[1][3], lines[1][4]), ("user", "1", "-"));
     assert!(
@@ -411,6 +411,52 @@ fn a_tenant_that_a_host_has_open_is_looked_at_and_its_unsent_commits_are_named()
     assert!(written.contains("another host has this tenant open"), "{written}");
     runtime.block_on(host.close()).unwrap();
     assert_eq!(text(&look("two").stdout), "unsent");
+}
+
+#[test]
+fn a_tenant_is_deleted_brought_back_and_removed_for_good() {
+    let larder = Larder::new();
+    let dsn = format!("{}?tenant=acme/users/ann", larder.dsn());
+    let put = ["put", "--store", &format!("{dsn}&create=yes"), "notes", "a", "value"];
+    larder.output(&put);
+    let deleted = larder.tenants(&["delete", "acme/users/ann"]);
+    assert!(deleted.starts_with("acme/users/ann is deleted; from 20"), "{deleted}");
+    for command in [&put[..], &["get", "--store", &dsn, "notes", "a"]] {
+        let error = larder.error(1, command);
+        assert!(error.contains("deleted at") && error.contains("larder tenants undelete"), "{error}");
+    }
+    let shown = larder.tenants(&["show", "acme/users/ann"]);
+    assert!(shown.contains("\ndeleted at 20") && shown.contains("its objects may be removed"), "{shown}");
+    let listed = json(&larder.tenants(&["list", "--json"]));
+    assert_eq!(listed["deletion"]["stage"], "marked");
+    // It is not due yet.
+    assert_eq!(larder.tenants(&["purge"]), "");
+    let early = larder.error(1, &["tenants", "purge", "acme/users/ann", "--store", &larder.dsn()]);
+    assert!(early.contains("deleted at"), "{early}");
+    assert_eq!(larder.tenants(&["undelete", "acme/users/ann"]), "acme/users/ann can be opened\n");
+    assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "value");
+    let gone = larder.tenants(&["delete", "acme/users/ann", "--grace", "0"]);
+    assert_eq!(gone, "acme/users/ann is deleted, and its objects were removed\n");
+    assert_eq!(larder.tenants(&["list", "--json"]), "");
+    let missing = larder.error(1, &["get", "--store", &dsn, "notes", "a"]);
+    assert!(missing.contains("the tenant acme/users/ann does not exist"), "{missing}");
+    let again = larder.error(1, &["tenants", "delete", "acme/users/ann", "--store", &larder.dsn()]);
+    assert!(again.contains("there is no tenant acme/users/ann"), "{again}");
+    larder.output(&put);
+    larder.tenants(&["delete", "acme/users/ann", "--grace", "1ms"]);
+    let purged = larder.tenants(&["purge"]);
+    assert_eq!(purged, "acme/users/ann is deleted, and its objects were removed\n");
+    let entries =
+        std::fs::read_dir(larder.path("place/acme/users/ann.db")).unwrap().map(|entry| entry.unwrap());
+    let files: Vec<_> =
+        entries.filter(|entry| entry.path().is_file()).map(|entry| entry.file_name()).collect();
+    assert_eq!(files, ["head.json"]);
+    assert!(
+        !larder
+            .path("place/acme/users/ann.db/snapshots")
+            .read_dir()
+            .is_ok_and(|mut found| found.next().is_some())
+    );
 }
 
 #[test]

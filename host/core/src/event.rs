@@ -93,6 +93,16 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// This host took a tenant over from another one, which had not released it. Commits that the other
+    /// host had acknowledged and not sent are in its cache folder, and go into quarantine there.
+    TenantTakenOver {
+        /// The tenant.
+        tenant: String,
+        /// The other host.
+        holder: String,
+        /// Its cache folder, if it is known.
+        folder: Option<String>,
+    },
     /// Background work failed. The host retries it.
     BackgroundFailed {
         /// The store's name in the host.
@@ -142,6 +152,7 @@ impl Event {
             Self::MemoryRecoveryDropped { .. } => "memory.recovery_dropped",
             Self::MemoryRecordCorrupt { .. } => "memory.record_corrupt",
             Self::TenantQuarantined { .. } => "tenant.quarantined",
+            Self::TenantTakenOver { .. } => "tenant.taken_over",
             Self::BackgroundFailed { .. } => "store.background_failed",
         }
     }
@@ -158,7 +169,7 @@ impl Event {
             Self::MemoryHealthChanged { identity, .. }
             | Self::MemoryRecoveryDropped { identity, .. }
             | Self::MemoryRecordCorrupt { identity, .. } => identity.tenant.clone(),
-            Self::TenantQuarantined { tenant, .. } => tenant.clone(),
+            Self::TenantQuarantined { tenant, .. } | Self::TenantTakenOver { tenant, .. } => tenant.clone(),
             Self::BackgroundFailed { store, work, .. } => format!("{store}, {work}"),
         }
     }
@@ -208,6 +219,11 @@ impl Event {
             Self::TenantQuarantined { tenant, reason } => {
                 vec![("tenant", tenant.clone()), ("reason", reason.clone())]
             }
+            Self::TenantTakenOver { tenant, holder, folder } => vec![
+                ("tenant", tenant.clone()),
+                ("holder", holder.clone()),
+                ("folder", folder.clone().unwrap_or_default()),
+            ],
             Self::BackgroundFailed { store, work, error } => {
                 vec![("store", store.clone()), ("work", work.to_string()), ("error", error.to_string())]
             }

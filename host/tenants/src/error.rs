@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use larder_core::error::Cause;
 
+use crate::deletion::DeletionStage;
 use crate::key::TenantKey;
 
 /// Why something was not done with a tenant's objects. Its kind decides, never its text.
@@ -91,6 +92,27 @@ pub enum TenantError {
         /// Whose.
         key: String,
     },
+    /// The tenant was deleted. Its objects exist until `purge_at`, and longer if nothing removes them.
+    #[error(
+        "{key}: deleted at {at} (milliseconds since 1970); {}",
+        deletion_hint(*.stage, *.purge_at)
+    )]
+    Deleted {
+        /// Whose.
+        key: String,
+        /// When, in milliseconds since 1970 by the clock of the object storage.
+        at: u64,
+        /// From when on its objects may be removed, by the same clock.
+        purge_at: u64,
+        /// How far the deletion is.
+        stage: DeletionStage,
+    },
+    /// The tenant does not exist.
+    #[error("there is no tenant {key}")]
+    NotFound {
+        /// Which.
+        key: String,
+    },
     /// There is nothing from that time.
     #[error("{key}: no snapshot was taken at or before {at} (milliseconds since 1970){}", oldest_hint(*.oldest))]
     NoSnapshot {
@@ -108,6 +130,16 @@ pub enum TenantError {
         key: String,
         /// The generation that was asked for.
         generation: u64,
+    },
+    /// There is no snapshot of that version or before.
+    #[error("{key}: no snapshot is of version {version} or before{}", oldest_hint(*.oldest))]
+    NoVersion {
+        /// Whose.
+        key: String,
+        /// The version that was asked for.
+        version: u64,
+        /// The smallest version of a snapshot.
+        oldest: Option<u64>,
     },
     /// Another process has the cache folder.
     #[error("the cache folder {folder} is in use by another process; give each process its own")]
@@ -180,6 +212,18 @@ fn oldest_hint(oldest: Option<u64>) -> String {
     oldest.map(|oldest| format!("; the oldest is of {oldest}")).unwrap_or_default()
 }
 
+fn deletion_hint(stage: DeletionStage, purge_at: u64) -> String {
+    match stage {
+        DeletionStage::Marked => {
+            format!(
+                "until {purge_at}, and until its objects are removed, it can be undone: `larder tenants undelete`"
+            )
+        }
+        DeletionStage::Purging => "its objects are being removed".to_string(),
+        DeletionStage::Purged => "its objects were removed".to_string(),
+    }
+}
+
 fn place_name(found: Option<&str>) -> String {
     found.map_or_else(
         || "one where nobody has kept tenants yet".to_string(),
@@ -249,7 +293,15 @@ impl From<TenantError> for larder_core::Error {
                 cause: Some(cause),
             },
             TenantError::Closed { .. } => Self::Closed,
-            TenantError::NoSnapshot { .. } | TenantError::NoGeneration { .. } => {
+            TenantError::Deleted { .. } => {
+                Self::NotFound { reason: "this tenant was deleted".into(), cause: Some(cause) }
+            }
+            TenantError::NotFound { .. } => {
+                Self::NotFound { reason: "this tenant does not exist".into(), cause: Some(cause) }
+            }
+            TenantError::NoSnapshot { .. }
+            | TenantError::NoGeneration { .. }
+            | TenantError::NoVersion { .. } => {
                 Self::Other { reason: "there is no such snapshot".into(), cause: Some(cause) }
             }
             TenantError::CacheInUse { .. } => unavailable("another process has this host's cache folder"),

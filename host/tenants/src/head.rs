@@ -5,6 +5,7 @@ use std::time::Duration;
 use larder_core::clock::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::deletion::Deletion;
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::remote::MAX_LEASE_TTL;
@@ -18,6 +19,9 @@ pub(crate) const MAX_HEAD_BYTES: u64 = 1 << 20;
 
 /// Earlier snapshots in a head, at most. It is written with each renewal, so it stays small.
 pub(crate) const MAX_HISTORY: usize = 256;
+
+/// Takeovers in a head, at most.
+const MAX_TAKEOVERS: usize = 16;
 
 /// What is known of a tenant: who writes it, and where its data is. Changed by compare-and-swap only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,20 @@ pub struct Head {
     pub snapshot: Option<SnapshotRef>,
     /// Earlier snapshots, the oldest first.
     pub history: Vec<SnapshotRef>,
+    /// The last position of the log of an earlier tenant of this name, whose objects were removed; 0 for
+    /// none. Positions up to here are not given again, so a removal that is late hits no other segment.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) log_start: u64,
+    /// The last leases that were not released, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takeovers: Vec<Takeover>,
+    /// Set from the deletion of the tenant until it is undone, or a new tenant of this name is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<Deletion>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who may write a tenant.
@@ -50,6 +68,23 @@ pub struct LeaseRecord {
     pub holder: String,
     /// How long from each write of the head on.
     pub ttl_ms: u64,
+    /// The holder's cache folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
+}
+
+/// A lease that was not released, and that another host took over. Commits that its holder acknowledged
+/// and did not send are in its cache folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Takeover {
+    /// The host that had the lease.
+    pub holder: String,
+    /// Its cache folder, if it is known.
+    pub folder: Option<String>,
+    /// The epoch of its lease.
+    pub epoch: u64,
 }
 
 impl LeaseRecord {
@@ -78,6 +113,9 @@ pub struct SnapshotRef {
     pub generation: u64,
     /// The last segment that it contains; 0 for none.
     pub covers: u64,
+    /// The version of the last commit that it contains; 0 if that is not known.
+    #[serde(default)]
+    pub version: u64,
 }
 
 impl SnapshotRef {
@@ -128,6 +166,9 @@ impl Head {
             has_log: false,
             snapshot: None,
             history: Vec::new(),
+            log_start: 0,
+            takeovers: Vec::new(),
+            deletion: None,
         }
     }
 
@@ -136,6 +177,20 @@ impl Head {
         let exhausted = || TenantError::corrupt(&self.tenant, "the head's generation is the last there is");
         let generation = self.generation.checked_add(1).ok_or_else(exhausted)?;
         Ok(Self { generation, write_id: WriteId::random(), ..self.clone() })
+    }
+
+    /// Notes that a lease was taken over that had not been released.
+    pub(crate) fn note_takeover(&mut self, LeaseRecord { holder, folder, .. }: LeaseRecord, epoch: u64) {
+        self.takeovers.push(Takeover { holder, folder, epoch });
+        let superfluous = self.takeovers.len().saturating_sub(MAX_TAKEOVERS);
+        self.takeovers.drain(..superfluous);
+    }
+
+    /// Fences the lease under which the tenant was open.
+    pub(crate) fn next_epoch(&mut self) -> Result<()> {
+        let last = || TenantError::corrupt(&self.tenant, "the head's epoch is the last there is");
+        self.epoch = self.epoch.checked_add(1).ok_or_else(last)?;
+        Ok(())
     }
 
     /// Reads a head.
@@ -164,6 +219,9 @@ impl Head {
         if self.history.len() > MAX_HISTORY {
             return Some("the head's history is too long");
         }
+        if self.takeovers.len() > MAX_TAKEOVERS {
+            return Some("the head has too many takeovers");
+        }
         if self.lease.as_ref().is_some_and(|lease| lease.ttl().is_zero() || lease.ttl() > MAX_LEASE_TTL) {
             return Some("the lease in the head holds for no time, or for more than an hour");
         }
@@ -189,7 +247,7 @@ impl Head {
 
     /// The last segment that the current snapshot contains.
     pub fn covers(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.covers)
+        self.snapshot.as_ref().map_or(self.log_start, |snapshot| snapshot.covers)
     }
 
     /// Makes a snapshot the current one, and the current one history.
@@ -241,7 +299,16 @@ mod tests {
     fn snapshot(taken_at: UnixMillis) -> SnapshotRef {
         let sha256 = format!("{taken_at:064x}");
         let name = SnapshotRef::object_name(&sha256, WriteId::random());
-        SnapshotRef { name, bytes: 1, compressed_bytes: 1, sha256, taken_at, generation: 1, covers: 0 }
+        SnapshotRef {
+            name,
+            bytes: 1,
+            compressed_bytes: 1,
+            sha256,
+            taken_at,
+            generation: 1,
+            covers: 0,
+            version: 0,
+        }
     }
 
     fn reason(bytes: &[u8]) -> String {
@@ -259,7 +326,7 @@ mod tests {
         let mut head = Head::new(&key());
         head.supersede(snapshot(1));
         head.supersede(snapshot(2));
-        head.lease = Some(LeaseRecord { holder: "one".into(), ttl_ms: 15_000 });
+        head.lease = Some(LeaseRecord { holder: "one".into(), ttl_ms: 15_000, folder: None });
         assert_eq!(Head::parse(&key(), &head.to_bytes().unwrap()).unwrap(), head);
         let next = head.successor().unwrap();
         assert_eq!(next.generation, 1);

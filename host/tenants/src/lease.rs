@@ -1,5 +1,6 @@
 //! One writer a tenant.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::backoff::jittered;
 use crate::error::{Result, TenantError};
-use crate::head::{Head, LeaseRecord, MAX_HEAD_BYTES};
+use crate::head::{Head, LeaseRecord, MAX_HEAD_BYTES, Takeover};
 use crate::key::TenantKey;
 use crate::objects::{Found, Written};
 use crate::remote::Remote;
@@ -22,7 +23,13 @@ use crate::write_id::WriteId;
 /// Who uses it must hold an exclusive lock on that cache folder: a lease of the same holder is taken over at once, as
 /// its earlier process must be dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder(Arc<str>);
+pub struct Holder {
+    name: Arc<str>,
+    folder: Option<Arc<str>>,
+}
+
+/// The longest path of a cache folder that a lease names, in bytes.
+const FOLDER_BYTES_MAX: usize = 4_096;
 
 impl Holder {
     /// Checks a name.
@@ -36,12 +43,19 @@ impl Holder {
                 "the holder of a lease is named by 1 to 200 visible bytes of ASCII without spaces",
             ));
         }
-        Ok(Self(name.into()))
+        Ok(Self { name: name.into(), folder: None })
+    }
+
+    /// Has leases name the cache folder, for an operator who looks for what a lost host did not send.
+    #[must_use]
+    pub fn in_folder(self, folder: &Path) -> Self {
+        let folder = folder.to_string_lossy();
+        Self { folder: (folder.len() <= FOLDER_BYTES_MAX).then(|| folder.into()), ..self }
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 }
 
@@ -100,7 +114,7 @@ impl Remote {
     /// that short tries come to an end as well.
     ///
     /// # Errors
-    /// [`TenantError::LeaseHeld`] where another still has it, and what [`Remote::head`] gives.
+    /// [`TenantError::LeaseHeld`] where another still has it, [`TenantError::Deleted`], and what [`Remote::head`] gives.
     pub async fn acquire(&self, key: &TenantKey, holder: &Holder, wait: Duration) -> Result<Lease> {
         let start = Instant::now();
         let mut races = 0;
@@ -114,10 +128,7 @@ impl Remote {
                     races += 1;
                     Duration::from_millis(20)
                 }
-                Attempt::Raced => {
-                    let reason = format!("the head of {key} changes all the time");
-                    return Err(TenantError::Unavailable { reason, cause: None });
-                }
+                Attempt::Raced => return Err(changes_all_the_time(key)),
                 Attempt::Held { record, free_at } => {
                     let left = wait.saturating_sub(start.elapsed());
                     if left.is_zero() {
@@ -135,6 +146,11 @@ impl Remote {
 
     async fn try_acquire(&self, key: &TenantKey, holder: &Holder) -> Result<Attempt> {
         let found = self.read_head(key).await?;
+        if let Some((Head { deletion: Some(deletion), .. }, _)) = &found
+            && !deletion.is_done()
+        {
+            return Err(deletion.error(key));
+        }
         if let Some((head, _)) = &found
             && let Some(record) = head.lease.clone()
             && record.holder != holder.as_str()
@@ -155,9 +171,13 @@ impl Remote {
             Some((head, found)) => (head, Some(found.version)),
             None => (Head::new(key), None),
         };
-        let last = || TenantError::corrupt(key, "the head's epoch is the last there is");
-        let epoch = earlier.epoch.checked_add(1).ok_or_else(last)?;
-        let head = Head { epoch, lease: Some(self.record(holder)), ..earlier.successor()? };
+        let lease = Some(self.record(holder));
+        let mut head = Head { lease, deletion: None, ..earlier.successor()? };
+        head.next_epoch()?;
+        if let Some(record) = earlier.lease.filter(|record| record.holder != holder.as_str()) {
+            head.note_takeover(record, earlier.epoch);
+        }
+        let epoch = head.epoch;
         let (path, bytes) = (self.head_path(key), Bytes::from(head.to_bytes()?));
         let is_own = |found: &[u8]| is_write(key, found, &head);
         let sent = Instant::now();
@@ -178,12 +198,17 @@ impl Remote {
 
     fn record(&self, holder: &Holder) -> LeaseRecord {
         let ttl_ms = u64::try_from(self.options().lease_ttl.as_millis()).unwrap_or(u64::MAX);
-        LeaseRecord { holder: holder.as_str().to_string(), ttl_ms }
+        let folder = holder.folder.as_deref().map(str::to_string);
+        LeaseRecord { holder: holder.as_str().to_string(), ttl_ms, folder }
     }
 }
 
+pub(crate) fn changes_all_the_time(key: &TenantKey) -> TenantError {
+    TenantError::Unavailable { reason: format!("the head of {key} changes all the time"), cause: None }
+}
+
 /// Whether stored bytes are this very write of the head.
-fn is_write(key: &TenantKey, found: &[u8], head: &Head) -> bool {
+pub(crate) fn is_write(key: &TenantKey, found: &[u8], head: &Head) -> bool {
     Head::parse(key, found).is_ok_and(|found| found.write_id == head.write_id)
 }
 
@@ -225,6 +250,12 @@ impl Lease {
     /// The head as this lease last wrote it, or found it when it was taken.
     pub fn head(&self) -> Head {
         self.state().head.clone()
+    }
+
+    /// The lease that this one took over, if its holder had not released it.
+    pub fn takeover(&self) -> Option<Takeover> {
+        let before = self.epoch().checked_sub(1);
+        self.head().takeovers.into_iter().rev().find(|takeover| Some(takeover.epoch) == before)
     }
 
     /// How often it should be renewed: so often that two renewals may fail.
@@ -325,8 +356,7 @@ impl Lease {
                 Written::Lost(found) => self.adopt(found)?,
             }
         }
-        let reason = format!("the head of {} changes all the time", self.key());
-        Err(TenantError::Unavailable { reason, cause: None })
+        Err(changes_all_the_time(self.key()))
     }
 
     fn next_head(&self) -> Result<(Head, UpdateVersion)> {

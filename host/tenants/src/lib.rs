@@ -29,6 +29,7 @@
 
 mod backoff;
 mod cache_place;
+mod deletion;
 mod driver;
 mod dsn;
 mod error;
@@ -56,11 +57,12 @@ mod view;
 mod watch;
 mod write_id;
 
+pub use deletion::{Deletion, DeletionStage};
 pub use driver::TenantsDriver;
 pub use dsn::{Durability, Place, TenantsDsn};
 pub use error::TenantError;
 pub use folder::FolderStore;
-pub use head::{Head, LeaseRecord, SnapshotRef};
+pub use head::{Head, LeaseRecord, SnapshotRef, Takeover};
 pub use key::{Scope, Slug, TenantKey};
 pub use lease::{Holder, Lease};
 pub use local::{CacheFolder, Quarantined, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder};

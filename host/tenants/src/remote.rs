@@ -168,7 +168,7 @@ impl Remote {
         probe::probe(self.objects()).await
     }
 
-    fn tenant_path(&self, key: &TenantKey) -> ObjectPath {
+    pub(crate) fn tenant_path(&self, key: &TenantKey) -> ObjectPath {
         self.objects().path(&key.object_path())
     }
 
@@ -199,12 +199,14 @@ impl Remote {
         self.objects().get(&self.head_path(key), MAX_HEAD_BYTES).await
     }
 
-    /// The head of a tenant; none for one that nobody ever had.
+    /// The head of a tenant. `None` if the tenant does not exist: no host ever had it, or it was deleted
+    /// and its objects were removed. [`Head::deletion`] tells that it is being deleted.
     ///
     /// # Errors
     /// [`TenantError::Corrupt`], [`TenantError::NewerFormat`], [`TenantError::Unavailable`].
     pub async fn head(&self, key: &TenantKey) -> Result<Option<Head>> {
-        Ok(self.read_head(key).await?.map(|(head, _)| head))
+        let head = self.read_head(key).await?.map(|(head, _)| head);
+        Ok(head.filter(|head| head.deletion.as_ref().is_none_or(|deletion| !deletion.is_done())))
     }
 
     /// The snapshots that can be restored, the oldest first and the current one last.

@@ -62,7 +62,7 @@ impl Remote {
         let mut epoch = 0;
         for (number, (snapshot, version)) in (1..).zip(whole) {
             epoch = epoch.max(version >> 32);
-            head.supersede(SnapshotRef { generation: number, ..snapshot });
+            head.supersede(SnapshotRef { generation: number, version, ..snapshot });
             head.generation = number;
         }
         let Some(current) = &mut head.snapshot else {
@@ -123,6 +123,7 @@ impl Remote {
             taken_at: written_at(meta),
             generation: 0,
             covers: 0,
+            version: 0,
         };
         if let Some(fault) = snapshot.fault() {
             return Err(TenantError::corrupt(key, fault));

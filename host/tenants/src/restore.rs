@@ -14,13 +14,16 @@ pub enum RestorePoint {
     At(UnixMillis),
     /// The one with this [`SnapshotRef::generation`].
     Generation(u64),
+    /// The one with the largest [`SnapshotRef::version`] up to this version: it has no commit after the one that a
+    /// client saw at this version, and misses the fewest before it.
+    Version(u64),
 }
 
 impl RestorePoint {
     /// Finds the snapshot. Generations are the order of snapshots; a clock that was wrong may have given them other times.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`].
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::NoVersion`].
     pub(crate) fn find(self, head: &Head) -> Result<SnapshotRef> {
         let key = || head.tenant().to_string();
         match self {
@@ -32,6 +35,13 @@ impl RestorePoint {
             Self::Generation(generation) => {
                 let found = head.snapshots().find(|snapshot| snapshot.generation == generation);
                 found.cloned().ok_or_else(|| TenantError::NoGeneration { key: key(), generation })
+            }
+            Self::Version(version) => {
+                let known = || head.snapshots().filter(|snapshot| snapshot.version > 0);
+                let oldest = known().map(|snapshot| snapshot.version).min();
+                let found = known().filter(|snapshot| snapshot.version <= version);
+                let found = found.max_by_key(|snapshot| (snapshot.version, snapshot.generation));
+                found.cloned().ok_or_else(|| TenantError::NoVersion { key: key(), version, oldest })
             }
         }
     }
@@ -52,7 +62,7 @@ impl Lease {
     /// folder, is not what the tenant is now, and is never taken for it. [`crate::Tenants::restore`] sees to all that.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`] and [`TenantError::NoGeneration`] if there is no such snapshot, and as [`Lease::publish`]: the
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] and [`TenantError::NoVersion`] if there is no such snapshot, and as [`Lease::publish`]: the
     /// lease holds on then. After [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells
     /// whoever tries again.
     pub async fn restore(&self, point: RestorePoint) -> Result<SnapshotRef> {
@@ -71,8 +81,7 @@ impl Lease {
         let head = self.change(|head| {
             let snapshot = point.find(head)?;
             make_current(head, SnapshotRef { covers, taken_at, ..snapshot });
-            let last = || TenantError::corrupt(self.key(), "the head's epoch is the last there is");
-            head.epoch = head.epoch.checked_add(1).ok_or_else(last)?;
+            head.next_epoch()?;
             head.lease = None;
             Ok(())
         });

@@ -35,7 +35,7 @@ const MAX_COLLECTED: usize = 10_000;
 const LOOKED_AT_ONCE: usize = 10_000;
 
 /// Deletions at once.
-const DELETIONS: usize = 8;
+pub(crate) const DELETIONS: usize = 8;
 
 /// Snapshots that no head names, and segments that a snapshot covers, are of use to nobody. They wait only for who still reads
 /// them, and so that an append that is stuck on its way doesn't find its position free: for many leases, and at least so long.
@@ -54,15 +54,16 @@ impl Lease {
     /// [`TenantError::InvalidArgument`] where the file is empty or too large, or `covers` is no position of the log or
     /// before that of the current snapshot, and [`TenantError::File`].
     pub async fn publish(&self, file: &Path, covers: u64) -> Result<SnapshotRef> {
-        self.publish_as(file, covers, WriteId::random()).await
+        self.publish_as(file, covers, WriteId::random(), 0).await
     }
 
-    /// The same with the number of the upload, which is new.
+    /// The same with the number of the upload, which is new, and the version of the last commit.
     pub(crate) async fn publish_as(
         &self,
         file: &Path,
         covers: u64,
         upload_id: WriteId,
+        version: u64,
     ) -> Result<SnapshotRef> {
         let _turn = self.publishing().await;
         self.check()?;
@@ -86,7 +87,8 @@ impl Lease {
         let taken_at = taken_at.ok_or_else(|| TenantError::corrupt(&path, "an upload is gone"))?;
         let (bytes, compressed_bytes, sha256) =
             (packed.bytes, packed.compressed_bytes, packed.sha256.clone());
-        let snapshot = SnapshotRef { name, bytes, compressed_bytes, sha256, taken_at, generation: 0, covers };
+        let snapshot =
+            SnapshotRef { name, bytes, compressed_bytes, sha256, taken_at, generation: 0, covers, version };
         self.make_current(snapshot).await
     }
 
@@ -216,7 +218,7 @@ pub(crate) fn make_current(head: &mut Head, snapshot: SnapshotRef) {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

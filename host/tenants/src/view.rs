@@ -52,10 +52,13 @@ impl Remote {
     /// The database is downloaded into a new folder in `folder`.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`], [`TenantError::NewerFormat`], [`TenantError::Unavailable`], and
-    /// [`TenantError::File`] if `folder` can't be written.
+    /// [`TenantError::Deleted`], [`TenantError::Corrupt`], [`TenantError::NewerFormat`],
+    /// [`TenantError::Unavailable`], and [`TenantError::File`] if `folder` can't be written.
     pub async fn view(&self, key: &TenantKey, folder: &Path) -> Result<Option<TenantView>> {
         let Some(mut head) = self.head(key).await? else { return Ok(None) };
+        if let Some(deletion) = &head.deletion {
+            return Err(deletion.error(key));
+        }
         for _ in 1..ATTEMPTS {
             match self.view_of(key, &head, folder).await {
                 Err(damage @ TenantError::Corrupt { .. }) => {

@@ -4,13 +4,11 @@
 mod host;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use host::*;
-use larder_core::{Mode, Version};
-use larder_tenants::faults::FaultyStore;
-use larder_tenants::{Durability, FolderStore, SnapshotRef, Tenant, TenantError, TenantKey, Tenants};
+use larder_core::Version;
+use larder_tenants::{Durability, SnapshotRef, TenantError, TenantKey, Tenants};
 
 fn ann() -> TenantKey {
     key("acme/users/ann")
@@ -25,9 +23,7 @@ struct Stored {
 }
 
 async fn stored(durability: Durability) -> Stored {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(FolderStore::open(folder.path().join("objects")).unwrap());
-    let world = World { objects: FaultyStore::new(store), folder };
+    let world = World::in_folder();
     let a = world.builder("a").durability(durability).open().await.unwrap();
     let tenant = a.get(&ann()).await.unwrap();
     for row in ["one", "two", "three"] {
@@ -64,11 +60,6 @@ impl Stored {
     async fn host(&self) -> Tenants {
         self.world.host("b").await
     }
-}
-
-async fn version_of(tenant: &Tenant, row: &str) -> Version {
-    let mut view = handle(tenant).begin(Mode::View).unwrap();
-    view.get_versioned("n".into(), row.into()).await.unwrap().unwrap().1
 }
 
 const DAMAGES: [fn(&Path); 4] = [

@@ -13,12 +13,10 @@ use std::time::Duration;
 
 use host::kill::{KillingStore, pass};
 use host::*;
-use larder_core::{HandleOptions, Mode, PutOptions, Range, Store, Version};
+use larder_core::{HandleOptions, Mode, PutOptions, Range, Store};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use larder_tenants::faults::{Fault, FaultyStore, Operation, Rule, before_local_changes};
-use larder_tenants::{
-    Durability, FolderStore, RestorePoint, SnapshotRef, Tenant, TenantError, TenantKey, Tenants,
-};
+use larder_tenants::{Durability, FolderStore, RestorePoint, SnapshotRef, TenantError, TenantKey, Tenants};
 use object_store::ObjectStore;
 
 fn ann() -> TenantKey {
@@ -33,9 +31,7 @@ struct Left {
 }
 
 async fn left(durability: Durability) -> Left {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(FolderStore::open(folder.path().join("objects")).unwrap());
-    let world = World { objects: FaultyStore::new(store), folder };
+    let world = World::in_folder();
     let a = world.builder("a").durability(durability).open().await.unwrap();
     let tenant = a.get(&ann()).await.unwrap();
     put(&tenant, "first", "1").await.unwrap();
@@ -137,6 +133,33 @@ async fn restore_and_check(
     assert!(is(&rows(&next).await, &RESTORED), "{what}");
     next.close().await.unwrap();
     (outcome.is_ok(), world)
+}
+
+#[tokio::test]
+async fn a_tenant_goes_back_to_the_last_snapshot_up_to_a_version_that_a_client_saw() {
+    let world = World::new();
+    let a = world.host("a").await;
+    let mut seen = Vec::new();
+    for row in ["one", "two", "three"] {
+        let tenant = a.get(&ann()).await.unwrap();
+        put(&tenant, row, row).await.unwrap();
+        seen.push(version_of(&tenant, row).await);
+        drop(tenant);
+        a.checkpoint(&ann()).await.unwrap();
+    }
+    let restored = a.restore(&ann(), RestorePoint::Version(seen[1].0)).await.unwrap();
+    assert_eq!(restored.found.version, seen[1].0);
+    assert!(is(&rows(&a).await, &["one", "two"]));
+    // The state that was left has later commits than the one that is current now.
+    a.restore(&ann(), RestorePoint::Version(u64::MAX)).await.unwrap();
+    assert!(is(&rows(&a).await, &["one", "three", "two"]));
+    a.restore(&ann(), RestorePoint::Version(seen[0].0)).await.unwrap();
+    assert!(is(&rows(&a).await, &["one"]));
+    let none = a.restore(&ann(), RestorePoint::Version(seen[0].0 - 1)).await;
+    assert!(
+        matches!(none, Err(TenantError::NoVersion { oldest: Some(oldest), .. }) if oldest == seen[0].0),
+        "{none:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,20 +425,15 @@ async fn no_version_is_given_again_after_going_back() {
     let moment = current(&a).await.taken_at;
     tokio::time::sleep(Duration::from_millis(5)).await;
     put(&tenant, "row", "second").await.unwrap();
-    let held = version_of(&tenant).await;
+    let held = version_of(&tenant, "row").await;
     drop(tenant);
     a.restore_at(&ann(), moment).await.unwrap();
     let tenant = a.get(&ann()).await.unwrap();
     assert_eq!(get(&tenant, "row").await.unwrap().as_deref(), Some("first"));
     put(&tenant, "row", "another").await.unwrap();
-    assert!(version_of(&tenant).await > held);
+    assert!(version_of(&tenant, "row").await > held);
     let mut stale = handle(&tenant).begin(Mode::Update).unwrap();
     let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
     stale.put_with("n".into(), "row".into(), b"stale".to_vec(), if_version).unwrap();
     assert!(matches!(stale.commit().await, Err(larder_core::Error::Conflict)));
-}
-
-async fn version_of(tenant: &Tenant) -> Version {
-    let mut view = handle(tenant).begin(Mode::View).unwrap();
-    view.get_versioned("n".into(), "row".into()).await.unwrap().unwrap().1
 }

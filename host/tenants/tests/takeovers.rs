@@ -151,6 +151,13 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         let taken = b.tenants.get(&ann).await.unwrap();
         assert_eq!(get(&taken, "sent").await.unwrap().as_deref(), Some("1"));
         assert_eq!(get(&taken, "unsent").await.unwrap(), None);
+        // The operator is told where the rest is.
+        let folder = a.tenants.cache().folder().display().to_string();
+        let told = b.events.of("tenant.taken_over");
+        assert!(told.len() == 1 && told[0].contains(&folder), "{told:?}");
+        let takeovers = b.tenants.remote().head(&ann).await.unwrap().unwrap().takeovers;
+        let noted = (takeovers[0].holder.as_str(), takeovers[0].folder.as_deref(), takeovers[0].epoch);
+        assert_eq!(noted, (a.tenants.cache().holder().as_str(), Some(folder.as_str()), 1));
         put(&taken, "of b", "3").await.unwrap();
         b.tenants.checkpoint(&ann).await.unwrap();
         let before = b.tenants.remote().head(&ann).await.unwrap().unwrap().snapshot;
@@ -178,6 +185,7 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         drop((tenant, taken));
         b.tenants.evict(&ann).await.unwrap();
         let again = a.tenants.get(&ann).await.unwrap();
+        assert!(a.events.of("tenant.taken_over").is_empty(), "the lease was released");
         assert_eq!(get(&again, "of b").await.unwrap().as_deref(), Some("5"));
         assert_eq!(count(&again).await, 2);
         put(&again, "of a", "6").await.unwrap();

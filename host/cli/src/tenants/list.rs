@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use futures_util::StreamExt;
-use larder_host::larder_tenants::{Head, Remote};
+use larder_host::larder_tenants::{Deletion, Head, Remote, Takeover};
 use larder_host::{TenantError, TenantKey};
 use serde_json::json;
 
@@ -38,7 +38,7 @@ impl List {
 
     async fn print(&self, remote: &Remote) -> Result<()> {
         if !self.json {
-            writeln!(output(), "TENANT\tSCOPE\tGENERATION\tEPOCH\tLEASE\tSNAPSHOT\tSIZE")?;
+            writeln!(output(), "TENANT\tSCOPE\tGENERATION\tEPOCH\tLEASE\tSNAPSHOT\tSIZE\tDELETED")?;
         }
         let progress = counter("tenants");
         let mut after = None;
@@ -81,7 +81,9 @@ fn head_line(key: &TenantKey, head: &Head) -> String {
         Some(snapshot) => (time(snapshot.taken_at), bytes(snapshot.bytes)),
         None => ("-".to_string(), "-".to_string()),
     };
-    format!("{key}\t{}\t{}\t{}\t{lease}\t{taken_at}\t{size}", key.scope(), head.generation, head.epoch)
+    let deleted = head.deletion.as_ref().map_or_else(|| "-".to_string(), |deletion| time(deletion.at));
+    let (scope, generation, epoch) = (key.scope(), head.generation, head.epoch);
+    format!("{key}\t{scope}\t{generation}\t{epoch}\t{lease}\t{taken_at}\t{size}\t{deleted}")
 }
 
 pub(super) fn head_json(key: &TenantKey, head: &Head) -> serde_json::Value {
@@ -89,5 +91,16 @@ pub(super) fn head_json(key: &TenantKey, head: &Head) -> serde_json::Value {
     json!({
         "tenant": key.to_string(), "scope": key.scope().name(), "generation": head.generation,
         "epoch": head.epoch, "lease": lease, "snapshot": head.snapshot.as_ref().map(snapshot_json),
+        "deletion": head.deletion.as_ref().map(deletion_json),
+        "takeovers": head.takeovers.iter().map(takeover_json).collect::<Vec<_>>(),
     })
+}
+
+fn takeover_json(Takeover { holder, folder, epoch, .. }: &Takeover) -> serde_json::Value {
+    json!({ "holder": holder, "folder": folder, "epoch": epoch })
+}
+
+fn deletion_json(deletion: &Deletion) -> serde_json::Value {
+    let Deletion { at, purge_at, stage, .. } = deletion;
+    json!({ "at": time(*at), "purge_at": time(*purge_at), "stage": stage })
 }

@@ -1,5 +1,6 @@
 //! `larder tenants`: the databases of tenants, in object storage and in the cache folder of a host.
 
+mod delete;
 pub(crate) mod host;
 mod list;
 mod quarantine;
@@ -41,6 +42,12 @@ enum Command {
     Restore(restore::Restore),
     /// Make the lost head of a tenant anew, from its snapshots and its log
     Repair(repair::Repair),
+    /// Delete a tenant; its objects stay for a grace period
+    Delete(delete::Delete),
+    /// Bring a deleted tenant back, unless its objects were removed
+    Undelete(delete::Undelete),
+    /// Remove the objects of deleted tenants whose grace periods have passed
+    Purge(delete::Purge),
     /// Print or remove the databases of a host that could not be kept
     Quarantine(quarantine::Quarantine),
 }
@@ -54,6 +61,9 @@ impl Tenants {
             Command::Evict(send) => send.execute(false).await,
             Command::Restore(restore) => restore.execute().await,
             Command::Repair(repair) => repair.execute().await,
+            Command::Delete(delete) => delete.execute().await,
+            Command::Undelete(undelete) => undelete.execute().await,
+            Command::Purge(purge) => purge.execute().await,
             Command::Quarantine(quarantine) => quarantine.execute(),
         }
     }
@@ -110,6 +120,6 @@ fn snapshot_json(snapshot: &SnapshotRef) -> Value {
     json!({
         "name": snapshot.name, "taken_at": time(snapshot.taken_at), "bytes": snapshot.bytes,
         "compressed_bytes": snapshot.compressed_bytes, "sha256": snapshot.sha256,
-        "generation": snapshot.generation, "covers": snapshot.covers,
+        "generation": snapshot.generation, "covers": snapshot.covers, "version": snapshot.version,
     })
 }

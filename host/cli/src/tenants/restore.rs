@@ -37,13 +37,17 @@ struct Point {
     /// Which: the snapshot of this generation, as `larder tenants show` prints it
     #[arg(long, value_name = "NUMBER")]
     generation: Option<u64>,
+    /// Which: the snapshot with the last commits up to this version of a row
+    #[arg(long, value_name = "NUMBER")]
+    version: Option<u64>,
 }
 
 impl Point {
     fn restore_point(&self) -> RestorePoint {
-        match (self.generation, self.at) {
-            (Some(generation), _) => RestorePoint::Generation(generation),
-            (None, at) => RestorePoint::At(at.unwrap_or(u64::MAX)),
+        match (self.generation, self.version, self.at) {
+            (Some(generation), ..) => RestorePoint::Generation(generation),
+            (None, Some(version), _) => RestorePoint::Version(version),
+            (None, None, at) => RestorePoint::At(at.unwrap_or(u64::MAX)),
         }
     }
 }

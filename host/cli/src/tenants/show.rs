@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use larder_host::TenantKey;
-use larder_host::larder_tenants::{Head, LogOverview};
+use larder_host::larder_tenants::{Head, LogOverview, Takeover};
 use serde_json::json;
 
 use crate::output::output;
@@ -50,12 +50,24 @@ impl Show {
 
     fn text(&self, head: &Head, log: &LogOverview) -> Result<String> {
         let mut text = format!("{}\ngeneration {}, epoch {}\n", self.key, head.generation, head.epoch);
+        if let Some(deletion) = &head.deletion {
+            let (at, purge_at) = (time(deletion.at), time(deletion.purge_at));
+            writeln!(text, "deleted at {at}; from {purge_at} on its objects may be removed")?;
+        }
         match &head.lease {
             Some(lease) => {
                 let holder = escape(&lease.holder);
                 writeln!(text, "lease: {holder} has it, for {:?} from each renewal on", lease.ttl())?;
             }
             None => writeln!(text, "lease: nobody has it")?,
+        }
+        for Takeover { holder, folder, epoch, .. } in &head.takeovers {
+            let holder = escape(holder);
+            let folder = folder.as_ref().map_or_else(String::new, |folder| format!(", {}", escape(folder)));
+            writeln!(
+                text,
+                "epoch {epoch}: {holder} did not release it; what it had not sent is in its cache folder{folder}"
+            )?;
         }
         match log.segments {
             0 => writeln!(text, "log: nothing behind the snapshot")?,
@@ -75,10 +87,10 @@ impl Show {
             let (taken_at, sha256) = (time(snapshot.taken_at), &snapshot.sha256);
             let is_ahead = snapshots.iter().skip(number).any(|later| later.taken_at < snapshot.taken_at);
             let note = if is_ahead { "  (a clock was ahead)" } else { "" };
-            let generation = snapshot.generation;
+            let (generation, version) = (snapshot.generation, snapshot.version);
             writeln!(
                 text,
-                "  {taken_at}  generation {generation}  {size}, {stored} compressed  {sha256}{note}"
+                "  {taken_at}  generation {generation}  version {version}  {size}, {stored} compressed  {sha256}{note}"
             )?;
         }
         Ok(text)

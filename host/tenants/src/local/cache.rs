@@ -58,7 +58,8 @@ impl CacheFolder {
         make_folder(&root.join(QUARANTINE)).map_err(failed)?;
         let holder = folder_owner::name(&root).map_err(failed)?;
         let holder = Holder::new(&holder)
-            .map_err(|error| TenantError::file("this host has no name to take leases under", error))?;
+            .map_err(|error| TenantError::file("this host has no name to take leases under", error))?
+            .in_folder(&root);
         Ok(Self { root, holder, _lock: lock })
     }
 

@@ -1,6 +1,7 @@
 //! The half of the crate that keeps databases on this host: hydrated, open, written back, given up again.
 
 mod cache;
+mod delete;
 mod engine;
 pub(crate) mod folder_owner;
 mod grant;

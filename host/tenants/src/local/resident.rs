@@ -9,6 +9,7 @@ use larder_core::{Error, Event, Store};
 use tokio::sync::{Notify, OwnedRwLockWriteGuard, OwnedSemaphorePermit, watch};
 
 use crate::error::{Result, TenantError};
+use crate::head::Takeover;
 use crate::key::TenantKey;
 use crate::lease::Lease;
 use crate::local::engine::{Engine, SharedEngine};
@@ -68,6 +69,9 @@ impl Resident {
         hydrate::adopt_leftover(&around, &key).await?;
         let holder = around.cache.holder();
         let lease = around.remote.acquire(&key, holder, around.options.lease_wait).await?;
+        if let Some(Takeover { holder, folder, .. }) = lease.takeover() {
+            around.events.emit(Event::TenantTakenOver { tenant: key.to_string(), holder, folder });
+        }
         // A large database takes longer than a lease.
         let keeping = tokio::spawn(keep(lease.clone()));
         let hydrated = hydrate::hydrate(&around, &lease).await;

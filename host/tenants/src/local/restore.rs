@@ -46,8 +46,8 @@ impl Tenants {
     /// [`Restored::damage`] says why. A snapshot that is itself damaged is never made the current one.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::InUse`] where somebody on this host has the tenant, what
-    /// [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then. After
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::NoVersion`],
+    /// [`TenantError::InUse`] if the tenant is in use on this host, what [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then. After
     /// [`TenantError::Unavailable`] it may be done all the same.
     pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
         let slot = self.inner.slot(key)?;

@@ -1,6 +1,6 @@
 //! The tenants of one host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use larder_core::{Event, EventSink};
 use object_store::ObjectStore;
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
@@ -277,13 +278,17 @@ impl Inner {
         Ok(resident)
     }
 
-    /// Opens what was left of a tenant, unless somebody has seen to it by now. Nobody has it for that: it is in use for
-    /// no one who wants to evict it.
+    /// Opens what was left of a tenant, unless a caller has opened it by now. It does not pin the tenant,
+    /// so it can be evicted. What is left of a tenant that was deleted for good is erased.
     async fn recover(self: &Arc<Self>, key: &TenantKey) -> Result<()> {
         let slot = self.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
         self.check_open()?;
-        if !self.around.cache.has_database(key) {
+        let is_purged = state.is_none() && self.around.remote.is_purged(key).await?;
+        if is_purged {
+            self.erase(key)?;
+        }
+        if is_purged || !self.around.cache.has_database(key) {
             drop(state);
             self.forget(slot);
             return Ok(());
@@ -505,15 +510,25 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
     }
 }
 
+/// The tenants of which this host has a database, also one in quarantine.
+fn left_here(cache: &CacheFolder) -> Result<BTreeSet<TenantKey>> {
+    let mut left: BTreeSet<_> = cache.tenants()?.into_iter().collect();
+    left.extend(cache.quarantined()?.iter().filter_map(|quarantined| quarantined.tenant.parse().ok()));
+    Ok(left)
+}
+
 /// Opens what a process left that was killed: what was acknowledged and never sent is sent.
 async fn recover(inner: Weak<Inner>) {
-    let Some(left) = inner.upgrade().map(|inner| inner.around.cache.tenants()) else { return };
+    let Some(left) = inner.upgrade().map(|inner| left_here(&inner.around.cache)) else { return };
+    let begun = Instant::now();
     let report = |inner: &Inner, key: String, error: TenantError| {
         let store = format!("tenant {key}");
         inner.around.events.emit(Event::BackgroundFailed { store, work: "recover", error: error.into() });
     };
     let (mut left, at_once) = match (left, inner.upgrade()) {
-        (Ok(left), Some(inner)) => (left, inner.around.options.capacity.min(RECOVERED_AT_ONCE)),
+        (Ok(left), Some(inner)) => {
+            (Vec::from_iter(left), inner.around.options.capacity.min(RECOVERED_AT_ONCE))
+        }
         (Err(error), Some(inner)) => return report(&inner, "of the cache folder".to_string(), error),
         (_, None) => return,
     };
@@ -524,8 +539,13 @@ async fn recover(inner: Weak<Inner>) {
                 let inner = inner.upgrade()?;
                 match inner.recover(&key).await {
                     Ok(()) | Err(TenantError::ShutDown) => None,
-                    // After a restart of the machine, the lease of this folder is waited for like that of another host.
-                    Err(TenantError::LeaseHeld { .. }) => Some(key),
+                    // After a restart of the machine, the lease of this folder is waited for like that of another
+                    // host. It ends after its time to live; one that goes on is that of a live host.
+                    Err(TenantError::LeaseHeld { ttl, .. })
+                        if begun.elapsed() < ttl + inner.around.remote.options().lease_margin * 2 =>
+                    {
+                        Some(key)
+                    }
                     Err(error) => {
                         report(&inner, key.to_string(), error);
                         None

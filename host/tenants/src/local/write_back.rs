@@ -60,7 +60,7 @@ impl Resident {
         // Whoever finds this copy published has to know what it holds, whenever this process ends.
         *state = state.uploading(upload, sent);
         self.around.cache.write_state(&self.key, &state)?;
-        lease.publish_as(file.path(), covers, upload).await?;
+        lease.publish_as(file.path(), covers, upload, sent).await?;
         self.sent.store(sent, Ordering::Release);
         *state = LocalState::open(lease, self.around.options.durability, sent);
         // Should this fail, the next start finds more to send than there is: it sends the same again.

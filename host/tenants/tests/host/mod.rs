@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_core::{Event, EventSink, Handle, HandleOptions, Limits, Mode, Range};
+use larder_core::{Event, EventSink, Handle, HandleOptions, Limits, Mode, Range, Version};
 use larder_tenants::faults::{FaultyStore, replace_cache_folder};
-use larder_tenants::{Holder, RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder};
+use larder_tenants::{
+    FolderStore, Holder, RemoteOptions, Tenant, TenantError, TenantKey, Tenants, TenantsBuilder,
+};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
@@ -27,6 +29,13 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         Self::over(Arc::new(InMemory::new()))
+    }
+
+    /// Object storage in a folder, whose files a test may damage.
+    pub(crate) fn in_folder() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(FolderStore::open(folder.path().join("objects")).unwrap());
+        Self { objects: FaultyStore::new(store), folder }
     }
 
     pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
@@ -113,6 +122,11 @@ pub(crate) async fn count(tenant: &Tenant) -> usize {
     let mut view = handle(tenant).begin(Mode::View).unwrap();
     let page = view.scan_page("n".into(), Range { keys_only: true, ..Range::default() }, None);
     page.await.unwrap().entries.len()
+}
+
+pub(crate) async fn version_of(tenant: &Tenant, row: &str) -> Version {
+    let mut view = handle(tenant).begin(Mode::View).unwrap();
+    view.get_versioned("n".into(), row.into()).await.unwrap().unwrap().1
 }
 
 /// Puts one row, and lets the tenant go.
