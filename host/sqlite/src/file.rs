@@ -13,9 +13,10 @@ use larder_core::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use crate::connection::distrust_schema;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::Location;
-use crate::{SqliteOptions, migrate};
+use crate::{SqliteOptions, migrate, migrator};
 
 /// Says in the header of a database that it is larder's: `LRDR`.
 const APPLICATION_ID: i32 = 0x4c52_4452;
@@ -156,53 +157,116 @@ const LARDERS_PREFIX: &str = "larder_";
 /// [`Error::Corrupt`] names the table or index.
 pub(crate) fn check_tables(connection: &Connection) -> Result<()> {
     let found = definitions(connection)?;
-    let expected = expected_definitions()?;
+    let expected = &own_schema()?.newest;
     for (name, definition) in expected {
-        if found.get(name) != Some(definition) {
-            return Err(Error::Corrupt(format!(
-                "the file is no intact database of larder: its {name:?} is not the one that larder creates"
-            )));
+        if !found.iter().any(|found| found.0 == *name && found.1 == *definition) {
+            return Err(not_as_created(name));
         }
     }
-    match found.iter().find(|(name, (kind, ..))| kind == "index" && !expected.contains_key(*name)) {
-        Some((name, (_, table, _))) => Err(Error::Corrupt(format!(
-            "the file is no intact database of larder: larder did not create the index {name:?} of its {table:?}; drop it"
-        ))),
+    match found.iter().find(|(name, (kind, ..))| kind == "index" && !expected.contains_key(name)) {
+        Some((name, (_, table, _))) => Err(foreign_index(name, table)),
         None => Ok(()),
     }
 }
 
-/// What larder's own steps create.
-fn expected_definitions() -> Result<&'static BTreeMap<String, Definition>> {
-    static EXPECTED: OnceLock<BTreeMap<String, Definition>> = OnceLock::new();
-    if let Some(expected) = EXPECTED.get() {
-        return Ok(expected);
+fn not_as_created(name: &str) -> Error {
+    corrupt(&format!("its {name:?} is not the one that larder creates"))
+}
+
+fn foreign_index(name: &str, table: &str) -> Error {
+    corrupt(&format!("larder did not create the index {name:?} of its {table:?}; drop it"))
+}
+
+/// Refuses a database in which a name of larder's stands for what no release up to this one created. A database of a later
+/// release passes: what opens it says so.
+fn check_own_tables(connection: &Connection) -> Result<()> {
+    if is_newer(connection)? {
+        return Ok(());
+    }
+    let own = own_schema()?;
+    for (name, definition) in &definitions(connection)? {
+        let (kind, table, _) = definition;
+        if own.has(name, definition) {
+            continue;
+        }
+        if own.ever.contains_key(&name.to_ascii_lowercase()) {
+            return Err(not_as_created(name));
+        }
+        if kind == "index" {
+            return Err(foreign_index(name, table));
+        }
+    }
+    Ok(())
+}
+
+fn is_newer(connection: &Connection) -> Result<bool> {
+    if !has_ledger(connection)? {
+        return Ok(false);
+    }
+    let sql = "SELECT coalesce(max(number), 0) FROM larder_migrations";
+    let applied: i64 = connection.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?;
+    let steps = migrate::steps().map_err(MigrationError::from)?;
+    Ok(applied > i64::from(steps.newest()))
+}
+
+/// Larder's own tables and indexes.
+struct OwnSchema {
+    /// What all steps create.
+    newest: BTreeMap<String, Definition>,
+    /// What any number of steps create, and the ledger.
+    ever: BTreeMap<String, Vec<Definition>>,
+}
+
+impl OwnSchema {
+    fn has(&self, name: &str, definition: &Definition) -> bool {
+        self.ever.get(name).is_some_and(|known| known.contains(definition))
+    }
+}
+
+fn own_schema() -> Result<&'static OwnSchema> {
+    static OWN: OnceLock<OwnSchema> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
     }
     let connection = Connection::open_in_memory().map_err(SqliteError::from)?;
+    let mut own = OwnSchema { newest: BTreeMap::new(), ever: BTreeMap::new() };
     for step in migrate::steps().map_err(MigrationError::from)?.steps() {
         connection.execute_batch(step.sql()).map_err(SqliteError::from)?;
+        own.newest = definitions(&connection)?.into_iter().collect();
+        for (name, definition) in own.newest.clone() {
+            own.ever.entry(name).or_default().push(definition);
+        }
     }
-    let expected = definitions(&connection)?;
-    Ok(EXPECTED.get_or_init(|| expected))
+    connection.execute_batch(&migrator::ledger_sql(LEDGER)).map_err(SqliteError::from)?;
+    let ledger = definitions(&connection)?.into_iter().filter(|(name, _)| name == LEDGER);
+    own.ever.insert(LEDGER.to_string(), ledger.map(|(_, definition)| definition).collect());
+    Ok(OWN.get_or_init(|| own))
 }
 
 /// The kind of a table or index, the table that it belongs to, and its SQL.
 type Definition = (String, String, Option<String>);
 
-/// Everything under larder's names, and every index of its tables. Blanks don't count: a file of steps may have been checked out with other line ends.
-fn definitions(connection: &Connection) -> SqliteResult<BTreeMap<String, Definition>> {
-    let mut statement = connection.prepare("SELECT name, type, tbl_name, sql FROM sqlite_schema")?;
+/// Everything under larder's names, and every index of its tables.
+fn definitions(connection: &Connection) -> SqliteResult<Vec<(String, Definition)>> {
+    let mut definitions = all_definitions(connection)?;
+    definitions.retain(|(name, (kind, table, sql))| {
+        // SQLite's own indexes have no SQL.
+        is_larders_name(name) || kind == "index" && sql.is_some() && is_larders_name(table)
+    });
+    Ok(definitions)
+}
+
+/// Every table, view and index. SQLite refuses a schema in which a name, a kind or a table is not what the SQL says. Blanks
+/// don't count: a file of steps may have been checked out with other line ends.
+fn all_definitions(connection: &Connection) -> SqliteResult<Vec<(String, Definition)>> {
+    let sql = "SELECT name, type, tbl_name, sql FROM sqlite_schema WHERE type <> 'trigger'";
+    let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |row| {
         let sql: Option<String> = row.get(3)?;
         let sql = sql.map(|sql| sql.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
         Ok((row.get(0)?, (row.get(1)?, row.get(2)?, sql)))
     })?;
-    let definitions = rows.collect::<rusqlite::Result<BTreeMap<String, Definition>>>()?;
-    let is_larders = |name: &str, (kind, table, sql): &Definition| {
-        // SQLite's own indexes have no SQL.
-        is_larders_name(name) || kind == "index" && sql.is_some() && is_larders_name(table)
-    };
-    Ok(definitions.into_iter().filter(|(name, definition)| is_larders(name, definition)).collect())
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 /// Checks a file, on this thread.
@@ -217,6 +281,7 @@ pub(crate) fn verify(path: &Path) -> Result<()> {
         0 => return Err(corrupt("it has no tables of larder")),
         _ => return Err(corrupt("it belongs to another application")),
     }
+    check_own_tables(&connection)?;
     if !is_intact(&connection, Check::Full)? {
         return Err(corrupt("its pages contradict each other"));
     }
@@ -245,6 +310,7 @@ fn open(location: &Location) -> Result<Connection> {
     };
     let connection = connection.map_err(SqliteError::from)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(SqliteError::from)?;
+    distrust_schema(&connection)?;
     Ok(connection)
 }
 
@@ -252,13 +318,13 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove
 
 const LEDGER: &str = "larder_migrations";
 
-const LEDGER_COLUMNS: &str = "number INTEGER, name TEXT, checksum BLOB, applied_at INTEGER";
-
-/// Whether there is a ledger as larder creates it. A table that only has its name proves nothing.
-fn has_ledger(connection: &Connection) -> SqliteResult<bool> {
-    let sql = "SELECT group_concat(name || ' ' || type, ', ') FROM pragma_table_info(?1)";
-    let columns: Option<String> = connection.query_row(sql, [LEDGER], |row| row.get(0))?;
-    Ok(columns.as_deref() == Some(LEDGER_COLUMNS))
+/// Whether there is a ledger as larder creates it, without an index. A table that only has its name proves nothing, and one
+/// with a column more may compute for ever when a step is recorded.
+fn has_ledger(connection: &Connection) -> Result<bool> {
+    let own = own_schema()?;
+    let mut found = all_definitions(connection)?;
+    found.retain(|(_, (_, table, _))| table.eq_ignore_ascii_case(LEDGER));
+    Ok(matches!(found.as_slice(), [(name, definition)] if name == LEDGER && own.has(name, definition)))
 }
 
 /// How closely a database is looked at.
@@ -270,14 +336,48 @@ pub(crate) enum Check {
     Full,
 }
 
-/// SQLite answers with one row that says `ok`, or with what is wrong.
-pub(crate) fn is_intact(connection: &Connection, check: Check) -> SqliteResult<bool> {
-    let sql = match check {
-        Check::Pages => "PRAGMA quick_check(1)",
-        Check::Full => "PRAGMA integrity_check(1)",
+/// Whether SQLite finds nothing wrong. A check of a table computes its constraints, generated columns and indexes, and
+/// SQLite does not interrupt a function that computes for ever. So if there are tables or indexes that larder does not
+/// create, only larder's own tables are checked.
+pub(crate) fn is_intact(connection: &Connection, check: Check) -> Result<bool> {
+    let pragma = match check {
+        Check::Pages => "quick_check",
+        Check::Full => "integrity_check",
     };
-    let answer: String = connection.query_row(sql, [], |row| row.get(0))?;
+    let Some(tables) = tables_to_check(connection)? else {
+        return is_ok(connection, &format!("PRAGMA {pragma}(1)"));
+    };
+    for table in tables {
+        if !is_ok(connection, &format!("PRAGMA {pragma}(\"{table}\")"))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// SQLite answers with rows that say what is wrong, or with one that says `ok`.
+fn is_ok(connection: &Connection, sql: &str) -> Result<bool> {
+    let answer: String = connection.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?;
     Ok(answer == "ok")
+}
+
+/// The tables of larder's that are as larder creates them, with their indexes; `None` if the database holds no others.
+fn tables_to_check(connection: &Connection) -> Result<Option<Vec<String>>> {
+    let own = own_schema()?;
+    let mut found = all_definitions(connection)?;
+    found.retain(|(_, (kind, ..))| kind != "view");
+    let is_own = |(name, definition): &(String, Definition)| {
+        let (kind, table, sql) = definition;
+        // SQLite makes indexes without SQL for the constraints of a table.
+        own.has(name, definition) || kind == "index" && sql.is_none() && own.ever.contains_key(table)
+    };
+    let (own, foreign): (Vec<_>, Vec<_>) = found.into_iter().partition(is_own);
+    if foreign.is_empty() {
+        return Ok(None);
+    }
+    let has_foreign = |name: &str| foreign.iter().any(|(_, (_, table, _))| table.eq_ignore_ascii_case(name));
+    let tables = own.into_iter().filter(|(name, (kind, ..))| kind == "table" && !has_foreign(name));
+    Ok(Some(tables.map(|(name, _)| name).collect()))
 }
 
 fn corrupt(reason: &str) -> Error {

@@ -265,8 +265,12 @@ impl Sqlite {
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private: Mutex::new(private) })
     }
 
-    /// Checks that a file is an intact database of larder: its header, whose it is, and how its pages hang together. What
-    /// a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
+    /// Checks that a file is an intact database of larder: its header, whose it is, its tables, and how its pages hang together.
+    /// What a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
+    ///
+    /// Nothing that is stored in the schema runs. If the file also holds tables or indexes that larder does not create, only
+    /// larder's own tables are checked page by page, as a check of the others would compute their constraints, generated
+    /// columns and indexes.
     ///
     /// # Errors
     /// [`Error::Corrupt`] where it isn't, and [`Error::Unavailable`] where it can't be read.

@@ -274,6 +274,18 @@ pub(crate) fn up(
     Ok(done)
 }
 
+/// Creates a ledger. Every database keeps this text, and larder's own ledger is known by it: only its blanks may change.
+pub(crate) fn ledger_sql(name: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS main.\"{name}\" (
+             number     INTEGER PRIMARY KEY,
+             name       TEXT NOT NULL,
+             checksum   BLOB NOT NULL,
+             applied_at INTEGER NOT NULL
+         ) STRICT"
+    )
+}
+
 /// What all steps of one run have in common.
 struct Run<'a, F> {
     fresh: F,
@@ -309,15 +321,7 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
     }
 
     fn create_ledger(&self, transaction: &Transaction<'_>) -> SqliteResult<()> {
-        Ok(transaction.execute_batch(&format!(
-            "CREATE TABLE IF NOT EXISTS main.\"{}\" (
-                 number     INTEGER PRIMARY KEY,
-                 name       TEXT NOT NULL,
-                 checksum   BLOB NOT NULL,
-                 applied_at INTEGER NOT NULL
-             ) STRICT",
-            self.ledger.name()
-        ))?)
+        Ok(transaction.execute_batch(&ledger_sql(self.ledger.name()))?)
     }
 
     /// A step must not leave rows that refer to missing ones, except for those that it found. Only then does it matter what
