@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use larder_core::Error;
 use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -175,11 +176,15 @@ impl TenantsDsn {
     /// each other; [`Error::NotFound`] if the folder does not exist and must not be created, and
     /// [`Error::Unavailable`] if it can't be used.
     pub fn open_store(&self) -> Result<Arc<dyn ObjectStore>, Error> {
+        Ok(self.open()?.store)
+    }
+
+    pub(crate) fn open(&self) -> Result<Opened, Error> {
         match &self.place {
             Place::Folder(folder) => {
                 let open = if self.create { FolderStore::open } else { FolderStore::open_existing };
                 let store = open(folder.clone()).map_err(folder_not_opened)?;
-                Ok(Arc::new(store))
+                Ok(Opened::new(store))
             }
             Place::S3 { bucket, endpoint, region } => s3(bucket, endpoint.as_deref(), region.as_deref()),
             Place::Azure { container, account, endpoint } => {
@@ -187,6 +192,19 @@ impl TenantsDsn {
             }
             Place::Gcs { bucket } => gcs(bucket),
         }
+    }
+}
+
+/// One object store, which takes the parts of an upload by their numbers too.
+pub(crate) struct Opened {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) multipart: Arc<dyn MultipartStore>,
+}
+
+impl Opened {
+    fn new(store: impl ObjectStore + MultipartStore) -> Self {
+        let store = Arc::new(store);
+        Self { store: store.clone(), multipart: store }
     }
 }
 
@@ -351,7 +369,16 @@ mod cloud {
 }
 
 #[cfg(feature = "s3")]
-fn s3(bucket: &str, endpoint: Option<&str>, region: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+fn s3(bucket: &str, endpoint: Option<&str>, region: Option<&str>) -> Result<Opened, Error> {
+    Ok(Opened::new(s3_builder(bucket, endpoint, region).build().map_err(cloud::refused)?))
+}
+
+#[cfg(feature = "s3")]
+fn s3_builder(
+    bucket: &str,
+    endpoint: Option<&str>,
+    region: Option<&str>,
+) -> object_store::aws::AmazonS3Builder {
     use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 
     let mut builder = AmazonS3Builder::from_env()
@@ -365,7 +392,7 @@ fn s3(bucket: &str, endpoint: Option<&str>, region: Option<&str>) -> Result<Arc<
     if let Some(region) = region {
         builder = builder.with_region(region);
     }
-    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+    builder
 }
 
 /// The server that is really meant: where the name has none, the environment may.
@@ -383,16 +410,12 @@ pub(crate) fn s3_endpoint(endpoint: Option<&str>) -> Option<String> {
 }
 
 #[cfg(not(feature = "s3"))]
-fn s3(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+fn s3(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Opened, Error> {
     Err(Error::invalid_argument("this build of larder has no S3: build larder-tenants with its feature `s3`"))
 }
 
 #[cfg(feature = "azure")]
-fn azure(
-    container: &str,
-    account: Option<&str>,
-    endpoint: Option<&str>,
-) -> Result<Arc<dyn ObjectStore>, Error> {
+fn azure(container: &str, account: Option<&str>, endpoint: Option<&str>) -> Result<Opened, Error> {
     use object_store::azure::MicrosoftAzureBuilder;
 
     let mut builder = MicrosoftAzureBuilder::from_env()
@@ -406,7 +429,7 @@ fn azure(
         builder =
             builder.with_endpoint(endpoint.to_string()).with_allow_http(endpoint.starts_with("http://"));
     }
-    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+    Ok(Opened::new(builder.build().map_err(cloud::refused)?))
 }
 
 /// The account and the server that are really meant: where the name has none, the environment may.
@@ -425,23 +448,23 @@ pub(crate) fn azure_account(account: Option<&str>, endpoint: Option<&str>) -> [O
 }
 
 #[cfg(not(feature = "azure"))]
-fn azure(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Arc<dyn ObjectStore>, Error> {
+fn azure(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Opened, Error> {
     Err(Error::invalid_argument(
         "this build of larder has no Azure: build larder-tenants with its feature `azure`",
     ))
 }
 
 #[cfg(feature = "gcs")]
-fn gcs(bucket: &str) -> Result<Arc<dyn ObjectStore>, Error> {
+fn gcs(bucket: &str) -> Result<Opened, Error> {
     let builder = object_store::gcp::GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(bucket)
         .with_client_options(cloud::client())
         .with_retry(cloud::retries());
-    Ok(Arc::new(builder.build().map_err(cloud::refused)?))
+    Ok(Opened::new(builder.build().map_err(cloud::refused)?))
 }
 
 #[cfg(not(feature = "gcs"))]
-fn gcs(_: &str) -> Result<Arc<dyn ObjectStore>, Error> {
+fn gcs(_: &str) -> Result<Opened, Error> {
     Err(Error::invalid_argument(
         "this build of larder has no Google Cloud: build larder-tenants with its feature `gcs`",
     ))

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use larder_core::clock::{Clock, MovableClock, UnixMillis};
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 use crate::objects::written_at;
@@ -24,6 +25,12 @@ pub enum Operation {
     Put,
     /// The beginning of an upload in parts.
     Multipart,
+    /// One part of an upload.
+    Part,
+    /// The end of an upload in parts.
+    Complete,
+    /// The end of an upload in parts that makes no object.
+    Abort,
     /// A read.
     Get,
     /// A deletion of one object.
@@ -85,6 +92,11 @@ struct State {
     rules: Vec<Rule>,
     faults: u64,
     calls: BTreeMap<Operation, u64>,
+    /// Parts on their way, and the most there ever were.
+    parts: u64,
+    most_parts: u64,
+    /// Uploads in parts that were begun, and neither completed nor aborted.
+    unfinished: u64,
     is_down: bool,
     random: Option<(fastrand::Rng, f64, Vec<Fault>)>,
     clock: Option<Arc<MovableClock>>,
@@ -109,21 +121,33 @@ impl State {
 }
 
 /// An object store that does what the one below it does, where no [`Rule`] says otherwise. Clones share their rules.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FaultyStore {
     store: Arc<dyn ObjectStore>,
+    multipart: Option<Arc<dyn MultipartStore>>,
     state: Arc<Mutex<State>>,
+}
+
+impl std::fmt::Debug for FaultyStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("FaultyStore").field(&self.store).finish()
+    }
 }
 
 impl FaultyStore {
     /// Nothing fails yet.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, state: Arc::default() }
+        Self { store, multipart: None, state: Arc::default() }
+    }
+
+    /// The same for a store that takes the parts of an upload by their numbers.
+    pub fn with_parts(store: Arc<impl ObjectStore + MultipartStore>) -> Self {
+        Self { multipart: Some(store.clone()), ..Self::new(store) }
     }
 
     /// The same store, with rules and counts of its own: as another host sees it.
     pub fn another(&self) -> Self {
-        Self::new(self.store.clone())
+        Self { multipart: self.multipart.clone(), ..Self::new(self.store.clone()) }
     }
 
     /// The same store, which gives objects the times of a clock.
@@ -158,6 +182,16 @@ impl FaultyStore {
     /// How often an operation was asked for.
     pub fn calls(&self, operation: Operation) -> u64 {
         self.state().calls.get(&operation).copied().unwrap_or(0)
+    }
+
+    /// The most parts of uploads that were ever on their way at once.
+    pub fn parts_at_once(&self) -> u64 {
+        self.state().most_parts
+    }
+
+    /// How many uploads in parts were begun, and neither completed nor aborted.
+    pub fn unfinished_uploads(&self) -> u64 {
+        self.state().unfinished
     }
 
     /// How many calls went wrong by a rule.
@@ -270,9 +304,13 @@ impl ObjectStore for FaultyStore {
         path: &ObjectPath,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.state().note_written(path);
-        let call = self.store.put_multipart_opts(path, options);
-        self.run(Operation::Multipart, path, call, |_| {}).await
+        let call = async {
+            let upload = self.store.put_multipart_opts(path, options).await?;
+            self.state().unfinished += 1;
+            Ok(upload)
+        };
+        let upload = self.run(Operation::Multipart, path, call, |_| {}).await?;
+        Ok(Box::new(FaultyUpload { store: self.clone(), path: path.clone(), upload }))
     }
 
     async fn get_opts(&self, path: &ObjectPath, options: GetOptions) -> Result<GetResult> {
@@ -326,6 +364,131 @@ impl ObjectStore for FaultyStore {
 
     async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {
         self.run(Operation::Copy, to, self.store.copy_opts(from, to, options), |_| {}).await
+    }
+}
+
+/// A part on its way.
+struct PartOnItsWay(FaultyStore);
+
+impl Drop for PartOnItsWay {
+    fn drop(&mut self) {
+        self.0.state().parts -= 1;
+    }
+}
+
+impl FaultyStore {
+    async fn put_faulty_part<T>(
+        &self,
+        path: &ObjectPath,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let part = {
+            let mut state = self.state();
+            state.parts += 1;
+            state.most_parts = state.most_parts.max(state.parts);
+            PartOnItsWay(self.clone())
+        };
+        // The others that are sent at once come before this one is done.
+        tokio::task::yield_now().await;
+        let put = self.run(Operation::Part, path, call, |_| {}).await;
+        drop(part);
+        put
+    }
+
+    async fn finish_faulty(
+        &self,
+        operation: Operation,
+        path: &ObjectPath,
+        call: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let call = async {
+            call.await?;
+            let mut state = self.state();
+            state.unfinished -= 1;
+            if operation == Operation::Complete {
+                state.note_written(path);
+            }
+            Ok(())
+        };
+        self.run(operation, path, call, |_| {}).await
+    }
+
+    fn multipart(&self) -> Result<Arc<dyn MultipartStore>> {
+        let none = || StoreError::NotSupported { source: "the store has no parts with numbers".into() };
+        self.multipart.clone().ok_or_else(none)
+    }
+}
+
+#[derive(Debug)]
+struct FaultyUpload {
+    store: FaultyStore,
+    path: ObjectPath,
+    upload: Box<dyn MultipartUpload>,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultyUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (store, path, call) = (self.store.clone(), self.path.clone(), self.upload.put_part(data));
+        Box::pin(async move { store.put_faulty_part(&path, call).await })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let mut result = None;
+        let call = async {
+            result = Some(self.upload.complete().await?);
+            Ok(())
+        };
+        self.store.finish_faulty(Operation::Complete, &self.path, call).await?;
+        result.ok_or_else(broken)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.store.finish_faulty(Operation::Abort, &self.path, self.upload.abort()).await
+    }
+}
+
+#[async_trait]
+impl MultipartStore for FaultyStore {
+    async fn create_multipart(&self, path: &ObjectPath) -> Result<MultipartId> {
+        let store = self.multipart()?;
+        let call = async {
+            let id = store.create_multipart(path).await?;
+            self.state().unfinished += 1;
+            Ok(id)
+        };
+        self.run(Operation::Multipart, path, call, |_| {}).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        part_idx: usize,
+        data: PutPayload,
+    ) -> Result<PartId> {
+        let store = self.multipart()?;
+        self.put_faulty_part(path, store.put_part(path, id, part_idx, data)).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        let (store, mut result) = (self.multipart()?, None);
+        let call = async {
+            result = Some(store.complete_multipart(path, id, parts).await?);
+            Ok(())
+        };
+        self.finish_faulty(Operation::Complete, path, call).await?;
+        result.ok_or_else(broken)
+    }
+
+    async fn abort_multipart(&self, path: &ObjectPath, id: &MultipartId) -> Result<()> {
+        let store = self.multipart()?;
+        self.finish_faulty(Operation::Abort, path, store.abort_multipart(path, id)).await
     }
 }
 

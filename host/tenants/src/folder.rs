@@ -78,7 +78,7 @@ impl FolderStore {
         Ok(Self { folder: Arc::new(std::path::absolute(folder)?) })
     }
 
-    fn temporary_folder(&self) -> PathBuf {
+    pub(crate) fn temporary_folder(&self) -> PathBuf {
         self.folder.join(OWN_FOLDER).join("temporary")
     }
 
@@ -100,7 +100,7 @@ impl FolderStore {
         Ok(())
     }
 
-    fn file_of(&self, location: &ObjectPath) -> Result<PathBuf> {
+    pub(crate) fn file_of(&self, location: &ObjectPath) -> Result<PathBuf> {
         let mut file = self.folder.as_ref().clone();
         for (index, part) in location.parts().enumerate() {
             if index == 0 && part.as_ref() == OWN_FOLDER {
@@ -595,6 +595,42 @@ mod tests {
         aborted.abort().await.unwrap();
         drop(aborted);
         assert_eq!(fs::read_dir(folder.path().join(".larder/temporary")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn parts_that_have_numbers_come_in_any_order_and_again() {
+        use object_store::multipart::MultipartStore;
+
+        let (folder, store) = store();
+        let temporary = || fs::read_dir(folder.path().join(".larder/temporary")).unwrap().count();
+        let object = path("big");
+        let id = store.create_multipart(&object).await.unwrap();
+        let mut parts = Vec::new();
+        for (index, content) in [(1, "b"), (0, "wrong"), (2, "c"), (0, "a")] {
+            let part = store.put_part(&object, &id, index, content.into()).await.unwrap();
+            parts.push((index, part));
+        }
+        parts.remove(1);
+        parts.sort_by_key(|(index, _)| *index);
+        let parts: Vec<_> = parts.into_iter().map(|(_, part)| part).collect();
+        assert!(matches!(store.head(&object).await, Err(StoreError::NotFound { .. })));
+        let done = store.complete_multipart(&object, &id, parts.clone()).await.unwrap();
+        assert_eq!(read(&store, "big").await, b"abc");
+        assert_eq!(store.head(&object).await.unwrap().e_tag, done.e_tag);
+        assert_eq!(temporary(), 0);
+        store.complete_multipart(&object, &id, parts).await.unwrap_err();
+        assert_eq!(read(&store, "big").await, b"abc");
+
+        let id = store.create_multipart(&object).await.unwrap();
+        let part = store.put_part(&object, &id, 1, "b".into()).await.unwrap();
+        store.complete_multipart(&object, &id, vec![part.clone(), part]).await.unwrap_err();
+        store.abort_multipart(&object, &id).await.unwrap();
+        store.abort_multipart(&object, &id).await.unwrap();
+        store.put_part(&object, &id, 0, "late".into()).await.unwrap_err();
+        for id in ["../../big", "", "0"] {
+            store.put_part(&object, &id.to_string(), 0, "x".into()).await.unwrap_err();
+        }
+        assert_eq!((temporary(), read(&store, "big").await.as_slice()), (0, &b"abc"[..]));
     }
 
     #[tokio::test]

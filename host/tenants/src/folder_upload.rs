@@ -1,14 +1,19 @@
 //! An upload in parts to a folder.
 
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
-use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, Result, UploadPart};
+use object_store::{MultipartId, MultipartUpload, PutMode, PutPayload, PutResult, Result, UploadPart};
+use tempfile::NamedTempFile;
 
 use crate::folder::{FolderStore, HEADER_BYTES, Unfinished, blocking, generic};
+use crate::write_id::WriteId;
 
 /// Parts are written to where they belong in one file, in any order.
 pub(crate) struct FolderUpload {
@@ -64,5 +69,106 @@ impl MultipartUpload for FolderUpload {
     async fn abort(&mut self) -> Result<()> {
         drop(self.take());
         Ok(())
+    }
+}
+
+/// The files of one upload of parts that have numbers: an empty one that stands for the upload, and one for each part. Those
+/// that are never completed go with the other stale files.
+struct PartFiles {
+    store: FolderStore,
+    id: WriteId,
+}
+
+impl PartFiles {
+    fn new(store: &FolderStore, id: &str) -> Result<Self> {
+        Ok(Self { store: store.clone(), id: WriteId::parse(id).ok_or_else(over)? })
+    }
+
+    fn upload(&self) -> PathBuf {
+        self.store.temporary_folder().join(format!("{}.upload", self.id))
+    }
+
+    fn part(&self, index: usize) -> PathBuf {
+        self.store.temporary_folder().join(format!("{}.{index}", self.id))
+    }
+
+    fn check_begun(&self) -> Result<()> {
+        if self.upload().try_exists().map_err(generic)? { Ok(()) } else { Err(over()) }
+    }
+
+    /// A part is there as a whole or not at all.
+    fn put(&self, index: usize, data: &PutPayload) -> Result<()> {
+        self.check_begun()?;
+        let mut file = NamedTempFile::new_in(self.store.temporary_folder()).map_err(generic)?;
+        data.iter().try_for_each(|bytes| file.write_all(bytes)).map_err(generic)?;
+        file.persist(self.part(index)).map_err(|error| generic(error.error))?;
+        Ok(())
+    }
+
+    fn complete(&self, location: &ObjectPath, parts: usize) -> Result<PutResult> {
+        self.check_begun()?;
+        let mut unfinished = self.store.begin()?;
+        for index in 0..parts {
+            let mut part = File::open(self.part(index)).map_err(generic)?;
+            io::copy(&mut part, unfinished.file.as_file_mut()).map_err(generic)?;
+        }
+        let result = self.store.finish(location, unfinished, &PutMode::Overwrite)?;
+        // What stays is stale: the object is there.
+        drop(self.remove());
+        Ok(result)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        let own = format!("{}.", self.id);
+        for entry in fs::read_dir(self.store.temporary_folder())? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(own.as_bytes()) {
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl MultipartStore for FolderStore {
+    async fn create_multipart(&self, path: &ObjectPath) -> Result<MultipartId> {
+        self.file_of(path)?;
+        let files = PartFiles { store: self.clone(), id: WriteId::random() };
+        blocking(move || {
+            File::create_new(files.upload()).map_err(generic)?;
+            Ok(files.id.to_string())
+        })
+        .await
+    }
+
+    async fn put_part(
+        &self,
+        _: &ObjectPath,
+        id: &MultipartId,
+        part_idx: usize,
+        data: PutPayload,
+    ) -> Result<PartId> {
+        let files = PartFiles::new(self, id)?;
+        blocking(move || files.put(part_idx, &data)).await?;
+        Ok(PartId { content_id: part_idx.to_string() })
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        let (files, path) = (PartFiles::new(self, id)?, path.clone());
+        blocking(move || files.complete(&path, parts.len())).await
+    }
+
+    async fn abort_multipart(&self, _: &ObjectPath, id: &MultipartId) -> Result<()> {
+        let files = PartFiles::new(self, id)?;
+        blocking(move || files.remove().map_err(generic)).await
     }
 }

@@ -44,6 +44,7 @@ mod list;
 mod local;
 mod log_overview;
 mod objects;
+mod parts;
 mod place_id;
 mod probe;
 mod remote;

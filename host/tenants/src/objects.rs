@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use larder_core::clock::UnixMillis;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     Error as StoreError, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -40,7 +41,7 @@ pub(crate) enum CallError {
 
 impl CallError {
     /// Whether asking again can't help.
-    fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
             Self::Store(
@@ -83,16 +84,33 @@ pub(crate) enum Written {
 }
 
 /// Object storage below a prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
+    multipart: Option<Arc<dyn MultipartStore>>,
     prefix: ObjectPath,
     limits: CallLimits,
 }
 
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Objects").field(&self.store).field(&self.prefix).finish()
+    }
+}
+
 impl Objects {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, limits: CallLimits) -> Self {
-        Self { store, prefix, limits }
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        multipart: Option<Arc<dyn MultipartStore>>,
+        prefix: ObjectPath,
+        limits: CallLimits,
+    ) -> Self {
+        Self { store, multipart, prefix, limits }
+    }
+
+    /// The same object store, if it takes the parts of an upload by their numbers.
+    pub(crate) fn multipart(&self) -> Option<&Arc<dyn MultipartStore>> {
+        self.multipart.as_ref()
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use larder_core::clock::{Clock, SystemClock, UnixMillis};
 use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 
 use crate::error::{Result, TenantError};
@@ -36,6 +37,9 @@ pub struct RemoteOptions {
     pub max_snapshot_bytes: u64,
     /// The largest payload of a segment, in bytes.
     pub max_segment_bytes: u64,
+    /// The same object store, by which a part of an upload that failed is sent again alone. With `None`, such an upload begins
+    /// again with its first part. See [`TenantsBuilder::multipart_store`](crate::TenantsBuilder::multipart_store).
+    pub multipart: Option<Arc<dyn MultipartStore>>,
     /// Wall-clock time, for times to live. Snapshots have the times of the object storage, and leases are measured by tokio's
     /// monotonic clock.
     pub clock: Arc<dyn Clock>,
@@ -52,6 +56,7 @@ impl Default for RemoteOptions {
             keep_for: Duration::from_secs(7 * 24 * 60 * 60),
             max_snapshot_bytes: 16 << 30,
             max_segment_bytes: 64 << 20,
+            multipart: None,
             clock: Arc::new(SystemClock::default()),
         }
     }
@@ -139,7 +144,7 @@ impl Remote {
             transfer_timeout: options.transfer_timeout,
             attempts: options.attempts,
         };
-        let objects = Objects::new(store, prefix, limits);
+        let objects = Objects::new(store, options.multipart.clone(), prefix, limits);
         Ok(Self { inner: Arc::new(Inner { objects, options, watches: Watches::default() }) })
     }
 

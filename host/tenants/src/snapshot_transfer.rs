@@ -1,13 +1,13 @@
 //! Database files on their way to object storage and back.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{Error as StoreError, MultipartUpload, ObjectStoreExt, PutPayload};
+use object_store::{Error as StoreError, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::error::{Result, TenantError};
 use crate::head::SnapshotRef;
 use crate::key::TenantKey;
 use crate::objects::{CallError, Objects, PART_BYTES, Written, timed};
+use crate::parts;
 
 const COMPRESSION: i32 = 3;
 const READ_BYTES: usize = 256 << 10;
@@ -31,7 +32,9 @@ pub(crate) struct Packed {
     pub(crate) sha256: String,
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(TenantError::file("a snapshot's work was stopped", error)),
@@ -85,7 +88,7 @@ pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, packed: &Packed
     let handle =
         packed.file.reopen().map_err(|error| TenantError::file("a file can't be read again", error))?;
     if packed.compressed_bytes <= PART_BYTES as u64 {
-        let bytes = read_part(handle, 0, packed.compressed_bytes).await?;
+        let bytes = read_all(handle, packed.compressed_bytes).await?;
         let own = bytes.clone();
         return match objects.create(path, bytes, move |found| found == own, PART_BYTES as u64).await? {
             Written::Done(_) => Ok(()),
@@ -94,26 +97,21 @@ pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, packed: &Packed
             }
         };
     }
-    let mut backoff = objects.backoff();
-    loop {
-        match upload_parts(objects, path, &handle, packed.compressed_bytes).await {
-            Ok(()) => return Ok(()),
-            Err(TransferError::Tenant(error)) => return Err(error),
-            Err(TransferError::Call(error)) => {
-                // The answer to its completion may be what was lost.
-                let found = timed(objects.limits().call_timeout, objects.store().head(path)).await;
-                if found.is_ok_and(|meta| meta.size == packed.compressed_bytes) {
-                    return Ok(());
-                }
-                if !backoff.wait().await {
-                    return Err(TenantError::unavailable("a snapshot can't be uploaded", error));
-                }
-            }
-        }
-    }
+    parts::upload(objects, path, handle, packed.compressed_bytes).await
 }
 
-enum TransferError {
+async fn read_all(mut file: File, length: u64) -> Result<Bytes> {
+    blocking(move || {
+        let failed = |error| TenantError::file("a compressed file can't be read", error);
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(PART_BYTES).min(PART_BYTES)];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(bytes.into())
+    })
+    .await
+}
+
+/// Why a transfer did not happen.
+pub(crate) enum TransferError {
     Call(CallError),
     Tenant(TenantError),
 }
@@ -128,53 +126,6 @@ impl From<TenantError> for TransferError {
     fn from(error: TenantError) -> Self {
         Self::Tenant(error)
     }
-}
-
-async fn upload_parts(
-    objects: &Objects,
-    path: &ObjectPath,
-    file: &File,
-    bytes: u64,
-) -> Result<(), TransferError> {
-    let limits = objects.limits();
-    let mut upload = timed(limits.call_timeout, objects.store().put_multipart(path)).await?;
-    let sent = send_parts(objects, upload.as_mut(), file, bytes).await;
-    if sent.is_err() {
-        // Parts that stay are the object storage's to clean up; the error that matters is the first.
-        drop(timed(limits.call_timeout, upload.abort()).await);
-    }
-    sent
-}
-
-async fn send_parts(
-    objects: &Objects,
-    upload: &mut dyn MultipartUpload,
-    file: &File,
-    bytes: u64,
-) -> Result<(), TransferError> {
-    let limit = objects.limits().transfer_timeout;
-    let mut offset = 0;
-    while offset < bytes {
-        let length = (PART_BYTES as u64).min(bytes - offset);
-        let again =
-            file.try_clone().map_err(|error| TenantError::file("a file can't be read again", error))?;
-        let part = read_part(again, offset, length).await?;
-        timed(limit, upload.put_part(PutPayload::from(part))).await?;
-        offset += length;
-    }
-    timed(limit, upload.complete()).await?;
-    Ok(())
-}
-
-async fn read_part(mut file: File, offset: u64, length: u64) -> Result<Bytes> {
-    blocking(move || {
-        let failed = |error| TenantError::file("a compressed file can't be read", error);
-        let mut part = vec![0; usize::try_from(length).unwrap_or(PART_BYTES).min(PART_BYTES)];
-        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-        file.read_exact(&mut part).map_err(failed)?;
-        Ok(part.into())
-    })
-    .await
 }
 
 /// What is known of a snapshot before it is downloaded.

@@ -167,7 +167,7 @@ async fn a_swap_that_failed_for_the_caller_and_is_done_late_is_adopted() {
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     let late = Fault::DoneLate(Duration::from_millis(400));
     store.add(Rule::next(Operation::Put, "head.json", late).times(4));
-    let file = files.write("database", "content");
+    let file = files.write("database", database("content"));
     assert!(matches!(lease.publish(&file, 0).await, Err(TenantError::Unavailable { .. })));
     sleep(Duration::from_secs(1)).await;
     lease.renew().await.unwrap();
@@ -206,7 +206,7 @@ async fn what_one_lease_does_at_the_same_time_is_all_done() {
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     let files = Files::new();
     lease.append(Bytes::from("0")).await.unwrap();
-    let file = files.write("database", "content");
+    let file = files.write("database", database("content"));
     let appends = futures_util::future::join_all((0..20).map(|_| lease.append(Bytes::from("x"))));
     let renewals = futures_util::future::join_all((0..20).map(|_| lease.renew()));
     let (appended, renewed, published, collected) =

@@ -39,7 +39,8 @@ async fn content(lease: &Lease) -> Result<(Vec<u64>, u64), TenantError> {
     if let Some(snapshot) = lease.head().snapshot {
         let files = Files::new();
         lease.remote().fetch(&key(), &snapshot, &files.path("database"), 1 << 30).await?;
-        let text = std::fs::read_to_string(files.path("database")).unwrap();
+        let content = content_of(&std::fs::read(files.path("database")).unwrap());
+        let text = String::from_utf8(content).unwrap();
         steps.extend(text.lines().skip(1).map(|line| line.parse::<u64>().unwrap()));
     }
     let mut replay = lease.replay().await?;
@@ -68,7 +69,7 @@ impl World {
             Ok((steps, covers)) => {
                 let files = Files::new();
                 let lines: Vec<_> = steps.iter().map(u64::to_string).collect();
-                let file = files.write("database", format!("steps\n{}", lines.join("\n")));
+                let file = files.write("database", database(format!("steps\n{}", lines.join("\n"))));
                 if let Err(TenantError::Corrupt { reason, .. }) = lease.publish(&file, covers).await {
                     panic!("{reason}");
                 }

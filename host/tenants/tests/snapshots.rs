@@ -39,7 +39,7 @@ async fn a_snapshot_is_read_back_as_it_was() {
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     for content in [vec![7], vec![0; 3 << 20], random_bytes(20 << 20, 1)] {
         let published = publish(&lease, &files, &content).await;
-        assert_eq!(published.bytes, content.len() as u64);
+        assert_eq!(published.bytes, database(&content).len() as u64);
         assert!(current(&remote).await == content);
     }
     assert_eq!(files.names(), ["database"], "the compressed file is left");
@@ -71,7 +71,7 @@ async fn a_failed_publication_leaves_the_snapshot_before_and_works_again() {
             publish(&lease, &files, "before").await;
             store.add(Rule::next(operation, part, fault).times(4));
             let content = if operation == Operation::Multipart { big.as_slice() } else { b"after" };
-            let file = files.write("database", content);
+            let file = files.write("database", database(content));
             let error = lease.publish(&file, 0).await.unwrap_err();
             assert!(matches!(error, TenantError::Unavailable { .. }), "{error}");
             assert_eq!(current(&remote).await, b"before");
@@ -332,7 +332,7 @@ async fn run(steps: Vec<Step>, seed: u64) {
         // Each may fail; what counts is what is there then.
         match step {
             Step::Publish(content) => {
-                let file = files.write("database", [content]);
+                let file = files.write("database", database([content]));
                 if let Ok(end) = lease.log_end().await {
                     drop(lease.publish(&file, end).await);
                 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use larder_core::{Clock, EventSink, RatedEvents};
 use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 
-use crate::dsn::{Durability, TenantsDsn};
+use crate::dsn::{Durability, Opened, TenantsDsn};
 use crate::error::{Result, TenantError};
 use crate::local::tenants::Tenants;
 use crate::remote::RemoteOptions;
@@ -67,7 +68,9 @@ impl TenantsBuilder {
     /// # Errors
     /// As [`TenantsDsn::open_store`].
     pub fn from_dsn(dsn: &TenantsDsn) -> larder_core::Result<Self> {
-        let mut builder = Self::new(dsn.open_store()?).prefix(dsn.prefix.clone()).durability(dsn.durability);
+        let Opened { store, multipart } = dsn.open()?;
+        let mut builder =
+            Self::new(store).multipart_store(multipart).prefix(dsn.prefix.clone()).durability(dsn.durability);
         if let Some(writes) = dsn.checkpoint_writes {
             builder = builder.checkpoint_writes(writes);
         }
@@ -179,9 +182,25 @@ impl TenantsBuilder {
         self
     }
 
-    /// How object storage is used.
+    /// How object storage is used. What [`TenantsBuilder::multipart_store`] set stays, unless `options` has another one.
     pub fn remote_options(mut self, options: RemoteOptions) -> Self {
-        self.remote = options;
+        let multipart = options.multipart.clone().or(self.remote.multipart);
+        self.remote = RemoteOptions { multipart, ..options };
+        self
+    }
+
+    /// The same object store as a [`MultipartStore`], which `AmazonS3`, `MicrosoftAzure`, `GoogleCloudStorage`, `InMemory` and
+    /// [`FolderStore`](crate::FolderStore) are. A part of an upload that fails is then sent again alone. Default: none, so
+    /// that such an upload begins again with its first part; a builder [from a data-source name](Self::from_dsn) sets it.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use larder_tenants::Tenants;
+    /// let store = Arc::new(object_store::memory::InMemory::new());
+    /// let builder = Tenants::builder(store.clone()).multipart_store(store);
+    /// ```
+    pub fn multipart_store(mut self, store: Arc<dyn MultipartStore>) -> Self {
+        self.remote.multipart = Some(store);
         self
     }
 

@@ -79,9 +79,30 @@ impl Files {
     }
 }
 
+/// A file with a header as SQLite's, which says how long the file is, and with this content.
+pub(crate) fn database(content: impl AsRef<[u8]>) -> Vec<u8> {
+    const PAGE: usize = 512;
+    let content = content.as_ref();
+    let mut file = vec![0; 100];
+    file.extend((content.len() as u64).to_be_bytes());
+    file.extend(content);
+    let pages = file.len().div_ceil(PAGE);
+    file.resize(pages * PAGE, 0);
+    file[..16].copy_from_slice(b"SQLite format 3\0");
+    file[16..18].copy_from_slice(&(PAGE as u16).to_be_bytes());
+    file[28..32].copy_from_slice(&(pages as u32).to_be_bytes());
+    file
+}
+
+/// What such a file holds.
+pub(crate) fn content_of(file: &[u8]) -> Vec<u8> {
+    let length = u64::from_be_bytes(file[100..108].try_into().unwrap());
+    file[108..][..length as usize].to_vec()
+}
+
 /// Publishes all that the log holds.
 pub(crate) async fn publish(lease: &Lease, files: &Files, content: impl AsRef<[u8]>) -> SnapshotRef {
-    let file = files.write("database", content);
+    let file = files.write("database", database(content));
     let end = lease.log_end().await.unwrap();
     lease.publish(&file, end).await.unwrap()
 }
@@ -96,7 +117,7 @@ pub(crate) async fn fetch(
     if fetched.is_err() {
         assert!(files.names().is_empty(), "a failed download leaves a file");
     }
-    fetched.map(|()| std::fs::read(into).unwrap())
+    fetched.map(|()| content_of(&std::fs::read(into).unwrap()))
 }
 
 pub(crate) async fn current(remote: &Remote) -> Vec<u8> {
