@@ -385,7 +385,9 @@ fn s3_builder(
         .with_bucket_name(bucket)
         .with_client_options(cloud::client())
         .with_retry(cloud::retries())
-        .with_conditional_put(S3ConditionalPut::ETagMatch);
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        // Not every server has deletions of many objects, and each call deletes one.
+        .with_disable_bulk_delete(true);
     if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
     }
@@ -579,6 +581,44 @@ mod tests {
         let dsn = TenantsDsn::parse(dsn.trim_end_matches("?create=no")).unwrap();
         dsn.open_store().unwrap();
         TenantsDsn { create: false, ..dsn }.open_store().unwrap();
+    }
+
+    /// Answers `501 Not Implemented` to every `POST`, and `204 No Content` to all else. It gives what it was asked.
+    #[cfg(feature = "s3")]
+    async fn server_without_posts() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+        use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let requests = asked.clone();
+        tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let (read, mut write) = socket.into_split();
+                let mut lines = BufReader::new(read).lines();
+                let request = lines.next_line().await.unwrap().unwrap_or_default();
+                while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
+                let status =
+                    if request.starts_with("POST") { "501 Not Implemented" } else { "204 No Content" };
+                requests.lock().unwrap().push(request);
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                write.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (endpoint, asked)
+    }
+
+    #[cfg(feature = "s3")]
+    #[tokio::test]
+    async fn objects_are_deleted_on_an_s3_server_without_deletions_of_many() {
+        use object_store::ObjectStoreExt;
+
+        let (endpoint, asked) = server_without_posts().await;
+        let builder = s3_builder("tenants", Some(&endpoint), Some("us-east-1"));
+        let store = builder.with_access_key_id("key").with_secret_access_key("secret").build().unwrap();
+        store.delete(&ObjectPath::from("a/b")).await.unwrap();
+        assert_eq!(*asked.lock().unwrap(), ["DELETE /tenants/a/b HTTP/1.1"]);
     }
 
     #[tokio::test]
