@@ -289,13 +289,22 @@ fn indented(text: &str) -> String {
 /// One session, as `export` prints it and `import` reads it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Exported {
+pub(crate) struct Exported {
     tenant: String,
     user: String,
     session: String,
     run: String,
     strategy: String,
     record: Value,
+}
+
+impl Exported {
+    pub(crate) fn new(identity: IdentityParts, snapshot: &MemorySnapshot) -> Result<Self> {
+        let IdentityParts { tenant, user, session, run } = identity;
+        let record = serde_json::from_slice(&snapshot.bytes)?;
+        let strategy = snapshot.strategy.name().to_string();
+        Ok(Self { tenant, user, session, run, strategy, record })
+    }
 }
 
 impl Export {
@@ -307,11 +316,7 @@ impl Export {
             let Some(snapshot) = operator.export(identity.clone()).await.context(named)? else {
                 return Ok(());
             };
-            let IdentityParts { tenant, user, session, run } = identity;
-            let record = serde_json::from_slice(&snapshot.bytes)?;
-            let strategy = snapshot.strategy.name().to_string();
-            let exported = Exported { tenant, user, session, run, strategy, record };
-            writeln!(output(), "{}", serde_json::to_string(&exported)?)?;
+            writeln!(output(), "{}", serde_json::to_string(&Exported::new(identity, &snapshot)?)?)?;
             Ok(())
         })
         .await

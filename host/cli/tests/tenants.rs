@@ -341,6 +341,30 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     assert_eq!(larder.output(&["get", "--store", &kept, "notes", "a"]), "lost");
     assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "won");
     let name = object["name"].as_str().unwrap();
+    let exported = json(&larder.output(&["tenants", "quarantine", "export", name, "--cache-dir", "two"]));
+    assert_eq!((&exported["key"], &exported["value"]), (&"a".into(), &"lost".into()));
+    let apply = |more: &[&str]| {
+        let apply = ["tenants", "quarantine", "apply", name, "--cache-dir", "two", "--store", &larder.dsn()];
+        larder.output(&[&apply, more].concat())
+    };
+    let kept = apply(&["--only-missing", "--yes"]);
+    assert!(
+        kept.starts_with("acme/users/ann: rows to add 0, to replace 0; left: equal 0, different 1"),
+        "{kept}"
+    );
+    assert!(kept.ends_with("wrote 0 rows and 0 conversations\n"), "{kept}");
+    let planned = apply(&["--overwrite"]);
+    assert!(
+        planned.contains("rows to add 0, to replace 1") && planned.contains("\n  replace\tnotes\ta\n"),
+        "{planned}"
+    );
+    assert!(planned.ends_with("nothing was written; add --yes to write this\n"), "{planned}");
+    assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "won");
+    assert_eq!(
+        apply(&["--overwrite", "--yes", "--json"]).lines().last(),
+        Some("wrote 1 rows and 0 conversations")
+    );
+    assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "lost");
     assert_eq!(larder.output(&list).lines().nth(1).unwrap().split('\t').next(), Some(name));
     let wrong = larder.error(1, &[list.as_slice(), &["--remove", "wrong"]].concat());
     assert!(wrong.starts_with("larder: nothing in quarantine is called \"wrong\""), "{wrong}");
@@ -440,8 +464,9 @@ fn a_tenant_is_deleted_brought_back_and_removed_for_good() {
     assert_eq!(larder.tenants(&["list", "--json"]), "");
     let missing = larder.error(1, &["get", "--store", &dsn, "notes", "a"]);
     assert!(missing.contains("the tenant acme/users/ann does not exist"), "{missing}");
-    let again = larder.error(1, &["tenants", "delete", "acme/users/ann", "--store", &larder.dsn()]);
-    assert!(again.contains("there is no tenant acme/users/ann"), "{again}");
+    assert_eq!(larder.tenants(&["delete", "acme/users/ann"]), gone);
+    let unknown = larder.error(1, &["tenants", "delete", "acme/users/eve", "--store", &larder.dsn()]);
+    assert!(unknown.contains("there is no tenant acme/users/eve"), "{unknown}");
     larder.output(&put);
     larder.tenants(&["delete", "acme/users/ann", "--grace", "1ms"]);
     let purged = larder.tenants(&["purge"]);

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use larder_core::backend::Version;
 use larder_core::{Error, Result};
 use rusqlite::backup::{Backup, StepResult};
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags};
 
+use crate::connection::distrust_schema;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::with_suffix;
 use crate::readers::Readers;
@@ -100,6 +102,15 @@ fn finish(to: &Path) -> Result<Version> {
         return Err(Error::Corrupt("the backup is not intact: the disk gave wrong pages".to_string()));
     }
     rows::last_version(&target)
+}
+
+/// Writes what a database holds into another file, on this thread.
+pub(crate) fn compact(from: &Path, into: &Path) -> Result<()> {
+    let source = open(from).map_err(Error::from)?;
+    distrust_schema(&source).map_err(Error::from)?;
+    let into = ToSqlOutput::Borrowed(ValueRef::Text(into.as_os_str().as_encoded_bytes()));
+    source.execute("VACUUM INTO ?1", [into]).map_err(SqliteError::from)?;
+    Ok(())
 }
 
 fn open(to: &Path) -> SqliteResult<Connection> {

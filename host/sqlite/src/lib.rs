@@ -265,6 +265,25 @@ impl Sqlite {
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private: Mutex::new(private) })
     }
 
+    /// Writes what a database holds into the new file `into`, without what was deleted: no free pages,
+    /// and no remains of rows within pages. `from` is a database that is closed, or a backup.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if `from` is damaged, and [`Error::Unavailable`] if either file can't be used.
+    pub async fn compact(from: impl Into<PathBuf>, into: impl Into<PathBuf>) -> Result<()> {
+        let (from, into) = (from.into(), into.into());
+        blocking(move || backup::compact(&from, &into)).await
+    }
+
+    /// Whether a database file has no table yet. A power cut leaves a new database so.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the file is not a database, and [`Error::Unavailable`] if it can't be read.
+    pub async fn is_blank(path: impl Into<PathBuf>) -> Result<bool> {
+        let path = path.into();
+        blocking(move || file::is_blank(&path)).await
+    }
+
     /// Checks that a file is an intact database of larder: its header, whose it is, its tables, and how its pages hang together.
     /// What a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
     ///

@@ -1,16 +1,16 @@
 //! How a tenant is deleted: marked first, and removed for good after a grace period.
 //!
 //! The head stays for ever, with its epoch, and each step is one swap of it. So a host that had the
-//! tenant is fenced, and versions go on growing if a tenant of the same name is made later. Objects are
-//! removed only if the head still says so after they were listed. Their names are never given again:
-//! those of snapshots are unique, and the log of a later tenant begins behind the last position.
+//! tenant is fenced, and versions go on growing if a tenant of the same name is made later. A purge
+//! lists objects, and then reads the head again: if it still has the same deletion, what was listed is
+//! of the deleted tenant, and is removed. Names of objects are never given again: those of snapshots are
+//! unique, and the log of a later tenant begins behind the last position.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use larder_core::clock::UnixMillis;
-use object_store::path::Path as ObjectPath;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
@@ -52,6 +52,10 @@ pub enum DeletionStage {
 /// Swaps of a head that are tried if others change it meanwhile.
 const SWAPS: u32 = 20;
 
+/// Passes over the objects of a tenant, each of which removes as many as are listed at once.
+const PURGE_PASSES: u32 = 10_000;
+const PURGE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Objects that are listed at once.
 const LISTED: usize = 10_000;
 
@@ -59,7 +63,7 @@ impl Lease {
     /// Marks the tenant as deleted, and ends the lease in the same swap. Its objects may be removed by
     /// [`Remote::purge`] once `grace` has passed.
     ///
-    /// Nothing is lost yet, but what only this host has: publish it first.
+    /// What was not published is not in the tenant if the deletion is undone.
     ///
     /// # Errors
     /// As [`Lease::publish`]. After [`TenantError::Unavailable`] it may be done all the same.
@@ -100,10 +104,10 @@ impl Remote {
         undone.await.map(drop)
     }
 
-    /// Whether the objects of a tenant were removed, and no other tenant of its name was made since.
-    pub(crate) async fn is_purged(&self, key: &TenantKey) -> Result<bool> {
+    /// The deletion of a tenant whose objects were removed. `None` if a tenant of its name exists.
+    pub(crate) async fn purged(&self, key: &TenantKey) -> Result<Option<Deletion>> {
         let deletion = self.read_head(key).await?.and_then(|(head, _)| head.deletion);
-        Ok(deletion.is_some_and(|deletion| deletion.is_done()))
+        Ok(deletion.filter(Deletion::is_done))
     }
 
     /// Ends the grace period of a deleted tenant earlier, if it then ends earlier.
@@ -124,45 +128,67 @@ impl Remote {
     ///
     /// # Errors
     /// [`TenantError::Deleted`] before the end of the grace period, [`TenantError::InvalidArgument`] if
-    /// the tenant is not deleted, and as [`Remote::head`].
+    /// the tenant is not deleted, [`TenantError::NotFound`], and as [`Remote::head`].
     pub async fn purge(&self, key: &TenantKey) -> Result<Deletion> {
-        let now = self.time_of_deleted(key).await?;
-        let purging = self.change_head(key, |head| {
-            let deletion = head.deletion.clone().ok_or_else(|| not_deleted(key))?;
-            match deletion.stage {
-                DeletionStage::Marked if now < deletion.purge_at => Err(deletion.error(key)),
-                DeletionStage::Marked => {
-                    head.snapshot = None;
-                    head.history.clear();
-                    head.log_start = head.log_start.max(deletion.log_end);
-                    head.has_log = false;
-                    head.deletion = Some(Deletion { stage: DeletionStage::Purging, ..deletion });
-                    Ok(true)
-                }
-                DeletionStage::Purging | DeletionStage::Purged => Ok(false),
+        let now = self.time_of_marked(key).await?;
+        for _ in 0..PURGE_PASSES {
+            let deletion = self.begin_purge(key, now).await?;
+            match self.remove_some(key, &deletion).await? {
+                Pass::Empty => return self.end_purge(key, &deletion).await,
+                // Object storage may list for a while what was removed.
+                Pass::Removed => tokio::time::sleep(PURGE_PAUSE).await,
+                Pass::HeadChanged => {}
             }
+        }
+        let reason = format!("objects of {key} are still listed after they were removed");
+        Err(TenantError::Unavailable { reason, cause: None })
+    }
+
+    /// Has the head name no object any more. From here on, the deletion can't be undone.
+    async fn begin_purge(&self, key: &TenantKey, now: Option<UnixMillis>) -> Result<Deletion> {
+        let head = self.change_head(key, |head| {
+            let deletion = head.deletion.clone().ok_or_else(|| not_deleted(key))?;
+            if deletion.stage != DeletionStage::Marked {
+                return Ok(false);
+            }
+            if now.is_none_or(|now| now < deletion.purge_at) {
+                return Err(deletion.error(key));
+            }
+            head.snapshot = None;
+            head.history.clear();
+            head.log_start = head.log_start.max(deletion.log_end);
+            head.has_log = false;
+            head.deletion = Some(Deletion { stage: DeletionStage::Purging, ..deletion });
+            Ok(true)
         });
-        let head = purging.await?;
-        while self.remove_some(key, &head).await? {}
-        let purged = self.change_head(key, |head| match &mut head.deletion {
-            Some(deletion) if deletion.stage == DeletionStage::Purging => {
+        head.await?.deletion.ok_or_else(|| not_deleted(key))
+    }
+
+    async fn end_purge(&self, key: &TenantKey, purged: &Deletion) -> Result<Deletion> {
+        let head = self.change_head(key, |head| match &mut head.deletion {
+            Some(deletion) if deletion.is_same(purged) && deletion.stage == DeletionStage::Purging => {
                 deletion.stage = DeletionStage::Purged;
                 Ok(true)
             }
             _ => Ok(false),
         });
-        purged.await?.deletion.or(head.deletion).ok_or_else(|| not_deleted(key))
+        // Another tenant of the name may have been made by now.
+        let purged = Deletion { stage: DeletionStage::Purged, ..purged.clone() };
+        Ok(head.await?.deletion.filter(|deletion| deletion.is_same(&purged)).unwrap_or(purged))
     }
 
-    /// What time it is by the clock of the object storage: when a swap of the head was made that changes
-    /// nothing. Nobody has the lease of a deleted tenant.
-    async fn time_of_deleted(&self, key: &TenantKey) -> Result<UnixMillis> {
-        self.change_head(key, |head| Ok(head.deletion.is_some())).await?;
-        let now = self.objects().written_at(&self.head_path(key)).await?;
-        now.ok_or_else(|| TenantError::corrupt(key, "the head is gone"))
+    /// What time it is by the clock of the object storage, if the tenant is marked: when a swap of the
+    /// head was made that changes nothing. No host has the lease of such a tenant.
+    async fn time_of_marked(&self, key: &TenantKey) -> Result<Option<UnixMillis>> {
+        let is_marked = |head: &Head| {
+            head.deletion.as_ref().is_some_and(|deletion| deletion.stage == DeletionStage::Marked)
+        };
+        let head = self.change_head(key, |head| Ok(is_marked(head))).await?;
+        if is_marked(&head) { self.objects().written_at(&self.head_path(key)).await } else { Ok(None) }
     }
 
-    /// Swaps the head of a tenant of which nobody need have the lease, unless `edit` says that it stays.
+    /// Swaps the head of a tenant that need not be leased, unless `edit` says that it stays. `edit` runs
+    /// again if another swap was faster.
     async fn change_head(&self, key: &TenantKey, edit: impl Fn(&mut Head) -> Result<bool>) -> Result<Head> {
         let mut backoff = Backoff::new(SWAPS);
         loop {
@@ -182,26 +208,34 @@ impl Remote {
         }
     }
 
-    /// Removes objects of a tenant whose head says that they go. Whether there were any.
-    async fn remove_some(&self, key: &TenantKey, head: &Head) -> Result<bool> {
+    /// Removes objects of a tenant that is being purged.
+    async fn remove_some(&self, key: &TenantKey, deletion: &Deletion) -> Result<Pass> {
         let own = self.head_path(key);
         let found = self.objects().list(&self.tenant_path(key), None, LISTED).await?;
-        let paths: Vec<ObjectPath> = found.into_iter().map(|meta| meta.location).collect();
-        let paths: Vec<_> = paths.into_iter().filter(|path| *path != own).collect();
+        let paths: Vec<_> = found.into_iter().map(|meta| meta.location).filter(|path| *path != own).collect();
         if paths.is_empty() {
-            return Ok(false);
+            return Ok(Pass::Empty);
         }
-        // What was listed before is of the deleted tenant only if no other one was made by now.
-        let now = self.read_head(key).await?;
-        if now.is_none_or(|(now, _)| now.write_id != head.write_id) {
-            return Ok(false);
+        // What was listed is of the deleted tenant if no other one was made before it was listed.
+        let now = self.read_head(key).await?.and_then(|(now, _)| now.deletion);
+        if now.is_none_or(|now| !now.is_same(deletion)) {
+            return Ok(Pass::HeadChanged);
         }
         let removals = futures_util::stream::iter(paths)
             .map(|path| async move { self.objects().delete(&path).await })
             .buffer_unordered(DELETIONS);
         removals.try_for_each(|()| std::future::ready(Ok(()))).await?;
-        Ok(true)
+        Ok(Pass::Removed)
     }
+}
+
+/// What one pass over the objects of a tenant did.
+enum Pass {
+    /// There were none.
+    Empty,
+    Removed,
+    /// Another tenant of the name was made.
+    HeadChanged,
 }
 
 fn not_deleted(key: &TenantKey) -> TenantError {
@@ -209,6 +243,11 @@ fn not_deleted(key: &TenantKey) -> TenantError {
 }
 
 impl Deletion {
+    /// Whether both are of one tenant. Its stage and its grace period may differ.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.at, self.log_end) == (other.at, other.log_end)
+    }
+
     /// Whether the tenant is no more, so that another one of its name may be made.
     pub(crate) fn is_done(&self) -> bool {
         self.stage == DeletionStage::Purged

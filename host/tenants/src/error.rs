@@ -95,7 +95,7 @@ pub enum TenantError {
     /// The tenant was deleted. Its objects exist until `purge_at`, and longer if nothing removes them.
     #[error(
         "{key}: deleted at {at} (milliseconds since 1970); {}",
-        deletion_hint(*.stage, *.purge_at)
+        deletion_hint(.key, *.stage, *.purge_at)
     )]
     Deleted {
         /// Whose.
@@ -132,7 +132,7 @@ pub enum TenantError {
         generation: u64,
     },
     /// There is no snapshot of that version or before.
-    #[error("{key}: no snapshot is of version {version} or before{}", oldest_hint(*.oldest))]
+    #[error("{key}: no snapshot at version {version} or earlier{}", oldest_version_hint(*.oldest))]
     NoVersion {
         /// Whose.
         key: String,
@@ -212,13 +212,15 @@ fn oldest_hint(oldest: Option<u64>) -> String {
     oldest.map(|oldest| format!("; the oldest is of {oldest}")).unwrap_or_default()
 }
 
-fn deletion_hint(stage: DeletionStage, purge_at: u64) -> String {
+fn oldest_version_hint(oldest: Option<u64>) -> String {
+    oldest.map(|oldest| format!("; the oldest is at {oldest}")).unwrap_or_default()
+}
+
+fn deletion_hint(key: &str, stage: DeletionStage, purge_at: u64) -> String {
     match stage {
-        DeletionStage::Marked => {
-            format!(
-                "until {purge_at}, and until its objects are removed, it can be undone: `larder tenants undelete`"
-            )
-        }
+        DeletionStage::Marked => format!(
+            "its objects may be removed from {purge_at} on; until they are, `larder tenants undelete {key}` brings it back"
+        ),
         DeletionStage::Purging => "its objects are being removed".to_string(),
         DeletionStage::Purged => "its objects were removed".to_string(),
     }

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use larder_core::Version;
 use larder_core::clock::UnixMillis;
 use serde::{Deserialize, Serialize};
 
-use crate::deletion::Deletion;
+use crate::deletion::{Deletion, DeletionStage};
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::remote::MAX_LEASE_TTL;
 use crate::write_id::WriteId;
 
-/// The format that this release writes.
-pub(crate) const FORMAT: u64 = 1;
+/// The format that this release writes. It reads format 1 too, which lacks deletions, takeovers,
+/// versions of snapshots, and the folders of holders.
+pub(crate) const FORMAT: u64 = 2;
+const FORMAT_MIN: u64 = 1;
 
 /// A head that is larger is none: its history is thinned long before.
 pub(crate) const MAX_HEAD_BYTES: u64 = 1 << 20;
@@ -34,7 +37,7 @@ pub struct Head {
     pub generation: u64,
     /// New with every swap.
     pub write_id: WriteId,
-    /// Grows with every lease and every restoring, and with nothing else.
+    /// Grows with every lease, every restoring and every deletion, and with nothing else.
     pub epoch: u64,
     /// Who may write; none where nobody does.
     pub lease: Option<LeaseRecord>,
@@ -113,7 +116,8 @@ pub struct SnapshotRef {
     pub generation: u64,
     /// The last segment that it contains; 0 for none.
     pub covers: u64,
-    /// The version of the last commit that it contains; 0 if that is not known.
+    /// The version of the last commit that it contains; 0 if that is not known. For a snapshot that was
+    /// restored, a version that is larger than all before: later snapshots have larger ones.
     #[serde(default)]
     pub version: u64,
 }
@@ -147,6 +151,12 @@ impl SnapshotRef {
     }
 }
 
+/// The least version under a lease. Each lease has 2^32 versions of its own, so none is given twice, whatever a host or a restore
+/// leaves behind. After 2^30 leases they follow on each other.
+pub(crate) fn min_version(epoch: u64) -> Version {
+    Version(epoch.min((1 << 30) - 1) << 32)
+}
+
 /// What every format of the future has too.
 #[derive(Deserialize)]
 pub(crate) struct AnyFormat {
@@ -176,7 +186,7 @@ impl Head {
     pub(crate) fn successor(&self) -> Result<Self> {
         let exhausted = || TenantError::corrupt(&self.tenant, "the head's generation is the last there is");
         let generation = self.generation.checked_add(1).ok_or_else(exhausted)?;
-        Ok(Self { generation, write_id: WriteId::random(), ..self.clone() })
+        Ok(Self { format: FORMAT, generation, write_id: WriteId::random(), ..self.clone() })
     }
 
     /// Notes that a lease was taken over that had not been released.
@@ -210,7 +220,7 @@ impl Head {
     }
 
     fn fault(&self, key: &TenantKey) -> Option<&'static str> {
-        if self.format != FORMAT {
+        if self.format < FORMAT_MIN {
             return Some("the head is of a format that never was");
         }
         if self.tenant != key.to_string() {
@@ -218,6 +228,12 @@ impl Head {
         }
         if self.history.len() > MAX_HISTORY {
             return Some("the head's history is too long");
+        }
+        if let Some(deletion) = &self.deletion {
+            let is_named = self.snapshot.is_some() || !self.history.is_empty();
+            if self.lease.is_some() || is_named && deletion.stage != DeletionStage::Marked {
+                return Some("the head of a deleted tenant has a lease, or names objects that were removed");
+            }
         }
         if self.takeovers.len() > MAX_TAKEOVERS {
             return Some("the head has too many takeovers");
@@ -243,6 +259,12 @@ impl Head {
     /// All snapshots that it names, the oldest first and the current one last.
     pub fn snapshots(&self) -> impl Iterator<Item = &SnapshotRef> {
         self.history.iter().chain(&self.snapshot)
+    }
+
+    /// Whether both name the same current snapshot of the same tenant.
+    pub(crate) fn names_same(&self, other: &Self) -> bool {
+        let named = |head: &Self| (head.snapshot.clone(), head.log_start, head.deletion.clone());
+        named(self) == named(other)
     }
 
     /// The last segment that the current snapshot contains.
@@ -350,9 +372,9 @@ mod tests {
 
     #[test]
     fn a_head_of_a_newer_release_says_so_whatever_else_it_holds() {
-        let newer = b"{\"format\":2,\"something\":[\"else\"]}";
+        let newer = b"{\"format\":3,\"something\":[\"else\"]}";
         let error = Head::parse(&key(), newer).unwrap_err();
-        assert!(matches!(error, TenantError::NewerFormat { format: 2, supported: 1, .. }), "{error}");
+        assert!(matches!(error, TenantError::NewerFormat { format: 3, supported: 2, .. }), "{error}");
     }
 
     #[test]

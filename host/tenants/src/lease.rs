@@ -98,6 +98,13 @@ const MAX_RACES: u32 = 20;
 /// How often a swap is made again that met an own, late one.
 const MAX_ADOPTIONS: u32 = 10;
 
+/// Whether a tenant that does not exist is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Existence {
+    Optional,
+    Required,
+}
+
 enum Attempt {
     Acquired(Lease),
     /// Somebody else changed the head meanwhile.
@@ -116,10 +123,21 @@ impl Remote {
     /// # Errors
     /// [`TenantError::LeaseHeld`] where another still has it, [`TenantError::Deleted`], and what [`Remote::head`] gives.
     pub async fn acquire(&self, key: &TenantKey, holder: &Holder, wait: Duration) -> Result<Lease> {
+        self.acquire_of(key, holder, wait, Existence::Optional).await
+    }
+
+    /// The same, with [`TenantError::NotFound`] if the tenant must exist and does not.
+    pub(crate) async fn acquire_of(
+        &self,
+        key: &TenantKey,
+        holder: &Holder,
+        wait: Duration,
+        existence: Existence,
+    ) -> Result<Lease> {
         let start = Instant::now();
         let mut races = 0;
         loop {
-            let pause = match self.try_acquire(key, holder).await? {
+            let pause = match self.try_acquire(key, holder, existence).await? {
                 Attempt::Acquired(lease) => {
                     self.watches().forget(key);
                     return Ok(lease);
@@ -144,12 +162,17 @@ impl Remote {
         }
     }
 
-    async fn try_acquire(&self, key: &TenantKey, holder: &Holder) -> Result<Attempt> {
+    async fn try_acquire(&self, key: &TenantKey, holder: &Holder, existence: Existence) -> Result<Attempt> {
         let found = self.read_head(key).await?;
-        if let Some((Head { deletion: Some(deletion), .. }, _)) = &found
-            && !deletion.is_done()
-        {
-            return Err(deletion.error(key));
+        let exists = match &found {
+            Some((Head { deletion: Some(deletion), .. }, _)) if !deletion.is_done() => {
+                return Err(deletion.error(key));
+            }
+            Some((head, _)) => head.deletion.is_none(),
+            None => false,
+        };
+        if !exists && existence == Existence::Required {
+            return Err(TenantError::NotFound { key: key.to_string() });
         }
         if let Some((head, _)) = &found
             && let Some(record) = head.lease.clone()

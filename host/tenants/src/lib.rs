@@ -66,7 +66,10 @@ pub use folder::FolderStore;
 pub use head::{Head, LeaseRecord, SnapshotRef, Takeover};
 pub use key::{Scope, Slug, TenantKey};
 pub use lease::{Holder, Lease};
-pub use local::{CacheFolder, Quarantined, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder};
+pub use local::{
+    CacheFolder, PlannedRow, PlannedSession, Quarantined, QuarantinedRow, QuarantinedStore, Reapplied,
+    ReapplyPlan, ReapplyPolicy, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder,
+};
 pub use log_overview::LogOverview;
 pub use remote::{Remote, RemoteOptions};
 pub use repair::Repair;

@@ -3,7 +3,7 @@
 use larder_core::clock::UnixMillis;
 
 use crate::error::{Result, TenantError};
-use crate::head::{Head, SnapshotRef};
+use crate::head::{Head, SnapshotRef, min_version};
 use crate::lease::Lease;
 use crate::snapshots::make_current;
 
@@ -14,8 +14,8 @@ pub enum RestorePoint {
     At(UnixMillis),
     /// The one with this [`SnapshotRef::generation`].
     Generation(u64),
-    /// The one with the largest [`SnapshotRef::version`] up to this version: it has no commit after the one that a
-    /// client saw at this version, and misses the fewest before it.
+    /// The newest one with a [`SnapshotRef::version`] up to this version, which a client saw: no commit
+    /// of a later version is in it.
     Version(u64),
 }
 
@@ -39,8 +39,7 @@ impl RestorePoint {
             Self::Version(version) => {
                 let known = || head.snapshots().filter(|snapshot| snapshot.version > 0);
                 let oldest = known().map(|snapshot| snapshot.version).min();
-                let found = known().filter(|snapshot| snapshot.version <= version);
-                let found = found.max_by_key(|snapshot| (snapshot.version, snapshot.generation));
+                let found = known().filter(|snapshot| snapshot.version <= version).last();
                 found.cloned().ok_or_else(|| TenantError::NoVersion { key: key(), version, oldest })
             }
         }
@@ -62,8 +61,8 @@ impl Lease {
     /// folder, is not what the tenant is now, and is never taken for it. [`crate::Tenants::restore`] sees to all that.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] and [`TenantError::NoVersion`] if there is no such snapshot, and as [`Lease::publish`]: the
-    /// lease holds on then. After [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells
+    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] and [`TenantError::NoVersion`] if there
+    /// is no such snapshot, and as [`Lease::publish`]: the lease holds on then. After [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells
     /// whoever tries again.
     pub async fn restore(&self, point: RestorePoint) -> Result<SnapshotRef> {
         self.restore_with(point, Log::Whole).await
@@ -80,8 +79,9 @@ impl Lease {
         let taken_at = self.store_time().await?;
         let head = self.change(|head| {
             let snapshot = point.find(head)?;
-            make_current(head, SnapshotRef { covers, taken_at, ..snapshot });
             head.next_epoch()?;
+            let version = min_version(head.epoch).0;
+            make_current(head, SnapshotRef { covers, taken_at, version, ..snapshot });
             head.lease = None;
             Ok(())
         });

@@ -55,24 +55,29 @@ impl Remote {
     /// [`TenantError::Deleted`], [`TenantError::Corrupt`], [`TenantError::NewerFormat`],
     /// [`TenantError::Unavailable`], and [`TenantError::File`] if `folder` can't be written.
     pub async fn view(&self, key: &TenantKey, folder: &Path) -> Result<Option<TenantView>> {
-        let Some(mut head) = self.head(key).await? else { return Ok(None) };
-        if let Some(deletion) = &head.deletion {
-            return Err(deletion.error(key));
-        }
-        for _ in 1..ATTEMPTS {
+        for _ in 0..ATTEMPTS {
+            let Some(head) = self.head(key).await? else { return Ok(None) };
+            if let Some(deletion) = &head.deletion {
+                return Err(deletion.error(key));
+            }
             match self.view_of(key, &head, folder).await {
+                Ok(Some(view)) => return Ok(Some(view)),
+                // What the head names may have been removed because another one is stored by now.
+                Ok(None) => {}
                 Err(damage @ TenantError::Corrupt { .. }) => {
-                    let newest = self.head(key).await?;
-                    // A head that still names the same objects must find them.
-                    head = newest.filter(|newest| newest.snapshot != head.snapshot).ok_or(damage)?;
+                    if self.head(key).await?.is_some_and(|now| now.names_same(&head)) {
+                        return Err(damage);
+                    }
                 }
-                view => return view.map(Some),
+                Err(error) => return Err(error),
             }
         }
-        self.view_of(key, &head, folder).await.map(Some)
+        let reason = format!("what the head of {key} names is replaced all the time");
+        Err(TenantError::Unavailable { reason, cause: None })
     }
 
-    async fn view_of(&self, key: &TenantKey, head: &Head, folder: &Path) -> Result<TenantView> {
+    /// `None` if the head has moved on, so that its log may not be whole any more.
+    async fn view_of(&self, key: &TenantKey, head: &Head, folder: &Path) -> Result<Option<TenantView>> {
         let failed = |error| TenantError::database(key, error);
         let folder = private_folder(folder)?;
         if let Some(snapshot) = &head.snapshot {
@@ -84,28 +89,32 @@ impl Remote {
         let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let version = match self.log_of(key, head).await {
-            Ok(log) => replay(key, log, &database).await,
+            Ok(Some(log)) => replay(key, log, &database).await.map(Some),
+            Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
-        match version {
-            Ok(version) => {
-                let backend = Arc::new(ReadOnly::new(Arc::new(database)));
-                Ok(TenantView { backend, snapshot: head.snapshot.clone(), version: Version(version) })
-            }
-            Err(error) => {
-                database.close().await;
-                Err(error)
-            }
+        if let Ok(Some(version)) = version {
+            let backend = Arc::new(ReadOnly::new(Arc::new(database)));
+            let version = Version(version);
+            return Ok(Some(TenantView { backend, snapshot: head.snapshot.clone(), version }));
         }
+        database.close().await;
+        version.map(|_| None)
     }
 
-    /// The log after a head's snapshot, up to the last segment that exists now.
-    async fn log_of(&self, key: &TenantKey, head: &Head) -> Result<Replay> {
+    /// The log after a head's snapshot, up to the last segment that exists now. `None` if segments may
+    /// have been removed before they were listed, as a later snapshot covers them, or as the tenant was
+    /// deleted.
+    async fn log_of(&self, key: &TenantKey, head: &Head) -> Result<Option<Replay>> {
         let covers = head.covers();
         let last = match head.has_log {
             true => self.positions_after(key, covers).await?.last().copied(),
             false => None,
         };
+        let now = self.head(key).await?.filter(|now| now.deletion.is_none());
+        if now.is_none_or(|now| now.covers() > last.unwrap_or(covers)) {
+            return Ok(None);
+        }
         let (remote, own) = (self.clone(), key.clone());
         let download = move |position| {
             let (remote, key) = (remote.clone(), own.clone());
@@ -114,7 +123,7 @@ impl Remote {
                 remote.segment(&key, position).await?.ok_or_else(missing)
             }
         };
-        Ok(Replay::new(key, covers.saturating_add(1)..=last.unwrap_or(covers), download))
+        Ok(Some(Replay::new(key, covers.saturating_add(1)..=last.unwrap_or(covers), download)))
     }
 }
 

@@ -150,9 +150,16 @@ async fn a_tenant_goes_back_to_the_last_snapshot_up_to_a_version_that_a_client_s
     let restored = a.restore(&ann(), RestorePoint::Version(seen[1].0)).await.unwrap();
     assert_eq!(restored.found.version, seen[1].0);
     assert!(is(&rows(&a).await, &["one", "two"]));
-    // The state that was left has later commits than the one that is current now.
-    a.restore(&ann(), RestorePoint::Version(u64::MAX)).await.unwrap();
-    assert!(is(&rows(&a).await, &["one", "three", "two"]));
+    // What comes now follows on the state that was restored, and not on the one that was left.
+    for row in ["four", "five"] {
+        let tenant = a.get(&ann()).await.unwrap();
+        put(&tenant, row, row).await.unwrap();
+        seen.push(version_of(&tenant, row).await);
+        drop(tenant);
+    }
+    a.checkpoint(&ann()).await.unwrap();
+    a.restore(&ann(), RestorePoint::Version(seen[3].0)).await.unwrap();
+    assert!(is(&rows(&a).await, &["one", "two"]));
     a.restore(&ann(), RestorePoint::Version(seen[0].0)).await.unwrap();
     assert!(is(&rows(&a).await, &["one"]));
     let none = a.restore(&ann(), RestorePoint::Version(seen[0].0 - 1)).await;

@@ -1,4 +1,4 @@
-//! Hosts that are killed one after the other, while transactions go on: what they acknowledged and what they showed is one
+//! Hosts that are stopped or killed one after the other, while transactions go on: what they acknowledged and what they showed is one
 //! serializable history, in which each host comes after the one before.
 //!
 //! The hosts are processes with cache folders of their own, and durability `object`. Each tells of a transaction before its
@@ -10,13 +10,15 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use larder_core::{Error, Handle, HandleOptions, Limits, Mode, Version};
 use larder_tenants::{Durability, FolderStore, TenantKey, Tenants};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use support::harness;
 use support::serializable::{Made, check};
@@ -64,9 +66,25 @@ fn run() -> Outcome {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let (mut random, mut told) = (Rng::with_seed(seed), Told::default());
-    for host in 1..=hosts.unwrap_or(HOSTS) {
-        let alive = ALIVE.mul_f64(0.2 + 0.8 * random.f64());
-        told.take(&lines_until_killed(folder.path(), host, alive), host)?;
+    let mut earlier: Option<Host> = None;
+    for number in 1..=hosts.unwrap_or(HOSTS) {
+        let host = Host::start(folder.path(), number);
+        if let Some(earlier) = earlier.take() {
+            // It was stopped, and finds that another host has the tenant.
+            earlier.signal(Signal::SIGCONT);
+            std::thread::sleep(LEASE / 2);
+            told.take(&earlier.kill(), number - 1)?;
+        }
+        std::thread::sleep(ALIVE.mul_f64(0.2 + 0.8 * random.f64()));
+        if random.bool() {
+            host.signal(Signal::SIGSTOP);
+            earlier = Some(host);
+        } else {
+            told.take(&host.kill(), number)?;
+        }
+    }
+    if let Some(last) = earlier {
+        told.take(&last.kill(), hosts.unwrap_or(HOSTS))?;
     }
     let made = told.history();
     let unknown = made.values().filter(|one| one.is_unknown).count();
@@ -87,26 +105,48 @@ fn run() -> Outcome {
     }
 }
 
-/// Starts a host, kills it, and gives what it told.
-fn lines_until_killed(folder: &Path, host: u64, alive: Duration) -> Vec<String> {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env(FOLDER, folder).env(HOST, host.to_string());
-    let output = folder.join(format!("told-{host}"));
-    let file = std::fs::File::create(&output).unwrap();
-    let mut child = command.stdin(Stdio::null()).stdout(file).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    // It waits for the lease of the host before it.
-    while std::fs::metadata(&output).unwrap().len() == 0 {
-        assert!(Instant::now() < deadline, "host {host} tells nothing");
-        assert!(child.try_wait().unwrap().is_none(), "host {host} ended by itself");
-        std::thread::sleep(Duration::from_millis(5));
+/// A process that has the tenant.
+struct Host {
+    child: Child,
+    told: PathBuf,
+}
+
+impl Host {
+    /// Starts it, and waits until it has the lease of the host before it.
+    fn start(folder: &Path, number: u64) -> Self {
+        let told = folder.join(format!("told-{number}"));
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(FOLDER, folder).env(HOST, number.to_string());
+        let file = std::fs::File::create(&told).unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(file).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while std::fs::metadata(&told).unwrap().len() == 0 {
+            assert!(Instant::now() < deadline, "host {number} tells nothing");
+            assert!(child.try_wait().unwrap().is_none(), "host {number} ended by itself");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self { child, told }
     }
-    std::thread::sleep(alive);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let text = std::fs::read_to_string(output).unwrap();
-    // The last line may be torn.
-    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n').map(str::to_string)).collect()
+
+    fn signal(&self, signal: Signal) {
+        nix::sys::signal::kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Kills it, and gives what it told.
+    fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let text = std::fs::read_to_string(&self.told).unwrap();
+        // The last line may be torn.
+        text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n').map(str::to_string)).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
 }
 
 /// What hosts told: `try NUMBER READ… / WRITTEN…` before a commit, and after it `done NUMBER VERSION`, or `not NUMBER`.

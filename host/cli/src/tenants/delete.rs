@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use futures_util::StreamExt;
 use larder_host::larder_tenants::{Deletion, DeletionStage, Remote};
 use larder_host::{TenantError, TenantKey};
 
@@ -25,18 +26,28 @@ pub(super) struct Delete {
     /// Tenant to delete
     #[arg(value_parser = parse_key)]
     key: TenantKey,
-    /// How long the deletion can be undone: 7d, 12h, or 0
-    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
-    grace: Duration,
+    /// How long the deletion can be undone: 30d, 12h, or 0 [default: 7d]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    grace: Option<Duration>,
 }
+
+/// How long a deletion can be undone if the operator does not say so.
+const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Delete {
     pub(super) async fn execute(self) -> Result<ExitCode> {
         let host = self.host.options()?.open().await?;
         let deleting = async {
-            let deletion = host.tenants.delete(&self.key, self.grace).await?;
-            if self.grace.is_zero() {
-                return Ok(host.tenants.purge(&self.key).await?);
+            // A deletion is not cut short unless the operator says so.
+            let head = host.tenants.remote().head(&self.key).await?;
+            match head.and_then(|head| head.deletion) {
+                Some(deletion) if self.grace.is_none() => return Ok(deletion),
+                _ => {}
+            }
+            let deletion = host.tenants.delete(&self.key, self.grace.unwrap_or(GRACE)).await?;
+            if self.grace == Some(Duration::ZERO) && deletion.stage != DeletionStage::Purged {
+                let purged = host.tenants.purge(&self.key).await;
+                return purged.context("the tenant is deleted, but some of its objects may still exist");
             }
             Ok(deletion)
         };
@@ -98,7 +109,13 @@ pub(super) struct Purge {
 }
 
 /// Tenants that are asked for at once.
-const PAGE: usize = 1_000;
+const PAGE: usize = 10_000;
+
+/// Tenants that are looked at side by side.
+const PURGED_AT_ONCE: usize = 8;
+
+/// So many tenants that fail are a fault of the object storage.
+const FAILURES_MAX: u32 = 20;
 
 impl Purge {
     pub(super) async fn execute(self) -> Result<ExitCode> {
@@ -116,26 +133,34 @@ impl Purge {
 /// Whether some tenant failed.
 async fn purge_all(remote: &Remote) -> Result<bool> {
     let progress = counter("tenants");
-    let (mut failed, mut after) = (false, None);
+    let (mut failures, mut after) = (0, None);
     loop {
         let page = remote.list(after.as_ref(), PAGE).await?;
         let Some(last) = page.last() else { break };
         after = Some(last.clone());
-        for key in &page {
-            match purge(remote, key).await {
-                Ok(Some(deletion)) => writeln!(output(), "{}", sentence(key, &deletion))?,
+        let mut purged = futures_util::stream::iter(page)
+            .map(|key| async move {
+                let outcome = purge(remote, &key).await;
+                (key, outcome)
+            })
+            .buffered(PURGED_AT_ONCE);
+        while let Some((key, outcome)) = purged.next().await {
+            match outcome {
+                Ok(Some(deletion)) => writeln!(output(), "{}", sentence(&key, &deletion))?,
                 Ok(None) => {}
-                Err(error @ TenantError::Unavailable { .. }) => return Err(error.into()),
                 Err(error) => {
-                    failed = true;
-                    complain(error);
+                    failures += 1;
+                    complain(&error);
+                    if failures >= FAILURES_MAX {
+                        return Err(error.into());
+                    }
                 }
             }
             progress.inc(1);
         }
     }
     progress.finish_and_clear();
-    Ok(failed)
+    Ok(failures > 0)
 }
 
 /// `None` if the tenant is not deleted, or not due.

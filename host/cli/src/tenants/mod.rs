@@ -4,6 +4,7 @@ mod delete;
 pub(crate) mod host;
 mod list;
 mod quarantine;
+mod reapply;
 mod repair;
 mod restore;
 mod send;
@@ -48,7 +49,7 @@ enum Command {
     Undelete(delete::Undelete),
     /// Remove the objects of deleted tenants whose grace periods have passed
     Purge(delete::Purge),
-    /// Print or remove the databases of a host that could not be kept
+    /// Print, export, re-apply or remove the databases of a host that could not be kept
     Quarantine(quarantine::Quarantine),
 }
 
@@ -64,7 +65,7 @@ impl Tenants {
             Command::Delete(delete) => delete.execute().await,
             Command::Undelete(undelete) => undelete.execute().await,
             Command::Purge(purge) => purge.execute().await,
-            Command::Quarantine(quarantine) => quarantine.execute(),
+            Command::Quarantine(quarantine) => quarantine.execute().await,
         }
     }
 }

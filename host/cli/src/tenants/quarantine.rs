@@ -1,23 +1,51 @@
 //! `larder tenants quarantine`: databases that could not be kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use larder_host::TenantError;
-use larder_host::larder_tenants::{CacheFolder, Quarantined};
+use larder_host::larder_tenants::{CacheFolder, Quarantined, QuarantinedRow};
 use serde_json::json;
 
 use crate::inspect::done;
+use crate::memory::Exported;
 use crate::output::output;
-use crate::text::{escape, time};
+use crate::tenants::reapply::Apply;
+use crate::text::{escape, json_value, time};
 
-/// Print or remove the databases of a host that could not be kept
+/// Print, export, re-apply or remove the databases of a host that could not be kept
 ///
-/// What they hold was never sent, as another host had the tenant by then. They are SQLite files, to be looked into.
+/// Their last commits were not sent before another host had the tenant. They are SQLite files.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Quarantine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    list: List,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the rows and conversations of a database in quarantine, a JSON object a line
+    Export(Export),
+    /// Write what a database in quarantine holds into the live tenant
+    Apply(Apply),
+}
+
+#[derive(Args)]
+struct Export {
+    /// Database, by its name in the quarantine
+    name: String,
+    /// The host's cache folder [default: that of the user's programs]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct List {
     /// The host's cache folder; where it is left out, that of the user's programs
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -29,40 +57,85 @@ pub(super) struct Quarantine {
     json: bool,
 }
 
+type Folders = Vec<(CacheFolder, Vec<Quarantined>)>;
+
+/// The cache folders, and what is in quarantine there.
+fn folders(cache_dir: Option<&Path>) -> Result<Folders> {
+    let root = match cache_dir {
+        Some(folder) => folder.to_path_buf(),
+        None => CacheFolder::default_root()
+            .context("nothing says where the cache folder is; say it with --cache-dir")?,
+    };
+    let folders = CacheFolder::find(&root)?;
+    if folders.is_empty() {
+        bail!("{} is no cache folder of tenants, and there is none in it", root.display());
+    }
+    let open = |folder: PathBuf| {
+        let folder = CacheFolder::open(&folder).map_err(|error| match error {
+            TenantError::CacheInUse { folder } => {
+                anyhow!("a host has the cache folder {folder} open; its quarantine can be looked into once it ends")
+            }
+            error => error.into(),
+        })?;
+        let quarantined = folder.quarantined()?;
+        Ok((folder, quarantined))
+    };
+    folders.into_iter().map(open).collect()
+}
+
+/// The cache folder that has this database in quarantine.
+fn folder_with<'a>(folders: &'a Folders, name: &str) -> Option<&'a CacheFolder> {
+    let has_it = |quarantined: &[Quarantined]| quarantined.iter().any(|found| found.name == name);
+    folders.iter().find(|(_, quarantined)| has_it(quarantined)).map(|(folder, _)| folder)
+}
+
 impl Quarantine {
-    pub(super) fn execute(self) -> Result<ExitCode> {
-        let folders = self.folders()?;
+    pub(super) async fn execute(self) -> Result<ExitCode> {
+        match self.command {
+            None => self.list.execute(),
+            Some(Command::Export(export)) => done(export.print().await),
+            Some(Command::Apply(apply)) => apply.execute().await,
+        }
+    }
+}
+
+impl Export {
+    async fn print(&self) -> Result<()> {
+        let folders = folders(self.cache_dir.as_deref())?;
+        let folder = folder_with(&folders, &self.name).with_context(|| missing(&self.name))?;
+        let store = folder.open_quarantined(&self.name).await?;
+        let printed = store.for_each_row(async |row| {
+            let QuarantinedRow { namespace, key, value, version, expires_at } = row;
+            let (name, value) = json_value(value);
+            let expires_at = expires_at.map(time);
+            let row = json!({
+                "namespace": namespace, "key": key, name: value, "version": version.0, "expires_at": expires_at,
+            });
+            Ok::<_, anyhow::Error>(writeln!(output(), "{row}")?)
+        });
+        printed.await?;
+        let printed = store.for_each_session(async |identity, snapshot| {
+            let session = Exported::new(identity, &snapshot)?;
+            Ok::<_, anyhow::Error>(writeln!(output(), "{}", json!({ "conversation": session }))?)
+        });
+        printed.await
+    }
+}
+
+fn missing(name: &str) -> String {
+    format!("nothing in quarantine is called {name:?}; `larder tenants quarantine` prints what is there")
+}
+
+impl List {
+    fn execute(self) -> Result<ExitCode> {
+        let folders = folders(self.cache_dir.as_deref())?;
         match &self.remove {
             None => done(self.print(&folders)),
             Some(name) => remove(&folders, name),
         }
     }
 
-    /// The cache folders, and what is in quarantine there.
-    fn folders(&self) -> Result<Vec<(CacheFolder, Vec<Quarantined>)>> {
-        let root = match &self.cache_dir {
-            Some(folder) => folder.clone(),
-            None => CacheFolder::default_root()
-                .context("nothing says where the cache folder is; say it with --cache-dir")?,
-        };
-        let folders = CacheFolder::find(&root)?;
-        if folders.is_empty() {
-            bail!("{} is no cache folder of tenants, and there is none in it", root.display());
-        }
-        let open = |folder: PathBuf| {
-            let folder = CacheFolder::open(&folder).map_err(|error| match error {
-                TenantError::CacheInUse { folder } => {
-                    anyhow!("a host has the cache folder {folder} open; its quarantine can be looked into once it ends")
-                }
-                error => error.into(),
-            })?;
-            let quarantined = folder.quarantined()?;
-            Ok((folder, quarantined))
-        };
-        folders.into_iter().map(open).collect()
-    }
-
-    fn print(&self, folders: &[(CacheFolder, Vec<Quarantined>)]) -> Result<()> {
+    fn print(&self, folders: &Folders) -> Result<()> {
         let mut output = output();
         if !self.json {
             writeln!(output, "NAME\tTENANT\tSINCE\tSENT\tWRITTEN\tREASON\tDATABASE")?;
@@ -87,9 +160,8 @@ impl Quarantine {
     }
 }
 
-fn remove(folders: &[(CacheFolder, Vec<Quarantined>)], name: &str) -> Result<ExitCode> {
-    let has_it = |quarantined: &[Quarantined]| quarantined.iter().any(|found| found.name == name);
-    let Some((folder, _)) = folders.iter().find(|(_, quarantined)| has_it(quarantined)) else {
+fn remove(folders: &Folders, name: &str) -> Result<ExitCode> {
+    let Some(folder) = folder_with(folders, name) else {
         bail!("nothing in quarantine is called {name:?}; without --remove, what is there is printed");
     };
     folder.remove_from_quarantine(name)?;

@@ -108,7 +108,12 @@ async fn send(
     keep: bool,
 ) -> Result<String, TenantError> {
     // Opening it finds out whether what was left is the newest there is.
-    drop(host.tenants.get(key).await?);
+    match host.tenants.get_existing(key).await {
+        Err(TenantError::NotFound { .. }) if !host.tenants.cache().tenants()?.contains(key) => {
+            return Ok(format!("{key} was deleted, and so was its database here"));
+        }
+        opened => drop(opened?),
+    }
     host.tenants.checkpoint(key).await?;
     if !keep {
         match host.tenants.evict(key).await {

@@ -178,10 +178,7 @@ impl MemoryOperator {
     /// # Errors
     /// As [`MemoryOperator::show`], and [`Error::Corrupt`] where the session can't be read.
     pub async fn export(&self, identity: IdentityParts) -> Result<Option<MemorySnapshot>> {
-        let Some(stored) = self.load(&key(identity)?).await? else { return Ok(None) };
-        let record = Record::parse(&stored.bytes)
-            .map_err(|reason| Error::Corrupt(format!("the memory of this session: {reason}")))?;
-        snapshot_of(&record).map(Some)
+        self.load(&key(identity)?).await?.as_ref().map(snapshot_in).transpose()
     }
 
     /// Makes a session of a snapshot, instead of one that is there only where `replace` says so. The snapshot may have
@@ -197,10 +194,40 @@ impl MemoryOperator {
         replace: bool,
     ) -> Result<()> {
         let key = key(identity)?;
+        let stored = if replace { self.load(&key).await? } else { None };
+        self.make_of(key, snapshot, stored).await
+    }
+
+    /// Makes a session of a snapshot, as [`MemoryOperator::import`] does, if `is_expected` holds for what is kept now:
+    /// its snapshot, or `None`.
+    ///
+    /// # Errors
+    /// As [`MemoryOperator::import`], with [`Error::Conflict`] if it does not hold; and [`Error::Corrupt`] if the
+    /// session that is kept can't be read.
+    pub async fn import_if(
+        &self,
+        identity: IdentityParts,
+        snapshot: &MemorySnapshot,
+        is_expected: impl FnOnce(Option<&MemorySnapshot>) -> bool,
+    ) -> Result<()> {
+        let key = key(identity)?;
+        let stored = self.load(&key).await?;
+        let found = stored.as_ref().map(snapshot_in).transpose()?;
+        if !is_expected(found.as_ref()) {
+            return Err(Error::Conflict);
+        }
+        self.make_of(key, snapshot, stored).await
+    }
+
+    async fn make_of(
+        &self,
+        key: RecordKey,
+        snapshot: &MemorySnapshot,
+        stored: Option<StoredRecord>,
+    ) -> Result<()> {
         // Each guest has a bound of its own on a turn; none of them is known here.
         let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX, u64::MAX)?;
         let bytes = snapshot_of(&record)?.bytes;
-        let stored = if replace { self.load(&key).await? } else { None };
         let now = self.store.clock().now();
         let imported = StoredRecord {
             strategy: record.strategy.name().to_string(),
@@ -282,6 +309,12 @@ impl MemoryOperator {
         let expected = old.map_or(Version::ABSENT, |old| old.version);
         self.store.write_record(RecordWrite { key, expected, record: new }, growth).await
     }
+}
+
+fn snapshot_in(stored: &StoredRecord) -> Result<MemorySnapshot> {
+    let record = Record::parse(&stored.bytes)
+        .map_err(|reason| Error::Corrupt(format!("the memory of this session: {reason}")))?;
+    snapshot_of(&record)
 }
 
 fn key(parts: IdentityParts) -> Result<RecordKey> {

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, TenantError};
+use crate::head::Takeover;
 use crate::key::TenantKey;
 use crate::lease::Holder;
 use crate::local::folder_owner;
@@ -76,6 +77,13 @@ impl CacheFolder {
     /// Who takes leases for this folder.
     pub fn holder(&self) -> &Holder {
         &self.holder
+    }
+
+    /// Whether a lease was of this folder, under a name that it had before the machine was started again.
+    pub(crate) fn is_earlier(&self, takeover: &Takeover) -> bool {
+        let host = |name: &str| name.split('/').next().map(str::to_string);
+        takeover.folder.as_deref() == Some(self.root.to_string_lossy().as_ref())
+            && host(&takeover.holder) == host(self.holder.as_str())
     }
 
     /// The place whose tenants these are; none where that was never recorded.
@@ -195,8 +203,9 @@ impl CacheFolder {
     pub(crate) fn remove(&self, key: &TenantKey) -> Result<()> {
         let path = self.database(key);
         let removed = || -> io::Result<()> {
-            remove_file(&path)?;
+            // The database is found again after a crash, and its log alone is not.
             remove_logs(&path)?;
+            remove_file(&path)?;
             remove_file(&self.state_path(key))
         };
         removed().map_err(|error| TenantError::file(format!("{} can't be removed", path.display()), error))

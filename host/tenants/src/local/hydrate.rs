@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use larder_core::Event;
-use larder_core::backend::{Backend, Version};
+use larder_core::backend::Backend;
 use larder_sqlite::{Sqlite, SqliteOptions};
 
 use crate::dsn::Durability;
 use crate::error::{Result, TenantError};
+use crate::head::min_version;
 use crate::key::TenantKey;
 use crate::lease::Lease;
 use crate::local::cache::CacheFolder;
@@ -97,6 +98,12 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
         (Ok(found), Some(reason)) => {
             quarantine(around, lease, reason, Some(position), Some(found))?;
         }
+        // Nothing of it had reached the disk at a power cut.
+        (Err(larder_core::Error::Corrupt(_)), _)
+            if Sqlite::is_blank(cache.database(key)).await.is_ok_and(|is| is) =>
+        {
+            cache.remove(key)?;
+        }
         (Err(larder_core::Error::Corrupt(reason)), _) => {
             let reason = format!("the database that an earlier process left is damaged: {reason}");
             quarantine(around, lease, &reason, Some(position), None)?;
@@ -179,12 +186,6 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
             Err(error)
         }
     }
-}
-
-/// The least version under a lease. Each lease has 2^32 versions of its own, so none is given twice, whatever a host or a restore
-/// leaves behind. After 2^30 leases they follow on each other.
-fn min_version(epoch: u64) -> Version {
-    Version(epoch.min((1 << 30) - 1) << 32)
 }
 
 /// Up to which position object storage has the database, whether it holds more, and what is noted of that.

@@ -9,6 +9,7 @@ pub(crate) mod hydrate;
 mod journal;
 mod options;
 mod quarantine;
+mod reapply;
 mod resident;
 mod restore;
 mod slot;
@@ -21,6 +22,9 @@ pub use cache::CacheFolder;
 pub use grant::TenantIdentity;
 pub use options::TenantsBuilder;
 pub use quarantine::Quarantined;
+pub use reapply::{
+    PlannedRow, PlannedSession, QuarantinedRow, QuarantinedStore, Reapplied, ReapplyPlan, ReapplyPolicy,
+};
 pub use restore::Restored;
 pub use tenant::Tenant;
 pub use tenants::Tenants;

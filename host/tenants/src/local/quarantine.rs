@@ -66,6 +66,9 @@ impl CacheFolder {
             let mut found = Vec::new();
             for entry in fs::read_dir(&folder)? {
                 let entry = entry?;
+                if !entry.file_type()?.is_dir() {
+                    continue;
+                }
                 let name = entry.file_name().to_string_lossy().into_owned();
                 found.push(read_note(&entry.path(), name)?);
             }
@@ -80,11 +83,20 @@ impl CacheFolder {
     /// # Errors
     /// [`TenantError::InvalidArgument`] where there is none of this name, [`TenantError::File`].
     pub fn remove_from_quarantine(&self, name: &str) -> Result<()> {
-        let known = self.quarantined()?.into_iter().find(|quarantined| quarantined.name == name);
-        let unknown = || TenantError::invalid_argument(format!("nothing in quarantine is called {name:?}"));
-        let name = known.ok_or_else(unknown)?.name;
-        fs::remove_dir_all(self.quarantine().join(name))
+        let name = self.in_quarantine(name)?.name;
+        // A crash leaves all of it in quarantine, or in a folder that the next start removes.
+        let removed = self.temporary_folder().join(WriteId::random().to_string());
+        fs::rename(self.quarantine().join(name), &removed)
+            .and_then(|()| fs::remove_dir_all(removed))
             .map_err(|error| TenantError::file("a database can't be removed from quarantine", error))
+    }
+}
+
+impl CacheFolder {
+    pub(crate) fn in_quarantine(&self, name: &str) -> Result<Quarantined> {
+        let known = self.quarantined()?.into_iter().find(|quarantined| quarantined.name == name);
+        known
+            .ok_or_else(|| TenantError::invalid_argument(format!("nothing in quarantine is called {name:?}")))
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, OwnedRwLockWriteGuard, OwnedSemaphorePermit, watch};
 use crate::error::{Result, TenantError};
 use crate::head::Takeover;
 use crate::key::TenantKey;
-use crate::lease::Lease;
+use crate::lease::{Existence, Lease};
 use crate::local::engine::{Engine, SharedEngine};
 use crate::local::hydrate::{self, Hydrated};
 use crate::local::journal::LogJournal;
@@ -65,13 +65,10 @@ impl Resident {
         around: Arc<Surroundings>,
         key: TenantKey,
         place: OwnedSemaphorePermit,
+        existence: Existence,
     ) -> Result<(Arc<Self>, Unsent)> {
         hydrate::adopt_leftover(&around, &key).await?;
-        let holder = around.cache.holder();
-        let lease = around.remote.acquire(&key, holder, around.options.lease_wait).await?;
-        if let Some(Takeover { holder, folder, .. }) = lease.takeover() {
-            around.events.emit(Event::TenantTakenOver { tenant: key.to_string(), holder, folder });
-        }
+        let lease = acquire(&around, &key, existence).await?;
         // A large database takes longer than a lease.
         let keeping = tokio::spawn(keep(lease.clone()));
         let hydrated = hydrate::hydrate(&around, &lease).await;
@@ -242,7 +239,10 @@ impl Resident {
         };
         if unsent {
             let position = position.ok().map(|position| position.0);
-            let reason = "another host took the tenant over before this was sent";
+            let reason = match end {
+                End::Fenced => "another host took the tenant over before this was sent",
+                End::Closed | End::Failed => "the tenant was given up before this could be sent",
+            };
             hydrate::quarantine(&self.around, self.engine.lease(), reason, Some(sent), position)?;
         } else {
             self.around.cache.remove(&self.key)?;
@@ -272,6 +272,19 @@ impl Resident {
         let store = format!("tenant {}", self.key);
         self.around.events.emit(Event::BackgroundFailed { store, work, error });
     }
+}
+
+/// Takes the lease of a tenant, and reports a host that had it and did not release it.
+pub(crate) async fn acquire(around: &Surroundings, key: &TenantKey, existence: Existence) -> Result<Lease> {
+    let (holder, wait) = (around.cache.holder(), around.options.lease_wait);
+    let lease = around.remote.acquire_of(key, holder, wait, existence).await?;
+    // After a restart of the machine, this folder has another name, and goes on with its own database.
+    if let Some(Takeover { holder, folder, .. }) =
+        lease.takeover().filter(|takeover| !around.cache.is_earlier(takeover))
+    {
+        around.events.emit(Event::TenantTakenOver { tenant: key.to_string(), holder, folder });
+    }
+    Ok(lease)
 }
 
 /// Renews a lease until it is lost.

@@ -9,7 +9,8 @@ use tokio::sync::OwnedRwLockWriteGuard;
 use crate::error::{Result, TenantError};
 use crate::head::{Head, SnapshotRef};
 use crate::key::TenantKey;
-use crate::local::resident::{Resident, keep};
+use crate::lease::Existence;
+use crate::local::resident::{Resident, acquire, keep};
 use crate::local::tenants::{Surroundings, Tenants, give_up, to_its_end};
 use crate::restore::{Log, RestorePoint};
 
@@ -58,7 +59,7 @@ impl Tenants {
         }
         let inner = self.inner.clone();
         to_its_end(async move {
-            let resident = match inner.open_in(&slot, &mut state).await {
+            let resident = match inner.open_in(&slot, &mut state, Existence::Required).await {
                 Err(damage @ TenantError::Corrupt { .. }) => {
                     let restored = restore_past_damage(&inner.around, &slot.key, point, damage).await;
                     drop(state);
@@ -120,7 +121,7 @@ async fn restore_past_damage(
     point: RestorePoint,
     damage: TenantError,
 ) -> Result<Restored> {
-    let lease = around.remote.acquire(key, around.cache.holder(), around.options.lease_wait).await?;
+    let lease = acquire(around, key, Existence::Required).await?;
     // A large snapshot takes longer than a lease.
     let keeping = tokio::spawn(keep(lease.clone()));
     let outcome = async {

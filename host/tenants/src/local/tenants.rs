@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
+use crate::lease::Existence;
 use crate::local::cache::CacheFolder;
 use crate::local::options::{LocalOptions, TenantsBuilder};
 use crate::local::resident::{End, Resident};
@@ -141,6 +142,18 @@ impl Tenants {
     /// [`TenantError::Corrupt`] where what is stored fails a check, [`TenantError::ShutDown`], and
     /// [`TenantError::Unavailable`].
     pub async fn get(&self, key: &TenantKey) -> Result<Tenant> {
+        self.get_of(key, Existence::Optional).await
+    }
+
+    /// The same for a tenant that exists: no host makes it by this call.
+    ///
+    /// # Errors
+    /// As [`Tenants::get`], and [`TenantError::NotFound`].
+    pub async fn get_existing(&self, key: &TenantKey) -> Result<Tenant> {
+        self.get_of(key, Existence::Required).await
+    }
+
+    async fn get_of(&self, key: &TenantKey, existence: Existence) -> Result<Tenant> {
         let slot = self.inner.slot(key)?;
         let state = slot.state.clone().lock_owned().await;
         self.inner.check_open()?;
@@ -148,7 +161,7 @@ impl Tenants {
             return Ok(Tenant::new(resident.clone(), Pin::new(&slot)));
         }
         let inner = self.inner.clone();
-        to_its_end(async move { inner.open(slot, state).await }).await
+        to_its_end(async move { inner.open(slot, state, existence).await }).await
     }
 
     /// Opens what object storage has of a tenant, for reading only; see [`Remote::view`]. `None` if the
@@ -253,8 +266,13 @@ impl Drop for Inner {
 
 impl Inner {
     /// Opens a tenant that is not open, or can't stay so.
-    async fn open(self: Arc<Self>, slot: Arc<Slot>, mut state: SlotState) -> Result<Tenant> {
-        let resident = self.open_in(&slot, &mut state).await?;
+    async fn open(
+        self: Arc<Self>,
+        slot: Arc<Slot>,
+        mut state: SlotState,
+        existence: Existence,
+    ) -> Result<Tenant> {
+        let resident = self.open_in(&slot, &mut state, existence).await?;
         Ok(Tenant::new(resident, Pin::new(&slot)))
     }
 
@@ -263,13 +281,15 @@ impl Inner {
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         state: &mut SlotState,
+        existence: Existence,
     ) -> Result<Arc<Resident>> {
         if let Some(resident) = state.as_ref().filter(|resident| resident.is_usable()) {
             return Ok(resident.clone());
         }
         give_up(state).await?;
         let place = self.place().await?;
-        let (resident, unsent) = Resident::open(self.around.clone(), slot.key.clone(), place).await?;
+        let (resident, unsent) =
+            Resident::open(self.around.clone(), slot.key.clone(), place, existence).await?;
         tokio::spawn(keep_lease(resident.clone()));
         tokio::spawn(write_back(resident.clone(), unsent));
         tokio::spawn(await_end(Arc::downgrade(self), resident.clone()));
@@ -284,17 +304,31 @@ impl Inner {
         let slot = self.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
         self.check_open()?;
-        let is_purged = state.is_none() && self.around.remote.is_purged(key).await?;
-        if is_purged {
-            self.erase(key)?;
-        }
-        if is_purged || !self.around.cache.has_database(key) {
-            drop(state);
-            self.forget(slot);
-            return Ok(());
-        }
         let inner = self.clone();
-        to_its_end(async move { inner.open_in(&slot, &mut state).await.map(drop) }).await
+        to_its_end(async move {
+            let recovered = inner.recover_in(&slot, &mut state).await;
+            drop(state);
+            inner.forget(slot);
+            recovered
+        })
+        .await
+    }
+
+    async fn recover_in(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<()> {
+        let opened = match self.around.cache.has_database(&slot.key) {
+            true => self.open_in(slot, state, Existence::Required).await.map(drop),
+            // Something of it is in quarantine.
+            false => Err(TenantError::NotFound { key: slot.key.to_string() }),
+        };
+        match opened {
+            Err(missing @ TenantError::NotFound { .. }) => {
+                if state.is_some() || self.around.remote.purged(&slot.key).await?.is_none() {
+                    return if self.around.cache.has_database(&slot.key) { Err(missing) } else { Ok(()) };
+                }
+                self.erase(&slot.key)
+            }
+            opened => opened,
+        }
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -510,30 +544,30 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
     }
 }
 
-/// The tenants of which this host has a database, also one in quarantine.
-fn left_here(cache: &CacheFolder) -> Result<BTreeSet<TenantKey>> {
-    let mut left: BTreeSet<_> = cache.tenants()?.into_iter().collect();
-    left.extend(cache.quarantined()?.iter().filter_map(|quarantined| quarantined.tenant.parse().ok()));
-    Ok(left)
-}
-
 /// Opens what a process left that was killed: what was acknowledged and never sent is sent.
 async fn recover(inner: Weak<Inner>) {
-    let Some(left) = inner.upgrade().map(|inner| left_here(&inner.around.cache)) else { return };
-    let begun = Instant::now();
     let report = |inner: &Inner, key: String, error: TenantError| {
         let store = format!("tenant {key}");
         inner.around.events.emit(Event::BackgroundFailed { store, work: "recover", error: error.into() });
     };
-    let (mut left, at_once) = match (left, inner.upgrade()) {
-        (Ok(left), Some(inner)) => {
-            (Vec::from_iter(left), inner.around.options.capacity.min(RECOVERED_AT_ONCE))
+    let Some(upgraded) = inner.upgrade() else { return };
+    let cache = &upgraded.around.cache;
+    let quarantined = cache.quarantined().map(|found| {
+        found.iter().filter_map(|quarantined| quarantined.tenant.parse().ok()).collect::<Vec<TenantKey>>()
+    });
+    let mut keys = BTreeSet::new();
+    for found in [cache.tenants(), quarantined] {
+        match found {
+            Ok(found) => keys.extend(found),
+            Err(error) => report(&upgraded, "of the cache folder".to_string(), error),
         }
-        (Err(error), Some(inner)) => return report(&inner, "of the cache folder".to_string(), error),
-        (_, None) => return,
-    };
+    }
+    let at_once = upgraded.around.options.capacity.clamp(1, RECOVERED_AT_ONCE);
+    drop(upgraded);
+    // Each with when its lease was first found to be held.
+    let mut left: Vec<(TenantKey, Option<Instant>)> = keys.into_iter().map(|key| (key, None)).collect();
     while !left.is_empty() {
-        let recovered = futures_util::stream::iter(left).map(|key| {
+        let recovered = futures_util::stream::iter(left).map(|(key, held_since)| {
             let inner = inner.clone();
             async move {
                 let inner = inner.upgrade()?;
@@ -541,10 +575,13 @@ async fn recover(inner: Weak<Inner>) {
                     Ok(()) | Err(TenantError::ShutDown) => None,
                     // After a restart of the machine, the lease of this folder is waited for like that of another
                     // host. It ends after its time to live; one that goes on is that of a live host.
-                    Err(TenantError::LeaseHeld { ttl, .. })
-                        if begun.elapsed() < ttl + inner.around.remote.options().lease_margin * 2 =>
-                    {
-                        Some(key)
+                    Err(error @ TenantError::LeaseHeld { ttl, .. }) => {
+                        let since = held_since.unwrap_or_else(Instant::now);
+                        if since.elapsed() < ttl + inner.around.remote.options().lease_margin * 2 {
+                            return Some((key, Some(since)));
+                        }
+                        report(&inner, key.to_string(), error);
+                        None
                     }
                     Err(error) => {
                         report(&inner, key.to_string(), error);
@@ -553,7 +590,7 @@ async fn recover(inner: Weak<Inner>) {
                 }
             }
         });
-        left = recovered.buffer_unordered(at_once.max(1)).filter_map(std::future::ready).collect().await;
+        left = recovered.buffer_unordered(at_once).filter_map(std::future::ready).collect().await;
         if !left.is_empty() {
             tokio::time::sleep(RECOVER_AGAIN).await;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use larder_core::backend::{Backend, SweepOptions};
 use larder_core::clock::ForwardClock;
+use larder_sqlite::Sqlite;
 use tokio::time::Instant;
 
 use crate::backoff::jittered;
@@ -55,12 +56,16 @@ impl Resident {
             // The copy may be ahead of the log. What is never shipped must not get into a snapshot.
             database.settled().await.map_err(failed)?;
         }
+        // A page may keep remains of rows that were deleted: those must not be sent.
+        let compacted = self.around.cache.temporary();
+        Sqlite::compact(file.path(), compacted.path()).await.map_err(failed)?;
+        drop(file);
         let (sent, upload) = (copy.position.0, WriteId::random());
         lease.check()?;
         // Whoever finds this copy published has to know what it holds, whenever this process ends.
         *state = state.uploading(upload, sent);
         self.around.cache.write_state(&self.key, &state)?;
-        lease.publish_as(file.path(), covers, upload, sent).await?;
+        lease.publish_as(compacted.path(), covers, upload, sent).await?;
         self.sent.store(sent, Ordering::Release);
         *state = LocalState::open(lease, self.around.options.durability, sent);
         // Should this fail, the next start finds more to send than there is: it sends the same again.

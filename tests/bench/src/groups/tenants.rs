@@ -1,7 +1,7 @@
 //! Tenants: what it costs that a commit is acknowledged, and read, only once object storage has it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -17,6 +17,9 @@ use crate::runner::Runner;
 
 /// How long object storage takes for a put or a get.
 const CALL: Duration = Duration::from_millis(5);
+
+/// Between two views beside commits.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Guests that update at once.
 const GUESTS: usize = 32;
@@ -95,11 +98,13 @@ struct Guest {
     load: Load,
     /// The guest that commits beside it.
     neighbour: Option<AbortHandle>,
+    /// The time of one view beside commits.
+    found: Option<Duration>,
 }
 
 impl Guest {
     fn new(host: &Host, load: Load) -> Self {
-        Self { handle: host.handle.clone(), load, neighbour: None }
+        Self { handle: host.handle.clone(), load, neighbour: None, found: None }
     }
 }
 
@@ -117,10 +122,21 @@ impl Side for Guest {
     async fn run(&mut self, work: Work) -> Result<u64> {
         let mut random = fastrand::Rng::with_seed(work.seed);
         match self.load {
-            Load::Views | Load::ViewsBesideCommits => {
+            Load::Views => {
                 for _ in 0..work.count {
                     view(&self.handle, random.u64(..ROWS)).await?;
                 }
+            }
+            Load::ViewsBesideCommits => {
+                let mut viewed = Duration::ZERO;
+                for _ in 0..work.count {
+                    // A view that finds all in memory does not yield, and the neighbour has to go on.
+                    tokio::time::sleep(PAUSE).await;
+                    let begun = Instant::now();
+                    view(&self.handle, random.u64(..ROWS)).await?;
+                    viewed += begun.elapsed();
+                }
+                self.found = Some(viewed / u32::try_from(work.count)?);
             }
             Load::Updates => {
                 for _ in 0..work.count {
@@ -146,6 +162,10 @@ impl Side for Guest {
             }
         }
         Ok(work.count)
+    }
+
+    fn measured(&self) -> Option<Duration> {
+        self.found
     }
 
     async fn after(&mut self) -> Result<()> {
