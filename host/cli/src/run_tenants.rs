@@ -83,7 +83,7 @@ impl RunTenants {
 /// What of a data-source name is about the place, and not about whose store is meant.
 fn how_kept(dsn: &TenantsDsn) -> impl PartialEq + use<> {
     let times = (dsn.checkpoint_interval, dsn.lease_ttl, dsn.lease_wait, dsn.keep_for);
-    (dsn.durability, dsn.checkpoint_writes, times, dsn.cache.clone(), dsn.create)
+    (dsn.durability, dsn.checkpoint_writes, times, dsn.max_database, dsn.cache.clone(), dsn.create)
 }
 
 /// Tells the operator why a store was not opened: guests are not told of other hosts, keys and paths.

@@ -63,7 +63,8 @@ pub enum Place {
 ///
 /// Credentials are never in it: they are in the usual variables of the environment. Options of all: `scope` (`user`,
 /// `org`, `app`, `project`), `durability` (`local`, `object`), `checkpoint_writes`, `checkpoint_interval`, `lease_ttl`,
-/// `lease_wait` and `keep_for`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`. Where one tenant alone is meant, `tenant` is
+/// `lease_wait`, `keep_for` and `max_database`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`, and sizes `4096`,
+/// `512MiB` and `16GiB`. Where one tenant alone is meant, `tenant` is
 /// its key, `acme/users/ann`. `cache` is the folder for databases that are open: see [`TenantsDsn::cache_folder`]. With
 /// `create=no` nothing is made that isn't there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,8 @@ pub struct TenantsDsn {
     pub lease_wait: Option<Duration>,
     /// How long earlier snapshots are kept.
     pub keep_for: Option<Duration>,
+    /// The largest database, in bytes: see [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
+    pub max_database: Option<u64>,
     /// The one tenant that is meant, where one is; of the same scope.
     pub tenant: Option<TenantKey>,
     /// Where databases are while they are open.
@@ -100,7 +103,7 @@ const SCHEME: &str = "tenants+";
 const FORMS: &str = "tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`, \
                      `tenants+az://CONTAINER/PREFIX` or `tenants+gs://BUCKET/PREFIX`";
 
-const COMMON_OPTIONS: [&str; 10] = [
+const COMMON_OPTIONS: [&str; 11] = [
     "scope",
     "durability",
     "checkpoint_writes",
@@ -108,6 +111,7 @@ const COMMON_OPTIONS: [&str; 10] = [
     "lease_ttl",
     "lease_wait",
     "keep_for",
+    "max_database",
     "tenant",
     "cache",
     "create",
@@ -162,6 +166,7 @@ impl TenantsDsn {
             lease_ttl: options.parsed("lease_ttl", duration)?,
             lease_wait: options.parsed("lease_wait", duration)?,
             keep_for: options.parsed("keep_for", duration)?,
+            max_database: options.parsed("max_database", size)?,
             tenant,
             cache: options.parsed("cache", cache)?,
             create: options.parsed("create", yes_or_no)?.unwrap_or(true),
@@ -302,6 +307,18 @@ fn durability(text: &str) -> Result<Durability, Error> {
 fn count(text: &str) -> Result<u64, Error> {
     let count = text.parse().ok().filter(|count| *count > 0);
     count.ok_or_else(|| Error::invalid_argument("it is a number from 1 on"))
+}
+
+fn size(text: &str) -> Result<u64, Error> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+    let unit = units.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
+    let (number, shift) = unit.unwrap_or((text, 0));
+    let is_number = number.bytes().all(|digit| digit.is_ascii_digit());
+    let bytes = number.parse::<u64>().ok().filter(|_| is_number);
+    let bytes = bytes.and_then(|number| number.checked_mul(1 << shift)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| {
+        Error::invalid_argument("a size is written as `4096`, `64KiB`, `512MiB`, `16GiB` or `1TiB`")
+    })
 }
 
 /// What a duration may be at most: a time that is added to any other without harm.
@@ -495,7 +512,7 @@ mod tests {
     fn a_folder_and_its_options_are_read() {
         let dsn = TenantsDsn::parse(
             "tenants+file:///srv/ten%20ants?scope=project&durability=object&checkpoint_writes=7\
-             &checkpoint_interval=500ms&lease_ttl=30s&keep_for=2d",
+             &checkpoint_interval=500ms&lease_ttl=30s&keep_for=2d&max_database=512MiB",
         )
         .unwrap();
         assert_eq!(dsn.place, Place::Folder("/srv/ten ants".into()));
@@ -506,6 +523,7 @@ mod tests {
         );
         assert_eq!(dsn.lease_ttl, Some(Duration::from_secs(30)));
         assert_eq!(dsn.keep_for, Some(Duration::from_secs(2 * 86_400)));
+        assert_eq!(dsn.max_database, Some(512 << 20));
         let plain = TenantsDsn::parse("tenants+file:///srv").unwrap();
         assert_eq!((plain.scope, plain.durability, plain.lease_ttl), (Scope::User, Durability::Local, None));
     }
@@ -549,6 +567,10 @@ mod tests {
         for wrong in ["15", "0s", "s", "1w", "-1s", "99999999999999999999s", "9999999999999999d", ""] {
             let said = reason(&format!("tenants+file:///x?lease_ttl={wrong}"));
             assert!(said.contains("`lease_ttl`") && said.contains("`500ms`"), "{wrong}: {said}");
+        }
+        for wrong in ["", "0", "0GiB", "-1", "+1", "1.5GiB", "GiB", "1GB", "16777216TiB", "1 GiB"] {
+            let said = reason(&format!("tenants+file:///x?max_database={}", wrong.replace('+', "%2b")));
+            assert!(said.contains("`max_database`") && said.contains("`512MiB`"), "{wrong}: {said}");
         }
         assert!(reason("tenants+file://host/x").contains("from its root"));
         assert!(reason("tenants+file:///").contains("not the root"));

@@ -194,6 +194,21 @@ pub enum TenantError {
     /// An argument has no meaning here.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
+    /// A database was not downloaded, as it would take the last of the disk. Nothing of it is left.
+    #[error(
+        "the disk of {folder} is too full: {needed} bytes are needed and {free} are free, of which {reserve} stay free; \
+         make room, or use a cache folder on a larger disk"
+    )]
+    DiskFull {
+        /// The folder of the download.
+        folder: String,
+        /// How many bytes it would still take.
+        needed: u64,
+        /// How many bytes of the file system are free.
+        free: u64,
+        /// How many bytes of the file system larder does not take.
+        reserve: u64,
+    },
     /// A file of this machine can't be read or written.
     #[error("{action}")]
     File {
@@ -314,6 +329,7 @@ impl From<TenantError> for larder_core::Error {
             TenantError::NotWrittenBack { .. } => unavailable("some tenants could not be written back"),
             TenantError::Database { error, .. } => error,
             TenantError::InvalidArgument(reason) => Self::InvalidArgument(reason),
+            TenantError::DiskFull { .. } => unavailable("the host's disk is too full for this tenant"),
             TenantError::File { .. } => unavailable("a file of the host can't be read or written"),
         }
     }

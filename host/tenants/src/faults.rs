@@ -16,6 +16,7 @@ use object_store::{
     ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
+use crate::disk_space::DiskSpace;
 use crate::objects::written_at;
 
 /// What is asked of a store.
@@ -537,4 +538,20 @@ pub fn before_local_changes(
 pub(crate) fn before_local_change(path: &Path) -> std::io::Result<()> {
     let hooks = LOCAL_HOOKS.read().unwrap_or_else(PoisonError::into_inner);
     hooks.iter().filter(|(root, _)| path.starts_with(root)).try_for_each(|(_, hook)| hook(path))
+}
+
+type SpaceHook = Arc<dyn Fn() -> [u64; 2] + Send + Sync>;
+
+static SPACE_HOOKS: RwLock<Vec<(PathBuf, SpaceHook)>> = RwLock::new(Vec::new());
+
+/// Has `space` say how many bytes of the file system of `root` are free, and how many it has, each time that larder looks.
+pub fn set_disk_space(root: impl Into<PathBuf>, space: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
+    SPACE_HOOKS.write().unwrap_or_else(PoisonError::into_inner).push((root.into(), Arc::new(space)));
+}
+
+pub(crate) fn disk_space(folder: &Path) -> Option<DiskSpace> {
+    let hooks = SPACE_HOOKS.read().unwrap_or_else(PoisonError::into_inner);
+    let (_, space) = hooks.iter().rfind(|(root, _)| folder.starts_with(root))?;
+    let [free, total] = space();
+    Some(DiskSpace { free, total })
 }

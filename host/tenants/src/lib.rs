@@ -30,6 +30,7 @@
 mod backoff;
 mod cache_place;
 mod deletion;
+mod disk_space;
 mod driver;
 mod dsn;
 mod error;
@@ -54,6 +55,7 @@ mod segment;
 mod segments;
 mod snapshot_transfer;
 mod snapshots;
+mod unpacked_file;
 mod view;
 mod watch;
 mod write_id;

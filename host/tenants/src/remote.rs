@@ -33,7 +33,7 @@ pub struct RemoteOptions {
     pub attempts: u32,
     /// How long snapshots are kept after they were superseded.
     pub keep_for: Duration,
-    /// The largest database, in bytes.
+    /// The largest database, in bytes; see [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
     pub max_snapshot_bytes: u64,
     /// The largest payload of a segment, in bytes.
     pub max_segment_bytes: u64,
@@ -223,11 +223,12 @@ impl Remote {
     }
 
     /// Downloads a snapshot to the file `into`, and makes sure that it is whole: not more than `max_bytes`, of the size
-    /// and the hash that the head says. The file is synced; putting it into its place is the caller's. After an error
-    /// there is no file.
+    /// and the hash that the head says, and of the size that the database's own header says. The file is synced; putting it
+    /// into its place is the caller's. After an error there is no file. Blocks of zeros take no disk.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`] where the snapshot is missing, altered or too large, [`TenantError::Unavailable`], and
+    /// [`TenantError::Corrupt`] where the snapshot is missing, altered, too large or not a SQLite database,
+    /// [`TenantError::Unavailable`], [`TenantError::DiskFull`] if it would take the last of the disk, and
     /// [`TenantError::File`] where `into` can't be written.
     pub async fn fetch(
         &self,

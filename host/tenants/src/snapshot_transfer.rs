@@ -12,11 +12,13 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
+use crate::disk_space;
 use crate::error::{Result, TenantError};
 use crate::head::SnapshotRef;
 use crate::key::TenantKey;
 use crate::objects::{CallError, Objects, PART_BYTES, Written, timed};
 use crate::parts;
+use crate::unpacked_file::{FileSize, UnpackedFile, too_large};
 
 const COMPRESSION: i32 = 3;
 const READ_BYTES: usize = 256 << 10;
@@ -141,6 +143,20 @@ pub(crate) struct Expected {
     pub(crate) is_exact: bool,
 }
 
+impl Expected {
+    fn size(&self) -> FileSize {
+        if self.is_exact { FileSize::Exact(self.max_bytes) } else { FileSize::UpTo(self.max_bytes) }
+    }
+
+    /// What is known to be written.
+    fn least_bytes(&self) -> u64 {
+        match self.size() {
+            FileSize::Exact(bytes) => bytes,
+            FileSize::UpTo(_) => 0,
+        }
+    }
+}
+
 /// Downloads a snapshot that a head names; see `Remote::fetch`.
 pub(crate) async fn fetch(
     objects: &Objects,
@@ -151,8 +167,7 @@ pub(crate) async fn fetch(
     max_bytes: u64,
 ) -> Result<()> {
     if snapshot.bytes > max_bytes {
-        let reason = format!("a snapshot has {} bytes, where {max_bytes} are the most", snapshot.bytes);
-        return Err(TenantError::corrupt(key, reason));
+        return Err(too_large(key, snapshot.bytes, max_bytes));
     }
     let SnapshotRef { bytes, compressed_bytes, sha256, .. } = snapshot.clone();
     let expected = Expected { sha256, compressed_bytes, max_bytes: bytes, is_exact: true };
@@ -167,6 +182,9 @@ pub(crate) async fn fetch_expected(
     expected: &Expected,
     into: &Path,
 ) -> Result<u64> {
+    let folder = into.parent().map(Path::to_path_buf).unwrap_or_default();
+    let needed = expected.least_bytes();
+    blocking(move || disk_space::check(&folder, needed)).await?;
     let guard = PartialFile { path: Some(into.to_path_buf()) };
     let mut backoff = objects.backoff();
     loop {
@@ -252,67 +270,25 @@ fn unpack(
     into: &Path,
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<u64> {
+    let output = UnpackedFile::create(key, into, expected.size())?;
     let failed = |error| TenantError::file("a database file can't be written", error);
-    let file = File::create(into).map_err(failed)?;
-    let output = Checked { file, hash: Sha256::new(), left: expected.max_bytes, fault: None };
     let mut decoder = zstd::stream::write::Decoder::new(output).map_err(failed)?;
+    // If it was not the file, the bytes are not zstd's.
+    let fault_of = |file: &mut UnpackedFile| {
+        let not_zstd = || TenantError::corrupt(key, "the snapshot can't be decompressed");
+        file.take_fault().unwrap_or_else(not_zstd)
+    };
     while let Some(chunk) = chunks.blocking_recv() {
-        if let Err(error) = decoder.write_all(&chunk) {
-            return Err(unpack_error(key, decoder.get_mut().fault.take(), error));
+        if decoder.write_all(&chunk).is_err() {
+            return Err(fault_of(decoder.get_mut()));
         }
     }
-    if let Err(error) = decoder.flush() {
-        return Err(unpack_error(key, decoder.get_mut().fault.take(), error));
+    if decoder.flush().is_err() {
+        return Err(fault_of(decoder.get_mut()));
     }
-    let Checked { file, hash, left, .. } = decoder.into_inner();
-    if left > 0 && expected.is_exact {
-        return Err(TenantError::corrupt(
-            key,
-            format!("the snapshot is {left} bytes shorter than the head says"),
-        ));
-    }
-    if hexadecimal(&hash.finalize()) != expected.sha256 {
+    let (bytes, sha256) = decoder.into_inner().finish()?;
+    if hexadecimal(&sha256) != expected.sha256 {
         return Err(TenantError::corrupt(key, "the snapshot has another hash than the head says"));
     }
-    file.sync_all().map_err(failed)?;
-    Ok(expected.max_bytes - left)
-}
-
-/// Whose fault it was: the file's, the declared size's, or that of bytes that are no zstd.
-fn unpack_error(key: &TenantKey, fault: Option<Fault>, error: io::Error) -> TenantError {
-    match fault {
-        Some(Fault::File) => TenantError::file("a database file can't be written", error),
-        Some(Fault::TooLong) => TenantError::corrupt(key, "the snapshot is longer than the head says"),
-        None => TenantError::corrupt(key, "the snapshot can't be decompressed"),
-    }
-}
-
-enum Fault {
-    File,
-    TooLong,
-}
-
-/// Writes no more than was declared, and hashes it.
-struct Checked {
-    file: File,
-    hash: Sha256,
-    left: u64,
-    fault: Option<Fault>,
-}
-
-impl Write for Checked {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
-            self.fault = Some(Fault::TooLong);
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        self.file.write_all(bytes).inspect_err(|_| self.fault = Some(Fault::File))?;
-        self.left = left;
-        self.hash.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
+    Ok(bytes)
 }

@@ -112,14 +112,24 @@ async fn a_snapshot_that_is_missing_altered_or_a_bomb_is_corrupt_and_leaves_no_f
             reason(fetch(remote, &snapshot).await.unwrap_err())
         }
     };
-    let mut flipped = content.clone();
+    let file = database(&content);
+    let mut flipped = file.clone();
     flipped[5000] ^= 1;
     assert_eq!(replaced(compressed(&flipped)).await, "the snapshot has another hash than the head says");
-    let bomb = compressed(&vec![0; 50 << 20]);
+    let bomb = compressed(&[file.clone(), vec![0; 50 << 20]].concat());
     assert_eq!(replaced(bomb).await, "the snapshot is longer than the head says");
-    let short = compressed(&content[..99_999]);
+    let short = compressed(&file[..file.len() - 1]);
     assert_eq!(replaced(short).await, "the snapshot is 1 bytes shorter than the head says");
     assert_eq!(replaced(b"no zstd at all".to_vec()).await, "the snapshot can't be decompressed");
+    let sizes = [compressed(&[0; 50_000]), compressed(&[7; 99]), compressed(&random_bytes(100_352, 4))];
+    for no_database in sizes {
+        assert_eq!(replaced(no_database).await, "the snapshot is not a SQLite database");
+    }
+    let larger = compressed(&database(vec![0; 1 << 20]));
+    assert_eq!(
+        replaced(larger).await,
+        "the database has 1049088 bytes by its header, and the head says 100352"
+    );
     let cut = original.slice(..original.len() / 2).to_vec();
     assert!(replaced(cut).await.contains("shorter than the head says"));
     store.put(&object(&snapshot), vec![1].into()).await.unwrap();
@@ -130,8 +140,8 @@ async fn a_snapshot_that_is_missing_altered_or_a_bomb_is_corrupt_and_leaves_no_f
     let missing = reason(fetch(&remote, &snapshot).await.unwrap_err());
     assert_eq!(missing, "the snapshot that the head names is missing");
     let into = files.path("limited");
-    let limited = remote.fetch(&key(), &snapshot, &into, 99_999).await.unwrap_err();
-    assert_eq!(reason(limited), "a snapshot has 100000 bytes, where 99999 are the most");
+    let limited = remote.fetch(&key(), &snapshot, &into, 100_351).await.unwrap_err();
+    assert_eq!(reason(limited), "the snapshot has 100352 bytes, and max_database allows 100351");
     store.put(&object(&snapshot), original.into()).await.unwrap();
     assert!(fetch(&remote, &snapshot).await.unwrap() == content);
 }

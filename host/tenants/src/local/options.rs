@@ -86,6 +86,9 @@ impl TenantsBuilder {
         if let Some(keep_for) = dsn.keep_for {
             builder.remote.keep_for = keep_for;
         }
+        if let Some(bytes) = dsn.max_database {
+            builder = builder.max_database(bytes);
+        }
         Ok(builder)
     }
 
@@ -133,6 +136,14 @@ impl TenantsBuilder {
     /// [`StoreBuilder::quota_bytes`]: larder_core::StoreBuilder::quota_bytes
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
         self.local.quota_bytes = Some(bytes);
+        self
+    }
+
+    /// The largest database of a tenant, in bytes of its file. A larger one is neither downloaded nor uploaded: opening it fails
+    /// with [`TenantError::Corrupt`], and writing it back with [`TenantError::InvalidArgument`], so
+    /// [`TenantsBuilder::quota_bytes`] should stay well below. Default: 16 GiB.
+    pub fn max_database(mut self, bytes: u64) -> Self {
+        self.remote.max_snapshot_bytes = bytes;
         self
     }
 
