@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, PutMode};
 
@@ -61,6 +61,11 @@ impl Seaweed {
     }
 
     pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
+        self.store_with_parts()
+    }
+
+    /// The same as a store that takes the parts of an upload by their numbers.
+    pub(crate) fn store_with_parts(&self) -> Arc<AmazonS3> {
         let builder = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
             .with_allow_http(true)
