@@ -238,8 +238,13 @@ fn own_schema() -> Result<&'static OwnSchema> {
         }
     }
     connection.execute_batch(&migrator::ledger_sql(LEDGER)).map_err(SqliteError::from)?;
-    let ledger = definitions(&connection)?.into_iter().filter(|(name, _)| name == LEDGER);
-    own.ever.insert(LEDGER.to_string(), ledger.map(|(_, definition)| definition).collect());
+    for (name, (kind, table, sql)) in definitions(&connection)?.into_iter().filter(|found| found.0 == LEDGER)
+    {
+        // The first releases wrote its name without quotation marks.
+        let plain = sql.as_ref().map(|sql| sql.replace(&format!("\"{LEDGER}\""), LEDGER));
+        let both = [sql, plain].map(|sql| (kind.clone(), table.clone(), sql));
+        own.ever.insert(name, both.into());
+    }
     Ok(OWN.get_or_init(|| own))
 }
 
