@@ -70,7 +70,7 @@ pub use key::{Scope, Slug, TenantKey};
 pub use lease::{Holder, Lease};
 pub use local::{
     CacheFolder, PlannedRow, PlannedSession, Quarantined, QuarantinedRow, QuarantinedStore, Reapplied,
-    ReapplyPlan, ReapplyPolicy, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder,
+    ReapplyPlan, ReapplyPolicy, ReapplyRows, Restored, Tenant, TenantIdentity, Tenants, TenantsBuilder,
 };
 pub use log_overview::LogOverview;
 pub use remote::{Remote, RemoteOptions};

@@ -15,7 +15,8 @@ use larder_core::{
     MigrationScope, Mode, NextMigration, PutOptions, Store, Strategy, Turn, Version,
 };
 use larder_tenants::{
-    PlannedRow, QuarantinedStore, ReapplyPolicy, RemoteOptions, Tenant, TenantError, TenantKey, Tenants,
+    PlannedRow, QuarantinedStore, ReapplyPolicy, ReapplyRows, RemoteOptions, Tenant, TenantError, TenantKey,
+    Tenants,
 };
 
 fn ann() -> TenantKey {
@@ -135,7 +136,7 @@ async fn rows_in_quarantine_are_read_and_its_files_stay_as_they_are() {
         .unwrap();
     let found: BTreeMap<_, _> = found.into_iter().collect();
     assert_eq!(found, expected(&[("both", "1"), ("differs", "lost"), ("lost", "lost")]));
-    store.plan(&begun.tenant().await.store(), ReapplyPolicy::Overwrite).await.unwrap();
+    store.plan(&begun.tenant().await.store(), ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
     drop(store);
     assert_eq!(files(&folder), before);
 }
@@ -145,7 +146,7 @@ async fn only_missing_rows_are_added_and_a_second_plan_is_empty() {
     let begun = ordinary().await;
     let (store, tenant) = (begun.open().await, begun.tenant().await);
     let before = rows(&tenant).await;
-    let plan = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let plan = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!(rows(&tenant).await, before, "a plan has changed something");
     assert_eq!(names(&plan.rows), ["lost"]);
     assert_eq!((plan.equal_rows, plan.kept_rows), (1, 1));
@@ -153,7 +154,7 @@ async fn only_missing_rows_are_added_and_a_second_plan_is_empty() {
     assert_eq!((done.rows, done.changed_rows.len()), (1, 0));
     let all = [("both", "1"), ("deleted", "1"), ("differs", "live"), ("live", "live"), ("lost", "lost")];
     assert_eq!(rows(&tenant).await, expected(&all));
-    let again = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let again = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!((again.rows.len(), again.equal_rows), (0, 2));
     // Another host has it, too.
     drop(tenant);
@@ -162,10 +163,44 @@ async fn only_missing_rows_are_added_and_a_second_plan_is_empty() {
 }
 
 #[tokio::test]
+async fn a_row_that_was_sent_and_that_the_live_tenant_deleted_stays_away() {
+    let world = World::new();
+    let a = world.host("a").await;
+    for row in ["deleted", "changed", "kept"] {
+        put_in(&a, &ann(), row, "sent").await;
+    }
+    a.checkpoint(&ann()).await.unwrap();
+    put_in(&a, &ann(), "unsent", "1").await;
+    crash(&world, "a", "left").await;
+    let live = a.get(&ann()).await.unwrap();
+    let mut update = handle(&live).begin(Mode::Update).unwrap();
+    update.delete("n".into(), "deleted".into()).unwrap();
+    update.delete("n".into(), "unsent".into()).unwrap();
+    update.put("n".into(), "changed".into(), b"later".to_vec()).unwrap();
+    update.commit().await.unwrap();
+    drop(live);
+    a.close().await.unwrap();
+    let left = world.host("left").await;
+    eventually("the quarantine", async || left.cache().quarantined().unwrap().len() == 1).await;
+    let quarantined = left.cache().quarantined().unwrap().remove(0);
+    assert!(quarantined.sent_position.is_some());
+    let (store, tenant) =
+        (left.open_quarantined(&quarantined.name).await.unwrap(), left.get(&ann()).await.unwrap());
+    let live = tenant.store();
+    let unsent = store.plan(&live, ReapplyPolicy::Overwrite, ReapplyRows::Unsent).await.unwrap();
+    assert_eq!((names(&unsent.rows), unsent.sent_rows), (vec!["unsent"], 3));
+    let all = store.plan(&live, ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
+    assert_eq!(
+        (names(&all.rows), all.sent_rows, all.equal_rows),
+        (vec!["changed", "deleted", "unsent"], 0, 1)
+    );
+}
+
+#[tokio::test]
 async fn overwriting_replaces_what_differs_and_leaves_what_only_the_live_tenant_has() {
     let begun = ordinary().await;
     let (store, tenant) = (begun.open().await, begun.tenant().await);
-    let plan = store.plan(&tenant.store(), ReapplyPolicy::Overwrite).await.unwrap();
+    let plan = store.plan(&tenant.store(), ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
     assert_eq!(names(&plan.rows), ["differs", "lost"]);
     store.apply(&tenant.store(), &plan).await.unwrap();
     let all = [("both", "1"), ("deleted", "1"), ("differs", "lost"), ("live", "live"), ("lost", "lost")];
@@ -176,7 +211,7 @@ async fn overwriting_replaces_what_differs_and_leaves_what_only_the_live_tenant_
 async fn a_row_that_changed_after_the_plan_stays_and_is_reported() {
     let begun = ordinary().await;
     let (store, tenant) = (begun.open().await, begun.tenant().await);
-    let plan = store.plan(&tenant.store(), ReapplyPolicy::Overwrite).await.unwrap();
+    let plan = store.plan(&tenant.store(), ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
     write(&tenant.store(), &[("differs", "newer")]).await;
     let done = store.apply(&tenant.store(), &plan).await.unwrap();
     assert_eq!((done.rows, names(&done.changed_rows)), (1, vec!["differs"]));
@@ -201,12 +236,12 @@ async fn an_apply_that_fails_halfway_says_how_far_it_came_and_a_second_one_does_
     let (quarantined, tenant) = (begun.open().await, begun.tenant().await);
     // As many bytes as two of the three transactions write.
     let small = Store::builder(tenant.backend()).sweep_interval(None).quota_bytes(12_000).build().unwrap();
-    let plan = quarantined.plan(&small, ReapplyPolicy::OnlyMissing).await.unwrap();
+    let plan = quarantined.plan(&small, ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!(plan.rows.len(), 1_500);
     let (done, error) = quarantined.apply(&small, &plan).await.unwrap_err();
     assert!(matches!(error, TenantError::Database { error: Error::LimitExceeded(_), .. }), "{error:?}");
     assert!(done.rows > 0 && done.rows.is_multiple_of(500), "{}", done.rows);
-    let rest = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let rest = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!(rest.rows.len() as u64, 1_500 - done.rows);
     quarantined.apply(&tenant.store(), &rest).await.unwrap();
     assert_eq!(rows(&tenant).await.len(), 1_502);
@@ -231,7 +266,7 @@ async fn a_row_keeps_the_moment_at_which_it_expires_and_an_expired_one_stays_awa
     .await;
     begun.clock.advance(Duration::from_secs(120));
     let (quarantined, tenant) = (begun.open().await, begun.tenant().await);
-    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!(names(&plan.rows), ["long"]);
     quarantined.apply(&tenant.store(), &plan).await.unwrap();
     begun.clock.advance(Duration::from_secs(3_600 - 120 - 60));
@@ -268,7 +303,7 @@ async fn conversations_are_added_and_replaced_like_rows() {
         memories.close().await;
         context.recent_turns.into_iter().map(|turn| turn.user_message).collect::<Vec<_>>()
     };
-    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!((plan.sessions.len(), plan.kept_sessions), (1, 1));
     assert!(plan.sessions[0].is_missing() && plan.sessions[0].identity.session == "lost");
     assert_eq!(quarantined.apply(&tenant.store(), &plan).await.unwrap().sessions, 1);
@@ -276,13 +311,13 @@ async fn conversations_are_added_and_replaced_like_rows() {
         (texts("lost").await, texts("differs").await),
         (vec!["lost".into()], vec!["first".into(), "live".to_string()])
     );
-    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::Overwrite).await.unwrap();
+    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
     assert_eq!((plan.sessions.len(), plan.equal_sessions), (1, 1));
     // It was changed meanwhile.
     talk(&tenant.store(), "differs", "newer").await;
     let done = quarantined.apply(&tenant.store(), &plan).await.unwrap();
     assert_eq!((done.sessions, done.changed_sessions.len()), (0, 1));
-    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::Overwrite).await.unwrap();
+    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::Overwrite, ReapplyRows::All).await.unwrap();
     assert_eq!(quarantined.apply(&tenant.store(), &plan).await.unwrap().sessions, 1);
     assert_eq!(texts("differs").await, ["first", "lost"]);
 }
@@ -309,7 +344,7 @@ async fn other_migrations_of_components_are_told() {
     )
     .await;
     let (quarantined, tenant) = (begun.open().await, begun.tenant().await);
-    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing).await.unwrap();
+    let plan = quarantined.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!((plan.other_layouts, names(&plan.rows)), (vec!["tasks".to_string()], vec!["0001_lost"]));
 }
 

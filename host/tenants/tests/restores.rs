@@ -239,7 +239,8 @@ async fn what_can_not_be_restored_stays_as_it_is_and_says_why() {
         "{early}"
     );
     let never = host.restore_at(&key("acme/org"), u64::MAX).await.unwrap_err();
-    assert!(matches!(never, TenantError::NoSnapshot { oldest: None, .. }), "{never}");
+    assert!(matches!(never, TenantError::NotFound { .. }), "{never}");
+    assert!(host.remote().head(&key("acme/org")).await.unwrap().is_none(), "it was made");
     assert!(is(&rows(&host).await, &BEFORE));
     // What is newest is what it goes back to: nothing changes.
     let now = host.restore_at(&ann(), u64::MAX).await.unwrap();

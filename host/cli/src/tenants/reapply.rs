@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use larder_host::larder_tenants::{
-    PlannedRow, PlannedSession, QuarantinedStore, Reapplied, ReapplyPlan, ReapplyPolicy,
+    PlannedRow, PlannedSession, QuarantinedStore, Reapplied, ReapplyPlan, ReapplyPolicy, ReapplyRows,
 };
 use larder_host::{IdentityParts, TenantKey, Version};
 use serde_json::json;
@@ -29,6 +29,9 @@ pub(super) struct Apply {
     name: String,
     #[command(flatten)]
     policy: Policy,
+    /// Count rows too that were sent before: the live tenant may have deleted or changed them since
+    #[arg(long)]
+    include_sent: bool,
     /// Write, also if components have applied other migrations in the two
     #[arg(long)]
     other_layout: bool,
@@ -79,7 +82,8 @@ impl Apply {
         let live = tenant.store();
         let policy =
             if self.policy.overwrite { ReapplyPolicy::Overwrite } else { ReapplyPolicy::OnlyMissing };
-        let plan = quarantined.plan(&live, policy).await?;
+        let rows = if self.include_sent { ReapplyRows::All } else { ReapplyRows::Unsent };
+        let plan = quarantined.plan(&live, policy, rows).await?;
         heard(self.print(key, &plan).context("the output was not written"))?;
         if !plan.other_layouts.is_empty() && !self.other_layout {
             bail!(
@@ -113,10 +117,10 @@ impl Apply {
         let mut output = output();
         let missing = plan.rows.iter().filter(|row| row.live == Version::ABSENT).count();
         let replaced = plan.rows.len() - missing;
-        let ReapplyPlan { equal_rows, kept_rows, equal_sessions, kept_sessions, .. } = plan;
+        let ReapplyPlan { sent_rows, equal_rows, kept_rows, equal_sessions, kept_sessions, .. } = plan;
         writeln!(
             output,
-            "{key}: rows to add {missing}, to replace {replaced}; left: equal {equal_rows}, different {kept_rows}"
+            "{key}: rows to add {missing}, to replace {replaced}; left: sent before {sent_rows}, equal {equal_rows}, different {kept_rows}"
         )?;
         for PlannedRow { namespace, key, live } in plan.rows.iter().take(PRINTED_MAX) {
             let what = if *live == Version::ABSENT { "add" } else { "replace" };

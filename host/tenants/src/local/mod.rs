@@ -24,6 +24,7 @@ pub use options::TenantsBuilder;
 pub use quarantine::Quarantined;
 pub use reapply::{
     PlannedRow, PlannedSession, QuarantinedRow, QuarantinedStore, Reapplied, ReapplyPlan, ReapplyPolicy,
+    ReapplyRows,
 };
 pub use restore::Restored;
 pub use tenant::Tenant;

@@ -1,7 +1,9 @@
 //! What a database in quarantine holds is read, compared with the live tenant, and applied to it.
 //!
-//! A row that was deleted in the quarantined database can't be told from one that was added to the live
-//! tenant later. So rows that only the live tenant has stay as they are.
+//! Rows that were sent before the database went into quarantine are left out, as the live tenant had them
+//! and may have deleted or changed them since. A row that was deleted in the quarantined database can't
+//! be told from one that was added to the live tenant later. So rows that only the live tenant has stay
+//! as they are.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,6 +60,16 @@ pub enum ReapplyPolicy {
     Overwrite,
 }
 
+/// Which rows of a database in quarantine count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReapplyRows {
+    /// Those that were written after the position that object storage has. If the live tenant lacks an
+    /// older row, or has it in another form, it was deleted or changed there since.
+    Unsent,
+    /// All.
+    All,
+}
+
 /// A row that would be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedRow {
@@ -93,6 +105,8 @@ pub struct ReapplyPlan {
     pub rows: Vec<PlannedRow>,
     /// Conversations that are written.
     pub sessions: Vec<PlannedSession>,
+    /// Rows that were sent before, and do not count.
+    pub sent_rows: u64,
     /// Rows that are in the live tenant with the same value.
     pub equal_rows: u64,
     /// Rows that differ, and that the policy leaves.
@@ -244,10 +258,15 @@ impl QuarantinedStore {
     ///
     /// # Errors
     /// Those of reading either, and [`TenantError::InvalidArgument`] if more than a million rows would be written.
-    pub async fn plan(&self, live: &Store, policy: ReapplyPolicy) -> Result<ReapplyPlan> {
+    pub async fn plan(&self, live: &Store, policy: ReapplyPolicy, rows: ReapplyRows) -> Result<ReapplyPlan> {
+        let sent = self.quarantined.sent_position.filter(|_| rows == ReapplyRows::Unsent);
         let handle = operator(live);
         let mut plan = ReapplyPlan::default();
         self.for_each_row(async |row| {
+            if sent.is_some_and(|sent| row.version <= Version(sent)) {
+                plan.sent_rows += 1;
+                return Ok(());
+            }
             let mut view = handle.begin(Mode::View).map_err(|error| self.failed(error))?;
             let found = view.get_versioned(row.namespace.clone(), row.key.clone()).await;
             let version = match found.map_err(|error| self.failed(error))? {
