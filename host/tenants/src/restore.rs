@@ -62,8 +62,9 @@ impl Lease {
     ///
     /// # Errors
     /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] and [`TenantError::NoVersion`] if there
-    /// is no such snapshot, and as [`Lease::publish`]: the lease holds on then. After [`TenantError::Unavailable`] it may be done all the same; then [`TenantError::Fenced`] tells
-    /// whoever tries again.
+    /// is no such snapshot, and as [`Lease::publish`]: the lease holds on then. After
+    /// [`TenantError::Unavailable`] it may be done all the same; then a further attempt gets
+    /// [`TenantError::Fenced`].
     pub async fn restore(&self, point: RestorePoint) -> Result<SnapshotRef> {
         self.restore_with(point, Log::Whole).await
     }

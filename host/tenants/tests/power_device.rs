@@ -5,7 +5,7 @@
 //! whether it did while the file behind the device was copied; then the copy is made again. What the host had written and the
 //! kernel had not is missing in it, as are the last commits of a database that is not synced.
 //!
-//! It needs root, and a kernel with loop devices. Without them the test is listed as ignored.
+//! It needs to mount a loop device. If it may not, as in most containers, the tests are listed as ignored, and it says why.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -49,7 +49,7 @@ fn main() {
         });
     }
     let arguments = Arguments::from_args();
-    let can_mount = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists();
+    let can_mount = try_to_mount().inspect_err(|reason| eprintln!("no loop device can be mounted: {reason}"));
     let name = "nothing_that_was_published_is_undone_by_a_power_cut_on_ext4";
     let sqlite = [
         (true, "synced_commits_survive_a_power_cut_on_ext4"),
@@ -58,7 +58,7 @@ fn main() {
     let sqlite =
         sqlite.map(|(is_synced, name)| Trial::test(name, move || Ok(cut_the_power_of_sqlite(is_synced)?)));
     let tenants = Trial::test(name, || Ok(cut_the_power()?));
-    let trials = sqlite.into_iter().chain([tenants]).map(|trial| trial.with_ignored_flag(!can_mount));
+    let trials = sqlite.into_iter().chain([tenants]).map(|trial| trial.with_ignored_flag(can_mount.is_err()));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
@@ -99,8 +99,8 @@ fn cut_the_power_of_sqlite(is_synced: bool) -> Result<(), String> {
     for _ in 0..cuts() {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (image, cut_image) = (folder.path().join("device"), folder.path().join("cut"));
-        make_device(&image);
-        let disk = Mounted::new(&image, &folder.path().join("disk"));
+        make_device(&image).unwrap();
+        let disk = Mounted::new(&image, &folder.path().join("disk")).unwrap();
         let told = folder.path().join("told");
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(CACHE, &disk.path);
@@ -115,7 +115,7 @@ fn cut_the_power_of_sqlite(is_synced: bool) -> Result<(), String> {
         child.wait().unwrap();
         drop(disk);
         let told = Told::read(&told).versions;
-        let disk = Mounted::new(&cut_image, &folder.path().join("again"));
+        let disk = Mounted::new(&cut_image, &folder.path().join("again")).unwrap();
         let found = runtime().block_on(rows_of_sqlite(&disk.path));
         let count = found.len() as u64;
         assert!(found.keys().copied().eq(1..=count), "commits are missing between others: {found:?}");
@@ -167,10 +167,10 @@ struct Found {
 
 fn one_cut(folder: &Path, random: &mut Rng) -> Found {
     let (image, cut_image) = (folder.join("device"), folder.join("cut"));
-    make_device(&image);
+    make_device(&image).unwrap();
     let objects = folder.join("objects");
     std::fs::create_dir(&objects).unwrap();
-    let disk = Mounted::new(&image, &folder.join("disk"));
+    let disk = Mounted::new(&image, &folder.join("disk")).unwrap();
     let told = folder.join("told");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.env(CACHE, disk.path.join("cache")).env(OBJECTS, &objects);
@@ -183,7 +183,7 @@ fn one_cut(folder: &Path, random: &mut Rng) -> Found {
     drop(disk);
     let told = Told::read(&told);
     // The machine starts again.
-    let disk = Mounted::new(&cut_image, &folder.join("again"));
+    let disk = Mounted::new(&cut_image, &folder.join("again")).unwrap();
     runtime().block_on(check(&told, &disk.path.join("cache"), &objects, folder))
 }
 
@@ -291,14 +291,25 @@ async fn open(cache: &Path, objects: &Path) -> Tenants {
 
 const DEVICE_BYTES: u64 = 48 << 20;
 
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_string()),
+        false => Err(format!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))),
+    }
 }
 
-fn make_device(image: &Path) {
+fn try_to_mount() -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let image = folder.path().join("device");
+    make_device(&image)?;
+    Mounted::new(&image, &folder.path().join("disk")).map(drop)
+}
+
+fn make_device(image: &Path) -> Result<(), String> {
     std::fs::File::create(image).unwrap().set_len(DEVICE_BYTES).unwrap();
-    run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+    run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]).map(drop)
 }
 
 /// A file system on a loop device. It is unmounted when it is dropped, and the device with it.
@@ -308,16 +319,14 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn new(image: &Path, path: &Path) -> Self {
+    fn new(image: &Path, path: &Path) -> Result<Self, String> {
         std::fs::create_dir(path).unwrap();
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().unwrap();
-        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        let device = String::from_utf8(output.stdout).unwrap().trim().to_string();
+        let device = run("losetup", &["--find", "--show", image.to_str().unwrap()])?;
         let mounted = Self { device, path: path.to_path_buf() };
         // The journal is written when something is synced, and not by time.
         let point = path.to_str().unwrap();
-        run("mount", &["-t", "ext4", "-o", "commit=300", &mounted.device, point]);
-        mounted
+        run("mount", &["-t", "ext4", "-o", "commit=300", &mounted.device, point])?;
+        Ok(mounted)
     }
 
     /// What the kernel has read and written, and what is under way.

@@ -55,7 +55,7 @@ async fn begun(
     let b = builder("b").open().await.unwrap();
     live(&b.get(&ann()).await.unwrap().store()).await;
     b.close().await.unwrap();
-    // Nobody looks into the database before it is in quarantine then.
+    // No host looks into the database then before it is in quarantine.
     std::fs::remove_file(world.cache("left").join("acme/users/ann.db.state.json")).unwrap();
     let host = builder("left").open().await.unwrap();
     eventually("the quarantine", async || host.cache().quarantined().unwrap().len() == 1).await;

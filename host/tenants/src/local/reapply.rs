@@ -198,7 +198,8 @@ impl Tenants {
 }
 
 impl QuarantinedStore {
-    /// Gives each row that has not expired to `each`, in the order of namespaces and keys. Rows of larder's own namespaces are left out.
+    /// Gives each row that has not expired to `each`, in the order of namespaces and keys. Rows of
+    /// larder's own namespaces are left out.
     ///
     /// # Errors
     /// Those of reading, and those of `each`, which end it.

@@ -48,8 +48,9 @@ impl Tenants {
     ///
     /// # Errors
     /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::NoVersion`],
-    /// [`TenantError::InUse`] if the tenant is in use on this host, what [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then. After
-    /// [`TenantError::Unavailable`] it may be done all the same.
+    /// [`TenantError::NotFound`], [`TenantError::InUse`] if the tenant is in use on this host, what
+    /// [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then.
+    /// After [`TenantError::Unavailable`] it may be done all the same.
     pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
         let slot = self.inner.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
