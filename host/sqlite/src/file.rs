@@ -293,14 +293,6 @@ pub(crate) fn verify(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a database has no table, on this thread. A file that is empty is such a database.
-pub(crate) fn is_blank(path: &Path) -> Result<bool> {
-    let location = Location::resolve(path)?;
-    let connection = open(&location)?;
-    let sql = "SELECT count(*) = 0 FROM sqlite_schema";
-    Ok(connection.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?)
-}
-
 /// SQLite takes an empty file for an empty database.
 fn check_length(location: &Location) -> Result<()> {
     let unreadable = |error| Error::unavailable("the database file can't be read", error);

@@ -275,15 +275,6 @@ impl Sqlite {
         blocking(move || backup::compact(&from, &into)).await
     }
 
-    /// Whether a database file has no table yet. A power cut leaves a new database so.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if the file is not a database, and [`Error::Unavailable`] if it can't be read.
-    pub async fn is_blank(path: impl Into<PathBuf>) -> Result<bool> {
-        let path = path.into();
-        blocking(move || file::is_blank(&path)).await
-    }
-
     /// Checks that a file is an intact database of larder: its header, whose it is, its tables, and how its pages hang together.
     /// What a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
     ///

@@ -1,5 +1,8 @@
 //! Brings a tenant's database into the cache folder, and finds out what becomes of one that is there.
 
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use larder_core::Event;
@@ -11,7 +14,7 @@ use crate::error::{Result, TenantError};
 use crate::head::min_version;
 use crate::key::TenantKey;
 use crate::lease::Lease;
-use crate::local::cache::CacheFolder;
+use crate::local::cache::{CacheFolder, with_suffix};
 use crate::local::journal::LogJournal;
 use crate::local::quarantine::Quarantined;
 use crate::local::state::{Leftover, LocalState};
@@ -97,12 +100,6 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
         (Ok(found), Some(_)) if found <= position => cache.remove(key)?,
         (Ok(found), Some(reason)) => {
             quarantine(around, lease, reason, Some(position), Some(found))?;
-        }
-        // Nothing of it had reached the disk at a power cut.
-        (Err(larder_core::Error::Corrupt(_)), _)
-            if Sqlite::is_blank(cache.database(key)).await.is_ok_and(|is| is) =>
-        {
-            cache.remove(key)?;
         }
         (Err(larder_core::Error::Corrupt(reason)), _) => {
             let reason = format!("the database that an earlier process left is damaged: {reason}");
@@ -200,6 +197,9 @@ async fn bring_up_to_date(
         Some(position) => position,
         None => replay(lease.key(), lease.replay().await?, database).await?,
     };
+    if kept.is_none() && lease.head().snapshot.is_none() {
+        sync_new_log(&around.cache.database(lease.key()))?;
+    }
     let is_ahead = database.redo_position().await.map_err(failed)?.0 != sent;
     // What is ahead was acknowledged by this disk alone, also where later commits are not: its first checkpoint says
     // that object storage has it.
@@ -207,6 +207,19 @@ async fn bring_up_to_date(
     let state = LocalState::open(lease, durability, sent);
     around.cache.write_state(lease.key(), &state)?;
     Ok((sent, is_ahead, state))
+}
+
+/// Syncs the write-ahead log of a new database, which alone has its tables. Otherwise a power cut leaves
+/// a database without tables, which looks damaged.
+fn sync_new_log(database: &Path) -> Result<()> {
+    let log = with_suffix(database, "-wal");
+    // SQLite has no lock on its log, so closing this descriptor drops none.
+    match File::open(&log).and_then(|log| log.sync_all()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(TenantError::file(format!("{} can't be synced", log.display()), error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes the commits of a log in a database, and gives the position that it then has.
