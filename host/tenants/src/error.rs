@@ -253,7 +253,7 @@ fn failures(failed: &[(TenantKey, TenantError)]) -> String {
 }
 
 impl TenantError {
-    pub(crate) fn database(key: &TenantKey, error: larder_core::Error) -> Self {
+    pub(crate) fn database(key: impl std::fmt::Display, error: larder_core::Error) -> Self {
         match error {
             larder_core::Error::Corrupt(reason) => Self::corrupt(key, reason),
             error => Self::Database { key: key.to_string(), error },

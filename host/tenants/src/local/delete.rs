@@ -26,12 +26,7 @@ impl Tenants {
     /// [`TenantError::LeaseHeld`] if another host has it, and what keeps it from being written back.
     /// After [`TenantError::Unavailable`] it may be done all the same.
     pub async fn delete(&self, key: &TenantKey, grace: Duration) -> Result<Deletion> {
-        let slot = self.inner.slot(key)?;
-        let mut state = slot.state.clone().lock_owned().await;
-        self.inner.check_open()?;
-        if slot.is_pinned() {
-            return Err(TenantError::InUse { key: key.to_string() });
-        }
+        let (slot, mut state) = self.inner.unused_slot(key).await?;
         let inner = self.inner.clone();
         to_its_end(async move {
             let deleted = inner.delete(&slot, &mut state, grace).await;

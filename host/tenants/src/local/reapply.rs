@@ -5,8 +5,10 @@
 //! be told from one that was added to the live tenant later. So rows that only the live tenant has stay
 //! as they are.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+use std::{fs, io};
 
 use larder_core::backend::{Backend, ChunkRow, ScanOptions, Snapshot, SnapshotOptions, StoredValue, is_live};
 use larder_core::clock::{ForwardClock, UnixMillis};
@@ -21,9 +23,9 @@ use larder_sqlite::{Durability, Sqlite, SqliteOptions};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Result, TenantError};
-use crate::local::cache::CacheFolder;
+use crate::local::cache::{CacheFolder, with_suffix};
 use crate::local::quarantine::Quarantined;
-use crate::local::tenants::Tenants;
+use crate::local::tenants::{Tenants, blocking};
 
 /// A database in quarantine, to be read.
 ///
@@ -159,23 +161,13 @@ impl CacheFolder {
 
     async fn open_quarantined_at(&self, name: &str, clock: ForwardClock) -> Result<QuarantinedStore> {
         let quarantined = self.in_quarantine(name)?;
-        let copied = |error| TenantError::file(format!("{name} can't be copied"), error);
+        let what = format!("{name} can't be copied");
+        let copied = move |error| TenantError::file(what.clone(), error);
         let folder = tempfile::Builder::new().prefix("quarantined-").tempdir_in(self.temporary_folder());
-        let folder = folder.map_err(copied)?;
-        // The index of the log is made anew of the log.
-        for suffix in ["", "-wal"] {
-            let from = quarantined.database.with_file_name(format!("{DATABASE}{suffix}"));
-            match std::fs::copy(from, folder.path().join(format!("{DATABASE}{suffix}"))) {
-                Err(error) if suffix.is_empty() || error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(copied(error));
-                }
-                _ => {}
-            }
-        }
-        let failed = |error| match error {
-            Error::Corrupt(reason) => TenantError::corrupt(&quarantined.tenant, reason),
-            error => TenantError::Database { key: quarantined.tenant.clone(), error },
-        };
+        let folder = folder.map_err(&copied)?;
+        let (database, copy) = (quarantined.database.clone(), folder.path().join(DATABASE));
+        blocking(move || copy_database(&database, &copy).map_err(copied)).await?;
+        let failed = |error| TenantError::database(&quarantined.tenant, error);
         Sqlite::verify(folder.path().join(DATABASE)).await.map_err(failed)?;
         let options =
             SqliteOptions { create: false, durability: Durability::Off, ..SqliteOptions::default() };
@@ -183,6 +175,15 @@ impl CacheFolder {
         let backend: Arc<dyn Backend> = Arc::new(database);
         let store = Store::builder_shared(backend.clone()).sweep_interval(None).build().map_err(failed)?;
         Ok(QuarantinedStore { quarantined, store, backend, clock })
+    }
+}
+
+/// Copies a database with its write-ahead log. SQLite makes the index of the log anew.
+fn copy_database(from: &Path, to: &Path) -> io::Result<()> {
+    fs::copy(from, to)?;
+    match fs::copy(with_suffix(from, "-wal"), with_suffix(to, "-wal")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -229,10 +230,11 @@ impl QuarantinedStore {
         Ok(())
     }
 
-    /// Gives each conversation to `each`, in the order of identities. One that can't be read gives the reason.
+    /// Gives each conversation to `each`, in the order of identities.
     ///
     /// # Errors
-    /// Those of reading, and those of `each`, which end it.
+    /// [`TenantError::Corrupt`] for a conversation that can't be read, other errors of reading, and
+    /// those of `each`. Each of them ends it.
     pub async fn for_each_session<E: From<TenantError>>(
         &self,
         mut each: impl AsyncFnMut(IdentityParts, MemorySnapshot) -> Result<(), E>,
@@ -440,10 +442,7 @@ impl QuarantinedStore {
     }
 
     fn failed(&self, error: Error) -> TenantError {
-        match error {
-            Error::Corrupt(reason) => TenantError::corrupt(&self.quarantined.tenant, reason),
-            error => TenantError::Database { key: self.quarantined.tenant.clone(), error },
-        }
+        TenantError::database(&self.quarantined.tenant, error)
     }
 }
 

@@ -52,12 +52,7 @@ impl Tenants {
     /// [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then.
     /// After [`TenantError::Unavailable`] it may be done all the same.
     pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
-        let slot = self.inner.slot(key)?;
-        let mut state = slot.state.clone().lock_owned().await;
-        self.inner.check_open()?;
-        if slot.is_pinned() {
-            return Err(TenantError::InUse { key: key.to_string() });
-        }
+        let (slot, mut state) = self.inner.unused_slot(key).await?;
         let inner = self.inner.clone();
         to_its_end(async move {
             let resident = match inner.open_in(&slot, &mut state, Existence::Required).await {

@@ -346,6 +346,17 @@ impl Inner {
         Ok(self.lock_slots().entry(key.clone()).or_insert_with(make).clone())
     }
 
+    /// The slot of a tenant that is not in use on this host, with its state, which is held.
+    pub(crate) async fn unused_slot(&self, key: &TenantKey) -> Result<(Arc<Slot>, SlotState)> {
+        let slot = self.slot(key)?;
+        let state = slot.state.clone().lock_owned().await;
+        self.check_open()?;
+        match slot.is_pinned() {
+            true => Err(TenantError::InUse { key: key.to_string() }),
+            false => Ok((slot, state)),
+        }
+    }
+
     fn known_slot(&self, key: &TenantKey) -> Option<Arc<Slot>> {
         self.lock_slots().get(key).cloned()
     }
@@ -618,7 +629,9 @@ fn raise_file_limit(capacity: usize) -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(|_| refused())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let failed = |error| TenantError::file("the work was cancelled", error);
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
