@@ -17,15 +17,14 @@ mod model;
 mod open;
 mod replay;
 mod single;
-mod vfs;
 mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use larder_sqlite::{Durability, SqliteOptions};
+use larder_sqlite_vfs::{Call, Counts, Fault};
 use rusqlite::ffi;
 use tokio::runtime::Runtime;
-use vfs::{Call, Counts, Fault};
 use work::{Setting, Template, Work};
 
 /// What the calls can answer, as the VFS for Unix does.

@@ -5,7 +5,7 @@ use larder_core::{HandleOptions, Mode, Store};
 use larder_sqlite::{Sqlite, SqliteMigrator, SqliteOptions};
 use rusqlite::Connection;
 
-use crate::vfs::{Counts, Disk, Fault};
+use larder_sqlite_vfs::{Counts, Disk, Fault};
 
 /// Makes a database. Whatever becomes of it, the next open has all tables, and what was committed in between is there.
 pub async fn first_open(fault: Option<Fault>) -> (usize, Counts) {

@@ -11,8 +11,8 @@ use larder_sqlite::{Sqlite, SqliteOptions};
 
 use crate::common::{dump, open_positioned, put, record_write, row};
 use crate::model::is_unknown;
-use crate::vfs::{Counts, Disk, Fault};
 use crate::work::kill;
+use larder_sqlite_vfs::{Counts, Disk, Fault};
 
 /// Redos of a few groups: the first that a copy holds already, and those that it lacks.
 pub struct Redos {

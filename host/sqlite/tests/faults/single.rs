@@ -13,8 +13,8 @@ use larder_sqlite::{Durability, Sqlite, SqliteOptions};
 use rusqlite::{Connection, ffi};
 use tempfile::TempDir;
 
-use crate::vfs::{Call, Disk, Fault, Victim};
 use crate::work::{Asked, poll_once};
+use larder_sqlite_vfs::{Call, Disk, Fault, Victim};
 
 const NAMESPACE: &str = "n";
 

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::common::{open_positioned, record_write};
 use crate::model::{Attempt, Change, History, Rows, Seen, View, is_unknown};
 use crate::replay::Kept;
-use crate::vfs::{Call, Counts, Disk, Fault, UNDERLYING};
+use larder_sqlite_vfs::{Call, Counts, Disk, Fault, UNDERLYING};
 
 /// What is done while calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

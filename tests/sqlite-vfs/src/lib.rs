@@ -1,7 +1,10 @@
-//! A VFS of SQLite that fails calls on request. All unsafe code of the fault tests is in this file.
+//! A VFS of SQLite that fails calls on request, and tells of every change of a file. All unsafe
+//! code of these tests is in this file.
 //!
-//! [`Disk::watch`] makes the VFS the default of the process, in front of SQLite's own. It passes every call on, and fails
-//! those of one folder as [`Disk::arm`] says. Files elsewhere never fail, so tests run side by side.
+//! [`Disk::watch`] makes the VFS the default of the process, in front of SQLite's own. It passes
+//! every call on, fails those of one folder as [`Disk::arm`] says, and tells of its changes to
+//! [`Disk::follow`]. Files elsewhere never fail, so tests run side by side.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
@@ -19,17 +22,29 @@ pub const UNDERLYING: &CStr = c"unix";
 /// What SQLite asks of its VFS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Call {
+    /// `xOpen`.
     Open,
+    /// `xAccess`.
     Access,
+    /// `xDelete`.
     Delete,
+    /// `xRead`.
     Read,
+    /// `xWrite`.
     Write,
+    /// `xSync`.
     Sync,
+    /// `xTruncate`.
     Truncate,
+    /// `xFileSize`.
     FileSize,
+    /// `xLock`.
     Lock,
+    /// `xCheckReservedLock`.
     CheckReservedLock,
+    /// `xShmMap`.
     ShmMap,
+    /// `xShmLock`.
     ShmLock,
 }
 
@@ -45,7 +60,9 @@ pub enum Victim {
 /// One fault, or one that stays.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
+    /// Which call fails.
     pub call: Call,
+    /// Whose.
     pub victim: Victim,
     /// What the call answers.
     pub code: c_int,
@@ -53,6 +70,23 @@ pub struct Fault {
     pub nth: usize,
     /// All later ones fail as well.
     pub is_lasting: bool,
+}
+
+/// A change of a file that the file system has made.
+#[derive(Clone, Copy, Debug)]
+pub enum Change<'a> {
+    /// It was opened, and made if it was absent.
+    Opened,
+    /// It was written from this offset on.
+    Written(u64, &'a [u8]),
+    /// It has this length.
+    Truncated(u64),
+    /// A sync of it begins: all earlier changes of it are on the disk once it has ended.
+    SyncBegins,
+    /// The sync of it that began last has ended.
+    SyncEnds,
+    /// It was removed, which no sync of the folder has followed yet.
+    Removed,
 }
 
 /// How often each kind of call was made.
@@ -64,7 +98,10 @@ pub struct Disk {
     changed: Condvar,
     /// Called each time that a writer has given the write lock back.
     observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    follower: OnceLock<Follower>,
 }
+
+type Follower = Box<dyn Fn(&Path, Change<'_>) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -90,8 +127,12 @@ impl Disk {
     /// Watches the files of a folder, for as long as the answer lives.
     pub fn watch(folder: &Path) -> Arc<Self> {
         register();
-        let disk =
-            Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), observer: OnceLock::new() });
+        let disk = Arc::new(Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            observer: OnceLock::new(),
+            follower: OnceLock::new(),
+        });
         let mut disks = lock(&DISKS);
         disks.retain(|_, disk| disk.strong_count() > 0);
         disks.insert(folder.canonicalize().unwrap(), Arc::downgrade(&disk));
@@ -111,13 +152,25 @@ impl Disk {
         (state.failed, std::mem::take(&mut state.counts))
     }
 
-    /// Has somebody look at the database each time that the write lock was given back: after each commit. It must not
-    /// panic, as SQLite calls it.
+    /// Calls the observer each time that the write lock was given back: after each commit. It must
+    /// not panic, as SQLite calls it.
     pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
         drop(self.observer.set(Box::new(observer)));
     }
 
-    /// The next who takes the write lock waits.
+    /// Tells of each change of a file of the folder, in the order in which they are made to that
+    /// file. The follower must not panic, as SQLite calls it.
+    pub fn follow(&self, follower: impl Fn(&Path, Change<'_>) + Send + Sync + 'static) {
+        drop(self.follower.set(Box::new(follower)));
+    }
+
+    fn tell(&self, file: &Path, change: Change<'_>) {
+        if let Some(follower) = self.follower.get() {
+            follower(file, change);
+        }
+    }
+
+    /// Makes the next connection that takes the write lock wait.
     pub fn close_gate(&self) {
         lock(&self.state).gate = Gate::Closed;
     }
@@ -127,6 +180,7 @@ impl Disk {
         self.wait_while(|gate| gate == Gate::Closed);
     }
 
+    /// Lets the writer go on.
     pub fn open_gate(&self) {
         lock(&self.state).gate = Gate::Open;
         self.changed.notify_all();
@@ -169,14 +223,15 @@ impl Disk {
 
 static DISKS: Mutex<BTreeMap<PathBuf, Weak<Disk>>> = Mutex::new(BTreeMap::new());
 
-fn disk_of(name: *const c_char) -> Option<Arc<Disk>> {
+fn disk_of(name: *const c_char) -> Option<(Arc<Disk>, PathBuf)> {
     if name.is_null() {
         return None;
     }
     // SAFETY: SQLite gives names that end with NUL, and keeps them for the length of the call.
     let name = unsafe { CStr::from_ptr(name) };
-    let folder = Path::new(OsStr::from_bytes(name.to_bytes())).parent()?;
-    lock(&DISKS).get(folder).and_then(Weak::upgrade)
+    let file = Path::new(OsStr::from_bytes(name.to_bytes()));
+    let disk = lock(&DISKS).get(file.parent()?).and_then(Weak::upgrade)?;
+    Some((disk, file.to_path_buf()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -186,11 +241,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What this VFS knows of an open file.
 struct Watched {
     disk: Arc<Disk>,
+    path: PathBuf,
     /// Shared by the database and its log: whether the connection ever held the write lock.
     has_written: Arc<AtomicBool>,
 }
 
 impl Watched {
+    fn tell(&self, change: Change<'_>) {
+        self.disk.tell(&self.path, change);
+    }
+
     fn victim(&self) -> Victim {
         if self.has_written.load(Ordering::Relaxed) { Victim::Writer } else { Victim::Reader }
     }
@@ -229,7 +289,8 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
 fn register() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
-        // SAFETY: the underlying VFS lives for ever, and so does the leaked copy, which differs in what it says.
+        // SAFETY: the underlying VFS lives for ever, and so does the leaked copy, which differs in
+        // what it says.
         unsafe {
             let underlying = ffi::sqlite3_vfs_find(UNDERLYING.as_ptr());
             let mut vfs = *underlying.as_ref().unwrap();
@@ -259,7 +320,8 @@ unsafe fn underlying(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
 /// Runs a method of the file below.
 macro_rules! below {
     ($file:expr, $method:ident $(, $argument:expr)*) => {{
-        // SAFETY: SQLite calls this with a file that `open` opened, behind which the file below lies.
+        // SAFETY: SQLite calls this with a file that `open` opened, behind which the file below
+        // lies.
         unsafe {
             let real: *mut ffi::sqlite3_file = $file.cast::<File>().add(1).cast();
             match (*(*real).pMethods).$method {
@@ -299,7 +361,7 @@ unsafe extern "C" fn open(
             let database = ffi::sqlite3_database_file_object(name);
             watched(database).map(|watched| watched.has_written.clone()).unwrap_or_default()
         };
-        let watched = disk.map(|disk| Watched { disk, has_written });
+        let watched = disk.map(|(disk, path)| Watched { disk, path, has_written });
         let failure = watched.as_ref().and_then(|watched| watched.disk.failure(Call::Open, watched.victim()));
         if let Some(code) = failure {
             return code;
@@ -309,6 +371,9 @@ unsafe extern "C" fn open(
         let code = (*below).xOpen.unwrap()(below, name, real, flags, out_flags);
         if !(*real).pMethods.is_null() {
             (*ours).base.pMethods = &raw const METHODS;
+            if code == ffi::SQLITE_OK {
+                watched.iter().for_each(|watched| watched.tell(Change::Opened));
+            }
             (*ours).watched =
                 watched.map_or(std::ptr::null_mut(), |watched| Box::into_raw(Box::new(watched)));
         }
@@ -322,7 +387,7 @@ unsafe extern "C" fn access(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    if let Some(code) = disk_of(name).and_then(|disk| disk.failure(Call::Access, Victim::Reader)) {
+    if let Some(code) = disk_of(name).and_then(|(disk, _)| disk.failure(Call::Access, Victim::Reader)) {
         return code;
     }
     // SAFETY: what SQLite gave is passed on.
@@ -333,14 +398,19 @@ unsafe extern "C" fn access(
 }
 
 unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
-    if let Some(code) = disk_of(name).and_then(|disk| disk.failure(Call::Delete, Victim::Reader)) {
+    let disk = disk_of(name);
+    if let Some(code) = disk.as_ref().and_then(|(disk, _)| disk.failure(Call::Delete, Victim::Reader)) {
         return code;
     }
     // SAFETY: what SQLite gave is passed on.
-    unsafe {
+    let code = unsafe {
         let below = underlying(vfs);
         (*below).xDelete.unwrap()(below, name, sync_folder)
+    };
+    if let (Some((disk, path)), ffi::SQLITE_OK) = (disk, code) {
+        disk.tell(&path, Change::Removed);
     }
+    code
 }
 
 unsafe extern "C" fn full_pathname(
@@ -394,7 +464,16 @@ unsafe extern "C" fn write(
     offset: ffi::sqlite3_int64,
 ) -> c_int {
     match failure(file, Call::Write) {
-        None => below!(file, xWrite, buffer, bytes, offset),
+        None => {
+            let code = below!(file, xWrite, buffer, bytes, offset);
+            if let (Some(watched), ffi::SQLITE_OK) = (watched(file), code) {
+                // SAFETY: SQLite gives as much memory as it has written.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(buffer.cast(), bytes.unsigned_abs() as usize) };
+                watched.tell(Change::Written(offset.unsigned_abs(), bytes));
+            }
+            code
+        }
         Some(code) => {
             // Half of it arrives, as on a disk that becomes full.
             below!(file, xWrite, buffer, bytes / 2, offset);
@@ -404,11 +483,25 @@ unsafe extern "C" fn write(
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, bytes: ffi::sqlite3_int64) -> c_int {
-    failure(file, Call::Truncate).unwrap_or_else(|| below!(file, xTruncate, bytes))
+    failure(file, Call::Truncate).unwrap_or_else(|| {
+        let code = below!(file, xTruncate, bytes);
+        if let (Some(watched), ffi::SQLITE_OK) = (watched(file), code) {
+            watched.tell(Change::Truncated(bytes.unsigned_abs()));
+        }
+        code
+    })
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    failure(file, Call::Sync).unwrap_or_else(|| below!(file, xSync, flags))
+    failure(file, Call::Sync).unwrap_or_else(|| {
+        let watched = watched(file);
+        watched.iter().for_each(|watched| watched.tell(Change::SyncBegins));
+        let code = below!(file, xSync, flags);
+        if code == ffi::SQLITE_OK {
+            watched.iter().for_each(|watched| watched.tell(Change::SyncEnds));
+        }
+        code
+    })
 }
 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, bytes: *mut ffi::sqlite3_int64) -> c_int {
