@@ -154,7 +154,7 @@ fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
     let error = |arguments: &[&str]| larder.error(1, &[&run, arguments, &["--", "list"]].concat());
     let unbound = error(&[]);
     assert!(
-        unbound.contains("the store \"default\" was not opened: an identity needs")
+        unbound.contains("the store \"default\" was not opened: an identity is required")
             && unbound.contains("--tenant, and --user, --app or --project"),
         "{unbound}"
     );

@@ -1,34 +1,42 @@
-//! The seam between the semantics, which are written once above it, and the engines that keep rows.
+//! The contract between larder's semantics and the engines that store rows.
+//!
+//! The semantics are implemented once, above this contract. Each engine implements [`Backend`] and
+//! [`Snapshot`].
 //!
 //! # The contract
 //!
-//! A backend keeps rows: a [`RowKey`], a value, the [`Version`] of the last write and, for some, the moment at
-//! which the row expires. It gives **snapshots** and makes **commits**.
+//! A backend stores rows. A row has a [`RowKey`], a value, the [`Version`] of its last write and,
+//! optionally, the time at which it expires. A backend takes **snapshots** and makes **commits**.
 //!
-//! - A snapshot is one committed state, the same for all of its reads however long it lives. It shows only
-//!   rows that are live at its moment (see [`is_live`]), in the byte order of their keys. It holds
-//!   nothing that a commit of another transaction would wait for. Dropping it gives back all that it held.
-//! - Moments come from a clock that never goes back: that of the call ([`SnapshotOptions::clock`], [`Commit::clock`]), or
-//!   the server's, plus [`ForwardClock::moved_millis`], where several hosts share it. A commit takes its moment when
-//!   nothing can come before it any more. The moment of a view's snapshot is no earlier than those of the commits that it
-//!   shows and no later than those of the commits that follow: within a process always, and among processes as far as their
-//!   clocks agree and for a commit that is just being made.
-//! - A commit is atomic: after it, every later snapshot shows all of its writes; after an error, none does,
-//!   [`Error::CommitUnknown`] aside. It is made only if the transaction could have run alone at that moment:
-//!   where a row or range of [`Commit::reads`] has changed since the snapshot, it gives [`Error::Conflict`].
-//!   An engine that watches reads itself may leave them aside, and may find conflicts earlier, on a read.
-//! - What a commit writes is decided by [`Commit::plan`] and by nothing else: conditions, counters, times to
-//!   live and the quota are rules of this crate.
-//! - The versions that a commit gives are larger than every version that its rows ever had, in the whole store
-//!   never reused, and below 2⁶³.
-//! - A commit that has begun runs to its end, also when its future is dropped.
-//! - Of memory it keeps records: a [`RecordKey`], bytes, and a [`Version`] that this crate draws. A write of one is
-//!   atomic, and made only where the record is at [`RecordWrite::expected`]; otherwise it gives [`Error::Conflict`]. It
-//!   survives what a commit survives, and runs to its end as a commit does.
-//! - Errors are put into their kind by codes and types, never by texts. What can't be reached is
-//!   [`Error::Unavailable`]; stored bytes that fail a check are [`Error::Corrupt`]. Nothing read from an engine
-//!   is unwrapped.
-//! - After [`Backend::close`] every call gives [`Error::Closed`]; closing again does nothing.
+//! - A snapshot is one committed state. All of its reads see the same state, however long it lives.
+//!   It returns only rows that are live at its moment (see [`is_live`]), in the byte order of their
+//!   keys. It holds nothing that a commit of another transaction would wait for. Dropping it
+//!   releases all that it holds.
+//! - Each snapshot and each commit has a moment. Moments come from a clock that never goes back:
+//!   the clock of the call ([`SnapshotOptions::clock`], [`Commit::clock`]) or, if several hosts
+//!   share a server, the server's clock plus [`ForwardClock::moved_millis`]. A commit takes its
+//!   moment when no other commit can precede it any more. The moment of a view's snapshot is no
+//!   earlier than those of the commits that it shows, and no later than those of the commits that
+//!   follow. Within a process this always holds. Between processes it holds only as far as their
+//!   clocks agree, and not while another process is making a commit.
+//! - A commit is atomic. After it, every later snapshot shows all of its writes. After an error,
+//!   none does, except perhaps after [`Error::CommitUnknown`]. A commit succeeds only if the
+//!   transaction could have run alone at that moment. If a row or range of [`Commit::reads`] has
+//!   changed since the snapshot, it fails with [`Error::Conflict`]. An engine that tracks reads
+//!   itself may ignore [`Commit::reads`], and may report conflicts earlier, on a read.
+//! - [`Commit::plan`] alone decides what a commit writes. Conditions, counters, times to live and
+//!   the quota are rules of this crate.
+//! - The version of a commit is larger than every version that its rows ever had, below 2⁶³, and
+//!   never reused within the store.
+//! - A commit that has begun runs to its end, even if its future is dropped.
+//! - A backend also stores records of conversations. A record has a [`RecordKey`], bytes, and a
+//!   [`Version`] that this crate draws. A write of a record is atomic. It succeeds only if the
+//!   record is at [`RecordWrite::expected`], and otherwise fails with [`Error::Conflict`]. It is as
+//!   durable as a commit, and runs to its end as a commit does.
+//! - A backend classifies errors by codes and types, never by texts. [`Error::Unavailable`] means
+//!   that the engine cannot be reached, and [`Error::Corrupt`] that stored bytes failed a check. A
+//!   backend never unwraps data that it read from its engine.
+//! - After [`Backend::close`], every call fails with [`Error::Closed`]. Closing again does nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,75 +56,92 @@ use crate::share::Share;
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// It reads one snapshot.
+    /// The transaction reads one snapshot.
     View,
-    /// It reads and writes.
+    /// The transaction reads and writes.
     Update,
 }
 
-/// When a row was last written; 0 stands for an absent row.
+/// The version of a row's last write; 0 if the row does not exist.
+///
+/// A later write of the same row has a larger version, also after a delete. A version is never
+/// reused within a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
 impl Version {
-    /// The version of a row that is absent.
+    /// The version of a row that does not exist.
     pub const ABSENT: Self = Self(0);
 }
 
-/// What is kept under a [`RowKey`].
+/// A stored row without its [`RowKey`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredValue {
     /// The value.
     pub value: Vec<u8>,
-    /// When it was written.
+    /// The version of its last write.
     pub version: Version,
-    /// When it expires; none for a permanent row.
+    /// When the row expires; `None` for a permanent row.
     pub expires_at: Option<UnixMillis>,
 }
 
-/// Whether a row that expires then is still there now.
+/// Whether a row with this expiry is live at `now`.
 pub fn is_live(expires_at: Option<UnixMillis>, now: UnixMillis) -> bool {
     expires_at.is_none_or(|expires_at| expires_at > now)
 }
 
-/// How a snapshot is to be taken.
+/// Options of [`Backend::snapshot`].
 #[derive(Clone, Debug)]
 pub struct SnapshotOptions {
-    /// Whether its commit may carry writes.
+    /// Whether the transaction may write.
     pub mode: Mode,
-    /// What tells the moment at which rows must be live to be shown. It is asked when the state is known.
+    /// The clock for the moment of the snapshot. The backend reads it once the state is fixed.
     pub clock: ForwardClock,
-    /// When waiting for the engine ends with [`Error::TimedOut`].
+    /// When a wait for the engine fails with [`Error::TimedOut`].
     pub deadline: Instant,
-    /// On whose behalf it is taken.
+    /// The share that the snapshot counts against.
     pub share: Share,
 }
 
-/// How much of a range is read at once.
+/// Options of [`Snapshot::scan`].
 #[derive(Clone, Copy, Debug)]
 pub struct ScanOptions {
-    /// From the last key to the first.
+    /// Whether to read from the last key to the first.
     pub reverse: bool,
-    /// Values are left empty.
+    /// Whether to leave the values empty.
     pub keys_only: bool,
-    /// At most so many rows.
+    /// The maximum number of rows.
     pub max_rows: usize,
-    /// No further row once keys and values together are so large; the first row is given in any case.
+    /// The size of keys and values at which the scan stops. The first row is returned whatever its
+    /// size.
     pub max_bytes: u64,
 }
 
-/// A part of a range, in order. It is empty only where `exhausted`.
+/// A part of a range, in the order of the scan.
+///
+/// A chunk without rows must be [exhausted](Self::exhausted).
+///
+/// ```
+/// use larder_core::Version;
+/// use larder_core::backend::{Chunk, ChunkRow};
+///
+/// let mut chunk = Chunk::default();
+/// chunk.push(ChunkRow { key: b"a", value: b"1", version: Version(7), expires_at: None })?;
+/// chunk.exhausted = true;
+/// assert_eq!(chunk.last_key(), Some(b"a".as_slice()));
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Chunk {
     rows: Pairs,
     marks: Vec<RowMark>,
-    /// Whether a key is not UTF-8.
+    /// Whether at least one key is not valid UTF-8.
     has_invalid_key: bool,
-    /// Whether the range ends with the last of its rows.
+    /// Whether the range has no rows after this chunk.
     pub exhausted: bool,
 }
 
-/// Where a row of a chunk begins, and what its last write left beside its value.
+/// The start of a row in its chunk, and the version and expiry of the row.
 #[derive(Clone, Copy, Debug)]
 struct RowMark {
     start: usize,
@@ -127,28 +152,29 @@ struct RowMark {
 /// A row of a [`Chunk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkRow<'a> {
-    /// The bytes of its key, which are UTF-8 if larder wrote the row.
+    /// The bytes of its key. They are UTF-8 if larder wrote the row.
     pub key: &'a [u8],
-    /// Its value; empty where keys alone were asked for.
+    /// Its value; empty if only keys were requested.
     pub value: &'a [u8],
-    /// When it was written; [`Version::ABSENT`] from an engine that watches reads itself.
+    /// The version of its last write; [`Version::ABSENT`] from an engine that tracks reads itself.
     pub version: Version,
-    /// When it expires; none for a permanent row.
+    /// When the row expires; `None` for a permanent row.
     pub expires_at: Option<UnixMillis>,
 }
 
 impl Chunk {
-    /// Adds a row whose key has to be a text.
+    /// Adds a row whose key must be UTF-8.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if the key is not UTF-8.
+    /// - [`Error::Corrupt`] if the key, or that of an earlier row, is not valid UTF-8.
     pub fn push(&mut self, row: ChunkRow<'_>) -> Result<()> {
         self.push_stored(row);
         self.check_keys()
     }
 
-    /// Adds a row as it is stored, whatever its key is. A transaction that meets a key that is not UTF-8 fails, unless it is
-    /// a repair.
+    /// Adds a row as it is stored, with any bytes as its key.
+    ///
+    /// A transaction that reads a key that is not valid UTF-8 fails, unless it is a repair.
     pub fn push_stored(&mut self, row: ChunkRow<'_>) {
         let ChunkRow { key, value, version, expires_at } = row;
         self.has_invalid_key |= std::str::from_utf8(key).is_err();
@@ -156,40 +182,43 @@ impl Chunk {
         self.rows.push(key, value);
     }
 
-    /// Checks that each key is a text.
+    /// Checks that each key is valid UTF-8.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if a key is not UTF-8.
+    /// - [`Error::Corrupt`] if a key is not valid UTF-8.
     pub(crate) fn check_keys(&self) -> Result<()> {
         match self.has_invalid_key {
-            true => Err(Error::Corrupt("a key is not UTF-8".to_string())),
+            true => Err(Error::Corrupt("a key is not valid UTF-8".to_string())),
             false => Ok(()),
         }
     }
 
-    /// Whether no further row is to be added: it would be one too many, or the chunk is large enough.
+    /// Whether the chunk has reached a bound of the options.
+    ///
+    /// No row should then be added. An empty chunk is never full.
     pub fn is_full(&self, options: &ScanOptions) -> bool {
         let is_full = self.rows.len() >= options.max_rows || self.rows.bytes() >= options.max_bytes;
         is_full && !self.rows.is_empty()
     }
 
-    /// Whether it has no rows.
+    /// Whether the chunk has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Bytes of memory that it takes, about.
+    /// The approximate size of the chunk in memory, in bytes.
     pub fn memory(&self) -> u64 {
         (self.rows.end() + self.marks.len() * size_of::<RowMark>()) as u64
     }
 
-    /// The rows, in the order of the range.
+    /// The rows, in the order of the scan.
     pub fn rows(&self) -> impl Iterator<Item = ChunkRow<'_>> {
         self.rows.iter().zip(&self.marks).map(|(pair, mark)| mark.row(pair))
     }
 
-    /// What a scan of `range`, from its first key on, finds at `now` where this chunk holds all rows of it, those that
-    /// have expired since perhaps among them.
+    /// Returns what a forward scan of `range` would find at `now`.
+    ///
+    /// The chunk must hold all rows of the range. It may also hold rows that have expired since.
     pub fn part(&self, range: &KeyRange, options: ScanOptions, now: UnixMillis) -> Self {
         let first = self.marks.partition_point(|mark| self.key_at(mark) < range.start());
         let behind = match range.end() {
@@ -200,7 +229,8 @@ impl Chunk {
         self.copy(marks, behind, options).unwrap_or_else(|| self.select(marks, options, now))
     }
 
-    /// All rows of those marks, which end before the row `behind`; none where they have to be looked at one by one.
+    /// Copies all rows of these marks, which end before the row `behind`; `None` if the rows have
+    /// to be filtered one by one.
     fn copy(&self, marks: &[RowMark], behind: usize, options: ScanOptions) -> Option<Self> {
         let start = marks.first().map_or(0, |mark| mark.start);
         let last = marks.last().map_or(0, |mark| mark.start);
@@ -241,12 +271,12 @@ impl Chunk {
         self.rows.at(mark.start).map_or(&[], |(key, _)| key)
     }
 
-    /// The last key.
+    /// The key of the last row; `None` if the chunk has no rows.
     pub fn last_key(&self) -> Option<&[u8]> {
         self.rows.last_key()
     }
 
-    /// All rows, as they are packed.
+    /// The packed keys and values of all rows.
     pub(crate) fn pairs(&self) -> &Pairs {
         &self.rows
     }
@@ -258,168 +288,283 @@ impl RowMark {
     }
 }
 
-/// What a commit did.
+/// The result of a commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// The version of the rows written; [`Version::ABSENT`] where there were none.
+    /// The version of the rows written; [`Version::ABSENT`] if there were none.
     pub version: Version,
-    /// By how many bytes the store grew; counted only where [`Commit::growth_max`] is set.
+    /// The growth of the store in bytes. Counted only if [`Commit::growth_max`] is set.
     pub growth: i64,
 }
 
-/// How expired rows are to be removed.
+/// Options of [`Backend::sweep`].
 #[derive(Clone, Debug)]
 pub struct SweepOptions {
-    /// What tells the moment at which rows are no longer live.
+    /// The clock for the moment at which rows must have expired.
     pub clock: ForwardClock,
-    /// At most so many rows.
+    /// The maximum number of rows.
     pub max_rows: u32,
-    /// No further row once their namespaces, keys and values together are so large, as far as the engine can tell
-    /// beforehand.
+    /// The size of namespaces, keys and values at which the sweep stops.
+    ///
+    /// An engine respects it as far as it knows the sizes in advance.
     pub max_bytes: u64,
-    /// Whether the store is about to be closed. Nothing is removed then if that means to wait for another process or to
-    /// look at rows that have not expired.
+    /// Whether the store is about to close.
+    ///
+    /// The sweep then removes nothing if it would have to wait for another process, or to read rows
+    /// that have not expired.
     pub is_closing: bool,
 }
 
 impl SweepOptions {
-    /// Whether a sweep that removed so much ended at a bound: more rows may have expired.
+    /// Whether this result reached a bound, so that more rows may have expired.
     pub fn is_reached_by(&self, swept: &Swept) -> bool {
         swept.rows >= u64::from(self.max_rows) || swept.bytes >= self.max_bytes
     }
 }
 
-/// What a sweep removed.
+/// The result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Expired rows.
+    /// The number of removed rows.
     pub rows: u64,
-    /// Bytes of their namespaces, keys and values, as [`Backend::stored_cost`] counts them.
+    /// The size of the removed rows in bytes, as [`Backend::stored_cost`] counts them.
     pub bytes: u64,
 }
 
-/// An engine that keeps rows. The module says what must hold.
+/// An engine that stores rows.
+///
+/// The [module](self) documentation has the contract. [`InMemory`](crate::InMemory) is the backend
+/// of this crate.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use larder_core::{InMemory, Store};
+///
+/// // Any backend makes a store.
+/// let store = Store::builder(InMemory::new()).build()?;
+/// store.ping().await?;
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
-    /// Tells the backend that a store was opened on it, one of perhaps several.
+    /// Attaches the open snapshots of a store that was opened on this backend.
     ///
-    /// A backend whose snapshots pin what others wait for asks the store's open snapshots for it.
-    ///
-    /// [`Snapshot::pins`] says which do.
+    /// Several stores may be opened on one backend. If a snapshot can pin resources that other
+    /// calls need ([`Snapshot::pins`]), the backend reclaims them through `snapshots`.
     fn attach(&self, snapshots: OpenSnapshots) {
         let _ = snapshots;
     }
 
     /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// - [`Error::TimedOut`] if the engine is not available by [`SnapshotOptions::deadline`].
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>>;
 
     /// Makes the commit of a transaction that read nothing.
+    ///
+    /// # Errors
+    /// - Any error of [`Commit::plan`], such as [`Error::Conflict`] or [`Error::TimedOut`].
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::CommitUnknown`] if the outcome is unknown.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn commit(&self, commit: Arc<Commit>) -> Result<Committed>;
 
-    /// What a quota counts beside values and bytes of records: what rows take where they are kept. It never changes.
+    /// The overhead that a quota counts for each row and record. It never changes.
     fn stored_cost(&self) -> StoredCost {
         StoredCost::default()
     }
 
-    /// Bytes of all rows, expired ones included, and of all records, as [`Backend::stored_cost`] counts them.
-    async fn stored_bytes(&self) -> Result<u64>;
-
-    /// The same, counted beside commits, of one state.
+    /// The size of all rows and records in bytes, as [`Backend::stored_cost`] counts them. Expired
+    /// rows count too.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the count ended because it would have kept too much of an old state. A later one may succeed.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
+    async fn stored_bytes(&self) -> Result<u64>;
+
+    /// Counts [`Backend::stored_bytes`] in one state while commits continue.
+    ///
+    /// # Errors
+    /// - [`Error::TimedOut`] if the count was ended because its snapshot kept too much old data. A
+    ///   later one may succeed.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn recount(&self) -> Result<u64> {
         self.stored_bytes().await
     }
 
-    /// Removes rows that have expired, up to the bounds of the options. It changes no version.
-    async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
-
-    /// The record, if it is there.
-    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>>;
-
-    /// Makes one change of one record.
-    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()>;
-
-    /// Returns once the record is at this version, and that survives what an acknowledged commit survives.
-    /// [`Version::ABSENT`] means that it is not there.
-    ///
-    /// To load it is not enough: a server may show a commit that its standby does not have, and whose outcome it left open.
+    /// Removes expired rows, up to the bounds of the options. It changes no version.
     ///
     /// # Errors
-    /// Any error leaves open whether it does.
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
+    async fn sweep(&self, options: SweepOptions) -> Result<Swept>;
+
+    /// Loads a record; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
+    async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>>;
+
+    /// Writes or deletes one record.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if the record is not at [`RecordWrite::expected`].
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::CommitUnknown`] if the outcome is unknown.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
+    async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()>;
+
+    /// Confirms that the record durably is at this version.
+    ///
+    /// Durably means that it survives whatever an acknowledged commit survives. [`Version::ABSENT`]
+    /// means that the record does not exist.
+    ///
+    /// Loading the record is not enough. A server may show a commit whose outcome it left open,
+    /// before its standby has it.
+    ///
+    /// # Errors
+    /// - Any error means that this is unknown.
     async fn confirm_record(&self, key: &RecordKey, version: Version) -> Result<()> {
         let _ = (key, version);
         Ok(())
     }
 
-    /// The first keys of records after `after`, in their order, up to `max`. `after` need not be there.
+    /// Lists the first keys of records after `after`, in their order, up to `max`. `after` itself
+    /// need not exist.
+    ///
+    /// # Errors
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>>;
 
-    /// Keys of records with a [`StoredRecord::due_at`] of `now` or before, the longest due first, up to `max`.
+    /// Lists the keys of due records, the longest due first, up to `max`.
+    ///
+    /// A record is due if its [`StoredRecord::due_at`] is `now` or earlier.
+    ///
+    /// # Errors
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn due_records(&self, now: UnixMillis, max: u32) -> Result<Vec<RecordKey>>;
 
-    /// Whether the engine can be reached.
+    /// Checks that the engine can be reached.
+    ///
+    /// # Errors
+    /// - [`Error::Unavailable`] if it cannot be reached.
+    /// - [`Error::Closed`], [`Error::Corrupt`] or [`Error::Other`], as the contract defines them.
     async fn ping(&self) -> Result<()>;
 
-    /// Gives back connections and files.
+    /// Closes connections and files. Closing again does nothing.
     async fn close(&self);
 }
 
-/// One committed state of a backend.
+/// One committed state of a backend, for the reads and the commit of one transaction.
 #[async_trait]
 pub trait Snapshot: Send {
-    /// The row, if it is there; none where only [`Snapshot::get`] can tell. It must not block, nor take longer than a look
-    /// into memory: an engine that has rows there saves most reads what a future costs.
+    /// Reads a row without waiting, if the engine can.
+    ///
+    /// The outer `None` means that the caller must use [`Snapshot::get`]. The inner `None` means
+    /// that the row does not exist. Must not block, or take longer than a lookup in memory. An
+    /// engine with rows in memory thereby saves most reads the cost of a future.
     fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
         let _ = row;
         None
     }
 
-    /// The row, if it is there. It is asked where [`Snapshot::get_now`] could not tell.
+    /// Reads a row; `None` if it does not exist. The caller has tried [`Snapshot::get_now`] before.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if an engine that tracks reads finds a conflict.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn get(&mut self, row: &RowKey) -> Result<Option<StoredValue>>;
 
-    /// The rows of `keys`, in their order; a key may stand twice. Where the values found are together larger
-    /// than `max_bytes`, their size comes instead, before they are all in memory.
+    /// Reads the rows of `keys`, in their order. A key may occur twice.
+    ///
+    /// If the values are larger than `max_bytes` in total, returns [`Many::TooLarge`] before all of
+    /// them are in memory.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if an engine that tracks reads finds a conflict.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn get_many(&mut self, namespace: &Namespace, keys: &[Key], max_bytes: u64) -> Result<Many>;
 
-    /// The first rows of a range. The range is not empty. It may give fewer than fit, and pauses after some
-    /// [slices](crate::slice) of rows that have expired.
+    /// Reads the first rows of a range, which is not empty.
+    ///
+    /// It may return fewer rows than the options allow. After a few [slices](crate::slice) of
+    /// expired rows it yields its thread.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if an engine that tracks reads finds a conflict.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk>;
 
-    /// The first namespace after `after` that holds a row.
+    /// Returns the first namespace after `after` that holds a row; `None` if there is none.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if an engine that tracks reads finds a conflict.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn next_namespace(&mut self, after: Option<&Namespace>) -> Result<Option<Namespace>>;
 
-    /// Whether it pins what others may want: a connection, or what the engine could clean up without it. It must not block.
+    /// Whether the snapshot pins a connection, or data that the engine could otherwise clean up.
+    /// Must not block.
     fn pins(&self) -> bool {
         false
     }
 
-    /// Whether the backend keeps for it a state that is no longer the newest. It must not block.
+    /// Whether the backend keeps an old state for this snapshot. Must not block.
     fn keeps_state(&self) -> bool {
         false
     }
 
-    /// Gives back what it pins, if later reads can go on in the same state without it; otherwise it does nothing and gives
-    /// false. It must not block.
+    /// Releases what the snapshot pins, if it can read on without it.
+    ///
+    /// Later reads see the same state. Returns false, and does nothing, if the snapshot cannot read
+    /// on. Must not block.
     fn release(&mut self) -> bool {
         false
     }
 
-    /// Makes the commit of the transaction that read this snapshot, and ends it.
+    /// Makes the commit of the transaction that read this snapshot.
+    ///
+    /// # Errors
+    /// - Any error of [`Commit::plan`], such as [`Error::TimedOut`].
+    /// - [`Error::Conflict`] if something that the transaction read has changed.
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::CommitUnknown`] if the outcome is unknown.
+    /// - [`Error::Closed`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`], as the
+    ///   contract defines them.
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed>;
 }
 
-/// What [`Snapshot::get_many`] found.
+/// The result of [`Snapshot::get_many`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Many {
-    /// The rows.
+    /// The rows, in the order of the keys.
     Rows(Vec<Option<StoredValue>>),
-    /// The values are larger than was allowed: so many bytes, as far as they were counted.
+    /// The values exceed the maximum: their size in bytes, as far as it was counted.
     TooLarge(u64),
 }
 
-/// Gathers the answer of [`Snapshot::get_many`] for an engine that reads row by row.
+/// Collects the result of [`Snapshot::get_many`], for an engine that reads row by row.
+///
+/// ```
+/// use larder_core::backend::{Many, ManyRows};
+///
+/// let mut rows = ManyRows::new(1, 100);
+/// assert!(rows.push(None));
+/// assert_eq!(rows.finish(), Many::Rows(vec![None]));
+/// ```
 #[derive(Debug)]
 pub struct ManyRows {
     rows: Vec<Option<StoredValue>>,
@@ -428,19 +573,19 @@ pub struct ManyRows {
 }
 
 impl ManyRows {
-    /// Room for the rows of so many keys.
+    /// Creates a collector for the rows of `keys` keys.
     pub fn new(keys: usize, max_bytes: u64) -> Self {
         Self { rows: Vec::with_capacity(keys), bytes: 0, max_bytes }
     }
 
-    /// Takes the next row; false where the values have become too large.
+    /// Adds the next row. Returns false if the values now exceed the maximum.
     pub fn push(&mut self, row: Option<StoredValue>) -> bool {
         self.bytes += row.as_ref().map_or(0, |row| row.value.len() as u64);
         self.rows.push(row);
         self.bytes <= self.max_bytes
     }
 
-    /// The answer.
+    /// Returns the result.
     pub fn finish(self) -> Many {
         if self.bytes > self.max_bytes { Many::TooLarge(self.bytes) } else { Many::Rows(self.rows) }
     }

@@ -1,4 +1,4 @@
-//! What a transaction asks its backend to make, and the rules by which it is made.
+//! Commits: what a transaction asks its backend to write, and the rules that decide it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,24 +16,24 @@ use crate::read_set::ReadSet;
 use crate::share::Share;
 pub use crate::stage::Stage;
 
-/// A change to one row.
+/// A change of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// Writes a value.
     Put {
         /// The value.
         value: Value,
-        /// How long after the commit the row is there, in milliseconds; none for ever.
+        /// The time to live in milliseconds from the commit; `None` for a permanent row.
         ttl_millis: Option<u64>,
     },
-    /// Removes the row.
+    /// Deletes the row.
     Delete,
-    /// Adds to a counter, whatever it is at commit.
+    /// Adds to the counter that the row holds at commit.
     Increment(i64),
 }
 
 impl Mutation {
-    /// The time to live that it gives the row.
+    /// The time to live that the change gives the row, in milliseconds.
     pub fn ttl_millis(&self) -> Option<u64> {
         match self {
             Self::Put { ttl_millis, .. } => *ttl_millis,
@@ -41,7 +41,8 @@ impl Mutation {
         }
     }
 
-    /// The value of the row after it, given the live one before; none where the row is gone.
+    /// The value of the row after the change, given the live one before it. `None` means that the
+    /// row does not exist.
     pub(crate) fn applied_to(&self, stored: Option<Vec<u8>>) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Put { value, .. } => Ok(Some(value.as_bytes().to_vec())),
@@ -50,7 +51,7 @@ impl Mutation {
         }
     }
 
-    /// Bytes of its value.
+    /// The size of the new value; for a counter, the largest size.
     pub(crate) fn value_bytes(&self) -> u64 {
         match self {
             Self::Put { value, .. } => value.as_bytes().len() as u64,
@@ -60,44 +61,44 @@ impl Mutation {
     }
 }
 
-/// The longest decimal text of a signed 64-bit number.
+/// The length of the longest decimal text of a signed 64-bit number.
 const COUNTER_BYTES_MAX: u64 = 20;
 
-/// One transaction, ready to be made.
+/// The writes of one transaction, and what they depend on.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
-    /// What tells the moment of the commit. A backend asks it once nothing can come before the commit any more.
+    /// The clock for the moment of the commit. The backend reads it once no other commit can
+    /// precede this one.
     pub clock: ForwardClock,
-    /// What must not have changed since the snapshot.
+    /// What the transaction read. It must not have changed since the snapshot.
     pub reads: ReadSet,
-    /// Versions that rows must be at.
+    /// The versions that rows must have.
     pub conditions: BTreeMap<RowKey, Version>,
-    /// The changes, in the order in which they are best written.
+    /// The changes, in the best order to write them.
     pub writes: BTreeMap<RowKey, Mutation>,
-    /// By how many bytes the store may grow at most, and the quota to name where it would grow more; none
-    /// where growth isn't counted.
+    /// The maximum growth of the store, with its quota; `None` if growth is not counted.
     pub growth_max: Option<GrowthMax>,
-    /// How far it has come.
+    /// The stage of the commit.
     pub stage: Stage,
-    /// What is counted of it for the instance that made it, until the backend is done with the commit.
+    /// The memory that the commit counts for its instance, until the backend drops the commit.
     pub held: Option<Arc<Held>>,
-    /// On whose behalf it is made.
+    /// The share that the commit counts against.
     pub share: Share,
 }
 
-/// How far a commit may grow the store.
+/// The maximum growth of a store with a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrowthMax {
-    /// Bytes that the store holds already.
+    /// The size of the store in bytes, with the maximum growth by other commits in progress.
     pub used: u64,
-    /// Bytes that it may hold.
+    /// The maximum size of the store, in bytes.
     pub quota: u64,
-    /// How its rows are counted.
+    /// The overhead that the store counts for each row and record.
     pub cost: StoredCost,
 }
 
 impl GrowthMax {
-    /// Refuses growth past the quota. A store that is already over it may still shrink.
+    /// Fails if the growth exceeds the quota. A store that already exceeds it may still shrink.
     pub(crate) fn check(self, growth: i64) -> Result<()> {
         let requested = self.used.saturating_add_signed(growth);
         if growth <= 0 || requested <= self.quota {
@@ -107,69 +108,72 @@ impl GrowthMax {
     }
 }
 
-/// A row as it is stored at the moment of the commit, live or not.
+/// A stored row at the moment of the commit, live or expired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CurrentRow {
-    /// When it was written.
+    /// The version of its last write.
     pub version: Version,
-    /// When it expires.
+    /// When the row expires; `None` for a permanent row.
     pub expires_at: Option<UnixMillis>,
-    /// Bytes of its value.
+    /// The size of its value, in bytes.
     pub value_bytes: u64,
-    /// Its value, where [`Need::Value`] asked for it.
+    /// Its value, if [`Need::Value`] asked for it.
     pub value: Option<Vec<u8>>,
 }
 
-/// What [`Commit::plan`] has to know of a current row.
+/// The part of a current row that [`Commit::plan`] needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
-    /// All but its value.
+    /// Everything except the value.
     Header,
-    /// All of it.
+    /// Everything.
     Value,
 }
 
-/// What a commit comes to.
+/// The decisions of [`Commit::plan`].
 #[derive(Debug, Default)]
 pub struct Plan<'a> {
     /// The rows to write, in order.
     pub writes: Vec<(&'a RowKey, RowWrite<'a>)>,
-    /// By how many bytes the store grows, where that was asked.
+    /// The growth of the store in bytes, if [`Commit::growth_max`] is set.
     pub growth: i64,
-    /// The first moment at which a row that the commit rests on has expired. It must be made before that.
+    /// The earliest expiry of the rows that the commit depends on. The commit must be made before
+    /// this moment.
     pub expires_at: Option<UnixMillis>,
-    /// Whether a row that is written has a time to live that begins with the commit.
+    /// Whether a written row has a time to live that starts at the commit.
     pub begins_ttl: bool,
 }
 
-/// The longest time, in milliseconds, by which times to live may begin before a commit of `rows` rows is visible.
+/// The maximum time from a commit's planned moment until it is visible, in milliseconds.
 ///
-/// Times to live count from the moment for which the commit is planned. Building or writing its rows takes time after that,
-/// which shortens their visible life. A backend allows this much, and fails with [`Error::Conflict`] after more. The
-/// time grows with the number of rows, so that a slow machine can commit any number of them.
+/// Times to live count from the planned moment. Building or writing `rows` rows takes time after
+/// it, which shortens their visible life. A backend allows this much, and fails with
+/// [`Error::Conflict`] after more. The maximum grows with the number of rows, so that a slow
+/// machine can commit any number of them.
 pub const fn ttl_lead_max_millis(rows: u64) -> u64 {
     const ONE_COMMIT: u64 = 100;
     const EACH_ROW: u64 = 1;
     rows.saturating_mul(EACH_ROW).saturating_add(ONE_COMMIT)
 }
 
-/// What becomes of one row.
+/// The outcome for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowWrite<'a> {
-    /// It is there.
+    /// The row exists.
     Put {
-        /// With this value.
+        /// Its value.
         value: Cow<'a, [u8]>,
-        /// Until then.
+        /// When it expires; `None` for a permanent row.
         expires_at: Option<UnixMillis>,
     },
-    /// It is not.
+    /// The row does not exist.
     Delete,
 }
 
 impl Commit {
-    /// The rows whose current state [`Commit::plan`] will ask for, and how much of it; none for most
-    /// commits. For engines that read them all at once beforehand.
+    /// The rows that [`Commit::plan`] will ask for, and how much of each. Empty for most commits.
+    ///
+    /// It is for engines that read all of them in advance.
     pub fn needs(&self) -> BTreeMap<&RowKey, Need> {
         let mut needs: BTreeMap<&RowKey, Need> =
             self.conditions.keys().map(|row| (row, Need::Header)).collect();
@@ -190,17 +194,26 @@ impl Commit {
         }
     }
 
-    /// Decides what is written, at the moment `now` of the commit. `current` gives the stored row, none where there is
-    /// none; both are asked for when nobody else can come before the commit any more. Where an engine can only tell the
-    /// moment of the commit later, it makes the commit by [`Plan::expires_at`] or not at all.
+    /// Decides what the commit writes, at its moment `now`.
     ///
-    /// From here on, the commit can no longer be withdrawn: who waits for it and gives up does not know its outcome.
+    /// `current` returns a stored row, or `None` if it does not exist. The backend calls this once
+    /// no other commit can precede this one, and `current` reads the state of that moment. If an
+    /// engine learns the moment of the commit only later, it makes the commit by
+    /// [`Plan::expires_at`] or not at all.
+    ///
+    /// From here on, the commit cannot be withdrawn. A caller that gives up does not know its
+    /// outcome.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the transaction's time was over before,
-    /// [`Error::Conflict`] where a row that was read has expired or a condition doesn't hold,
-    /// [`Error::InvalidArgument`] where a counter is none, [`Error::LimitExceeded`] over the quota, and those of
-    /// `current`. Nothing is to be written then.
+    /// After an error the backend must write nothing.
+    ///
+    /// - [`Error::TimedOut`] if the transaction's deadline passed before.
+    /// - [`Error::Conflict`] if a row that was read has expired, or a row does not have its
+    ///   required version.
+    /// - [`Error::InvalidArgument`] if an incremented value is not a counter, or the sum does not
+    ///   fit into 64 bits.
+    /// - [`Error::LimitExceeded`] if the store would exceed its quota.
+    /// - Any error of `current`.
     pub fn plan<'a, F>(&'a self, now: UnixMillis, mut current: F) -> Result<Plan<'a>>
     where
         F: FnMut(&RowKey, Need) -> Result<Option<CurrentRow>>,
@@ -236,18 +249,20 @@ impl Commit {
         self.growth_max.map_or(Ok(()), |max| max.check(growth))
     }
 
-    /// What it costs to make it, as [`pace::cost`] counts.
+    /// The cost of the commit, as [`pace::cost`] counts it.
     pub fn cost(&self) -> u64 {
         let bytes = self.growth_bound(StoredCost::default());
         pace::cost((self.writes.len() + self.conditions.len()) as u64, bytes)
     }
 
-    /// Whether making it takes so long that others should not wait for several of them in a row: more than 500 rows, or 1 MiB.
+    /// Whether the commit is large: more than 500 rows, or 1 MiB.
+    ///
+    /// Other commits should not have to wait for several large ones in a row.
     pub fn is_large(&self) -> bool {
         self.cost() > pace::SMALL_COST_MAX
     }
 
-    /// The most bytes by which the writes can grow a store that counts rows so.
+    /// The maximum growth in bytes of a store with this overhead for each row.
     pub fn growth_bound(&self, cost: StoredCost) -> u64 {
         self.writes
             .iter()
@@ -258,11 +273,11 @@ impl Commit {
 }
 
 impl<'a> Plan<'a> {
-    /// Checks that the commit may become visible at `visible`, if it was planned for the moment `planned`.
+    /// Checks that a commit planned for `planned` may become visible at `visible`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if a row that the commit rests on has expired by then, or if times to live began earlier than
-    /// [`ttl_lead_max_millis`] before.
+    /// - [`Error::Conflict`] if a row that the commit depends on has expired by then, or if times
+    ///   to live began more than [`ttl_lead_max_millis`] before.
     pub fn check_visible(&self, planned: UnixMillis, visible: UnixMillis) -> Result<()> {
         let has_expired = self.expires_at.is_some_and(|expires_at| expires_at <= visible);
         let lead_max = ttl_lead_max_millis(self.writes.len() as u64);
@@ -293,7 +308,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// The row, where it is live. The commit rests on its being so.
+    /// Returns the row if it is live. The commit then depends on its expiry.
     fn live(&mut self, row: Option<CurrentRow>, now: UnixMillis) -> Option<CurrentRow> {
         let live = row.filter(|row| is_live(row.expires_at, now));
         let expires_at = live.as_ref().and_then(|row| row.expires_at);
@@ -302,7 +317,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// SQL engines keep the moment in a signed number; what lies beyond never comes.
+/// SQL engines store the expiry as a signed number. A later moment never comes.
 fn expiry(now: UnixMillis, ttl_millis: u64) -> UnixMillis {
     now.saturating_add(ttl_millis).min(i64::MAX as u64)
 }
@@ -360,7 +375,7 @@ mod tests {
         assert_eq!(plan(100, None, None).unwrap(), Some(150));
         assert_eq!(plan(100, Some(120), Some(130)).unwrap(), Some(120));
         assert_eq!(plan(100, Some(140), Some(130)).unwrap(), Some(130));
-        // A counter that has expired is none to rest on.
+        // The commit does not depend on a counter that has expired.
         assert_eq!(plan(100, Some(140), Some(90)).unwrap(), Some(140));
         assert!(matches!(plan(150, None, None), Err(Error::Conflict)));
     }
@@ -445,7 +460,8 @@ mod tests {
         let commit = Commit { growth_max, writes, ..Default::default() };
         let plan =
             commit.plan(100, |row, _| Ok((row.key.as_bytes() != b"a").then(|| stored(b"12345678", None))));
-        // A new row of 2 bytes of names and 3 of value, one that is gone, and one that loses its value.
+        // A new row of 2 bytes of names and 3 of value, a deleted row, and a row that loses its
+        // value.
         assert_eq!(plan.unwrap().growth, 107 - 112 - 8);
         assert_eq!(commit.growth_bound(cost), 107 + 104);
         let too_much = Commit { growth_max: Some(GrowthMax { used: 1_000, quota: 1_012, cost }), ..commit };

@@ -1,4 +1,4 @@
-//! The last commits of this process, so that most validations need no look into the engine.
+//! The last commits of this process, which decide most validations without a read in the engine.
 
 use std::collections::VecDeque;
 
@@ -6,30 +6,43 @@ use crate::backend::Version;
 use crate::name::RowKey;
 use crate::read_set::ReadSet;
 
-/// What the log knows of a read set.
+/// The log's answer about a read set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// No commit since the snapshot touched it.
+    /// No commit since the snapshot wrote what was read.
     Untouched,
-    /// One did.
+    /// A commit since the snapshot wrote something that was read.
     Touched,
-    /// The log doesn't reach back to the snapshot, or somebody else committed in between.
+    /// The log does not reach back to the snapshot, or another process committed in between.
     Unknown,
 }
 
-/// The rows that the last commits wrote, for an engine that counts its commits one by one, as versions or otherwise.
+/// The rows that the last commits wrote.
+///
+/// It is for an engine that numbers its commits without gaps, by their versions or otherwise.
+///
+/// ```
+/// use larder_core::Version;
+/// use larder_core::commit_log::{CommitLog, Verdict};
+/// use larder_core::read_set::ReadSet;
+///
+/// let mut log = CommitLog::default();
+/// log.push(Version(5), []);
+/// assert_eq!(log.check(&ReadSet::default(), Version(4), Version(5)), Verdict::Untouched);
+/// ```
 #[derive(Debug, Default)]
 pub struct CommitLog {
-    /// In the order of their versions, without gaps.
+    /// Ordered by version, without gaps.
     commits: VecDeque<(Version, Vec<RowKey>)>,
     rows: usize,
 }
 
 impl CommitLog {
-    /// Rows remembered at most, in all commits together.
+    /// The maximum number of rows in the log, over all commits. A commit without rows counts as
+    /// one.
     const ROWS_MAX: usize = 16_384;
 
-    /// Remembers a commit.
+    /// Adds a commit. If it does not follow the last one, the log forgets all earlier commits.
     pub fn push(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
         let follows = self.commits.back().is_none_or(|(last, _)| last.0 + 1 == version.0);
         if !follows {
@@ -47,7 +60,7 @@ impl CommitLog {
         }
     }
 
-    /// Whether a commit after `snapshot`, up to and with `current`, touched what was read.
+    /// Whether a commit after `snapshot`, up to and including `current`, wrote what was read.
     pub fn check(&self, reads: &ReadSet, snapshot: Version, current: Version) -> Verdict {
         if snapshot == current || reads.is_empty() {
             return Verdict::Untouched;

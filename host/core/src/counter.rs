@@ -1,11 +1,20 @@
-//! Decimal counters, the values of `increment`.
+//! Decimal counters, as [`Transaction::increment`](crate::Transaction::increment) writes them.
 
 use crate::error::{Error, Result};
 
-/// Adds `delta` to a stored counter; an absent one counts from 0.
+/// Adds `delta` to a stored counter. `None` counts from 0.
+///
+/// ```
+/// use larder_core::counter;
+///
+/// assert_eq!(counter::add(Some(b"5"), -7)?, b"-2");
+/// assert!(counter::add(Some(b"05"), 1).is_err());
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the value is no counter or the sum is out of bounds.
+/// - [`Error::InvalidArgument`] if the value is not a counter, or the sum does not fit into a
+///   signed 64-bit number.
 pub fn add(stored: Option<&[u8]>, delta: i64) -> Result<Vec<u8>> {
     let base = stored.map_or(Ok(0), parse)?;
     let sum = add_deltas(base, delta)?;
@@ -15,20 +24,21 @@ pub fn add(stored: Option<&[u8]>, delta: i64) -> Result<Vec<u8>> {
 /// Adds two deltas.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the sum is out of bounds.
+/// - [`Error::InvalidArgument`] if the sum does not fit into a signed 64-bit number.
 pub fn add_deltas(first: i64, second: i64) -> Result<i64> {
     first.checked_add(second).ok_or_else(|| {
-        Error::invalid_argument("the counter would leave the bounds of a signed 64-bit number")
+        Error::invalid_argument("cannot add to the counter: the sum does not fit into a signed 64-bit number")
     })
 }
 
-/// Only the text that `add` itself writes is a counter, so that every backend agrees on what one is.
+/// Only text that `add` itself would write is a counter, so that every backend accepts the same
+/// texts.
 fn parse(stored: &[u8]) -> Result<i64> {
     let number = std::str::from_utf8(stored).ok().and_then(|text| text.parse::<i64>().ok());
     match number {
         Some(number) if number.to_string().as_bytes() == stored => Ok(number),
         _ => Err(Error::invalid_argument(
-            "the stored value is no counter; a counter is the decimal text of a signed 64-bit number",
+            "the stored value is not a counter; a counter is the decimal text of a signed 64-bit number",
         )),
     }
 }

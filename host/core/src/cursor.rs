@@ -1,26 +1,26 @@
-//! Where the next page of a range starts, as a guest carries it.
+//! Cursors, which a guest passes to read the next page of a range.
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Namespace;
 use crate::transaction::Range;
 
-/// Hexadecimal digits of the fingerprint before the key.
+/// The number of hexadecimal digits of the fingerprint before the key.
 const FINGERPRINT_DIGITS: usize = 16;
 
-/// The longest cursor: no backend holds a longer key.
+/// The length of the longest cursor, because no backend stores a longer key.
 const CURSOR_BYTES_MAX: usize = FINGERPRINT_DIGITS + Limits::KEY_BYTES_MAX as usize;
 
-/// The cursor behind `last`, the last key of a page.
+/// Encodes the cursor after `last`, the last key of a page.
 pub(crate) fn encode(namespace: &Namespace, range: &Range, last: &str) -> String {
     format!("{:016x}{last}", fingerprint(namespace, range))
 }
 
-/// The key that a cursor stands behind. The guest's own `key_bytes` does not bound it: a guest with wider limits may have
-/// written the last key of the page.
+/// Decodes the last key of the page before. The guest's own `key_bytes` does not apply, because a
+/// guest with wider limits may have written that key.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if it is not a cursor of this range.
+/// - [`Error::InvalidArgument`] if it is not a cursor of this range.
 pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str) -> Result<Vec<u8>> {
     let last = match cursor.len() <= CURSOR_BYTES_MAX {
         true => cursor.strip_prefix(&format!("{:016x}", fingerprint(namespace, range))),
@@ -28,13 +28,13 @@ pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str) -> Resu
     };
     last.map(|last| last.as_bytes().to_vec()).ok_or_else(|| {
         Error::invalid_argument(
-            "`after` is not a cursor of this range; pass `next` of its last page, and the same range",
+            "`after` is not a cursor of this range; pass the `next` of a page of the same range",
         )
     })
 }
 
-/// FNV-1a over all that makes a range another one. It finds mistakes, not attacks: a guest that forges a cursor
-/// only moves within its own range.
+/// The FNV-1a hash of all that identifies a range. It detects mistakes, not attacks: with a forged
+/// cursor, a guest only moves within its own range.
 fn fingerprint(namespace: &Namespace, range: &Range) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {

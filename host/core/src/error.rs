@@ -1,28 +1,41 @@
-//! Why an operation did not happen.
+//! Errors of operations on a store.
 
 use std::sync::Arc;
 
 /// The result of an operation on a store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What lies under an error, for logs and `source()` chains; never shown to a guest.
+/// The cause of an error, for logs and `source()` chains. Guests never see it.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Why an operation did not happen. Nothing was written, [`Error::CommitUnknown`] aside.
+/// An error of an operation on a store. Except for [`Error::CommitUnknown`], nothing was written.
 ///
-/// The variants are those of `larder:storage/types.error`: what a backend finds is put into one of
-/// them at its own edge, so no caller ever decides by an error's text. The texts reach guests; they name no
-/// path, address or password.
+/// The variants are those of `error` in the WIT package `larder:storage`, and [`Error::NotFound`].
+/// A backend maps the errors of its engine to them, so callers never have to parse a text. The
+/// texts reach guests, so they contain no path, address or password.
+///
+/// ```
+/// use larder_core::Error;
+///
+/// fn may_retry(error: &Error) -> bool {
+///     matches!(error, Error::Conflict | Error::Unavailable { .. })
+/// }
+/// assert!(may_retry(&Error::Conflict));
+/// assert!(!may_retry(&Error::Closed));
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The store or the handle was closed, by the guest or by the host.
+    /// The guest or the host closed the store or the handle.
     #[error("the store is closed")]
     Closed,
-    /// A write in a view.
-    #[error("a view can't write; begin an update")]
+    /// The transaction is a view and cannot write.
+    #[error("cannot write in a view; begin an update")]
     ReadOnly,
-    /// Another transaction committed first, or a version was not the expected one.
+    /// Another transaction committed first, or a row did not have its required version.
+    ///
+    /// The host also gives this error if it ended the snapshot of an idle transaction, or cannot
+    /// tell whether its reads still hold. Run the whole transaction again.
     #[error("another transaction committed first; run the whole transaction again")]
     Conflict,
     /// The transaction outlived its deadline and was rolled back.
@@ -31,46 +44,49 @@ pub enum Error {
     /// The host granted no store of this name.
     #[error("no store named {0:?} was granted")]
     NoSuchStore(String),
-    /// The host did not grant this, or the name is reserved.
+    /// The host did not grant the operation, or the name is reserved.
     #[error("access denied: {0}")]
     AccessDenied(String),
-    /// Tenant, user or session is missing.
-    #[error("an identity needs tenant, user and session: {0}")]
+    /// The identity lacks its tenant, user or session.
+    #[error("an identity is required: {0}")]
     IdentityRequired(String),
-    /// An argument has no meaning here.
+    /// An argument is invalid. The text says why, and what is valid.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
-    /// A bound was run into.
+    /// A limit was exceeded.
     #[error(transparent)]
     LimitExceeded(#[from] LimitExceeded),
-    /// An applied migration was reordered, removed or edited, or the store is newer than the set.
+    /// An applied migration was reordered, removed or edited, or the store is newer.
     #[error("migrations do not match: {0}")]
     MigrationMismatch(String),
-    /// A snapshot, or what is stored, is of another strategy; or bytes are no snapshot.
+    /// The bytes are not a valid snapshot, or another strategy wrote them.
+    ///
+    /// The host also gives this error if another strategy wrote the stored record of the session.
     #[error("invalid snapshot: {0}")]
     InvalidSnapshot(String),
     /// The store does not exist, and the caller did not ask to create it.
     #[error("{reason}")]
     NotFound {
-        /// What does not exist, for the guest.
+        /// What does not exist, in words for the guest.
         reason: String,
         /// The backend's own error.
         #[source]
         cause: Option<Cause>,
     },
-    /// The backend can't be reached now; nothing was written.
+    /// The backend cannot be reached now. Nothing was written, and a retry may succeed.
     #[error("the store is unavailable: {reason}")]
     Unavailable {
-        /// What could not be done, for the guest.
+        /// What failed, in words for the guest.
         reason: String,
         /// The backend's own error.
         #[source]
         cause: Option<Cause>,
     },
-    /// The connection was lost between sending the commit and hearing of it.
+    /// The connection was lost, or the deadline passed, after the commit was sent. It may have been
+    /// made.
     #[error("the outcome of the commit is unknown: {reason}")]
     CommitUnknown {
-        /// What was lost, for the guest.
+        /// What happened, in words for the guest.
         reason: String,
         /// The backend's own error.
         #[source]
@@ -79,10 +95,10 @@ pub enum Error {
     /// Stored bytes failed a check.
     #[error("stored data is corrupt: {0}")]
     Corrupt(String),
-    /// Anything else.
+    /// Any other error.
     #[error("{reason}")]
     Other {
-        /// What went wrong, for the guest.
+        /// What went wrong, in words for the guest.
         reason: String,
         /// The backend's own error.
         #[source]
@@ -91,18 +107,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::InvalidArgument`] that says what is wrong and what would be right.
+    /// Creates an [`Error::InvalidArgument`]. The reason says what is wrong and what is valid.
     pub fn invalid_argument(reason: impl Into<String>) -> Self {
         Self::InvalidArgument(reason.into())
     }
 
-    /// An [`Error::AccessDenied`] for a write to a backend that was opened with
-    /// [`Driver::open_read_only`](crate::Driver::open_read_only).
+    /// Creates an [`Error::AccessDenied`] for a write to a read-only backend.
+    ///
+    /// [`Driver::open_read_only`](crate::Driver::open_read_only) opens such backends.
     pub fn opened_read_only() -> Self {
         Self::AccessDenied("the store is open for reading only".to_string())
     }
 
-    /// An [`Error::Unavailable`] over what caused it.
+    /// Creates an [`Error::Unavailable`] with its cause.
     pub fn unavailable(
         reason: impl Into<String>,
         cause: impl std::error::Error + Send + Sync + 'static,
@@ -110,26 +127,28 @@ impl Error {
         Self::Unavailable { reason: reason.into(), cause: Some(Arc::new(cause)) }
     }
 
-    /// Whether a rule of this crate refused the commit: what [`Commit::plan`] and the validation of reads say of one
-    /// transaction. A backend must not report an error of its engine as one of these.
+    /// Whether a rule of this crate refused the commit.
+    ///
+    /// These are the errors that [`Commit::plan`] and the validation of reads give one transaction.
+    /// A backend must not report errors of its engine as one of them.
     ///
     /// [`Commit::plan`]: crate::commit::Commit::plan
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Conflict | Self::TimedOut | Self::InvalidArgument(_) | Self::LimitExceeded(_))
     }
 
-    /// An [`Error::Other`] without a cause beneath it.
+    /// Creates an [`Error::Other`] without a cause.
     pub fn other(reason: impl Into<String>) -> Self {
         Self::Other { reason: reason.into(), cause: None }
     }
 
-    /// An [`Error::Other`] over what caused it.
+    /// Creates an [`Error::Other`] with its cause.
     pub fn caused(reason: impl Into<String>, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Other { reason: reason.into(), cause: Some(Arc::new(cause)) }
     }
 }
 
-/// What a limit bounds. Sizes are in bytes.
+/// The kind of a limit. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LimitKind {
     /// A namespace's name.
@@ -138,15 +157,15 @@ pub enum LimitKind {
     KeyBytes,
     /// One value.
     ValueBytes,
-    /// What one call returns.
+    /// The result of one call.
     ResultBytes,
-    /// What one transaction stages and remembers.
+    /// The staged writes, conditions and read set of one transaction.
     TransactionBytes,
-    /// How many rows one transaction stages writes for, or one `get_many` reads.
+    /// The rows for which one transaction stages writes, or which one `get_many` reads.
     TransactionMutations,
-    /// Transactions that one instance has open.
+    /// Open transactions of one instance.
     OpenTransactions,
-    /// Handles on stores that one instance has open.
+    /// Open store handles of one instance.
     OpenStores,
     /// The whole store.
     StoreBytes,
@@ -154,16 +173,16 @@ pub enum LimitKind {
     IdentityBytes,
     /// One turn of a conversation.
     TurnBytes,
-    /// What is kept of one session.
+    /// The record of one session.
     MemoryBytes,
-    /// Memories that one instance has open.
+    /// Open conversations of one instance.
     OpenMemories,
-    /// What the host holds in memory for one instance.
+    /// The host's memory for one instance.
     InstanceBytes,
 }
 
 impl LimitKind {
-    /// The name that the WIT gives it.
+    /// The name of the kind in the WIT.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NamespaceBytes => "namespace-bytes",
@@ -184,14 +203,14 @@ impl LimitKind {
     }
 }
 
-/// Which bound an operation ran into. The store is unchanged.
+/// The limit that an operation exceeded. The store is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("limit exceeded: {} is at most {max}, {requested} were asked for", kind.name())]
+#[error("limit exceeded: {} is at most {max}, but {requested} were requested", kind.name())]
 pub struct LimitExceeded {
-    /// What is bounded.
+    /// The kind of the limit.
     pub kind: LimitKind,
-    /// The largest amount that is allowed.
+    /// The largest allowed amount.
     pub max: u64,
-    /// The amount that was asked for, as far as it was counted.
+    /// The requested amount, as far as it was counted.
     pub requested: u64,
 }

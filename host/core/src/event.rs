@@ -28,7 +28,8 @@ pub enum Event {
         /// The timeout of the transaction.
         timeout: Duration,
     },
-    /// The host ended a snapshot because others need what it keeps. Reads of its transaction fail.
+    /// The host ended a snapshot that kept resources needed by other calls. Reads of its
+    /// transaction fail.
     SnapshotEnded {
         /// The store's name in the host.
         store: String,
@@ -39,12 +40,12 @@ pub enum Event {
     },
     /// A call waited for a connection to the database for a second or longer.
     ///
-    /// The store has as many open as it may, or the server was slow to accept one. If this happens often, allow the store more
-    /// connections, or run fewer guests.
+    /// The store has as many connections as it may open, or the server was slow to accept one. If
+    /// this happens often, allow the store more connections, or run fewer guests.
     ConnectionAwaited {
         /// The store's name in the host.
         store: String,
-        /// How long it waited, also if it got none.
+        /// How long the call waited, whether or not it got a connection.
         waited: Duration,
     },
     /// A guest named an identity that it may not open, or an incomplete one.
@@ -93,14 +94,16 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// This host took a tenant over from another one, which had not released it. Commits that the other
-    /// host had acknowledged and not sent are in its cache folder, and go into quarantine there.
+    /// This host took over a tenant that another host had not released.
+    ///
+    /// Commits that the other host had acknowledged but not shipped are in its cache directory, and
+    /// go into quarantine there.
     TenantTakenOver {
         /// The tenant.
         tenant: String,
         /// The other host.
         holder: String,
-        /// Its cache folder, if it is known.
+        /// The other host's cache directory, if it is known.
         folder: Option<String>,
     },
     /// Background work failed. The host retries it.
@@ -120,11 +123,13 @@ pub enum Event {
 pub enum SnapshotEndReason {
     /// It was idle and held a connection that another transaction or a commit needed.
     ConnectionWanted,
-    /// It kept the write-ahead log from restarting, and the log was at least a quarter of its
-    /// bound.
+    /// It kept the write-ahead log from restarting.
+    ///
+    /// The log had reached at least a quarter of its bound.
     LogFull,
-    /// The in-memory rows that only snapshots kept exceeded their bound, and it was the oldest
-    /// snapshot.
+    /// It was the oldest snapshot, and old in-memory rows exceeded their bound.
+    ///
+    /// Old rows are those that only snapshots keep.
     OldRowsFull,
 }
 

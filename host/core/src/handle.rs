@@ -1,4 +1,4 @@
-//! A store as one user has it: with that user's limits and rights.
+//! A handle: a store with one user's limits and rights.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,28 +13,32 @@ use crate::share::Share;
 use crate::store::Store;
 use crate::transaction::Transaction;
 
-/// What a handle may do.
+/// The limits and rights of a [`Handle`].
 #[derive(Clone, Debug, Default)]
 pub struct HandleOptions {
-    /// The name under which its user knows the store.
+    /// The user's name for the store.
     pub name: String,
-    /// Updates are refused.
+    /// Whether to refuse updates.
     pub read_only: bool,
-    /// The bounds of its transactions.
+    /// The limits of its transactions.
     pub limits: Arc<Limits>,
-    /// Counts the transactions that are open; handles that share it share the bound. Default: one of its own,
-    /// with the bound of the default limits.
+    /// The counter of open transactions.
+    ///
+    /// Handles with clones of one counter share its bound. The default is a new counter with the
+    /// bound of the default limits.
     pub open_transactions: OpenTransactions,
-    /// Counts what the host holds in memory for its transactions; handles that share it share the bound. Default: one of its
-    /// own, with the bound of `limits`.
+    /// The counter of the host's memory for its transactions.
+    ///
+    /// Handles with clones of one counter share its bound. The default is a new counter with the
+    /// bound of `limits`.
     pub held: Option<HeldBytes>,
-    /// Which components' migrations its user may declare. Default: none.
+    /// The components whose migrations the user may declare. The default is none.
     pub migrations: MigrationScope,
-    /// On whose behalf its transactions are run. Default: a share of its own.
+    /// The share that its transactions count against. The default is a new share.
     pub share: Share,
 }
 
-/// Counts open transactions against a bound. Clones share the count.
+/// A counter of open transactions with a bound. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct OpenTransactions {
     count: Arc<AtomicU64>,
@@ -42,7 +46,7 @@ pub struct OpenTransactions {
 }
 
 impl OpenTransactions {
-    /// At most so many.
+    /// Creates a counter that allows at most `max` open transactions.
     pub fn at_most(max: u64) -> Self {
         Self { count: Arc::default(), max }
     }
@@ -64,7 +68,7 @@ impl Default for OpenTransactions {
     }
 }
 
-/// The right to one open transaction; dropping it gives it back.
+/// A permit for one open transaction. Dropping it returns the permit.
 #[derive(Debug)]
 pub(crate) struct Permit {
     count: Arc<AtomicU64>,
@@ -76,7 +80,21 @@ impl Drop for Permit {
     }
 }
 
-/// A store as one user has it. Dropping it leaves its transactions open; [`Handle::close`] ends them.
+/// A store with one user's limits and rights.
+///
+/// Dropping a handle leaves its transactions open. [`Handle::close`] ends them.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use larder_core::{Error, HandleOptions, InMemory, Mode, Store};
+///
+/// let store = Store::builder(InMemory::new()).build()?;
+/// let handle = store.handle(HandleOptions { read_only: true, ..HandleOptions::default() });
+/// assert!(matches!(handle.begin(Mode::Update), Err(Error::AccessDenied(_))));
+/// let mut view = handle.begin(Mode::View)?;
+/// assert_eq!(view.get("fruit".into(), "apple".into()).await?, None);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Handle {
     store: Store,
@@ -96,8 +114,10 @@ impl Handle {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// [`Error::Closed`]; [`Error::AccessDenied`] for an update of a store that may only be read, of which the
-    /// platform is told; [`Error::LimitExceeded`] where too many are open.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::AccessDenied`] for an update through a read-only handle. The handle also reports
+    ///   an event.
+    /// - [`Error::LimitExceeded`] if too many transactions are open.
     pub fn begin(&self, mode: Mode) -> Result<Transaction> {
         self.check_open()?;
         if self.options.read_only && mode == Mode::Update {
@@ -110,14 +130,25 @@ impl Handle {
         Ok(store.begin(mode, options.limits.clone(), *id, options.share.clone(), permit, held))
     }
 
-    /// Holds the set of steps that a component declares against what was applied, and gives the ids that are still to
-    /// apply, in the set's order. The empty set has nothing to apply on any store.
+    /// Compares a component's declared steps with those applied, and returns the pending ids in
+    /// order.
+    ///
+    /// The steps that were applied must be the beginning of `declared`. For an empty list nothing
+    /// is pending, on any store.
     ///
     /// # Errors
-    /// [`Error::MigrationMismatch`] where what was applied is not the beginning of the set: a step was reordered,
-    /// removed or edited, or the store is newer. [`Error::InvalidArgument`] for a set with empty or repeated ids, or
-    /// checksums that are no SHA-256; [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the
-    /// component, of which the platform is told; and as a view that reads.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::InvalidArgument`] if a name is empty, repeated or has control characters, or a
+    ///   checksum is not a SHA-256.
+    /// - [`Error::LimitExceeded`] if a name is too long, there are too many steps, or too many
+    ///   transactions are open.
+    /// - [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the component.
+    ///   The handle also reports an event.
+    /// - [`Error::MigrationMismatch`] if an applied step was reordered, removed or edited, or the
+    ///   store has more steps than the list.
+    /// - [`Error::TimedOut`] or [`Error::Conflict`] if the deadline passes or the host ends the
+    ///   snapshot during the read.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn pending_migrations(
         &self,
         component: String,
@@ -127,12 +158,25 @@ impl Handle {
         migrations::pending(|mode| self.begin(mode), &declared).await
     }
 
-    /// Begins the first step of the set that is not yet applied, or gives none where all are. The transaction's commit
-    /// also records the step; where another host has applied a step of this component meanwhile, it gives
-    /// [`Error::Conflict`].
+    /// Begins the first pending step of a component; `None` if all steps are applied.
+    ///
+    /// The commit of the returned transaction also records the step. It fails with
+    /// [`Error::Conflict`] if another instance has applied a step of this component in the
+    /// meantime.
     ///
     /// # Errors
-    /// As [`Handle::pending_migrations`], and [`Error::AccessDenied`] for a store that may only be read.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::InvalidArgument`] if a name is empty, repeated or has control characters, or a
+    ///   checksum is not a SHA-256.
+    /// - [`Error::LimitExceeded`] if a name is too long, there are too many steps, or too many
+    ///   transactions are open.
+    /// - [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the component, or
+    ///   the handle is read-only. The handle also reports an event.
+    /// - [`Error::MigrationMismatch`] if an applied step was reordered, removed or edited, or the
+    ///   store has more steps than the list.
+    /// - [`Error::TimedOut`] or [`Error::Conflict`] if the deadline passes or the host ends the
+    ///   snapshot during the read.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn begin_migration(
         &self,
         component: String,
@@ -142,17 +186,20 @@ impl Handle {
         migrations::begin_next(|mode| self.begin(mode), &declared).await
     }
 
-    /// Whether the backend can be reached.
+    /// Checks that the backend can be reached.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::Unavailable`] if the backend cannot be reached.
+    /// - [`Error::Corrupt`] or [`Error::Other`] if the backend fails in another way.
     pub async fn ping(&self) -> Result<()> {
         self.check_open()?;
         self.store.ping().await
     }
 
-    /// Rolls back the open transactions of this handle; later calls on it and on them get [`Error::Closed`].
-    /// Closing again does nothing.
+    /// Closes the handle and rolls back its open transactions.
+    ///
+    /// Later calls on them fail with [`Error::Closed`]. Closing again does nothing.
     pub fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
             self.store.end_transactions(|slot| slot.handle == self.id, &Error::Closed);
@@ -166,7 +213,7 @@ impl Handle {
         self.store.check_open()
     }
 
-    /// Checks what the user declares, and whether the user may declare it.
+    /// Checks the declared steps, and that the user may declare them.
     fn declare(&self, operation: &'static str, component: String, steps: Vec<Migration>) -> Result<Declared> {
         self.check_open()?;
         let declared = Declared::new(component, steps, &self.options.limits)?;

@@ -1,10 +1,12 @@
-//! The semantics of larder, written once above every engine.
+//! The semantics of larder, implemented once for all storage engines.
 //!
-//! A [`MemoryStore`] keeps conversations in a store: a [`Memory`] is one of them, as its user has it.
-//!
-//! A [`Store`] is a [`Backend`](backend::Backend) with a clock, a quota and the transactions that are open on it. A
-//! [`Handle`] is a store as one user has it, with that user's [`Limits`] and rights. A [`Transaction`] is a
-//! snapshot, the writes to make, and what was read: serializable, with no lock held while its user computes.
+//! - A [`Store`] is a [`Backend`](backend::Backend) with a clock, an optional quota and open
+//!   transactions.
+//! - A [`Handle`] is a store with one user's [`Limits`] and rights.
+//! - A [`Transaction`] is a snapshot, the staged writes and the read set. It is serializable, and
+//!   holds no lock while its user computes.
+//! - A [`MemoryStore`] keeps conversations in a store. A [`Memory`] is one conversation with its
+//!   user's limits.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
@@ -21,8 +23,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The crate knows no WebAssembly and no SQL. It has the backend that keeps rows in memory, [`InMemory`]; others
-//! implement [`backend`], whose documentation is the contract.
+//! The crate contains no WebAssembly and no SQL. It has the in-memory backend, [`InMemory`]. Other
+//! backends implement the contract in [`backend`].
 
 pub mod backend;
 mod by_size;

@@ -25,14 +25,14 @@ pub struct Limits {
     pub value_bytes: u64,
     /// The result of one call, plus [`Limits::LIST_ENTRY_BYTES`] for each entry of a list.
     ///
-    /// At least what one entry with the longest key and the largest value counts, so that a page
-    /// always holds an entry.
+    /// Must be at least the count of one entry with the longest key and the largest value, so that
+    /// a page always holds an entry.
     pub result_bytes: u64,
-    /// What one transaction stages and remembers.
+    /// The staged writes, conditions and read set of one transaction.
     ///
-    /// Counts the names and the value of each staged write, the names of each condition, and, in an
-    /// update, the names of each row and range that it read; plus [`Limits::ENTRY_OVERHEAD`] for
-    /// each of these. At least what one row counts.
+    /// Counted are the names and the value of each staged write, the names of each condition and,
+    /// in an update, the names of each row and range that it read. Each of these counts
+    /// [`Limits::ENTRY_OVERHEAD`] more. Must be at least the count of one row.
     pub transaction_bytes: u64,
     /// Rows for which one transaction stages writes, or which one `get_many` reads.
     pub transaction_mutations: u64,
@@ -46,9 +46,9 @@ pub struct Limits {
     pub turn_bytes: u64,
     /// Open conversations of one instance.
     pub open_memories: u64,
-    /// What the host holds in memory for one instance, over all its transactions and calls.
+    /// The host's memory for one instance, over all its transactions and calls.
     ///
-    /// At least `transaction_bytes` + [`Limits::RESULT_COPIES`] × `result_bytes`. See
+    /// Must be at least `transaction_bytes` + [`Limits::RESULT_COPIES`] × `result_bytes`. See
     /// [`HeldBytes`](crate::HeldBytes).
     pub instance_bytes: u64,
     /// The age at which a transaction is rolled back. At most [`Limits::TRANSACTION_TIMEOUT_MAX`].
@@ -56,23 +56,23 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The longest namespace that every backend can hold.
+    /// The longest namespace that every backend can store.
     ///
     /// With the longest key it must fit into one B-tree entry of Postgres, which holds 2,704 bytes.
     pub const NAMESPACE_BYTES_MAX: u64 = 255;
-    /// The longest key that every backend can hold.
+    /// The longest key that every backend can store.
     pub const KEY_BYTES_MAX: u64 = 2_048;
-    /// The largest value that every backend can hold.
+    /// The largest value that every backend can store.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
-    /// What each entry of a list counts for [`Limits::result_bytes`] beside its key and value.
+    /// The bytes that each list entry counts beside its key and value.
     ///
-    /// To pass an entry to a guest costs memory and a call. An entry of a packed page counts its
-    /// header, 8 bytes.
+    /// They count for [`Limits::result_bytes`], because passing an entry to a guest costs memory
+    /// and a call. An entry of a packed page counts only its header, 8 bytes.
     pub const LIST_ENTRY_BYTES: u64 = 256;
-    /// What each staged write, condition, and row or range that was read counts beside its names
-    /// and its value.
+    /// The bytes that each staged write, condition and recorded read counts.
     ///
-    /// This is the most that it takes in the host's memory.
+    /// They count beside its names and its value, and are the most that it takes in the host's
+    /// memory.
     pub const ENTRY_OVERHEAD: u64 = ENTRY_OVERHEAD;
     /// The factor by which a result counts for [`Limits::instance_bytes`] while its call runs.
     pub const RESULT_COPIES: u64 = RESULT_COPIES;
@@ -81,7 +81,7 @@ impl Limits {
     /// The longer a snapshot lives, the more old data it keeps an engine from cleaning up.
     pub const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-    /// Checks that the limits agree with each other and with what backends can hold.
+    /// Checks that the limits are consistent, and that every backend can store what they allow.
     ///
     /// # Errors
     /// - [`Error::InvalidArgument`] if a limit is too large or too small. The text names the limit
@@ -105,16 +105,17 @@ impl Limits {
         at_least("instance_bytes", self.instance_bytes, self.transaction_bytes.saturating_add(results))
     }
 
-    /// Checks an amount that a guest asked for.
+    /// Checks an amount that a guest requests.
     ///
     /// # Errors
-    /// - [`Error::LimitExceeded`] if the amount is over the limit.
+    /// - [`Error::LimitExceeded`] if the amount exceeds the limit.
     pub fn check(&self, kind: LimitKind, requested: u64) -> Result<()> {
         check_bound(kind, self.max(kind), requested)
     }
 
-    /// The limit of one kind; `u64::MAX` for the whole store and for a session's record, which
-    /// other options bound.
+    /// The limit of one kind.
+    ///
+    /// `u64::MAX` for the whole store and for a session's record, which other options bound.
     pub const fn max(&self, kind: LimitKind) -> u64 {
         match kind {
             LimitKind::NamespaceBytes => self.namespace_bytes,

@@ -1,43 +1,52 @@
-//! Names and values, checked once at the edge.
+//! Namespaces, keys and values, checked once at construction.
 //!
-//! Their fields are private: what a backend is handed has been through a constructor. They own slices and not vectors, whose
-//! spare capacity no limit would count.
+//! Their fields are private, so a backend receives only checked ones. They own boxed slices, not
+//! vectors, because no limit would count the spare capacity of a vector.
 
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 
 /// A namespace of a store: any text, compared by its bytes.
+///
+/// ```
+/// use larder_core::Limits;
+/// use larder_core::name::Namespace;
+///
+/// let namespace = Namespace::new("__larder", &Limits::default())?;
+/// assert!(namespace.is_reserved());
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Namespace(Box<[u8]>);
 
 impl Namespace {
-    /// Namespaces with this beginning belong to larder: guests read them, and never write them.
+    /// The prefix of larder's own namespaces. Guests can read them, but not write them.
     pub const RESERVED_PREFIX: &'static str = "__";
 
     /// Checks a namespace that a guest sent.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] where it is too long.
+    /// - [`Error::LimitExceeded`] if it is too long.
     pub fn new(text: impl Into<String>, limits: &Limits) -> Result<Self> {
         let bytes = text.into().into_bytes();
         limits.check(LimitKind::NamespaceBytes, bytes.len() as u64)?;
         Ok(Self(bytes.into()))
     }
 
-    /// Takes a namespace that a backend stored.
+    /// Creates a namespace from stored bytes.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where the bytes are no text.
+    /// - [`Error::Corrupt`] if the bytes are not valid UTF-8.
     pub fn from_stored(bytes: Vec<u8>) -> Result<Self> {
         stored_text("a namespace", bytes).map(|text| Self(text.into()))
     }
 
-    /// The bytes of its UTF-8.
+    /// The bytes of its text.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether guests are kept from writing it.
+    /// Whether the namespace is larder's own, so that guests cannot write it.
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with(Self::RESERVED_PREFIX.as_bytes())
     }
@@ -57,34 +66,34 @@ impl Key {
     /// Checks a key that a guest sent.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] where it is too long.
+    /// - [`Error::LimitExceeded`] if it is too long.
     pub fn new(text: impl Into<String>, limits: &Limits) -> Result<Self> {
         let bytes = text.into().into_bytes();
         limits.check(LimitKind::KeyBytes, bytes.len() as u64)?;
         Ok(Self(bytes.into()))
     }
 
-    /// Takes a key that a backend stored.
+    /// Creates a key from stored bytes.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where the bytes are no text.
+    /// - [`Error::Corrupt`] if the bytes are not valid UTF-8.
     pub fn from_stored(bytes: Vec<u8>) -> Result<Self> {
         stored_text("a key", bytes).map(|text| Self(text.into()))
     }
 
-    /// Takes a key of the ledger of migrations, which a repair removes whatever its bytes are.
+    /// Creates a key of the migration ledger. A repair deletes such a key whatever its bytes are.
     pub(crate) fn of_ledger(bytes: Vec<u8>) -> Self {
         Self(bytes.into())
     }
 
-    /// The bytes of its UTF-8.
+    /// The bytes of its text. A key of the migration ledger may not be UTF-8.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The text.
+    /// Returns its text.
     pub fn into_string(self) -> String {
-        // Guests only meet keys that were checked; lossy conversion only keeps a panic out.
+        // Guests see only checked keys. The lossy conversion only avoids a panic.
         String::from_utf8(self.0.into_vec())
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
@@ -96,7 +105,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// Where a row is: its namespace and key. The order is the order of a store.
+/// The name of a row: its namespace and key. The order is that of the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowKey {
     /// The namespace.
@@ -106,13 +115,13 @@ pub struct RowKey {
 }
 
 impl RowKey {
-    /// Bytes of both names.
+    /// The size of both names, in bytes.
     pub fn bytes(&self) -> u64 {
         (self.namespace.0.len() + self.key.0.len()) as u64
     }
 }
 
-/// A value of a row: any bytes, the empty ones too.
+/// The value of a row: any bytes. An empty value is a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value(Box<[u8]>);
 
@@ -120,7 +129,7 @@ impl Value {
     /// Checks a value that a guest sent.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] where it is too large.
+    /// - [`Error::LimitExceeded`] if it is too large.
     pub fn new(bytes: Vec<u8>, limits: &Limits) -> Result<Self> {
         limits.check(LimitKind::ValueBytes, bytes.len() as u64)?;
         Ok(Self(bytes.into()))
@@ -131,14 +140,25 @@ impl Value {
         &self.0
     }
 
-    /// A value that larder itself wrote.
+    /// Creates a value that larder itself wrote, without a check.
     pub(crate) fn trusted(bytes: Vec<u8>) -> Self {
         Self(bytes.into())
     }
 }
 
-/// A half-open range of keys in one namespace. Its bounds are bytes, as what follows the last key under a
-/// prefix need not be text.
+/// A half-open range of keys in one namespace.
+///
+/// Its bounds are bytes, because the end of a prefix's range need not be valid UTF-8.
+///
+/// ```
+/// use larder_core::Limits;
+/// use larder_core::name::{KeyRange, Namespace};
+///
+/// let namespace = Namespace::new("n", &Limits::default())?;
+/// let range = KeyRange::prefix(namespace, b"a");
+/// assert_eq!((range.start(), range.end()), (b"a".as_slice(), Some(b"b".as_slice())));
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyRange {
     namespace: Namespace,
@@ -147,7 +167,7 @@ pub struct KeyRange {
 }
 
 impl KeyRange {
-    /// The keys of `namespace` from `start` on, and before `end` where one is given.
+    /// The keys of `namespace` from `start` to before `end`, or to its last key.
     pub fn new(namespace: Namespace, start: Vec<u8>, end: Option<Vec<u8>>) -> Self {
         Self { namespace, start: start.into(), end: end.map(Into::into) }
     }
@@ -167,17 +187,17 @@ impl KeyRange {
         &self.start
     }
 
-    /// The exclusive upper bound; none for the end of the namespace.
+    /// The exclusive upper bound; `None` if the range ends with the namespace.
     pub fn end(&self) -> Option<&[u8]> {
         self.end.as_deref()
     }
 
-    /// Whether no key can lie within.
+    /// Whether the range can hold no key.
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
 
-    /// Whether the row lies within.
+    /// Whether the range holds the row.
     pub fn contains(&self, row: &RowKey) -> bool {
         row.namespace == self.namespace && self.contains_key(row.key.as_bytes())
     }
@@ -186,7 +206,7 @@ impl KeyRange {
         key >= self.start() && self.end().is_none_or(|end| key < end)
     }
 
-    /// The part at and after `start`.
+    /// The part of the range from `start` on.
     pub fn narrowed_from(mut self, start: &[u8]) -> Self {
         if start > self.start() {
             self.start = start.into();
@@ -194,7 +214,7 @@ impl KeyRange {
         self
     }
 
-    /// The part before `end`.
+    /// The part of the range before `end`.
     pub fn narrowed_until(mut self, end: &[u8]) -> Self {
         if self.end().is_none_or(|own| end < own) {
             self.end = Some(end.into());
@@ -202,14 +222,15 @@ impl KeyRange {
         self
     }
 
-    /// Bounds for an ordered map of rows. The range must not be empty: an ordered map panics on bounds that
-    /// cross.
+    /// The bounds of the range for an ordered map of rows. The range must not be empty, because an
+    /// ordered map panics on bounds that cross.
     pub(crate) fn row_bounds(&self) -> (std::ops::Bound<RowKey>, std::ops::Bound<RowKey>) {
         use std::ops::Bound;
         let row = |key: &[u8]| RowKey { namespace: self.namespace.clone(), key: Key(key.into()) };
         let end = match &self.end {
             Some(end) => row(end),
-            // The least row of the next namespace: no name lies between a name and the name with a NUL.
+            // The first possible row of the next namespace: no name is between a name and the same
+            // name with a NUL appended.
             None => RowKey {
                 namespace: Namespace(just_after(&self.namespace.0).into()),
                 key: Key(Box::default()),
@@ -219,7 +240,7 @@ impl KeyRange {
     }
 }
 
-/// The least byte string after `bytes`.
+/// The smallest byte string after `bytes`.
 pub fn just_after(bytes: &[u8]) -> Vec<u8> {
     let mut next = Vec::with_capacity(bytes.len() + 1);
     next.extend_from_slice(bytes);
@@ -227,7 +248,7 @@ pub fn just_after(bytes: &[u8]) -> Vec<u8> {
     next
 }
 
-/// The least byte string after all that begin with `prefix`; none where there is no such.
+/// The smallest byte string after all that begin with `prefix`; `None` if there is no such string.
 fn successor_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut successor = prefix.to_vec();
     while let Some(last) = successor.pop() {
@@ -242,7 +263,7 @@ fn successor_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
 fn stored_text(what: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     match std::str::from_utf8(&bytes) {
         Ok(_) => Ok(bytes),
-        Err(_) => Err(Error::Corrupt(format!("{what} is no UTF-8 text"))),
+        Err(_) => Err(Error::Corrupt(format!("{what} is not valid UTF-8"))),
     }
 }
 

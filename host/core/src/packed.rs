@@ -1,18 +1,20 @@
-//! Entries in one list of bytes. A component pays for each element of a list that it is handed or hands over; for a list of
-//! bytes it pays once.
+//! Entries packed into one list of bytes.
 //!
-//! For each entry: how many bytes the key has, how many the value has, both as unsigned 32-bit numbers with the lowest byte
-//! first, the key, and the value. Nothing stands between or behind them.
+//! A component pays for each element of a list that it passes or receives. For a list of bytes it
+//! pays once.
+//!
+//! Each entry is the length of its key and the length of its value, both as unsigned 32-bit
+//! little-endian numbers, then the key, then the value. There is no padding or separator.
 
 use crate::error::{Error, Result};
 use crate::transaction::Entry;
 
-/// Bytes of the two numbers before each entry.
+/// The size of the two lengths before each entry.
 pub(crate) const HEADER_BYTES: usize = 8;
 
-/// Packs one entry more.
+/// Appends an entry.
 pub(crate) fn push(packed: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    // No key and no value comes near 4 GiB: the limits on both are far below.
+    // The limits keep each key and value far below 4 GiB.
     let lengths = [key.len() as u32, value.len() as u32].map(u32::to_le_bytes);
     packed.reserve(HEADER_BYTES + key.len() + value.len());
     packed.extend_from_slice(lengths.as_flattened());
@@ -20,16 +22,26 @@ pub(crate) fn push(packed: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     packed.extend_from_slice(value);
 }
 
-/// Unpacks what a guest packed, up to one entry more than `max_entries`.
+/// Unpacks entries, up to one more than `max_entries`.
+///
+/// The one more shows that there are too many.
+///
+/// ```
+/// use larder_core::packed;
+///
+/// let entries = packed::unpack(b"\x02\0\0\0\x01\0\0\0abc", 10)?;
+/// assert_eq!((entries[0].key.as_str(), entries[0].value.as_slice()), ("ab", b"c".as_slice()));
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where it is not packed so, or a key is no text.
+/// - [`Error::InvalidArgument`] if an entry is incomplete, or a key is not valid UTF-8.
 pub fn unpack(packed: &[u8], max_entries: u64) -> Result<Vec<Entry>> {
     let at_most = usize::try_from(max_entries).unwrap_or(usize::MAX).saturating_add(1);
     Unpacking::new(packed).take(at_most).collect()
 }
 
-/// Unpacks entry by entry. Nothing follows an error.
+/// An iterator over packed entries. It ends after an error.
 pub(crate) struct Unpacking<'a> {
     rest: &'a [u8],
     count: usize,
@@ -43,13 +55,16 @@ impl<'a> Unpacking<'a> {
     fn entry(&mut self) -> Result<Entry> {
         let (key, value, rest) = split(std::mem::take(&mut self.rest)).ok_or_else(|| {
             Error::invalid_argument(format!(
-                "the packed entry number {} is cut short: each is the length of its key and that of its value, as \
-                 unsigned 32-bit numbers with the lowest byte first, then the key and the value",
+                "packed entry number {} is incomplete; an entry is the lengths of its key and its value, as two \
+                 unsigned 32-bit little-endian numbers, then the key and the value",
                 self.count
             ))
         })?;
         let key = std::str::from_utf8(key).map_err(|_| {
-            Error::invalid_argument(format!("the key of the packed entry number {} is no UTF-8", self.count))
+            Error::invalid_argument(format!(
+                "the key of packed entry number {} is not valid UTF-8",
+                self.count
+            ))
         })?;
         self.rest = rest;
         Ok(Entry { key: key.to_string(), value: value.to_vec() })
@@ -68,7 +83,7 @@ impl Iterator for Unpacking<'_> {
     }
 }
 
-/// The key and the value of the first entry, and what follows them.
+/// Splits off the first entry: its key, its value and the rest. `None` if it is incomplete.
 pub(crate) fn split(packed: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (header, rest) = packed.split_at_checked(HEADER_BYTES)?;
     let (key_bytes, value_bytes) = header.split_first_chunk::<4>()?;

@@ -1,14 +1,15 @@
-//! Keys and values as guests get them: packed, one behind the other in one piece of memory. Two allocations for each row cost
-//! more than reading it.
+//! Packed keys and values in one buffer, as guests receive them.
+//!
+//! Two allocations for each row would cost more than reading it.
 
 use crate::packed;
 
-/// Keys with their values, in the order in which they were added.
+/// Keys with their values, in insertion order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pairs {
     packed: Vec<u8>,
     count: usize,
-    /// Where the last one begins.
+    /// The start of the last pair.
     last: usize,
 }
 
@@ -19,7 +20,7 @@ impl Pairs {
         packed::push(&mut self.packed, key, value);
     }
 
-    /// Adds those that are packed in `of` from the byte `start` up to `end`, which are `count`; the last one begins at `last`.
+    /// Appends a part of the pairs in `of`.
     pub(crate) fn extend(&mut self, of: &Self, part: Part) {
         let Part { start, end, count, last } = part;
         let (Some(packed), true) = (of.packed.get(start..end), count > 0) else { return };
@@ -28,7 +29,7 @@ impl Pairs {
         self.packed.extend_from_slice(packed);
     }
 
-    /// All of it.
+    /// The part that holds all pairs.
     pub(crate) fn whole(&self) -> Part {
         Part { start: 0, end: self.packed.len(), count: self.count, last: self.last }
     }
@@ -41,17 +42,17 @@ impl Pairs {
         self.count == 0
     }
 
-    /// Bytes of all keys and values.
+    /// The size of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
         (self.packed.len() - packed::HEADER_BYTES * self.count) as u64
     }
 
-    /// Where the next one is going to begin.
+    /// The end of the last pair, where the next one will start.
     pub(crate) fn end(&self) -> usize {
         self.packed.len()
     }
 
-    /// The keys with their values.
+    /// Iterates over the keys and values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = self.packed.as_slice();
         std::iter::from_fn(move || {
@@ -61,30 +62,30 @@ impl Pairs {
         })
     }
 
-    /// The one that begins at a byte.
+    /// The pair that starts at this byte.
     pub(crate) fn at(&self, start: usize) -> Option<(&[u8], &[u8])> {
         let (key, value, _) = packed::split(self.packed.get(start..)?)?;
         Some((key, value))
     }
 
-    /// The last key.
+    /// The last key; `None` if there are no pairs.
     pub(crate) fn last_key(&self) -> Option<&[u8]> {
         self.at(self.last).map(|(key, _)| key)
     }
 
-    /// As they are packed.
+    /// The packed pairs.
     pub(crate) fn into_packed(self) -> Vec<u8> {
         self.packed
     }
 }
 
-/// Some pairs that lie one behind the other.
+/// Consecutive pairs, from the byte `start` to before the byte `end`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) count: usize,
-    /// Where the last one begins.
+    /// The start of the last pair.
     pub(crate) last: usize,
 }
 

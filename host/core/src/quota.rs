@@ -1,4 +1,4 @@
-//! The bound on a whole store.
+//! The quota: a bound on the size of a whole store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,19 +11,27 @@ use crate::commit::GrowthMax;
 use crate::error::{Error, Result};
 use crate::to_its_end::ToItsEnd;
 
-/// How long a count is trusted. It is exact for what this process writes. What others write is seen after so long.
+/// The age at which a count is recounted. A count is exact for the writes of this process; a
+/// recount adds those of other processes.
 const COUNT_AGE_MAX: Duration = Duration::from_secs(30);
 
-/// What a store's quota counts beside values and bytes of records: the backend says what it takes.
+/// The overhead that a quota counts for rows and records in a backend.
 ///
-/// The default counts names once, and nothing else.
+/// The default counts names once, and no overhead.
+///
+/// ```
+/// use larder_core::backend::StoredCost;
+///
+/// let cost = StoredCost { row_overhead: 100, name_copies: 2, record_overhead: 0 };
+/// assert_eq!(cost.row(10, 1_000), 1_120);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredCost {
-    /// What each row takes.
+    /// The overhead of a row, in bytes.
     pub row_overhead: u64,
-    /// How often a row has its namespace and key.
+    /// The number of copies of its namespace and key that a row has.
     pub name_copies: u64,
-    /// What each record takes.
+    /// The overhead of a record, in bytes.
     pub record_overhead: u64,
 }
 
@@ -34,27 +42,28 @@ impl Default for StoredCost {
 }
 
 impl StoredCost {
-    /// Bytes that a row counts whose namespace and key have `names` bytes.
+    /// The bytes that a row counts. `names` is the size of its namespace and key.
     pub const fn row(&self, names: u64, value: u64) -> u64 {
         self.name_copies * names + value + self.row_overhead
     }
 
-    /// Bytes that a record counts.
+    /// The bytes that a record counts.
     pub const fn record(&self, key: u64, bytes: u64) -> u64 {
         key + bytes + self.record_overhead
     }
 }
 
-/// Counts what a store holds.
+/// Counts the size of a store and admits changes to it.
 ///
-/// The first count, and one after a change whose outcome is unknown, is taken while no change is under way. Later ones are taken
-/// beside changes, in a [`Recount`], which no commit waits for.
+/// The first count, and one after a change with an unknown outcome, is taken while no change is in
+/// progress. Later counts are taken while changes continue, in a [`Recount`], for which no commit
+/// waits.
 #[derive(Debug)]
 pub(crate) struct Quota {
     max: u64,
     cost: StoredCost,
-    /// Whatever changes what is stored shares it until its outcome is in the count. The first count has it alone, so that no
-    /// change is half in the count.
+    /// Each change of the store holds it shared until its outcome is in the count. The first count
+    /// holds it exclusively, so that it includes each change either fully or not at all.
     gate: Arc<RwLock<()>>,
     used: Mutex<Used>,
 }
@@ -62,12 +71,13 @@ pub(crate) struct Quota {
 #[derive(Debug, Default)]
 struct Used {
     counted: Option<Count>,
-    /// What the commits under way may add at most.
+    /// The maximum growth by the commits in progress.
     reserved: u64,
-    /// Changes under way have a clone of it. A recount replaces it to tell those that began before its end.
+    /// Each change in progress holds a clone. A recount replaces it, to tell apart the changes that
+    /// began before its end.
     generation: Arc<()>,
     recount: Option<Beside>,
-    /// How many recounts have begun.
+    /// The number of recounts that have begun.
     recounts: u64,
 }
 
@@ -77,48 +87,49 @@ struct Count {
     at: Duration,
 }
 
-/// What changes beside a recount came to.
+/// The growth by changes during a recount.
 #[derive(Debug, Default)]
 struct Beside {
-    /// Which recount it is.
+    /// The number of the recount.
     number: u64,
-    /// Of changes that the recount may or may not have seen: the least and the most that they may add to what it saw.
+    /// The minimum and maximum growth by changes that the recount may or may not have seen.
     least: i64,
     most: i64,
-    /// Of changes that began after the recount, so that it has not seen them.
+    /// The growth by changes that began after the recount, so that it has not seen them.
     later: i64,
-    /// The generation of the changes that it may have seen, once it has ended.
+    /// The generation of the changes that it may have seen; set once the recount has ended.
     seen: Option<Arc<()>>,
 }
 
-/// A count that is being taken beside changes.
+/// A count in progress while changes continue.
 #[derive(Debug)]
 pub(crate) struct Recount {
     quota: Arc<Quota>,
     number: u64,
-    /// When it began, in the store's time and in the process's.
+    /// When it began, by the store's clock and by the machine's.
     began: (Duration, Instant),
 }
 
-/// How much longer than a recount the pause is before the next one, beside [`COUNT_AGE_MAX`].
+/// The time from one recount to the next, in durations of the first, in addition to
+/// [`COUNT_AGE_MAX`].
 const PAUSE_FACTOR: u32 = 10;
 
-/// How often a recount looks whether the changes have ended that it may have seen.
+/// The interval at which a recount checks whether the changes that it may have seen have ended.
 const SETTLED_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Quota {
-    /// A bound on what `backend` holds.
+    /// Creates a quota of `max` bytes for `backend`.
     pub(crate) fn new(max: u64, backend: &dyn Backend) -> Self {
         Self { max, cost: backend.stored_cost(), gate: Arc::default(), used: Mutex::default() }
     }
 
-    /// How it counts.
+    /// The overhead that it counts.
     pub(crate) fn cost(&self) -> StoredCost {
         self.cost
     }
 
-    /// Lets a commit go ahead that adds `bound` bytes at most. Commits under way count in full until they are
-    /// done, so that together they never pass the quota.
+    /// Admits a commit that adds at most `bound` bytes. Commits in progress count in full until
+    /// they end, so that together they never exceed the quota.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         bound: u64,
@@ -150,8 +161,10 @@ impl Quota {
         }
     }
 
-    /// Reserves room for a commit; `None` if there is no count: a commit whose outcome is unknown may have ended since the
-    /// last one.
+    /// Reserves `bound` bytes for a commit.
+    ///
+    /// `None` if there is no count, because a commit with an unknown outcome may have ended since
+    /// the last one.
     fn reserve(&self, bound: u64) -> Option<(GrowthMax, Arc<()>)> {
         let mut used = self.lock();
         let counted = used.counted.as_ref()?.bytes;
@@ -161,7 +174,7 @@ impl Quota {
         Some((growth_max, used.generation.clone()))
     }
 
-    /// Begins a recount if the count is too old, unless one is under way.
+    /// Begins a recount if the count is too old and no recount is in progress.
     pub(crate) fn recount(self: &Arc<Self>, now: Duration) -> Option<Recount> {
         let mut used = self.lock();
         let at = used.counted.as_ref()?.at;
@@ -174,7 +187,8 @@ impl Quota {
         Some(Recount { quota: self.clone(), number, began: (now, Instant::now()) })
     }
 
-    /// Runs a sweep and takes what it removed off the count, also if the returned future is dropped.
+    /// Runs a sweep and subtracts the removed rows from the count, even if the returned future is
+    /// dropped.
     pub(crate) async fn sweep(
         self: &Arc<Self>,
         sweep: impl Future<Output = Result<Swept>> + Send + 'static,
@@ -195,10 +209,10 @@ impl Quota {
         let mut used = self.lock();
         match swept {
             Ok(swept) => used.grow(-i64::try_from(swept.bytes).unwrap_or(i64::MAX), &generation),
-            // It may have removed rows all the same.
+            // The sweep may have removed rows before it failed.
             Err(_) => used.counted = None,
         }
-        // Under the lock: a recount that finds no clone finds the growth.
+        // Drop it under the lock, so that a recount that finds no clone finds the growth.
         drop(generation);
     }
 
@@ -212,12 +226,12 @@ impl Quota {
 }
 
 impl Used {
-    /// Ends a recount; `None` if it is no longer wanted.
+    /// Ends a recount; `None` if it was superseded.
     fn take_recount(&mut self, number: u64) -> Option<Beside> {
         self.recount.take_if(|beside| beside.number == number)
     }
 
-    /// A change of this generation is settled.
+    /// Adds the growth by a change of this generation.
     fn grow(&mut self, growth: i64, generation: &Arc<()>) {
         if let Some(count) = &mut self.counted {
             count.bytes = count.bytes.saturating_add_signed(growth);
@@ -238,23 +252,23 @@ impl Used {
 impl Recount {
     /// Counts, and corrects the quota's count by what other processes wrote.
     ///
-    /// What changed meanwhile leaves a least and a most that the store may hold. The count so far is exact for what this
-    /// process wrote, so it stays if it lies between them.
+    /// Changes during the recount leave a minimum and a maximum for the size of the store. The
+    /// present count is exact for the writes of this process, so it stays if it is between them.
     ///
     /// # Errors
-    /// Those of `count`. The count so far stays.
+    /// - Any error of `count`. The present count then stays.
     pub(crate) async fn run(self, count: impl Future<Output = Result<u64>>) -> Result<()> {
         let bytes = count.await?;
         let seen = {
             let used = &mut *self.quota.lock();
             let recount = used.recount.as_mut().filter(|beside| beside.number == self.number);
-            // Otherwise it is no longer wanted.
+            // Otherwise it was superseded.
             let Some(beside) = recount else { return Ok(()) };
             let seen = std::mem::take(&mut used.generation);
             beside.seen = Some(seen.clone());
             Arc::downgrade(&seen)
         };
-        // The recount itself has one.
+        // The recount itself holds one clone.
         while seen.strong_count() > 1 {
             tokio::time::sleep(SETTLED_INTERVAL).await;
         }
@@ -272,8 +286,8 @@ impl Recount {
 }
 
 impl Recount {
-    /// The time from which the age of the new count is measured. It is later if the recount took longer, so that long recounts
-    /// are followed by long pauses.
+    /// The time from which the age of the new count is measured. It is later for a longer recount,
+    /// so that long recounts are followed by long pauses.
     fn next_at(&self) -> Duration {
         let (began, since) = self.began;
         began.saturating_add(since.elapsed().saturating_mul(PAUSE_FACTOR))
@@ -284,7 +298,7 @@ impl Drop for Recount {
     fn drop(&mut self) {
         let at = self.next_at();
         let mut used = self.quota.lock();
-        // If it failed, the next one comes as late as if it had not.
+        // After a failure, the next recount is as late as after a success.
         if used.take_recount(self.number).is_some()
             && let Some(count) = &mut used.counted
         {
@@ -294,10 +308,11 @@ impl Drop for Recount {
 }
 
 fn runtime() -> Result<Handle> {
-    Handle::try_current().map_err(|error| Error::caused("a store is used within a tokio runtime", error))
+    Handle::try_current()
+        .map_err(|error| Error::caused("cannot change the store outside of a tokio runtime", error))
 }
 
-/// A commit that goes ahead.
+/// An admitted change.
 #[derive(Debug)]
 pub(crate) struct Admission {
     quota: Arc<Quota>,
@@ -309,8 +324,8 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Makes the commit and counts what it did, also if the returned future is dropped: a commit that has begun goes on
-    /// all the same, and a count beside it would miss its growth.
+    /// Makes the change and counts its growth, even if the returned future is dropped. A commit
+    /// that has begun continues in any case, and a count would miss its growth.
     pub(crate) async fn settle(
         self,
         commit: impl Future<Output = Result<Committed>> + Send + 'static,
@@ -338,7 +353,7 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let mut used = self.quota.lock();
         used.reserved = used.reserved.saturating_sub(self.bound);
-        // The commit panicked, or the runtime ended before it: it has to be counted.
+        // The change panicked, or the runtime ended first, so the store has to be counted again.
         if !self.settled {
             used.counted = None;
         }
@@ -359,19 +374,19 @@ mod tests {
         let admission = quota.admit(5, &InMemory::new(), Duration::ZERO).await.unwrap();
         assert_eq!(admission.growth_max, GrowthMax { used: 0, quota: 10, cost });
         assert_eq!(reserve(5), Some(GrowthMax { used: 5, quota: 10, cost }));
-        // Its outcome is unknown: the count is gone, and the next admission has to make one.
+        // The outcome is unknown, so the count is invalid and the next admission has to count.
         let unknown = Error::CommitUnknown { reason: "lost".to_string(), cause: None };
         admission.settle(async { Err(unknown) }).await.unwrap_err();
         assert!(reserve(5).is_none());
     }
 
-    /// A quota whose count is too old, and a backend that holds so much.
+    /// A quota whose count of `counted` bytes is too old, and the recount that it begins.
     async fn old(counted: u64) -> (Arc<Quota>, Recount) {
         let quota = Arc::new(Quota::new(1_000, &InMemory::new()));
         quota.lock().counted = Some(Count { bytes: counted, at: Duration::ZERO });
         assert!(quota.recount(COUNT_AGE_MAX).is_none());
         let recount = quota.recount(LATER).unwrap();
-        assert!(quota.recount(LATER).is_none(), "one is under way");
+        assert!(quota.recount(LATER).is_none(), "a recount is in progress");
         (quota, recount)
     }
 
@@ -410,7 +425,7 @@ mod tests {
         let (quota, recount) = old(500).await;
         let under_way = admit(&quota).await;
         let later = async {
-            // Until the recount has counted, and waits for what is under way.
+            // Until the recount has counted, and waits for the change in progress.
             while Arc::strong_count(&under_way.generation) > 2 {
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,4 @@
-//! A backend of which only reads are let through.
+//! A backend wrapper that refuses writes.
 
 use std::sync::Arc;
 
@@ -15,16 +15,27 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::open_snapshots::OpenSnapshots;
 
-/// A backend for reading only: each write fails with [`Error::AccessDenied`] before the backend hears of it.
+/// A wrapper that makes a backend read-only.
 ///
-/// Reads are the backend's own. What a backend does by itself when it is opened or closed is not this type's concern.
+/// Each write fails with [`Error::AccessDenied`] and does not reach the backend. The wrapper does
+/// not restrict what the backend itself does when it is opened or closed.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use std::sync::Arc;
+/// use larder_core::{Error, InMemory, ReadOnly, Store};
+///
+/// let store = Store::builder(ReadOnly::new(Arc::new(InMemory::new()))).build()?;
+/// assert!(matches!(store.sweep().await, Err(Error::AccessDenied(_))));
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct ReadOnly {
     backend: Arc<dyn Backend>,
 }
 
 impl ReadOnly {
-    /// The reads of a backend.
+    /// Wraps a backend.
     pub fn new(backend: Arc<dyn Backend>) -> Self {
         Self { backend }
     }
@@ -36,7 +47,7 @@ impl std::fmt::Debug for ReadOnly {
     }
 }
 
-/// A commit that writes nothing has nothing to be refused.
+/// Refuses a commit, unless it writes nothing.
 fn refuse_writes(commit: &Commit) -> Result<Committed> {
     if commit.writes.is_empty() && commit.conditions.is_empty() {
         return Ok(Committed::default());

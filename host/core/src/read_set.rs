@@ -1,4 +1,4 @@
-//! What a transaction read, and whether it still holds.
+//! Read sets: what a transaction read, and whether it is unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,22 +9,22 @@ use crate::held::ENTRY_OVERHEAD;
 use crate::name::{KeyRange, RowKey};
 use crate::validation::{self, Allowance, Checks, Watched};
 
-/// What one transaction read of the committed state: rows, absent rows and ranges.
+/// The rows, absent rows and ranges that one transaction read.
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
     rows: BTreeMap<RowKey, Version>,
     ranges: BTreeSet<RangeRead>,
-    /// One for each range, and one for each row in it.
+    /// The weight of the ranges: one for each range, and one for each of its rows.
     ranges_weight: u64,
     earliest_expiry: Option<UnixMillis>,
 }
 
-/// A range that was read to its end.
+/// A range that was read completely.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RangeRead {
-    /// Which keys.
+    /// The keys of the range.
     pub range: KeyRange,
-    /// What lay in it.
+    /// Its state at the read.
     pub state: RangeState,
 }
 
@@ -53,21 +53,22 @@ impl RangeState {
         self.digest = Self::sum(self.digest, Self::digest_of(version));
     }
 
-    /// The digest of a version `v`: with `x` as the last 31 bits of `v`, and `P` as 2³¹ − 1, it is `(x² mod P) · x`.
+    /// The digest of a version `v`: `(x² mod P) · x`.
     ///
-    /// A database can compute it too, in signed numbers of 64 bits.
+    /// `x` is the lowest 31 bits of `v`, and `P` is 2³¹ − 1. A database can also compute it, in
+    /// signed 64-bit numbers.
     pub fn digest_of(version: Version) -> u64 {
         const P: u64 = (1 << 31) - 1;
         let x = version.0 & P;
         x * x % P * x
     }
 
-    /// The sum of the digests of two sets of rows.
+    /// The digest of the union of two disjoint sets of rows.
     pub(crate) fn sum(one: u64, other: u64) -> u64 {
         one.wrapping_add(other) & Self::DIGEST_MASK
     }
 
-    /// The digest of the rows that `all` has and `before` has not.
+    /// The digest of the rows in `all` but not in `before`.
     pub(crate) fn rest(all: u64, before: u64) -> u64 {
         all.wrapping_sub(before) & Self::DIGEST_MASK
     }
@@ -75,19 +76,27 @@ impl RangeState {
 
 /// The committed state at the moment of a commit.
 pub trait CurrentState {
-    /// The version of a live row, [`Version::ABSENT`] where there is none.
+    /// Returns the version of a live row, or [`Version::ABSENT`] if there is none.
+    ///
+    /// # Errors
+    /// - Any error of the engine.
     fn version(&mut self, row: &RowKey) -> Result<Version>;
-    /// What a range that is not empty holds, or its first rows: at least one, and as many more as are allowed. An expired
-    /// row is none of its rows, and is looked at as every other.
+    /// Returns the state of a range, or of its first rows within the allowance.
+    ///
+    /// The range is not empty. The call looks at one row at least. An expired row does not count
+    /// for the state, but does for the allowance.
+    ///
+    /// # Errors
+    /// - Any error of the engine.
     fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart>;
 }
 
-/// What the beginning of a range holds.
+/// The state of the first rows of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangePart {
-    /// Its live rows.
+    /// The state of its live rows.
     pub state: RangeState,
-    /// The key from which on the range is to be counted further; `None` if this is all of it.
+    /// The key from which the rest of the range has to be counted; `None` if this is all of it.
     pub next: Option<Vec<u8>>,
 }
 
@@ -97,27 +106,30 @@ impl ReadSet {
         self.rows.is_empty() && self.ranges.is_empty()
     }
 
-    /// Whether a row that was read is gone by `now`, because its time to live is over.
+    /// Whether a row that was read has expired by `now`.
     pub fn has_expired(&self, now: UnixMillis) -> bool {
         self.earliest_expiry.is_some_and(|expiry| expiry <= now)
     }
 
-    /// When the first of the rows that were read expires.
+    /// The earliest expiry of the rows that were read; `None` if none of them expires.
     pub fn earliest_expiry(&self) -> Option<UnixMillis> {
         self.earliest_expiry
     }
 
-    /// What was read, to be held against the rows that commits wrote.
+    /// The read set, prepared to be compared with the writes of commits.
     pub(crate) fn watched(&self) -> Watched<'_> {
         Watched::new(&self.rows, &self.ranges)
     }
 
-    /// About how many rows a validation looks at: one for each row and range, and one for each row of a range.
+    /// The approximate number of rows that a validation looks at.
+    ///
+    /// It is one for each row and range, and one for each row of a range.
     pub fn weight(&self) -> u64 {
         (self.rows.len() as u64).saturating_add(self.ranges_weight)
     }
 
-    /// The rows that were read, each with its version, [`Version::ABSENT`] if it did not exist.
+    /// The rows that were read, with their versions; [`Version::ABSENT`] for a row that did not
+    /// exist.
     pub fn rows(&self) -> impl Iterator<Item = (&RowKey, Version)> {
         self.rows.iter().map(|(row, version)| (row, *version))
     }
@@ -127,22 +139,23 @@ impl ReadSet {
         !self.ranges.is_empty()
     }
 
-    /// The disjoint stretches into which the bounds of the ranges divide the keys, in key order.
+    /// The disjoint stretches between the bounds of the ranges, in key order.
     pub fn stretches(&self) -> Vec<KeyRange> {
         validation::stretches(&self.ranges)
     }
 
-    /// Whether every range is unchanged, given the states of the [stretches](Self::stretches) in order.
+    /// Whether every range is unchanged, given the states of the [stretches](Self::stretches) in
+    /// order.
     pub fn ranges_hold(&self, states: impl IntoIterator<Item = RangeState>) -> bool {
         validation::ranges_hold(&self.ranges, states)
     }
 
-    /// What is to be looked at to find out whether everything read is as it was.
+    /// The checks that show whether everything that was read is unchanged.
     pub fn checks(&self) -> Checks<'_> {
         Checks::new(&self.rows, &self.ranges)
     }
 
-    /// Bytes that recording a row costs: none where it is recorded already.
+    /// The size of a recorded row; 0 if it is already recorded.
     pub(crate) fn row_cost(&self, row: &RowKey) -> u64 {
         if self.rows.contains_key(row) { 0 } else { row.bytes() + ENTRY_OVERHEAD }
     }
@@ -152,7 +165,7 @@ impl ReadSet {
         self.rows.insert(row, version);
     }
 
-    /// Bytes that recording a range costs: none where it is recorded already.
+    /// The size of a recorded range; 0 if it is already recorded.
     pub(crate) fn range_cost(&self, read: &RangeRead) -> u64 {
         if self.ranges.contains(read) {
             return 0;
@@ -171,7 +184,7 @@ impl ReadSet {
         }
     }
 
-    /// Records that a row was read that expires then.
+    /// Records the expiry of a row that was read.
     pub(crate) fn record_expiry(&mut self, expires_at: Option<UnixMillis>) {
         self.earliest_expiry = match (self.earliest_expiry, expires_at) {
             (Some(earliest), Some(expiry)) => Some(earliest.min(expiry)),

@@ -1,18 +1,22 @@
-//! What commits wrote, as bytes: with them another copy of the same store is brought forward.
+//! Redos: the outcome of commits as bytes, to apply to another copy of the same store.
 //!
-//! A redo holds outcomes, not intentions: rows and records as they are after the commits, whatever was asked, read or
-//! checked on the way. So making it again decides nothing, and gives the same bytes on every machine.
+//! A redo holds outcomes: rows and records as they are after the commits, not what was requested,
+//! read or checked. So applying it decides nothing, and gives the same bytes on every machine.
 //!
-//! Its **position** is the version of the store's last commit. With redos, every group of commits that changes anything moves
-//! it on, one that writes only records too: that takes a version which no row ever has. So a redo says from which
-//! position to which it leads, and that is all it takes to know whether a copy holds it already
-//! ([`Group::follows`]). Positions tell the past of one history. Two copies that were both written to have two, and whoever
-//! lets that happen tells them apart by other means.
+//! The **position** of a store is the version of its last commit. If a store writes redos, every
+//! group of commits that changes anything advances the position. A group that writes only records
+//! takes a version that no row ever has. A redo states the positions from which and to which it
+//! leads. These suffice to know whether a copy already contains it ([`Group::follows`]), but only
+//! within one history. If two copies were both written to, their histories differ, and their
+//! positions do not tell them apart. The caller has to prevent this, or distinguish them by other
+//! means.
 //!
-//! A sweep writes no redo. It removes only rows that are no longer live, which nobody is shown, and a commit that found such
-//! a row absent says in its own redo what it made of it. In the copy the row stays until it is swept there.
+//! A sweep writes no redo. It removes only expired rows, which no read returns. If a commit finds
+//! such a row absent, its own redo holds the new row. The expired row stays in the copy until a
+//! sweep there removes it.
 //!
-//! Bytes of redos one after the other are a redo of them all. They carry no checksum: whoever keeps them does.
+//! The bytes of consecutive redos, concatenated, are a redo of all of them. They have no checksum:
+//! the journal adds one.
 
 use async_trait::async_trait;
 
@@ -24,23 +28,44 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::migrations::LEDGER_NAMESPACE;
 use crate::name::{Key, Namespace, RowKey};
 
-/// Where the redo of commits is kept, so that the commits outlive the disk they were made on.
+/// Durable storage for redos, so that commits survive the loss of the local disk.
 #[async_trait]
 pub trait Journal: Send + Sync + 'static {
-    /// Keeps a redo, and returns once it can't be lost any more.
+    /// Stores a redo, and returns once it is durable.
     ///
-    /// It is called with one redo at a time, in the order of the commits, and each begins where the one before ended. All
-    /// commits that came in meanwhile are in the next one. The commits are made in the local database already, and their
-    /// callers wait for this. It has to end: closing the store waits for it.
+    /// The database calls this with one redo at a time, in the order of the commits. Each redo
+    /// starts where the last one ended. Commits that arrive during a call are all in the next redo.
+    /// The commits are already made in the local database, and their callers wait for this call. It
+    /// must end, because closing the store waits for it.
     ///
     /// # Errors
-    /// What those callers are told, and with them all whose commits wait behind. It is [`Error::CommitUnknown`] unless it
-    /// is certain that no copy of the store will ever hold the redo. The database takes no further commit, and shows
-    /// nothing any more, until it is opened again: what it holds was never acknowledged.
+    /// The callers of these commits, and of all commits that wait behind them, get the error.
+    /// Afterwards the database accepts no commit and no read until it is opened again, because its
+    /// state was never acknowledged.
+    ///
+    /// - [`Error::CommitUnknown`] unless it is certain that no copy of the store will ever contain
+    ///   the redo.
+    /// - Any other error if that is certain.
     async fn append(&self, redo: Redo) -> Result<()>;
 }
 
-/// What one or more groups of commits wrote, written down.
+/// The encoded changes of one or more consecutive groups of commits.
+///
+/// ```
+/// use larder_core::Version;
+/// use larder_core::commit::RowWrite;
+/// use larder_core::name::{Key, Namespace, RowKey};
+/// use larder_core::redo::{RedoWriter, decode};
+///
+/// let namespace = Namespace::from_stored(b"n".to_vec())?;
+/// let row = RowKey { namespace, key: Key::from_stored(b"k".to_vec())? };
+/// let mut writer = RedoWriter::new(Version(5));
+/// writer.row(&row, &RowWrite::Delete, Version(6));
+/// let redo = writer.finish(Version(6)).unwrap();
+/// let groups = decode(redo.as_bytes())?;
+/// assert!(groups[0].follows(Version(5))?);
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redo {
     before: Version,
@@ -49,34 +74,35 @@ pub struct Redo {
 }
 
 impl Redo {
-    /// The position that it leads from.
+    /// The position before the redo.
     pub fn before(&self) -> Version {
         self.before
     }
 
-    /// The position that it leads to.
+    /// The position after the redo.
     pub fn after(&self) -> Version {
         self.after
     }
 
-    /// What [`decode`] reads.
+    /// The encoded bytes, for [`decode`].
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// What [`decode`] reads.
+    /// Returns the encoded bytes, for [`decode`].
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Adds what came next.
+    /// Appends the redo that follows this one.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `next` does not begin where this ends. This is unchanged then.
+    /// - [`Error::InvalidArgument`] if `next` does not start where this redo ends. This redo is
+    ///   then unchanged.
     pub fn push(&mut self, next: Self) -> Result<()> {
         if next.before != self.after {
             return Err(Error::invalid_argument(format!(
-                "a redo from {} was put behind one that ends at {}",
+                "cannot append a redo that starts at position {} to one that ends at position {}",
                 next.before.0, self.after.0
             )));
         }
@@ -86,23 +112,25 @@ impl Redo {
     }
 }
 
-/// Commits that were made together, and are made again together.
+/// Commits that were made together, and must be applied together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// The position of the store before it.
     pub before: Version,
     /// The position of the store after it.
     pub after: Version,
-    /// What was written, in order: a later change of the same row or record holds.
+    /// The changes in order. The last change of a row or record counts.
     pub changes: Vec<Change>,
 }
 
 impl Group {
-    /// Whether a store at `position` has to make it: false where the store holds it already.
+    /// Whether a store at `position` has to apply the group.
+    ///
+    /// False if the store already contains it.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where the store is not where it leads from: something between them is missing, or they are of
-    /// two histories.
+    /// - [`Error::Corrupt`] if the store is neither at the start of the group nor at or past its
+    ///   end. A group between them is missing, or their histories differ.
     pub fn follows(&self, position: Version) -> Result<bool> {
         if position >= self.after {
             return Ok(false);
@@ -111,22 +139,22 @@ impl Group {
             return Ok(true);
         }
         Err(corrupt(format!(
-            "it leads from {} to {}, and the store is at {}",
+            "a group leads from position {} to {}, but the store is at {}",
             self.before.0, self.after.0, position.0
         )))
     }
 }
 
-/// One thing that a commit wrote.
+/// One change that a commit made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A row; none where it was deleted.
+    /// A row; `None` if it was deleted.
     Row(RowKey, Option<StoredValue>),
-    /// A record of memory; none where it was deleted.
+    /// The record of a conversation; `None` if it was deleted.
     Record(RecordKey, Option<StoredRecord>),
 }
 
-/// The first byte of a group: how the rest is written.
+/// The first byte of a group: the format of the rest.
 const FORMAT: u8 = 1;
 
 const ROW_PUT: u8 = 0;
@@ -134,10 +162,10 @@ const ROW_DELETED: u8 = 1;
 const RECORD_PUT: u8 = 2;
 const RECORD_DELETED: u8 = 3;
 
-/// Positions, versions and expiries are below this: SQL engines keep them in signed numbers.
+/// The bound on positions, versions and expiries, because SQL engines store them as signed numbers.
 const NUMBER_END: u64 = 1 << 63;
 
-/// Writes down one group of commits while it is made.
+/// An encoder of the changes of one group of commits.
 #[derive(Debug)]
 pub struct RedoWriter {
     before: Version,
@@ -145,12 +173,12 @@ pub struct RedoWriter {
 }
 
 impl RedoWriter {
-    /// Begins at the position before the group.
+    /// Starts a group at this position.
     pub fn new(before: Version) -> Self {
         Self { before, changes: Vec::new() }
     }
 
-    /// What a commit of this version made of a row.
+    /// Adds the change of a row by a commit with this version.
     pub fn row(&mut self, row: &RowKey, write: &RowWrite<'_>, version: Version) {
         match write {
             RowWrite::Put { value, expires_at } => {
@@ -167,7 +195,7 @@ impl RedoWriter {
         }
     }
 
-    /// A write of a record that was made.
+    /// Adds a write of a record that succeeded.
     pub fn record(&mut self, write: &RecordWrite) {
         match &write.record {
             Some(record) => {
@@ -188,7 +216,7 @@ impl RedoWriter {
         }
     }
 
-    /// The redo of the group, which led to `after`; none where it changed nothing.
+    /// Finishes the group at the position `after`; `None` if it changed nothing.
     pub fn finish(self, after: Version) -> Option<Redo> {
         if after <= self.before {
             return None;
@@ -234,11 +262,13 @@ impl RedoWriter {
     }
 }
 
-/// Reads the groups of a redo, or of many one after the other. Nothing larger than `bytes` is allocated on their word.
+/// Decodes the groups of a redo, or of several consecutive ones.
+///
+/// It makes no allocation larger than `bytes`, whatever lengths the bytes claim.
 ///
 /// # Errors
-/// [`Error::Corrupt`] where the bytes are no redo, end too early, or hold a group that does not begin where the one before it
-/// ended.
+/// - [`Error::Corrupt`] if the bytes are not a redo or end too early, or if a group does not start
+///   where the last one ended.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Group>> {
     let mut rest = Reader { bytes };
     let mut groups: Vec<Group> = Vec::new();
@@ -247,22 +277,25 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Group>> {
         if let Some(last) = groups.last()
             && last.after != group.before
         {
-            return Err(corrupt(format!("{} is followed by {}", last.after.0, group.before.0)));
+            return Err(corrupt(format!(
+                "a group that ends at position {} is followed by one that starts at {}",
+                last.after.0, group.before.0
+            )));
         }
         groups.push(group);
     }
-    if groups.is_empty() { Err(corrupt("it is empty")) } else { Ok(groups) }
+    if groups.is_empty() { Err(corrupt("it has no bytes")) } else { Ok(groups) }
 }
 
 fn read_group(rest: &mut Reader<'_>) -> Result<Group> {
     let format = rest.byte()?;
     if format != FORMAT {
-        return Err(corrupt(format!("format {format} is not known to this release, which knows {FORMAT}")));
+        return Err(corrupt(format!("unknown format {format}; this build reads format {FORMAT}")));
     }
     let mut body = Reader { bytes: rest.bytes()? };
     let (before, after) = (body.bounded_number()?, body.bounded_number()?);
     if after <= before {
-        return Err(corrupt(format!("it leads from {before} to {after}")));
+        return Err(corrupt(format!("a group leads from position {before} to {after}")));
     }
     let mut changes = Vec::new();
     while !body.bytes.is_empty() {
@@ -277,7 +310,9 @@ fn read_change(body: &mut Reader<'_>, before: u64, after: u64) -> Result<Change>
             let row = body.row_key()?;
             let version = body.bounded_number()?;
             if version <= before || version > after {
-                return Err(corrupt(format!("a row of {version} is in a group from {before} to {after}")));
+                return Err(corrupt(format!(
+                    "a row has version {version}, but its group leads from position {before} to {after}"
+                )));
             }
             let expires_at = body.optional(Reader::bounded_number)?;
             let value = body.bytes()?.to_vec();
@@ -298,11 +333,11 @@ fn read_change(body: &mut Reader<'_>, before: u64, after: u64) -> Result<Change>
             Ok(Change::Record(key, Some(record)))
         }
         RECORD_DELETED => Ok(Change::Record(body.record_key()?, None)),
-        unknown => Err(corrupt(format!("there is no change of kind {unknown}"))),
+        unknown => Err(corrupt(format!("unknown kind of change {unknown}"))),
     }
 }
 
-/// What is left to read. Every step takes from it only what is there.
+/// The bytes that are still to be read. Each method takes only bytes that exist.
 struct Reader<'a> {
     bytes: &'a [u8],
 }
@@ -314,7 +349,8 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
-    /// A number is written in one way only: without groups of zeros at its end, and within 64 bits.
+    /// Reads a number, which has only one valid encoding: without trailing groups of zeros, and
+    /// within 64 bits.
     fn number(&mut self) -> Result<u64> {
         let mut number = 0;
         for shift in (0..u64::BITS).step_by(7) {
@@ -328,19 +364,19 @@ impl<'a> Reader<'a> {
                 return Ok(number);
             }
         }
-        Err(corrupt("a number is not as larder writes it"))
+        Err(corrupt("a number is not in its canonical encoding"))
     }
 
     fn bounded_number(&mut self) -> Result<u64> {
         let number = self.number()?;
-        if number < NUMBER_END { Ok(number) } else { Err(corrupt("a number is too large")) }
+        if number < NUMBER_END { Ok(number) } else { Err(corrupt("a number is 2^63 or larger")) }
     }
 
     fn optional(&mut self, read: impl FnOnce(&mut Self) -> Result<u64>) -> Result<Option<u64>> {
         match self.byte()? {
             0 => Ok(None),
             1 => read(self).map(Some),
-            _ => Err(corrupt("what may be missing is neither there nor missing")),
+            _ => Err(corrupt("the flag of an optional number is neither 0 nor 1")),
         }
     }
 
@@ -352,7 +388,7 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Result<String> {
-        let text = std::str::from_utf8(self.bytes()?).map_err(|_| corrupt("a name is no UTF-8 text"))?;
+        let text = std::str::from_utf8(self.bytes()?).map_err(|_| corrupt("a name is not valid UTF-8"))?;
         Ok(text.to_string())
     }
 
@@ -375,7 +411,7 @@ impl<'a> Reader<'a> {
 
 const NUMBER_BYTES_MAX: usize = 10;
 
-/// Seven bits a byte, the lowest first; the eighth says that more follow.
+/// Writes seven bits to a byte, the lowest first. The eighth bit means that another byte follows.
 fn write_number(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push((number & 0x7f) as u8 | 0x80);
@@ -389,7 +425,7 @@ fn ends_early() -> Error {
 }
 
 fn corrupt(reason: impl std::fmt::Display) -> Error {
-    Error::Corrupt(format!("a redo: {reason}"))
+    Error::Corrupt(format!("invalid redo: {reason}"))
 }
 
 #[cfg(test)]
@@ -557,24 +593,27 @@ mod tests {
             Err(Error::Corrupt(reason)) => reason,
             other => panic!("{other:?}"),
         };
-        assert_eq!(refused(&[]), "a redo: it is empty");
-        assert_eq!(refused(&[9, 0]), "a redo: format 9 is not known to this release, which knows 1");
-        // A length that no memory could hold.
+        assert_eq!(refused(&[]), "invalid redo: it has no bytes");
+        assert_eq!(refused(&[9, 0]), "invalid redo: unknown format 9; this build reads format 1");
+        // A length that fits into no memory.
         let mut huge = vec![FORMAT];
         write_number(&mut huge, u64::MAX);
-        assert_eq!(refused(&huge), "a redo: it ends too early");
+        assert_eq!(refused(&huge), "invalid redo: it ends too early");
         // From 5 to 5.
-        assert_eq!(refused(&[FORMAT, 2, 5, 5]), "a redo: it leads from 5 to 5");
-        assert_eq!(refused(&[FORMAT, 3, 5, 6, 4]), "a redo: there is no change of kind 4");
-        assert_eq!(refused(&[FORMAT, 0x80, 0]), "a redo: a number is not as larder writes it");
-        // A row with a version that the group did not give.
+        assert_eq!(refused(&[FORMAT, 2, 5, 5]), "invalid redo: a group leads from position 5 to 5");
+        assert_eq!(refused(&[FORMAT, 3, 5, 6, 4]), "invalid redo: unknown kind of change 4");
+        assert_eq!(refused(&[FORMAT, 0x80, 0]), "invalid redo: a number is not in its canonical encoding");
+        // A row with a version outside of its group.
         assert_eq!(
             refused(&[FORMAT, 8, 5, 6, ROW_PUT, 0, 0, 7, 0, 0]),
-            "a redo: a row of 7 is in a group from 5 to 6"
+            "invalid redo: a row has version 7, but its group leads from position 5 to 6"
         );
         let mut gap = redo(&group(1, 2)).into_bytes();
         gap.extend(redo(&group(3, 4)).into_bytes());
-        assert_eq!(refused(&gap), "a redo: 2 is followed by 3");
+        assert_eq!(
+            refused(&gap),
+            "invalid redo: a group that ends at position 2 is followed by one that starts at 3"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A range as a transaction sees it: the snapshot's rows with the staged writes on top.
+//! Scans: the rows of a snapshot merged with the staged writes.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -15,48 +15,48 @@ use crate::pairs::Pairs;
 use crate::read_set::{RangeRead, RangeState};
 use crate::slice::{ROW, Slice};
 
-/// What of a range is wanted.
+/// A scan of a range in a transaction.
 pub(crate) struct Scan {
     pub(crate) range: KeyRange,
     pub(crate) reverse: bool,
     pub(crate) keys_only: bool,
     pub(crate) max_entries: usize,
     pub(crate) max_bytes: u64,
-    /// What each entry counts for `max_bytes` beside its key and value.
+    /// The bytes that each entry counts for `max_bytes` beside its key and value.
     pub(crate) entry_bytes: u64,
-    /// Whether keys that are not UTF-8 are given too, which only a repair wants.
+    /// Whether to return keys that are not valid UTF-8, which only a repair needs.
     pub(crate) any_keys: bool,
 }
 
-/// What was found.
+/// The result of a scan.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) entries: Pairs,
-    /// What they count for `max_bytes`.
+    /// The bytes that the entries count for `max_bytes`.
     pub(crate) bytes: u64,
-    /// Where there is a further entry, the bytes that it would have added.
+    /// The bytes that the next entry would have counted; `None` if there is no further entry.
     pub(crate) next_entry_bytes: Option<u64>,
-    /// The part of the range that the answer depends on.
+    /// The part of the range that the result depends on.
     pub(crate) read: RangeRead,
-    /// When the first of its rows expires.
+    /// The earliest expiry of its rows.
     pub(crate) earliest_expiry: Option<UnixMillis>,
-    /// What is counted of it for the instance.
+    /// The memory that the result counts for the instance.
     pub(crate) held: Option<Held>,
 }
 
 impl Found {
-    /// The answer depends on this row.
+    /// Adds a stored row on which the result depends.
     fn note(&mut self, stored: &ChunkRow<'_>) {
         self.read.state.add(stored.version);
         self.earliest_expiry = earliest(self.earliest_expiry, stored.expires_at);
     }
 }
 
-/// Rows asked of a backend at once, at most.
+/// The maximum number of rows to request from a backend at once.
 const CHUNK_ROWS_MAX: usize = 1_024;
 
 impl Scan {
-    /// What an empty range holds.
+    /// The result for an empty range.
     pub(crate) fn nothing(&self) -> Found {
         Found {
             entries: Pairs::default(),
@@ -68,7 +68,7 @@ impl Scan {
         }
     }
 
-    /// Reads the range.
+    /// Runs the scan.
     pub(crate) async fn run(
         self,
         snapshot: &mut dyn Snapshot,
@@ -96,7 +96,8 @@ impl Scan {
         Ok(found)
     }
 
-    /// One row more than is wanted shows whether there is more.
+    /// The options for the next chunk. It requests one row more than needed, which shows whether
+    /// the range has more.
     fn chunk_options(&self, found: &Found) -> ScanOptions {
         let missing = self.max_entries.saturating_sub(found.entries.len());
         ScanOptions {
@@ -107,7 +108,8 @@ impl Scan {
         }
     }
 
-    /// Adds what lies in `covered`, and gives the key of the first entry that was one too many.
+    /// Adds the entries in `covered`. Returns the key of the first entry that exceeded a bound, if
+    /// any.
     async fn merge(
         &self,
         covered: KeyRange,
@@ -122,7 +124,8 @@ impl Scan {
         self.take(self.merging(&covered, chunk, staged), found, slice).await
     }
 
-    /// Adds the rows of a chunk as they are, if all fit and nothing is staged among them: so it is for most.
+    /// Adds all rows of a chunk as they are, if they fit and no write is staged among them. Most
+    /// chunks take this path.
     fn take_all(
         &self,
         covered: &KeyRange,
@@ -186,7 +189,7 @@ impl Scan {
         Ok(None)
     }
 
-    /// The value that the transaction sees; none for a row that it deleted.
+    /// The value that the transaction sees; `None` for a row that it deleted.
     fn resolve<'a>(
         &self,
         stored: Option<ChunkRow<'a>>,
@@ -203,7 +206,7 @@ impl Scan {
         }
     }
 
-    /// The part of the range up to the last key that was looked at.
+    /// The part of the range up to and including `last`, the last key that the scan looked at.
     fn read_up_to(self, last: &[u8]) -> KeyRange {
         if self.reverse {
             self.range.narrowed_from(last)
@@ -213,7 +216,7 @@ impl Scan {
     }
 }
 
-/// The part of `rest` that a chunk answers, and the part that is left.
+/// Splits `rest` into the part that the chunk covers and the part after it.
 fn split(rest: KeyRange, chunk: &Chunk, reverse: bool) -> (KeyRange, Option<KeyRange>) {
     let last = match chunk.last_key() {
         Some(last) if !chunk.exhausted => last,
@@ -234,7 +237,7 @@ pub(crate) fn earliest(first: Option<UnixMillis>, second: Option<UnixMillis>) ->
     }
 }
 
-/// One key that the snapshot, the transaction, or both have.
+/// A key from the snapshot, the staged writes, or both.
 struct Merged<'a> {
     key: &'a [u8],
     stored: Option<ChunkRow<'a>>,
@@ -251,15 +254,17 @@ impl<'a> Merged<'a> {
     }
 }
 
-/// What a transaction sees of a part of a range. Its type is dynamic, as the compiler can't tell of closures that are held over
-/// a pause that any thread may go on with them.
+/// The merged entries of a part of a range.
+///
+/// The type is dynamic, because the compiler cannot prove that closures held across an await are
+/// `Send`.
 type Merging<'a> = Box<dyn Iterator<Item = Merged<'a>> + Send + 'a>;
 
-/// Two ordered sequences as one.
+/// A merge of two ordered iterators.
 struct Merge<R: Iterator, S: Iterator> {
     stored: Peekable<R>,
     staged: Peekable<S>,
-    /// How the key that comes first compares with the other.
+    /// How the next key in scan order compares with a later one.
     first: Ordering,
 }
 

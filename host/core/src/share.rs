@@ -1,4 +1,4 @@
-//! Shares: whom the host counts shared resources against.
+//! Shares, among which the host divides its resources.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +44,9 @@ impl Share {
         Self(Kind::Tenant(name.into()))
     }
 
-    /// The share of the host's own work, such as sweeps and summaries that no guest waits for.
+    /// The share of the host's own work, for which no guest waits.
+    ///
+    /// Examples are sweeps and summaries.
     pub const fn host() -> Self {
         Self(Kind::Host)
     }

@@ -4,9 +4,9 @@ use std::task::Poll;
 
 /// The work that a call may do before it yields its thread.
 ///
-/// A slice takes about a millisecond. It counts the rows and bytes that a call looks at, including
-/// those that it does not return. It measures no time, so where a call yields does not depend on
-/// the machine's speed.
+/// A slice takes about a millisecond. It counts the rows and bytes that a call reads, including
+/// those that it does not return. It does not measure time, so the points at which a call yields do
+/// not depend on the machine's speed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -31,14 +31,15 @@ const SLICE: u64 = 4_096;
 /// Bytes that take as long as one [`ROW`].
 const BYTES: usize = 512;
 
-/// The unit of work: a look at a row in memory, about a quarter of a microsecond.
+/// The unit of work: reading a row in memory, about a quarter of a microsecond.
 pub const ROW: u64 = 1;
 
-/// Work to decode a row from a page, to look one up in memory by name, or to insert one into an
-/// ordered map.
+/// The work of decoding, looking up or inserting a row.
+///
+/// The row is decoded from a page, looked up in memory by name, or inserted into an ordered map.
 pub const STORED_ROW: u64 = 4;
 
-/// Work of one statement, or of looking up one row in a file.
+/// The work of one statement, or of looking up one row in a file.
 pub const STATEMENT: u64 = 16;
 
 impl Default for Slice {
@@ -67,11 +68,11 @@ impl Slice {
     }
 }
 
-/// Lets the other tasks of this thread run before this one goes on.
+/// Lets the other tasks of this thread run before this one continues.
 ///
-/// The task goes to the end of its queue. [`tokio::task::yield_now`] is not enough: the runtime wakes such a task at its next
-/// check for events, ahead of the tasks in the queue. If it checks after each task, one task that yields in a loop starves all
-/// others of its thread.
+/// The task goes to the end of its queue. [`tokio::task::yield_now`] is not enough: the runtime
+/// wakes such a task at its next check for events, ahead of the tasks in the queue. If it checks
+/// after each task, one task that yields in a loop starves all other tasks of its thread.
 pub async fn give_way() {
     let mut has_given_way = false;
     std::future::poll_fn(|context| {

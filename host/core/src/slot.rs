@@ -49,18 +49,18 @@ impl Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holding {
     Nothing,
-    /// It holds one, and no call is under way.
+    /// It holds one, and no call is in progress.
     Idle,
-    /// It holds one, and a call is under way.
+    /// It holds one, and a call is in progress.
     Busy,
-    /// It held none before the call that is under way, and may hold one now.
+    /// It held none before the call that is in progress, and may hold one now.
     Unknown,
 }
 
 /// The outcome of asking a transaction to give up its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reclaimed {
-    /// It holds none, or a call is under way.
+    /// It holds none, or a call is in progress.
     Nothing,
     /// It gave up the connection and can read on.
     Released,
@@ -69,7 +69,7 @@ pub(crate) enum Reclaimed {
 }
 
 enum State {
-    /// No call is under way. The snapshot is taken at the first read.
+    /// No call is in progress. The snapshot is taken at the first read.
     Idle(Option<Box<dyn Snapshot>>),
     /// A call has the snapshot. `pinned` says whether the snapshot pinned something before the
     /// call.
@@ -170,8 +170,8 @@ impl Slot {
         }
     }
 
-    /// Reads in the snapshot in place. `None` if there is no snapshot yet, or `read` returns
-    /// `None`.
+    /// Reads from the snapshot without taking it out of the slot. `None` if there is no snapshot
+    /// yet, or `read` returns `None`.
     pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
         match &mut *self.lock() {
             State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),

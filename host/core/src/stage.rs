@@ -1,27 +1,29 @@
-//! How far a commit has come: until it is being made, it can be withdrawn.
+//! The stage of a commit. Until a commit starts, it can be withdrawn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Whether a commit is being made. A backend asks at the moment from which it may be made, and whoever waits for it
-/// withdraws it when its time is over; one of the two is first. Clones share it.
+/// The stage of a commit: waiting, started, withdrawn or abandoned. Clones share it.
+///
+/// The backend starts the commit once it may be made, and the caller withdraws it when its deadline
+/// passes. The first of the two wins.
 #[derive(Clone, Debug, Default)]
 pub struct Stage(Arc<AtomicU8>);
 
 const WAITING: u8 = 0;
 const STARTED: u8 = 1;
 const WITHDRAWN: u8 = 2;
-/// The caller gave up while an attempt was being made. This attempt may succeed, and no other one may begin: by then, the caller
-/// may have found that the commit was not made.
+/// The caller gave up during an attempt. The attempt may succeed, but no other may begin, because
+/// by then the caller may have seen that the commit was not made.
 const ABANDONED: u8 = 3;
 
 impl Stage {
-    /// From now on, the commit may be made.
+    /// Starts the commit. From now on it may be made.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the caller no longer waits for it: it must not be made.
+    /// - [`Error::TimedOut`] if the caller no longer waits. The commit must not be made.
     pub(crate) fn start(&self) -> Result<()> {
         match self.change(WAITING, STARTED) {
             WITHDRAWN | ABANDONED => Err(Error::TimedOut),
@@ -29,10 +31,10 @@ impl Stage {
         }
     }
 
-    /// Whether it makes sense to prepare the commit.
+    /// Checks that the caller still waits, before work to prepare the commit.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the caller no longer waits for it.
+    /// - [`Error::TimedOut`] if the caller no longer waits.
     pub fn check(&self) -> Result<()> {
         match self.0.load(Ordering::Acquire) {
             WITHDRAWN | ABANDONED => Err(Error::TimedOut),
@@ -40,12 +42,13 @@ impl Stage {
         }
     }
 
-    /// The commit was not made, and may be tried again.
+    /// Records that the attempt did not make the commit, so that another attempt may start.
     pub fn wait_again(&self) {
         self.change(STARTED, WAITING);
     }
 
-    /// Notes that the caller no longer waits. Returns whether the commit is certain not to be made.
+    /// Records that the caller no longer waits. Returns whether the commit is certain not to be
+    /// made.
     pub(crate) fn withdraw(&self) -> bool {
         match self.change(WAITING, WITHDRAWN) {
             // If the attempt has ended since, the commit can still be withdrawn.
@@ -54,7 +57,7 @@ impl Stage {
         }
     }
 
-    /// The stage before.
+    /// Returns the stage before the change.
     fn change(&self, from: u8, to: u8) -> u8 {
         match self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
             Ok(before) | Err(before) => before,

@@ -1,4 +1,4 @@
-//! An open store: a backend with a clock, a quota and the transactions that are open on it.
+//! Open stores: a backend with a clock, a quota and open transactions.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -26,22 +26,39 @@ use crate::share::Share;
 use crate::slot::Slot;
 use crate::transaction::Transaction;
 
-/// An open store. Clones share it; the last one to go takes the backend with it.
+/// An open store: a backend with a clock, an optional quota and open transactions.
+///
+/// Clones share the store. The backend is dropped with the last clone.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use larder_core::{HandleOptions, InMemory, Mode, Store};
+///
+/// let store = Store::builder(InMemory::new()).name("notes").quota_bytes(1 << 20).build()?;
+/// let mut update = store.handle(HandleOptions::default()).begin(Mode::Update)?;
+/// update.put("n".into(), "k".into(), b"v".to_vec())?;
+/// update.commit().await?;
+/// store.close().await;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
-    /// Kept for whoever opened the store, as long as anything of it is open.
+    /// Kept alive as long as a clone, a handle or a transaction of the store exists.
     _guard: Option<Arc<dyn Send + Sync>>,
 }
 
-/// Where a store comes from that is opened when somebody asks for it.
+/// A source of a store that is opened on demand.
 #[async_trait]
 pub trait StoreSource: Send + Sync + 'static {
-    /// Opens the store, or gives the one that is open already.
+    /// Opens the store, or returns the one that is already open.
     ///
     /// # Errors
-    /// What opening it ran into, for the guest that asked: [`Error::IdentityRequired`] and [`Error::AccessDenied`] where
-    /// the host bound no identity, or another one.
+    /// The guest that asked for the store gets the error.
+    ///
+    /// - [`Error::IdentityRequired`] if the host bound no identity to the guest.
+    /// - [`Error::AccessDenied`] if the host bound another identity to the guest.
+    /// - Any other error of the source, such as [`Error::Unavailable`].
     async fn open(&self) -> Result<Store>;
 }
 
@@ -60,12 +77,26 @@ pub(crate) struct Inner {
     quota: Option<Arc<Quota>>,
     closed: AtomicBool,
     next_id: AtomicU64,
-    /// Whether expired rows are removed unasked.
+    /// Whether the store sweeps expired rows by itself.
     sweeps: bool,
     open: Mutex<HashMap<u64, Arc<Slot>>>,
 }
 
-/// Sets up a [`Store`].
+/// A builder of a [`Store`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use std::time::Duration;
+/// use larder_core::{InMemory, Store};
+///
+/// let store = Store::builder(InMemory::new())
+///     .name("notes")
+///     .quota_bytes(64 << 20)
+///     .sweep_interval(Some(Duration::from_secs(10)))
+///     .build()?;
+/// store.ping().await?;
+/// # Ok(()) }
+/// ```
 pub struct StoreBuilder {
     name: String,
     backend: Arc<dyn Backend>,
@@ -76,52 +107,64 @@ pub struct StoreBuilder {
 }
 
 impl StoreBuilder {
-    /// The name that events and logs give the store. Default: `store`.
+    /// Sets the name of the store in events and logs. The default is `store`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// What times to live and deadlines are measured with. Within a process its time never goes back: see
-    /// [`ForwardClock`]. On Postgres the server's clock counts for times to live, moved by [`Clock::moved_millis`].
-    /// Default: the machine's clock.
+    /// Sets the clock for times to live and deadlines. The default is the machine's clock.
+    ///
+    /// Within a process the time never goes back: see [`ForwardClock`]. On Postgres, times to live
+    /// follow the server's clock plus [`Clock::moved_millis`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = ForwardClock::new(clock);
         self
     }
 
-    /// Where events go. Default: to `tracing`, by [`RatedEvents`].
+    /// Sets the receiver of events. The default is [`RatedEvents`], which writes to `tracing`.
     pub fn events(mut self, events: Arc<dyn EventSink>) -> Self {
         self.events = events;
         self
     }
 
-    /// How many bytes of namespaces, keys and values, and of records of memory, the store may hold. In memory each row and
-    /// record also counts what the host needs for it: see [`InMemory::STORED_COST`](crate::InMemory::STORED_COST). A commit
-    /// that would pass it gets `limit-exceeded`. Exact among the commits of this [`Store`] and its clones. What other stores write to the same
-    /// database, in this process or another, is counted about every 30 seconds, by counting every row anew beside commits; then the count may be
-    /// off by what this store committed during the recount, until the next one.
-    /// Each commit has to read the sizes of the rows that it replaces. Default: unbounded.
+    /// Sets the maximum size of the store in bytes. The default is no maximum.
+    ///
+    /// Counted are the namespace, key and value of each row, and the key and bytes of each
+    /// conversation's record. In the in-memory backend, each row and record also counts the memory
+    /// that it takes: see [`InMemory::STORED_COST`](crate::InMemory::STORED_COST). A commit that
+    /// would exceed the quota fails with [`Error::LimitExceeded`].
+    ///
+    /// The count is exact for commits of this [`Store`] and its clones. It includes the writes of
+    /// other stores to the same database, in this process or another, after a recount. The store
+    /// counts all rows again about every 30 seconds, while commits continue. After a recount, the
+    /// count may be off by what this store committed during it, until the next one.
+    ///
+    /// With a quota, each commit also has to read the sizes of the rows that it replaces.
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
         self.quota_bytes = Some(bytes);
         self
     }
 
-    /// How often expired rows are removed, besides when the store is closed; none for never. Reads don't show them in
-    /// any case. Default: every minute.
+    /// Sets the interval of sweeps, which remove expired rows. The default is one minute.
+    ///
+    /// With `None`, the store never removes expired rows by itself, and also not when it closes.
+    /// Reads never return them in any case.
     pub fn sweep_interval(mut self, interval: Option<Duration>) -> Self {
         self.sweep_interval = interval;
         self
     }
 
-    /// Opens the store. It is called within a tokio runtime, which then ends overdue transactions and sweeps
-    /// expired rows; a runtime with several threads does so also while a guest computes.
+    /// Opens the store. Must be called within a tokio runtime.
+    ///
+    /// A task of that runtime ends overdue transactions and sweeps expired rows. On a runtime with
+    /// several threads, it also runs while a guest computes.
     ///
     /// # Errors
-    /// [`Error::Other`] outside of a tokio runtime.
+    /// - [`Error::Other`] outside of a tokio runtime.
     pub fn build(self) -> Result<Store> {
         let runtime = tokio::runtime::Handle::try_current()
-            .map_err(|error| Error::caused("a store is opened within a tokio runtime", error))?;
+            .map_err(|error| Error::caused("cannot open the store outside of a tokio runtime", error))?;
         let quota = self.quota_bytes.map(|bytes| Arc::new(Quota::new(bytes, self.backend.as_ref())));
         let inner = Arc::new(Inner {
             name: self.name,
@@ -140,26 +183,29 @@ impl StoreBuilder {
     }
 }
 
-/// Rows removed by one step of a sweep, and their bytes: commits wait for a step, a few milliseconds.
+/// The maximum number of rows that one step of a sweep removes, and of their bytes. Commits wait a
+/// few milliseconds for a step.
 const SWEEP_ROWS: u32 = 256;
 const SWEEP_BYTES: u64 = 1 << 20;
 
-/// The longest pause between two steps.
+/// The maximum pause between two steps.
 const SWEEP_PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// How long a close goes on removing expired rows.
+/// The maximum duration of the sweep when the store closes.
 const CLOSING_SWEEP_MAX: Duration = Duration::from_millis(100);
 
-/// How often overdue transactions are looked for; a call on one finds out at once.
+/// The interval of the search for overdue transactions. A call on an overdue transaction notices at
+/// once.
 const OVERDUE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Store {
-    /// A store over a backend.
+    /// Creates a builder of a store over `backend`.
     pub fn builder(backend: impl Backend) -> StoreBuilder {
         Self::builder_shared(Arc::new(backend))
     }
 
-    /// A store over a backend as [`Drivers::open`](crate::Drivers::open) gives it.
+    /// Creates a builder of a store over a shared backend, as
+    /// [`Drivers::open`](crate::Drivers::open) returns it.
     pub fn builder_shared(backend: Arc<dyn Backend>) -> StoreBuilder {
         StoreBuilder {
             name: "store".to_string(),
@@ -171,31 +217,40 @@ impl Store {
         }
     }
 
-    /// The same store, with something that is kept as long as the returned value, its clones, its handles and their
-    /// transactions are: a pin on what the backend needs.
+    /// Returns this store with a guard that lives as long as it.
+    ///
+    /// The guard may be a pin on a resource that the backend needs. It is dropped with the last
+    /// clone, handle or transaction of the returned store.
     pub fn guarded(&self, guard: Arc<dyn Send + Sync>) -> Self {
         Self { inner: self.inner.clone(), _guard: Some(guard) }
     }
 
-    /// A handle for one user of the store.
+    /// Creates a handle for one user of the store.
     pub fn handle(&self, options: HandleOptions) -> Handle {
         Handle::new(self.clone(), self.next_id(), options)
     }
 
-    /// Whether the backend can be reached.
+    /// Checks that the backend can be reached.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    /// - [`Error::Closed`] if the store was closed.
+    /// - [`Error::Unavailable`] if the backend cannot be reached.
+    /// - [`Error::Corrupt`] or [`Error::Other`] if the backend fails in another way.
     pub async fn ping(&self) -> Result<()> {
         self.check_open()?;
         self.inner.backend.ping().await
     }
 
-    /// Removes expired rows now, and says how many. Commits are made in between: after each step, which removes a few hundred
-    /// rows, it pauses for as long as the step took.
+    /// Removes all expired rows and returns their number.
+    ///
+    /// Each step removes a few hundred rows. Between steps the sweep pauses for as long as the last
+    /// one took, so that commits can proceed.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    /// - [`Error::Closed`] if the store was closed.
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::TimedOut`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   backend fails.
     pub async fn sweep(&self) -> Result<u64> {
         let mut rows = 0;
         loop {
@@ -210,7 +265,7 @@ impl Store {
         }
     }
 
-    /// Gives how many rows it removed, and whether more may have expired.
+    /// Returns the number of removed rows, and whether more may have expired.
     async fn sweep_step(&self, is_closing: bool) -> Result<(u64, bool)> {
         let backend = self.inner.backend.clone();
         let options = SweepOptions {
@@ -227,26 +282,28 @@ impl Store {
         Ok((swept.rows, options.is_reached_by(&swept)))
     }
 
-    /// Removes expired rows of a store that may not have been open long enough for a sweep, as many as take no longer than
-    /// a close may. What is left is for the next.
+    /// Removes expired rows for up to [`CLOSING_SWEEP_MAX`]. The store may not have been open long
+    /// enough for a regular sweep. The next sweep removes the rest.
     async fn sweep_before_close(&self) {
         let steps = async {
             while self.sweep_step(true).await?.1 {}
             Ok(())
         };
-        // An error says that the backend can't be written to now: closing it has nothing to add.
+        // After an error the backend cannot be written to now, so closing it is all that remains.
         if let Ok(Err(error)) = timeout(CLOSING_SWEEP_MAX, steps).await {
             let error: Error = error;
             tracing::debug!(
                 error = &error as &dyn std::error::Error,
-                "expired rows are left for the next sweep"
+                "the sweep before close failed; the next sweep removes the remaining expired rows"
             );
         }
     }
 
-    /// Rolls back every open transaction, removes expired rows for up to 100 ms unless the sweep interval is none, and
-    /// gives back what the backend holds. Later calls, on handles and
-    /// transactions too, get [`Error::Closed`]. Closing again does nothing.
+    /// Closes the store and rolls back every open transaction.
+    ///
+    /// Then it removes expired rows for up to 100 ms, unless the sweep interval is `None`, and
+    /// closes the backend. Later calls, also those on handles and transactions, fail with
+    /// [`Error::Closed`]. Closing again does nothing.
     pub async fn close(&self) {
         if !self.inner.closed.swap(true, Ordering::AcqRel) {
             self.end_transactions(|_| true, &Error::Closed);
@@ -305,7 +362,8 @@ impl Store {
         self.inner.backend.snapshot(options).await
     }
 
-    /// Makes a commit by the deadline, or says that it was not made, or that this is unknown.
+    /// Makes a commit by the deadline. [`Error::TimedOut`] means that it was not made, and
+    /// [`Error::CommitUnknown`] that the outcome is unknown.
     pub(crate) async fn commit(
         &self,
         snapshot: Option<Box<dyn Snapshot>>,
@@ -318,7 +376,7 @@ impl Store {
             Ok(outcome) => outcome,
             Err(_) if stage.withdraw() => Err(Error::TimedOut),
             Err(error) => {
-                let reason = "the transaction's time was over while its commit was being made".to_string();
+                let reason = "the transaction's deadline passed while its commit was in progress".to_string();
                 Err(Error::CommitUnknown { reason, cause: Some(Arc::new(error)) })
             }
         }
@@ -339,7 +397,8 @@ impl Store {
         admission.settle(async move { store.make(snapshot, Arc::new(commit), deadline).await }).await
     }
 
-    /// Writes a record of memory, which grows the store by so many bytes of key and record.
+    /// Writes the record of a conversation. `growth` is the change of the bytes of its key and
+    /// record.
     pub(crate) async fn write_record(&self, write: RecordWrite, growth: i64) -> Result<()> {
         self.check_open()?;
         let Some(quota) = &self.inner.quota else {
@@ -358,17 +417,18 @@ impl Store {
         admission.settle(written).await.map(drop)
     }
 
-    /// Lets a change go ahead within the quota. A count that is too old is taken anew beside it.
+    /// Admits a change within the quota. If the count is too old, a task counts again in the
+    /// meantime.
     async fn admit(&self, quota: &Arc<Quota>, bound: u64) -> Result<Admission> {
         let now = self.inner.clock.monotonic();
         if let Some(recount) = quota.recount(now) {
             let store = self.clone();
             tokio::spawn(async move {
-                // If it kept too much, a later one may not.
+                // A recount that kept too much old state may succeed later.
                 if let Err(error) = recount.run(store.inner.backend.recount()).await
                     && !matches!(error, Error::TimedOut)
                 {
-                    store.background_failed("count what the store holds", error);
+                    store.background_failed("recount the stored bytes", error);
                 }
             });
         }
@@ -393,8 +453,8 @@ impl Store {
         }
     }
 
-    /// A transaction that read nothing has nothing to disagree about: where an engine finds a conflict all the
-    /// same, it is made again, until its deadline.
+    /// Commits a transaction that read nothing, and so cannot conflict. If the engine reports a
+    /// conflict all the same, retries until the deadline.
     async fn make_blind(&self, commit: Arc<Commit>, deadline: Duration) -> Result<Committed> {
         let mut longest_pause = Duration::from_millis(2);
         loop {
@@ -442,7 +502,7 @@ impl Inner {
         self.events.emit(event);
     }
 
-    /// A panic elsewhere can't have left the map half changed: each use is one insert, remove or look.
+    /// A poisoned lock holds a valid map, because each use is a single insert, remove or lookup.
     pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -454,7 +514,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Ends overdue transactions and sweeps expired rows, as long as somebody has the store.
+/// Ends overdue transactions and sweeps expired rows until the store is closed or dropped.
 async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
     let mut until_sweep = sweep_interval;
     loop {
@@ -475,7 +535,7 @@ async fn maintain(inner: Weak<Inner>, sweep_interval: Option<Duration>) {
     }
 }
 
-/// Sweeps, however long that takes, and goes on ending overdue transactions.
+/// Sweeps, and keeps ending overdue transactions in the meantime.
 async fn sweep_beside(store: &Store) -> Result<u64> {
     let mut sweep = pin!(store.sweep());
     loop {
@@ -486,7 +546,7 @@ async fn sweep_beside(store: &Store) -> Result<u64> {
     }
 }
 
-/// What a transaction has of its store. Dropping it rolls back.
+/// A transaction's part of its store. Dropping it rolls the transaction back.
 pub(crate) struct OpenTransaction {
     pub(crate) store: Store,
     pub(crate) slot: Arc<Slot>,
@@ -495,7 +555,7 @@ pub(crate) struct OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Whether calls may go on.
+    /// Checks that the transaction is still open, and records the call.
     pub(crate) fn check(&self) -> Result<()> {
         self.slot.check()?;
         let now = self.store.inner.clock.monotonic();
@@ -508,7 +568,7 @@ impl OpenTransaction {
         Err(Error::TimedOut)
     }
 
-    /// Ends the transaction after an error; every later call gets it again.
+    /// Ends the transaction with an error. Every later call fails with it.
     pub(crate) fn end(&self, error: Error) {
         match error {
             Error::TimedOut => self.store.time_out(&self.slot),

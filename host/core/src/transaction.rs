@@ -1,4 +1,4 @@
-//! A transaction: a snapshot, the writes to make, and what was read.
+//! Transactions: a snapshot, the staged writes, and the read set.
 
 mod ledger;
 mod reading;
@@ -24,12 +24,21 @@ use crate::slice::{ROW, STORED_ROW, Slice};
 use crate::stage::Stage;
 use crate::store::OpenTransaction;
 
-/// One transaction of a store; dropping it rolls back.
+/// A transaction of a store. Dropping it rolls it back.
 ///
-/// It holds nothing in the engine but the snapshot that its reads answer from, taken at the first of them:
-/// writes are staged here and made at [`Transaction::commit`]. Names and values are given as a guest sends them
-/// and are checked here, against the limits of the handle that began the transaction. What each call means, and
-/// which errors it gives, is said in `larder:storage/tx`.
+/// All reads answer from one snapshot of the store, taken at the first read, with this
+/// transaction's own writes on top. Writes are staged in the transaction and reach the store in
+/// [`Transaction::commit`]. Views and updates are both serializable. A transaction holds no lock in
+/// the engine, only its snapshot.
+///
+/// Namespaces and keys are any text, the empty text and NUL included, and are compared by their
+/// bytes. Each call checks its arguments against the [`Limits`] of the [`Handle`](crate::Handle)
+/// that began the transaction.
+///
+/// An error of the caller leaves the transaction usable: [`Error::InvalidArgument`],
+/// [`Error::LimitExceeded`], [`Error::ReadOnly`] and [`Error::AccessDenied`]. Every other error
+/// rolls the transaction back, and later calls fail with the same error. So does a read that the
+/// caller cancels.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
@@ -50,27 +59,47 @@ pub struct Transaction {
     mode: Mode,
     writes: BTreeMap<RowKey, Mutation>,
     conditions: BTreeMap<RowKey, Version>,
-    /// Two conditions on one row that can't both hold.
+    /// Whether two conditions on one row expect different versions, so that the commit must fail.
     contradiction: bool,
     reads: ReadSet,
-    /// What of `transaction_bytes` is used.
+    /// The bytes counted for [`Limits::transaction_bytes`] so far.
     held: Held,
 }
 
-/// Which keys of a namespace, and how many.
+/// A range of keys in a namespace, and how to read it.
+///
+/// The range holds the keys that begin with `prefix` and are between `start` and `end`. It is empty
+/// if `end` is not after `start`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use larder_core::{HandleOptions, InMemory, Mode, Range, Store};
+///
+/// let handle = Store::builder(InMemory::new()).build()?.handle(HandleOptions::default());
+/// let mut update = handle.begin(Mode::Update)?;
+/// for key in ["a/1", "a/2", "b/1"] {
+///     update.put("n".into(), key.into(), Vec::new())?;
+/// }
+/// let range = Range { prefix: "a/".into(), limit: Some(1), ..Range::default() };
+/// let page = update.scan_page("n".into(), range.clone(), None).await?;
+/// assert_eq!(page.entries[0].key, "a/1");
+/// let page = update.scan_page("n".into(), range, page.next).await?;
+/// assert_eq!((page.entries[0].key.as_str(), page.next), ("a/2", None));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
-    /// Literal; empty for the whole namespace.
+    /// The prefix of the keys, without wildcards. The empty prefix selects the whole namespace.
     pub prefix: String,
-    /// Inclusive lower bound.
+    /// Inclusive lower bound, compared with whole keys.
     pub start: Option<String>,
-    /// Exclusive upper bound.
+    /// Exclusive upper bound, compared with whole keys.
     pub end: Option<String>,
-    /// From the last key to the first.
+    /// Whether to read from the last key to the first.
     pub reverse: bool,
-    /// At most so many entries.
+    /// The maximum number of entries of one call, 0 included.
     pub limit: Option<u32>,
-    /// Values are left empty.
+    /// Whether to leave the values of the entries empty.
     pub keys_only: bool,
 }
 
@@ -83,30 +112,40 @@ pub struct Entry {
     pub value: Vec<u8>,
 }
 
-/// A part of a range.
+/// A page of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// In the range's order.
+    /// The entries, in the order of the range.
     pub entries: Vec<Entry>,
-    /// What to pass as `after` for the next page.
+    /// The cursor to pass as `after` for the next page.
+    ///
+    /// `None` if the range has no more entries, or the limit is 0. The cursor is valid only for the
+    /// same namespace, prefix, bounds and direction.
     pub next: Option<String>,
 }
 
-/// A part of a range, its entries [packed](crate::packed).
+/// A page of a range whose entries are [packed](crate::packed) in one list of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedPage {
-    /// In the range's order.
+    /// The packed entries, in the order of the range.
     pub entries: Vec<u8>,
-    /// What to pass as `after` for the next page.
+    /// The cursor to pass as `after` for the next page.
+    ///
+    /// `None` if the range has no more entries, or the limit is 0. The cursor is valid only for the
+    /// same namespace, prefix, bounds and direction.
     pub next: Option<String>,
 }
 
-/// How a row is put.
+/// Options of [`Transaction::put_with`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions {
-    /// How long after its commit the row is there, in milliseconds.
+    /// The time to live of the row in milliseconds from its commit, at least 1; `None` for a
+    /// permanent row.
     pub ttl_millis: Option<u64>,
-    /// The version that the committed row must be at.
+    /// The version that the committed row must have at commit.
+    ///
+    /// [`Version::ABSENT`] requires that the row does not exist. If the row has another version,
+    /// the commit fails with [`Error::Conflict`].
     pub if_version: Option<Version>,
 }
 
@@ -124,10 +163,18 @@ impl Transaction {
         }
     }
 
-    /// The value of a row.
+    /// Returns the value of a row, or `None` if the row does not exist.
     ///
     /// # Errors
-    /// As `tx.get` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the key or the value is too long, or if the
+    ///   read set of an update or the instance would hold too many bytes.
+    /// - [`Error::InvalidArgument`] if this transaction increments the row, and the stored value is
+    ///   not a counter or the sum does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn get(&mut self, namespace: String, key: String) -> Result<Option<Vec<u8>>> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
@@ -143,10 +190,21 @@ impl Transaction {
         Ok(value)
     }
 
-    /// The values of several rows.
+    /// Returns the values of several rows, in the order of `keys`.
+    ///
+    /// The value is `None` for each row that does not exist.
     ///
     /// # Errors
-    /// As `tx.get-many` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if there are more keys than [`Limits::transaction_mutations`], if
+    ///   the namespace, a key or the result is too long, or if the read set of an update or the
+    ///   instance would hold too many bytes.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row, and the stored value is
+    ///   not a counter or the sum does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn get_many(&mut self, namespace: String, keys: Vec<String>) -> Result<Vec<Option<Vec<u8>>>> {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
@@ -175,10 +233,21 @@ impl Transaction {
         Ok(values)
     }
 
-    /// The value of a row and its version.
+    /// Returns the value and version of a row, or `None` if it does not exist.
+    ///
+    /// For a row that this transaction wrote, the version is that of the committed row, or
+    /// [`Version::ABSENT`] if there is none.
     ///
     /// # Errors
-    /// As `tx.get-versioned` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the key or the value is too long, or if the
+    ///   read set of an update or the instance would hold too many bytes.
+    /// - [`Error::InvalidArgument`] if this transaction increments the row, and the stored value is
+    ///   not a counter or the sum does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn get_versioned(
         &mut self,
         namespace: String,
@@ -199,18 +268,32 @@ impl Transaction {
         Ok(value.map(|value| (value, version)))
     }
 
-    /// Stages a value.
+    /// Stages a permanent row with this value, whether or not the row exists.
     ///
     /// # Errors
-    /// As `tx.put` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the key or the value is too long, or if the
+    ///   transaction or the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub fn put(&mut self, namespace: String, key: String, value: Vec<u8>) -> Result<()> {
         self.put_with(namespace, key, value, PutOptions::default())
     }
 
-    /// Stages several values, or none.
+    /// Stages several permanent rows: all of them, or none if the call fails.
+    ///
+    /// If a key occurs twice, the last entry wins.
     ///
     /// # Errors
-    /// As `tx.put-many` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, a key or a value is too long, or if the
+    ///   transaction or the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub async fn put_many(&mut self, namespace: String, entries: Vec<Entry>) -> Result<()> {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, entries.len() as u64)?;
@@ -228,13 +311,23 @@ impl Transaction {
         self.stage_all(changes, slice).await
     }
 
-    /// Stages several values that are [packed](crate::packed), or none.
+    /// Stages [packed](crate::packed) entries as permanent rows: all, or none if the call fails.
+    ///
+    /// If a key occurs twice, the last entry wins.
     ///
     /// # Errors
-    /// As `tx.put-packed` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::InvalidArgument`] if the bytes are not packed entries, or a key is not valid
+    ///   UTF-8.
+    /// - [`Error::LimitExceeded`] if the namespace, a key or a value is too long, or if the
+    ///   transaction or the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub async fn put_packed(&mut self, namespace: String, entries: &[u8]) -> Result<()> {
         self.check_open()?;
-        // Until they are staged, they are in memory twice.
+        // The entries are in memory twice until they are staged.
         let _copy = self.held.count().hold(entries.len() as u64)?;
         let mut slice = Slice::default();
         let mut unpacked = Vec::new();
@@ -248,10 +341,21 @@ impl Transaction {
         self.put_many(namespace, unpacked).await
     }
 
-    /// Stages a value that expires, or that is written only over a certain version.
+    /// Stages a row with a time to live, a required version, or both.
+    ///
+    /// A required version that the row does not have at commit makes the commit fail with
+    /// [`Error::Conflict`]. The requirement stays if the transaction writes the row again without
+    /// one.
     ///
     /// # Errors
-    /// As `tx.put-with` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::InvalidArgument`] if the time to live is 0.
+    /// - [`Error::LimitExceeded`] if the namespace, the key or the value is too long, or if the
+    ///   transaction or the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub fn put_with(
         &mut self,
         namespace: String,
@@ -262,7 +366,7 @@ impl Transaction {
         self.check_open()?;
         if options.ttl_millis == Some(0) {
             return Err(Error::invalid_argument(
-                "a time to live of 0 ms: give at least 1, or none for a permanent row",
+                "the time to live is 0 ms; pass at least 1 ms, or no time to live for a permanent row",
             ));
         }
         let row = self.row(namespace, key)?;
@@ -271,10 +375,19 @@ impl Transaction {
         self.stage_if(row, Mutation::Put { value, ttl_millis: options.ttl_millis }, options.if_version)
     }
 
-    /// Stages a delete.
+    /// Stages the deletion of a row.
+    ///
+    /// If the row does not exist, the deletion is still a write: its commit has a version, and a
+    /// transaction that read the row may conflict with it.
     ///
     /// # Errors
-    /// As `tx.delete` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace or the key is too long, or if the transaction or
+    ///   the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub fn delete(&mut self, namespace: String, key: String) -> Result<()> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
@@ -282,10 +395,16 @@ impl Transaction {
         self.stage_if(row, Mutation::Delete, None)
     }
 
-    /// Stages several deletes, or none.
+    /// Stages the deletion of several rows: all of them, or none if the call fails.
     ///
     /// # Errors
-    /// As `tx.delete-many` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace or a key is too long, or if the transaction or
+    ///   the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub async fn delete_many(&mut self, namespace: String, keys: Vec<String>) -> Result<()> {
         self.check_open()?;
         self.limits.check(LimitKind::TransactionMutations, keys.len() as u64)?;
@@ -302,10 +421,19 @@ impl Transaction {
         self.stage_all(changes, slice).await
     }
 
-    /// Stages a delete of a row at a certain version.
+    /// Stages the deletion of a row that must have the version `expected` at commit.
+    ///
+    /// If it has another version, the commit fails with [`Error::Conflict`]. [`Version::ABSENT`]
+    /// asserts that the row does not exist.
     ///
     /// # Errors
-    /// As `tx.delete-if-version` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace or the key is too long, or if the transaction or
+    ///   the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub fn delete_if_version(&mut self, namespace: String, key: String, expected: Version) -> Result<()> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
@@ -313,10 +441,21 @@ impl Transaction {
         self.stage_if(row, Mutation::Delete, Some(expected))
     }
 
-    /// Stages the deletes of a range, and counts them.
+    /// Stages the deletion of all entries of a range and returns their number.
+    ///
+    /// The entries include those that this transaction staged. The call deletes all of them, or
+    /// none if it fails.
     ///
     /// # Errors
-    /// As `tx.delete-range` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the prefix or a bound is too long, or if the
+    ///   transaction or the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn delete_range(&mut self, namespace: String, range: Range) -> Result<u64> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
@@ -330,7 +469,7 @@ impl Transaction {
                 reverse: range.reverse,
                 keys_only: true,
                 max_entries: usize::try_from(wanted).unwrap_or(usize::MAX),
-                // Each of these keys will be staged, so they can't be more.
+                // Each key is staged afterwards, so more bytes than this would fail anyway.
                 max_bytes: self.limits.transaction_bytes,
                 entry_bytes: 0,
                 any_keys: false,
@@ -352,10 +491,23 @@ impl Transaction {
         Ok(count)
     }
 
-    /// Stages an addition to a counter.
+    /// Stages the addition of `delta` to a decimal counter, without a read.
+    ///
+    /// Two increments of a row never conflict. A counter is the decimal text of a signed 64-bit
+    /// number. A row that does not exist counts from 0, and a row with a time to live keeps it. If
+    /// the committed value is not a counter, or the sum does not fit into 64 bits, the reads of the
+    /// row and the commit fail with [`Error::InvalidArgument`].
     ///
     /// # Errors
-    /// As `tx.increment` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace or the key is too long, or if the transaction or
+    ///   the instance would hold too many rows or bytes.
+    /// - [`Error::ReadOnly`] if the transaction is a view.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::InvalidArgument`] if the value that this transaction staged is not a counter, or
+    ///   the sum does not fit into 64 bits.
+    /// - The error that ended the transaction, if an earlier call failed.
     pub fn increment(&mut self, namespace: String, key: String, delta: i64) -> Result<()> {
         self.check_open()?;
         let row = self.row(namespace, key)?;
@@ -374,10 +526,19 @@ impl Transaction {
         self.stage_if(row, mutation, None)
     }
 
-    /// Every entry under a prefix.
+    /// Returns all entries under a prefix, in the byte order of their keys.
     ///
     /// # Errors
-    /// As `tx.scan` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace or the prefix is too long, if the entries exceed
+    ///   [`Limits::result_bytes`], or if the read set of an update or the instance would hold too
+    ///   many bytes. Use [`Transaction::scan_page`] for large ranges.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row of the range, and the
+    ///   stored value is not a counter or the sum does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn scan(&mut self, namespace: String, prefix: String) -> Result<Vec<Entry>> {
         self.check_open()?;
         let namespace = Namespace::new(namespace, &self.limits)?;
@@ -399,10 +560,24 @@ impl Transaction {
         Ok(list(&found.entries).await)
     }
 
-    /// The next entries of a range.
+    /// Returns a page of a range: its first entries, or those that follow the cursor `after`.
+    ///
+    /// The page holds as many entries as fit into [`Limits::result_bytes`], the rest of
+    /// [`Limits::instance_bytes`] and the limit of the range. A page with a `next` cursor has at
+    /// least one entry.
     ///
     /// # Errors
-    /// As `tx.scan-page` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the prefix or a bound is too long, if the next
+    ///   entry alone does not fit, or if the read set of an update or the instance would hold too
+    ///   many bytes.
+    /// - [`Error::InvalidArgument`] if `after` is not a cursor of this range; or if this
+    ///   transaction increments a row of the page, and the stored value is not a counter or the sum
+    ///   does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn scan_page(
         &mut self,
         namespace: String,
@@ -414,10 +589,23 @@ impl Transaction {
         Ok(Page { entries: list(&found).await, next })
     }
 
-    /// The next entries of a range, [packed](crate::packed).
+    /// Returns a page of a range with its entries [packed](crate::packed).
+    ///
+    /// A page holds more entries than that of [`Transaction::scan_page`], because each counts fewer
+    /// bytes for [`Limits::result_bytes`]. The cursors of both methods are interchangeable.
     ///
     /// # Errors
-    /// As `tx.scan-page` of the WIT.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::LimitExceeded`] if the namespace, the prefix or a bound is too long, if the next
+    ///   entry alone does not fit, or if the read set of an update or the instance would hold too
+    ///   many bytes.
+    /// - [`Error::InvalidArgument`] if `after` is not a cursor of this range; or if this
+    ///   transaction increments a row of the page, and the stored value is not a counter or the sum
+    ///   does not fit into 64 bits.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn scan_page_packed(
         &mut self,
         namespace: String,
@@ -461,7 +649,7 @@ impl Transaction {
         };
         let found = self.find_some(scan, 1).await?;
         if let (Some(next), true) = (found.next_entry_bytes, found.entries.is_empty()) {
-            // Somebody with wider limits wrote an entry that fits on no page of this guest.
+            // A guest with wider limits wrote an entry that fits on no page of this guest.
             self.limits.check(LimitKind::ResultBytes, next)?;
         }
         let last = found.entries.last_key().filter(|_| found.next_entry_bytes.is_some());
@@ -469,11 +657,17 @@ impl Transaction {
         Ok((found.entries, next))
     }
 
-    /// The first namespace after `after` that holds a row: for operators, guests can't ask. It is not watched for
-    /// conflicts.
+    /// Returns the first namespace after `after` that holds a row.
+    ///
+    /// This is for operators; guests cannot call it. The commit does not check whether the answer
+    /// still holds.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the transaction's deadline has passed.
+    /// - [`Error::Conflict`] if the engine finds a conflict at the read, or the host ended the
+    ///   snapshot of the idle transaction.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn next_namespace(&mut self, after: Option<Namespace>) -> Result<Option<Namespace>> {
         self.check_open()?;
         let mut lease = self.open.slot.lease()?;
@@ -484,13 +678,26 @@ impl Transaction {
         self.settle(lease, result)
     }
 
-    /// Makes the staged writes, all or none. Gives the version of the rows written, or
-    /// [`Version::ABSENT`] where there were none.
+    /// Commits the staged writes, all or none, and returns the version of the rows written.
     ///
-    /// It takes no longer than the transaction may: what is not being made by then is withdrawn.
+    /// The version is larger than every earlier version of these rows, and [`Version::ABSENT`] if
+    /// the transaction staged no write. At the transaction's deadline, a commit that has not begun
+    /// is withdrawn.
     ///
     /// # Errors
-    /// As `tx.commit` of the WIT.
+    /// Nothing was written, except perhaps after [`Error::CommitUnknown`].
+    ///
+    /// - [`Error::Closed`] if the store or the handle was closed.
+    /// - [`Error::TimedOut`] if the deadline passed before the commit began.
+    /// - [`Error::Conflict`] if another transaction changed what this one read, a row that it read
+    ///   has expired, or a row does not have its required version. Run the whole transaction again.
+    /// - [`Error::InvalidArgument`] if an incremented value is not a counter, or the sum does not
+    ///   fit into 64 bits.
+    /// - [`Error::LimitExceeded`] if the store would exceed its quota.
+    /// - [`Error::AccessDenied`] if the backend was opened for reading only.
+    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
+    /// - [`Error::CommitUnknown`] if the outcome is unknown: the connection was lost, or the
+    ///   deadline passed, after the commit began.
     pub async fn commit(mut self) -> Result<Version> {
         self.check_open()?;
         let snapshot = self.open.slot.lease()?.keep(Error::Closed)?;
@@ -518,7 +725,7 @@ impl Transaction {
         Ok(store.commit(snapshot, commit, deadline).await?.version)
     }
 
-    /// Forgets the staged writes; the same as dropping the transaction.
+    /// Discards the staged writes. Same as dropping the transaction.
     pub fn rollback(self) {}
 
     fn check_open(&self) -> Result<()> {
@@ -550,7 +757,7 @@ impl Transaction {
         }
         if namespace.is_reserved() {
             return Err(Error::AccessDenied(format!(
-                "namespaces that begin with {:?} are reserved",
+                "cannot write: namespaces that begin with {:?} are reserved",
                 Namespace::RESERVED_PREFIX
             )));
         }
@@ -564,7 +771,7 @@ impl std::fmt::Debug for Transaction {
     }
 }
 
-/// Pairs as a list.
+/// Copies pairs into a list of entries.
 async fn list(found: &Pairs) -> Vec<Entry> {
     let mut slice = Slice::default();
     let mut entries = Vec::with_capacity(found.len());
@@ -576,7 +783,8 @@ async fn list(found: &Pairs) -> Vec<Entry> {
     entries
 }
 
-/// The text of a key that was found. That it is one was made sure of when it was; lossy conversion only keeps a panic out.
+/// The text of a key that a scan found. The scan has checked that it is UTF-8; the lossy conversion
+/// only avoids a panic.
 fn text(key: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(key)
 }

@@ -1,11 +1,11 @@
-//! Validation: whether what a transaction read still holds.
+//! Validation of read sets: whether what a transaction read is unchanged.
 //!
 //! A database makes its commits one after the other, so each waits for the validation of those
-//! before it. The log of the last commits validates most of them. If the log does not reach back,
-//! only a few rows may be looked at while others wait. So a larger read set is validated
-//! beforehand, against a newer state and in slices, and the log decides about the commits since
-//! that state ([`Attempt`]). The time of a validation grows with the rows that were read, and not
-//! with the number of ranges over the same rows.
+//! before it. The log of the last commits decides most validations. If the log does not reach back
+//! far enough, only a few rows may be read while other commits wait. So a larger read set is
+//! validated in advance, against a newer state and in slices, and the log decides about the commits
+//! since that state ([`Attempt`]). The time of a validation grows with the number of rows that were
+//! read, and not with the number of ranges over the same rows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map, btree_set};
@@ -31,22 +31,22 @@ const ATTEMPT: Budget = Budget { rows: WEIGHT_MAX, time: Duration::from_millis(5
 /// succeed.
 const LAST_ATTEMPT: Budget = Budget { rows: 10_000, time: Duration::from_millis(25) };
 
-/// Rows that can be looked at in the time of writing one.
+/// The number of rows that can be read in the time of writing one.
 const ROWS_LOOKED_AT: u64 = 10;
 
-/// The most validations beforehand. Another one follows if the log no longer reached back to the
-/// last one's state.
+/// The maximum number of validations in advance. Another one follows if the log no longer reached
+/// back to the state of the last one.
 const VALIDATIONS_MAX: u32 = 3;
 
 /// The budget of a slice, after which the validation yields its thread.
 const SLICE: Budget = Budget { rows: 256, time: Duration::from_millis(1) };
 
-/// One attempt to make a commit, in an engine that makes commits one after the other.
+/// An attempt to make a commit, for engines that make commits one by one.
 ///
 /// The engine makes the first attempt with the state that the transaction read. If the answer is
 /// [`Validity::Unknown`], it validates the read set against a newer state with
-/// [`validate_in_slices`], while other commits go on. Then it makes [the next attempt](Self::next)
-/// with that state.
+/// [`validate_in_slices`], while other commits continue. Then it makes [the next
+/// attempt](Self::next) with that state.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     state: Option<Version>,
@@ -59,29 +59,30 @@ pub struct Attempt {
 pub enum Validity {
     /// Everything that was read is unchanged.
     Holds,
-    /// Something has changed, or the last attempt could not find out within its budget: a conflict.
+    /// Something has changed, or the last attempt exceeded its budget: a conflict.
     Changed,
-    /// To find out would take too long while other commits wait.
+    /// The validation would take too long while other commits wait.
     Unknown,
 }
 
 impl Attempt {
-    /// The first attempt, with the state that the transaction read; `None` if that state is
-    /// unknown.
+    /// Creates the first attempt, with the state that the transaction read.
+    ///
+    /// `None` if that state is unknown.
     pub fn first(state: Option<Version>) -> Self {
         Self { state, validations: 0, is_last: false }
     }
 
-    /// The next attempt, after the read set was found to hold in a newer `state`; `None` if that
-    /// state is unknown.
+    /// Creates the next attempt, after the read set was valid in a newer `state`.
     ///
-    /// An attempt without a state is the last one, because the log cannot decide it.
+    /// `None` if that state is unknown. An attempt without a state is the last one, because the log
+    /// cannot decide it.
     pub fn next(self, state: Option<Version>) -> Self {
         let validations = self.validations + 1;
         Self { state, validations, is_last: state.is_none() || validations >= VALIDATIONS_MAX }
     }
 
-    /// Whether the reads hold in the current state, while other commits wait.
+    /// Checks the reads against the current state, while other commits wait.
     ///
     /// `newest` is the current state in the log's count.
     ///
@@ -105,16 +106,16 @@ impl Attempt {
         }
     }
 
-    /// The most that it costs to look at the reads while other commits wait, in the unit of
-    /// [`crate::pace::cost`].
+    /// The maximum cost of the validation, in the unit of [`crate::pace::cost`].
     ///
-    /// Only the last attempt has a cost. The log most likely decides the others.
+    /// It counts work for which other commits wait. Only the last attempt has a cost, because the
+    /// log most likely decides the others.
     pub fn cost(&self, reads: &ReadSet) -> u64 {
         if self.is_last { reads.weight().min(LAST_ATTEMPT.rows) / ROWS_LOOKED_AT } else { 0 }
     }
 
-    /// Each look has a budget beside the weight, because a weight does not count expired rows of
-    /// ranges.
+    /// Reads the current state within a budget. The weight alone is no bound, because it does not
+    /// count expired rows of ranges.
     fn look(&self, reads: &ReadSet, current: &mut dyn CurrentState) -> Result<Validity> {
         let (budget, unknown) = match self.is_last {
             true => (LAST_ATTEMPT, Validity::Changed),
@@ -129,9 +130,10 @@ impl Attempt {
     }
 }
 
-/// Validates what a commit read while other commits go on, and yields the thread between slices.
+/// Validates what a commit read, in slices, while other commits continue.
 ///
-/// `slice` advances the checks within the allowance, always in the same state.
+/// It yields the thread between slices. `slice` advances the checks within the allowance, always in
+/// the same state.
 ///
 /// # Errors
 /// - [`Error::Conflict`] if something that was read has changed.
@@ -173,7 +175,9 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Takes one row. False if no row or time is left; the first row is granted however late it is.
+    /// Takes one row from the allowance.
+    ///
+    /// Returns false if no row or time is left. The first row is granted however late it is.
     pub fn spend(&mut self) -> bool {
         let is_granted = self.rows > 0;
         self.rows = self.rows.saturating_sub(1);
@@ -184,7 +188,7 @@ impl Allowance {
     }
 }
 
-/// A validation under way: the rows and ranges that are still to be checked.
+/// A validation in progress: the rows and ranges that are still to be checked.
 pub struct Checks<'a> {
     rows: btree_map::Iter<'a, RowKey, Version>,
     ranges: RangeChecks<'a>,
@@ -260,7 +264,7 @@ enum End<'a> {
     WithNamespace,
 }
 
-/// What is to be done next.
+/// The next step of the pass.
 enum Step<'a> {
     /// A range ends here: compare it.
     End(Open<'a>),
@@ -380,7 +384,7 @@ pub(crate) fn stretches(ranges: &BTreeSet<RangeRead>) -> Vec<KeyRange> {
     stretches
 }
 
-/// Whether the ranges are as they were, given the states of their stretches.
+/// Whether the ranges are unchanged, given the states of their stretches.
 pub(crate) fn ranges_hold(
     ranges: &BTreeSet<RangeRead>,
     states: impl IntoIterator<Item = RangeState>,
@@ -415,7 +419,7 @@ impl<'a> Place<'a> {
         self.namespace == Some(range.namespace()) && !self.is_end && self.key == range.start()
     }
 
-    /// Moves to the key where counting goes on, or to the end of the stretch.
+    /// Moves to the key at which counting continues, or to the end of the stretch.
     fn move_to(&mut self, next: Option<Vec<u8>>, end: End<'a>) {
         match (next, end) {
             (Some(key), _) => self.key = key,
@@ -518,7 +522,7 @@ mod tests {
     use crate::name::Key;
     use crate::read_set::RangePart;
 
-    /// A state, and how many rows of it were looked at.
+    /// A state, and the number of its rows that were read.
     struct Rows {
         rows: BTreeMap<RowKey, Version>,
         looked_at: u64,
@@ -555,7 +559,8 @@ mod tests {
             state
         }
 
-        /// Whether the reads hold, checked with so many rows at a time, and the number of steps.
+        /// Whether the reads are unchanged, checked with `rows` rows at a time, and the number of
+        /// steps.
         fn holds(&mut self, reads: &ReadSet, rows: u64) -> (bool, u64) {
             let mut checks = reads.checks();
             for steps in 1.. {

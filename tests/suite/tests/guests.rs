@@ -197,8 +197,8 @@ async fn arguments_over_every_bound_get_typed_errors() {
         format!("keys: {}", limit("TransactionMutations", 10_000, 100_000)),
         format!("deletes: {}", limit("TransactionMutations", 10_000, 100_000)),
         format!("start: {}", limit("KeyBytes", 2_048, 100_000)),
-        "after: Err(Error::InvalidArgument(\"`after` is not a cursor of this range; pass `next` of its last page, and \
-         the same range\"))"
+        "after: Err(Error::InvalidArgument(\"`after` is not a cursor of this range; pass the `next` of a page of the \
+         same range\"))"
             .to_string(),
         "still usable: Ok(None)".to_string(),
     ];

@@ -1,4 +1,4 @@
-//! The ledger of migrations, as transactions read and write it.
+//! Reads and writes of the migration ledger in a transaction.
 
 use super::Transaction;
 use crate::commit::Mutation;
@@ -9,15 +9,16 @@ use crate::pairs::Pairs;
 use crate::scan::Scan;
 
 impl Transaction {
-    /// What the ledger holds of one component, in the order in which it was applied. An update watches it.
+    /// Reads a component's entries, in the order in which they were applied. An update records the
+    /// read.
     pub(crate) async fn ledger(&mut self, component: &str) -> Result<Vec<AppliedMigration>> {
         let rows = self.ledger_rows(component).await?;
         let applied = rows.iter().map(|(key, value)| AppliedMigration::from_row(key, value));
         entry::in_order(component, applied.collect::<Result<_>>()?)
     }
 
-    /// The rows of one component in the ledger, in the order of their ids, those too that are not valid entries. An update
-    /// watches them.
+    /// Reads a component's rows in the order of their ids, including those that are not valid
+    /// entries. An update records the read.
     pub(crate) async fn ledger_rows(&mut self, component: &str) -> Result<Pairs> {
         let max = self.limits.transaction_mutations;
         let found = self
@@ -35,7 +36,8 @@ impl Transaction {
         Ok(found.entries)
     }
 
-    /// The first rows of the ledger from a key on, of whatever component. An update watches them.
+    /// Reads the first rows of the ledger from a key on, of any component. An update records the
+    /// read.
     pub(crate) async fn ledger_page(&mut self, from: Vec<u8>) -> Result<Pairs> {
         const MAX_ENTRIES: usize = 1_024;
         let scan = Scan {
@@ -50,7 +52,7 @@ impl Transaction {
         Ok(self.find(scan).await?.entries)
     }
 
-    /// The row of the ledger with this key, if it is there. An update watches it.
+    /// Reads the row with this key; `None` if it does not exist. An update records the read.
     pub(crate) async fn ledger_row(&mut self, key: &[u8]) -> Result<Option<LedgerEntry>> {
         let scan = Scan {
             range: KeyRange::new(ledger()?, key.to_vec(), Some(just_after(key))),
@@ -65,7 +67,7 @@ impl Transaction {
         Ok(found.entries.iter().next().map(|(key, value)| LedgerEntry::from_row(key, value)))
     }
 
-    /// Stages the entry of a step that follows `applied` others.
+    /// Stages the entry of a step that follows `applied` other steps.
     pub(crate) fn record_migration(
         &mut self,
         component: &str,
@@ -79,14 +81,14 @@ impl Transaction {
         self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_millis: None }, None)
     }
 
-    /// Stages the removal of a row, whatever its key is.
+    /// Stages the deletion of a row. Its key may be any bytes.
     pub(crate) fn forget_migration(&mut self, key: Vec<u8>) -> Result<()> {
         let key = Key::of_ledger(key);
         self.stage_if(RowKey { namespace: ledger()?, key }, Mutation::Delete, None)
     }
 }
 
-/// The limits of a guest don't bind larder's own name.
+/// The ledger's namespace. The limits of a guest do not apply to larder's own name.
 fn ledger() -> Result<Namespace> {
     Namespace::from_stored(LEDGER_NAMESPACE.into())
 }

@@ -1,4 +1,4 @@
-//! What a transaction sees of the committed state, and what it remembers of that.
+//! Reads of the committed state, and the read set that a transaction keeps of them.
 
 use std::pin::pin;
 use std::task::Poll;
@@ -16,12 +16,12 @@ use crate::slice::{STORED_ROW, Slice};
 use crate::slot::Lease;
 
 impl Transaction {
-    /// Whether a read of the row has to look at what is committed.
+    /// Whether a read of the row needs its committed value.
     pub(super) fn needs_committed(&self, row: &RowKey) -> bool {
         matches!(self.writes.get(row), None | Some(Mutation::Increment(_)))
     }
 
-    /// The row as the transaction sees it, given what is committed.
+    /// Applies the staged write of the row, if any, to its committed value.
     pub(super) fn on_top(&self, row: &RowKey, stored: Option<StoredValue>) -> Result<Option<Vec<u8>>> {
         let stored = stored.map(|stored| stored.value);
         let value = match self.writes.get(row) {
@@ -33,8 +33,8 @@ impl Transaction {
         Ok(value)
     }
 
-    /// The row as it is committed, where that is known without waiting. Not part of a future, as most rows are: into and
-    /// out of each future, everything is moved.
+    /// The committed row, if the snapshot can tell without waiting. This is not async, because most
+    /// rows are read this way, and a future would move everything in and out.
     pub(super) fn committed_now(&mut self, row: &RowKey) -> Result<Option<Option<StoredValue>>> {
         let stored = self.open.slot.read_now(|snapshot| snapshot.get_now(row))?;
         if let Some(stored) = &stored {
@@ -43,12 +43,12 @@ impl Transaction {
         Ok(stored)
     }
 
-    /// The row as it is committed, where [`Transaction::committed_now`] could not tell.
+    /// The committed row, if [`Transaction::committed_now`] could not tell.
     pub(super) async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let mut lease = self.open.slot.lease()?;
         let is_new = lease.snapshot.is_none();
         let result = match self.snapshot(&mut lease.snapshot).await {
-            // One that was there could not tell.
+            // `committed_now` has already asked a snapshot that existed before.
             Ok(snapshot) => match is_new.then(|| snapshot.get_now(row)).flatten() {
                 Some(stored) => Ok(stored),
                 None => snapshot.get(row).await,
@@ -69,7 +69,7 @@ impl Transaction {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        // The keys are in memory twice: those that are asked for, and those of the backend.
+        // The keys are in memory twice: the caller's and the backend's.
         let names = keys.iter().map(|key| namespace.as_bytes().len() + key.as_bytes().len());
         let mut held = self.held.count().hold(RESULT_COPIES * names.sum::<usize>() as u64)?;
         let max_bytes = self.room_for_result(self.limits.result_bytes);
@@ -97,14 +97,15 @@ impl Transaction {
         Ok(rows)
     }
 
-    /// What a range holds. What is found is held until it is dropped.
+    /// Reads a range. The result counts for the instance until it is dropped.
     pub(super) async fn find(&mut self, scan: Scan) -> Result<Found> {
         self.find_some(scan, usize::MAX).await
     }
 
-    /// As much of what a range holds as the instance has room for, if that is `enough` entries.
+    /// Reads as many entries of a range as the instance has memory for. Fails if these are fewer
+    /// than `enough` and more exist.
     pub(super) async fn find_some(&mut self, mut scan: Scan, enough: usize) -> Result<Found> {
-        // It tells nothing of any state, so it takes no snapshot.
+        // The answer does not depend on the state, so no snapshot is needed.
         if scan.range.is_empty() {
             return Ok(scan.nothing());
         }
@@ -119,7 +120,7 @@ impl Transaction {
         let mut found = self.settle(lease, result)?;
         let is_short = is_narrowed && found.entries.len() < max_entries.min(enough);
         if let (Some(next), true) = (found.next_entry_bytes, is_short) {
-            // What the instance holds leaves no room for what the limits allow.
+            // The limits allow more, but the instance holds too much memory.
             return Err(self.held.count().result_exceeded(found.entries.bytes().saturating_add(next)));
         }
         found.held = Some(self.held.count().hold(RESULT_COPIES * found.entries.end() as u64)?);
@@ -131,12 +132,13 @@ impl Transaction {
         Ok(found)
     }
 
-    /// How large a result may be that may have `max_bytes`, given what the instance holds.
+    /// The largest result that the instance has memory for, and `max_bytes` at most.
     fn room_for_result(&self, max_bytes: u64) -> u64 {
         max_bytes.min(self.held.count().left() / RESULT_COPIES)
     }
 
-    /// What a read gives that may take long. At each of its pauses it ends if the transaction has ended.
+    /// Awaits a read that may take long. It fails at the read's next pause if the transaction has
+    /// ended.
     pub(super) async fn while_open<T>(&self, read: impl Future<Output = Result<T>>) -> Result<T> {
         let mut read = pin!(read);
         std::future::poll_fn(|context| match read.as_mut().poll(context) {
@@ -148,7 +150,7 @@ impl Transaction {
         .await
     }
 
-    /// The snapshot, taken now where this is the first read.
+    /// The snapshot. The first read takes it.
     pub(super) async fn snapshot<'s>(
         &self,
         leased: &'s mut Option<Box<dyn Snapshot>>,
@@ -166,15 +168,15 @@ impl Transaction {
     fn snapshot_options(&self) -> SnapshotOptions {
         let clock = self.open.store.clock();
         let left = self.open.slot.deadline.saturating_sub(clock.monotonic());
-        // Limits that were never validated may hold any timeout.
+        // The timeout is unbounded if the limits were never validated.
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
         let share = self.open.slot.share.clone();
         SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline, share }
     }
 
-    /// Puts the snapshot back for the next call. After an error of the backend nobody knows what the snapshot
-    /// is worth: the transaction ends. A guest's mistake leaves it as it was.
+    /// Returns the snapshot for the next call. A mistake of the guest leaves it as it was. After an
+    /// error of the backend its state is unknown, so the transaction ends.
     pub(super) fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
         self.open.slot.called(self.open.store.clock().monotonic());
         match result {
@@ -190,7 +192,8 @@ impl Transaction {
         }
     }
 
-    /// A view's snapshot is consistent in itself: what it read need not hold later.
+    /// Adds a row to the read set of an update. A view needs no read set: its snapshot is
+    /// consistent, and later changes do not matter.
     fn record_row(&mut self, row: &RowKey, stored: Option<&StoredValue>) -> Result<()> {
         if self.mode == Mode::View {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Writes that a transaction is going to make.
+//! Staging of writes until commit.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::name::RowKey;
 use crate::slice::{STORED_ROW, Slice};
 
 impl Transaction {
-    /// Stages all, or none. A caller that gives up while it waits leaves the transaction as it was.
+    /// Stages all changes, or none. If the caller cancels the call, the transaction is unchanged.
     pub(super) async fn stage_all(
         &mut self,
         mut changes: BTreeMap<RowKey, Mutation>,
@@ -26,7 +26,8 @@ impl Transaction {
             bytes = bytes - self.staged_bytes(row) + mutation_bytes(row, mutation);
         }
         self.take_room(rows, bytes)?;
-        // From here on there is no pause. To append takes time for all rows, and to extend for the new ones, but more for each.
+        // No pause from here on. `append` visits every row, old and new. `extend` inserts only the
+        // new rows, but takes longer for each.
         match changes.len() > self.writes.len() / 8 {
             true => self.writes.append(&mut changes),
             false => self.writes.extend(changes),
@@ -57,7 +58,7 @@ impl Transaction {
         self.writes.get(row).map_or(0, |mutation| mutation_bytes(row, mutation))
     }
 
-    /// Makes room for so many rows, and so many bytes in all.
+    /// Sets the total of staged rows and bytes. Fails if a limit does not allow it.
     fn take_room(&mut self, rows: u64, bytes: u64) -> Result<()> {
         self.limits.check(LimitKind::TransactionMutations, rows)?;
         self.limits.check(LimitKind::TransactionBytes, bytes)?;
