@@ -266,13 +266,13 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     let unknown = error("mysql://ann:secret@host/db");
     assert_eq!(
         unknown,
-        "larder: no driver for data-source name \"mysql:\"; there are: memory, postgres, sqlite, tenants\n"
+        "larder: no driver for the data-source name \"mysql:\"; use one of: memory, postgres, sqlite, tenants\n"
     );
     let unreachable = error("postgres://ann:secret@127.0.0.1:1/db");
     assert!(unreachable.starts_with("larder: cannot open the store \"postgres\": "), "{unreachable}");
     assert!(!unreachable.contains("secret"), "{unreachable}");
     assert!(error("sqlite:").contains("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
-    assert!(error("memory:x").contains("a store in memory is named `memory:`"));
+    assert!(error("memory:x").contains("the data-source name of an in-memory store is `memory:`"));
     let usage = larder.error(2, &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"]);
     assert!(usage.contains("it has to be of the form NAME=…"), "{usage}");
 }
@@ -555,7 +555,7 @@ fn memory_that_can_not_be_had_is_said_in_a_sentence() {
     let whose = ["--tenant", "acme", "--user", "ann"];
     let error = |code, arguments: &[&str]| error(code, &[whose.as_slice(), arguments].concat());
     let unknown = error(2, &["--memory-strategy", "episodic"]);
-    assert!(unknown.contains("no strategy is named \"episodic\"; there are none, truncation"), "{unknown}");
+    assert!(unknown.contains("unknown strategy \"episodic\"; use none, truncation"), "{unknown}");
     let rolling = ["--memory-strategy", "rolling-summary"];
     let none = error(1, &rolling);
     assert!(
@@ -615,10 +615,11 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
         begins.map(|begin| format!("larder: {begin} the store \"sqlite:notes.db\": {problem}\n"))
     };
     damage("UPDATE larder_migrations SET checksum = x'00' WHERE number = 2");
-    let edited = "schema step 0002 was applied with other statements than this release has";
+    let edited = "schema step 0002 was applied with statements that differ from this release";
     assert_eq!([error("status"), error("up")], both(edited));
     damage("UPDATE larder_migrations SET number = 9 WHERE number = 2");
-    let newer = "the database has schema step 0009, and this release knows 0002 at most; use a newer release";
+    let newer =
+        "the database has schema step 0009, but this release knows no step after 0002; use a newer release";
     assert_eq!([error("status"), error("up")], both(newer));
 
     damage("UPDATE larder_migrations SET number = 2 WHERE number = 9");
@@ -636,7 +637,7 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
     let problem = "stored data is corrupt: the file is no intact SQLite database\n";
     assert_eq!(corrupt, format!("larder: cannot read the schema of the store \"sqlite:text.db\": {problem}"));
     let unknown = larder.error(1, &["migrate", "status", "--store", "mysql:x"]);
-    assert!(unknown.starts_with("larder: no driver for data-source name \"mysql:\""), "{unknown}");
+    assert!(unknown.starts_with("larder: no driver for the data-source name \"mysql:\""), "{unknown}");
     let absent = larder.error(1, &["migrate", "up", "--store", "sqlite:new.db?create=no"]);
     assert!(
         absent.starts_with(

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// Bytes that are parsed or written in well under a millisecond.
+/// The number of bytes that are parsed or written in well under a millisecond.
 const SMALL: usize = 64 << 10;
 
 /// Runs `work` on this thread if `bytes` is small, otherwise on a blocking thread.
@@ -10,6 +10,7 @@ const SMALL: usize = 64 << 10;
 /// `bytes` is the size of its input. If the future is dropped, the work still runs to its end.
 ///
 /// # Errors
+///
 /// [`Error::Other`] if the runtime ended or the work panicked.
 pub(crate) async fn by_size<T: Send + 'static>(
     bytes: usize,
@@ -18,7 +19,9 @@ pub(crate) async fn by_size<T: Send + 'static>(
     if bytes <= SMALL {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::caused("the work was cancelled", error))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::caused("the work panicked or its runtime ended", error))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Time as the host sees it, so that tests can move it.
+//! Clocks, including one that tests can move.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
@@ -7,15 +7,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Milliseconds since 1970, UTC.
 pub type UnixMillis = u64;
 
-/// What a store measures times to live and deadlines with.
+/// A source of time for times to live and deadlines.
 pub trait Clock: Send + Sync + 'static {
-    /// Wall-clock time, for times to live, which outlive the process. A store never lets it go back: see [`ForwardClock`].
+    /// Returns the wall-clock time, for times to live, which outlive the process.
+    ///
+    /// A store never lets it go back: see [`ForwardClock`].
     fn unix_millis(&self) -> UnixMillis;
-    /// Time since a fixed moment, for deadlines; it never goes back. Every call of a guest asks for it: it should cost
-    /// little, and may be some milliseconds behind.
+    /// Returns the time since a fixed moment, for deadlines; it never goes back.
+    ///
+    /// Every call of a guest reads it, so it must be cheap. It may lag by some milliseconds.
     fn monotonic(&self) -> Duration;
-    /// How many milliseconds [`Clock::unix_millis`] was moved ahead of the machine's clock on purpose, as by a test. An
-    /// engine that reckons with its server's clock adds it to that. By default it is the difference between the two.
+    /// Returns how far [`Clock::unix_millis`] was deliberately moved ahead of the machine's clock.
+    ///
+    /// In milliseconds. A test may move its clock, for example. An engine that uses its server's
+    /// clock adds this to the server's time. The default is the difference between the two clocks.
     fn moved_millis(&self) -> i64 {
         signed(self.unix_millis()).saturating_sub(signed(machine_millis()))
     }
@@ -25,7 +30,7 @@ fn signed(millis: UnixMillis) -> i64 {
     i64::try_from(millis).unwrap_or(i64::MAX)
 }
 
-/// The machine's wall-clock time as it is, steps back included.
+/// The machine's wall-clock time, which may step back.
 fn machine_millis() -> UnixMillis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
@@ -33,26 +38,38 @@ fn machine_millis() -> UnixMillis {
 
 /// A clock whose wall-clock time never goes back; clones share it.
 ///
-/// Stores of one process that are given the same clock agree on the time, those too that are opened later. If the clock
-/// steps back, time goes on from the latest moment that anybody was told, at the pace of [`Clock::monotonic`], until the
-/// clock has caught up.
+/// All stores of a process that use the same clock agree on the time, including stores opened
+/// later. If the clock steps back, time continues from the latest time returned, at the pace of
+/// [`Clock::monotonic`], until the clock has caught up.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use larder_core::{ForwardClock, MovableClock};
+///
+/// let movable = Arc::new(MovableClock::default());
+/// let clock = ForwardClock::new(movable.clone());
+/// let before = clock.now();
+/// movable.step_back(Duration::from_secs(60));
+/// assert!(clock.now() >= before);
+/// ```
 #[derive(Clone)]
 pub struct ForwardClock {
     clock: Arc<dyn Clock>,
     floor: Arc<Floor>,
 }
 
-/// The clocks that are in use, with how far each has come.
+/// The clocks in use, each with its latest time.
 static FLOORS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
 type Known = (Weak<dyn Clock>, Arc<Floor>);
 
-/// The machine's clock, for stores that are given no other.
+/// The machine's clock, for stores without another clock.
 static MACHINE: LazyLock<ForwardClock> =
     LazyLock::new(|| ForwardClock::new(Arc::new(SystemClock::default())));
 
 impl ForwardClock {
-    /// The clock, from now on without steps back.
+    /// Wraps a clock, so that it no longer steps back.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let mut floors = FLOORS.lock().unwrap_or_else(PoisonError::into_inner);
         floors.retain(|(clock, _)| clock.strong_count() > 0);
@@ -68,17 +85,19 @@ impl ForwardClock {
         Self { clock, floor }
     }
 
-    /// The moment now. It is no earlier than any that this clock gave before.
+    /// Returns the present time, never earlier than a time that this clock returned before.
     pub fn now(&self) -> UnixMillis {
         self.floor.raise(self.clock.unix_millis(), || self.clock.monotonic())
     }
 
-    /// [`Clock::monotonic`].
+    /// Returns [`Clock::monotonic`].
     pub fn monotonic(&self) -> Duration {
         self.clock.monotonic()
     }
 
-    /// [`Clock::moved_millis`], so that a server's time moved by it does not go back if the clock is moved back.
+    /// Returns [`Clock::moved_millis`], adjusted so that a server's time does not go back.
+    ///
+    /// Without the adjustment, it would go back if the clock is moved back.
     pub fn moved_millis(&self) -> i64 {
         let is_moved = self.clock.moved_millis() != 0;
         if is_moved {
@@ -103,23 +122,24 @@ impl std::fmt::Debug for ForwardClock {
     }
 }
 
-/// How far a clock has come.
+/// The latest time of a clock.
 #[derive(Debug, Default)]
 struct Floor {
-    /// The latest moment that was given.
+    /// The latest time that was returned.
     latest: AtomicU64,
     /// The most by which the wall clock was ahead of the monotonic one.
     lead: AtomicU64,
-    /// The clock has been moved away from the machine's on purpose.
+    /// Whether the clock was ever deliberately moved away from the machine's.
     was_moved: AtomicBool,
 }
 
-/// Threads read the clock and are told in no certain order: so far behind the latest moment, time stands still.
+/// Concurrent threads may record their readings out of order. Up to this many milliseconds behind
+/// the latest time, time stands still.
 const DISORDER_MAX: UnixMillis = 50;
 
 impl Floor {
-    /// The moment for what the wall clock shows. While it goes forward, this costs one look, and a store for each
-    /// millisecond that passes.
+    /// The time for a reading of the wall clock. While the clock moves forward, this costs one
+    /// load, and one store for each millisecond that passes.
     fn raise(&self, wall: UnixMillis, monotonic: impl Fn() -> Duration) -> UnixMillis {
         let latest = self.latest.load(Ordering::Acquire);
         if wall == latest {
@@ -141,7 +161,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The machine's clock. Its wall-clock time never goes back within a process.
+/// The machine's clock, whose wall-clock time never goes back within a process.
 #[derive(Clone, Debug, Default)]
 pub struct SystemClock {
     monotonic: Monotonic,
@@ -162,7 +182,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// Time as of the kernel's last tick, at most 10 ms ago. To read the hardware's counter takes several times as long.
+/// The time of the kernel's last tick, at most 10 ms ago. Reading the hardware's counter takes
+/// several times as long.
 #[cfg(target_os = "linux")]
 #[derive(Clone, Debug, Default)]
 struct Monotonic;
@@ -193,7 +214,7 @@ impl Monotonic {
     }
 }
 
-/// The machine's clock, which a test can move.
+/// A clock for tests: the machine's clock, moved by an offset.
 #[derive(Debug, Default)]
 pub struct MovableClock {
     system: SystemClock,
@@ -207,7 +228,9 @@ impl MovableClock {
         self.ahead_millis.fetch_add(millis(by).min(u64::MAX / 2), Ordering::Relaxed);
     }
 
-    /// Sets the wall-clock time back, as a person who corrects it does. Monotonic time goes on.
+    /// Sets the wall-clock time back, as when a person corrects the clock.
+    ///
+    /// Monotonic time is not affected.
     pub fn step_back(&self, by: Duration) {
         self.back_millis.fetch_add(millis(by).min(u64::MAX / 2), Ordering::Relaxed);
     }
@@ -250,7 +273,7 @@ mod tests {
         assert!(clock.monotonic().checked_sub(monotonic).unwrap() >= Duration::from_secs(60));
     }
 
-    /// Shows what it is told to.
+    /// A clock that shows the times that a test sets.
     #[derive(Default)]
     struct Hands {
         wall: AtomicU64,

@@ -1,4 +1,4 @@
-//! Backends by data-source name.
+//! Drivers, which open backends by data-source name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,40 +12,48 @@ use crate::schema::SchemaMigrator;
 /// Opens backends of one kind.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
-    /// Its name, which no other driver has: `sqlite`.
+    /// The driver's unique name, such as `sqlite`.
     fn name(&self) -> &'static str;
 
-    /// Whether a data-source name is meant for it, right or wrong.
+    /// Whether a data-source name is meant for this driver, valid or not.
     fn accepts(&self, dsn: &str) -> bool;
 
-    /// Opens what the data-source name says, and brings larder's own tables up to date.
+    /// Opens a backend and applies larder's own schema migrations to it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the name is malformed, and what the engine ran into.
+    ///
+    /// - [`Error::InvalidArgument`] if the data-source name is malformed.
+    /// - Any error of the engine.
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
 
-    /// Opens what exists to look at it. It creates, migrates and writes nothing: no file appears, and no byte of the
-    /// store changes. It does not wait for other processes. A write to the backend fails with
-    /// [`Error::AccessDenied`]; [`ReadOnly`](crate::ReadOnly) makes sure of that for any backend.
+    /// Opens an existing backend for reading only.
+    ///
+    /// This creates, migrates and writes nothing: no file appears, and no byte of the store
+    /// changes. It does not wait for other processes. A write to the backend fails with
+    /// [`Error::AccessDenied`]. [`ReadOnly`](crate::ReadOnly) ensures that for any backend.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the name is malformed, [`Error::NotFound`] if the store does not exist,
-    /// [`Error::Other`] if its schema is older or newer than this release, or it is not larder's, and the engine's own
-    /// errors.
+    ///
+    /// - [`Error::InvalidArgument`] if the data-source name is malformed.
+    /// - [`Error::NotFound`] if the store does not exist.
+    /// - [`Error::Other`] if its schema is older or newer than this release, or is not larder's.
+    /// - Any other error of the engine.
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>, Error>;
 
-    /// What brings larder's own tables up to date in the database that the data-source name says, for those who do
-    /// that apart from opening it. Nothing is opened yet. None where nothing outlives the process, as by default.
+    /// Returns a migrator for larder's own tables in a database, without opening it.
+    ///
+    /// Returns `None` if the backend has no tables that outlive the process, which is the default.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the name is malformed.
+    ///
+    /// [`Error::InvalidArgument`] if the data-source name is malformed.
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, Error> {
         let _ = dsn;
         Ok(None)
     }
 }
 
-/// The drivers that a platform has, a plain value.
+/// A set of drivers.
 ///
 /// ```
 /// let drivers = larder_core::Drivers::with_in_memory();
@@ -62,39 +70,39 @@ impl std::fmt::Debug for Drivers {
     }
 }
 
-/// Why a driver or a store was refused.
+/// The reason why a driver or a data-source name was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriverError {
-    /// No driver knows the data-source name.
-    #[error("no driver for data-source name {given:?}; there are: {}", registered.join(", "))]
+    /// No driver accepts the data-source name.
+    #[error("no driver for the data-source name {given:?}; use one of: {}", registered.join(", "))]
     Unknown {
-        /// The scheme with its colon, or `…` if there is none: anything else may hold a password.
+        /// The scheme with its colon, or `…` if there is none. The rest may hold a password.
         given: String,
         /// The names of the drivers, sorted.
         registered: Vec<&'static str>,
     },
-    /// A driver of this name is there already.
+    /// A driver of this name is registered already.
     #[error("a driver named {0:?} is registered already")]
     Duplicate(&'static str),
     /// The driver could not open the store.
     #[error("could not open a store with the driver {driver:?}")]
     Open {
-        /// Its name.
+        /// The name of the driver.
         driver: &'static str,
-        /// Why.
+        /// The driver's error.
         #[source]
         error: Error,
     },
 }
 
 impl Drivers {
-    /// No drivers.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The driver `memory:` alone.
+    /// Creates a set with the in-memory driver, which accepts `memory:`.
     pub fn with_in_memory() -> Self {
         let mut drivers = Self::new();
         drivers.drivers.insert("memory", Arc::new(crate::in_memory::InMemoryDriver));
@@ -104,7 +112,8 @@ impl Drivers {
     /// Adds a driver.
     ///
     /// # Errors
-    /// [`DriverError::Duplicate`] where its name is taken; the set is unchanged.
+    ///
+    /// [`DriverError::Duplicate`] if its name is taken. The set is then unchanged.
     pub fn register(&mut self, driver: impl Driver) -> Result<&mut Self, DriverError> {
         let name = driver.name();
         if self.drivers.contains_key(name) {
@@ -119,20 +128,25 @@ impl Drivers {
         self.drivers.keys().copied().collect()
     }
 
-    /// Opens a backend.
+    /// Opens a backend and applies larder's own schema migrations to it.
     ///
     /// # Errors
-    /// [`DriverError::Unknown`] says which drivers there are.
+    ///
+    /// - [`DriverError::Unknown`] if no driver accepts the data-source name. It lists the drivers.
+    /// - [`DriverError::Open`] if the driver fails; see [`Driver::open`].
     pub async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
         let driver = self.driver(dsn)?;
         driver.open(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
     }
 
-    /// Opens a backend to look at it: it creates, migrates and writes nothing. Writes fail with
+    /// Opens an existing backend for reading only.
+    ///
+    /// This creates, migrates and writes nothing. Writes to the backend fail with
     /// [`Error::AccessDenied`].
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use larder_core::{Error, HandleOptions, Mode, Store};
     ///
     /// let backend = larder_core::Drivers::with_in_memory().open_read_only("memory:").await?;
@@ -144,14 +158,18 @@ impl Drivers {
     /// ```
     ///
     /// # Errors
-    /// [`DriverError::Unknown`], and [`DriverError::Open`] over the errors of [`Driver::open_read_only`].
+    ///
+    /// - [`DriverError::Unknown`] if no driver accepts the data-source name. It lists the drivers.
+    /// - [`DriverError::Open`] if the driver fails; see [`Driver::open_read_only`].
     pub async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>, DriverError> {
         let driver = self.driver(dsn)?;
         driver.open_read_only(dsn).await.map_err(|error| DriverError::Open { driver: driver.name(), error })
     }
 
-    /// What brings larder's own tables up to date in a database, without opening it. None where there are no tables
-    /// that outlive the process, as in memory.
+    /// Returns a migrator for larder's own tables in a database, without opening it.
+    ///
+    /// Returns `None` if the backend has no tables that outlive the process, such as the in-memory
+    /// one.
     ///
     /// ```
     /// let drivers = larder_core::Drivers::with_in_memory();
@@ -160,7 +178,9 @@ impl Drivers {
     /// ```
     ///
     /// # Errors
-    /// As [`Drivers::open`].
+    ///
+    /// - [`DriverError::Unknown`] if no driver accepts the data-source name. It lists the drivers.
+    /// - [`DriverError::Open`] if the data-source name is malformed.
     pub fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, DriverError> {
         let driver = self.driver(dsn)?;
         driver.migrator(dsn).map_err(|error| DriverError::Open { driver: driver.name(), error })
@@ -215,13 +235,13 @@ mod tests {
         let mut drivers = Drivers::with_in_memory();
         drivers.register(Failing("a-driver")).unwrap();
         let error = drivers.open("mysql://ann:secret@host/db").await.err().unwrap();
-        let expected = "no driver for data-source name \"mysql:\"; there are: a-driver, memory";
+        let expected = "no driver for the data-source name \"mysql:\"; use one of: a-driver, memory";
         assert_eq!(error.to_string(), expected);
         for dsn in
             [" host=h password=hunter2", "HOST=h password=hunter2:", "hunter2", "a/hunter2:b", ":hunter2"]
         {
             let error = drivers.open(dsn).await.err().unwrap();
-            let expected = "no driver for data-source name \"…\"; there are: a-driver, memory";
+            let expected = "no driver for the data-source name \"…\"; use one of: a-driver, memory";
             assert_eq!(error.to_string(), expected);
         }
     }

@@ -1,4 +1,4 @@
-//! What the host holds in memory on behalf of one instance.
+//! Accounting of the memory that the host holds for one instance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::limits::Limits;
 
-/// Counts the memory that the host holds for an instance, against a bound. Clones share the count.
+/// Counts the memory that the host holds for an instance, up to a bound.
 ///
-/// Counted are staged writes, read sets and conditions, each with what its tree takes; commits until the backend is done with
-/// them, also if the caller has gone; and, while a call runs, what it copies and what it returns.
+/// Clones share the count. It includes:
+///
+/// - staged writes, read sets and conditions, with the overhead of their trees
+/// - commits until the backend is done with them, even if the caller is gone
+/// - what a running call copies and returns
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
@@ -34,53 +37,56 @@ struct Count {
     max: u64,
 }
 
-/// Bytes that one staged write, condition, or read takes at most beside its names and its value: its share of a B-tree
-/// whose nodes are half empty, and the rounding of each of its allocations. The WIT's `transaction-bytes` says it.
+/// The most bytes that a staged write, condition or read takes beside its names and its value: its
+/// share of a B-tree with half-empty nodes, and the rounding of each allocation. The WIT states
+/// this number for `transaction-bytes`.
 pub(crate) const ENTRY_OVERHEAD: u64 = 256;
 
-/// Copies of a result that exist at once while a call makes it: the backend's, the transaction's, and the guest's.
+/// The copies of a result that exist at once during a call: the backend's, the transaction's, and
+/// the guest's.
 pub(crate) const RESULT_COPIES: u64 = 3;
 
 impl HeldBytes {
-    /// At most so many bytes.
+    /// Creates a count with a bound of `max` bytes.
     pub fn at_most(max: u64) -> Self {
         Self(Arc::new(Count { used: AtomicU64::new(0), max }))
     }
 
-    /// Bytes that are held now.
+    /// The number of bytes held now.
     pub fn used(&self) -> u64 {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Holds so many bytes.
+    /// Holds `bytes` bytes.
     pub(crate) fn hold(&self, bytes: u64) -> Result<Held> {
         let mut held = self.nothing();
         held.add(bytes)?;
         Ok(held)
     }
 
-    /// Holds nothing as yet.
+    /// A guard that holds no bytes so far.
     pub(crate) fn nothing(&self) -> Held {
         Held { count: self.clone(), bytes: 0 }
     }
 
-    /// Bytes that may still be held.
+    /// The number of bytes that may still be held.
     pub(crate) fn left(&self) -> u64 {
         self.0.max.saturating_sub(self.used())
     }
 
-    /// Whether so many bytes more may be held, for a moment in which the caller holds nothing else in addition.
+    /// Checks that `bytes` more may be held, briefly, while the caller holds nothing else in
+    /// addition.
     pub(crate) fn check(&self, bytes: u64) -> Result<()> {
         if bytes <= self.left() { Ok(()) } else { Err(self.exceeded(self.used(), bytes)) }
     }
 
-    /// Whether a result of so many bytes may be made. No guard holds it: an instance waits for its call, so nothing is added
-    /// until the guest has the result.
+    /// Checks that a result of `bytes` may be made. It needs no guard: the instance waits for its
+    /// call, so nothing is added until the guest has the result.
     pub(crate) fn check_result(&self, bytes: u64) -> Result<()> {
         self.check(bytes.saturating_mul(RESULT_COPIES))
     }
 
-    /// Why a result of so many bytes can't be made.
+    /// The error for a result of `bytes` that is too large.
     pub(crate) fn result_exceeded(&self, bytes: u64) -> Error {
         self.exceeded(self.used(), bytes.saturating_mul(RESULT_COPIES))
     }
@@ -110,7 +116,7 @@ impl Default for HeldBytes {
     }
 }
 
-/// Bytes that are held; dropping it releases them.
+/// A guard for held bytes, which releases them on drop.
 #[derive(Debug)]
 pub struct Held {
     count: HeldBytes,
@@ -118,24 +124,24 @@ pub struct Held {
 }
 
 impl Held {
-    /// How many.
+    /// The number of bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What it is counted in.
+    /// The count that the guard belongs to.
     pub(crate) fn count(&self) -> &HeldBytes {
         &self.count
     }
 
-    /// Holds more.
+    /// Holds `bytes` more.
     pub(crate) fn add(&mut self, bytes: u64) -> Result<()> {
         self.count.add(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Holds so many instead.
+    /// Holds `bytes` instead of the present number.
     pub(crate) fn change_to(&mut self, bytes: u64) -> Result<()> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.add(more),
@@ -147,7 +153,7 @@ impl Held {
         }
     }
 
-    /// All of it, for another owner.
+    /// Moves all bytes to a new guard.
     pub(crate) fn take(&mut self) -> Self {
         Self { count: self.count.clone(), bytes: std::mem::take(&mut self.bytes) }
     }

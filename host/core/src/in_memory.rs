@@ -1,4 +1,4 @@
-//! The backend that keeps rows in memory.
+//! The in-memory backend.
 
 mod expiries;
 mod large_commit;
@@ -43,7 +43,9 @@ use snapshot::{InMemorySnapshot, OpenSnapshot};
 use snapshot_registry::{Ended, SnapshotRegistry};
 use stored_row::StoredRow;
 
-/// Rows in memory, gone with the last handle. A snapshot is a shared persistent map and costs nothing.
+/// The in-memory backend, whose rows are gone with the last handle.
+///
+/// A snapshot shares a persistent map with the store, so taking one copies nothing.
 ///
 /// ```
 /// # async fn example() -> larder_core::Result<()> {
@@ -59,17 +61,18 @@ pub struct InMemory {
 
 struct Shared {
     database: Mutex<Database>,
-    /// For one large commit at a time.
+    /// Admits one large commit at a time.
     large: FairSemaphore,
-    /// Tells other writers that a large commit has ended.
+    /// Notifies other writers that a large commit has ended.
     large_ended: Notify,
-    /// Changed only by who has the database. Readers don't wait for it.
+    /// Changed only while the database is locked. Readers do not wait for the database.
     latest: RwLock<Latest>,
-    /// Locked after the database, if both are: a snapshot is opened while its state is the newest.
+    /// Locked after the database, if both are, so that a snapshot is opened while its state is the
+    /// newest.
     snapshots: Mutex<SnapshotRegistry>,
-    /// Snapshots that were ended, until the database is no longer held.
+    /// Ended snapshots whose rows are still to be dropped, once the database is unlocked.
     ended: Mutex<Vec<Ended>>,
-    /// Those that are told if snapshots are ended.
+    /// The stores that emit an event for an ended snapshot.
     stores: Mutex<OpenSnapshots>,
 }
 
@@ -80,42 +83,47 @@ struct Database {
     last: Version,
     log: CommitLog,
     pace: Pace,
-    /// A large commit is under way: only it may change rows, and it has the log.
+    /// A large commit is being made: only it may change rows, and it owns the log.
     has_large_commit: bool,
     records: BTreeMap<RecordKey, StoredRecord>,
 }
 
 impl InMemory {
-    /// What rows and records take beside their values and bytes, at most: a row is in an ordered map, in a hash table
-    /// and perhaps among those that expire, has its name twice, and each of its two allocations is rounded up.
+    /// The most bytes that a row or record takes beside its value or bytes.
+    ///
+    /// A row is in an ordered map, in a hash table and, if it expires, in a set. It stores its name
+    /// twice, and each of its two allocations is rounded up.
     pub const STORED_COST: StoredCost =
         StoredCost { row_overhead: 400, name_copies: 2, record_overhead: 704 };
 
-    /// An empty store.
+    /// Creates an empty backend.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bounds the memory that is kept for nothing but snapshots which are open: rows that were replaced or removed since, and
-    /// nodes of maps. Over the bound the oldest snapshots are ended: a read that needs such a row gets [`Error::TimedOut`].
-    /// It holds for all handles on these rows. Default: 64 MiB.
+    /// Bounds the memory that is kept only for open snapshots. Default: 64 MiB.
+    ///
+    /// It holds rows that were replaced or removed since the snapshots were taken, and nodes of
+    /// maps. Over the bound, the oldest snapshots are ended: a read that needs such a row fails
+    /// with [`Error::TimedOut`]. The bound applies to all handles on these rows together.
     pub fn keep_for_snapshots(self, bytes: u64) -> Self {
         self.shared.snapshots().keep_at_most(bytes);
         self
     }
 
-    /// How many snapshots were ended because too much memory was kept for them.
+    /// The number of snapshots that were ended because they kept too much memory.
     pub fn ended_snapshots(&self) -> u64 {
         self.shared.snapshots().ended()
     }
 
-    /// A second handle on the same rows, as a second process on one file would be; closing one leaves the
-    /// other open.
+    /// Opens a second handle on the same rows, like a second process on one file.
+    ///
+    /// Closing one handle leaves the other open.
     pub fn attach(&self) -> Self {
         Self { shared: self.shared.clone(), closed: AtomicBool::new(false) }
     }
 
-    /// Bytes of all records.
+    /// The bytes of all records.
     async fn record_bytes(&self) -> Result<u64> {
         let mut bytes = 0;
         let mut after = None;
@@ -158,7 +166,8 @@ impl Default for Shared {
     }
 }
 
-/// A panic while a lock was held can't have left half a commit: nothing that can fail is between its changes.
+/// Poisoned locks are used on: no code between the changes of one commit can panic, so a panic
+/// never leaves half a commit.
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Database> {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,21 +177,21 @@ impl Shared {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For who has the database, and so waits for nobody who changes it.
+    /// For callers that hold the database lock, which no writer can then hold.
     fn latest(&self) -> RwLockReadGuard<'_, Latest> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts what snapshots alone keep from now on.
+    /// Counts the rows that only snapshots keep from now on.
     fn note_replaced(&self, replaced: &[StoredRow], writes: usize) {
-        // The guard is gone at the end of the statement.
+        // The guard is dropped at the end of the statement.
         let ended = self.snapshots().note(replaced, writes);
         if !ended.is_empty() {
             self.ended().extend(ended);
         }
     }
 
-    /// Lets go of what ended snapshots kept, and tells the platform. The database is not held.
+    /// Drops the rows of ended snapshots and emits events. Call it without the database lock.
     fn let_go(&self) {
         let ended = std::mem::take(&mut *self.ended());
         for ended in ended {
@@ -195,7 +204,7 @@ impl Shared {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the commit of a transaction that read a state.
+    /// Makes the commit of a transaction that read `state`.
     async fn commit(self: &Arc<Self>, state: Version, commit: &Arc<Commit>) -> Result<Committed> {
         if commit.writes.is_empty() && commit.conditions.is_empty() {
             return Ok(Committed::default());
@@ -223,11 +232,12 @@ impl Shared {
         }
     }
 
-    /// Finds what was read to hold in the newest state, while others commit. Gives that state.
+    /// Validates the reads against the newest state while others commit. Returns that state's
+    /// version.
     async fn validate(self: &Arc<Self>, commit: &Commit) -> Result<Version> {
         let (open, state, now) = {
             let database = self.lock();
-            // While the database is held, it is the moment of a snapshot of this state.
+            // The clock is read under the lock, so `now` is the moment of a snapshot of this state.
             (OpenSnapshot::of(self, &database), database.last, commit.clock.now())
         };
         validate_in_slices(commit, |checks, allowance| {
@@ -254,7 +264,8 @@ impl Backend for InMemory {
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {
         let database = self.lock()?;
         let open = OpenSnapshot::of(&self.shared, &database);
-        // While the database is held: no commit is under way, and a later one has a later moment.
+        // The clock is read under the lock: no commit is being made, and a later one has a later
+        // time.
         let now = options.clock.now();
         drop(database);
         Ok(Box::new(InMemorySnapshot::new(open, now)))
@@ -276,7 +287,7 @@ impl Backend for InMemory {
     }
 
     async fn recount(&self) -> Result<u64> {
-        // What it keeps of an old state is bounded, as for other snapshots.
+        // A snapshot, so that the memory it keeps of an old state is bounded.
         let open = OpenSnapshot::of(&self.shared, &*self.lock()?);
         let bytes = count(|| open.rows()).await?;
         Ok(bytes + self.record_bytes().await?)
@@ -337,7 +348,8 @@ impl Backend for InMemory {
     }
 }
 
-/// Counts the bytes of all rows of one state. Calls `state` again for each slice, so that a snapshot can end in between.
+/// Counts the bytes of all rows of one state. Calls `state` again for each slice, so that a
+/// snapshot can end in between.
 async fn count(state: impl Fn() -> Result<Rows>) -> Result<u64> {
     let (mut bytes, mut last) = (0, Vec::new());
     loop {
@@ -359,16 +371,16 @@ async fn count(state: impl Fn() -> Result<Rows>) -> Result<u64> {
     }
 }
 
-/// What an attempt to commit came to, unless it was refused.
+/// The outcome of an attempt to commit that was not refused.
 enum Tried {
     Made(Committed),
-    /// Nothing was made: what was read is to be validated while others commit.
+    /// Not made: the reads have to be validated while others commit.
     Unvalidated,
-    /// Nothing was made: it would take as long as a large commit.
+    /// Not made: it would take as long as a large commit.
     TooLong,
-    /// Nothing was made: a large commit is under way.
+    /// Not made: a large commit is being made.
     Busy,
-    /// Nothing was made: large commits pause until then.
+    /// Not made: large commits pause until then.
     Paused(Instant),
 }
 
@@ -396,7 +408,7 @@ impl Database {
             return Ok(Tried::Made(Committed::default()));
         }
         let version = Version(self.last.0 + 1);
-        // From here on nothing can fail.
+        // Nothing after this can fail.
         let mut name = Vec::new();
         let (mut replaced, writes) = (Vec::new(), plan.writes.len());
         let has_snapshots = !shared.snapshots().is_empty();
@@ -436,7 +448,7 @@ impl Database {
         before
     }
 
-    /// `None` if a large commit is under way.
+    /// Removes expired rows. Returns `None` if a large commit is being made.
     fn sweep(&mut self, shared: &Shared, options: &SweepOptions) -> Option<Swept> {
         if self.has_large_commit {
             return None;
@@ -466,7 +478,8 @@ impl Database {
         Some(swept)
     }
 
-    /// Bytes of some records after one, and the last of them; none where no record follows.
+    /// The bytes of the next records after `after`, and the last of them; `None` if there are no
+    /// more.
     fn some_record_bytes(&self, after: Option<&RecordKey>) -> (u64, Option<RecordKey>) {
         const RECORDS: usize = 1_024;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -488,7 +501,7 @@ struct Newest<'a> {
 }
 
 impl Newest<'_> {
-    /// What a commit comes to; `None` if its reads have to be validated beforehand.
+    /// Plans a commit. Returns `None` if its reads have to be validated first.
     fn plan<'c>(&self, attempt: Attempt, commit: &'c Commit, now: UnixMillis) -> Result<Option<Plan<'c>>> {
         let mut current = Current { rows: self.rows, latest: Some(self.latest), now, name: Vec::new() };
         match attempt.validate(&commit.reads, self.log, Some(self.version), &mut current)? {
@@ -507,10 +520,10 @@ impl Newest<'_> {
 
 struct Current<'a> {
     rows: &'a Rows,
-    /// Finds the same rows faster, where these are the newest.
+    /// Finds the same rows faster; `None` if `rows` are not the newest.
     latest: Option<&'a Latest>,
     now: UnixMillis,
-    /// The name of the row that is looked for, so that a look-up needs no memory of its own.
+    /// A reused buffer for the row's name, so that a look-up allocates nothing.
     name: Vec<u8>,
 }
 
@@ -542,7 +555,7 @@ impl CurrentState for Current<'_> {
     }
 }
 
-/// Opens `memory:`, a new store each time.
+/// A driver that opens `memory:`, a new in-memory backend each time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InMemoryDriver;
 
@@ -559,13 +572,13 @@ impl Driver for InMemoryDriver {
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         if dsn != "memory:" {
             return Err(Error::invalid_argument(
-                "a store in memory is named `memory:`, with nothing behind it",
+                "the data-source name of an in-memory store is `memory:`; remove what follows it",
             ));
         }
         Ok(Arc::new(InMemory::new()))
     }
 
-    /// Nothing outlives its process: the store is empty, and stays so.
+    /// The new store is empty and stays so.
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(ReadOnly::new(self.open(dsn).await?)))
     }
@@ -625,7 +638,7 @@ mod tests {
             }
         };
         assert!(matches!(attempt(many(&bulk, "a", 501)).await, Tried::Made(_)));
-        // Alone, it goes on.
+        // No other share waits, so it does not pause.
         assert!(matches!(attempt(many(&bulk, "b", 501)).await, Tried::Made(_)));
         let (now, pause) = (Instant::now(), std::time::Duration::from_secs(60));
         shared.lock().pace.large_ended(&bulk, now, now + pause);
@@ -635,7 +648,7 @@ mod tests {
         assert_eq!(shared.lock().last, Version(4));
     }
 
-    /// Has large commits pause for that long, and as long again up to a second.
+    /// Makes large commits pause for `pause`, and as long again up to a second.
     fn pause(shared: &Shared, pause: std::time::Duration) {
         let (now, mut database) = (Instant::now(), shared.lock());
         database.pace.came(&Share::own(), now);

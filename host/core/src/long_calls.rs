@@ -1,4 +1,4 @@
-//! Calls that take long, in turns: the executor's threads stay free for the others.
+//! Fair scheduling of long calls, which keeps most of the executor's threads free.
 
 use std::num::NonZero;
 use std::pin::pin;
@@ -12,25 +12,36 @@ use crate::pace::Pace;
 use crate::share::Share;
 use crate::slice::give_way;
 
-/// The calls of one instance that may take long: scans, and those with lists.
+/// Schedules the long calls of one instance: scans, and calls with lists.
 ///
-/// Such a call works in slices (see [`slice`](crate::slice)). While other shares make calls too, a slice waits for its turn, from
-/// the second one on: in the whole process as many are worked on at a time as half of the processors, and a pause twice
-/// as long as the work follows each. A call after a long one waits for its turn from the first slice on. So instances that make long
-/// calls without end leave most of the executor to the others, and a share that is alone loses nothing.
+/// Such a call works in slices (see [`slice`](crate::slice)). While other shares make calls too,
+/// each slice from the second one on waits for a permit. The process has as many permits as half of
+/// its processors, and each slice is followed by a pause twice as long. A call after a long one
+/// waits for a permit from its first slice on. Instances that make long calls without end thus
+/// leave most of the executor to the others. A share that is alone never waits.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use larder_core::{LongCalls, Share};
+///
+/// let calls = LongCalls::new(Share::own());
+/// assert_eq!(calls.run(async { 7 }).await, 7);
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct LongCalls {
     share: Share,
     was_long: AtomicBool,
 }
 
-/// A call that works for so long, in one slice or several, is a long one.
+/// A call that works for this long, in one slice or several, is a long call.
 const LONG: Duration = Duration::from_micros(500);
 
-/// How long a slice waits for its turn. Then it is worked on all the same: it looks whether its transaction's time is over.
+/// The longest wait of a slice for a permit. Then it runs without one, so that it notices when its
+/// transaction's timeout has passed.
 const TURN_MAX: Duration = Duration::from_millis(100);
 
-/// The turns of the process, as the processors are the process's too.
+/// Shared by the whole process, like its processors.
 static TURNS: LazyLock<Turns> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     Turns::new(processors.div_ceil(2))
@@ -39,17 +50,17 @@ static TURNS: LazyLock<Turns> = LazyLock::new(|| {
 struct Turns {
     permits: FairSemaphore,
     pace: Mutex<Pace>,
-    /// Whether it matters which shares make calls.
+    /// Whether a long call was made recently, so that `pace` has to know which shares make calls.
     is_watching: AtomicBool,
 }
 
 impl LongCalls {
-    /// Those of an instance of this share.
+    /// Creates the scheduler of an instance of this share.
     pub fn new(share: Share) -> Self {
         Self { share, was_long: AtomicBool::new(false) }
     }
 
-    /// Makes a call.
+    /// Runs a call to its end.
     pub async fn run<T>(&self, call: impl Future<Output = T>) -> T {
         self.run_in(&TURNS, call).await
     }
@@ -70,7 +81,7 @@ impl LongCalls {
                 if is_long {
                     turns.worked(&self.share, worked, ended);
                 }
-                // What is waited for now, if anything, is no work.
+                // Whatever the call waits for now is not work, so it holds no permit meanwhile.
                 drop(turn.take());
                 match polled {
                     Poll::Pending if !is_long => Poll::Pending,
@@ -87,7 +98,7 @@ impl LongCalls {
     }
 }
 
-/// A share makes a call, long or not.
+/// Records that a share made a call, long or not.
 pub(crate) fn called(share: &Share) {
     TURNS.called(share);
 }
@@ -98,15 +109,15 @@ impl Turns {
         Self { permits, pace: Mutex::default(), is_watching }
     }
 
-    /// Waits for a turn, and at least until other tasks had the thread. `None` if there is no other share that would wait, or
-    /// the turn does not come in time.
+    /// Waits for a permit, and at least until other tasks had the thread. `None` if no other share
+    /// is active, or no permit is free in time.
     async fn take(&self, share: &Share) -> Option<FairPermit> {
         if !self.has_company(share) {
             give_way().await;
             return None;
         }
         let turn = async {
-            // It is never closed.
+            // The semaphore is never closed.
             let permit = self.permits.acquire(share).await.ok()?;
             match self.pause() {
                 Some(until) => tokio::time::sleep_until(until.into()).await,
@@ -125,12 +136,12 @@ impl Turns {
         self.lock_pace().pause(Instant::now())
     }
 
-    /// A panic elsewhere can't have left it half changed: it is changed by assignments.
+    /// A poisoned lock holds a valid value, because it is changed by assignments only.
     fn lock_pace(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Long work was done, in a turn or before one was asked for.
+    /// Records long work, done with or without a permit.
     fn worked(&self, share: &Share, worked: Duration, ended: Instant) {
         let mut pace = self.lock_pace();
         pace.came(share, ended);
@@ -142,7 +153,7 @@ impl Turns {
         if !self.is_watching.load(Ordering::Relaxed) {
             return;
         }
-        // No call waits for this: the next one says the same.
+        // Do not wait for the lock: the next call records the same.
         let mut pace = match self.pace.try_lock() {
             Ok(pace) => pace,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -162,15 +173,15 @@ mod tests {
 
     use super::*;
 
-    /// One turn at a time, while some other share makes calls.
+    /// One permit, while another share makes calls.
     fn turns() -> Arc<Turns> {
         let turns = Arc::new(Turns::new(1));
-        // As if it came just now, for as long as the test takes.
+        // A time in the future keeps the other share active for as long as the test takes.
         turns.lock_pace().came(&Share::own(), Instant::now() + Duration::from_secs(60));
         turns
     }
 
-    /// Work of so many slices, each long, which counts how many are worked on at once.
+    /// Work of `count` long slices. Tracks how many run at once.
     async fn slices(count: usize, at_once: &AtomicUsize, most: &AtomicUsize) {
         for number in 0..count {
             if number > 0 {
@@ -216,7 +227,7 @@ mod tests {
         let (waited, answer) = tokio::join!(waiting, other);
         waited.unwrap();
         assert_eq!(answer, 7);
-        // Neither was long.
+        // Neither call was long.
         assert!(!turns.is_watching.load(Ordering::Relaxed));
         assert!(!calls.was_long.load(Ordering::Relaxed));
     }

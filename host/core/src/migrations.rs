@@ -1,8 +1,10 @@
-//! The migrations that components declare: forward-only steps, each applied once, in the order of their set.
+//! Guest migrations: forward-only steps that a component declares.
 //!
-//! What was applied stands in a ledger in the store itself, in a namespace that guests read and never write. A step's
-//! entry is written by the transaction that makes the step, which has read the whole ledger of its component: where
-//! another host changes that in between, the commit gives [`Error::Conflict`], and the next look finds what changed.
+//! Each step is applied once, in the order of its set. A ledger in the store itself records the
+//! applied steps, in a namespace that guests can read and never write. The transaction that makes a
+//! step reads the whole ledger of its component and writes the step's entry. If another host
+//! changes that ledger meanwhile, the commit fails with [`Error::Conflict`], and the next attempt
+//! sees the change.
 
 mod declared;
 pub(crate) mod entry;
@@ -20,28 +22,30 @@ pub use entry::AppliedMigration;
 pub use ledger::{LedgerEntry, MigrationLedger};
 pub use scope::MigrationScope;
 
-/// The namespace of the ledger. A row's key is its component's name, a NUL, and the step's id; its value is JSON.
+/// The namespace of the ledger.
+///
+/// The key of a row is the component's name, a NUL, and the step's id. The value is JSON.
 pub const LEDGER_NAMESPACE: &str = "__store_migrations__";
 
-/// A step, as a component declares it.
+/// A step of a guest migration, as a component declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Migration {
-    /// What tells it from the other steps of its component, for ever.
+    /// The id, unique among the steps of the component and never reused.
     pub id: String,
     /// SHA-256 of the step's content.
     pub checksum: Vec<u8>,
 }
 
-/// A step that is to be made now.
+/// A step to apply now.
 #[derive(Debug)]
 pub struct NextMigration {
-    /// Which.
+    /// The id of the step.
     pub id: String,
-    /// Where to make it. Its commit also records the step.
+    /// The transaction in which to apply the step. Its commit also records the step.
     pub transaction: Transaction,
 }
 
-/// The ids of what is still to apply, in the order of the set.
+/// The ids of the pending steps, in the order of the set.
 pub(crate) async fn pending(
     begin: impl FnOnce(Mode) -> Result<Transaction>,
     declared: &Declared,
@@ -54,7 +58,7 @@ pub(crate) async fn pending(
     Ok(pending.iter().map(|step| step.id.clone()).collect())
 }
 
-/// Begins the first step that is still to apply, if there is one.
+/// Begins the first pending step, if there is one.
 pub(crate) async fn begin_next(
     begin: impl FnOnce(Mode) -> Result<Transaction>,
     declared: &Declared,

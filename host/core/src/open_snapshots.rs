@@ -51,10 +51,11 @@ const WAIT_LONG: Duration = Duration::from_millis(50);
 /// Wait for a connection before the next search for a snapshot that can give up its own.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 
-/// The same for each that waits: a look goes through all open transactions, and many waiting calls must not look all the time.
+/// The same pause for each waiting call. A search visits every open transaction, so many waiting
+/// calls must not search all the time.
 const RECLAIM_PAUSE_EACH: Duration = Duration::from_millis(1);
 
-/// No call pauses for longer.
+/// The longest pause of a call between two searches.
 const RECLAIM_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The same wait after one was found. A server may have to roll back before the connection is free.
@@ -99,7 +100,7 @@ impl OpenSnapshots {
             let waited = wait.elapsed();
             let pause = match self.reclaim_for(share, waited) {
                 true => RECLAIMED_PAUSE,
-                // Then it may reclaim more.
+                // After `WAIT_LONG` it may reclaim more, so do not sleep past it.
                 false if waited < WAIT_LONG => {
                     reclaim_pause(permits.waiting()).min(WAIT_LONG.saturating_sub(waited).max(RECLAIM_PAUSE))
                 }
@@ -134,7 +135,7 @@ impl OpenSnapshots {
         idle.into_iter().any(|open| open.reclaim(SnapshotEndReason::ConnectionWanted))
     }
 
-    /// Ends the snapshots that pin something and are at least `age` old, and returns their number.
+    /// Ends snapshots that pin something and are at least `age` old; returns their number.
     ///
     /// The oldest end first, idle or not. Their transactions get [`Error::TimedOut`].
     pub fn end_older_than(&self, age: Duration, reason: SnapshotEndReason) -> usize {
@@ -156,8 +157,9 @@ impl OpenSnapshots {
         most_first.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
-    /// Reports to each store that the backend itself ended snapshots, the oldest of which had this
-    /// `age`.
+    /// Reports to each store that the backend itself ended snapshots.
+    ///
+    /// `age` is that of the oldest one.
     pub fn tell_ended(&self, reason: SnapshotEndReason, age: Duration) {
         for store in self.0.iter().filter_map(Weak::upgrade) {
             let name = store.name().to_string();
@@ -192,10 +194,10 @@ impl OpenSnapshots {
     }
 }
 
-/// A wait for a connection. When it is dropped after a long wait, each store emits
-/// [`Event::ConnectionAwaited`].
+/// A wait for a connection, which is reported if it was long.
 ///
-/// `stores` is called only then, and no lock is held while the events are emitted.
+/// When it is dropped after a long wait, each store emits [`Event::ConnectionAwaited`]. `stores` is
+/// called only then, and no lock is held while the events are emitted.
 pub struct ConnectionWait<F: Fn() -> OpenSnapshots> {
     since: Instant,
     stores: F,
@@ -221,7 +223,7 @@ impl<F: Fn() -> OpenSnapshots> Drop for ConnectionWait<F> {
     }
 }
 
-/// How long each of so many waiting calls pauses between two looks.
+/// The pause between two searches of each call, if `waiting` calls wait.
 fn reclaim_pause(waiting: usize) -> Duration {
     let all = RECLAIM_PAUSE_EACH.saturating_mul(u32::try_from(waiting).unwrap_or(u32::MAX));
     all.clamp(RECLAIM_PAUSE, RECLAIM_PAUSE_MAX)
@@ -239,7 +241,7 @@ fn by_share(open: &[Open]) -> HashMap<&Share, usize> {
 impl Open {
     fn all(store: &Arc<Inner>) -> Vec<Self> {
         let now = store.monotonic();
-        // In the order in which they began. The clock is too coarse to tell their order.
+        // In the order in which they began: the clock is too coarse to order them.
         let slots: BTreeMap<u64, Arc<Slot>> =
             store.lock_open().iter().map(|(id, slot)| (*id, slot.clone())).collect();
         let open = slots.into_values().filter_map(|slot| {
@@ -250,7 +252,8 @@ impl Open {
         open.collect()
     }
 
-    /// Makes the snapshot give up what it pins. False if it pins nothing, or a call is under way.
+    /// Makes the snapshot give up what it pins. Returns false if it pins nothing, or a call is
+    /// running.
     fn reclaim(&self, reason: SnapshotEndReason) -> bool {
         match self.slot.reclaim(Error::Conflict) {
             Reclaimed::Nothing => return false,
@@ -260,7 +263,7 @@ impl Open {
         true
     }
 
-    /// Ends the transaction. False if it had ended before.
+    /// Ends the transaction. Returns false if it had ended before.
     fn end(&self, error: Error, reason: SnapshotEndReason) -> bool {
         let ended = self.slot.end(error);
         if ended {

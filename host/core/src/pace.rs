@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::share::Share;
 
-/// The largest cost of small work, in rows: about 5 ms of SQLite. Large commits are made one by
-/// one, with pauses.
+/// The largest cost of small work, in rows: about 5 ms of SQLite.
+///
+/// Large commits are made one by one, with pauses.
 pub const SMALL_COST_MAX: u64 = 500;
 
 /// Bytes that cost as much as one row.
 const BYTES_PER_ROW: u64 = 2 << 10;
 
-/// The cost of writing `rows` rows with `bytes` bytes, in rows: about 10 µs of SQLite each.
+/// The cost of writing rows, in rows: about 10 µs of SQLite each.
 pub fn cost(rows: u64, bytes: u64) -> u64 {
     rows + bytes / BYTES_PER_ROW
 }

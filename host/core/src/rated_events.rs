@@ -1,4 +1,4 @@
-//! Events at a bounded rate: a guest that is refused without end fills no log.
+//! Rate limiting of events, so that a guest cannot fill the log.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,11 +9,14 @@ use tokio::runtime::Handle;
 
 use crate::event::{Event, EventSink, TracingEvents};
 
-/// Sources that are told apart at once. Beyond that, events of a kind count as one source: a guest can choose names.
+/// The number of sources that are distinguished at once. Beyond it, the events of a kind count as
+/// one source, because a guest can choose names.
 const SOURCES_MAX: usize = 1_024;
 
-/// Gives another sink at most one event of a kind and a source in each interval. The first one is passed on at once. Those
-/// that follow within the interval are counted, and the last of them is passed on with the count at its end.
+/// A sink that limits the rate of events of each kind and source.
+///
+/// It passes on the first event of an interval at once. Further events within the interval are
+/// counted, and the last of them is passed on with the count at the end of the interval.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -27,8 +30,8 @@ const SOURCES_MAX: usize = 1_024;
 /// }
 /// ```
 ///
-/// The end of an interval is noticed by the tokio runtime that an event comes from. Outside of one, it is noticed with the
-/// next event.
+/// The tokio runtime that an event comes from ends the interval. Outside a runtime, the next event
+/// does.
 pub struct RatedEvents {
     shared: Arc<Shared>,
 }
@@ -41,26 +44,26 @@ struct Shared {
 
 type Key = (&'static str, String);
 
-/// The interval of one kind and source.
+/// The current interval of one kind and source.
 struct Window {
     until: Instant,
     held: Option<Held>,
 }
 
-/// The last event that was not passed on, and how many there were.
+/// The last event that was not passed on, and the number of such events.
 struct Held {
     event: Event,
     times: u64,
 }
 
 impl RatedEvents {
-    /// At most one event of a kind and a source in each `interval` goes to `next`.
+    /// Creates a sink that passes events on to `next`, at the rate of `interval`.
     pub fn new(interval: Duration, next: Arc<dyn EventSink>) -> Self {
         Self { shared: Arc::new(Shared { interval, next, windows: Mutex::default() }) }
     }
 }
 
-/// One line a second for a kind and a source, to `tracing`.
+/// Writes to `tracing`, at most one line per second for each kind and source.
 impl Default for RatedEvents {
     fn default() -> Self {
         Self::new(Duration::from_secs(1), Arc::new(TracingEvents))
@@ -90,7 +93,7 @@ impl EventSink for RatedEvents {
 }
 
 impl Shared {
-    /// Counts an event, and gives what is to be passed on now.
+    /// Counts an event, and returns the event to pass on now, if any.
     fn note(&self, event: Event, times: u64, now: Instant) -> (Key, Option<Held>) {
         let mut windows = self.lock();
         let mut key = (event.name(), event.source());
@@ -125,7 +128,7 @@ impl Shared {
         (key, due)
     }
 
-    /// Passes on what was held in each interval, until there was nothing in one.
+    /// Passes on the held event of each interval, until an interval has none.
     async fn follow(self: Arc<Self>, key: Key) {
         loop {
             tokio::time::sleep(self.interval).await;
@@ -158,7 +161,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    /// Keeps what it is given: the store and the count.
+    /// Keeps the source and the count of each event.
     #[derive(Default)]
     struct Kept(Mutex<Vec<(String, u64)>>);
 

@@ -1,16 +1,16 @@
-//! The schema of tables in SQL databases: numbered steps, checked before they are applied.
+//! Schema migrations: the numbered steps that create and change tables in SQL databases.
 //!
-//! larder's own tables and those of an embedder are brought up to date by the same rules, which stand here once. An
-//! engine reads its [`Ledger`], asks [`pending`] what is to do, and applies each [`Step`] in a transaction that also
-//! records it, all under a lock of its own. The runners are `SqliteMigrator` of `larder-sqlite` and `PostgresMigrator`
-//! of `larder-postgres`; what they have in common is [`SchemaMigrator`].
+//! The same rules apply to larder's own tables and to those of an embedder. An engine reads its
+//! [`Ledger`], asks [`pending`] for the steps to apply, and applies each [`Step`] in a transaction
+//! that also records it. It holds a lock of its own meanwhile. The runners are `SqliteMigrator` of
+//! `larder-sqlite` and `PostgresMigrator` of `larder-postgres`. Both implement [`SchemaMigrator`].
 //!
-//! # What a step may hold
+//! # Contents of a step
 //!
-//! Statements of its engine, but none that begins, ends or divides a transaction: the runner begins one for each step
-//! and ends it. A step with such a command is refused as [`MigrationError::ForbiddenCommand`] when the command is
-//! reached, and nothing of the step stays. What the engines refuse beyond that is said in the documentation of the
-//! runners.
+//! A step may hold any statement of its engine, except commands that begin, end or divide a
+//! transaction: the runner begins and ends one for each step. A step with such a command fails with
+//! [`MigrationError::ForbiddenCommand`] when it reaches the command, and is rolled back. The
+//! documentation of each runner lists what else its engine refuses.
 
 mod foreign_keys;
 mod position;
@@ -28,36 +28,41 @@ pub use position::StepPosition;
 use step_set::file;
 pub use step_set::{Step, StepFileError, StepSet};
 
-/// How long a runner waits for others who bring the same database up to date, where it isn't told otherwise.
+/// The default time that a runner waits for another one that migrates the same database.
 pub const LOCK_WAIT: Duration = Duration::from_secs(60);
 
-/// A step that the ledger of a database holds.
+/// A step that is recorded in the ledger of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedStep {
-    /// Its number.
+    /// The number of the step.
     pub number: u32,
-    /// Its name when it was applied.
+    /// The name of the step when it was applied.
     pub name: String,
-    /// SHA-256 of the statements that were run, as [`Step::checksum`]; in a row of an earlier release, of the file.
+    /// SHA-256 of the statements that were run, as in [`Step::checksum`].
+    ///
+    /// A row that an earlier release wrote may have the SHA-256 of the file.
     pub checksum: Vec<u8>,
-    /// When.
+    /// When the step was applied.
     pub applied_at: UnixMillis,
 }
 
-/// What was applied to a database, and what is still to apply. Both are in the order of their numbers.
+/// The applied and the pending steps of a database, in the order of their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// What the ledger holds.
+    /// The steps in the ledger.
     pub applied: Vec<AppliedStep>,
-    /// What comes next.
+    /// The steps still to apply.
     pub pending: Vec<Step>,
 }
 
 impl Status {
-    /// Holds a set of steps against what a ledger holds.
+    /// Compares a set of steps with the steps in a ledger.
     ///
     /// # Errors
-    /// Where one doesn't continue the other.
+    ///
+    /// - [`SchemaError::Newer`] if the ledger has a step after the last one of the set.
+    /// - [`SchemaError::Missing`] if the ledger lacks a step below one that it has.
+    /// - [`SchemaError::Edited`] if a step was applied with different statements.
     pub fn of(steps: &StepSet, applied: Vec<AppliedStep>) -> Result<Self, SchemaError> {
         let pending = pending(steps, &applied)?.to_vec();
         Ok(Self { applied, pending })
@@ -69,67 +74,86 @@ impl Status {
     }
 }
 
-/// Brings the tables of one database up to date.
+/// Applies the schema migrations of one database.
 #[async_trait]
 pub trait SchemaMigrator: Send + Sync {
-    /// What was applied, and what is still to apply. It writes nothing, and makes neither a database nor a ledger:
-    /// where there is none yet, every step is pending.
+    /// Returns the applied and the pending steps, without writing anything.
+    ///
+    /// If there is no database or no ledger, every step is pending, and neither is created.
     ///
     /// # Errors
-    /// [`MigrationError::Schema`] where the steps don't fit the database, and [`MigrationError::Database`] where it
-    /// can't be read.
+    ///
+    /// - [`MigrationError::Schema`] if the steps do not match the ledger.
+    /// - [`MigrationError::ShadowedLedger`] or [`MigrationError::SeveralLedgers`] if the ledger's
+    ///   schema in Postgres is ambiguous.
+    /// - [`MigrationError::Database`] if the database cannot be read.
     async fn status(&self) -> Result<Status, MigrationError>;
 
-    /// Applies what is pending and returns it. Of several who do so at once each step is applied by one, and all of
-    /// them end well.
+    /// Applies the pending steps and returns them.
+    ///
+    /// Several processes may call this at once. Each step is applied by one of them, and all of
+    /// them succeed.
     ///
     /// # Errors
-    /// Those of [`MigrationError`], [`MigrationError::Fresh`] aside.
+    ///
+    /// - [`MigrationError::Schema`] if the steps do not match the ledger.
+    /// - [`MigrationError::StepFailed`], [`MigrationError::ForeignKeys`] or
+    ///   [`MigrationError::ForbiddenCommand`] if a step failed and was rolled back. The steps
+    ///   before it stay applied.
+    /// - [`MigrationError::ShadowedLedger`], [`MigrationError::SeveralLedgers`] or
+    ///   [`MigrationError::SchemaChanged`] if the ledger's schema in Postgres is ambiguous or
+    ///   changed.
+    /// - [`MigrationError::LockHeld`] if another process held the migration lock for too long.
+    /// - [`MigrationError::Database`] if the database fails or cannot be reached.
     async fn up(&self) -> Result<Vec<Step>, MigrationError>;
 }
 
-/// Why a database's schema can't be brought up to date.
+/// The reason why the steps of a set do not match a database.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// A newer release has migrated the database, or the last files are missing.
+    /// A newer release migrated the database, or the last files of the set are missing.
     #[error(
-        "the database has schema step {applied:04}, and this release knows {known:04} at most; use a newer release"
+        "the database has schema step {applied:04}, but this release knows no step after {known:04}; use a newer release"
     )]
     Newer {
-        /// The number in the database.
+        /// The newest step of the database.
         applied: u32,
-        /// The last number known here.
+        /// The newest step of this release.
         known: u32,
     },
-    /// The database lacks steps of this release, and may not be changed: it is open for reading only.
+    /// The database lacks steps of this release and is open read-only, so they cannot be applied.
     #[error(
-        "the database is at schema step {applied:04}, and this release reads step {known:04}; run `larder migrate up` \
+        "the database is at schema step {applied:04}, but this release needs step {known:04}; run `larder migrate up` \
          on it first"
     )]
     Behind {
         /// The newest step of the database; 0 if it has no tables of larder.
         applied: u32,
-        /// The last number known here.
+        /// The newest step of this release.
         known: u32,
     },
-    /// The ledger lacks a step below one that it holds.
+    /// The ledger lacks a step below one that it has.
     #[error("the database's ledger lacks schema step {0:04}")]
     Missing(u32),
-    /// The statements that were run are not those of this release.
-    #[error("schema step {0:04} was applied with other statements than this release has")]
+    /// The statements that were run differ from those of this release.
+    #[error("schema step {0:04} was applied with statements that differ from this release")]
     Edited(u32),
 }
 
 impl From<SchemaError> for Error {
     fn from(error: SchemaError) -> Self {
-        Self::caused("the schema of the database does not fit this release of larder", error)
+        Self::caused("the schema of the database does not match this release of larder", error)
     }
 }
 
-/// Checks that a database can be read as it is, without applying a step.
+/// Checks that no step is pending, so that a database can be opened read-only.
 ///
 /// # Errors
-/// [`SchemaError::Behind`] if a step is pending, and the errors of [`pending`].
+///
+/// - [`SchemaError::Behind`] if a step is pending.
+/// - [`SchemaError::Newer`] if the ledger has a step after the last one of the set.
+/// - [`SchemaError::Missing`] if the ledger lacks a step below one that it has.
+/// - [`SchemaError::Edited`] if a step was applied with different statements.
 pub fn check_current(steps: &StepSet, applied: &[AppliedStep]) -> Result<(), SchemaError> {
     if pending(steps, applied)?.is_empty() {
         return Ok(());
@@ -138,10 +162,13 @@ pub fn check_current(steps: &StepSet, applied: &[AppliedStep]) -> Result<(), Sch
     Err(SchemaError::Behind { applied: newest, known: steps.newest() })
 }
 
-/// What of `steps` is still to apply, after what the ledger holds, in the order of its numbers.
+/// Returns the pending steps of a set, in the order of their numbers.
 ///
 /// # Errors
-/// Where one doesn't continue the other.
+///
+/// - [`SchemaError::Newer`] if the ledger has a step after the last one of the set.
+/// - [`SchemaError::Missing`] if the ledger lacks a step below one that it has.
+/// - [`SchemaError::Edited`] if a step was applied with different statements.
 pub fn pending<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Result<&'a [Step], SchemaError> {
     let known = steps.newest();
     if let Some(newest) = applied.iter().map(|step| step.number).max().filter(|newest| *newest > known) {
@@ -158,16 +185,19 @@ pub fn pending<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Result<&'a [S
     Ok(steps.steps().get(applied.len()..).unwrap_or_default())
 }
 
-/// The steps whose checksums an earlier release recorded in another form. An engine records their new checksums in the
-/// transaction of the next step that it applies, and not before: as long as a ledger holds no step that the earlier release
-/// lacks, hosts of that release go on with what they find, and later they are refused anyway.
+/// Returns the steps whose checksums an earlier release recorded in another form.
+///
+/// An engine records their new checksums in the transaction of the next step that it applies, and
+/// not before. Until then, hosts of the earlier release can still open the database. Afterwards
+/// they refuse it in any case, because the ledger has a step that they lack.
 pub fn recorded_otherwise<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Vec<&'a Step> {
     let both = steps.steps().iter().zip(applied);
     both.filter(|(step, applied)| applied.checksum != step.checksum()).map(|(step, _)| step).collect()
 }
 
-/// The table in which a database keeps what was applied to it: one for each set of steps, so that several share a
-/// database.
+/// The name of the table that records the applied steps of one set.
+///
+/// Each set has a table of its own, so several sets can share a database.
 ///
 /// ```
 /// use larder_core::schema::Ledger;
@@ -180,30 +210,32 @@ pub fn recorded_otherwise<'a>(steps: &'a StepSet, applied: &[AppliedStep]) -> Ve
 pub struct Ledger(String);
 
 impl Ledger {
-    /// The longest name, that of a table in Postgres.
+    /// The longest table name in Postgres.
     const NAME_MAX: usize = 63;
 
-    /// The names that belong to larder and the engines begin so.
+    /// Prefixes of the names that belong to larder and the engines.
     const RESERVED: [&str; 3] = ["larder_", "sqlite_", "pg_"];
 
-    /// The ledger of an embedder's own steps.
+    /// Creates the ledger of an embedder's own steps.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the name is no plain one, or is reserved.
+    ///
+    /// [`Error::InvalidArgument`] if the name is invalid or reserved. It must start with a
+    /// lower-case ASCII letter or `_`, continue with these and digits, and have at most 63 bytes.
     pub fn new(name: impl Into<String>) -> Result<Self, Error> {
         let name = name.into();
         let begins = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_');
         let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         if !begins || name.len() > Self::NAME_MAX || !name.bytes().all(is_plain) {
             return Err(Error::invalid_argument(format!(
-                "a ledger's name is a lower-case ASCII letter or `_`, then letters, digits and `_`, {} in all at most; \
-                 right is `platform_migrations`",
+                "a ledger's name must be a lower-case ASCII letter or `_`, then letters, digits and `_`, at most {} in all; \
+                 use a name like `platform_migrations`",
                 Self::NAME_MAX
             )));
         }
         if Self::RESERVED.iter().any(|reserved| name.starts_with(reserved)) {
             return Err(Error::invalid_argument(
-                "names that begin with `larder_`, `sqlite_` and `pg_` are taken; choose another for the ledger",
+                "names that begin with `larder_`, `sqlite_` or `pg_` are reserved; choose another name for the ledger",
             ));
         }
         Ok(Self(name))
@@ -220,20 +252,22 @@ impl Ledger {
     }
 }
 
-/// Why a runner of migrations didn't do what it was asked for.
+/// An error of a [`SchemaMigrator`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MigrationError {
-    /// No step was ever applied to the database, or there is no database yet: see [`is_missing_migration`].
-    #[error("the database is fresh: no step of {0:?} was applied to it; apply them first")]
+    /// No step was ever applied to the database, or the database does not exist.
+    ///
+    /// See [`is_missing_migration`].
+    #[error("the database is fresh: no step of {0:?} was applied to it; apply the steps first")]
     Fresh(String),
-    /// The steps don't fit the database. Nothing was done.
+    /// The steps do not match the database. Nothing was applied.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The files are no set of steps.
+    /// The files are not a valid set of steps.
     #[error(transparent)]
     Files(#[from] StepFileError),
-    /// A step failed and was rolled back. Those before it are applied.
+    /// A step failed and was rolled back. The steps before it are applied.
     #[error(
         "schema step {:?} failed{} and was rolled back; {}",
         file(*number, name),
@@ -241,60 +275,68 @@ pub enum MigrationError {
         advice(*is_larders, cause)
     )]
     StepFailed {
-        /// Its number.
+        /// The number of the step.
         number: u32,
-        /// Its name.
+        /// The name of the step.
         name: String,
         /// The statement that failed; `None` if it was the commit.
         position: Option<StepPosition>,
-        /// Whether it is a step of larder's own tables, which its user can't edit.
+        /// Whether it is a step of larder's own tables, which the user cannot edit.
         is_larders: bool,
-        /// What the database said.
+        /// The error of the database.
         #[source]
         cause: Error,
     },
-    /// A step would have left rows that refer to missing rows, and was rolled back. Those before it are applied.
+    /// A step would have left rows that refer to missing rows, and was rolled back.
+    ///
+    /// The steps before it are applied.
     #[error(
         "schema step {:?} was rolled back because it leaves rows that refer to missing rows: {violations}; delete or \
-         change these rows in the step, and if they did so before it, keep their row ids, and rename tables and columns in \
+         change these rows in the step; if they did so before the step, keep their row ids and rename tables and columns in \
          a step that drops nothing",
         file(*number, name)
     )]
     ForeignKeys {
-        /// Its number.
+        /// The number of the step.
         number: u32,
-        /// Its name.
+        /// The name of the step.
         name: String,
         /// The rows.
         violations: ForeignKeyViolations,
     },
-    /// A step holds a command that none can have, and was rolled back. Those before it are applied.
+    /// A step holds a command that steps must not have, and was rolled back.
+    ///
+    /// The steps before it are applied.
     #[error("schema step {:?} was rolled back{}: it {reason}", file(*number, name), at(position))]
     ForbiddenCommand {
-        /// Its number.
+        /// The number of the step.
         number: u32,
-        /// Its name.
+        /// The name of the step.
         name: String,
         /// The statement that was refused; `None` if it is not known.
         position: Option<StepPosition>,
-        /// What it does that it can't, and what to do instead.
+        /// What the command does, and what to do instead.
         reason: &'static str,
     },
-    /// The ledger is not in the schema in which tables are made, but in another one of the search path. Nothing was
-    /// done: to make a second ledger there would hide the first one with all that belongs to it.
+    /// The ledger is in another schema of the search path than the first.
+    ///
+    /// New tables would be created in the first schema. A second ledger there would hide the
+    /// existing one and its tables, so nothing was applied.
     #[error(
-        "cannot tell which schema holds {ledger:?}: tables are made in schema {first:?}, but the table is in schema \
+        "cannot tell which schema holds {ledger:?}: new tables are created in schema {first:?}, but the table is in schema \
          {holder:?}; name the schema in the data-source name, as schema={holder}"
     )]
     ShadowedLedger {
-        /// The table.
+        /// The ledger's table.
         ledger: String,
-        /// The schema in which tables are made, the first one of the search path.
+        /// The first schema of the search path, in which new tables are created.
         first: String,
         /// The schema that has the table.
         holder: String,
     },
-    /// Several schemas of the search path have the ledger, and each may be the one that is meant. Nothing was done.
+    /// Several schemas of the search path have the ledger, so the right one is not known.
+    ///
+    /// Nothing was applied.
     #[error(
         "cannot tell which schema holds {ledger:?}: the schemas {} of the search path have it; name one of them in the \
          data-source name, as schema={}",
@@ -302,12 +344,14 @@ pub enum MigrationError {
         schemas.first().map_or("public", String::as_str)
     )]
     SeveralLedgers {
-        /// The table.
+        /// The ledger's table.
         ledger: String,
-        /// The schemas that have it, in the order of the search path.
+        /// The schemas that have the table, in the order of the search path.
         schemas: Vec<String>,
     },
-    /// Between two steps of a run, the schema in which tables are made became another one. The steps before are applied.
+    /// The first schema of the search path changed between two steps of a run.
+    ///
+    /// The steps before the change are applied.
     #[error(
         "stopped after schema step {:?}: it was recorded in {ledger:?} of schema {schema:?}, but the search path now leads \
          to schema {found:?}; name the schema in the data-source name, as schema={schema}",
@@ -316,31 +360,33 @@ pub enum MigrationError {
     SchemaChanged {
         /// The number of the last step that was applied.
         number: u32,
-        /// Its name.
+        /// The name of the step.
         name: String,
-        /// The table.
+        /// The ledger's table.
         ledger: String,
         /// The schema in which the steps were applied.
         schema: String,
-        /// The schema in which a further step would have been applied.
+        /// The schema in which the next step would have been applied.
         found: String,
     },
-    /// Others held the lock of the migrations for as long as the runner waits.
-    #[error("others have held the lock of the migrations for {waited:?}")]
+    /// Another process held the migration lock for as long as the runner waits.
+    #[error("another process has held the migration lock for {waited:?}")]
     LockHeld {
-        /// How long the runner waits.
+        /// How long the runner waited.
         waited: Duration,
-        /// What the database said.
+        /// The error of the database.
         #[source]
         cause: Error,
     },
-    /// The database failed, or can't be reached.
+    /// The database failed or cannot be reached.
     #[error(transparent)]
     Database(#[from] Error),
 }
 
 impl MigrationError {
-    /// That a step failed. `position` is that of the statement that failed; `None` if it was the commit.
+    /// Creates a [`MigrationError::StepFailed`] for a step.
+    ///
+    /// `position` is that of the statement that failed, or `None` if it was the commit.
     pub fn step_failed(step: &Step, position: Option<StepPosition>, cause: Error) -> Self {
         let (number, name, is_larders) = (step.number(), step.name().to_string(), step.is_larders());
         Self::StepFailed { number, name, position, is_larders, cause }
@@ -348,7 +394,9 @@ impl MigrationError {
 }
 
 impl From<MigrationError> for Error {
-    /// As larder's own schema fails. The kind of a cause stays, and its reason says which step failed, and where.
+    /// Converts a failure of larder's own schema migrations.
+    ///
+    /// The kind of the cause stays, and its reason also names the step and the statement.
     fn from(error: MigrationError) -> Self {
         match error {
             MigrationError::Schema(error) => error.into(),
@@ -357,13 +405,12 @@ impl From<MigrationError> for Error {
                 explained(cause, &place)
             }
             MigrationError::LockHeld { waited, cause } => {
-                explained(cause, &format!("others have held the lock of the migrations for {waited:?}"))
+                explained(cause, &format!("another process has held the migration lock for {waited:?}"))
             }
             MigrationError::Database(cause) => cause,
-            MigrationError::ShadowedLedger { .. } => Self::caused(
-                "the store is in another schema of the database than the first of the search path",
-                error,
-            ),
+            MigrationError::ShadowedLedger { .. } => {
+                Self::caused("the store is in a schema that is not the first of the search path", error)
+            }
             MigrationError::SeveralLedgers { .. } => {
                 Self::caused("several schemas of the search path hold a store", error)
             }
@@ -382,7 +429,7 @@ fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The error with what led to it before its reason. An error without a reason stays as it is.
+/// Prefixes an error's reason. An error without a reason stays as it is.
 fn explained(error: Error, what: &str) -> Error {
     let explained = |reason: String| format!("{what}: {reason}");
     match error {
@@ -397,14 +444,14 @@ fn explained(error: Error, what: &str) -> Error {
     }
 }
 
-/// What the user can do about a step that failed.
+/// What the user can do about a failed step.
 fn advice(is_larders: bool, cause: &Error) -> &'static str {
     match cause {
         Error::Unavailable { .. } | Error::CommitUnknown { .. } | Error::TimedOut => {
-            "the file is not at fault: apply it again when the database can be used"
+            "the file is not at fault: apply it again when the database is available"
         }
         _ if is_larders => {
-            "the step is larder's own: check that nothing else has made or changed tables named `larder_…`, and that the \
+            "the step is larder's own: check that nothing else has created or changed tables named `larder_…`, and that the \
              role may create tables"
         }
         _ => "correct the file and apply it again",
@@ -415,8 +462,9 @@ fn at(position: &Option<StepPosition>) -> String {
     position.as_ref().map(|position| format!(" in {position}")).unwrap_or_default()
 }
 
-/// Whether an error says that the database is fresh, so that applying the steps is what it needs. It is false for a
-/// database that can't be reached, is damaged, or does not fit.
+/// Whether an error means that no step was ever applied to the database.
+///
+/// False for a database that cannot be reached, is damaged, or does not match the steps.
 ///
 /// ```
 /// use larder_core::schema::{MigrationError, SchemaError, is_missing_migration};
@@ -428,10 +476,11 @@ pub fn is_missing_migration(error: &MigrationError) -> bool {
     matches!(error, MigrationError::Fresh(_))
 }
 
-/// The number of the newest step that was applied.
+/// Returns the number of the newest applied step.
 ///
 /// # Errors
-/// [`MigrationError::Fresh`] where none was.
+///
+/// [`MigrationError::Fresh`] if no step was applied.
 pub fn version(ledger: &Ledger, status: &Status) -> Result<u32, MigrationError> {
     let newest = status.applied.last().map(|step| step.number);
     newest.ok_or_else(|| MigrationError::Fresh(ledger.name().to_string()))
@@ -518,7 +567,7 @@ mod tests {
         assert_eq!(failed(false, other()), format!("{place}correct the file and apply it again"));
         for is_larders in [false, true] {
             for cause in [Error::TimedOut, Error::unavailable("the disk is full", std::fmt::Error)] {
-                let advice = "the file is not at fault: apply it again when the database can be used";
+                let advice = "the file is not at fault: apply it again when the database is available";
                 assert_eq!(failed(is_larders, cause), format!("{place}{advice}"));
             }
         }
@@ -592,7 +641,7 @@ mod tests {
         };
         assert_eq!(
             Error::from(lock).to_string(),
-            "the store is unavailable: others have held the lock of the migrations for 1s: another process holds the lock"
+            "the store is unavailable: another process has held the migration lock for 1s: another process holds the lock"
         );
         for error in [step(Error::TimedOut), MigrationError::Database(Error::TimedOut).into()] {
             assert!(matches!(error, Error::TimedOut));

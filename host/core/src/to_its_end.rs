@@ -1,12 +1,23 @@
-//! Work that goes on when no caller waits for it any more.
+//! Work that continues after its caller has stopped waiting.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 
-/// Work that may commit. It runs where it is awaited: a task of its own would cost two task switches. If its future is
-/// dropped before its end, a task takes it over.
+/// A future that a task continues if it is dropped before its end.
+///
+/// For work that may commit. It runs in the task that awaits it, because a task of its own would
+/// cost two task switches.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use larder_core::to_its_end::ToItsEnd;
+/// use tokio::runtime::Handle;
+///
+/// assert_eq!(ToItsEnd::new(&Handle::current(), async { 7 }).await, 7);
+/// # }
+/// ```
 pub struct ToItsEnd<T: Send + 'static> {
     work: Option<Work<T>>,
     runtime: Handle,
@@ -15,7 +26,7 @@ pub struct ToItsEnd<T: Send + 'static> {
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<T: Send + 'static> ToItsEnd<T> {
-    /// The work, and the runtime whose task takes it over.
+    /// Wraps `work`. If the future is dropped, a task of `runtime` continues the work.
     pub fn new(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
         Self { work: Some(Box::pin(work)), runtime: runtime.clone() }
     }
@@ -31,7 +42,7 @@ impl<T: Send + 'static> Future for ToItsEnd<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        // Work that panics is not put back: it can't go on.
+        // Work that panics is not put back, because it cannot be polled again.
         let Some(mut work) = self.work.take() else { return Poll::Pending };
         let polled = work.as_mut().poll(context);
         if polled.is_pending() {

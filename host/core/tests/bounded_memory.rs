@@ -1,8 +1,8 @@
-//! The memory that an instance makes the host hold, measured as the growth of a process.
+//! Tests of the memory that the host holds for an instance, measured as the growth of a process.
 //!
 //! A separate process tries each way of holding memory until larder refuses more. It may grow by
-//! the bound, by a quarter more for what the allocator does not give back, and by what the test
-//! itself holds.
+//! the bound, by a quarter of the bound for memory that the allocator does not return, and by what
+//! the test itself holds.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
@@ -18,19 +18,21 @@ use larder_core::{
 
 const MIB: u64 = 1 << 20;
 
-/// The quota of the store, and the bound of what it keeps for snapshots.
+/// The quota of the store, and the bound of what the backend keeps for snapshots.
 const STORE: u64 = 16 * MIB;
 
-/// What the test itself holds: its runtime, the arguments of the refused call, and the commit log.
+/// The memory of the test itself: its runtime, the arguments of the refused call, and the commit
+/// log.
 const BESIDE: u64 = 12 * MIB;
 
 /// The bound of an instance.
 const INSTANCE: u64 = 64 * MIB;
 
-/// The bound of a transaction. The rows of a large commit under way are in memory beside the store.
+/// The bound of a transaction. While a large commit is made, its rows are in memory beside the
+/// store.
 const TRANSACTION: u64 = 16 * MIB;
 
-/// The ways of holding memory, each with the bound of what it makes the host hold.
+/// The ways of holding memory, each with its bound.
 const WAYS: [(&str, u64); 12] = [
     ("staged small rows", INSTANCE),
     ("staged large values", INSTANCE),
@@ -80,7 +82,7 @@ fn memory(name: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Whether a call was refused for the bytes of the instance or of a transaction.
+/// Whether a call was refused because of the bound of the instance or of a transaction.
 fn is_refused<T: std::fmt::Debug>(outcome: Result<T>) -> bool {
     match outcome {
         Ok(_) => false,
@@ -100,8 +102,8 @@ fn is_full<T: std::fmt::Debug>(outcome: Result<T>) -> bool {
     }
 }
 
-/// An instance with the default limits, except for those of a transaction: the bytes of the instance
-/// are the bound.
+/// An instance with the default limits, except for those of a transaction, so that the bound of the
+/// instance applies.
 struct Instance {
     limits: Arc<Limits>,
     held: HeldBytes,
@@ -313,7 +315,7 @@ impl Instance {
         }
     }
 
-    /// Deletes two thirds of the rows, and fills the store again with keys behind them.
+    /// Deletes two thirds of the rows, and fills the store again with keys after them.
     async fn thin_out(&self) {
         let rows = self.fill_store(&[]).await;
         for first in (0..rows).step_by(10_000) {

@@ -1,4 +1,4 @@
-//! What a store is guarded with lives as long as anything that was opened through it.
+//! Tests that a store's guard lives as long as anything opened through the store.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -19,6 +19,6 @@ async fn a_guard_goes_with_the_last_transaction_and_not_with_the_store() {
     assert_eq!(Arc::strong_count(&guard), 2);
     transaction.commit().await.unwrap();
     assert_eq!(Arc::strong_count(&guard), 1);
-    // The store itself was never closed by any of this.
+    // Dropping the guarded clone did not close the store.
     store.ping().await.unwrap();
 }

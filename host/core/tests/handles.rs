@@ -1,4 +1,4 @@
-//! Handles with different limits and rights on one store.
+//! Tests of handles with different limits and rights on one store.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::sync::Arc;
@@ -47,7 +47,7 @@ async fn a_row_written_under_wider_limits_is_refused_and_never_left_out() {
     assert_eq!(packed.entries, b"\x01\0\0\0\0\0\0\0a\x01\0\0\0\0\0\0\0b");
 }
 
-/// Every key of a namespace, in pages of one row.
+/// Reads every key of a range, in pages of one row.
 async fn page_through(handle: &Handle, range: Range) -> Vec<String> {
     let mut view = handle.begin(Mode::View).unwrap();
     let range = Range { limit: Some(1), ..range };
@@ -131,7 +131,7 @@ async fn an_error_that_ended_a_transaction_is_given_again() {
 #[tokio::test]
 async fn what_a_quota_counts_is_given_back_by_deletes_and_sweeps() {
     let clock = Arc::new(MovableClock::default());
-    // Room for two rows with 6 bytes of values.
+    // Space for two rows with 6 bytes of values.
     let row = InMemory::STORED_COST.row(2, 0);
     let builder = Store::builder(InMemory::new()).clock(clock.clone()).quota_bytes(2 * row + 6);
     let store = builder.sweep_interval(None).build().unwrap();
@@ -168,5 +168,5 @@ async fn expired_rows_are_swept_without_being_asked_for() {
     update.commit().await.unwrap();
     clock.advance(Duration::from_secs(2));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(store.sweep().await.unwrap(), 0, "the row was still there");
+    assert_eq!(store.sweep().await.unwrap(), 0, "the sweep in the background left the row");
 }

@@ -1,4 +1,4 @@
-//! Whose migrations a handle may declare, and what an operator does to the ledger.
+//! Tests of migration scopes, and of an operator's repairs of the ledger.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::sync::{Arc, Mutex};
@@ -46,7 +46,7 @@ fn steps(ids: &[&str]) -> Vec<Migration> {
     ids.iter().map(|id| Migration { id: id.to_string(), checksum: vec![7; 32] }).collect()
 }
 
-/// Applies what is to apply, and gives the ids.
+/// Applies the pending steps and returns their ids.
 async fn apply(handle: &Handle, component: &str, ids: &[&str]) -> Result<Vec<String>> {
     let mut applied = Vec::new();
     while let Some(next) = handle.begin_migration(component.into(), steps(ids)).await? {

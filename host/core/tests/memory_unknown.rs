@@ -1,4 +1,4 @@
-//! Writes of memory whose answer is lost.
+//! Tests of writes to a conversation whose outcome is unknown.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::sync::{Arc, Mutex};
@@ -12,18 +12,18 @@ use larder_core::{
     Strategy, Turn, Version,
 };
 
-/// What happens to the next write.
+/// The outcome of the next write.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
-    /// It is made, and the answer is lost.
+    /// The write is made, and the answer is lost.
     Made,
-    /// It is not made, and the answer is lost.
+    /// The write is not made, and the answer is lost.
     NotMade,
-    /// It is made, the answer is lost, and somebody else writes after it.
+    /// The write is made, the answer is lost, and another caller writes after it.
     MadeAndFollowed,
 }
 
-/// Rows in memory behind a connection that breaks.
+/// An in-memory backend behind a connection that breaks.
 struct Breaks {
     rows: InMemory,
     fates: Arc<Mutex<Vec<Fate>>>,
@@ -88,7 +88,7 @@ impl Backend for Breaks {
     }
 }
 
-/// A memory with one turn, and what is to happen to its next writes, the last first.
+/// A conversation with one turn, and the outcomes of its next writes, the last one first.
 async fn memory() -> (Memory, Arc<Mutex<Vec<Fate>>>) {
     let fates = Arc::new(Mutex::new(Vec::new()));
     let store = Store::builder(Breaks { rows: InMemory::new(), fates: fates.clone() }).build().unwrap();

@@ -1,4 +1,4 @@
-//! What a quota counts when calls are cancelled, and when sweeps and counts run beside each other.
+//! Tests of quotas with cancelled calls, and with concurrent sweeps and counts.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use larder_core::{
 };
 use tokio::sync::Semaphore;
 
-/// A call that is held until the test lets it go.
+/// A call that is held until the test releases it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Held {
     /// A commit, before it is made.
@@ -31,7 +31,7 @@ enum Held {
     Count,
 }
 
-/// Rows in memory, behind calls that can be held.
+/// An in-memory backend whose calls can be held.
 struct Holds {
     rows: InMemory,
     gates: Gates,
@@ -61,7 +61,7 @@ impl Gates {
         self.let_go.acquire().await.unwrap().forget();
     }
 
-    /// Lets the held call go, and waits until it has ended and was counted.
+    /// Releases the held call, and waits until it has ended and was counted.
     async fn let_go(&self) {
         self.let_go.add_permits(1);
         self.ended.acquire().await.unwrap().forget();
@@ -139,7 +139,7 @@ impl Backend for Holds {
 
 const QUOTA: u64 = 10_000;
 
-/// The value with which a row of the namespace `n` counts so many bytes.
+/// A value with which a row of the namespace `n` counts `bytes` bytes.
 fn value(key: &str, bytes: u64) -> Vec<u8> {
     let beside = InMemory::STORED_COST.row(1 + key.len() as u64, 0);
     vec![0; usize::try_from(bytes - beside).unwrap()]
@@ -163,7 +163,7 @@ impl Fixture {
         Self { store: builder.quota_bytes(QUOTA).build().unwrap(), rows, gates, clock }
     }
 
-    /// Writes a row that counts so many bytes, name and all.
+    /// Writes a row that counts `bytes` bytes in all.
     async fn put(&self, key: &str, bytes: u64, ttl_millis: Option<u64>) -> Result<()> {
         let mut update = self.store.handle(HandleOptions::default()).begin(Mode::Update)?;
         let value = value(key, bytes);
@@ -172,7 +172,7 @@ impl Fixture {
         update.commit().await.map(drop)
     }
 
-    /// What the quota counts, as the refusal of a row that never fits says it.
+    /// The bytes that the quota counts, read from the refusal of a row that never fits.
     async fn used(&self) -> u64 {
         let refused = self.put("too large", QUOTA + 1, None).await;
         let Err(Error::LimitExceeded(LimitExceeded { kind: LimitKind::StoreBytes, requested, .. })) = refused
@@ -198,7 +198,7 @@ async fn a_cancelled_commit_that_goes_on_is_counted() {
     fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::Commit);
     cancel(fixture.put("b", 6_000, None)).await;
-    // It may still be made, so its bytes are reserved.
+    // The commit may still be made, so its bytes are reserved.
     assert_eq!(fixture.used().await, 7_000);
     assert!(matches!(fixture.put("c", 3_001, None).await, Err(Error::LimitExceeded(_))));
     fixture.gates.let_go().await;
@@ -212,7 +212,7 @@ async fn a_cancelled_commit_that_fails_gives_its_bytes_back() {
     let fixture = Fixture::new();
     fixture.put("a", 1_000, None).await.unwrap();
     fixture.gates.hold(Held::FailingCommit);
-    // Commits of what read nothing are made again after a conflict; a condition keeps this one from it.
+    // A commit without reads is retried after a conflict. The condition prevents that.
     let conditional = async {
         let mut update = fixture.store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
         let options = PutOptions { if_version: Some(larder_core::Version::ABSENT), ..PutOptions::default() };
@@ -247,7 +247,7 @@ async fn no_commit_waits_for_a_recount() {
     fixture.put("b", 2_000, None).await.unwrap();
     fixture.put("c", 3_000, None).await.unwrap();
     assert_eq!(fixture.used().await, 6_000);
-    // What another store writes is seen once the recount has ended.
+    // Writes of another store are counted once the recount has ended.
     let foreign = Store::builder(fixture.rows.attach()).sweep_interval(None).build().unwrap();
     let mut update = foreign.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
     update.put("n".into(), "d".into(), value("d", 2_500)).unwrap();
@@ -288,7 +288,8 @@ async fn what_a_sweep_removes_beside_a_count_is_taken_off_once() {
     assert_eq!(fixture.used().await, 4_000);
     fixture.clock.advance(Duration::from_secs(31));
     fixture.gates.hold(Held::Sweep);
-    // The count is stale, so the refused commit has it taken anew while the sweep has its rows removed.
+    // The count is stale, so the refused commit starts a new one. By then the sweep has removed its
+    // rows but has not ended.
     let (swept, used, ()) = tokio::join!(fixture.store.sweep(), fixture.used(), fixture.gates.let_go());
     assert_eq!((swept.unwrap(), used), (1, 4_000));
     assert_eq!(fixture.used().await, 1_000);

@@ -1,4 +1,4 @@
-//! That no call holds its thread for long: it gives it away after each slice of work, and is whole or undone all the same.
+//! Tests that long calls yield their thread after each slice of work, and stay atomic nevertheless.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::pin::pin;
@@ -12,7 +12,7 @@ use larder_core::{
     Transaction,
 };
 
-/// A store in memory, whose clock the test moves.
+/// An in-memory store whose clock the test moves.
 struct Fixture {
     memory: InMemory,
     clock: Arc<MovableClock>,
@@ -39,7 +39,7 @@ impl Fixture {
         self.handle.begin(mode).unwrap()
     }
 
-    /// Commits rows that have expired when it returns.
+    /// Commits rows that have expired when this returns.
     async fn put_expired(&self, namespace: &str, count: usize) {
         let mut transaction = self.begin(Mode::Update);
         let options = PutOptions { ttl_millis: Some(1_000), if_version: None };
@@ -57,7 +57,7 @@ impl Fixture {
     }
 }
 
-/// What a stored row counts.
+/// The bytes that a stored row counts.
 fn row(names: u64, value: u64) -> u64 {
     InMemory::STORED_COST.row(names, value)
 }
@@ -66,7 +66,8 @@ fn keys(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|number| format!("{number:06}"))
 }
 
-/// What a future gives, and how often it gave its thread away before. In memory nothing else makes it wait.
+/// Returns the output of a future, and how often it yielded before. The in-memory backend makes it
+/// wait for nothing else.
 fn pauses<T>(future: impl Future<Output = T>) -> (T, usize) {
     let mut future = pin!(future);
     let mut pauses = 0;
@@ -173,7 +174,8 @@ async fn a_call_that_is_given_up_at_a_pause_stages_nothing() {
     assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 10_000 * row(7, 0) + row(4, 0));
 }
 
-/// Begins a long scan, lets something happen at its first pause, and gives the error that it then ends with.
+/// Begins a long scan, runs `happen` at its first pause, and returns the error with which the scan
+/// ends.
 async fn end_while_scanning(happen: impl AsyncFnOnce(&Fixture)) -> Error {
     let fixture = Fixture::new();
     fixture.put_expired("n", 100_000).await;
@@ -182,7 +184,7 @@ async fn end_while_scanning(happen: impl AsyncFnOnce(&Fixture)) -> Error {
     assert!(scan.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     happen(&fixture).await;
     let Poll::Ready(ended) = scan.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-        panic!("it goes on");
+        panic!("the scan did not end");
     };
     ended.unwrap_err()
 }
@@ -224,7 +226,7 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     let mut sweep = Box::pin(fixture.store.sweep());
     let polled = sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending());
-    // Three of them are more than the bound of a step.
+    // Three of them exceed the bound of a step.
     assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 9 * row(7, 500_000));
     assert_eq!(sweep.await.unwrap(), 12);
 }

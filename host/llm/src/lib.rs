@@ -1,5 +1,6 @@
-//! What larder's memory asks of a language model: [`HttpSummarizer`] has one make the summaries, and `ModelTokens` counts
-//! tokens as a model does.
+//! Language models for larder's conversations.
+//!
+//! [`HttpSummarizer`] lets a model make the summaries. `ModelTokens` counts tokens as a model does.
 //!
 #![cfg_attr(feature = "http", doc = "```no_run")]
 #![cfg_attr(not(feature = "http"), doc = "```ignore")]
@@ -15,8 +16,10 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Features: `http`, on by default, is the summarizer; `tokenizer` is `ModelTokens`, which makes a program larger by
-//! the vocabularies in use.
+//! # Features
+//!
+//! - `http`, on by default, is the summarizer.
+//! - `tokenizer` is `ModelTokens`. It adds the vocabularies in use to the program.
 
 #[cfg(feature = "http")]
 mod http;

@@ -1,13 +1,15 @@
-//! Tokens as a model counts them.
+//! Token counts of OpenAI's models.
 
 use bpe_openai::Tokenizer;
 use larder_core::TokenEstimator;
 
-/// Counts tokens as OpenAI's models do, with a vocabulary that is part of the program.
+/// A token estimator with the vocabularies of OpenAI's models.
 ///
-/// A turn is a guest's text and is counted while the guest waits, so the time must be linear in its bytes whatever they
-/// are. `bpe-openai` is so for every text that was tried, with 0.8 microseconds a byte at worst. `tiktoken-rs`, which counts
-/// the same, panics from 1 MiB of spaces before a letter on, where its regular expression runs out of stack: that decided.
+/// The vocabulary is part of the program. Turns are texts of guests and are counted while the guest
+/// waits, so the time must be linear in their bytes, even for hostile texts. `bpe-openai` was
+/// linear for every text tried, with 0.8 µs per byte at worst. `tiktoken-rs` counts the same, but
+/// its regular expression runs out of stack: it panics on 1 MiB or more of spaces before a letter.
+/// Therefore larder uses `bpe-openai`.
 ///
 /// | 256 KiB, `o200k_base`, release, one core | `bpe-openai` 0.3.2 | `tiktoken-rs` 0.12.1 |
 /// | --- | --- | --- |
@@ -17,6 +19,13 @@ use larder_core::TokenEstimator;
 /// | random letters | 28 ms | 76 ms |
 /// | random visible ASCII | 27 ms | 31 ms |
 /// | words | 8.5 ms | 6.4 ms |
+///
+/// ```
+/// use larder_core::TokenEstimator;
+/// use larder_llm::ModelTokens;
+///
+/// assert_eq!(ModelTokens::o200k().tokens("hello world"), 2);
+/// ```
 #[derive(Clone, Copy)]
 pub struct ModelTokens {
     tokenizer: &'static Tokenizer,
@@ -24,12 +33,16 @@ pub struct ModelTokens {
 }
 
 impl ModelTokens {
-    /// `o200k_base`: the vocabulary of GPT-4o and of what followed. The first call reads it, in some 60 ms.
+    /// Uses `o200k_base`, the vocabulary of GPT-4o and later models.
+    ///
+    /// The first call loads it, which takes about 60 ms.
     pub fn o200k() -> Self {
         Self { tokenizer: bpe_openai::o200k_base(), vocabulary: "o200k_base" }
     }
 
-    /// `cl100k_base`: the vocabulary of GPT-4 and GPT-3.5. The first call reads it, in some 20 ms.
+    /// Uses `cl100k_base`, the vocabulary of GPT-4 and GPT-3.5.
+    ///
+    /// The first call loads it, which takes about 20 ms.
     pub fn cl100k() -> Self {
         Self { tokenizer: bpe_openai::cl100k_base(), vocabulary: "cl100k_base" }
     }
@@ -51,7 +64,7 @@ impl TokenEstimator for ModelTokens {
 mod tests {
     use super::*;
 
-    /// The numbers are those of `tiktoken-rs`.
+    /// The expected numbers are those of `tiktoken-rs`.
     #[test]
     fn texts_have_the_tokens_that_the_vocabularies_give_them() {
         let (new, old) = (ModelTokens::o200k(), ModelTokens::cl100k());
@@ -63,7 +76,7 @@ mod tests {
             ("漢字とかな", [4, 6]),
             ("don't 12345", [4, 5]),
             ("  two\n\n\nlines  ", [5, 5]),
-            // What stands for the end of a text in a model is text like any other.
+            // A model's special token is ordinary text here.
             ("<|endoftext|>", [7, 7]),
         ] {
             assert_eq!([new.tokens(text), old.tokens(text)], tokens, "{text}");
@@ -81,11 +94,11 @@ mod tests {
         assert_eq!(count(&"漢A".repeat(bytes / 4)), [131_072, 196_608]);
         assert_eq!(count(&"-".repeat(bytes)), [4_096, 4_096]);
         assert_eq!(count(&letters(bytes)), [135_529, 141_246]);
-        // Where a regular expression that goes back runs out of stack.
+        // A backtracking regular expression runs out of stack here.
         assert_eq!(count(&(" ".repeat(4 << 20) + "x")), [32_770, 32_770]);
     }
 
-    /// Letters that look random, and are always the same.
+    /// Pseudo-random letters, the same in every run.
     fn letters(bytes: usize) -> String {
         let mut state = 7_u32;
         let letter = || {

@@ -1,4 +1,4 @@
-//! The summarizer against a server that answers as it is told.
+//! The summarizer, tested against a server with scripted answers.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
 
 mod support;
@@ -16,10 +16,10 @@ use support::{CHUNKED, Script, Seen, Server, answer, chunk};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// What must never be in an error: a key and a text of the conversation.
+/// Texts that no error may contain: the key and a text of the conversation.
 const SECRETS: [&str; 2] = ["sk-hush-hush", "my dog is called Rex"];
 
-/// For what must end by its bound of time, however slow the machine is.
+/// The timeout of requests that must time out, however slow the machine is.
 const SHORT: Duration = Duration::from_millis(200);
 
 fn request(turns: Vec<Turn>) -> SummaryRequest {
@@ -47,13 +47,13 @@ async fn ask(options: HttpOptions) -> Result<String, SummaryError> {
     HttpSummarizer::new(options).unwrap().summarize(request(vec![turn(SECRETS[1], "A fine name.")])).await
 }
 
-/// The text of an error and of all beneath it, as people and as programmers see it.
+/// The `Display` and `Debug` texts of an error and its causes.
 fn texts(error: &dyn Error) -> String {
     let chain = std::iter::successors(Some(error), |error: &&dyn Error| (*error).source());
     chain.map(|error| format!("{error}\n{error:?}\n")).collect()
 }
 
-/// Asks, and takes the reason why there is no summary, which gives nothing away.
+/// Asks for a summary, and returns the error, which must not contain a secret.
 async fn failure(options: HttpOptions) -> SummaryError {
     let error = ask(options).await.unwrap_err();
     for secret in SECRETS {
@@ -174,8 +174,8 @@ async fn the_bound_has_the_name_that_reasoning_models_want() {
 #[tokio::test]
 async fn a_refusal_is_told_by_its_status_and_not_by_its_text() {
     for (line, status, hint) in [
-        ("401 Unauthorized", 401, " (is the key right?)"),
-        ("404 Not Found", 404, " (are the base URL and the model right?)"),
+        ("401 Unauthorized", 401, " (check the key)"),
+        ("404 Not Found", 404, " (check the base URL and the model)"),
         ("429 Too Many Requests", 429, ""),
         ("500 Internal Server Error", 500, ""),
     ] {
@@ -186,10 +186,10 @@ async fn a_refusal_is_told_by_its_status_and_not_by_its_text() {
         let origin = &server.origin;
         assert_eq!(
             error.to_string(),
-            format!("there is no summary from {origin}: the endpoint answered with status {status}{hint}")
+            format!("cannot get a summary from {origin}: the endpoint answered with status {status}{hint}")
         );
         server.request().await;
-        assert_eq!(server.rest(), [], "it was asked once");
+        assert_eq!(server.rest(), [], "the summarizer sent more than one request");
     }
 }
 
@@ -262,7 +262,7 @@ async fn an_answer_that_never_ends_or_never_comes_is_given_up_in_time() {
 
 #[tokio::test]
 async fn a_connection_that_is_refused_is_an_error_over_its_cause() {
-    // The port is taken, and nobody listens at it.
+    // The socket is bound, so the port is taken, but it does not listen.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let error = failure(options(&format!("http://{}", socket.local_addr().unwrap()))).await;
@@ -270,7 +270,7 @@ async fn a_connection_that_is_refused_is_an_error_over_its_cause() {
     let mut chain = std::iter::successors(Some(source.as_ref() as &dyn Error), |error| (*error).source());
     let cause = chain.find_map(|error| error.downcast_ref::<io::Error>()).unwrap();
     assert_eq!(cause.kind(), io::ErrorKind::ConnectionRefused);
-    assert!(error.to_string().contains("the endpoint can't be reached: "), "{error}");
+    assert!(error.to_string().contains("the endpoint cannot be reached: "), "{error}");
     assert!(error.to_string().ends_with(&cause.to_string()), "{error}");
 }
 
@@ -313,6 +313,6 @@ async fn nothing_is_sent_in_the_clear_over_https() {
         stream.read_u8().await.unwrap()
     };
     let (error, first_byte) = tokio::join!(failure(options(&origin)), first_byte);
-    assert_eq!(first_byte, 22, "a handshake of TLS");
+    assert_eq!(first_byte, 22, "the first byte is not that of a TLS handshake");
     assert!(matches!(HttpError::of(&error), Some(HttpError::Unreachable(_))), "{error:?}");
 }

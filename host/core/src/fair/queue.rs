@@ -55,7 +55,9 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Adds a request. All costs use one unit of the caller's choice; 0 counts as 1.
+    /// Adds a request.
+    ///
+    /// All costs use one unit of the caller's choice; 0 counts as 1.
     pub fn push(&mut self, share: &Share, cost: u64, request: T) -> Place {
         let start = self.next.get(share).copied().unwrap_or_default().max(self.now);
         self.next.insert(share.clone(), start + u128::from(cost.max(1)));

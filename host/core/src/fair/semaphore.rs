@@ -11,6 +11,17 @@ use crate::share::Share;
 /// A semaphore that gives a free permit to the waiting share that holds the fewest.
 ///
 /// A share that is alone may hold all permits. Clones are the same semaphore.
+///
+/// ```
+/// use larder_core::Share;
+/// use larder_core::fair::FairSemaphore;
+///
+/// let (semaphore, share) = (FairSemaphore::new(1), Share::own());
+/// let permit = semaphore.try_acquire(&share).unwrap();
+/// assert!(semaphore.try_acquire(&share).is_none());
+/// drop(permit);
+/// assert!(semaphore.try_acquire(&share).is_some());
+/// ```
 #[derive(Clone, Debug)]
 pub struct FairSemaphore {
     state: Arc<Mutex<State>>,
@@ -51,7 +62,7 @@ impl FairSemaphore {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A permit, if one is free, no share waits and the semaphore is open.
+    /// Returns a permit if one is free, no share waits and the semaphore is open.
     pub fn try_acquire(&self, share: &Share) -> Option<FairPermit> {
         let mut state = lock(&self.state);
         let is_free = !state.closed && state.free > 0 && state.waiting.is_empty();
@@ -88,7 +99,7 @@ impl FairSemaphore {
         grant.await.map_err(|_| Error::Closed)
     }
 
-    /// How many wait for a permit.
+    /// The number of callers that wait for a permit.
     pub fn waiting(&self) -> usize {
         let state = lock(&self.state);
         let waiters = state.waiting.values().flatten();

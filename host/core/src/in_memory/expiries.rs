@@ -1,22 +1,23 @@
-//! The rows that expire, in the order in which they do.
+//! The rows with a time to live, ordered by expiry.
 
 use std::collections::BTreeSet;
 
 use super::stored_row::StoredRow;
 use crate::clock::UnixMillis;
 
-/// The current rows that have a time to live. A sweep finds those that have expired without a look at any other row.
+/// The current rows with a time to live. A sweep finds the expired ones here without reading any
+/// other row.
 #[derive(Default)]
 pub(super) struct Expiries(BTreeSet<Expiry>);
 
-/// A row that expires, ordered by when it does.
+/// A row with a time to live, ordered by its expiry.
 struct Expiry {
     at: UnixMillis,
     row: StoredRow,
 }
 
 impl Expiries {
-    /// Notes that a row stands in the place of another one, or of none.
+    /// Records that `after` replaced `before`; each may be `None`.
     pub(super) fn replace(&mut self, before: Option<StoredRow>, after: Option<&StoredRow>) {
         if let Some(before) = before.and_then(Expiry::of) {
             self.0.remove(&before);
@@ -26,7 +27,7 @@ impl Expiries {
         }
     }
 
-    /// The rows that have expired, the longest expired first.
+    /// The expired rows, earliest expiry first.
     pub(super) fn expired(&self, now: UnixMillis) -> impl Iterator<Item = &StoredRow> {
         self.0.iter().take_while(move |expiry| expiry.at <= now).map(|expiry| &expiry.row)
     }

@@ -1,7 +1,8 @@
-//! Large commits, made beside readers and without a thread of the executor.
+//! Large commits, which do not block readers or threads of the executor.
 //!
-//! One is made at a time, on a blocking thread. Other writers wait for it as tasks. It works on a copy of the ordered map, and
-//! holds the database only to publish the copy, so snapshots are taken and rows are read meanwhile.
+//! One is made at a time, on a blocking thread. Other writers wait for it as tasks. It works on a
+//! copy of the ordered map and locks the database only to publish the copy, so snapshots are taken
+//! and rows are read meanwhile.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,18 +21,19 @@ use crate::pace::SMALL_COST_MAX;
 use crate::share::Share;
 use crate::validation::Attempt;
 
-/// Whether a commit would hold a thread, and the database, for too long if it were made like others.
+/// Whether a commit would block a thread and the database for too long if it were made inline.
 pub(super) fn is_large(attempt: Attempt, commit: &Commit) -> bool {
     commit.cost() + attempt.cost(&commit.reads) > SMALL_COST_MAX
 }
 
-/// What becomes of one row.
+/// The change of one row.
 enum Change {
     Put(StoredRow),
     Remove(Vec<u8>),
 }
 
-/// Excludes other writers and owns the commit log. Dropping it returns the log and lets the writers continue.
+/// Excludes other writers and owns the commit log. Dropping it returns the log and lets the writers
+/// continue.
 struct Alone<'a> {
     shared: &'a Shared,
     share: &'a Share,
@@ -51,18 +53,18 @@ impl Drop for Alone<'_> {
         let mut database = self.shared.lock();
         database.log = std::mem::take(&mut self.log);
         database.has_large_commit = false;
-        // Also if it failed: others have waited all the same.
+        // Also if it failed, because other writers have waited all the same.
         database.pace.large_ended(self.share, self.began, Instant::now());
         drop(database);
         self.shared.large_ended.notify_waiters();
     }
 }
 
-/// Why a large commit gave no outcome. If it panicked, it may have been published.
+/// The error of a large commit without an outcome. If it panicked, it may have been published.
 fn not_ended(error: JoinError) -> Error {
     match error.is_panic() {
         true => {
-            let reason = "the commit panicked while it was being made".to_string();
+            let reason = "the commit panicked before it returned an outcome".to_string();
             Error::CommitUnknown { reason, cause: Some(Arc::new(error)) }
         }
         false => Error::caused("the runtime ended before the commit was made", error),
@@ -70,7 +72,7 @@ fn not_ended(error: JoinError) -> Error {
 }
 
 impl Shared {
-    /// Makes a large commit when its turn comes.
+    /// Makes a large commit once it is admitted.
     pub(super) async fn attempt_large(
         self: &Arc<Self>,
         attempt: Attempt,
@@ -96,7 +98,7 @@ impl Shared {
         tokio::task::spawn_blocking(work).await.map_err(not_ended)?
     }
 
-    /// Waits until no large commit is under way.
+    /// Waits until no large commit is being made.
     pub(super) async fn wait_for_large(&self) {
         let mut ended = pin!(self.large_ended.notified());
         // Registered before the check, so that the notification is not missed.
@@ -139,7 +141,8 @@ impl Shared {
             });
         }
         let mut database = self.lock();
-        // It is the moment of the commit: snapshots of the state before it were taken meanwhile.
+        // Checked again under the lock, which is the moment of the commit: snapshots of the
+        // previous state were taken meanwhile.
         plan.check_visible(now, commit.clock.now())?;
         // From here on nothing can fail.
         let before = std::mem::replace(&mut database.rows, rows);
@@ -155,7 +158,8 @@ impl Shared {
 }
 
 impl Database {
-    /// Makes changes visible that the ordered map already contains. Returns the replaced rows and the replaced table.
+    /// Publishes changes that the ordered map already contains. Returns the replaced rows and the
+    /// replaced table.
     fn publish(
         &mut self,
         shared: &Shared,
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!(made.version, Version(1));
     }
 
-    /// Each look at it takes so many milliseconds.
+    /// A clock that advances by `step` milliseconds at each reading.
     #[derive(Default)]
     struct SlowClock {
         now: AtomicU64,

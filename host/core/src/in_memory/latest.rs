@@ -1,19 +1,19 @@
-//! The newest state of every row, by its name.
+//! The newest version of every row, by name.
 
 use std::collections::HashSet;
 
 use super::stored_row::StoredRow;
 use crate::backend::Version;
 
-/// The newest state of every row. A snapshot finds a row here in a fraction of the time that its own map takes, as most
-/// rows were not written since it was taken. The rows have their names within them, so that one look into memory beyond
-/// the table finds both.
+/// The newest version of every row. Most rows were not written since a snapshot was taken, and the
+/// snapshot finds those here in a fraction of the time that its own map takes. Rows contain their
+/// names, so one memory access beyond the table fetches both.
 ///
-/// Guests choose the names, so the hash must be one that they can't find collisions of: the standard one.
+/// Guests choose the names. The hash must resist collision attacks, so it is the standard one.
 #[derive(Default)]
 pub(super) struct Latest {
     rows: HashSet<StoredRow>,
-    /// Grows with every commit and sweep.
+    /// Counts commits and sweeps.
     changes: u64,
 }
 
@@ -26,34 +26,34 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// Commits and sweeps before it.
+    /// The number of commits and sweeps before it.
     pub(super) fn changes(self) -> u64 {
         self.changes
     }
 }
 
-/// What is known of a row as it was at a moment.
+/// What is known of a row at an earlier moment.
 pub(super) enum Seen<'a> {
-    /// It was there, and is so now.
+    /// The row existed and is unchanged.
     Row(&'a StoredRow),
-    /// It was not there.
+    /// The row did not exist.
     Absent,
-    /// It was written or removed since.
+    /// The row was written or removed since.
     Changed,
 }
 
 impl Latest {
-    /// The moment now, at which the last commit had this version.
+    /// The present moment, at which the last commit has this version.
     pub(super) fn moment(&self, version: Version) -> Moment {
         Moment { version, changes: self.changes }
     }
 
-    /// The row as it is now.
+    /// The newest version of a row.
     pub(super) fn get(&self, name: &[u8]) -> Option<&StoredRow> {
         self.rows.get(name)
     }
 
-    /// The row as it was at a moment. Its newest version is the one of then if it is not newer than that.
+    /// The row as it was at a moment: its newest version, if that is not newer than the moment.
     pub(super) fn at(&self, moment: Moment, name: &[u8]) -> Seen<'_> {
         match self.rows.get(name) {
             Some(row) if row.version() <= moment.version => Seen::Row(row),
@@ -62,27 +62,28 @@ impl Latest {
         }
     }
 
-    /// Begins a change of some rows.
+    /// Counts a commit or sweep. Call it before each.
     pub(super) fn note_change(&mut self) {
         self.changes += 1;
     }
 
-    /// Puts a row in the place of the one of its name, and gives that one. To insert it would leave that one.
+    /// Inserts or replaces a row and returns the previous one. `HashSet::insert` would keep the
+    /// previous one.
     pub(super) fn put(&mut self, row: StoredRow) -> Option<StoredRow> {
         self.rows.replace(row)
     }
 
-    /// Removes a row, and gives it.
+    /// Removes a row and returns it.
     pub(super) fn remove(&mut self, name: &[u8]) -> Option<StoredRow> {
         self.rows.take(name)
     }
 
-    /// Whether so many further rows may make the table grow, which takes time for all rows.
+    /// Whether adding `rows` rows may make the table grow, which takes time for all rows.
     pub(super) fn may_grow(&self, rows: usize) -> bool {
         self.rows.len() > ROWS_GROWN_AT_ONCE && self.rows.capacity() - self.rows.len() < rows
     }
 
-    /// A larger table of the same rows, if so many further rows may make this one grow. This one stays unchanged.
+    /// Copies the rows into a larger table, if adding `rows` rows may make this one grow.
     pub(super) fn grown(&self, rows: usize) -> Option<Table> {
         self.may_grow(rows).then(|| {
             let capacity = self.rows.capacity().max(self.rows.len() + rows) * 2;
@@ -92,12 +93,13 @@ impl Latest {
         })
     }
 
-    /// Installs a table that [`Latest::grown`] returned after the last change. Returns the previous table.
+    /// Installs a table that [`Latest::grown`] returned after the last change. Returns the previous
+    /// table.
     pub(super) fn replace_table(&mut self, table: Table) -> Table {
         Table(std::mem::replace(&mut self.rows, table.0))
     }
 
-    /// Gives back room that a much larger store has left.
+    /// Frees capacity that a much larger store has left.
     pub(super) fn shrink(&mut self) {
         if self.rows.capacity() / 8 > self.rows.len() + ROOM_KEPT {
             self.rows.shrink_to(self.rows.len() * 2);
@@ -105,13 +107,13 @@ impl Latest {
     }
 }
 
-/// Rows of a table.
+/// The rows of a [`Latest`].
 pub(super) struct Table(HashSet<StoredRow>);
 
-/// A table of so many rows grows in less than a millisecond.
+/// A table of up to this many rows grows in less than a millisecond.
 const ROWS_GROWN_AT_ONCE: usize = 8_192;
 
-/// Rows for which room is kept at least.
+/// The number of rows for which capacity is always kept.
 const ROOM_KEPT: usize = 1_024;
 
 #[cfg(test)]

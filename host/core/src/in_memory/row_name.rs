@@ -1,7 +1,8 @@
-//! Where a row is, as one byte string: one comparison is cheaper than two, and one piece of memory than two.
+//! Row names: a namespace and a key as one byte string.
 //!
-//! The order of these strings is the order of rows. The namespace comes first, its NULs written as 0x00 0xff; then 0x00
-//! 0x00, which is before everything that can follow within a longer namespace; then the key as it is.
+//! One string takes one comparison and one allocation instead of two. The order of names is the
+//! order of rows. A name is the namespace, with each NUL written as 0x00 0xff, then 0x00 0x00, then
+//! the key as it is. The separator sorts before everything that can follow in a longer namespace.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ const NUL: u8 = 0;
 const NUL_WITHIN: u8 = 0xff;
 const END: [u8; 2] = [NUL, NUL];
 
-/// Writes the name of a row in the place of what was in `name`.
+/// Replaces the contents of `name` with the name of a row.
 pub(super) fn write(name: &mut Vec<u8>, namespace: &Namespace, key: &[u8]) {
     name.clear();
     write_namespace(name, namespace.as_bytes());
@@ -35,7 +36,7 @@ fn write_namespace(name: &mut Vec<u8>, namespace: &[u8]) {
     name.extend_from_slice(&END);
 }
 
-/// The names of a range.
+/// The bounds of the names in a range.
 pub(super) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
     let namespace = range.namespace();
     let end = match range.end() {
@@ -45,14 +46,15 @@ pub(super) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
     within(namespace, range.start())..end
 }
 
-/// The least name after all of a namespace: no name lies between a namespace and the one with a NUL at its end.
+/// The least name after all names of a namespace. No other namespace sorts between it and the one
+/// with a NUL appended.
 pub(super) fn after_namespace(namespace: &Namespace) -> Vec<u8> {
     let mut name = Vec::new();
     write_namespace(&mut name, &just_after(namespace.as_bytes()));
     name
 }
 
-/// The parts of a name: the namespace as it is written, and the key.
+/// The namespace, still escaped, and the key of a name.
 fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut from = 0;
     loop {
@@ -83,14 +85,14 @@ pub(super) fn namespace(name: &[u8]) -> Result<Namespace> {
     Namespace::from_stored(bytes)
 }
 
-/// Bytes of the namespace and the key.
+/// The bytes of the namespace and the key.
 pub(super) fn bytes(name: &[u8]) -> u64 {
     let nuls = split(name).map_or(0, |(namespace, _)| namespace.iter().filter(|byte| **byte == NUL).count());
     name.len().saturating_sub(END.len() + nuls) as u64
 }
 
 fn unreadable() -> Error {
-    Error::Corrupt("a row in memory has a name that is none".to_string())
+    Error::Corrupt("the name of an in-memory row is invalid".to_string())
 }
 
 #[cfg(test)]

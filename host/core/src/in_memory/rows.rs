@@ -1,4 +1,4 @@
-//! The rows in their order.
+//! The ordered map of rows.
 
 use std::ops::{Bound, Range};
 use std::sync::Arc;
@@ -9,26 +9,26 @@ use super::row_name;
 use super::stored_row::StoredRow;
 use crate::name::{KeyRange, Namespace};
 
-/// The rows in their order. A clone costs nothing and shares what neither has changed since.
+/// The rows, ordered by name. Cloning is cheap: clones share what neither has changed since.
 ///
-/// Rows have their names, and yet the names are here once more, apart from them. The map keeps copies of some keys to
-/// find its way by, and these stay when the row is replaced or removed. Were the rows the keys, old values would stay
-/// with them, and guests could fill the memory with what no quota counts.
+/// The map's keys are copies of the names that the rows contain. The map keeps copies of some keys
+/// as separators, even after their rows are replaced or removed. If the rows were the keys, old
+/// values would stay in memory with them, and guests could fill the memory beyond every quota.
 #[derive(Clone, Default)]
 pub(super) struct Rows(OrdMap<Arc<[u8]>, StoredRow>);
 
 impl Rows {
-    /// How many there are.
+    /// The number of rows.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The row of this name.
+    /// The row of a name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&StoredRow> {
         self.0.get(name)
     }
 
-    /// Puts a row in the place of the one of its name.
+    /// Inserts or replaces a row.
     pub(super) fn put(&mut self, row: StoredRow) {
         match self.0.get_mut(row.name()) {
             Some(stored) => *stored = row,
@@ -41,7 +41,7 @@ impl Rows {
         self.0.remove(name);
     }
 
-    /// The rows after a name. No row has the empty name.
+    /// The rows after a name. No row has the empty name, so it stands for the start.
     pub(super) fn beyond(&self, name: &[u8]) -> impl Iterator<Item = &StoredRow> {
         self.0.range::<_, [u8]>((Bound::Excluded(name), Bound::Unbounded)).map(|(_, row)| row)
     }
@@ -52,14 +52,14 @@ impl Rows {
         self.0.values()
     }
 
-    /// The rows of a range that is not empty: an ordered map panics on bounds that cross.
+    /// The rows of a range. The range must not be empty: the map panics if the bounds cross.
     pub(super) fn within(&self, range: &KeyRange) -> impl DoubleEndedIterator<Item = &StoredRow> {
         let Range { start, end } = row_name::bounds(range);
         let bounds = (Bound::Included(start.as_slice()), Bound::Excluded(end.as_slice()));
         self.0.range::<_, [u8]>(bounds).map(|(_, row)| row)
     }
 
-    /// The rows of all namespaces after this one; all rows for none.
+    /// The rows of all namespaces after this one, or all rows for `None`.
     pub(super) fn after(&self, namespace: Option<&Namespace>) -> impl Iterator<Item = &StoredRow> {
         let start = namespace.map(row_name::after_namespace).unwrap_or_default();
         let bounds = (Bound::Included(start.as_slice()), Bound::Unbounded);
@@ -78,7 +78,7 @@ mod tests {
         StoredRow::new(name, b"value", Version(version), None)
     }
 
-    /// So many rows that the map has branches.
+    /// Enough rows for a map with branches.
     fn many() -> Vec<Vec<u8>> {
         (0..1_000).map(|number| format!("n\0\0{number:04}").into_bytes()).collect()
     }

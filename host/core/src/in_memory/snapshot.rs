@@ -1,4 +1,4 @@
-//! Snapshots: the rows in order as they were, and the newest ones as far as they are the same.
+//! Snapshots: the ordered rows of one state, and the newest rows where they are unchanged.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use crate::error::Result;
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::slice::{ROW, STORED_ROW, Slice};
 
-/// One committed state.
+/// A snapshot of one committed state.
 pub(super) struct InMemorySnapshot {
     open: OpenSnapshot,
     now: UnixMillis,
-    /// The name of the row that is looked for, so that a look-up needs no memory of its own.
+    /// A reused buffer for the row's name, so that a look-up allocates nothing.
     name: Vec<u8>,
 }
 
-/// What the store counts as open; dropping it closes it.
+/// The registration of an open snapshot. Dropping it closes the snapshot.
 pub(super) struct OpenSnapshot {
     rows: Arc<SnapshotRows>,
     moment: Moment,
@@ -34,7 +34,8 @@ pub(super) struct OpenSnapshot {
 }
 
 impl OpenSnapshot {
-    /// One of the newest state. The database is held, so it stays the newest until this returns.
+    /// Opens a snapshot of the newest state. The database is locked, so the state stays the newest
+    /// until this returns.
     pub(super) fn of(shared: &Arc<Shared>, database: &Database) -> Self {
         let moment = shared.latest().moment(database.last);
         let rows = shared.snapshots().open(moment, &database.rows);
@@ -59,10 +60,11 @@ impl InMemorySnapshot {
         Self { open, now, name: Vec::new() }
     }
 
-    /// The row as it was. What needs a row that is kept for this snapshot alone fails once the snapshot is ended.
+    /// The row as it was. Fails if the snapshot was ended and needs a row that only it kept.
     fn live(&mut self, namespace: &Namespace, key: &Key) -> Result<Option<StoredValue>> {
         row_name::write(&mut self.name, namespace, key.as_bytes());
-        // Who would have to wait for a commit looks into the rows of its own.
+        // Without waiting for a commit: if the lock is taken, the snapshot's own rows have the
+        // answer.
         if let Ok(latest) = self.open.shared.latest.try_read() {
             match latest.at(self.open.moment, &self.name) {
                 Seen::Row(row) => return Ok(row.live(self.now)),
@@ -77,7 +79,7 @@ impl InMemorySnapshot {
 #[async_trait]
 impl Snapshot for InMemorySnapshot {
     fn get_now(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
-        // An error is for `get` to tell.
+        // On an error, `get` reports it.
         self.live(&row.namespace, &row.key).ok()
     }
 
@@ -123,7 +125,8 @@ impl Snapshot for InMemorySnapshot {
     }
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
-        // The shared map must not be held while it is changed: the change would copy what it need not.
+        // Drop this snapshot's reference to the map first. Otherwise the commit would copy nodes
+        // that only this snapshot shares.
         let Self { open, .. } = *self;
         let (moment, shared) = (open.moment, open.shared.clone());
         drop(open);
@@ -131,7 +134,8 @@ impl Snapshot for InMemorySnapshot {
     }
 }
 
-/// The first live rows. It goes past expired ones in slices, and ends with a slice in which it found any.
+/// Collects the first live rows. Skips expired rows in slices, and returns at the end of the first
+/// slice with a live row.
 async fn collect<'a>(
     rows: impl Iterator<Item = &'a StoredRow> + Send,
     now: UnixMillis,

@@ -21,7 +21,8 @@ impl SnapshotRows {
     /// Calls `look` with the rows.
     ///
     /// # Errors
-    /// - [`Error::TimedOut`] if the snapshot was ended.
+    ///
+    /// [`Error::TimedOut`] if the snapshot was ended.
     pub(super) fn look<T>(&self, look: impl FnOnce(&Rows) -> T) -> Result<T> {
         self.lock().as_ref().map(look).ok_or(Error::TimedOut)
     }

@@ -1,4 +1,4 @@
-//! A row as it lies in memory.
+//! The in-memory format of a row.
 
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
@@ -9,24 +9,27 @@ use crate::backend::{StoredValue, Version, is_live};
 use crate::clock::UnixMillis;
 use crate::commit::CurrentRow;
 
-/// A row with its name, all in one piece: who finds a row by its name reads them together. Clones share it.
+/// A row with its name, in one allocation that clones share. Finding a row by its name thus reads
+/// both together.
 ///
-/// Rows are equal where their names are, so that a set of rows holds one of each name.
+/// Rows are equal if their names are, so a set holds one row of each name.
 #[derive(Clone)]
 pub(super) struct StoredRow {
     /// The version, the expiry, the name and the value.
     memory: Arc<[u8]>,
-    /// Not within the memory: where the value lies is known before the memory is read, and all of it is fetched at once.
+    /// Kept outside the allocation: the position of the value is known before the allocation is
+    /// read, so all of it is fetched at once.
     name_length: usize,
 }
 
-/// Stands for no expiry. No row expires then: a commit gives moments below 2⁶³.
+/// Stands for no expiry. No row can expire then, because a commit sets times below 2⁶³.
 const NEVER: UnixMillis = UnixMillis::MAX;
 
-/// What an allocation takes beside the bytes of a row: the counts of its owners, its header, and rounding.
+/// The bytes of an allocation beside those of the row: the reference counts, the allocator's
+/// header, and rounding.
 const ALLOCATION_OVERHEAD: u64 = 40;
 
-/// What a row is made of, in this order.
+/// The parts of a row, in the order of its bytes.
 struct Parts<'a> {
     version: Version,
     expires_at: Option<UnixMillis>,
@@ -61,49 +64,50 @@ impl StoredRow {
         is_live(self.parts().expires_at, now)
     }
 
-    /// Bytes that a quota counts.
+    /// The bytes that a quota counts.
     pub(super) fn cost(&self) -> u64 {
         let Parts { name, value, .. } = self.parts();
         InMemory::STORED_COST.row(row_name::bytes(name), value.len() as u64)
     }
 
-    /// Bytes of the memory that its clones share.
+    /// The bytes of the allocation that clones share.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory.len() as u64 + ALLOCATION_OVERHEAD
     }
 
-    /// All of it, where it is live.
+    /// The value with its version and expiry; `None` if the row has expired.
     pub(super) fn live(&self, now: UnixMillis) -> Option<StoredValue> {
         let Parts { version, expires_at, value, .. } = self.parts();
         is_live(expires_at, now).then(|| StoredValue { value: value.to_vec(), version, expires_at })
     }
 
-    /// Its value, and when it expires.
+    /// The value and the expiry.
     pub(super) fn value(&self) -> (&[u8], Option<UnixMillis>) {
         let Parts { expires_at, value, .. } = self.parts();
         (value, expires_at)
     }
 
-    /// As a commit asks for it.
+    /// The row in the form that [`Commit::plan`](crate::commit::Commit::plan) needs.
     pub(super) fn current(&self, with_value: bool) -> CurrentRow {
         let Parts { version, expires_at, value, .. } = self.parts();
         let value_bytes = value.len() as u64;
         CurrentRow { version, expires_at, value_bytes, value: with_value.then(|| value.to_vec()) }
     }
 
-    /// The memory that its clones share.
+    /// The allocation that clones share.
     #[cfg(test)]
     pub(super) fn memory(&self) -> &Arc<[u8]> {
         &self.memory
     }
 }
 
-/// The number in front, and what follows it. Rows are made here alone and have both of theirs.
+/// Splits a number from the front. Every row has both of its numbers, because only this module
+/// makes rows.
 fn number(bytes: &[u8]) -> (u64, &[u8]) {
     bytes.split_first_chunk().map_or((0, &[]), |(number, rest)| (u64::from_ne_bytes(*number), rest))
 }
 
-/// A set of rows is looked into by name, so a row must hash and compare as its name does.
+/// Sets look rows up by name, so a row must hash and compare as its name does.
 impl Borrow<[u8]> for StoredRow {
     fn borrow(&self) -> &[u8] {
         self.name()

@@ -1,8 +1,8 @@
-//! How summarising goes.
+//! The health of summarising.
 
 use serde::{Deserialize, Serialize};
 
-/// How summarising goes in one session.
+/// The health of summarising in one session.
 ///
 /// | from | to |
 /// |---|---|
@@ -11,23 +11,25 @@ use serde::{Deserialize, Serialize};
 /// | degraded | recovering |
 /// | recovering | healthy, degraded |
 ///
-/// and from each to itself.
+/// Each state can also stay as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
-    /// Every summary came, as yet.
+    /// Every summary so far has succeeded, or the last failure has been recovered from.
     #[default]
     Healthy,
-    /// The last summary did not come, and is asked for again.
+    /// The last summary failed and will be retried.
     Retry,
-    /// Summaries did not come often enough to go on: turns wait in the backlog, and the summary is not shown.
+    /// Summarising failed too many times in a row.
+    ///
+    /// Turns wait in a backlog, and the summary is not shown.
     Degraded,
-    /// A part of the backlog is being summarised.
+    /// A batch of the backlog is being summarised.
     Recovering,
 }
 
 impl Health {
-    /// The name that the WIT gives it.
+    /// The state's name in the WIT.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
@@ -37,7 +39,7 @@ impl Health {
         }
     }
 
-    /// Whether it can become the other in one step.
+    /// Whether the state can become `next` in one step.
     pub const fn can_become(self, next: Self) -> bool {
         matches!(
             (self, next),
@@ -48,7 +50,7 @@ impl Health {
         )
     }
 
-    /// Whether turns wait in the backlog: the summary lacks them, and is not shown.
+    /// Whether turns wait in the backlog. The summary lacks them and is not shown.
     pub const fn is_behind(self) -> bool {
         matches!(self, Self::Degraded | Self::Recovering)
     }

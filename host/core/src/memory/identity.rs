@@ -1,9 +1,11 @@
-//! Whose memory it is.
+//! The identity of a session, and which identities a guest may open.
 
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 
-/// Whose memory it is: tenant, user and session are never empty. Parts are any text, compared by their bytes.
+/// The identity of a session; tenant, user and session are never empty.
+///
+/// The parts are any text and are compared by their bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     tenant: String,
@@ -12,26 +14,26 @@ pub struct Identity {
     run: String,
 }
 
-/// The parts of an identity, before they are checked.
+/// The parts of an identity that has not been checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentityParts {
-    /// The customer, or whoever must never see another's data.
+    /// The customer. Tenants must never see each other's data.
     pub tenant: String,
-    /// The person.
+    /// The user.
     pub user: String,
-    /// The conversation.
+    /// The session.
     pub session: String,
-    /// A part of the conversation with a memory of its own; empty for the whole of it.
+    /// A part of the session with its own conversation; empty for the whole session.
     pub run: String,
 }
 
 impl IdentityParts {
-    /// An identity for the whole of a session.
+    /// The parts for a whole session: the run is empty.
     pub fn session(tenant: &str, user: &str, session: &str) -> Self {
         Self { tenant: tenant.into(), user: user.into(), session: session.into(), run: String::new() }
     }
 
-    /// What is missing, as a reason: `tenant and session empty`.
+    /// Which required parts are empty, as a reason: `tenant and session empty`.
     pub(crate) fn missing(&self) -> Option<String> {
         let parts = [("tenant", &self.tenant), ("user", &self.user), ("session", &self.session)];
         let missing: Vec<_> =
@@ -46,15 +48,17 @@ impl IdentityParts {
 }
 
 impl Identity {
-    /// The longest part that every backend can hold: all four must fit into one B-tree entry of Postgres, which
-    /// takes 2,704 bytes.
+    /// The longest part that every backend can hold, in bytes.
+    ///
+    /// Postgres is the strictest: all four parts must fit into one B-tree entry of 2,704 bytes.
     pub const PART_BYTES_MAX: u64 = 512;
 
-    /// Checks an identity that a guest sent.
+    /// Checks the parts of an identity that a guest passed.
     ///
     /// # Errors
-    /// [`Error::IdentityRequired`] says which parts are missing; [`Error::LimitExceeded`] where a part is too
-    /// long.
+    ///
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty; it names them.
+    /// - [`Error::LimitExceeded`] if a part is too long.
     pub fn new(parts: IdentityParts, limits: &Limits) -> Result<Self> {
         if let Some(missing) = parts.missing() {
             return Err(Error::IdentityRequired(missing));
@@ -65,62 +69,63 @@ impl Identity {
         Ok(Self::unchecked(parts))
     }
 
-    /// Takes the parts of an identity that a backend stored.
+    /// Builds an identity from the parts that a backend stored.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where they are no text, or one is missing.
+    ///
+    /// [`Error::Corrupt`] if a part is not UTF-8, or tenant, user or session is empty.
     pub fn from_stored(tenant: Vec<u8>, user: Vec<u8>, session: Vec<u8>, run: Vec<u8>) -> Result<Self> {
         let text = |part: Vec<u8>| {
             String::from_utf8(part)
-                .map_err(|_| Error::Corrupt("a part of an identity is no UTF-8 text".to_string()))
+                .map_err(|_| Error::Corrupt("a part of a stored identity is not UTF-8".to_string()))
         };
         let (tenant, user, session, run) = (text(tenant)?, text(user)?, text(session)?, text(run)?);
         let parts = IdentityParts { tenant, user, session, run };
         match parts.missing() {
-            Some(missing) => Err(Error::Corrupt(format!("a stored identity has {missing}"))),
+            Some(missing) => Err(Error::Corrupt(format!("a stored identity is incomplete: {missing}"))),
             None => Ok(Self::unchecked(parts)),
         }
     }
 
-    /// A bound between identities, which need not be one.
+    /// An identity that only bounds a range, and may have empty parts.
     pub(crate) fn unchecked(parts: IdentityParts) -> Self {
         let IdentityParts { tenant, user, session, run } = parts;
         Self { tenant, user, session, run }
     }
 
-    /// The customer, or whoever must never see another's data.
+    /// The customer. Tenants must never see each other's data.
     pub fn tenant(&self) -> &str {
         &self.tenant
     }
 
-    /// The person.
+    /// The user.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// The conversation.
+    /// The session.
     pub fn session(&self) -> &str {
         &self.session
     }
 
-    /// A part of the conversation; empty for the whole of it.
+    /// The run; empty for the whole session.
     pub fn run(&self) -> &str {
         &self.run
     }
 
-    /// Its parts.
+    /// The parts of the identity.
     pub fn parts(&self) -> IdentityParts {
         let Self { tenant, user, session, run } = self.clone();
         IdentityParts { tenant, user, session, run }
     }
 
-    /// Bytes of all parts.
+    /// The bytes of all parts.
     pub fn bytes(&self) -> u64 {
         (self.tenant.len() + self.user.len() + self.session.len() + self.run.len()) as u64
     }
 }
 
-/// Which identities a guest may open. What the platform did not grant is refused.
+/// Which identities a guest may open; the host refuses all others.
 ///
 /// ```
 /// use larder_core::{IdentityScope, IdentityParts};
@@ -130,35 +135,39 @@ impl Identity {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum IdentityScope {
-    /// None.
+    /// No identity.
     #[default]
     None,
-    /// Those of one user, or only those of one session. Every run of it.
+    /// The sessions of one user, or one session; every run of each.
     Bound {
         /// The tenant.
         tenant: String,
         /// The user.
         user: String,
-        /// The session; none for every session of the user.
+        /// The session; `None` for every session of the user.
         session: Option<String>,
     },
-    /// Every one: for a guest that serves all tenants, and is trusted to keep them apart.
+    /// Every identity, for a trusted guest that serves all tenants.
+    ///
+    /// The guest itself has to keep the tenants apart.
     Any,
 }
 
 impl IdentityScope {
-    /// Every session of one user.
+    /// Permits every session of one user.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where a part is empty: nothing could ever be opened.
+    ///
+    /// [`Error::InvalidArgument`] if a part is empty, because no such identity can be opened.
     pub fn user(tenant: impl Into<String>, user: impl Into<String>) -> Result<Self> {
         Self::bound(tenant.into(), user.into(), None)
     }
 
-    /// One session.
+    /// Permits one session.
     ///
     /// # Errors
-    /// As [`IdentityScope::user`].
+    ///
+    /// [`Error::InvalidArgument`] if a part is empty, because no such identity can be opened.
     pub fn session(
         tenant: impl Into<String>,
         user: impl Into<String>,
@@ -170,12 +179,12 @@ impl IdentityScope {
     fn bound(tenant: String, user: String, session: Option<String>) -> Result<Self> {
         let is_empty = |part: &Option<String>| part.as_ref().is_some_and(String::is_empty);
         if tenant.is_empty() || user.is_empty() || is_empty(&session) {
-            return Err(Error::invalid_argument("tenant, user and session of a guest can't be empty"));
+            return Err(Error::invalid_argument("a guest's tenant, user and session must not be empty"));
         }
         Ok(Self::Bound { tenant, user, session })
     }
 
-    /// Whether a guest may open the memory of these.
+    /// Whether a guest may open the identity with these parts.
     pub fn permits(&self, parts: &IdentityParts) -> bool {
         match self {
             Self::None => false,

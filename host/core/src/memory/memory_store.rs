@@ -1,4 +1,4 @@
-//! A store's conversations: who may open them, and the work on them that no guest waits for.
+//! The conversations of a store, and the background work on them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,13 +23,16 @@ use crate::memory::tokens::{ByteTokens, TokenEstimator, summary_tokens};
 use crate::memory::update::{Change, update};
 use crate::store::Store;
 
-/// The conversations of a store, kept as the host declared. Clones share it.
+/// The conversations of a store, kept as the host declared.
+///
+/// Clones share the same conversations.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
 /// use std::sync::Arc;
 /// use larder_core::{
-///     EchoSummarizer, IdentityParts, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore, Store, Strategy, Turn,
+///     EchoSummarizer, IdentityParts, IdentityScope, InMemory, Limits, MemoryOptions, MemoryStore,
+///     Store, Strategy, Turn,
 /// };
 ///
 /// let store = Store::builder(InMemory::new()).build()?;
@@ -37,7 +40,8 @@ use crate::store::Store;
 ///     .summarizer(Arc::new(EchoSummarizer))
 ///     .build()?;
 /// let scope = IdentityScope::user("acme", "ann")?;
-/// let memory = memories.open(IdentityParts::session("acme", "ann", "monday"), &scope, &Arc::new(Limits::default()))?;
+/// let parts = IdentityParts::session("acme", "ann", "monday");
+/// let memory = memories.open(parts, &scope, &Arc::new(Limits::default()))?;
 /// for question in ["a", "b", "c", "d", "e"] {
 ///     memory.add_turn(Turn { user_message: question.into(), ..Turn::default() }).await?;
 /// }
@@ -55,16 +59,17 @@ pub(crate) struct Inner {
     pub(crate) options: MemoryOptions,
     tokens: Arc<dyn TokenEstimator>,
     summarizer: Option<Arc<dyn Summarizer>>,
-    /// Calls in one session wait for each other here, rather than to find at the backend that they were too late.
+    /// One lock for each session. Calls of this host queue here instead of failing with a conflict
+    /// at the backend.
     sessions: Mutex<HashMap<RecordKey, Weak<tokio::sync::Mutex<()>>>>,
     places: Arc<Semaphore>,
-    /// Becomes true where the store is closed; what is under way then ends.
+    /// Becomes true when the store is closed. Running summaries then stop.
     closing: watch::Sender<bool>,
     closed: AtomicBool,
     running: Mutex<JoinSet<()>>,
 }
 
-/// Sets up a [`MemoryStore`].
+/// Configures a [`MemoryStore`].
 pub struct MemoryStoreBuilder {
     store: Store,
     options: MemoryOptions,
@@ -75,36 +80,42 @@ pub struct MemoryStoreBuilder {
 }
 
 impl MemoryStoreBuilder {
-    /// Who makes summaries. A rolling summary needs one.
+    /// Sets the summarizer, which [`Strategy::RollingSummary`] requires.
     pub fn summarizer(mut self, summarizer: Arc<dyn Summarizer>) -> Self {
         self.summarizer = Some(summarizer);
         self
     }
 
-    /// How tokens are counted. Default: [`ByteTokens`].
+    /// Sets how tokens are counted. Default: [`ByteTokens`].
     pub fn token_estimator(mut self, tokens: Arc<dyn TokenEstimator>) -> Self {
         self.tokens = tokens;
         self
     }
 
-    /// How many summaries may be under way at once; further ones wait. At least 1. Default: 64.
+    /// Sets how many summaries may run at once; at least 1. Default: 64.
+    ///
+    /// Further ones wait.
     pub fn concurrent_summaries(mut self, count: usize) -> Self {
         self.concurrent_summaries = count.max(1);
         self
     }
 
-    /// Whether due work is looked for, every second: summaries to ask for again, backlogs, and sessions whose host
-    /// has died. Default: true. Without it, [`MemoryStore::run_due`] does it.
+    /// Sets whether the host looks for due work every second. Default: true.
+    ///
+    /// Due work is failed summaries to retry, backlogs, and sessions whose host died. If false,
+    /// call [`MemoryStore::run_due`] instead.
     pub fn background(mut self, background: bool) -> Self {
         self.background = background;
         self
     }
 
-    /// Makes the memory store. It is called within a tokio runtime.
+    /// Builds the memory store. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where options can't be kept, or a rolling summary has no summariser;
-    /// [`Error::Other`] outside of a tokio runtime.
+    ///
+    /// - [`Error::InvalidArgument`] if an option is out of range, or if the strategy is a rolling
+    ///   summary and there is no summarizer.
+    /// - [`Error::Other`] outside a tokio runtime.
     pub fn build(self) -> Result<MemoryStore> {
         self.options.validate()?;
         let rolls = self.options.strategy == Strategy::RollingSummary;
@@ -112,7 +123,7 @@ impl MemoryStoreBuilder {
             return Err(Error::invalid_argument("the strategy rolling-summary needs a summarizer"));
         }
         let runtime = tokio::runtime::Handle::try_current()
-            .map_err(|error| Error::caused("a memory store is opened within a tokio runtime", error))?;
+            .map_err(|error| Error::caused("cannot open a memory store outside a tokio runtime", error))?;
         let inner = Arc::new(Inner {
             store: self.store,
             options: self.options,
@@ -131,17 +142,17 @@ impl MemoryStoreBuilder {
     }
 }
 
-/// How often due work is looked for.
+/// The interval between two looks for due work.
 const DUE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many sessions one look finds.
+/// The number of sessions that one look finds at most.
 const DUE_MAX: u32 = 100;
 
-/// How long closing waits until what is under way has given its turns back.
+/// How long [`MemoryStore::close`] waits for running summaries to return their turns.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 impl MemoryStore {
-    /// The conversations of `store`, kept as `options` say.
+    /// Returns a builder for the conversations of `store`, kept as `options` say.
     pub fn builder(store: &Store, options: MemoryOptions) -> MemoryStoreBuilder {
         MemoryStoreBuilder {
             store: store.clone(),
@@ -153,20 +164,32 @@ impl MemoryStore {
         }
     }
 
-    /// Opens the memory of an identity for a guest that may open those of `scope`. Nothing is read or written yet.
+    /// Opens the conversation of an identity for a guest that is bound to `scope`.
+    ///
+    /// Reads and writes nothing yet.
     ///
     /// # Errors
-    /// [`Error::Closed`]; [`Error::IdentityRequired`] where tenant, user or session is missing, and
-    /// [`Error::AccessDenied`] where the guest may not open it, of each of which the platform is told;
-    /// [`Error::LimitExceeded`] where a part is too long.
+    ///
+    /// - [`Error::Closed`] if the store or the memory store is closed.
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty. The host also emits
+    ///   [`Event::MemoryIdentityRejected`].
+    /// - [`Error::AccessDenied`] if `scope` does not permit the identity. The host also emits
+    ///   [`Event::MemoryIdentityRejected`].
+    /// - [`Error::LimitExceeded`] if a part of the identity is too long.
     pub fn open(&self, parts: IdentityParts, scope: &IdentityScope, limits: &Arc<Limits>) -> Result<Memory> {
         self.open_within(parts, scope, limits, &HeldBytes::at_most(limits.instance_bytes))
     }
 
-    /// The same, with the count of what the host holds for the guest, which its handles share.
+    /// Opens a conversation and counts its memory in `held`, which the guest's handles share.
     ///
     /// # Errors
-    /// As [`MemoryStore::open`].
+    ///
+    /// - [`Error::Closed`] if the store or the memory store is closed.
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty. The host also emits
+    ///   [`Event::MemoryIdentityRejected`].
+    /// - [`Error::AccessDenied`] if `scope` does not permit the identity. The host also emits
+    ///   [`Event::MemoryIdentityRejected`].
+    /// - [`Error::LimitExceeded`] if a part of the identity is too long.
     pub fn open_within(
         &self,
         parts: IdentityParts,
@@ -183,22 +206,26 @@ impl MemoryStore {
             identity => identity?,
         };
         if !scope.permits(&parts) {
-            let reason = "the identity is not one that this guest may open";
+            let reason = "the host did not bind this identity to the guest";
             self.inner.reject(parts, reason.to_string());
             return Err(Error::AccessDenied(reason.to_string()));
         }
         Ok(Memory::new(self.clone(), identity, limits.clone(), held.clone()))
     }
 
-    /// How conversations are kept.
+    /// How this store keeps conversations.
     pub fn options(&self) -> &MemoryOptions {
         &self.inner.options
     }
 
-    /// Does the work that is due now and that no guest waits for, and says for how many sessions there was some.
+    /// Runs the background work that is due now.
+    ///
+    /// Returns the number of sessions that had some, at most 100.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    ///
+    /// - [`Error::Closed`] if the store or the memory store is closed.
+    /// - Any error of the backend.
     pub async fn run_due(&self) -> Result<usize> {
         self.check_open()?;
         let now = self.inner.store.clock().now();
@@ -212,9 +239,11 @@ impl MemoryStore {
         Ok(due.len())
     }
 
-    /// Ends what is under way and gives its turns back, for this host or another to take up. Later calls, on open
-    /// memories too, get [`Error::Closed`]. It returns within two seconds, whatever a summariser does; the store stays
-    /// open. Closing again does nothing.
+    /// Closes the conversations; later calls on them get [`Error::Closed`].
+    ///
+    /// Running summaries stop and return their turns to the record, for this host or another to
+    /// resume. Returns within two seconds, whatever a summarizer does. The store stays open.
+    /// Closing again does nothing.
     pub async fn close(&self) {
         if self.inner.closed.swap(true, Ordering::AcqRel) {
             return;
@@ -223,7 +252,7 @@ impl MemoryStore {
         self.inner.places.close();
         let mut running = std::mem::take(&mut *self.inner.lock_running());
         let ended = async { while running.join_next().await.is_some() {} };
-        // What is not done by then is aborted with the set.
+        // Dropping the set aborts the tasks that are still running.
         let _ = tokio::time::timeout(CLOSE_MAX, ended).await;
     }
 
@@ -238,14 +267,14 @@ impl MemoryStore {
         &self.inner
     }
 
-    /// Runs a summary to its end, also where the caller is dropped.
+    /// Runs a summary to its end, even if the caller is dropped.
     pub(crate) async fn summarize(&self, key: RecordKey, begun: Begun, place: OwnedSemaphorePermit) {
         let (done, finished) = tokio::sync::oneshot::channel();
         let memories = self.clone();
         let task = async move {
             memories.inner.run(&key, begun).await;
             drop(place);
-            // Nobody may wait any more.
+            // Fails if the caller was dropped.
             let _ = done.send(());
         };
         if self.inner.spawn(task) {
@@ -254,7 +283,7 @@ impl MemoryStore {
         }
     }
 
-    /// Summarises what waits in one session once there is a place for it, or leaves it for later.
+    /// Summarises the waiting turns of a session once a permit is free, or leaves them for later.
     pub(crate) async fn summarize_in_turn(&self, key: &RecordKey) {
         let places = self.inner.places.clone().acquire_owned();
         let Ok(Ok(place)) = tokio::time::timeout(self.inner.options.summary_timeout, places).await else {
@@ -265,7 +294,7 @@ impl MemoryStore {
         }
     }
 
-    /// Summarises what waits in one session until nothing is due any more.
+    /// Summarises the waiting turns of a session until none are due.
     async fn work_off(self, key: RecordKey) {
         while let Some(place) = self.inner.place() {
             let Some(begun) = self.inner.begin(&key).await else { return };
@@ -283,7 +312,8 @@ impl Inner {
         self.store.clock().now()
     }
 
-    /// A place for a summary; none where too many are under way, or the store is closed.
+    /// A permit to run a summary; `None` if too many are running, the store is closed, or it has no
+    /// summarizer.
     pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
         if self.closed.load(Ordering::Acquire) || self.summarizer.is_none() {
             return None;
@@ -291,15 +321,16 @@ impl Inner {
         self.places.clone().try_acquire_owned().ok()
     }
 
-    /// The right to change a session in this host. It is held for a read and a write, and never while a summariser
-    /// works.
+    /// The lock on a session in this host. It is held for one read and one write, never while a
+    /// summarizer works.
     pub(crate) async fn turn_of(&self, key: &RecordKey) -> OwnedMutexGuard<()> {
         let session = {
             let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             match sessions.get(key).and_then(Weak::upgrade) {
                 Some(session) => session,
                 None => {
-                    // As many as are waited for are kept, and at most twice as many as there were.
+                    // Drop unused locks only when the map would grow, so that the cost is
+                    // amortized. The map then holds at most twice the locks in use.
                     if sessions.len() == sessions.capacity() {
                         sessions.retain(|_, session| session.strong_count() > 0);
                     }
@@ -335,7 +366,7 @@ impl Inner {
         self.store.emit(Event::MemoryIdentityRejected { operation: "open", reason, identity });
     }
 
-    /// Takes what is due in a session.
+    /// Claims the due turns of a session.
     async fn begin(self: &Arc<Self>, key: &RecordKey) -> Option<Begun> {
         let inner = self.clone();
         let begun = update(self, key, None, 0, move |record| {
@@ -353,7 +384,7 @@ impl Inner {
         })
     }
 
-    /// Asks for a summary, and writes what came of it.
+    /// Calls the summarizer, then writes its summary or its failure to the record.
     async fn run(self: &Arc<Self>, key: &RecordKey, begun: Begun) {
         let Begun { claim, previous_summary, turns } = begun;
         let request = SummaryRequest {
@@ -368,7 +399,7 @@ impl Inner {
             () = async { drop(closing.wait_for(|closing| *closing).await) } => None,
         };
         if let Some(Err(error)) = &outcome {
-            tracing::debug!(target: "larder", %error, "a summary did not come");
+            tracing::debug!(target: "larder", %error, "summarising failed; the host retries it");
         }
         let inner = self.clone();
         let settled = update(self, key, None, 0, move |record| {
@@ -381,7 +412,7 @@ impl Inner {
             };
             Ok(match effects {
                 Some(effects) => Change::Write((), effects),
-                // The session was flushed or restored meanwhile: the summary is of what is gone.
+                // The session was flushed or restored meanwhile, so the summary is obsolete.
                 None => Change::Leave(()),
             })
         });
@@ -390,18 +421,18 @@ impl Inner {
         }
     }
 
-    /// A summary that is as long as it may be, in time.
+    /// Calls the summarizer with a timeout and checks the length of its summary.
     async fn ask(&self, request: SummaryRequest) -> Result<String, SummaryError> {
         let summarizer =
-            self.summarizer.clone().ok_or_else(|| SummaryError::new("there is no summarizer"))?;
-        // A task of its own: a summariser that panics fails, and nothing else does.
+            self.summarizer.clone().ok_or_else(|| SummaryError::new("the memory store has no summarizer"))?;
+        // A separate task contains a panic of the summarizer.
         let mut asked = JoinSet::new();
         asked.spawn(async move { summarizer.summarize(request).await });
         let summary = match tokio::time::timeout(self.options.summary_timeout, asked.join_next()).await {
             Ok(Some(Ok(summary))) => summary?,
             Ok(Some(Err(error))) => return Err(SummaryError::caused("the summarizer panicked", error)),
-            Ok(None) => return Err(SummaryError::new("there is no summarizer")),
-            Err(_) => return Err(SummaryError::new("the summary did not come in time")),
+            Ok(None) => return Err(SummaryError::new("the memory store has no summarizer")),
+            Err(_) => return Err(SummaryError::new("the summarizer exceeded its timeout")),
         };
         let tokens = summary_tokens(self.tokens.as_ref(), &summary);
         let is_too_long = self.options.summary_tokens_max().is_some_and(|max| tokens > max)
@@ -415,10 +446,10 @@ impl Inner {
         Ok(summary)
     }
 
-    /// Starts work that closing ends; false where the store is closed already.
+    /// Spawns a task that `close` waits for, then aborts. Returns false if the store is closed.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         let mut running = self.lock_running();
-        // Under the lock: what is started before closing takes the set is in it.
+        // Checked under the lock, so every task spawned before `close` takes the set is in the set.
         if self.closed.load(Ordering::Acquire) {
             return false;
         }
@@ -444,8 +475,8 @@ impl std::fmt::Debug for MemoryStore {
     }
 }
 
-/// Looks for due work, as long as somebody has the memory store. What it finds goes on beside it: a slow
-/// summary delays no other.
+/// Looks for due work until the memory store is dropped or closed. Each session is worked on in a
+/// task of its own, so a slow summary delays no other.
 async fn look_for_due(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(DUE_INTERVAL).await;

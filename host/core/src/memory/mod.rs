@@ -1,9 +1,11 @@
-//! Conversations, kept so that nothing is lost.
+//! Conversations: turns, summaries and their durable records.
 //!
-//! A session's memory is one [record](records::StoredRecord) in the backend. Every call reads it, applies a rule to
-//! it, and writes it on the condition that nobody else has; nothing is kept between calls. What is on its way to a
-//! summary is part of the record, so that it survives the end of this host, and another may take it up: whoever asks a
-//! summariser first writes that it does, and its summary is taken only as long as that stands.
+//! Each session has one [record](records::StoredRecord) in the backend. Every call reads the
+//! record, applies a rule to it, and writes it with a compare-and-swap on its version. Nothing is
+//! cached between calls. Turns that a summarizer is working on are part of the record, so they
+//! survive the end of this host and another host can resume them. A host writes a claim to the
+//! record before it calls a summarizer. It may write the summary only while the claim is still
+//! there.
 
 mod health;
 mod identity;

@@ -1,5 +1,6 @@
-//! What is kept for whom, for the operator of a store: every session, whatever its strategy, also those that can't be
-//! read.
+//! Access to every conversation in a store, for its operator.
+//!
+//! It includes sessions of every strategy, and sessions that cannot be read.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
@@ -27,7 +28,7 @@ use crate::memory::turn::Turn;
 use crate::slice::give_way;
 use crate::store::Store;
 
-/// Which sessions: all, those of a tenant, or those of one of its users.
+/// Selects sessions by tenant, user and session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionFilter {
     tenant: Option<String>,
@@ -36,22 +37,22 @@ pub struct SessionFilter {
 }
 
 impl SessionFilter {
-    /// Every session of the store.
+    /// Selects every session of the store.
     pub fn all() -> Self {
         Self::default()
     }
 
-    /// Those of a tenant.
+    /// Selects the sessions of a tenant.
     pub fn tenant(tenant: impl Into<String>) -> Self {
         Self { tenant: Some(tenant.into()), ..Self::default() }
     }
 
-    /// Those of a user of a tenant.
+    /// Selects the sessions of a user.
     pub fn user(tenant: impl Into<String>, user: impl Into<String>) -> Self {
         Self { user: Some(user.into()), ..Self::tenant(tenant) }
     }
 
-    /// All runs of one session.
+    /// Selects one session with all its runs.
     pub fn session(tenant: impl Into<String>, user: impl Into<String>, session: impl Into<String>) -> Self {
         Self { session: Some(session.into()), ..Self::user(tenant, user) }
     }
@@ -63,7 +64,8 @@ impl SessionFilter {
             && is(&self.session, identity.session())
     }
 
-    /// Comes before every key that matches, and after those before them. No stored part of it is empty.
+    /// A key before every match, and after all keys before those. This holds because no stored
+    /// tenant, user or session is empty.
     fn before(&self) -> RecordKey {
         let part = |asked: &Option<String>| asked.clone().unwrap_or_default();
         let parts = IdentityParts {
@@ -76,77 +78,83 @@ impl SessionFilter {
     }
 }
 
-/// One session, as it is listed.
+/// An entry in a list of sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionOverview {
-    /// Whose it is.
+    /// The identity of the session.
     pub identity: IdentityParts,
     /// The strategy's name, as it is stored.
     pub strategy: String,
-    /// What is in it, or why it can't be read.
+    /// The counts of the session, or the reason why it cannot be read.
     pub content: Result<SessionCounts, String>,
-    /// Bytes of its record.
+    /// The size of the record, in bytes.
     pub bytes: u64,
-    /// When it was made, in milliseconds since 1970.
+    /// When the record was created, in milliseconds since 1970.
     pub created_at: UnixMillis,
-    /// When it was last written, in milliseconds since 1970.
+    /// When the record was last written, in milliseconds since 1970.
     pub updated_at: UnixMillis,
 }
 
-/// What is in a session.
+/// The counts of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionCounts {
-    /// How summarising goes.
+    /// The health of summarising.
     pub health: Health,
-    /// Turns that are kept in full.
+    /// The number of turns that are kept in full.
     pub turns: usize,
-    /// How many of them wait for a summary.
+    /// The number of these turns that wait for a summary.
     pub waiting: usize,
-    /// Tokens of the summary and of all turns, by the byte rule.
+    /// The tokens of the summary and of all turns, counted by [`ByteTokens`].
     pub tokens: u64,
 }
 
-/// One session, whole.
+/// The whole content of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionContent {
-    /// As it is listed.
+    /// The entry in a list of sessions.
     pub overview: SessionOverview,
-    /// The summary, also where it is not shown to a guest; empty where the session can't be read.
+    /// The summary, even while it is not shown; empty if the session is unreadable.
     pub summary: String,
-    /// Turns that wait for a summary, the oldest first.
+    /// Turns that wait for a summary, oldest first.
     pub waiting: Vec<Turn>,
-    /// The newest turns.
+    /// The newest turns, oldest first.
     pub recent: Vec<Turn>,
 }
 
-/// Some sessions, in the order of their identities.
+/// One page of a list of sessions, in the order of their identities.
 #[derive(Clone, Debug, Default)]
 pub struct SessionPage {
     /// The sessions.
     pub sessions: Vec<SessionOverview>,
-    /// Where the next page starts; none at the end.
+    /// The argument `after` of the next page; `None` at the end.
     pub next: Option<RecordKey>,
 }
 
-/// How many sessions a page has.
+/// The most sessions of a page.
 const PAGE_SESSIONS: u32 = 100;
 
-/// Looks after the memory in a store.
+/// Lists, exports, imports and deletes the conversations of a store.
+///
+/// The [module](self) has an example.
 #[derive(Clone, Debug)]
 pub struct MemoryOperator {
     store: Store,
 }
 
 impl MemoryOperator {
-    /// For the memory in `store`.
+    /// Creates an operator for the conversations in `store`.
     pub fn new(store: &Store) -> Self {
         Self { store: store.clone() }
     }
 
-    /// The sessions that match, a page at a time. A session that is made or deleted meanwhile may be in it or not.
+    /// Returns one page of the sessions that match.
+    ///
+    /// A session that is created or deleted meanwhile may be on a page or not.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the backend.
+    ///
+    /// - [`Error::Closed`] if the store is closed.
+    /// - Any error of the backend.
     pub async fn list(&self, filter: &SessionFilter, after: Option<RecordKey>) -> Result<SessionPage> {
         let mut page = SessionPage::default();
         let (keys, next) = self.keys(filter, after).await?;
@@ -159,10 +167,14 @@ impl MemoryOperator {
         Ok(page)
     }
 
-    /// One session, whole; none where nothing is kept.
+    /// Returns the content of a session; `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`MemoryOperator::list`], and [`Error::IdentityRequired`] where a part is missing.
+    ///
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty.
+    /// - [`Error::LimitExceeded`] if a part of the identity is too long.
+    /// - [`Error::Closed`] if the store is closed.
+    /// - Any error of the backend.
     pub async fn show(&self, identity: IdentityParts) -> Result<Option<SessionContent>> {
         let key = key(identity)?;
         let Some(stored) = self.load(&key).await? else { return Ok(None) };
@@ -173,20 +185,34 @@ impl MemoryOperator {
         Ok(Some(SessionContent { overview, summary, waiting, recent }))
     }
 
-    /// A snapshot of one session, to be imported elsewhere; none where nothing is kept.
+    /// Returns a snapshot of a session; `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`MemoryOperator::show`], and [`Error::Corrupt`] where the session can't be read.
+    ///
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty.
+    /// - [`Error::LimitExceeded`] if a part of the identity is too long.
+    /// - [`Error::Corrupt`] if the session cannot be read.
+    /// - [`Error::Closed`] if the store is closed.
+    /// - Any error of the backend.
     pub async fn export(&self, identity: IdentityParts) -> Result<Option<MemorySnapshot>> {
         self.load(&key(identity)?).await?.as_ref().map(snapshot_in).transpose()
     }
 
-    /// Makes a session of a snapshot, instead of one that is there only where `replace` says so. The snapshot may have
-    /// [`MemoryOptions::MEMORY_BYTES_MAX`] bytes; the `turn_bytes` of a guest does not bound its turns.
+    /// Creates a session from a snapshot, or replaces one if `replace` is true.
+    ///
+    /// The snapshot may have [`MemoryOptions::MEMORY_BYTES_MAX`] bytes. The `turn_bytes` of a guest
+    /// does not bound its turns.
     ///
     /// # Errors
-    /// [`Error::InvalidSnapshot`] where the bytes are none; [`Error::Conflict`] where there is a session that is not to
-    /// be replaced, or somebody is changing it; and as [`MemoryOperator::show`].
+    ///
+    /// - [`Error::InvalidSnapshot`] if the bytes are not a valid snapshot.
+    /// - [`Error::Conflict`] if the session exists and `replace` is false, or if another caller
+    ///   wrote it meanwhile.
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty.
+    /// - [`Error::LimitExceeded`] if a part of the identity or the snapshot is too large, or the
+    ///   store's quota is full.
+    /// - [`Error::Closed`] if the store is closed.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn import(
         &self,
         identity: IdentityParts,
@@ -198,12 +224,22 @@ impl MemoryOperator {
         self.make_of(key, snapshot, stored).await
     }
 
-    /// Makes a session of a snapshot, as [`MemoryOperator::import`] does, if `is_expected` holds for what is kept now:
-    /// its snapshot, or `None`.
+    /// Creates or replaces a session if its present content is as expected.
+    ///
+    /// `is_expected` is called with the session's snapshot, or with `None` if it does not exist.
+    /// The bounds are those of [`MemoryOperator::import`].
     ///
     /// # Errors
-    /// As [`MemoryOperator::import`], with [`Error::Conflict`] if it does not hold; and [`Error::Corrupt`] if the
-    /// session that is kept can't be read.
+    ///
+    /// - [`Error::Conflict`] if `is_expected` returns false, or if another caller wrote the session
+    ///   meanwhile.
+    /// - [`Error::Corrupt`] if the session exists and cannot be read.
+    /// - [`Error::InvalidSnapshot`] if the bytes are not a valid snapshot.
+    /// - [`Error::IdentityRequired`] if tenant, user or session is empty.
+    /// - [`Error::LimitExceeded`] if a part of the identity or the snapshot is too large, or the
+    ///   store's quota is full.
+    /// - [`Error::Closed`] if the store is closed.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn import_if(
         &self,
         identity: IdentityParts,
@@ -225,7 +261,7 @@ impl MemoryOperator {
         snapshot: &MemorySnapshot,
         stored: Option<StoredRecord>,
     ) -> Result<()> {
-        // Each guest has a bound of its own on a turn; none of them is known here.
+        // Each guest has its own bound on a turn, so none applies here.
         let record = parse_snapshot(snapshot, snapshot.strategy, MemoryOptions::MEMORY_BYTES_MAX, u64::MAX)?;
         let bytes = snapshot_of(&record)?.bytes;
         let now = self.store.clock().now();
@@ -240,11 +276,14 @@ impl MemoryOperator {
         self.write(key, stored, Some(imported)).await
     }
 
-    /// Deletes the sessions that match, one after the other, and tells of each that is gone. What was deleted stays so
-    /// where a later one fails.
+    /// Deletes the sessions that match, one at a time, and calls `removed` for each.
+    ///
+    /// If a deletion fails, the earlier ones stay.
     ///
     /// # Errors
-    /// As [`MemoryOperator::list`].
+    ///
+    /// - [`Error::Closed`] if the store is closed.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn forget(
         &self,
         filter: &SessionFilter,
@@ -271,7 +310,7 @@ impl MemoryOperator {
             let overview = overview(key, &stored);
             match self.write(key.clone(), Some(stored), None).await {
                 Ok(()) => return Ok(Some(overview)),
-                // It was written meanwhile: what is deleted is what it says then.
+                // Another caller wrote the session meanwhile. Report what is really deleted.
                 Err(Error::Conflict) => give_way().await,
                 Err(error) => return Err(error),
             }
@@ -288,7 +327,7 @@ impl MemoryOperator {
         let mut keys = self.store.backend().list_records(Some(&after), PAGE_SESSIONS).await?;
         let found = keys.len();
         keys.retain(|key| filter.matches(&key.identity));
-        // What matches stands together: the first that does not is the end.
+        // Matching keys are contiguous, so the first other key ends the list.
         let is_full = found == PAGE_SESSIONS as usize && keys.len() == found;
         let next = if is_full { keys.last().cloned() } else { None };
         Ok((keys, next))
@@ -313,7 +352,7 @@ impl MemoryOperator {
 
 fn snapshot_in(stored: &StoredRecord) -> Result<MemorySnapshot> {
     let record = Record::parse(&stored.bytes)
-        .map_err(|reason| Error::Corrupt(format!("the memory of this session: {reason}")))?;
+        .map_err(|reason| Error::Corrupt(format!("the conversation of this session: {reason}")))?;
     snapshot_of(&record)
 }
 

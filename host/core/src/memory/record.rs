@@ -1,4 +1,4 @@
-//! What is kept of one session, and how it is written down.
+//! The record of one session and its encoding as JSON.
 
 use std::collections::VecDeque;
 
@@ -9,23 +9,24 @@ use crate::memory::health::Health;
 use crate::memory::strategy::Strategy;
 use crate::memory::turn::Turn;
 
-/// The only format as yet. Bytes of a later one are refused as a whole: what is not understood can't be kept.
+/// The only format so far. A record of a later format is refused as a whole, because writing it
+/// back would lose what this release does not understand.
 const FORMAT: u32 = 1;
 
-/// What is kept of one session. Every turn is in one place only: waiting in the backlog, then with the summariser,
-/// pending, or in the window.
+/// The record of one session. Each turn is in exactly one of `backlog`, `in_flight`, `pending` and
+/// `turns`, or is part of the summary.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
     format: u32,
     pub(crate) strategy: Strategy,
-    /// Stands for all turns that are in no list.
+    /// Summarises all turns that are in no list.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) summary: String,
     /// The window: the newest turns, kept in full.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) turns: Vec<Turn>,
-    /// Turns that left the window and are to be summarised.
+    /// Turns that left the window and wait for a summary.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) pending: Vec<Turn>,
     /// Batches of turns that wait while the session is degraded.
@@ -33,37 +34,39 @@ pub(crate) struct Record {
     pub(crate) backlog: VecDeque<Vec<Turn>>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) health: Health,
-    /// How often in a row a summary did not come.
+    /// The number of failed summaries in a row.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) retries: u32,
-    /// Before this, no summary is asked for.
+    /// No summary is started before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retry_at: Option<UnixMillis>,
-    /// Turns that a summariser has.
+    /// Turns that a summarizer is working on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<InFlight>,
 }
 
-/// Turns that a summariser has.
+/// Turns that a summarizer is working on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct InFlight {
-    /// Drawn at random: whoever comes back with a summary finds it here, or has lost its right to write it.
+    /// Random. A summary is written only if the record still has its claim.
     pub(crate) claim: u64,
-    /// After this, whoever made the claim has died.
+    /// After this time, another host may take the turns: the host that made the claim counts as
+    /// dead.
     pub(crate) until: UnixMillis,
-    /// What is being summarised.
+    /// The turns.
     pub(crate) turns: Vec<Turn>,
 }
 
-/// Copies of a record that exist at once while a call works with it: as it is stored, as it is parsed, and as it is written.
+/// The copies of a record that exist at once during a call: as stored, as parsed, and as written.
 const COPIES: u64 = 3;
 
-/// What the memory of a parsed record has for each quote of its JSON at most. Each text has two of them, and is no more than
-/// an element of a vector with spare capacity and an allocation.
+/// The most bytes of memory that a parsed record needs for each quote of its JSON. A string has two
+/// quotes, and needs at most an element of a vector with spare capacity, and an allocation.
 const BYTES_PER_QUOTE: u64 = 40;
 
-/// Bytes of memory that a call takes at most which works with a record of these bytes. They need not be a valid record.
+/// The most bytes of memory that a call with a record of these bytes needs. The bytes need not be a
+/// valid record.
 pub(crate) fn memory_of(bytes: &[u8]) -> u64 {
     let quotes = bytes.iter().filter(|byte| **byte == b'"').count() as u64;
     COPIES * (bytes.len() as u64 + BYTES_PER_QUOTE * quotes)
@@ -78,17 +81,17 @@ impl Record {
         Self { format: FORMAT, strategy, ..Self::default() }
     }
 
-    /// Reads a record, and says what is wrong with bytes that are none. It names no content of the conversation.
+    /// Parses a record. The error names no content of the conversation.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let record: Self = serde_json::from_slice(bytes).map_err(|error| describe(bytes, &error))?;
         record.check()?;
         Ok(record)
     }
 
-    /// Says why a record that was read is not a snapshot, if it is not.
+    /// Refuses a parsed record that is not a valid snapshot.
     pub(crate) fn check_snapshot(&self) -> Result<(), String> {
         if *self != self.at_rest() {
-            return Err("it has a summary under way".to_string());
+            return Err("it has a running summary".to_string());
         }
         if self.all_turns().any(|turn| turn.broken_artifact().is_some()) {
             return Err("the value of an artifact is not valid JSON".to_string());
@@ -96,12 +99,12 @@ impl Record {
         Ok(())
     }
 
-    /// The same record gives the same bytes on every host.
+    /// Encodes the record. The same record gives the same bytes on every host.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }
 
-    /// The record as it would be if no summary were under way and time did not matter: what a snapshot holds.
+    /// The record without a running summary and without times: the content of a snapshot.
     pub(crate) fn at_rest(&self) -> Self {
         let mut record = self.clone();
         record.take_back();
@@ -109,7 +112,7 @@ impl Record {
         record
     }
 
-    /// Puts the turns that a summariser has back to where they were.
+    /// Returns the turns in flight to the list that they came from.
     pub(crate) fn take_back(&mut self) {
         let Some(in_flight) = self.in_flight.take() else { return };
         if self.health.is_behind() {
@@ -120,7 +123,7 @@ impl Record {
         }
     }
 
-    /// When something is to be done that no guest waits for.
+    /// When background work on the record is due; `None` if there is none.
     pub(crate) fn due_at(&self) -> Option<UnixMillis> {
         if let Some(in_flight) = &self.in_flight {
             return Some(in_flight.until);
@@ -129,16 +132,17 @@ impl Record {
         waits.then(|| self.retry_at.unwrap_or_default())
     }
 
-    /// Every turn that is kept, in order.
+    /// Every turn that is kept, oldest first.
     pub(crate) fn all_turns(&self) -> impl Iterator<Item = &Turn> {
-        // While a session recovers, what the summariser has is older than the backlog; pending is then empty.
+        // While a session recovers, the turns in flight are older than the backlog, and pending is
+        // empty.
         let in_flight = self.in_flight.iter().flat_map(|in_flight| &in_flight.turns);
         in_flight.chain(self.backlog.iter().flatten()).chain(&self.pending).chain(&self.turns)
     }
 
     fn check(&self) -> Result<(), String> {
         if self.format != FORMAT {
-            return Err(format!("its format is {}, and this release knows {FORMAT}", self.format));
+            return Err(format!("unknown format {}; this release reads format {FORMAT}", self.format));
         }
         match self.strategy {
             Strategy::None => self.check_is(&Self::new(Strategy::None)),
@@ -153,24 +157,24 @@ impl Record {
         if self == expected {
             return Ok(());
         }
-        Err(format!("it holds what the strategy {} does not keep", self.strategy.name()))
+        Err(format!("it has contents that the strategy {} does not keep", self.strategy.name()))
     }
 
     fn check_rolling(&self) -> Result<(), String> {
         let recovers = self.health == Health::Recovering;
         let contradictions = [
-            ("a backlog, and is not degraded", !self.backlog.is_empty() && !self.health.is_behind()),
+            ("a backlog but is not degraded", !self.backlog.is_empty() && !self.health.is_behind()),
             (
-                "the health degraded, and no backlog",
+                "the health degraded but no backlog",
                 self.health == Health::Degraded && self.backlog.is_empty(),
             ),
-            ("pending turns, and is degraded", !self.pending.is_empty() && self.health.is_behind()),
-            ("the health recovering, and no summary under way", recovers && self.in_flight.is_none()),
+            ("pending turns but is degraded", !self.pending.is_empty() && self.health.is_behind()),
+            ("the health recovering but no running summary", recovers && self.in_flight.is_none()),
             (
-                "the health degraded, and a summary under way",
+                "the health degraded and a running summary",
                 self.health == Health::Degraded && self.in_flight.is_some(),
             ),
-            ("failed summaries, and the health healthy", self.retries > 0 && self.health == Health::Healthy),
+            ("failed summaries but the health healthy", self.retries > 0 && self.health == Health::Healthy),
             ("an empty batch", self.backlog.iter().any(Vec::is_empty)),
             ("an empty batch", self.in_flight.as_ref().is_some_and(|in_flight| in_flight.turns.is_empty())),
         ];
@@ -181,7 +185,8 @@ impl Record {
     }
 }
 
-/// What is wrong with bytes that are no record. The words of the parser would show parts of the conversation.
+/// Describes bytes that are not a record. The parser's own message would show parts of the
+/// conversation.
 fn describe(bytes: &[u8], error: &serde_json::Error) -> String {
     #[derive(Deserialize)]
     struct AnyFormat {
@@ -190,12 +195,12 @@ fn describe(bytes: &[u8], error: &serde_json::Error) -> String {
     let place = format!("line {}, column {}", error.line(), error.column());
     match serde_json::from_slice::<AnyFormat>(bytes) {
         Ok(AnyFormat { format }) if format != FORMAT => {
-            format!("its format is {format}, and this release knows {FORMAT}")
+            format!("unknown format {format}; this release reads format {FORMAT}")
         }
-        Ok(_) => format!("it has what no record of format {FORMAT} has, at {place}"),
-        Err(_) if error.is_eof() => format!("it is cut short, at {place}"),
-        Err(_) if error.is_syntax() => format!("it is no JSON, at {place}"),
-        Err(_) => format!("it is no record, at {place}"),
+        Ok(_) => format!("it is not a valid record of format {FORMAT}, at {place}"),
+        Err(_) if error.is_eof() => format!("it is truncated, at {place}"),
+        Err(_) if error.is_syntax() => format!("it is not valid JSON, at {place}"),
+        Err(_) => format!("it is not a record, at {place}"),
     }
 }
 
@@ -240,14 +245,14 @@ mod tests {
     #[test]
     fn what_is_no_record_is_refused_with_a_reason_that_shows_no_content() {
         let refused = [
-            ("", "it is cut short"),
-            (r#"{"format":1,"strategy":"truncation","turns":[{"user_mess"#, "it is cut short"),
-            ("secret", "it is no JSON"),
-            ("1", "it is no record"),
-            (r#"{"format":2,"strategy":"episodic"}"#, "its format is 2, and this release knows 1"),
-            (r#"{"format":2,"strategy":"truncation"}"#, "its format is 2, and this release knows 1"),
-            (r#"{"format":1,"strategy":"truncation","secret":1}"#, "it has what no record of format 1 has"),
-            (r#"{"format":1,"strategy":"secret"}"#, "it has what no record of format 1 has"),
+            ("", "it is truncated"),
+            (r#"{"format":1,"strategy":"truncation","turns":[{"user_mess"#, "it is truncated"),
+            ("secret", "it is not valid JSON"),
+            ("1", "it is not a record"),
+            (r#"{"format":2,"strategy":"episodic"}"#, "unknown format 2; this release reads format 1"),
+            (r#"{"format":2,"strategy":"truncation"}"#, "unknown format 2; this release reads format 1"),
+            (r#"{"format":1,"strategy":"truncation","secret":1}"#, "it is not a valid record of format 1"),
+            (r#"{"format":1,"strategy":"secret"}"#, "it is not a valid record of format 1"),
             (r#"{"format":1,"strategy":"truncation","summary":"x"}"#, "does not keep"),
             (r#"{"format":1,"strategy":"none","turns":[]  ,"retries":1}"#, "does not keep"),
             (r#"{"format":1,"strategy":"rolling-summary","health":"degraded"}"#, "no backlog"),
@@ -277,7 +282,7 @@ mod tests {
             in_flight: Some(InFlight { claim: 1, until: 2, turns: vec![Turn::default()] }),
             ..Record::new(Strategy::RollingSummary)
         };
-        assert_eq!(claimed.check_snapshot().unwrap_err(), "it has a summary under way");
+        assert_eq!(claimed.check_snapshot().unwrap_err(), "it has a running summary");
         claimed.at_rest().check_snapshot().unwrap();
     }
 

@@ -1,8 +1,9 @@
-//! What becomes of a record: pure functions, without a backend, a clock or a summariser.
+//! Rules for changing a record: pure functions, without a backend, a clock or a summarizer.
 //!
-//! With a rolling summary a turn goes from the window to `pending`, to the summariser, and into the summary. Where
-//! summaries fail for good, it waits in the backlog in between. It is taken out of one place in the step that puts it
-//! into the next, so that it is counted once wherever a host stops.
+//! With a rolling summary, a turn moves from the window to `pending`, to the summarizer, and into
+//! the summary. While summarising keeps failing, the turn waits in the backlog. Each step takes a
+//! turn out of one list and puts it into the next in the same write, so it is counted exactly once
+//! wherever a host stops.
 
 use crate::clock::UnixMillis;
 use crate::memory::health::Health;
@@ -11,7 +12,7 @@ use crate::memory::strategy::{MemoryOptions, Strategy};
 use crate::memory::tokens::{TokenEstimator, summary_tokens, turn_tokens};
 use crate::memory::turn::Turn;
 
-/// What the platform is to be told of a step, once it is stored.
+/// An event to emit once the step is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     HealthChanged {
@@ -19,35 +20,39 @@ pub(crate) enum Effect {
         new: Health,
         reason: &'static str,
     },
-    /// So many turns were dropped with the oldest batch of the backlog.
+    /// The oldest batch of the backlog was dropped; it had this many turns.
     RecoveryDropped {
         turns: usize,
     },
 }
 
-/// What a model is given.
+/// The context for a model: the summary and the newest turns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
     /// How the conversation is kept.
     pub strategy: Strategy,
-    /// Stands for all turns before the recent ones. Empty where there are none, and while turns wait in the backlog.
+    /// The summary of all turns before the recent ones.
+    ///
+    /// Empty if there are no such turns, and while turns wait in the backlog.
     pub summary: String,
-    /// The newest turns, in order.
+    /// The newest turns, oldest first.
     pub recent_turns: Vec<Turn>,
-    /// Tokens of both.
+    /// The tokens of the summary and the turns.
     pub tokens: u64,
-    /// The newest turn does not fit into what the summary leaves of the budget: it is kept, alone.
+    /// Whether the newest turn exceeds the budget that the summary leaves.
+    ///
+    /// Such a turn is kept alone.
     pub over_budget: bool,
 }
 
-/// What the host declared, and how it counts.
+/// The options that the host declared, and how it counts tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules<'a> {
     pub(crate) options: &'a MemoryOptions,
     pub(crate) tokens: &'a dyn TokenEstimator,
 }
 
-/// What a summariser is to do.
+/// A summary to make.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Begun {
     pub(crate) claim: u64,
@@ -55,17 +60,17 @@ pub(crate) struct Begun {
     pub(crate) turns: Vec<Turn>,
 }
 
-/// The doublings of the backoff after which it stays.
+/// The number of doublings after which the backoff stays constant.
 const BACKOFF_DOUBLINGS_MAX: u32 = 16;
 
 impl Rules<'_> {
-    /// Adds a turn.
+    /// Adds a turn to the window.
     pub(crate) fn add(self, record: &mut Record, turn: Turn) -> Vec<Effect> {
         record.turns.push(turn);
         self.fit(record)
     }
 
-    /// Brings a record that was made under other options under these.
+    /// Adjusts a record that was written under other options.
     pub(crate) fn fit(self, record: &mut Record) -> Vec<Effect> {
         let spilled = self.spill(record);
         match record.strategy {
@@ -77,7 +82,7 @@ impl Rules<'_> {
         }
     }
 
-    /// What a model is given.
+    /// The context for a model.
     pub(crate) fn context(self, record: &Record) -> Context {
         let is_shown = !record.health.is_behind();
         let summary = if is_shown { record.summary.clone() } else { String::new() };
@@ -87,7 +92,7 @@ impl Rules<'_> {
         Context { strategy: record.strategy, summary, recent_turns, tokens, over_budget }
     }
 
-    /// Gives turns to a summariser, if there are any, it is time, and no other has some.
+    /// Claims turns for a summarizer, if some are due and no other summarizer has any.
     pub(crate) fn begin(
         self,
         record: &mut Record,
@@ -98,7 +103,7 @@ impl Rules<'_> {
             return None;
         }
         let mut effects = Vec::new();
-        // Whoever had them has died, and did not fail.
+        // The host that had the turns died: this is not a failure of the summarizer.
         if record.health == Health::Recovering {
             become_(record, Health::Degraded, "host_lost", &mut effects);
         }
@@ -114,8 +119,8 @@ impl Rules<'_> {
         Some((Begun { claim, previous_summary: record.summary.clone(), turns }, effects))
     }
 
-    /// Takes a summary. A summary whose claim is gone changes nothing: the session was flushed or restored, or
-    /// another host took over.
+    /// Stores a summary. Returns `None` and changes nothing if the claim is gone: the session was
+    /// flushed or restored, or another host took over.
     pub(crate) fn succeed(
         self,
         record: &mut Record,
@@ -144,19 +149,19 @@ impl Rules<'_> {
                 become_(record, Health::Healthy, "summarizer_succeeded", &mut effects);
             }
         }
-        // The new summary may leave less room for turns.
+        // The new summary may leave less of the budget for turns.
         effects.extend(self.fit(record));
         Some(effects)
     }
 
-    /// Takes note that no summary came.
+    /// Counts a failed summary. Returns `None` and changes nothing if the claim is gone.
     pub(crate) fn fail(self, record: &mut Record, claim: u64, now: UnixMillis) -> Option<Vec<Effect>> {
         if !holds(record, claim) {
             return None;
         }
         let mut effects = Vec::new();
         let recovers = record.health == Health::Recovering;
-        // It goes back to degraded with its turns; said here, so that the platform is told why.
+        // `take_back` sets the same health. Set here first, so that the event has a reason.
         if recovers {
             become_(record, Health::Degraded, "recovery_failed", &mut effects);
         }
@@ -178,7 +183,8 @@ impl Rules<'_> {
         Some(effects)
     }
 
-    /// Gives turns back that no summariser will see to the end, through nobody's fault.
+    /// Returns the turns of a summary that was stopped, without counting a failure. Returns `None`
+    /// and changes nothing if the claim is gone.
     pub(crate) fn abandon(self, record: &mut Record, claim: u64, now: UnixMillis) -> Option<Vec<Effect>> {
         if !holds(record, claim) {
             return None;
@@ -192,7 +198,7 @@ impl Rules<'_> {
         Some(effects)
     }
 
-    /// When a session that is degraded now is tried again.
+    /// When to retry a session that becomes degraded now.
     pub(crate) fn recovery_at(self, now: UnixMillis) -> UnixMillis {
         now.saturating_add(millis(self.options.recovery_interval))
     }
@@ -226,8 +232,8 @@ impl Rules<'_> {
         record.turns.iter().map(|turn| turn_tokens(self.tokens, turn)).sum()
     }
 
-    /// Moves what is pending to the end of the backlog, and drops the oldest batches that it has no room for. What a
-    /// summariser has is one of them, and is not dropped.
+    /// Moves the pending turns to the end of the backlog, and drops its oldest batches if it is too
+    /// long. Turns in flight count as a batch and are not dropped.
     fn queue_pending(self, record: &mut Record) -> Vec<Effect> {
         let pending = std::mem::take(&mut record.pending);
         if !pending.is_empty() {

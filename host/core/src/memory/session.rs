@@ -1,4 +1,4 @@
-//! One session's memory, as its user has it.
+//! A guest's handle on the conversation of one session.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,25 +17,50 @@ use crate::memory::strategy::Strategy;
 use crate::memory::turn::Turn;
 use crate::memory::update::{Change, delete, update, with_record};
 
-/// A session's memory at one moment, as bytes that are the same on every backend. It holds all turns, those too that
-/// wait for a summary, and the health.
+/// A copy of a session at one moment, portable between backends.
+///
+/// The same calls give the same bytes on every backend. The copy holds all turns, including those
+/// that wait for a summary, and the health.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemorySnapshot {
-    /// How the session was kept. Only a memory of the same strategy restores it.
+    /// How the session was kept. Only a conversation of the same strategy can restore it.
     pub strategy: Strategy,
-    /// The record; empty bytes stand for a session in which nothing was said.
+    /// The record. Empty bytes stand for a session without turns.
     pub bytes: Vec<u8>,
 }
 
-/// What is to be done once a turn is stored.
+/// The work that follows once a turn is stored.
 enum Next {
     Nothing,
     Summarize(Begun),
-    /// Others are being summarised.
+    /// Too many summaries are running: wait for a permit.
     Wait,
 }
 
-/// One session's memory, as its user has it. Nothing is kept in it between calls.
+/// A guest's handle on the conversation of one session.
+///
+/// Opened by [`MemoryStore::open`]. The handle caches nothing between calls.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
+/// use std::sync::Arc;
+/// use larder_core::{
+///     IdentityParts, IdentityScope, InMemory, MemoryOptions, MemoryStore, Store, Strategy, Turn,
+/// };
+///
+/// let store = Store::builder(InMemory::new()).build()?;
+/// let options = MemoryOptions::new(Strategy::Truncation);
+/// let memories = MemoryStore::builder(&store, options).build()?;
+/// let parts = IdentityParts::session("acme", "ann", "monday");
+/// let memory = memories.open(parts, &IdentityScope::Any, &Arc::default())?;
+/// memory.add_turn(Turn { user_message: "hello".into(), ..Turn::default() }).await?;
+/// let snapshot = memory.snapshot().await?;
+/// memory.flush().await?;
+/// assert!(memory.context().await?.recent_turns.is_empty());
+/// memory.restore(snapshot).await?;
+/// assert_eq!(memory.context().await?.recent_turns[0].user_message, "hello");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Memory {
     memories: MemoryStore,
@@ -56,20 +81,28 @@ impl Memory {
         Self { memories, key, limits, held, closed: AtomicBool::new(false) }
     }
 
-    /// Whose memory it is.
+    /// The identity of the session.
     pub fn identity(&self) -> &Identity {
         &self.key.identity
     }
 
-    /// Adds a turn. It is stored when this returns, whatever becomes of a summary; where one is due and none is under
-    /// way, this waits for it: at most [`MemoryOptions::summary_timeout`](crate::MemoryOptions::summary_timeout), and
-    /// as long again where too many others are under way. With the strategy `none` nothing is kept.
+    /// Adds a turn, which is stored when this returns, whether or not a summary succeeds.
+    ///
+    /// If a summary is due and none is running for this session, this waits for it: at most
+    /// [`MemoryOptions::summary_timeout`](crate::MemoryOptions::summary_timeout), and as long again
+    /// if too many summaries of other sessions are running. With [`Strategy::None`] nothing is
+    /// kept.
     ///
     /// # Errors
-    /// [`Error::Closed`]; [`Error::LimitExceeded`] where the turn or the session is too large;
-    /// [`Error::InvalidArgument`] where an artifact's value is no JSON; [`Error::InvalidSnapshot`] where the session
-    /// was kept by another strategy; [`Error::Corrupt`] where what is stored can't be read; [`Error::Conflict`] where
-    /// others changed the session all the time; and those of the backend.
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the turn or the session is too large, the store's quota is
+    ///   full, or the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidArgument`] if the value of an artifact is not valid JSON.
+    /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - [`Error::Conflict`] if other callers kept changing the session for ten seconds.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn add_turn(&self, turn: Turn) -> Result<()> {
         self.check_open()?;
         turn.check(&self.limits)?;
@@ -79,7 +112,7 @@ impl Memory {
         }
         let place = inner.place();
         let has_place = place.is_some();
-        // It is in the call, in the record, and in the bytes that are written.
+        // Released only once the record is written: [`Turn::memory`] counts every copy until then.
         let held = self.held.hold(turn.memory())?;
         let bytes = turn.bytes() as usize;
         let begun = update(self.memories.inner(), &self.key, Some(&self.held), bytes, move |record| {
@@ -103,7 +136,7 @@ impl Memory {
             Ok(Change::Write(next, effects))
         })
         .await?;
-        // The turn no longer counts: the number of concurrent summaries bounds what they work on.
+        // From here the turn is not counted. The limit on concurrent summaries bounds their memory.
         match (begun, place) {
             (Next::Summarize(begun), Some(place)) => {
                 self.memories.summarize(self.key.clone(), begun, place).await;
@@ -114,58 +147,91 @@ impl Memory {
         Ok(())
     }
 
-    /// What a model is given.
+    /// Returns the context for a model: the summary and the newest turns.
     ///
     /// # Errors
-    /// As [`Memory::add_turn`].
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - Any error of the backend.
     pub async fn context(&self) -> Result<Context> {
         self.check_open()?;
         self.with_record(|inner, record| Ok(inner.rules().context(&record))).await
     }
 
-    /// Tokens of what a model is given.
+    /// Returns the tokens of [`Memory::context`].
     ///
     /// # Errors
-    /// As [`Memory::add_turn`].
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - Any error of the backend.
     pub async fn estimate_tokens(&self) -> Result<u64> {
         Ok(self.context().await?.tokens)
     }
 
-    /// Forgets the session, also what is on its way to a summary and what can't be read. Nothing to forget is no error.
+    /// Deletes the session's record, even if it cannot be read.
+    ///
+    /// A summary that is still running is discarded. Does nothing if there is no record.
     ///
     /// # Errors
-    /// - [`Error::Closed`].
-    /// - [`Error::LimitExceeded`] if the instance has no room for the bytes of the record.
-    /// - Those of the backend.
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the record does not fit in the instance's memory bound.
+    /// - [`Error::Conflict`] if other callers kept changing the session for ten seconds.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn flush(&self) -> Result<()> {
         self.check_open()?;
         delete(self.memories.inner(), &self.key, &self.held).await.map(drop)
     }
 
-    /// How summarising goes.
+    /// Returns the health of summarising in this session.
     ///
     /// # Errors
-    /// As [`Memory::add_turn`].
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - Any error of the backend.
     pub async fn health(&self) -> Result<Health> {
         self.check_open()?;
         self.with_record(|_, record| Ok(record.health)).await
     }
 
-    /// The session at this moment.
+    /// Returns a copy of the session at this moment.
     ///
     /// # Errors
-    /// As [`Memory::add_turn`].
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - Any error of the backend.
     pub async fn snapshot(&self) -> Result<MemorySnapshot> {
         self.check_open()?;
         self.with_record(|_, record| snapshot_of(&record)).await
     }
 
-    /// Makes the session what it was. What is on its way to a summary is thrown away.
+    /// Replaces the session with a snapshot.
+    ///
+    /// A summary that is still running is discarded. On an error the session is unchanged, unless
+    /// the error is [`Error::CommitUnknown`].
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] if the snapshot or one of its turns is too large; [`Error::InvalidSnapshot`] if the
-    /// snapshot is of another strategy or its bytes are not a valid snapshot; and as [`Memory::add_turn`]. The session
-    /// is then as it was.
+    ///
+    /// - [`Error::Closed`] if the handle, the store or the memory store is closed.
+    /// - [`Error::LimitExceeded`] if the snapshot or one of its turns is too large, the store's
+    ///   quota is full, or the record does not fit in the instance's memory bound.
+    /// - [`Error::InvalidSnapshot`] if the snapshot or the session is of another strategy, or the
+    ///   bytes are not a valid snapshot.
+    /// - [`Error::Corrupt`] if the stored record cannot be read.
+    /// - [`Error::Conflict`] if other callers kept changing the session for ten seconds.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn restore(&self, snapshot: MemorySnapshot) -> Result<()> {
         self.check_open()?;
         let inner = self.memories.inner().clone();
@@ -193,12 +259,14 @@ impl Memory {
         .await
     }
 
-    /// Closes the memory; later calls get [`Error::Closed`]. What it keeps stays. Closing again does nothing.
+    /// Closes the handle; later calls get [`Error::Closed`].
+    ///
+    /// The session's record stays. Closing again does nothing.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Works with the session's record, which is a new one if there is none.
+    /// Calls `work` with the session's record, or with a new one if there is none.
     async fn with_record<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner, Record) -> Result<T> + Send + 'static,
@@ -227,11 +295,11 @@ pub(crate) fn snapshot_of(record: &Record) -> Result<MemorySnapshot> {
     let bytes = record
         .at_rest()
         .to_bytes()
-        .map_err(|error| Error::caused("the snapshot could not be written down", error))?;
+        .map_err(|error| Error::caused("the snapshot could not be encoded as JSON", error))?;
     Ok(MemorySnapshot { strategy: record.strategy, bytes })
 }
 
-/// The record that a snapshot holds. Each of its turns is bounded as one that is added.
+/// The record in a snapshot. Each of its turns is bounded by `turn_bytes`, as in `add_turn`.
 pub(crate) fn parse_snapshot(
     snapshot: &MemorySnapshot,
     strategy: Strategy,
@@ -240,7 +308,7 @@ pub(crate) fn parse_snapshot(
 ) -> Result<Record> {
     let other = |found: Strategy| {
         Error::InvalidSnapshot(format!(
-            "it was kept by the strategy {}, and this memory is kept by {}",
+            "its strategy is {}, but this conversation is kept by {}",
             found.name(),
             strategy.name()
         ))

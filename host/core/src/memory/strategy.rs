@@ -1,4 +1,4 @@
-//! How a conversation is kept, as the host declares it.
+//! Strategies and options for keeping conversations.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,18 +15,20 @@ use crate::error::{Error, Result};
 /// let error = "episodic".parse::<Strategy>().unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "invalid argument: no strategy is named \"episodic\"; there are none, truncation and rolling-summary"
+///     "invalid argument: unknown strategy \"episodic\"; use none, truncation or rolling-summary"
 /// );
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// Not at all.
+    /// Turns are accepted and not kept.
     #[default]
     None,
-    /// The newest turns, as many as the budget holds.
+    /// The newest turns that fit in the budget.
     Truncation,
     /// The newest turns, and a summary of those before them.
+    ///
+    /// The host's window and budget bound the turns that are kept in full.
     RollingSummary,
 }
 
@@ -34,7 +36,7 @@ impl Strategy {
     /// Every strategy.
     pub const ALL: [Self; 3] = [Self::None, Self::Truncation, Self::RollingSummary];
 
-    /// The name that the WIT gives it.
+    /// The strategy's name in the WIT.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -50,51 +52,62 @@ impl FromStr for Strategy {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
             Error::invalid_argument(format!(
-                "no strategy is named {name:?}; there are none, truncation and rolling-summary"
+                "unknown strategy {name:?}; use none, truncation or rolling-summary"
             ))
         })
     }
 }
 
-/// How a store keeps conversations.
+/// The options for keeping a store's conversations.
 ///
 /// ```
 /// use larder_core::{MemoryOptions, Strategy};
-/// let options = MemoryOptions { budget_tokens: 4_096, ..MemoryOptions::new(Strategy::Truncation) };
+/// let defaults = MemoryOptions::new(Strategy::Truncation);
+/// let options = MemoryOptions { budget_tokens: 4_096, ..defaults };
 /// options.validate().unwrap();
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
     /// How a conversation is kept.
     pub strategy: Strategy,
-    /// How many tokens the context of a session may have; 0 for no bound. The newest turn is kept in any case.
+    /// The most tokens that the context of a session may have; 0 for no bound.
+    ///
+    /// The newest turn is kept in any case.
     pub budget_tokens: u64,
-    /// With a rolling summary: how many turns are kept in full. At least 1.
+    /// The number of turns that a rolling summary keeps in full. At least 1.
     pub window_turns: usize,
-    /// With a rolling summary: how many batches of turns wait while summarising fails for good. One more drops the
-    /// oldest, and the platform is told. At least 1.
+    /// The number of batches of turns that may wait in the backlog. At least 1.
+    ///
+    /// Turns wait there while the session is degraded. One batch more drops the oldest, and the
+    /// host emits [`Event::MemoryRecoveryDropped`](crate::Event::MemoryRecoveryDropped).
     pub backlog_max: usize,
-    /// How often a summary is asked for before the session is degraded. At least 1.
+    /// The number of failures in a row that degrade the session. At least 1.
     pub retry_count: u32,
-    /// How long to wait after the first failed summary; doubled after each further one.
+    /// The pause after the first failed summary. It doubles after each further one.
     pub retry_backoff: Duration,
-    /// How long a degraded session waits before its backlog is tried again.
+    /// The pause before a degraded session retries its backlog.
     pub recovery_interval: Duration,
-    /// How long a summary may take. At most [`MemoryOptions::SUMMARY_TIMEOUT_MAX`].
+    /// The timeout of one summary. At most [`MemoryOptions::SUMMARY_TIMEOUT_MAX`].
     pub summary_timeout: Duration,
-    /// How large the record of one session may be, as it is stored, in bytes. At most
-    /// [`MemoryOptions::MEMORY_BYTES_MAX`].
+    /// The largest record of one session, as stored, in bytes.
+    ///
+    /// At most [`MemoryOptions::MEMORY_BYTES_MAX`].
     pub memory_bytes: u64,
 }
 
 impl MemoryOptions {
-    /// The largest record that every backend can hold.
+    /// The largest record that every backend can hold, in bytes.
     pub const MEMORY_BYTES_MAX: u64 = 64 << 20;
-    /// The longest time for a summary: for as long another host leaves a session alone whose host has died.
+    /// The longest timeout of a summary.
+    ///
+    /// After a host dies, another host waits for twice the timeout before it resumes the session.
     pub const SUMMARY_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
-    /// The defaults with a strategy: no budget, a window of 4 turns, a backlog of 16, 3 attempts from 100 ms on,
-    /// recovery every 10 s, 30 s for a summary, and 2 MiB for a record.
+    /// Returns the defaults for a strategy.
+    ///
+    /// They are: no token budget, a window of 4 turns, a backlog of 16 batches, 3 attempts with a
+    /// backoff from 100 ms, recovery every 10 s, a timeout of 30 s for a summary, and 2 MiB for a
+    /// record.
     pub fn new(strategy: Strategy) -> Self {
         Self {
             strategy,
@@ -109,10 +122,11 @@ impl MemoryOptions {
         }
     }
 
-    /// Refuses options that can't be kept.
+    /// Checks that every option is in range.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] says which one, and what it may be.
+    ///
+    /// [`Error::InvalidArgument`] if an option is out of range. It names the option and the range.
     pub fn validate(&self) -> Result<()> {
         let at_least_one = [
             ("window_turns", self.window_turns > 0),
@@ -127,17 +141,17 @@ impl MemoryOptions {
         if self.summary_timeout.is_zero() || self.summary_timeout > Self::SUMMARY_TIMEOUT_MAX {
             let max = Self::SUMMARY_TIMEOUT_MAX.as_secs();
             return Err(Error::invalid_argument(format!(
-                "the option summary_timeout must be more than 0, and at most {max} s"
+                "the option summary_timeout must be more than 0 and at most {max} s"
             )));
         }
         if self.memory_bytes > Self::MEMORY_BYTES_MAX {
             let max = Self::MEMORY_BYTES_MAX;
-            return Err(Error::invalid_argument(format!("the option memory_bytes can be at most {max}")));
+            return Err(Error::invalid_argument(format!("the option memory_bytes must be at most {max}")));
         }
         Ok(())
     }
 
-    /// How many tokens a summary may have: half of the budget.
+    /// The most tokens of a summary: half of the budget; `None` without a budget.
     pub fn summary_tokens_max(&self) -> Option<u64> {
         (self.budget_tokens > 0).then_some(self.budget_tokens / 2)
     }

@@ -1,4 +1,4 @@
-//! Who makes a summary.
+//! Summarizers, which make the summaries of conversations.
 
 use async_trait::async_trait;
 
@@ -6,20 +6,22 @@ use crate::error::Cause;
 use crate::memory::identity::Identity;
 use crate::memory::turn::Turn;
 
-/// What is to be summarised.
+/// The input of a summary.
 #[derive(Clone, Debug)]
 pub struct SummaryRequest {
-    /// Whose conversation it is.
+    /// The identity of the session.
     pub identity: Identity,
-    /// The summary of all that came before; empty at the beginning.
+    /// The summary of all earlier turns; empty if there is none.
     pub previous_summary: String,
-    /// The turns that followed, the oldest first.
+    /// The turns that followed, oldest first.
     pub turns: Vec<Turn>,
-    /// How many tokens the new summary may have; none for no bound. A longer one is not taken.
+    /// The most tokens that the new summary may have; `None` for no bound.
+    ///
+    /// A longer summary counts as a failure.
     pub max_tokens: Option<u64>,
 }
 
-/// Why there is no summary.
+/// The reason why a summary failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct SummaryError {
@@ -29,26 +31,34 @@ pub struct SummaryError {
 }
 
 impl SummaryError {
-    /// A failure with nothing beneath it.
+    /// Creates an error without a cause.
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), cause: None }
     }
 
-    /// A failure over what caused it.
+    /// Creates an error with a cause.
     pub fn caused(reason: impl Into<String>, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { reason: reason.into(), cause: Some(std::sync::Arc::new(cause)) }
     }
 }
 
-/// Makes one text of a summary and the turns that followed it. It may take long and may fail: larder has a deadline for
-/// it, asks again, and keeps the turns meanwhile. Dropping the future ends the work.
+/// Combines a summary and the turns that followed it into a new summary.
+///
+/// A summary may take long and may fail. larder applies a timeout, retries, and keeps the turns
+/// meanwhile. Dropping the future must end the work.
 #[async_trait]
 pub trait Summarizer: Send + Sync + 'static {
-    /// The new summary, which stands for the previous one and the turns together.
+    /// Returns the new summary, which replaces the previous one and the turns.
+    ///
+    /// # Errors
+    ///
+    /// A [`SummaryError`] if there is no summary. The host retries it later.
     async fn summarize(&self, request: SummaryRequest) -> Result<String, SummaryError>;
 }
 
-/// Makes a summary that is the text itself, for tests: a line for each turn, after the previous summary.
+/// A summarizer for tests that returns its input, one line for each turn.
+///
+/// The previous summary comes first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EchoSummarizer;
 

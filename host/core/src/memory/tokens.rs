@@ -1,15 +1,16 @@
-//! How many tokens a text has.
+//! Token estimates.
 
 use crate::memory::turn::Turn;
 
-/// Estimates how many tokens a model makes of a text. It is called on the path of the guest's call: it must be quick,
-/// also for hostile texts.
+/// Estimates the number of tokens that a model makes of a text.
+///
+/// Guests' calls invoke it, so it must be fast, even for hostile texts.
 pub trait TokenEstimator: Send + Sync + 'static {
-    /// Tokens of a text.
+    /// Returns the tokens of a text.
     fn tokens(&self, text: &str) -> u64;
 }
 
-/// A token for every four bytes begun: `bytes / 4 + 1`.
+/// One token for every four bytes begun: `bytes / 4 + 1`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByteTokens;
 
@@ -19,12 +20,12 @@ impl TokenEstimator for ByteTokens {
     }
 }
 
-/// Tokens of a turn: of what the user said and what was answered. The rest is not given to a model.
+/// The tokens of a turn's message and response. The rest of the turn does not count.
 pub(crate) fn turn_tokens(tokens: &dyn TokenEstimator, turn: &Turn) -> u64 {
     tokens.tokens(&turn.user_message) + tokens.tokens(&turn.assistant_response)
 }
 
-/// Tokens of a summary: none where there is no summary.
+/// The tokens of a summary: 0 if it is empty.
 pub(crate) fn summary_tokens(tokens: &dyn TokenEstimator, summary: &str) -> u64 {
     if summary.is_empty() { 0 } else { tokens.tokens(summary) }
 }

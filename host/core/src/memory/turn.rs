@@ -1,28 +1,28 @@
-//! One exchange of a conversation.
+//! The turns of a conversation.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
 
-/// One exchange of a conversation: what the user said and what was answered.
+/// One exchange of a conversation: the user's message and the response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Turn {
-    /// What the user said.
+    /// The user's message.
     pub user_message: String,
-    /// What was answered.
+    /// The response.
     pub assistant_response: String,
-    /// What was done between the two.
+    /// What the agent did between the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory: Option<TrajectoryDigest>,
-    /// References of artifacts that the user saw, each with its JSON value.
+    /// References of the artifacts that the user saw, each with its JSON value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts_shown: Vec<(String, String)>,
-    /// References of artifacts that the user did not see.
+    /// References of the artifacts that the user did not see.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts_hidden: Vec<String>,
-    /// When it was, in milliseconds since 1970.
+    /// The time of the turn, in milliseconds since 1970.
     pub timestamp_millis: u64,
 }
 
@@ -30,27 +30,29 @@ pub struct Turn {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrajectoryDigest {
-    /// The tools that it called, in order.
+    /// The tools that the agent called, in order.
     pub tools_invoked: Vec<String>,
-    /// What they gave.
+    /// A summary of what the tools returned.
     pub observations_summary: String,
-    /// Why it did so.
+    /// A summary of the agent's reasons.
     pub reasoning_summary: String,
-    /// References of artifacts that came of it.
+    /// References of the artifacts that resulted.
     pub artifact_refs: Vec<String>,
 }
 
-/// What an element of a list counts beside its bytes.
+/// The bytes that an element of a list counts beside its text.
 const ELEMENT_BYTES: usize = 16;
 
-/// Copies of a turn that exist at once while a call adds it: its own, the record's, and two of what is written.
+/// The copies of a turn that exist at once while a call adds it: the caller's, the record's, and
+/// two of the encoded bytes.
 const COPIES: u64 = 4;
 
-/// What a text of a list takes beside its bytes: itself, and its allocation.
+/// The bytes of memory that a text of a list takes beside its own: the `String`s, and the
+/// allocation.
 const TEXT_OVERHEAD: usize = 56;
 
 impl Turn {
-    /// Bytes of all its texts, and 16 for each element of a list.
+    /// Returns the bytes of all texts, plus 16 for each element of a list.
     pub fn bytes(&self) -> u64 {
         let list = |texts: &[String]| texts.iter().map(|text| text.len() + ELEMENT_BYTES).sum::<usize>();
         let trajectory = self.trajectory.as_ref().map_or(0, |digest| {
@@ -64,7 +66,7 @@ impl Turn {
         (texts + trajectory + shown.sum::<usize>() + list(&self.artifacts_hidden)) as u64
     }
 
-    /// Bytes of memory that a call takes at most that adds it.
+    /// The most bytes of memory that a call needs to add the turn.
     pub(crate) fn memory(&self) -> u64 {
         let trajectory = self.trajectory.as_ref();
         let texts = self.artifacts_shown.len() * 2
@@ -73,18 +75,18 @@ impl Turn {
         COPIES * (self.bytes() + (size_of::<Self>() + texts * TEXT_OVERHEAD) as u64)
     }
 
-    /// Refuses a turn that is too large, or with an artifact whose value is no JSON.
+    /// Refuses a turn that is too large, or that has an artifact whose value is not valid JSON.
     pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         limits.check(LimitKind::TurnBytes, self.bytes())?;
         match self.broken_artifact() {
             Some((reference, error)) => Err(Error::invalid_argument(format!(
-                "the value of artifact {reference:?} is no JSON: {error}"
+                "the value of artifact {reference:?} is not valid JSON: {error}"
             ))),
             None => Ok(()),
         }
     }
 
-    /// An artifact whose value is no JSON.
+    /// The first artifact whose value is not valid JSON.
     pub(crate) fn broken_artifact(&self) -> Option<(&str, serde_json::Error)> {
         self.artifacts_shown.iter().find_map(|(reference, value)| {
             let error = serde_json::from_str::<serde::de::IgnoredAny>(value).err()?;
@@ -126,7 +128,7 @@ mod tests {
             let Err(Error::InvalidArgument(reason)) = turn(broken).check(&Limits::default()) else {
                 panic!("{broken:?} was accepted")
             };
-            assert!(reason.starts_with("the value of artifact \"chart\" is no JSON"), "{reason}");
+            assert!(reason.starts_with("the value of artifact \"chart\" is not valid JSON"), "{reason}");
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Changes a record where nobody else has, and again from what is there where somebody has.
+//! Read-modify-write of a session's record, by compare-and-swap.
+//!
+//! If another caller wrote the record first, the change is made again from the new record.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,22 +16,23 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::memory::rules::Effect;
 use crate::memory::strategy::Strategy;
 
-/// What becomes of a record, and what the caller gets once that is stored.
+/// The result of a change, and the value that the caller gets once it is stored.
 pub(crate) enum Change<T> {
-    /// It stays as it is.
+    /// The record is not written.
     Leave(T),
-    /// It is written, and the platform is told.
+    /// The record is written, then the events are emitted.
     Write(T, Vec<Effect>),
 }
 
-/// How long a change is tried. Others change the same session all the time only where somebody is hostile.
+/// How long a change is retried. Only a hostile caller keeps a session changing for that long.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 
-/// How often a change is made again whose outcome is unknown.
+/// How often a change with an unknown outcome is made again.
 const UNKNOWN_MAX: usize = 2;
 
-/// Changes the record of a session. `change` is called again if another caller wrote the record meanwhile. `bytes` is the
-/// size of what it works with beside the record. The memory counts in `held`, which is `None` for the host's own work.
+/// Changes the record of a session. `change` is called again if another caller wrote the record
+/// meanwhile. `bytes` is the size of what it works with beside the record. The memory is counted in
+/// `held`, which is `None` for the host's own work.
 pub(crate) async fn update<T, C>(
     inner: &Arc<Inner>,
     key: &RecordKey,
@@ -45,12 +48,13 @@ where
     change_stored(inner, key, held, rewrite).await
 }
 
-/// Deletes the record of a session, also one that can't be read; true if there was one.
+/// Deletes the record of a session, even if it cannot be read. Returns whether there was one.
 pub(crate) async fn delete(inner: &Inner, key: &RecordKey, held: &HeldBytes) -> Result<bool> {
     change_stored(inner, key, Some(held), Removal).await
 }
 
-/// Calls `work` with the record of a session, or with `None` if there is none. The memory counts in `held`.
+/// Calls `work` with the record of a session, or with `None` if there is none. The memory is
+/// counted in `held`.
 pub(crate) async fn with_record<T: Send + 'static>(
     inner: &Arc<Inner>,
     key: &RecordKey,
@@ -72,23 +76,26 @@ fn read(inner: &Inner, key: &RecordKey, stored: &StoredRecord) -> Result<Record>
     let record = Record::parse(&stored.bytes).map_err(|reason| {
         let identity = key.identity.parts();
         inner.store.emit(Event::MemoryRecordCorrupt { identity, reason: reason.clone() });
-        Error::Corrupt(format!("the memory of this session: {reason}"))
+        Error::Corrupt(format!("the conversation of this session: {reason}"))
     })?;
     let declared = inner.options.strategy;
     if record.strategy == declared {
         return Ok(record);
     }
     Err(Error::InvalidSnapshot(format!(
-        "this session was kept by the strategy {}, and the host declares {}; flush it, or declare that one",
+        "this session was kept by the strategy {}, but the host declares {}; flush the session or declare its strategy",
         record.strategy.name(),
         declared.name()
     )))
 }
 
-/// The bytes of a record that is not too large. Under truncation the oldest turns make room.
+/// Encodes a record and refuses one that is too large. With truncation, the oldest turns are
+/// dropped to make room.
 fn encode(record: &mut Record, max: u64) -> Result<Vec<u8>> {
     let write = |record: &Record| {
-        record.to_bytes().map_err(|error| Error::caused("the memory could not be written down", error))
+        record
+            .to_bytes()
+            .map_err(|error| Error::caused("the conversation could not be encoded as JSON", error))
     };
     let bytes = write(record)?;
     let excess = (bytes.len() as u64).saturating_sub(max);
@@ -111,8 +118,8 @@ fn drop_oldest(record: &mut Record, excess: u64) -> Result<()> {
     while dropped < excess && count + 1 < record.turns.len() {
         let Some(turn) = record.turns.get(count) else { break };
         let bytes = serde_json::to_vec(turn)
-            .map_err(|error| Error::caused("the memory could not be written down", error))?;
-        // With the comma after it.
+            .map_err(|error| Error::caused("the conversation could not be encoded as JSON", error))?;
+        // Plus one for the comma after it.
         dropped += bytes.len() as u64 + 1;
         count += 1;
     }
@@ -120,14 +127,14 @@ fn drop_oldest(record: &mut Record, excess: u64) -> Result<()> {
     Ok(())
 }
 
-/// What a record becomes.
+/// The new content of a record.
 struct Next {
     strategy: Strategy,
     bytes: Vec<u8>,
     due_at: Option<u64>,
 }
 
-/// One attempt: what to write, if anything, where an inner `None` deletes.
+/// One attempt. `write` is `None` to write nothing, and `Some(None)` to delete the record.
 struct Step<T> {
     outcome: T,
     effects: Vec<Effect>,
@@ -142,14 +149,15 @@ struct Decided<D, T> {
     step: Step<T>,
 }
 
-/// Decides what becomes of a record. It decides again each time that another caller has written the record first.
+/// Decides how to change a record, again each time that another caller wrote the record first.
 trait Decide: Sized {
     type Outcome;
 
-    /// The most memory that an attempt with this record takes, in bytes.
+    /// The most memory that an attempt with this record needs, in bytes.
     fn memory(&self, stored: &StoredRecord) -> u64;
 
-    /// Returns the next step and its arguments. `held` lives as long as the work, even if the caller is dropped.
+    /// Returns the next step and its arguments. `held` lives as long as the work, even if the
+    /// caller is dropped.
     fn step(
         self,
         stored: Option<StoredRecord>,
@@ -222,7 +230,7 @@ impl Decide for Removal {
     }
 }
 
-/// A write of which it is not known whether it was made.
+/// A write whose outcome is unknown.
 struct Unknown<T> {
     version: Version,
     expected: Version,
@@ -259,7 +267,7 @@ async fn change_stored<D: Decide>(
             inner.emit(&key.identity, made.effects);
             return Ok(made.outcome);
         }
-        // Somebody has written after that write, or in its stead.
+        // Another caller wrote after that write, or instead of it, so its outcome stays unknown.
         if let Some(last) = unknown.pop_if(|last| last.expected != current) {
             return Err(last.error);
         }
@@ -287,7 +295,7 @@ async fn change_stored<D: Decide>(
     }
 }
 
-/// The write that makes `next` of what is stored, and by how much the store grows with it.
+/// The write that replaces `stored` by `next`, and by how many bytes the store grows.
 fn record_write(
     key: &RecordKey,
     stored: Option<StoredRecord>,

@@ -1,4 +1,4 @@
-//! What a component declares, held against what was applied.
+//! Checks the steps that a component declares against those that were applied.
 
 use std::collections::HashSet;
 
@@ -10,14 +10,14 @@ use crate::limits::Limits;
 /// Bytes of a SHA-256.
 const CHECKSUM_BYTES: usize = 32;
 
-/// A checked set.
+/// A set of steps with valid names and checksums.
 pub(crate) struct Declared {
     component: String,
     steps: Vec<Migration>,
 }
 
 impl Declared {
-    /// Checks what a guest sent.
+    /// Checks the steps that a guest passed.
     pub(crate) fn new(component: String, steps: Vec<Migration>, limits: &Limits) -> Result<Self> {
         limits.check(LimitKind::TransactionMutations, steps.len() as u64)?;
         check_name("the name of a component", &component, 0, limits)?;
@@ -25,7 +25,7 @@ impl Declared {
             check_name("the id of a migration", &step.id, component.len() as u64 + 1, limits)?;
             if step.checksum.len() != CHECKSUM_BYTES {
                 return Err(Error::invalid_argument(format!(
-                    "the checksum of the migration {:?} has {} bytes; it is a SHA-256, of {CHECKSUM_BYTES}",
+                    "the checksum of the migration {:?} has {} bytes; use a SHA-256 of {CHECKSUM_BYTES} bytes",
                     step.id,
                     step.checksum.len()
                 )));
@@ -34,7 +34,7 @@ impl Declared {
         let mut ids = HashSet::with_capacity(steps.len());
         if let Some(twice) = steps.iter().find(|step| !ids.insert(step.id.as_str())) {
             return Err(Error::invalid_argument(format!(
-                "the migration {:?} is declared twice; ids are unique within a component",
+                "the migration {:?} is declared twice; ids must be unique within a component",
                 twice.id
             )));
         }
@@ -49,7 +49,8 @@ impl Declared {
         self.steps.is_empty()
     }
 
-    /// What follows the applied steps, which must be the first of the set, in its order, with its checksums.
+    /// The steps after the applied ones, which must be the first of the set, in order and with
+    /// equal checksums.
     pub(super) fn pending(&self, applied: &[AppliedMigration]) -> Result<&[Migration]> {
         for (place, entry) in applied.iter().enumerate() {
             match self.steps.get(place) {
@@ -65,18 +66,19 @@ impl Declared {
             return Ok(());
         }
         Err(Error::MigrationMismatch(format!(
-            "the migration {:?} of {:?} was edited after it was applied: restore it, and append a new one",
+            "the migration {:?} of {:?} was edited after it was applied; restore it and append a new one",
             step.id, self.component
         )))
     }
 
-    /// Why an applied step is not where the set has another, or none.
+    /// The error for an applied step that is not at its position in the set. `found` is the step
+    /// there.
     fn mismatch(&self, entry: &AppliedMigration, found: Option<&Migration>) -> Error {
         let (id, component, ordinal) = (&entry.id, &self.component, entry.ordinal);
         let declared = self.steps.iter().position(|step| step.id == *id);
         Error::MigrationMismatch(match (declared, found) {
             (Some(place), _) => format!(
-                "the migration {id:?} of {component:?} was reordered: it was applied as number {ordinal}, and is \
+                "the migration {id:?} of {component:?} was reordered: it was applied as number {ordinal} but is \
                  declared as number {}",
                 place + 1
             ),
@@ -86,20 +88,20 @@ impl Declared {
                 found.id
             ),
             (None, None) => format!(
-                "the store is newer than this set: it has the migration {id:?} of {component:?}, number {ordinal}, and \
-                 {} are declared",
+                "the store is newer than this set: it has the migration {id:?} of {component:?}, number {ordinal}, but \
+                 only {} are declared",
                 self.steps.len()
             ),
         })
     }
 }
 
-/// Names stand in a row's key, with `before` bytes before them, and in messages.
+/// Checks a name, which becomes part of a row's key, after `before` bytes, and of error messages.
 pub(super) fn check_name(what: &str, name: &str, before: u64, limits: &Limits) -> Result<()> {
     limits.check(LimitKind::KeyBytes, before + name.len() as u64)?;
     if name.is_empty() || name.chars().any(char::is_control) {
         return Err(Error::invalid_argument(format!(
-            "{what} is {}: give a text without control characters, as it stands in {LEDGER_NAMESPACE:?}",
+            "{what} is {}; use a text without control characters, because it is part of a key in {LEDGER_NAMESPACE:?}",
             if name.is_empty() { "empty".to_string() } else { format!("{name:?}") }
         )));
     }
@@ -154,7 +156,7 @@ mod tests {
     fn a_mismatch_says_which_step_and_how() {
         assert_eq!(
             mismatch(&["b", "a"], &["a", "b"]),
-            "the migration \"a\" of \"tasks\" was reordered: it was applied as number 1, and is declared as number 2"
+            "the migration \"a\" of \"tasks\" was reordered: it was applied as number 1 but is declared as number 2"
         );
         assert_eq!(
             mismatch(&["a", "c"], &["a", "b"]),
@@ -162,14 +164,14 @@ mod tests {
         );
         assert_eq!(
             mismatch(&["a"], &["a", "b"]),
-            "the store is newer than this set: it has the migration \"b\" of \"tasks\", number 2, and 1 are declared"
+            "the store is newer than this set: it has the migration \"b\" of \"tasks\", number 2, but only 1 are declared"
         );
         let mut edited = applied(&["a"]);
         edited[0].checksum = "00".repeat(32);
         let error = declared(&["a"]).unwrap().pending(&edited).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "migrations do not match: the migration \"a\" of \"tasks\" was edited after it was applied: restore it, and \
+            "migrations do not match: the migration \"a\" of \"tasks\" was edited after it was applied; restore it and \
              append a new one"
         );
     }

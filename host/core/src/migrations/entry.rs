@@ -1,4 +1,4 @@
-//! What the ledger keeps of a step.
+//! The entries of the ledger of guest migrations.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,20 +6,20 @@ use super::{LEDGER_NAMESPACE, Migration};
 use crate::clock::UnixMillis;
 use crate::error::{Error, Result};
 
-/// A step that was applied.
+/// A step of a guest migration that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedMigration {
-    /// Whose step it is.
+    /// The component that declared the step.
     pub component: String,
-    /// Its id.
+    /// The id of the step.
     pub id: String,
-    /// Its place among the steps of its component, from 1.
+    /// The number of the step within its component, from 1.
     pub ordinal: u64,
-    /// SHA-256 of its content when it was applied, in hexadecimal digits.
+    /// SHA-256 of the step's content when it was applied, in hexadecimal digits.
     pub checksum: String,
-    /// When.
+    /// When the step was applied.
     pub applied_at: UnixMillis,
-    /// The release of larder that applied it.
+    /// The release of larder that applied the step.
     pub larder: String,
 }
 
@@ -32,10 +32,12 @@ struct Value {
 }
 
 impl AppliedMigration {
-    /// Reads a row of the ledger.
+    /// Parses a row of the ledger.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if it is not a valid entry. It names the row, and the repair.
+    ///
+    /// [`Error::Corrupt`] if the row is not a valid entry. The message names the row and the
+    /// repair.
     pub fn from_row(key: &[u8], value: &[u8]) -> Result<Self> {
         let corrupt = || {
             let (text, hex) = (String::from_utf8_lossy(key), hex(key));
@@ -61,7 +63,8 @@ pub(crate) fn value(step: &Migration, applied: usize, now: UnixMillis) -> Result
         applied_at: now,
         larder: env!("CARGO_PKG_VERSION").to_string(),
     };
-    serde_json::to_vec(&value).map_err(|error| Error::caused("a migration can't be recorded", error))
+    serde_json::to_vec(&value)
+        .map_err(|error| Error::caused("the ledger entry of a migration could not be encoded as JSON", error))
 }
 
 /// Sorts a component's entries by their ordinals, which must be 1, 2, 3, ….
@@ -70,7 +73,7 @@ pub(crate) fn in_order(component: &str, mut applied: Vec<AppliedMigration>) -> R
     match applied.iter().zip(1..).find(|(entry, ordinal)| entry.ordinal != *ordinal) {
         None => Ok(applied),
         Some((_, missing)) => Err(Error::Corrupt(format!(
-            "{LEDGER_NAMESPACE:?} has no single entry with number {missing} of {component:?}; remove all of them with \
+            "{LEDGER_NAMESPACE:?} does not have exactly one entry with number {missing} of {component:?}; remove all of its entries with \
              `larder migrations remove --component {component:?}`"
         ))),
     }

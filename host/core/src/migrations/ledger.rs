@@ -1,4 +1,4 @@
-//! The ledger, for the operator of a store: what components have applied, and repairs.
+//! The ledger of guest migrations, for the operator of a store: listing and repairs.
 
 use super::declared::Declared;
 use super::entry::{self, AppliedMigration};
@@ -13,18 +13,20 @@ use crate::transaction::Transaction;
 /// One row of the ledger, readable or not.
 #[derive(Clone, Debug)]
 pub struct LedgerEntry {
-    /// The key of the row: the component, a NUL, and the step's id. That of an invalid row may be any bytes.
+    /// The key of the row: the component, a NUL, and the step's id.
+    ///
+    /// The key of an invalid row may be any bytes.
     pub key: Vec<u8>,
-    /// The component; U+FFFD stands in it for what is not UTF-8.
+    /// The component, with U+FFFD in place of bytes that are not UTF-8.
     pub component: String,
-    /// The step's id; U+FFFD stands in it for what is not UTF-8.
+    /// The step's id, with U+FFFD in place of bytes that are not UTF-8.
     pub id: String,
-    /// What is recorded, or [`Error::Corrupt`] if the row is not a valid entry.
+    /// The entry, or [`Error::Corrupt`] if the row is not a valid entry.
     pub applied: Result<AppliedMigration>,
 }
 
 impl LedgerEntry {
-    /// Takes a row of [`LEDGER_NAMESPACE`].
+    /// Parses a row of [`LEDGER_NAMESPACE`].
     pub fn from_row(key: &[u8], value: &[u8]) -> Self {
         let text = String::from_utf8_lossy(key);
         let (component, id) = text.split_once('\0').unwrap_or((&text, ""));
@@ -36,7 +38,7 @@ impl LedgerEntry {
         }
     }
 
-    /// Its place among the steps of its component, from 1; `None` if the row is not a valid entry.
+    /// The number of the step in its component, from 1; `None` if invalid.
     pub fn ordinal(&self) -> Option<u64> {
         self.applied.as_ref().ok().map(|applied| applied.ordinal)
     }
@@ -46,16 +48,17 @@ impl LedgerEntry {
         entry::hex(&self.key)
     }
 
-    /// The bytes before the NUL, which rows of one component have in common.
+    /// The bytes before the NUL, which the rows of one component share.
     fn component_bytes(&self) -> &[u8] {
         self.key.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 }
 
-/// Inspects and repairs the ledger of a store, for its operator. Each repair is one transaction.
+/// Inspects and repairs the ledger of a store, for its operator.
 ///
-/// Repairs change the ledger and none of the rows that the steps wrote. Apply them while no instance of the component
-/// runs its migrations; otherwise they give [`Error::Conflict`] and change nothing.
+/// Each repair is one transaction. A repair changes the ledger only, and not the rows that the
+/// steps wrote. Run repairs while no instance of the component runs its migrations. Otherwise they
+/// can fail with [`Error::Conflict`] and change nothing.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder_core::Result<()> {
@@ -75,24 +78,35 @@ pub struct MigrationLedger {
 }
 
 impl MigrationLedger {
-    /// The ledger of the handle's store. The handle's limits bound each transaction.
+    /// Opens the ledger of the handle's store. The handle's limits bound each transaction.
     pub fn new(handle: Handle) -> Self {
         Self { handle }
     }
 
-    /// What the component has applied, in its order. Rows that are not valid entries come last.
+    /// Returns the steps that a component has applied, in order; invalid rows come last.
     ///
     /// # Errors
-    /// Those of a view that reads.
+    ///
+    /// - [`Error::Closed`] if the store or the handle is closed.
+    /// - [`Error::TimedOut`] if the transaction reaches its timeout.
+    /// - [`Error::LimitExceeded`] if a limit of the handle is exceeded.
+    /// - Any error of the backend.
     pub async fn entries(&self, component: &str) -> Result<Vec<LedgerEntry>> {
         entries(&mut self.handle.begin(Mode::View)?, component).await
     }
 
-    /// Gives what each component has applied, one component at a time, in the order of their names. Steps are in their
-    /// order; rows that are not valid entries come last. All of it is one state of the store.
+    /// Calls `each` with the steps of one component after the other.
+    ///
+    /// The components come in the order of their names, their steps in the order of their numbers,
+    /// and invalid rows last. All of them are read from one snapshot.
     ///
     /// # Errors
-    /// Those of a view that reads, and those of `each`, which end it.
+    ///
+    /// - Any error of `each`, which ends the iteration.
+    /// - [`Error::Closed`] if the store or the handle is closed.
+    /// - [`Error::TimedOut`] if the transaction reaches its timeout.
+    /// - [`Error::LimitExceeded`] if a limit of the handle is exceeded.
+    /// - Any error of the backend.
     pub async fn for_each_component<E: From<Error>>(
         &self,
         mut each: impl FnMut(Vec<LedgerEntry>) -> Result<(), E>,
@@ -118,16 +132,25 @@ impl MigrationLedger {
         }
     }
 
-    /// Removes one row that is not a valid entry, by [`LedgerEntry::key`], and gives what was removed. All other rows stay.
-    /// With `dry_run` it changes nothing and gives what it would remove.
+    /// Removes one invalid row by its [`LedgerEntry::key`] and returns it.
+    ///
+    /// All other rows stay. With `dry_run`, nothing changes, and the row that would be removed is
+    /// returned.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such row, or if it is a valid entry; and those of an update.
+    ///
+    /// - [`Error::InvalidArgument`] if there is no such row, or if it is a valid entry.
+    /// - [`Error::Conflict`] if another transaction changed the row meanwhile.
+    /// - [`Error::LimitExceeded`] if a limit of the handle is exceeded.
+    /// - [`Error::Closed`] if the store or the handle is closed.
+    /// - [`Error::TimedOut`] if the transaction reaches its timeout.
+    /// - [`Error::AccessDenied`] if the handle or the backend is read-only.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn remove_invalid(&self, key: &[u8], dry_run: bool) -> Result<LedgerEntry> {
         let mut transaction = self.handle.begin(mode(dry_run))?;
         let Some(entry) = transaction.ledger_row(key).await? else {
             return Err(Error::invalid_argument(format!(
-                "{LEDGER_NAMESPACE:?} has no row {:?}, {} in hexadecimal digits",
+                "{LEDGER_NAMESPACE:?} has no row {:?} ({} in hexadecimal digits)",
                 String::from_utf8_lossy(key),
                 entry::hex(key)
             )));
@@ -145,13 +168,22 @@ impl MigrationLedger {
         Ok(entry)
     }
 
-    /// Removes the step `from` and the steps applied after it, so that they can be applied again, and gives what was
-    /// removed. Without `from` it removes all rows of the component, those too that are not valid entries. With
-    /// `dry_run` it changes nothing and gives what it would remove.
+    /// Removes a step and those applied after it, so that they can be applied again.
+    ///
+    /// Returns the removed entries. Without `from`, all rows of the component are removed,
+    /// including invalid ones. With `dry_run`, nothing changes, and the entries that would be
+    /// removed are returned.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the component has not applied `from`; [`Error::Corrupt`] if `from` is given and a
-    /// row is not a valid entry, or a step is missing; and those of an update.
+    ///
+    /// - [`Error::InvalidArgument`] if the component has not applied `from`.
+    /// - [`Error::Corrupt`] if `from` is given and a row is invalid or a step is missing.
+    /// - [`Error::Conflict`] if another transaction changed the ledger of the component meanwhile.
+    /// - [`Error::LimitExceeded`] if a limit of the handle is exceeded.
+    /// - [`Error::Closed`] if the store or the handle is closed.
+    /// - [`Error::TimedOut`] if the transaction reaches its timeout.
+    /// - [`Error::AccessDenied`] if the handle or the backend is read-only.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn remove(
         &self,
         component: &str,
@@ -169,12 +201,22 @@ impl MigrationLedger {
         Ok(removed)
     }
 
-    /// Records a step as applied, after those that are, and gives its number. The step itself does not run. With
-    /// `dry_run` it changes nothing and gives the number that the step would have.
+    /// Records a step as applied, after the existing ones, and returns its number.
+    ///
+    /// The step itself does not run. With `dry_run`, nothing changes, and the number that the step
+    /// would get is returned.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the step is recorded already, or its name or checksum is invalid;
-    /// [`Error::Corrupt`] if a row of the component is not a valid entry, or a step is missing; and those of an update.
+    ///
+    /// - [`Error::InvalidArgument`] if the step is recorded already, or its name or checksum is
+    ///   invalid.
+    /// - [`Error::Corrupt`] if a row of the component is invalid or a step is missing.
+    /// - [`Error::Conflict`] if another transaction changed the ledger of the component meanwhile.
+    /// - [`Error::LimitExceeded`] if the name is too long or a limit of the handle is exceeded.
+    /// - [`Error::Closed`] if the store or the handle is closed.
+    /// - [`Error::TimedOut`] if the transaction reaches its timeout.
+    /// - [`Error::AccessDenied`] if the handle or the backend is read-only.
+    /// - [`Error::CommitUnknown`] and other errors of the backend.
     pub async fn record(&self, component: &str, step: Migration, dry_run: bool) -> Result<u64> {
         let declared = Declared::new(component.to_string(), vec![step.clone()], &Limits::default())?;
         let mut transaction = self.handle.begin(mode(dry_run))?;
@@ -202,16 +244,16 @@ async fn entries(transaction: &mut Transaction, component: &str) -> Result<Vec<L
     Ok(in_order(rows.iter().map(|(key, value)| LedgerEntry::from_row(key, value)).collect()))
 }
 
-/// Rows that are not valid entries come last.
+/// Sorts entries by their numbers; invalid rows come last.
 fn in_order(mut entries: Vec<LedgerEntry>) -> Vec<LedgerEntry> {
     entries.sort_by_key(|entry| entry.ordinal().unwrap_or(u64::MAX));
     entries
 }
 
-/// The entries from a step on.
+/// The entries from the step `from` on, or all of them.
 fn tail(entries: Vec<LedgerEntry>, component: &str, from: Option<&str>) -> Result<Vec<LedgerEntry>> {
     let Some(from) = from else { return Ok(entries) };
-    // Without every entry in its place, nobody knows which steps follow `from`.
+    // The order of the steps is known only if every entry is valid and none is missing.
     let applied = entries.iter().map(|entry| entry.applied.clone()).collect::<Result<Vec<_>>>();
     if let Err(Error::Corrupt(reason)) = applied.and_then(|applied| entry::in_order(component, applied)) {
         return Err(Error::Corrupt(format!(

@@ -1,4 +1,4 @@
-//! Whose migrations an instance may declare.
+//! The component names for which a guest may declare migrations.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,11 @@ use super::declared::check_name;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
-/// Which component names a guest may declare migrations for. The host refuses every other name.
+/// The component names for which a guest may declare migrations; the host refuses all others.
 ///
-/// A guest that declares steps under the name of another component changes that component's ledger, and the other
-/// component then gets [`Error::MigrationMismatch`]. The host therefore binds each guest to names that the host chose.
+/// A guest that declares steps under the name of another component changes that component's ledger,
+/// and the other component then gets [`Error::MigrationMismatch`]. The host therefore binds each
+/// guest to names that the host chose.
 ///
 /// ```
 /// use larder_core::MigrationScope;
@@ -24,16 +25,19 @@ pub enum MigrationScope {
     None,
     /// These names.
     Only(BTreeSet<String>),
-    /// Every name: for the only component that uses its stores.
+    /// Every name, for a component that alone uses its stores.
     Any,
 }
 
 impl MigrationScope {
-    /// These names: that of the component, and those of the libraries in it that declare steps of their own.
+    /// Permits these names.
+    ///
+    /// They are the component's name, and those of libraries in it that declare their own steps.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no name, or if a component cannot have one of them: it is empty, has
-    /// control characters, or is longer than a key.
+    ///
+    /// [`Error::InvalidArgument`] if there is no name, or if a name is empty, has control
+    /// characters, or is longer than a key.
     pub fn only(names: impl IntoIterator<Item = impl Into<String>>) -> Result<Self> {
         let names: BTreeSet<String> = names.into_iter().map(Into::into).collect();
         if names.is_empty() {
@@ -50,7 +54,7 @@ impl MigrationScope {
         Ok(Self::Only(names))
     }
 
-    /// Whether a guest may declare migrations of this component.
+    /// Whether a guest may declare migrations under this component name.
     pub fn permits(&self, component: &str) -> bool {
         match self {
             Self::None => false,

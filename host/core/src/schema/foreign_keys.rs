@@ -1,4 +1,4 @@
-//! Rows that refer to rows that are not there.
+//! Foreign-key violations that a step would leave.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ pub struct ForeignKeyViolation {
     pub table: String,
     /// The row's id; `None` if the table has no row ids.
     pub row: Option<i64>,
-    /// The table that lacks the row that is referred to.
+    /// The table that lacks the referenced row.
     pub parent: String,
 }
 
@@ -23,7 +23,7 @@ impl fmt::Display for ForeignKeyViolation {
     }
 }
 
-/// Some of the rows that refer to missing rows, and how many there are.
+/// The number of rows that refer to missing rows, and the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignKeyViolations {
     first: Vec<ForeignKeyViolation>,
@@ -31,20 +31,20 @@ pub struct ForeignKeyViolations {
 }
 
 impl ForeignKeyViolations {
-    /// How many of them are kept.
+    /// The number of violations that are kept.
     pub const FIRST_MAX: usize = 10;
 
-    /// The first ones, [`ForeignKeyViolations::FIRST_MAX`] at most.
+    /// The first violations, at most [`ForeignKeyViolations::FIRST_MAX`].
     pub fn first(&self) -> &[ForeignKeyViolation] {
         &self.first
     }
 
-    /// How many there are.
+    /// The number of violations.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Counts one more, and keeps it if it is one of the first.
+    /// Counts a violation, and keeps it if it is one of the first.
     pub fn push(&mut self, violation: ForeignKeyViolation) {
         self.count = self.count.saturating_add(1);
         if self.first.len() < Self::FIRST_MAX {

@@ -1,4 +1,4 @@
-//! Where in its file a step failed.
+//! The position of an error in a step's file.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,18 +21,21 @@ pub struct StepPosition {
 }
 
 impl StepPosition {
-    /// How many characters of a statement are kept.
+    /// The number of characters of a statement that are kept.
     const STATEMENT_MAX: usize = 80;
 
-    /// The position of a statement in a step's text, given by the bytes that it has there. `error` is the byte of the text
-    /// at which the database found the error, if it says that.
+    /// Creates the position of a statement, given by its byte range in the step's text.
+    ///
+    /// `error` is the byte of the text at which the database reports the error, if it reports one.
     pub fn new(sql: &str, statement: Range<usize>, error: Option<usize>) -> Self {
         let before = sql.as_bytes().get(..error.unwrap_or(statement.start)).unwrap_or(sql.as_bytes());
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         Self { line, statement: shortened(sql.get(statement).unwrap_or_default()) }
     }
 
-    /// The line of the error in the file, counted from 1; that of the statement if the database names none.
+    /// The line of the error in the file, counted from 1.
+    ///
+    /// It is the line of the statement if the database reports no position.
     pub fn line(&self) -> usize {
         self.line
     }
@@ -49,10 +52,10 @@ impl fmt::Display for StepPosition {
     }
 }
 
-/// The beginning of a text, with one space for each run of white space.
+/// The beginning of a text, with each run of white space replaced by one space.
 fn shortened(text: &str) -> String {
     let mut shortened = String::new();
-    // A word may be a literal of many megabytes.
+    // Bounds the work: a word may be a literal of many megabytes.
     let mut characters = text.chars().take(4 * StepPosition::STATEMENT_MAX).peekable();
     let mut count = 0;
     while let Some(character) = characters.next() {

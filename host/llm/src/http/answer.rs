@@ -1,4 +1,4 @@
-//! What an endpoint answered.
+//! The answer of an endpoint.
 
 use std::fmt;
 
@@ -13,8 +13,8 @@ struct Answer {
     choices: FirstChoice,
 }
 
-/// The first of a list of choices. The others are read over and not kept: a list of a million empty ones would take
-/// far more memory than its bytes.
+/// The first choice of a list. The others are skipped and not kept, because a list of a million
+/// empty choices would take far more memory than its bytes.
 #[derive(Default)]
 struct FirstChoice(Option<Choice>);
 
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for FirstChoice {
     }
 }
 
-/// The summary in an answer.
+/// Extracts the summary from an answer.
 pub(super) fn summary(body: &[u8]) -> Result<String, HttpError> {
     let answer: Answer = serde_json::from_slice(body).map_err(|error| broken(&error))?;
     let choice = answer.choices.0.ok_or(HttpError::NoChoices)?;
@@ -69,7 +69,7 @@ pub(super) fn summary(body: &[u8]) -> Result<String, HttpError> {
     }
 }
 
-/// Only the place is kept of the parser's error: its text repeats what it found there.
+/// Keeps only the position of the parser's error, because its text repeats parts of the answer.
 fn broken(error: &serde_json::Error) -> HttpError {
     let (line, column) = (error.line(), error.column());
     match error.classify() {
@@ -136,7 +136,7 @@ mod tests {
         ] {
             assert_eq!(
                 failure(&format!(r#"{{"choices": [{choice}]}}"#)),
-                "the model wrote nothing",
+                "the model returned an empty summary",
                 "{choice}"
             );
         }

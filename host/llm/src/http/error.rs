@@ -1,4 +1,4 @@
-//! Why an endpoint gave no summary.
+//! Errors of an endpoint.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -6,51 +6,56 @@ use std::time::Duration;
 
 use larder_core::SummaryError;
 
-/// Something beneath an error.
+/// The cause of an error.
 type Source = Box<dyn Error + Send + Sync>;
 
-/// Why an endpoint gave no summary. No text of it holds the key, the conversation or what the endpoint wrote.
+/// The reason why an endpoint returned no summary.
+///
+/// No message contains the key, the conversation, or text from the endpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    /// The request can't be written as JSON.
-    #[error("the request can't be written")]
+    /// The request could not be encoded as JSON.
+    #[error("the request could not be encoded as JSON")]
     Request(#[source] Source),
-    /// There is no connection: it was refused, the name is unknown, or the certificate is not trusted.
-    #[error("the endpoint can't be reached")]
+    /// There is no connection to the endpoint.
+    ///
+    /// The connection was refused, the host name is unknown, or the certificate is not trusted.
+    #[error("the endpoint cannot be reached")]
     Unreachable(#[source] Source),
-    /// The answer was not complete in time.
+    /// The answer was not complete within the timeout.
     #[error("the endpoint did not answer within {limit:?}")]
     Timeout {
-        /// The time that passed: that for a connection, or that for the whole request.
+        /// The timeout that was exceeded: that of the connection or of the whole request.
         limit: Duration,
     },
-    /// The connection ended, or what came over it is no HTTP.
+    /// The connection ended early, or the answer was not HTTP.
     #[error("the connection to the endpoint broke")]
     Broken(#[source] Source),
-    /// A status other than 2xx.
+    /// The endpoint answered with a status other than 2xx.
     #[error("the endpoint answered with status {status}{}", hint(*.status))]
     Status {
         /// The status.
         status: u16,
     },
-    /// More bytes than [`HttpOptions::response_bytes_max`](crate::HttpOptions::response_bytes_max).
+    /// The answer is larger than
+    /// [`HttpOptions::response_bytes_max`](crate::HttpOptions::response_bytes_max).
     #[error("the answer of the endpoint is larger than {max} bytes")]
     TooLarge {
-        /// The bound.
+        /// The bound, in bytes.
         max: u64,
     },
-    /// The answer is no JSON.
-    #[error("the answer of the endpoint is no JSON from line {line}, column {column}")]
+    /// The answer is not valid JSON.
+    #[error("the answer of the endpoint is not valid JSON: line {line}, column {column}")]
     NotJson {
         /// The line of the first error.
         line: usize,
         /// The column of the first error.
         column: usize,
     },
-    /// The answer is JSON, and is no chat completion.
+    /// The answer is JSON but not a chat completion.
     #[error(
-        "the answer of the endpoint is no chat completion: line {line}, column {column} has another type"
+        "the answer of the endpoint is not a chat completion: unexpected type at line {line}, column {column}"
     )]
     NotCompletion {
         /// The line of the first error.
@@ -62,31 +67,32 @@ pub enum HttpError {
     #[error("the answer of the endpoint has no choices")]
     NoChoices,
     /// The summary is empty.
-    #[error("the model wrote nothing")]
+    #[error("the model returned an empty summary")]
     Empty,
-    /// The model was stopped at its bound of tokens: the summary has no end.
-    #[error("the summary was cut at the bound of tokens; a larger one would be right")]
+    /// The model reached its token limit, so the summary is cut.
+    #[error("the summary was cut at the token limit; raise the token budget of the conversation")]
     Cut,
-    /// A filter of the endpoint took out a part of the summary.
+    /// A content filter of the endpoint withheld a part of the summary.
     #[error("the content filter of the endpoint withheld the summary")]
     Filtered,
 }
 
 impl HttpError {
-    /// The error beneath that of a [`Summarizer`](larder_core::Summarizer); none where it is of another one.
+    /// Returns the cause of a summarizer's error; `None` if it is not an `HttpError`.
     pub fn of(error: &SummaryError) -> Option<&Self> {
-        // `SummaryError` shares its cause, so what is beneath it is the `Arc`, and not yet the error.
+        // `SummaryError` holds its cause in an `Arc`, so the source is the `Arc` and not yet the
+        // error.
         let cause = error.source()?.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
         cause.downcast_ref()
     }
 }
 
-/// What is likely wrong.
+/// The likely cause of a status.
 fn hint(status: u16) -> &'static str {
     match status {
-        300..=399 => " (redirects are not followed: the base URL must be the right one)",
-        401 | 403 => " (is the key right?)",
-        404 => " (are the base URL and the model right?)",
+        300..=399 => " (redirects are not followed; use the final base URL)",
+        401 | 403 => " (check the key)",
+        404 => " (check the base URL and the model)",
         _ => "",
     }
 }

@@ -1,4 +1,4 @@
-//! The key of an endpoint.
+//! The API key of an endpoint.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,7 +7,7 @@ use reqwest::header::HeaderValue;
 
 use super::HttpOptionsError;
 
-/// The key of an endpoint. It is not shown by `Debug`, nor by an error.
+/// The API key of an endpoint, which neither `Debug` nor an error shows.
 ///
 /// ```
 /// let key = larder_llm::ApiKey::new("sk-secret")?;
@@ -21,36 +21,40 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// Takes a key.
+    /// Checks a key.
     ///
     /// # Errors
-    /// [`HttpOptionsError::Key`] where it is empty, or has other than visible ASCII: a line break that was read with it,
-    /// for instance.
+    ///
+    /// [`HttpOptionsError::Key`] if the key is empty, or has characters other than visible ASCII,
+    /// such as a trailing line break.
     pub fn new(key: impl AsRef<str>) -> Result<Self, HttpOptionsError> {
         Self::checked(key.as_ref()).map_err(HttpOptionsError::Key)
     }
 
-    /// Takes the key from a variable of the environment. None where there is no such variable: a local endpoint needs
-    /// none.
+    /// Reads a key from an environment variable; `None` if the variable is not set.
+    ///
+    /// A local endpoint needs no key.
     ///
     /// # Errors
-    /// [`HttpOptionsError::KeyVariable`] as [`ApiKey::new`], and where the variable is no Unicode.
+    ///
+    /// [`HttpOptionsError::KeyVariable`] if the value is empty, is not valid Unicode, or has
+    /// characters other than visible ASCII.
     pub fn from_env(variable: &str) -> Result<Option<Self>, HttpOptionsError> {
         std::env::var_os(variable).map(|value| Self::from_variable(variable, value)).transpose()
     }
 
     fn from_variable(variable: &str, value: OsString) -> Result<Self, HttpOptionsError> {
-        let value = value.into_string().map_err(|_| "is no Unicode");
+        let value = value.into_string().map_err(|_| "is not valid Unicode");
         value
             .and_then(|key| Self::checked(&key))
             .map_err(|reason| HttpOptionsError::KeyVariable { variable: variable.to_string(), reason })
     }
 
-    /// The reason follows on what the key was taken from.
+    /// The error continues a sentence that starts with the source of the key.
     fn checked(key: &str) -> Result<Self, &'static str> {
-        const WRONG: &str = "has other than visible ASCII characters: a space or a line break, perhaps";
+        const WRONG: &str = "has characters other than visible ASCII, such as a space or a line break";
         if key.is_empty() {
-            return Err("is empty: give the key, or none at all");
+            return Err("is empty; set a key, or leave the key out");
         }
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(WRONG);
@@ -60,7 +64,7 @@ impl ApiKey {
         Ok(Self { bearer })
     }
 
-    /// The header to send.
+    /// The value of the `Authorization` header.
     pub(super) fn bearer(&self) -> HeaderValue {
         self.bearer.clone()
     }
@@ -88,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_variable_that_holds_no_key_is_named_and_its_text_is_not() {
-        assert_eq!(reason(""), "the variable SOME_KEY is empty: give the key, or none at all");
+        assert_eq!(reason(""), "the environment variable SOME_KEY is empty; set a key, or leave the key out");
         for wrong in ["hush\n", "hush\r\nX-Evil: 1", "hu sh", "hush\0", "hush\u{7f}", "hüsh"] {
             assert_eq!(
                 reason(wrong),
-                "the variable SOME_KEY has other than visible ASCII characters: a space or a line break, perhaps"
+                "the environment variable SOME_KEY has characters other than visible ASCII, such as a space or a line break"
             );
             let error = ApiKey::new(wrong).unwrap_err();
             assert!(matches!(error, HttpOptionsError::Key(_)), "{error}");
@@ -104,7 +108,10 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_unicode_is_refused() {
         use std::os::unix::ffi::OsStringExt;
-        assert_eq!(reason(OsString::from_vec(vec![b's', 0xff])), "the variable SOME_KEY is no Unicode");
+        assert_eq!(
+            reason(OsString::from_vec(vec![b's', 0xff])),
+            "the environment variable SOME_KEY is not valid Unicode"
+        );
     }
 
     #[test]

@@ -18,17 +18,26 @@ pub use error::HttpError;
 pub use key::ApiKey;
 pub use options::{HttpOptions, HttpOptionsError, TokenField};
 
-/// Has a model make the summaries: one `POST {base}/chat/completions` for each, as OpenAI and those who are compatible
-/// with it answer.
+/// A summarizer that calls the chat completions API of an OpenAI-compatible endpoint.
 ///
-/// What is sent is the previous summary and, of each turn, what the user said, what was answered and the digest of the
-/// trajectory. Whose conversation it is, its artifacts and its times are not sent.
+/// Each summary is one `POST {base}/chat/completions`. It sends the previous summary and, of each
+/// turn, the user's message, the response and the trajectory digest. It does not send the identity,
+/// artifacts or timestamps.
 ///
-/// The conversation goes to the endpoint and nowhere else: redirects are not followed, and the proxies that the
-/// environment names (`HTTPS_PROXY` and the like) are not used. Nothing is tried again here; the store does that.
-/// Dropping the future ends the request. It is called within a tokio runtime.
+/// The conversation goes to the endpoint only. Redirects are not followed, and proxies from the
+/// environment (such as `HTTPS_PROXY`) are not used. Requests are not retried here: the store
+/// retries them. Dropping the future cancels the request. Use it within a tokio runtime.
 ///
-/// A failure is a [`SummaryError`] over an [`HttpError`], which [`HttpError::of`] finds.
+/// A failure is a [`SummaryError`] whose cause is an [`HttpError`]; see [`HttpError::of`].
+///
+/// ```no_run
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use larder_llm::{HttpOptions, HttpSummarizer};
+///
+/// let options = HttpOptions::new("http://localhost:11434/v1", "llama3.2");
+/// let summarizer = HttpSummarizer::new(options)?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct HttpSummarizer {
     client: Client,
@@ -37,10 +46,14 @@ pub struct HttpSummarizer {
 }
 
 impl HttpSummarizer {
-    /// Takes the options. Nothing is sent before the first summary.
+    /// Creates a summarizer. Nothing is sent before the first summary.
     ///
     /// # Errors
-    /// [`HttpOptionsError`] says which option is wrong and what would be right.
+    ///
+    /// - [`HttpOptionsError::BaseUrl`] if the base URL is invalid.
+    /// - [`HttpOptionsError::Model`] if the model has no name.
+    /// - [`HttpOptionsError::Zero`] if a timeout or the bound of an answer is zero.
+    /// - [`HttpOptionsError::Client`] if the HTTP client cannot be created.
     pub fn new(options: HttpOptions) -> Result<Self, HttpOptionsError> {
         let endpoint = options.endpoint()?;
         options.check()?;
@@ -57,14 +70,15 @@ impl HttpSummarizer {
         }
         let response = post.send().await.map_err(|error| self.failure(error))?;
         let status = response.status();
-        // The text of a refusal is not read: services repeat parts of the key and of the conversation in it.
+        // The body of an error status is not read, because services repeat parts of the key and of
+        // the conversation in it.
         if !status.is_success() {
             return Err(HttpError::Status { status: status.as_u16() });
         }
         answer::summary(&self.read(response).await?)
     }
 
-    /// The body, as long as it stays within the bound: what is larger is refused before it is kept.
+    /// Reads the body. A body over the bound is refused before it is kept.
     async fn read(&self, mut response: Response) -> Result<Vec<u8>, HttpError> {
         let max = self.options.response_bytes_max;
         let too_large = HttpError::TooLarge { max };
@@ -83,7 +97,7 @@ impl HttpSummarizer {
 
     fn failure(&self, error: reqwest::Error) -> HttpError {
         let limit = if error.is_connect() { self.options.connect_timeout } else { self.options.timeout };
-        // The path of a URL can name an account.
+        // The path of a URL can name an account, so leave the URL out.
         match error.without_url() {
             error if error.is_timeout() => HttpError::Timeout { limit },
             error if error.is_connect() => HttpError::Unreachable(error.into()),
@@ -100,7 +114,7 @@ fn client(endpoint: &Url, options: &HttpOptions) -> Result<Client, HttpOptionsEr
         .retry(reqwest::retry::never())
         .no_proxy()
         .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")));
-    // Plain http needs no certificates, and must work where the system has none.
+    // Plain HTTP needs no certificates, and must work on systems without any.
     let builder = if endpoint.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
     builder.build().map_err(|error| HttpOptionsError::Client(error.into()))
 }
@@ -111,12 +125,12 @@ impl Summarizer for HttpSummarizer {
         self.ask(&request).await.map_err(|error| {
             let origin = self.endpoint.origin().ascii_serialization();
             let cause = innermost(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            SummaryError::caused(format!("there is no summary from {origin}: {error}{cause}"), error)
+            SummaryError::caused(format!("cannot get a summary from {origin}: {error}{cause}"), error)
         })
     }
 }
 
-/// What is beneath all others: `Connection refused`, for instance.
+/// The innermost cause, such as `Connection refused`.
 fn innermost(error: &HttpError) -> Option<&dyn Error> {
     std::iter::successors(error.source(), |error| (*error).source()).last()
 }

@@ -1,4 +1,4 @@
-//! How an endpoint is asked.
+//! The options of an HTTP summarizer.
 
 use std::time::Duration;
 
@@ -6,67 +6,80 @@ use reqwest::Url;
 
 use super::ApiKey;
 
-/// How an endpoint is asked.
+/// The options of an [`HttpSummarizer`](crate::HttpSummarizer).
+///
+/// ```
+/// use std::time::Duration;
+/// use larder_llm::HttpOptions;
+///
+/// let options = HttpOptions {
+///     timeout: Duration::from_secs(20),
+///     ..HttpOptions::new("http://localhost:11434/v1", "llama3.2")
+/// };
+/// assert_eq!(options.response_bytes_max, 1 << 20);
+/// ```
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
-    /// The URL that `/chat/completions` is appended to, such as `https://api.openai.com/v1` or
-    /// `http://localhost:11434/v1`. Over http everyone on the way can read the key and the conversation.
+    /// The URL that `/chat/completions` is appended to.
+    ///
+    /// For example `https://api.openai.com/v1` or `http://localhost:11434/v1`. Over plain HTTP,
+    /// anyone on the network path can read the key and the conversation.
     pub base_url: String,
-    /// The model, by its name at the endpoint.
+    /// The name of the model at the endpoint.
     pub model: String,
-    /// The key; none where the endpoint needs none.
+    /// The key; `None` if the endpoint needs none.
     pub key: Option<ApiKey>,
-    /// How long it may take to connect. 10 seconds.
+    /// The timeout of a connection attempt. Default: 10 seconds.
     pub connect_timeout: Duration,
-    /// How long a whole request may take, from its beginning to the last byte of the answer. One minute.
+    /// The timeout of a whole request, including the answer. Default: 1 minute.
     pub timeout: Duration,
-    /// The bytes that an answer may have. 1 MiB.
+    /// The largest answer, in bytes. Default: 1 MiB.
     pub response_bytes_max: u64,
-    /// How the bound of tokens is sent.
+    /// The name of the field for the token limit. Default: `max_tokens`.
     pub token_field: TokenField,
 }
 
-/// How the bound of a summary's tokens is named in a request.
+/// The name of the field for a summary's token limit in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenField {
-    /// `max_tokens`, which all endpoints know, but for OpenAI's own with its reasoning models.
+    /// `max_tokens`, which every endpoint knows except OpenAI's own with reasoning models.
     #[default]
     MaxTokens,
-    /// `max_completion_tokens`, as OpenAI's reasoning models want it. What they think counts too.
+    /// `max_completion_tokens`, for OpenAI's reasoning models. Reasoning tokens count too.
     MaxCompletionTokens,
 }
 
-/// What is wrong with the options of an [`HttpSummarizer`](crate::HttpSummarizer).
+/// The reason why the options of an [`HttpSummarizer`](crate::HttpSummarizer) were refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpOptionsError {
-    /// The base URL.
-    #[error("the base URL {0}; right is one such as `https://api.openai.com/v1`")]
+    /// The base URL is invalid.
+    #[error("the base URL {0}; use one like `https://api.openai.com/v1`")]
     BaseUrl(&'static str),
-    /// The model.
-    #[error("the model has no name; right is one that the endpoint knows, such as `gpt-4o-mini`")]
+    /// The model has no name.
+    #[error("the model has no name; use one that the endpoint knows, such as `gpt-4o-mini`")]
     Model,
-    /// The key.
+    /// The key is invalid.
     #[error("the key {0}")]
     Key(&'static str),
-    /// The variable that the key is taken from.
-    #[error("the variable {variable} {reason}")]
+    /// The value of the key's environment variable is invalid.
+    #[error("the environment variable {variable} {reason}")]
     KeyVariable {
-        /// Its name.
+        /// The name of the variable.
         variable: String,
         /// What is wrong with its value.
         reason: &'static str,
     },
-    /// A bound that is zero: nothing could ever be answered.
-    #[error("{0} can't be zero")]
+    /// A timeout or the bound of an answer is zero, so no request could succeed.
+    #[error("{0} must be more than zero")]
     Zero(&'static str),
-    /// There is no HTTP client: no certificates of the system, for instance.
-    #[error("there is no HTTP client")]
+    /// The HTTP client cannot be created, for example because the system has no certificates.
+    #[error("cannot create the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl HttpOptions {
-    /// A model at an endpoint, with no key, and bounds that suit most.
+    /// Creates options for a model at an endpoint, without a key.
     pub fn new(base_url: impl Into<String>, model: impl Into<String>) -> Self {
         Self {
             base_url: base_url.into(),
@@ -79,9 +92,10 @@ impl HttpOptions {
         }
     }
 
-    /// Where requests are sent. No error repeats the URL: there may be a password in it.
+    /// The URL that requests are sent to. No error repeats it, because it may contain a password.
     pub(super) fn endpoint(&self) -> Result<Url, HttpOptionsError> {
-        let mut url = Url::parse(&self.base_url).map_err(|_| HttpOptionsError::BaseUrl("is no URL"))?;
+        let mut url =
+            Url::parse(&self.base_url).map_err(|_| HttpOptionsError::BaseUrl("is not a valid URL"))?;
         if let Some(reason) = wrong(&url) {
             return Err(HttpOptionsError::BaseUrl(reason));
         }
@@ -114,7 +128,7 @@ fn wrong(url: &Url) -> Option<&'static str> {
     if !is_http {
         Some("is neither http nor https")
     } else if has_user {
-        Some("has a user or a password: a key is an option of its own")
+        Some("has a user or a password (set the key instead)")
     } else if url.query().is_some() {
         Some("has a query")
     } else if url.fragment().is_some() {
@@ -148,19 +162,19 @@ mod tests {
     #[test]
     fn a_base_that_is_wrong_is_refused_with_what_would_be_right() {
         for (base, reason) in [
-            ("", "is no URL"),
-            ("api.openai.com/v1", "is no URL"),
-            ("https://", "is no URL"),
+            ("", "is not a valid URL"),
+            ("api.openai.com/v1", "is not a valid URL"),
+            ("https://", "is not a valid URL"),
             ("ftp://host/v1", "is neither http nor https"),
             ("localhost:11434/v1", "is neither http nor https"),
             ("mailto:a@b", "is neither http nor https"),
-            ("https://hush@host/v1", "has a user or a password: a key is an option of its own"),
-            ("https://:hush@host/v1", "has a user or a password: a key is an option of its own"),
+            ("https://hush@host/v1", "has a user or a password (set the key instead)"),
+            ("https://:hush@host/v1", "has a user or a password (set the key instead)"),
             ("https://host/v1?key=hush", "has a query"),
             ("https://host/v1?", "has a query"),
             ("https://host/v1#hush", "has a fragment"),
         ] {
-            let right = "right is one such as `https://api.openai.com/v1`";
+            let right = "use one like `https://api.openai.com/v1`";
             assert_eq!(endpoint(base).unwrap_err(), format!("the base URL {reason}; {right}"), "{base}");
         }
     }
@@ -171,14 +185,14 @@ mod tests {
         options.check().unwrap();
         let check = |options: HttpOptions| options.check().unwrap_err().to_string();
         let zero = Duration::ZERO;
-        assert_eq!(check(HttpOptions { timeout: zero, ..options.clone() }), "timeout can't be zero");
+        assert_eq!(check(HttpOptions { timeout: zero, ..options.clone() }), "timeout must be more than zero");
         assert_eq!(
             check(HttpOptions { connect_timeout: zero, ..options.clone() }),
-            "connect_timeout can't be zero"
+            "connect_timeout must be more than zero"
         );
         assert_eq!(
             check(HttpOptions { response_bytes_max: 0, ..options.clone() }),
-            "response_bytes_max can't be zero"
+            "response_bytes_max must be more than zero"
         );
         assert!(matches!(
             HttpOptions { model: " ".into(), ..options }.check().unwrap_err(),

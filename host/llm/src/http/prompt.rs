@@ -1,4 +1,4 @@
-//! What a model is told.
+//! The request that asks a model for a summary.
 
 use larder_core::{SummaryRequest, TrajectoryDigest, Turn};
 use serde::Serialize;
@@ -36,7 +36,8 @@ struct Message<'a> {
     content: &'a str,
 }
 
-/// The conversation is one JSON document, so that no text of a turn can end it or pose as another turn.
+/// The conversation as one JSON document, so that no text of a turn can end it or pose as another
+/// turn.
 #[derive(Serialize)]
 struct Conversation<'a> {
     previous_summary: &'a str,

@@ -1,35 +1,35 @@
-//! A server that answers as it is told, and remembers what it was asked.
+//! A server with scripted answers that records its requests.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// What is done with every request, once it is read whole.
+/// The answer to every request, sent once the request is read whole.
 #[derive(Clone)]
 pub(crate) enum Script {
-    /// These bytes are sent, and the connection is closed.
+    /// Sends these bytes and closes the connection.
     Answer(Vec<u8>),
-    /// These bytes are sent, and then nothing more.
+    /// Sends these bytes and then nothing more.
     Stall(Vec<u8>),
-    /// These bytes are sent, and then the others again and again, until the client goes.
+    /// Sends the first bytes, then the second ones repeatedly until the client disconnects.
     Endless(Vec<u8>, Vec<u8>),
 }
 
-/// What a client did.
+/// An action of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// It sent a request.
+    /// The client sent a request.
     Request(Recorded),
-    /// It closed the connection while it was answered.
+    /// The client closed the connection before the end of the answer.
     Gone,
 }
 
-/// A request.
+/// A recorded request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Recorded {
-    /// The request's line.
+    /// The request line.
     pub(crate) line: String,
-    /// The headers, with their names in lower case.
+    /// The headers, with names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -45,7 +45,7 @@ impl Recorded {
     }
 }
 
-/// A server on a port of its own, which ends with the runtime of its test.
+/// A server on a free port, which ends with the runtime of its test.
 pub(crate) struct Server {
     pub(crate) origin: String,
     seen: UnboundedReceiver<Seen>,
@@ -65,20 +65,20 @@ impl Server {
         Self { origin, seen }
     }
 
-    /// What a client does next.
+    /// Waits for the next action of a client.
     pub(crate) async fn next(&mut self) -> Seen {
         self.seen.recv().await.unwrap()
     }
 
-    /// The next request.
+    /// Waits for the next request.
     pub(crate) async fn request(&mut self) -> Recorded {
         match self.next().await {
             Seen::Request(request) => request,
-            Seen::Gone => panic!("the client went"),
+            Seen::Gone => panic!("the client closed the connection"),
         }
     }
 
-    /// What was seen until now, and was not yet asked for.
+    /// Returns the recorded actions that were not yet taken.
     pub(crate) fn rest(&mut self) -> Vec<Seen> {
         std::iter::from_fn(|| self.seen.try_recv().ok()).collect()
     }
@@ -86,7 +86,7 @@ impl Server {
 
 async fn serve(mut stream: TcpStream, script: Script, seen: UnboundedSender<Seen>) {
     let Some(request) = read_request(&mut stream).await else { return };
-    // The test may have ended.
+    // Fails if the test has ended.
     let _ = seen.send(Seen::Request(request));
     let gone = match script {
         Script::Answer(answer) => stream.write_all(&answer).await.is_err(),
@@ -137,17 +137,17 @@ async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-/// A whole answer.
+/// A complete answer.
 pub(crate) fn answer(status: &str, body: &str) -> Script {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
     Script::Answer([head.as_bytes(), body.as_bytes()].concat())
 }
 
-/// The beginning of an answer in chunks.
+/// The head of a chunked answer.
 pub(crate) const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// One chunk of so many spaces.
+/// A chunk of `bytes` spaces.
 pub(crate) fn chunk(bytes: usize) -> Vec<u8> {
     [format!("{bytes:x}\r\n").as_bytes(), &vec![b' '; bytes], b"\r\n"].concat()
 }

@@ -41,7 +41,7 @@ fn changed(prior: Health, new: Health, reason: &'static str) -> Effect {
     Effect::HealthChanged { prior, new, reason }
 }
 
-/// Lets summaries fail until the session is degraded.
+/// Fails summaries until the session is degraded.
 fn degrade(options: &MemoryOptions, record: &mut Record) {
     while record.health != Health::Degraded {
         rules(options).begin(record, u64::MAX, CLAIM).unwrap();
@@ -70,13 +70,13 @@ fn only_one_summary_is_under_way() {
     rules(&options).add(&mut record, turn("d"));
     assert_eq!(rules(&options).begin(&mut record, 6, 8), None);
     assert_eq!(texts(&record.pending), ["b"]);
-    // Its host has died: another takes all of it.
+    // Its host died: another claims all of the turns.
     let until = record.in_flight.as_ref().unwrap().until;
     assert_eq!(until, 5 + 2 * 30_000);
     assert_eq!(rules(&options).begin(&mut record, until - 1, 8), None);
     let (begun, _) = rules(&options).begin(&mut record, until, 8).unwrap();
     assert_eq!(texts(&begun.turns), ["a", "b"]);
-    // What the first brings is late.
+    // The first claim is too late.
     assert_eq!(rules(&options).succeed(&mut record, CLAIM, 9, "late".into()), None);
     assert_eq!(rules(&options).fail(&mut record, CLAIM, 9), None);
     assert_eq!(rules(&options).abandon(&mut record, CLAIM, 9), None);
@@ -102,7 +102,7 @@ fn failures_wait_longer_each_time_and_then_degrade() {
         changed(Health::Retry, Health::Degraded, "retries_exhausted"),
     ];
     assert_eq!(effects, expected);
-    // A turn is counted once, also when degrading.
+    // Degrading counts each turn once.
     assert_eq!(record.backlog.iter().map(texts).collect::<Vec<_>>(), [["a"]]);
     assert!(record.pending.is_empty());
 }
@@ -183,7 +183,7 @@ fn a_backlog_that_is_full_drops_the_oldest_batch_and_says_so() {
     assert_eq!(rules(&options).add(&mut record, turn("d")), []);
     assert_eq!(rules(&options).add(&mut record, turn("e")), [Effect::RecoveryDropped { turns: 1 }]);
     assert_eq!(record.backlog.iter().map(texts).collect::<Vec<_>>(), [["b"], ["c"]]);
-    // What a summariser has is not dropped, and counts.
+    // A batch in flight is not dropped, and counts.
     rules(&options).begin(&mut record, 10_000, CLAIM).unwrap();
     assert_eq!(rules(&options).add(&mut record, turn("f")), [Effect::RecoveryDropped { turns: 1 }]);
     assert_eq!(record.backlog.iter().map(texts).collect::<Vec<_>>(), [["d"]]);
@@ -205,7 +205,7 @@ fn a_degraded_session_shows_its_turns_and_no_summary() {
     assert_eq!(rules(&options).context(&record).summary, "");
 }
 
-/// Each of these turns has 4 tokens: 3 for what the user said, and 1 for no answer.
+/// A turn of 4 tokens: 3 for the user's message and 1 for the empty response.
 fn four_tokens(name: &str) -> Turn {
     turn(&name.repeat(8))
 }
@@ -300,7 +300,7 @@ fn steps() -> impl Generator<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order, each turn is in one place, in order, or was dropped with a word.
+    /// After any sequence of steps, each turn is in one list, in order, or its drop was reported.
     #[test]
     fn no_turn_is_lost_doubled_or_moved(steps in steps(), budget in 0..60_u64, backlog_max in 1..4_usize) {
         let options = MemoryOptions {
