@@ -271,7 +271,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     let unreachable = error("postgres://ann:secret@127.0.0.1:1/db");
     assert!(unreachable.starts_with("larder: cannot open the store \"postgres\": "), "{unreachable}");
     assert!(!unreachable.contains("secret"), "{unreachable}");
-    assert!(error("sqlite:").contains("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
+    assert!(error("sqlite:").contains("use `sqlite:PATH` or `sqlite::memory:`"));
     assert!(error("memory:x").contains("the data-source name of an in-memory store is `memory:`"));
     let usage = larder.error(2, &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"]);
     assert!(usage.contains("it has to be of the form NAME=…"), "{usage}");
@@ -626,15 +626,15 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
     std::fs::remove_file(larder.path("notes.db")).unwrap();
     larder.output(&[&["migrate", "up"], store.as_slice()].concat());
     damage("DROP INDEX larder_entries_expiry");
-    let altered = "stored data is corrupt: the file is no intact database of larder: its \"larder_entries_expiry\" is not \
-                   the one that larder creates";
+    let altered = "stored data is corrupt: the file is not an intact larder database: its \"larder_entries_expiry\" is \
+                   missing or altered";
     assert_eq!([error("status"), error("up")], both(altered));
     let put = larder.error(1, &["put", "--store", "sqlite:notes.db", "notes", "a", "text"]);
     assert!(put.contains(altered), "{put}");
 
     std::fs::write(larder.path("text.db"), "no database. ".repeat(100)).unwrap();
     let corrupt = larder.error(1, &["migrate", "status", "--store", "sqlite:text.db"]);
-    let problem = "stored data is corrupt: the file is no intact SQLite database\n";
+    let problem = "stored data is corrupt: the file is not an intact SQLite database\n";
     assert_eq!(corrupt, format!("larder: cannot read the schema of the store \"sqlite:text.db\": {problem}"));
     let unknown = larder.error(1, &["migrate", "status", "--store", "mysql:x"]);
     assert!(unknown.starts_with("larder: no driver for the data-source name \"mysql:\""), "{unknown}");

@@ -253,7 +253,7 @@ fn a_missing_folder_is_said_by_migrations_as_by_a_look() {
     let larder = Larder::new();
     for verb in [["migrate", "status"].as_slice(), &["migrate", "up", "--dry-run"], &["migrate", "up"]] {
         let error = text(&run(&larder, verb, "sqlite:nowhere/a.db").stderr);
-        let expected = "store \"sqlite:nowhere/a.db\": the folder of the database file does not exist: ";
+        let expected = "store \"sqlite:nowhere/a.db\": the directory of the database file does not exist: ";
         assert!(
             error.contains(expected) && error.ends_with("/nowhere/a.db; check the path\n"),
             "{verb:?}: {error}"

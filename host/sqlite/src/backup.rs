@@ -1,9 +1,9 @@
 //! Copies of a whole database while commits go on.
 //!
-//! The copy is made by SQLite's backup, from a connection that holds a read transaction for as long as it takes. In a
-//! write-ahead log that transaction is one committed state, whatever is committed meanwhile: the backup never begins
-//! again, and the position is read in the same transaction, so it is that of the copy. (`VACUUM INTO` can't run within a
-//! transaction, so nothing could be read together with it.)
+//! SQLite's backup makes the copy, from a connection that holds a read transaction throughout. In
+//! WAL mode, that transaction sees one committed state whatever is committed meanwhile: the backup
+//! never restarts, and the position that is read in the same transaction is that of the copy.
+//! (`VACUUM INTO` cannot run within a transaction, so no position could be read together with it.)
 
 use std::fs::File;
 use std::path::Path;
@@ -22,28 +22,41 @@ use crate::readers::Readers;
 use crate::writer::Writer;
 use crate::{file, rows};
 
-/// What a backup holds.
+/// The contents of a backup.
+///
+/// ```no_run
+/// # async fn example(database: larder_sqlite::Sqlite) -> larder_core::Result<()> {
+/// let backup = database.backup("backup.db".as_ref()).await?;
+/// println!("{} bytes, after {} changes", backup.bytes, backup.changes);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupInfo {
-    /// Every commit up to this position, and none after it, as far as [`Sqlite::redo_position`](crate::Sqlite::redo_position)
-    /// tells positions.
+    /// The position of the copied state.
+    ///
+    /// The copy holds every commit up to this value of
+    /// [`Sqlite::redo_position`](crate::Sqlite::redo_position), and none after it.
     pub position: Version,
-    /// Every change of this process up to this number of [`Sqlite::changes`](crate::Sqlite::changes), and none after it.
+    /// The number of changes of this process in the copied state.
+    ///
+    /// The copy holds every change up to this value of [`Sqlite::changes`](crate::Sqlite::changes),
+    /// and none after it.
     pub changes: u64,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub bytes: u64,
 }
 
-/// Makes a copy, on this thread.
+/// Makes a backup, on the calling thread.
 pub(crate) fn backup(readers: &Arc<Readers>, writer: &Arc<Writer>, to: &Path) -> Result<BackupInfo> {
     let source = readers.open_beside()?;
-    // The file is only overwritten where it was made here: nothing else is ever lost to a copy.
-    let file = File::create_new(to)
-        .map_err(|error| Error::unavailable("the file of a backup must be new, and can't be made", error))?;
+    // Only a file that was created here is written: a backup never overwrites another file.
+    let file = File::create_new(to).map_err(|error| {
+        Error::unavailable("cannot create the file of the backup; it must not exist yet", error)
+    })?;
     let copied = copy(&source.connection, writer, to, &file);
     if copied.is_err() {
         for path in [to.to_path_buf(), with_suffix(to, "-wal"), with_suffix(to, "-shm")] {
-            // It may never have been made.
+            // The log and its index may never have existed.
             drop(std::fs::remove_file(path));
         }
     }
@@ -57,7 +70,7 @@ fn copy(source: &Connection, writer: &Arc<Writer>, to: &Path, file: &File) -> Re
     let found = finish(to)?;
     if found != position {
         return Err(Error::Corrupt(format!(
-            "the backup of a database at {} turned out to be at {}",
+            "the backup of a database at position {} is at position {}",
             position.0, found.0
         )));
     }
@@ -66,11 +79,11 @@ fn copy(source: &Connection, writer: &Arc<Writer>, to: &Path, file: &File) -> Re
         sync_folder(to)?;
         Ok(file.metadata()?.len())
     };
-    let bytes = synced().map_err(|error| Error::unavailable("the backup can't be written to disk", error))?;
+    let bytes = synced().map_err(|error| Error::unavailable("cannot sync the backup to disk", error))?;
     Ok(BackupInfo { position, changes, bytes })
 }
 
-/// Begins the read transaction. The first read is what fixes the state that it sees.
+/// Begins the read transaction. The first read fixes the state that it sees.
 fn begin(source: &Connection) -> Result<Version> {
     source.execute_batch("BEGIN").map_err(SqliteError::from)?;
     rows::last_version(source)
@@ -79,32 +92,39 @@ fn begin(source: &Connection) -> Result<Version> {
 fn copy_pages(source: &Connection, to: &Path) -> Result<()> {
     let mut target = open(to)?;
     let mut step = || -> SqliteResult<StepResult> {
-        // The file is removed where it isn't finished, and synced once it is.
+        // An unfinished file is removed, and a finished one is synced, so SQLite needs neither
+        // journal nor sync.
         target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
         Ok(Backup::new(source, &mut target)?.step(-1)?)
     };
     match step()? {
         StepResult::Done => Ok(()),
-        _ => Err(Error::Unavailable { reason: "the backup's file is in use".to_string(), cause: None }),
+        _ => Err(Error::Unavailable {
+            reason: "cannot write the backup: its file is in use".to_string(),
+            cause: None,
+        }),
     }
 }
 
-/// Makes the copy a single file: its header still says that there is a log beside it. Gives its position. The copy may
-/// become the only one, and SQLite copies pages without looking at them: what the disk gave wrongly is found here.
+/// Makes the copy a single file, checks its pages, and returns its position.
+///
+/// The header of the copy still says that it uses a write-ahead log. The copy may become the only
+/// one, and SQLite copies pages without a check, so a page that the disk returned damaged is found
+/// here.
 fn finish(to: &Path) -> Result<Version> {
     let target = open(to)?;
     let sql = "PRAGMA journal_mode = DELETE";
     let mode: String = target.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?;
     if mode != "delete" {
-        return Err(Error::other("the backup can't be used without a write-ahead log"));
+        return Err(Error::other("cannot make the backup a single file: SQLite keeps its write-ahead log"));
     }
     if !file::is_intact(&target, file::Check::Pages)? {
-        return Err(Error::Corrupt("the backup is not intact: the disk gave wrong pages".to_string()));
+        return Err(Error::Corrupt("the backup is not intact: the disk returned damaged pages".to_string()));
     }
     rows::last_version(&target)
 }
 
-/// Writes what a database holds into another file, on this thread.
+/// Writes the contents of a database to another file, on the calling thread.
 pub(crate) fn compact(from: &Path, into: &Path) -> Result<()> {
     let source = open(from).map_err(Error::from)?;
     distrust_schema(&source).map_err(Error::from)?;
@@ -118,7 +138,7 @@ fn open(to: &Path) -> SqliteResult<Connection> {
     Ok(Connection::open_with_flags(to, flags)?)
 }
 
-/// The name of a new file is on disk only with its folder.
+/// The name of a new file reaches the disk only when its directory is synced.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),

@@ -1,4 +1,6 @@
-//! Checkpoints beside the commits: on the committing connection they are half of an update's cost.
+//! Checkpoints, which a task makes beside the commits.
+//!
+//! On the committing connection, checkpoints would be half the cost of an update.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,29 +12,29 @@ use crate::error::{Result, SqliteError};
 use crate::readers::Readers;
 use crate::writer::Writer;
 
-/// How often the log is checked after commits.
+/// How often the log is checked after a commit.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The part of the bound at which the log is checkpointed, as far as no reader needs it: 4 MiB by
-/// default.
+/// The log is checkpointed from this fraction of its bound on, one in 64: 4 MiB by default. Pages
+/// that a reader needs stay in the log.
 const MOVED_PART: u64 = 64;
 
-/// The part of the bound at which a checkpointed log restarts: 32 MiB by default. Until it
-/// restarts, each commit makes it longer, which costs more than overwriting it.
+/// A checkpointed log restarts from this fraction of its bound on, one in 8: 32 MiB by default.
+/// Until it restarts, each commit makes it longer, which costs more than overwriting it.
 const ANEW_PART: u64 = 8;
 
-/// About the most pages that are moved while commits wait: those committed during the previous
-/// pass.
+/// Commits wait for a checkpoint of this many pages at most, approximately. They are those that
+/// were committed during the previous pass.
 const LAST_PAGES: i64 = 500;
 
-/// The most passes beside the commits to get down to that many pages.
+/// The most passes beside the commits to reduce the rest to that many pages.
 const PASSES_MAX: usize = 4;
 
-/// The part of the bound at which the log restarts however many pages are left: 128 MiB by default.
-/// Commits then wait for the disk, which cannot keep up with them.
+/// The log restarts from this fraction of its bound on, one in 2, however many pages are left: 128
+/// MiB by default. If the disk cannot keep up, commits wait until the checkpoint finishes.
 const LONG_PART: u64 = 2;
 
-/// Intervals without a commit after which the file is checked all the same.
+/// After this many intervals without a commit, the file is checked all the same.
 const IDLE_INTERVALS: u32 = 10;
 
 /// The most rounds of ending snapshots: a snapshot that was being taken during a round can still
@@ -43,9 +45,9 @@ const ENDS_MAX: usize = 3;
 const READERS_END_MAX: Duration = Duration::from_millis(10);
 
 /// The age from which snapshots are ended, by the length of the log in quarters of its bound;
-/// `None` for none.
+/// `None` to end no snapshot.
 ///
-/// A young snapshot most likely ends by itself.
+/// A younger snapshot most likely ends by itself.
 fn ended_age(log_bytes: u64, bytes_max: u64) -> Option<Duration> {
     match log_bytes.saturating_mul(4) / bytes_max.max(1) {
         0 => None,
@@ -56,12 +58,12 @@ fn ended_age(log_bytes: u64, bytes_max: u64) -> Option<Duration> {
     }
 }
 
-/// Watches the file and the log of one database until its writer or its readers no longer exist.
+/// Watches the file and the log of one database until its writer or its readers are dropped.
 async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
     let mut idle_intervals = 0;
     loop {
         let Some(full) = writer.upgrade().map(|writer| writer.log_bound().full()) else { return };
-        // A timeout is a reason to check too.
+        // Check after a timeout too.
         let _ = tokio::time::timeout(INTERVAL, full.notified()).await;
         let Some((readers, writer)) = readers.upgrade().zip(writer.upgrade()) else { return };
         let has_committed = writer.take_dirty();
@@ -69,14 +71,13 @@ async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
         if !has_committed && idle_intervals % IDLE_INTERVALS != 0 {
             continue;
         }
-        // The disk may block.
+        // The checkpoint blocks on the disk.
         let looked = tokio::task::spawn_blocking(move || look(&readers, &writer, has_committed)).await;
         match looked {
             Ok(Err(larder_core::Error::Closed)) => return,
-            Ok(Err(error)) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "a checkpoint failed; it is tried again"
-            ),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "checkpoint failed; trying again")
+            }
             Ok(Ok(())) | Err(_) => {}
         }
     }
@@ -84,14 +85,15 @@ async fn watch(readers: Weak<Readers>, writer: Weak<Writer>) {
 
 fn look(readers: &Arc<Readers>, writer: &Arc<Writer>, has_committed: bool) -> larder_core::Result<()> {
     let location = readers.location();
-    // A close removes the log.
+    // Not during a close, which removes the log.
     writer.while_open(|| location.check())?;
     let bytes_max = writer.log_bound().bytes_max();
     let moved = match has_committed && file_bytes(readers) >= bytes_max / MOVED_PART {
         true => checkpoint(readers, writer, bytes_max),
         false => Ok(()),
     };
-    // Also without a commit of this process: another process may wait for readers of this one.
+    // Needed without a commit of this process too: another process may wait for readers of this
+    // one.
     let cut = match ended_age(writer.log_bytes(), bytes_max) {
         Some(age) => end_readers(readers, writer, age),
         None => Ok(true),
@@ -129,8 +131,8 @@ fn checkpoint(readers: &Arc<Readers>, writer: &Arc<Writer>, bytes_max: u64) -> l
     Ok(())
 }
 
-/// Ends snapshots of at least `age`, and lets the log restart while commits wait. False if a reader
-/// is left.
+/// Ends snapshots of at least `age`, and restarts the log while commits wait. False if a reader
+/// prevents it.
 ///
 /// Younger snapshots get up to [`READERS_END_MAX`] to end by themselves. Readers of other
 /// processes, and copies of the database, cannot be ended.
@@ -193,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// With this bound, a log restarts from one page on.
+    /// With this bound, a log of one page restarts.
     const BYTES_MAX: u64 = 8 * 4_096;
 
     use crate::location::{Location, with_suffix};

@@ -1,4 +1,4 @@
-//! Connections, all set up alike.
+//! Connections and their settings.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,17 +14,19 @@ use crate::{Durability, SqliteOptions, file};
 /// How long a connection waits for another process's lock.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Prepared statements kept in each connection; more than larder has.
+/// The most prepared statements that each connection keeps; more than larder has.
 const STATEMENTS: usize = 64;
 
-/// What SQLite keeps of a database's pages for each connection, unless it is told otherwise.
+/// SQLite's default size of the page cache of a connection.
 const PAGES_KIB: i64 = 2_000;
 
-/// A log that had become longer is cut off to this size when it begins anew.
+/// The size to which a longer log is truncated when it restarts.
 pub(crate) const LOG_BYTES_KEPT: u64 = 64 << 20;
 
-/// Opens the connection of a database's writer, the first one of a store. The pages that it keeps stay valid while nobody
-/// else commits, so it need not read again what it changes; a reader's are worth nothing once somebody has committed.
+/// Opens the connection of a database's writer, which is the first of a store.
+///
+/// Its page cache stays valid as long as no other process commits, so it is worth a larger one.
+/// That of a reader is invalid after every commit.
 pub(crate) fn open_writer(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
     let connection = open_for_larder(location, options, BUSY_TIMEOUT)?;
     let kib = i64::try_from(options.cache_bytes / 4 / 1_024).unwrap_or(i64::MAX);
@@ -34,8 +36,8 @@ pub(crate) fn open_writer(location: &Location, options: SqliteOptions) -> larder
     Ok(connection)
 }
 
-/// Opens the first connection to a database of larder. It creates the file if the options say so. A database that is not
-/// larder's is refused before anything of it is changed.
+/// Opens the first connection to a database of larder, and creates the file if the options allow
+/// it. A database that is not larder's is refused before it is changed.
 pub(crate) fn open_for_larder(
     location: &Location,
     options: SqliteOptions,
@@ -43,7 +45,8 @@ pub(crate) fn open_for_larder(
 ) -> larder_core::Result<Connection> {
     let has_log = location.log_path().metadata().is_ok_and(|log| log.len() > 0);
     let mut connection = open_first(location, options, wait)?;
-    // Where there was none, the close removes the empty log and the index that SQLite creates for this look.
+    // If there was no log, the close removes the empty log and the index that SQLite creates for
+    // this check.
     keep_as_found(&connection, has_log)?;
     file::check_belongs(&connection, options)?;
     keep_as_found(&connection, false)?;
@@ -65,7 +68,7 @@ pub(crate) fn open_for_platform(
     Ok(connection)
 }
 
-/// Opens a further connection to a database of larder, which reads and writes.
+/// Opens a further connection to a database of larder, for reading and writing.
 pub(crate) fn open(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
     let connection = open_file(location, false)?;
     set_up(&connection, options, BUSY_TIMEOUT)?;
@@ -74,13 +77,13 @@ pub(crate) fn open(location: &Location, options: SqliteOptions) -> larder_core::
     Ok(connection)
 }
 
-/// Has SQLite overwrite what is deleted with zeros, in pages that stay and in those that become free.
-/// Otherwise it stays in the file, and in every copy, until something else needs the room.
+/// Makes SQLite overwrite deleted data with zeros, in pages that stay and in pages that become
+/// free. Otherwise the data stays in the file, and in every copy, until the space is reused.
 fn erase_deleted(connection: &Connection) -> Result<()> {
     Ok(connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?)
 }
 
-/// Opens a further connection, which only reads.
+/// Opens a further connection, for reading only.
 pub(crate) fn open_reader(location: &Location, options: SqliteOptions) -> larder_core::Result<Connection> {
     let connection = open(location, options)?;
     connection.pragma_update(None, "query_only", true).map_err(SqliteError::from)?;
@@ -105,30 +108,36 @@ fn open_file(location: &Location, create: bool) -> larder_core::Result<Connectio
     let connection = match Connection::open_with_flags(location.path(), flags) {
         Ok(connection) => connection,
         Err(error) => {
-            // There may be no file any more.
+            // The file may have been removed.
             location.check()?;
             location.check_exists()?;
             return Err(SqliteError::from(error).into());
         }
     };
     location.admit(&connection)?;
-    // SQLite opens a file that it may not write for reading.
+    // SQLite opens a file for reading if it may not write it.
     if connection.is_readonly(MAIN_DB).map_err(SqliteError::from)? {
         let path = location.path().display().to_string();
         let cause = io::Error::new(io::ErrorKind::PermissionDenied, path);
-        return Err(Error::caused("the database file may not be written", cause));
+        return Err(Error::caused(
+            "the process may not write the database file; check its permissions",
+            cause,
+        ));
     }
     Ok(connection)
 }
 
-/// Keeps the end of this connection from moving the log of another application into its database.
+/// Sets whether closing this connection leaves the log as it is. The log of another application
+/// must not be checkpointed.
 fn keep_as_found(connection: &Connection, keep: bool) -> Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep)?;
     Ok(())
 }
 
-/// A database may come from elsewhere: nothing that is stored in its schema runs in this process, and no foreign key of
-/// another table to larder's changes that table. Larder has no trigger, no view and no foreign key of its own.
+/// Distrusts the schema, because a database may come from elsewhere.
+///
+/// Nothing that is stored in the schema runs in this process, and no foreign key of another table
+/// to one of larder's changes that table. Larder has no trigger, view or foreign key of its own.
 pub(crate) fn distrust_schema(connection: &Connection) -> Result<()> {
     let settings = [
         (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
@@ -143,14 +152,14 @@ pub(crate) fn distrust_schema(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// How long a connection waits for others' locks.
+/// Sets how long the connection waits for the locks of other connections.
 pub(crate) fn wait_for_locks(connection: &Connection, wait: Duration) -> Result<()> {
-    // rusqlite panics where SQLite could not take the number, which is then beyond three weeks.
+    // rusqlite panics if the milliseconds do not fit SQLite's type, from about 25 days on.
     const MAX: Duration = Duration::from_millis(i32::MAX as u64);
     Ok(connection.busy_timeout(wait.min(MAX))?)
 }
 
-/// Has the connection make checkpoints in its commits, for those that are used without a store.
+/// Makes the connection checkpoint in its commits. For connections that are used without a store.
 pub(crate) fn checkpoint_by_itself(connection: &Connection) -> Result<()> {
     const PAGES: i64 = 1_000;
     Ok(connection.pragma_update(None, "wal_autocheckpoint", PAGES)?)
@@ -160,7 +169,9 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
     wait_for_locks(connection, wait)?;
     let mode = use_wal(connection, wait)?;
     if mode != "wal" {
-        return Err(Error::other("the database can't be used with a write-ahead log where it is"));
+        return Err(Error::other(
+            "SQLite cannot use a write-ahead log for the database file; move the file to another file system",
+        ));
     }
     let synchronous = match options.durability {
         Durability::Off => "OFF",
@@ -170,7 +181,7 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
     let pragmas = || -> Result<()> {
         connection.pragma_update(None, "synchronous", synchronous)?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        // Checkpoints are made beside the commits, not in them.
+        // A task makes the checkpoints, beside the commits.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -179,7 +190,7 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
     Ok(pragmas()?)
 }
 
-/// The first change to a write-ahead log takes an exclusive lock, and SQLite doesn't wait for that one.
+/// Switches to WAL mode. The switch takes an exclusive lock, for which SQLite does not wait.
 fn use_wal(connection: &Connection, wait: Duration) -> Result<String> {
     let since = Instant::now();
     loop {

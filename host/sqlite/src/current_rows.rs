@@ -1,8 +1,8 @@
 //! The stored rows that the plan of a commit asks for.
 //!
-//! A lookup by name descends the whole tree. If a row does not fit into a page, each comparison on
-//! the way reads its overflow pages too. A plan asks in the order of the names, so most rows of a
-//! large commit are found by reading on from the previous one, at a quarter of the cost.
+//! A lookup by name descends the whole B-tree. If a row does not fit into a page, each comparison
+//! on the way reads its overflow pages too. A plan asks in the order of the names, so most rows of
+//! a large commit are found by reading on from the previous one, at a quarter of the cost.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use rusqlite::Connection;
 use crate::error::SqliteError;
 use crate::rows::{bytes, current_row, prepare};
 
-/// Rows that are looked up by name before any are read ahead. Small commits ask for no more.
+/// How many rows are looked up by name before any are read ahead. Small commits need no more.
 const LOOKUPS: usize = 8;
 
 /// The most rows that are read ahead at once.
@@ -24,8 +24,8 @@ const AHEAD_MAX: usize = 128;
 /// The longest value that is read ahead: longer than that of any counter.
 const VALUE_BYTES_MAX: u64 = 64;
 
-/// Finds stored rows. Rows in the order of their names cost the least. No row may be written
-/// meanwhile.
+/// Finds stored rows, most cheaply in the order of their names. No row may be written while it is
+/// used.
 pub(crate) struct CurrentRows<'c> {
     connection: &'c Connection,
     lookups: usize,
@@ -37,17 +37,17 @@ struct Ahead {
     namespace: Namespace,
     /// How much of each row was read.
     need: Need,
-    /// The key that was asked for last. The rows cover all keys behind it, up to the last row.
+    /// The key that was asked for last. The rows cover all keys after it, up to the last row.
     asked: Vec<u8>,
     /// In the order of their keys.
     rows: VecDeque<(Vec<u8>, CurrentRow)>,
-    /// The namespace has no row behind these.
+    /// Whether the namespace has no row after these.
     is_end: bool,
-    /// How many keys the rows have answered for.
+    /// How many lookups these rows have answered.
     answers: usize,
 }
 
-/// What rows that were read ahead tell of a key.
+/// The answer of rows that were read ahead.
 enum Answer {
     Row(CurrentRow),
     Absent,
@@ -93,13 +93,14 @@ impl<'c> CurrentRows<'c> {
                 answer => return self.whole(row, need, answer),
             }
         }
-        // Sparse rows are read ahead in vain. So twice as many are read as the last ones answered.
+        // Reading ahead is wasted on sparse rows, so it reads twice as many rows as the last ones
+        // answered.
         let ahead = self.ahead.insert(read(self.connection, row, need, (2 * answers).clamp(1, AHEAD_MAX))?);
         let answer = ahead.answer(row.key.as_bytes());
         self.whole(row, need, answer)
     }
 
-    /// The row with its value, if that was too long to be read ahead.
+    /// Completes an answer with its value, if that was too long to be read ahead.
     fn whole(&self, row: &RowKey, need: Need, answer: Answer) -> Result<Option<CurrentRow>> {
         match answer {
             Answer::Row(found) if need == Need::Header || found.value.is_some() => Ok(Some(found)),
@@ -118,7 +119,7 @@ const VALUES: &str = "
     FROM larder_entries
     WHERE namespace = ?1 AND key >= ?2 ORDER BY key LIMIT ?3";
 
-/// Reads rows from this one on.
+/// Reads rows ahead, beginning with this one.
 fn read(connection: &Connection, row: &RowKey, need: Need, count: usize) -> Result<Ahead> {
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
     let mut statement;
@@ -236,7 +237,7 @@ mod tests {
         assert_eq!(ask(&mut (0..8).map(|number| row("a", number))), 0);
         let dense = ask(&mut (0..2_000).map(|number| row("a", number)));
         assert!((1..30).contains(&dense), "{dense}");
-        // One row tells that all of these are absent.
+        // One row proves that all of these are absent.
         assert_eq!(ask(&mut (3_000..5_000).map(|number| row("a", number))), 1);
         let sparse = ask(&mut (0..20).map(|number| row("a", number * 100)));
         assert!((1..=12).contains(&sparse), "{sparse}");

@@ -12,17 +12,30 @@ use percent_encoding::percent_decode_str;
 use crate::read_only::SqliteReadOnly;
 use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
 
-/// Opens `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
+/// The driver of `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
 ///
-/// The part behind `?` holds options; a `?` or `%` of the path itself is written `%3F` or `%25`. A file that isn't there
-/// is made, unless `?create=no` is said; its folder must be there. `cache_bytes` is [`SqliteOptions::cache_bytes`],
-/// `other_tables` is [`SqliteOptions::other_tables`].
+/// The part after `?` holds options, separated by `&`. A `?` or `%` in the path itself is written
+/// `%3F` or `%25`. The file is created if it does not exist, unless `create=no` is set; its
+/// directory must exist. The other options are `durability=normal` or `full`, `cache_bytes=NUMBER`
+/// ([`SqliteOptions::cache_bytes`]) and `other_tables=yes` or `no`
+/// ([`SqliteOptions::other_tables`]). `sqlite::memory:` takes no options.
+///
+/// ```
+/// use larder_core::Drivers;
+/// use larder_sqlite::SqliteDriver;
+///
+/// let mut drivers = Drivers::new();
+/// drivers.register(SqliteDriver)?;
+/// assert_eq!(drivers.names(), ["sqlite"]);
+/// # Ok::<(), larder_core::DriverError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SqliteDriver;
 
 impl SqliteDriver {
-    /// The path of the file that a data-source name names; `None` if that is a private database, or the name is malformed
-    /// or meant for another driver.
+    /// Returns the path of the file that a data-source name refers to.
+    ///
+    /// `None` if the name refers to a private database, is malformed, or is for another driver.
     pub fn path(dsn: &str) -> Option<PathBuf> {
         match parse(dsn) {
             Ok((Place::File(path), _)) if dsn.starts_with(SCHEME) => Some(path),
@@ -55,7 +68,7 @@ impl Driver for SqliteDriver {
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         let (place, options) = parse(dsn)?;
         Ok(match place {
-            // It is new, and nobody else can ever write to it.
+            // The database is new, and no other caller can write to it.
             Place::Private => Arc::new(ReadOnly::new(Arc::new(Sqlite::open_private().await?))),
             Place::File(path) => {
                 Arc::new(ReadOnly::new(Arc::new(SqliteReadOnly::open(path, options).await?)))
@@ -84,17 +97,26 @@ fn parse(dsn: &str) -> Result<(Place, SqliteOptions)> {
     if path == ":memory:" {
         return match query {
             "" => Ok((Place::Private, options)),
-            _ => Err(Error::invalid_argument("`sqlite::memory:` takes no options")),
+            _ => {
+                Err(Error::invalid_argument("`sqlite::memory:` takes no options; remove the part after `?`"))
+            }
         };
     }
     if path.is_empty() {
-        return Err(Error::invalid_argument("a SQLite store is named `sqlite:PATH` or `sqlite::memory:`"));
+        return Err(Error::invalid_argument(
+            "the name of a SQLite store has no path; use `sqlite:PATH` or `sqlite::memory:`",
+        ));
     }
     let path = percent_decode_str(path).decode_utf8().map_err(|error| {
-        Error::caused("the path in a SQLite store's name is no text once it is decoded", error)
+        Error::caused(
+            "the path in the name of a SQLite store is not valid UTF-8 after percent-decoding",
+            error,
+        )
     })?;
     if path.contains('\0') {
-        return Err(Error::invalid_argument("the path of a SQLite store can't hold NUL"));
+        return Err(Error::invalid_argument(
+            "the path in the name of a SQLite store contains a NUL byte; remove `%00`",
+        ));
     }
     Ok((Place::File(PathBuf::from(path.as_ref())), options))
 }
@@ -112,10 +134,11 @@ fn parse_options(query: &str) -> Result<SqliteOptions> {
             _ => match option.strip_prefix("cache_bytes=").map(str::parse) {
                 Some(Ok(bytes)) => options.cache_bytes = bytes,
                 _ => {
-                    // It is not repeated: what is meant for another engine may be a password or a key.
+                    // The option is not quoted: an option for another engine may be a password or a
+                    // key.
                     return Err(Error::invalid_argument(
-                        "unknown option of a SQLite store, or a wrong value of one; there are `durability=normal`, \
-                         `durability=full`, `create=yes`, `create=no`, `other_tables=yes`, `other_tables=no` and \
+                        "unknown option of a SQLite store, or invalid value of one; use `durability=normal`, \
+                         `durability=full`, `create=yes`, `create=no`, `other_tables=yes`, `other_tables=no` or \
                          `cache_bytes=NUMBER`",
                     ));
                 }
@@ -130,7 +153,7 @@ mod tests {
     use super::*;
 
     fn file(dsn: &str) -> (String, Durability) {
-        let (Place::File(path), options) = parse(dsn).unwrap() else { panic!("no file") };
+        let (Place::File(path), options) = parse(dsn).unwrap() else { panic!("not a file") };
         (path.to_str().unwrap().to_string(), options.durability)
     }
 

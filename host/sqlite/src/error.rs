@@ -1,10 +1,10 @@
-//! SQLite's errors, put into their kind by code.
+//! Classifies SQLite's errors by code.
 
 use larder_core::Error;
 use larder_core::schema::MigrationError;
 use rusqlite::ErrorCode;
 
-/// An error of SQLite, or of what it stored.
+/// An error of SQLite, or of a value that it stored.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct SqliteError(#[from] rusqlite::Error);
@@ -12,18 +12,20 @@ pub(crate) struct SqliteError(#[from] rusqlite::Error);
 pub(crate) type Result<T, E = SqliteError> = std::result::Result<T, E>;
 
 impl SqliteError {
-    /// Whether somebody else holds the lock.
+    /// Whether another connection holds the lock.
     pub(crate) fn is_busy(&self) -> bool {
         matches!(self.code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
-    /// Whether a commit that ended so has certainly not happened: the lock is taken before anything is written, and a
-    /// disk that is full has not taken the last frame, without which the write-ahead log holds no commit.
+    /// Whether a commit that failed in this way was certainly not made.
+    ///
+    /// The lock is taken before anything is written. A full disk did not take the last frame,
+    /// without which the write-ahead log holds no commit.
     pub(crate) fn is_certain(&self) -> bool {
         self.is_busy() || self.code() == Some(ErrorCode::DiskFull)
     }
 
-    /// Whether SQLite gave this code.
+    /// Whether SQLite returned this code.
     pub(crate) fn has_code(&self, code: ErrorCode) -> bool {
         self.code() == Some(code)
     }
@@ -38,17 +40,17 @@ impl From<SqliteError> for Error {
         match error.code() {
             Some(
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed,
-            ) => Self::unavailable("another process holds the database's lock", error),
+            ) => Self::unavailable("another process holds the lock of the database; try again", error),
             Some(ErrorCode::OutOfMemory) => Self::unavailable("the database ran out of memory", error),
             Some(ErrorCode::DiskFull) => Self::unavailable("the disk is full", error),
             Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
-                Self::unavailable("the database file can't be read or written", error)
+                Self::unavailable("cannot read or write the database file", error)
             }
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                Self::Corrupt("the file is no intact SQLite database".to_string())
+                Self::Corrupt("the file is not an intact SQLite database".to_string())
             }
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-                Self::caused("the database file may not be written", error)
+                Self::caused("the process may not write the database file; check its permissions", error)
             }
             Some(_) => Self::caused("the database failed", error),
             None => match error.0 {
@@ -57,7 +59,7 @@ impl From<SqliteError> for Error {
                 | rusqlite::Error::InvalidColumnType(..)
                 | rusqlite::Error::Utf8Error(..)
                 | rusqlite::Error::QueryReturnedNoRows => {
-                    Self::Corrupt("a stored row is not as larder writes it".to_string())
+                    Self::Corrupt("a stored row is not in the format that larder writes".to_string())
                 }
                 _ => Self::caused("the database failed", error),
             },

@@ -1,7 +1,8 @@
-//! Whether a file is a database of larder, and intact.
+//! Checks whether a file is a larder database, and intact.
 //!
-//! All of it is asked through SQLite. Whoever opens a database file by other means and closes it again drops every POSIX
-//! lock that this process has on the file, and the next process takes the write-ahead log away.
+//! All checks go through SQLite. Opening a database file by other means and closing it again would
+//! drop every POSIX lock that this process has on the file, and another process could then remove
+//! the write-ahead log.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,13 +19,13 @@ use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::Location;
 use crate::{SqliteOptions, migrate, migrator};
 
-/// Says in the header of a database that it is larder's: `LRDR`.
+/// The application id in the header of larder's databases: `LRDR`.
 const APPLICATION_ID: i32 = 0x4c52_4452;
 
-/// Bytes of the header with which every database of SQLite begins.
+/// Bytes of the header with which every SQLite database begins.
 const HEADER_BYTES: u64 = 100;
 
-/// Marks a database that holds nothing yet as larder's. Every other database stays as it is.
+/// Marks an empty database as larder's. Does not change any other database.
 pub(crate) fn mark(connection: &mut Connection) -> Result<()> {
     if is_fresh(connection)? {
         mark_fresh(connection)?;
@@ -46,11 +47,13 @@ fn is_fresh(connection: &Connection) -> SqliteResult<bool> {
     Ok(tables == 0 && application_id(connection)? == 0)
 }
 
-/// Bit of the user version: every change moves the position, a write of records alone too.
+/// Flag in the user version: every change moves the position, including a write of records alone.
 const POSITIONED: i32 = 1;
 
-/// Whether every change moves the position of this database, as it does for good once that is `wanted`. What is said in the
-/// file holds for every process that opens it: one that did not count its changes would hide them.
+/// Whether every change moves the position of this database. `wanted` sets this for good.
+///
+/// The flag is in the file, so that it binds every process that opens it: one that did not count
+/// its changes would hide them.
 pub(crate) fn is_positioned(connection: &Connection, wanted: bool) -> Result<bool> {
     let flags: i32 = user_version(connection)?;
     if wanted && flags & POSITIONED == 0 {
@@ -74,20 +77,22 @@ fn application_id(connection: &Connection) -> SqliteResult<i32> {
 /// Why a database is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotLarders {
-    /// Its header says so.
+    /// Its header names another application.
     #[error(
-        "the database belongs to another application (its application_id is {0:#010x}, larder's is {APPLICATION_ID:#010x}); \
+        "the database belongs to another application (its application_id is {0:#010x}, not {APPLICATION_ID:#010x}); \
          check the path"
     )]
     Application(i32),
-    /// It holds tables, and none of them is larder's ledger.
+    /// It holds tables, but not larder's ledger.
     #[error(
-        "the database holds other tables ({0:?} among them) and none of larder's; check the path, or allow larder's \
-         tables beside them with `other_tables`"
+        "the database holds tables of another application ({0:?} is one) and no tables of larder; check the path, or \
+         allow larder's tables beside them with `other_tables`"
     )]
     OtherTables(String),
-    /// One of larder's names is taken.
-    #[error("the database holds {0:?}, a name of larder's, which larder did not create; check the path")]
+    /// It uses one of larder's names.
+    #[error(
+        "the database holds {0:?}, which has a name of larder's tables but was not created by larder; check the path"
+    )]
     TakenName(String),
 }
 
@@ -97,12 +102,13 @@ impl From<NotLarders> for Error {
     }
 }
 
-/// Refuses a database that is not larder's and must not become it. It reads, and changes nothing.
+/// Refuses a database that is not larder's and must not become larder's. Changes nothing.
 ///
 /// # Errors
-/// [`Error::Other`] says whose it is, [`Error::Corrupt`] that it is not a database.
+/// - [`Error::Other`] if it belongs to another application, or holds other tables.
+/// - [`Error::Corrupt`] if it is not a database.
 pub(crate) fn check_belongs(connection: &Connection, options: SqliteOptions) -> Result<()> {
-    // All of it from one state: another process may be creating larder's tables.
+    // All reads must see one state, because another process may be creating larder's tables.
     let in_transaction = !connection.is_autocommit();
     if !in_transaction {
         connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
@@ -134,7 +140,7 @@ fn check_belongs_in_one_state(connection: &Connection, options: SqliteOptions) -
     }
 }
 
-/// The names of all tables, views and indexes that someone has made.
+/// The names of all tables, views, indexes and triggers that SQLite did not create by itself.
 fn names(connection: &Connection) -> SqliteResult<Vec<String>> {
     let mut statement = connection.prepare(
         "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid",
@@ -143,15 +149,17 @@ fn names(connection: &Connection) -> SqliteResult<Vec<String>> {
     Ok(names.collect::<rusqlite::Result<_>>()?)
 }
 
-/// SQLite compares names without regard to the case of ASCII letters.
+/// SQLite ignores the case of ASCII letters in names.
 fn is_larders_name(name: &str) -> bool {
     name.get(..LARDERS_PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(LARDERS_PREFIX))
 }
 
 const LARDERS_PREFIX: &str = "larder_";
 
-/// Refuses a database with a table or an index under one of larder's names that larder did not create: its rules would not
-/// be those that larder relies on. The schema is up to date. The ledger is the migrator's own concern.
+/// Refuses a database with a table or an index under one of larder's names that larder did not
+/// create: it may lack the constraints that larder relies on.
+///
+/// The schema must be up to date. The migrator checks the ledger.
 ///
 /// # Errors
 /// [`Error::Corrupt`] names the table or index.
@@ -170,15 +178,15 @@ pub(crate) fn check_tables(connection: &Connection) -> Result<()> {
 }
 
 fn not_as_created(name: &str) -> Error {
-    corrupt(&format!("its {name:?} is not the one that larder creates"))
+    corrupt(&format!("its {name:?} is missing or altered"))
 }
 
 fn foreign_index(name: &str, table: &str) -> Error {
-    corrupt(&format!("larder did not create the index {name:?} of its {table:?}; drop it"))
+    corrupt(&format!("larder did not create the index {name:?} of its {table:?}; drop the index"))
 }
 
-/// Refuses a database in which a name of larder's stands for what no release up to this one created. A database of a later
-/// release passes: what opens it says so.
+/// Refuses a database that uses one of larder's names for something that no release up to this one
+/// created. A database of a later release passes, because opening it reports the later release.
 fn check_own_tables(connection: &Connection) -> Result<()> {
     if is_newer(connection)? {
         return Ok(());
@@ -209,11 +217,11 @@ fn is_newer(connection: &Connection) -> Result<bool> {
     Ok(applied > i64::from(steps.newest()))
 }
 
-/// Larder's own tables and indexes.
+/// The definitions of larder's own tables and indexes.
 struct OwnSchema {
-    /// What all steps create.
+    /// The definitions after all steps.
     newest: BTreeMap<String, Definition>,
-    /// What any number of steps create, and the ledger.
+    /// The definitions after any number of steps, and those of the ledger.
     ever: BTreeMap<String, Vec<Definition>>,
 }
 
@@ -251,18 +259,19 @@ fn own_schema() -> Result<&'static OwnSchema> {
 /// The kind of a table or index, the table that it belongs to, and its SQL.
 type Definition = (String, String, Option<String>);
 
-/// Everything under larder's names, and every index of its tables.
+/// All definitions under larder's names, and all indexes of its tables.
 fn definitions(connection: &Connection) -> SqliteResult<Vec<(String, Definition)>> {
     let mut definitions = all_definitions(connection)?;
     definitions.retain(|(name, (kind, table, sql))| {
-        // SQLite's own indexes have no SQL.
+        // Indexes that SQLite created by itself have no SQL.
         is_larders_name(name) || kind == "index" && sql.is_some() && is_larders_name(table)
     });
     Ok(definitions)
 }
 
-/// Every table, view and index. SQLite refuses a schema in which a name, a kind or a table is not what the SQL says. Blanks
-/// don't count: a file of steps may have been checked out with other line ends.
+/// All tables, views and indexes. SQLite refuses a schema in which a name, a kind or a table
+/// contradicts the SQL. White space does not count, because a file of steps may have been checked
+/// out with other line ends.
 fn all_definitions(connection: &Connection) -> SqliteResult<Vec<(String, Definition)>> {
     let sql = "SELECT name, type, tbl_name, sql FROM sqlite_schema WHERE type <> 'trigger'";
     let mut statement = connection.prepare(sql)?;
@@ -274,34 +283,35 @@ fn all_definitions(connection: &Connection) -> SqliteResult<Vec<(String, Definit
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Checks a file, on this thread.
+/// Checks a file, on the calling thread.
 pub(crate) fn verify(path: &Path) -> Result<()> {
     let location = Location::resolve(path)?;
     check_length(&location)?;
     let connection = open(&location)?;
     match application_id(&connection)? {
         APPLICATION_ID => {}
-        // Earlier releases set none, and a database that an application shares with larder keeps the application's.
+        // Earlier releases set no application id, and a database that an application shares with
+        // larder keeps that of the application.
         _ if has_ledger(&connection)? => {}
         0 => return Err(corrupt("it has no tables of larder")),
         _ => return Err(corrupt("it belongs to another application")),
     }
     check_own_tables(&connection)?;
     if !is_intact(&connection, Check::Full)? {
-        return Err(corrupt("its pages contradict each other"));
+        return Err(corrupt("SQLite found damaged pages"));
     }
     Ok(())
 }
 
-/// SQLite takes an empty file for an empty database.
+/// SQLite treats an empty file as an empty database.
 fn check_length(location: &Location) -> Result<()> {
-    let unreadable = |error| Error::unavailable("the database file can't be read", error);
+    let unreadable = |error| Error::unavailable("cannot read the database file", error);
     let length = location.path().metadata().map_err(unreadable)?.len();
-    if length < HEADER_BYTES { Err(corrupt("it is shorter than a database's header")) } else { Ok(()) }
+    if length < HEADER_BYTES { Err(corrupt("it is shorter than the header of a database")) } else { Ok(()) }
 }
 
-/// Without a log beside it the file is all there is, and is looked at without leaving anything behind. With one, opening it
-/// takes what was committed out of the log first.
+/// Opens a file for a check. Without a log beside it, the file is opened as immutable, which leaves
+/// nothing behind. With a log, opening it recovers the log first.
 fn open(location: &Location) -> Result<Connection> {
     let path = location.path();
     let no_mutex = OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -323,8 +333,9 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove
 
 const LEDGER: &str = "larder_migrations";
 
-/// Whether there is a ledger as larder creates it, without an index. A table that only has its name proves nothing, and one
-/// with a column more may compute for ever when a step is recorded.
+/// Whether the database has the ledger as larder creates it, without an index. A table that only
+/// has its name proves nothing, and a table with an additional column may compute forever when a
+/// step is recorded.
 fn has_ledger(connection: &Connection) -> Result<bool> {
     let own = own_schema()?;
     let mut found = all_definitions(connection)?;
@@ -332,18 +343,21 @@ fn has_ledger(connection: &Connection) -> Result<bool> {
     Ok(matches!(found.as_slice(), [(name, definition)] if name == LEDGER && own.has(name, definition)))
 }
 
-/// How closely a database is looked at.
+/// How thorough a check is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Its pages hang together.
+    /// Checks the structure of the pages.
     Pages,
-    /// The rows are in order too, and each is in every index. It takes several times as long.
+    /// Also checks the order of the rows, and that each is in every index. Takes several times as
+    /// long.
     Full,
 }
 
-/// Whether SQLite finds nothing wrong. A check of a table computes its constraints, generated columns and indexes, and
-/// SQLite does not interrupt a function that computes for ever. So if there are tables or indexes that larder does not
-/// create, only larder's own tables are checked.
+/// Whether SQLite finds nothing wrong.
+///
+/// A check of a table evaluates its constraints, generated columns and indexes, and SQLite cannot
+/// interrupt a function that computes forever. So if there are tables or indexes that larder does
+/// not create, only larder's own tables are checked.
 pub(crate) fn is_intact(connection: &Connection, check: Check) -> Result<bool> {
     let pragma = match check {
         Check::Pages => "quick_check",
@@ -360,20 +374,21 @@ pub(crate) fn is_intact(connection: &Connection, check: Check) -> Result<bool> {
     Ok(true)
 }
 
-/// SQLite answers with rows that say what is wrong, or with one that says `ok`.
+/// SQLite returns rows that describe the damage, or a single row `ok`.
 fn is_ok(connection: &Connection, sql: &str) -> Result<bool> {
     let answer: String = connection.query_row(sql, [], |row| row.get(0)).map_err(SqliteError::from)?;
     Ok(answer == "ok")
 }
 
-/// The tables of larder's that are as larder creates them, with their indexes; `None` if the database holds no others.
+/// Larder's own tables, if they and their indexes are as larder creates them. `None` if the
+/// database holds no others.
 fn tables_to_check(connection: &Connection) -> Result<Option<Vec<String>>> {
     let own = own_schema()?;
     let mut found = all_definitions(connection)?;
     found.retain(|(_, (kind, ..))| kind != "view");
     let is_own = |(name, definition): &(String, Definition)| {
         let (kind, table, sql) = definition;
-        // SQLite makes indexes without SQL for the constraints of a table.
+        // SQLite creates indexes without SQL for the constraints of a table.
         own.has(name, definition) || kind == "index" && sql.is_none() && own.ever.contains_key(table)
     };
     let (own, foreign): (Vec<_>, Vec<_>) = found.into_iter().partition(is_own);
@@ -386,5 +401,5 @@ fn tables_to_check(connection: &Connection) -> Result<Option<Vec<String>>> {
 }
 
 fn corrupt(reason: &str) -> Error {
-    Error::Corrupt(format!("the file is no intact database of larder: {reason}"))
+    Error::Corrupt(format!("the file is not an intact larder database: {reason}"))
 }

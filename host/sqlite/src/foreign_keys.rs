@@ -1,32 +1,34 @@
-//! Rows that refer to rows that are not there, which a step of a schema must not leave.
+//! Foreign-key violations that a schema migration leaves.
 //!
-//! A violation was there before the step if the same row of the same table broke the same key with the same values then.
-//! Every other one is new. A row is told by its row id, or by its primary key if its table has no row ids. Both states are
-//! read in the order of the rows and compared as they are read, so memory does not depend on how many violations there are.
+//! A violation existed before the step if the same row of the same table broke the same key with
+//! the same values then. Every other violation is new. A row is identified by its row id, or by its
+//! primary key if its table has no row ids. Both states are read in the order of the rows and
+//! compared as they are read, so the use of memory does not depend on the number of violations.
 
 use larder_core::schema::{ForeignKeyViolation, ForeignKeyViolations};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Params, Row, Rows};
 
 use crate::error::{Result, SqliteError};
 
-/// How a table is known again after the step.
+/// How a table is recognized after the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
-    /// By the page at which its tree begins, which a new name does not change. Its keys are known by their order. The step
-    /// must not have dropped a table or an index: the page might belong to another table by now.
+    /// By the root page of its B-tree, which a new name does not change. Its keys are recognized by
+    /// their order. The step must not have dropped a table or an index, because another table may
+    /// have got the page.
     ByRoot,
-    /// By its name, and its keys by their columns.
+    /// By its name. Its keys are recognized by their columns.
     ByName,
 }
 
-/// A table that refers to others.
+/// A table with foreign keys.
 struct Child {
     name: String,
     root: i64,
-    /// The expressions for a row's id, and for its primary key if it has no id.
+    /// The SQL expressions for a row's id, and for its primary key if it has no id.
     row: String,
     primary_key: String,
-    /// In the order in which they were declared.
+    /// In the order of their declaration.
     keys: Vec<Key>,
 }
 
@@ -34,23 +36,25 @@ struct Child {
 struct Key {
     parent: String,
     has_parent: bool,
-    /// The columns of the child with those of the parent. The parent's is not known if it has no primary key.
+    /// The columns of the child, each with the column of the parent. `None` if the key names no
+    /// column and the parent has no primary key.
     columns: Vec<(String, Option<String>)>,
 }
 
-/// What a check of one table finds.
+/// The result of a check of one table.
 enum Checked {
     Sound,
     HasViolations,
-    /// The table can't be checked, as when what its key refers to is not unique.
+    /// SQLite cannot check the table, for example because its key refers to columns that are not
+    /// unique.
     Mismatch(SqliteError),
 }
 
-/// The tables that are not sound after a step.
+/// The tables with violations after a step, and those that cannot be checked.
 pub(crate) struct Suspects(Vec<(Child, Checked)>);
 
 impl Suspects {
-    /// Reads every row that refers to another, up to the first violation of each table.
+    /// Checks all rows with foreign keys, up to the first violation of each table.
     pub(crate) fn in_database(connection: &Connection) -> Result<Self> {
         let mut suspects = Vec::new();
         for child in children(connection)? {
@@ -66,10 +70,10 @@ impl Suspects {
         self.0.is_empty()
     }
 
-    /// What was not there before.
+    /// Returns the violations that did not exist before the step.
     ///
     /// # Errors
-    /// Why a table can't be checked any more.
+    /// The error of SQLite for a table that can no longer be checked.
     pub(crate) fn beyond(
         self,
         before: &Connection,
@@ -82,7 +86,7 @@ impl Suspects {
             let earlier = children.iter().find(|earlier| child.is(earlier, known));
             let earlier_checked = earlier.map(|earlier| check(before, &earlier.name)).transpose()?;
             match (checked, earlier_checked) {
-                // SQLite could not check it before either.
+                // SQLite could not check the table before the step either.
                 (Checked::Mismatch(_), Some(Checked::Mismatch(_))) => {}
                 (Checked::Mismatch(mismatch), _) => return Err(mismatch),
                 (_, Some(Checked::HasViolations)) => {
@@ -95,8 +99,8 @@ impl Suspects {
     }
 }
 
-/// A row that breaks a key: its id, its primary key if it has no id, and the values that refer to nothing. The order is
-/// that in which SQLite gives them.
+/// A row that breaks a key: its id, its primary key if it has no id, and its values that refer to
+/// no row. The order is that in which SQLite returns them.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Violation(Option<i64>, String, String);
 
@@ -144,8 +148,9 @@ impl Child {
         Ok(())
     }
 
-    /// SQL that finds the violations of a key, in the order of [`Violation`]. A key compares as its parent's column does: the
-    /// `+` takes the affinity and the collation of the child's column away.
+    /// The SQL that finds the violations of a key, in the order of [`Violation`]. Values are
+    /// compared by the rules of the parent's column: the `+` removes the affinity and the collation
+    /// of the child's column.
     fn violations(&self, key: &Key) -> String {
         let referring: Vec<_> = key.columns.iter().map(|(column, _)| column_of("c", column)).collect();
         let values = joined(&referring);
@@ -175,7 +180,7 @@ impl Key {
         self.names().eq(other.names())
     }
 
-    /// All its names. SQLite compares them without regard to the case of ASCII letters.
+    /// All its names. SQLite ignores the case of ASCII letters in names.
     fn names(&self) -> impl Iterator<Item = String> {
         let columns = self.columns.iter().flat_map(|(column, parents)| [Some(column), parents.as_ref()]);
         std::iter::once(Some(&self.parent))
@@ -189,7 +194,7 @@ fn next(rows: Option<&mut Rows<'_>>) -> Result<Option<Violation>> {
     Ok(Some(Violation(row.get(0)?, row.get(1)?, row.get(2)?)))
 }
 
-/// SQLite checks which tables can be checked, before it reads a row.
+/// Checks a table. SQLite finds out whether it can check the table before it reads a row.
 fn check(connection: &Connection, table: &str) -> Result<Checked> {
     let sql = "SELECT 1 FROM pragma_foreign_key_check(?1, 'main') LIMIT 1";
     let found = connection.query_row(sql, [table], |_| Ok(())).optional().map_err(SqliteError::from);
@@ -201,7 +206,7 @@ fn check(connection: &Connection, table: &str) -> Result<Checked> {
     }
 }
 
-/// The tables that refer to others.
+/// The tables with foreign keys.
 fn children(connection: &Connection) -> Result<Vec<Child>> {
     let sql = "SELECT tables.name, rootpage FROM main.sqlite_schema AS tables
         WHERE type = 'table' AND EXISTS (SELECT 1 FROM pragma_foreign_key_list(tables.name, 'main'))
@@ -214,7 +219,7 @@ fn child(connection: &Connection, name: String, root: i64) -> Result<Child> {
     let columns = names(connection, "SELECT name FROM pragma_table_xinfo(?1, 'main')", &name)?;
     let sql = "SELECT wr FROM pragma_table_list(?1) WHERE schema = 'main'";
     let has_no_row_ids: bool = connection.query_row(sql, [&name], |row| row.get(0))?;
-    // A column may be named like the row id.
+    // A column may have the name of a row id, and hides it then.
     let is_free = |row_id: &&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(row_id));
     let row_id = ["rowid", "_rowid_", "oid"].into_iter().find(is_free).filter(|_| !has_no_row_ids);
     let primary_key = match row_id {
@@ -269,7 +274,8 @@ fn all<T>(
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// An expression for the values of columns as one text, which differs if a type or a value does.
+/// An SQL expression that joins the values of columns to one text. The texts of two rows differ if
+/// a type or a value does.
 fn joined(columns: &[String]) -> String {
     let text = |column: &String| {
         // `quote` ends a text at a NUL.
@@ -293,7 +299,7 @@ fn quoted(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What SQLite compares by the rules of the parent's column.
+    /// Values that SQLite compares by the rules of the parent's column.
     const VALUES: [&str; 14] = [
         "1",
         "'1'",
@@ -314,7 +320,7 @@ mod tests {
     const TYPES: [&str; 8] =
         ["INTEGER", "TEXT", "TEXT COLLATE NOCASE", "TEXT COLLATE RTRIM", "REAL", "NUMERIC", "BLOB", ""];
 
-    /// The rows that SQLite names, and those that are found here.
+    /// The row ids of the violations that SQLite finds, and of those that are found here.
     fn both(connection: &Connection) -> (Vec<Option<i64>>, Vec<Option<i64>>) {
         let sql = "SELECT rowid FROM pragma_foreign_key_check('c', 'main') ORDER BY fkid DESC, rowid";
         let expected = all(connection, sql, [], |row| row.get(0)).unwrap();

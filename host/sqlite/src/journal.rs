@@ -1,11 +1,11 @@
-//! Hands the redo of commits to a [`Journal`], and answers those who committed once it is kept.
+//! Hands the redo of commits to a [`Journal`], and answers the callers once it is kept.
 //!
-//! The writer never waits for it: it commits further groups, which queue up here. One task hands over all that has
-//! queued up, as one redo, and then answers its members in the order of their commits. So an answer says that this
-//! commit is kept, and every one before it.
+//! The writer does not wait for the journal: it commits further groups, which queue up here. One
+//! task hands all queued groups to the journal as one redo, and then answers their members in the
+//! order of their commits. So an answer means that the commit is kept, and every commit before it.
 //!
-//! A group is visible in the file before it is kept. So each group has a number, which is given before the group is committed,
-//! and whoever has read waits until all groups with a number are kept ([`Status::kept`]).
+//! A group is visible in the file before it is kept. Each group therefore gets a number before it
+//! is committed, and a reader waits until all groups with a number are kept ([`Status::kept`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -18,25 +18,25 @@ use tokio::task::JoinHandle;
 
 use crate::writer::Writer;
 
-/// Somebody waits for an answer; nobody may be there any more to hear it.
+/// Where the outcome of a request is sent. The caller may have stopped waiting.
 pub(crate) type Answer = oneshot::Sender<Result<Reply>>;
 
-/// What the writer answers to one that it did not refuse.
+/// The answer to a request that the writer did not refuse.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reply {
-    /// It is made.
+    /// The commit is made.
     Made(Committed),
-    /// Nothing was made: what it read is to be validated while others commit.
+    /// Nothing was made. The caller must first validate its reads, while others commit.
     Unvalidated,
 }
 
-/// Bytes that one redo is handed over with at most; a single group may be larger.
+/// The most bytes of one redo. A single group may be larger.
 const REDO_BYTES_MAX: u64 = 16 << 20;
 
-/// With so many bytes queued up, no further group is committed until some are kept.
+/// Backpressure: from this many queued bytes on, no further group is committed until some are kept.
 const QUEUED_BYTES_MAX: u64 = 64 << 20;
 
-/// One group of commits, or none where somebody only waits for those before.
+/// One group of commits. Without a redo, members that only wait for the groups before.
 struct Shipment {
     number: GroupNumber,
     redo: Option<Redo>,
@@ -59,37 +59,39 @@ impl Shipment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GroupNumber(u64);
 
-/// What both ends of the queue know.
+/// The state that the writer and the journal's task share.
 #[derive(Default)]
 pub(crate) struct Status {
     queued_bytes: AtomicU64,
     failure: OnceLock<Error>,
     /// The number of the last group that may be visible.
     begun: AtomicU64,
-    /// All groups up to this one are kept, or came to nothing.
+    /// All groups up to this one are kept or have failed.
     kept: watch::Sender<GroupNumber>,
 }
 
 impl Status {
-    /// Gives a group its number, before it is committed. The group is to be pushed afterwards, also if it came to nothing.
+    /// Gives a group its number, before it is committed. The caller must push the group afterwards,
+    /// even if it failed.
     pub(crate) fn begin(&self) -> GroupNumber {
         GroupNumber(self.begun.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    /// Waits until everything is kept that is visible now.
+    /// Waits until everything that is visible now is kept.
     ///
     /// # Errors
-    /// As [`Status::failure`].
+    /// The error of the journal, if it has failed.
     pub(crate) async fn kept(&self) -> Result<()> {
         let visible = self.last_begun();
         if *self.kept.borrow() < visible {
-            // The sender is here, so it does not end.
+            // The sender is a field of `self`, so the channel stays open.
             let _ = self.kept.subscribe().wait_for(|kept| *kept >= visible).await;
         }
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// Notes that the file may hold what the journal will never keep. The first failure counts.
+    /// Records that the file may hold a commit that the journal will never keep. Returns the first
+    /// such failure.
     pub(crate) fn fail(&self, error: Error) -> Error {
         self.failure.get_or_init(|| error).clone()
     }
@@ -106,32 +108,34 @@ impl Status {
         });
     }
 
-    /// Why nothing of this database can be relied on any more: commits are in it that the journal did not keep.
+    /// The error of the journal, if it has failed: the database then holds commits that the journal
+    /// did not keep.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.failure.get().map(|error| match error {
-            // It was the outcome of another's commit.
+            // The unknown outcome is that of an earlier commit, not of the caller's.
             Error::CommitUnknown { .. } => Error::unavailable(
-                "an earlier commit could not be kept in the journal; open the store again",
+                "the journal did not keep an earlier commit; open the store again",
                 error.clone(),
             ),
             error => error.clone(),
         })
     }
 
-    /// Whether the next group has to wait.
+    /// Whether the next group must wait.
     pub(crate) fn is_backlogged(&self) -> bool {
         self.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
     }
 }
 
-/// The writer's end of the queue. Once it is dropped, what is queued up is still handed over.
+/// The writer's end of the queue. After it is dropped, the queued groups are still handed to the
+/// journal.
 pub(crate) struct Queue {
     shipments: mpsc::UnboundedSender<Shipment>,
     status: Arc<Status>,
 }
 
 impl Queue {
-    /// Starts handing over.
+    /// Spawns the task that hands groups to the journal.
     pub(crate) fn start(
         journal: Arc<dyn Journal>,
         status: Arc<Status>,
@@ -143,18 +147,20 @@ impl Queue {
         (Self { shipments, status }, task)
     }
 
-    /// Has somebody answered once everything is kept that was pushed before.
+    /// Answers once everything that was pushed before is kept.
     pub(crate) fn push_answer(&self, answer: Answer) {
         self.push(self.status.last_begun(), None, vec![(answer, Committed::default())]);
     }
 
-    /// Takes a group that was just committed. It is called in the order of the commits.
+    /// Queues a group that was just committed. Must be called in the order of the commits.
     pub(crate) fn push(&self, number: GroupNumber, redo: Option<Redo>, members: Vec<(Answer, Committed)>) {
         let shipment = Shipment { number, redo, members };
         self.status.queued_bytes.fetch_add(shipment.bytes(), Ordering::AcqRel);
         if let Err(mpsc::error::SendError(shipment)) = self.shipments.send(shipment) {
             // The runtime is shutting down.
-            let error = self.status.fail(not_kept("the journal's task ended", None));
+            let error = self
+                .status
+                .fail(not_kept("the task of the journal ended, because the runtime is shutting down", None));
             self.status.move_to(number);
             shipment.answer(&Err(error));
         }
@@ -165,7 +171,7 @@ struct Shipper {
     journal: Arc<dyn Journal>,
     status: Arc<Status>,
     queued: mpsc::UnboundedReceiver<Shipment>,
-    /// Waits where there is a backlog.
+    /// The writer, which waits if there is a backlog.
     writer: Weak<Writer>,
 }
 
@@ -193,8 +199,11 @@ impl Shipper {
         }
     }
 
-    /// Hands over the redo of a batch. After a failure nothing is handed over any more, as it would leave a gap.
-    /// The failure is known before anybody is told of it: who reads afterwards what became of a commit is refused.
+    /// Hands the redo of a batch to the journal. After a failure nothing is handed over any more,
+    /// because it would leave a gap.
+    ///
+    /// The failure is recorded before any member is answered: a member that then reads to find the
+    /// outcome of its commit is refused.
     async fn keep(&self, batch: &mut [Shipment]) -> Result<()> {
         let kept = match self.status.failure.get() {
             Some(error) => return Err(error.clone()),
@@ -210,10 +219,13 @@ impl Shipper {
             all.push(redo)?;
         }
         let journal = self.journal.clone();
-        // In a task of its own, so that a panic there is a failure like any other.
+        // The call runs in a task of its own, so that a panic of the journal is a failure like any
+        // other.
         match tokio::spawn(async move { journal.append(all).await }).await {
             Ok(kept) => kept,
-            Err(error) => Err(not_kept("the journal ended before it answered", Some(Arc::new(error)))),
+            Err(error) => {
+                Err(not_kept("the journal panicked, or the runtime is shutting down", Some(Arc::new(error))))
+            }
         }
     }
 }

@@ -1,23 +1,25 @@
 //! The SQLite backend of larder, the embedded default.
 //!
-//! One database file, in WAL mode: snapshots read committed rows that are kept in memory, and by pooled connections
-//! those that are not; one writer makes the commits of all who wait in one SQLite commit. Other processes may use the
-//! same file: each commit validates what it read against what is in the file at that moment.
+//! A store is one database file in WAL mode. Snapshots read committed rows from a cache in memory,
+//! and rows that are not cached through pooled connections. One writer commits the transactions
+//! that wait as one SQLite transaction (group commit). Other processes may use the same file: each
+//! commit validates its reads against the newest committed state of the file.
 //!
 //! ```no_run
 //! # async fn example() -> larder_core::Result<()> {
 //! use larder_core::Store;
 //! use larder_sqlite::{Sqlite, SqliteOptions};
 //!
-//! let store = Store::builder(Sqlite::open("plugins.db", SqliteOptions::default()).await?).build()?;
+//! let database = Sqlite::open("plugins.db", SqliteOptions::default()).await?;
+//! let store = Store::builder(database).build()?;
 //! # Ok(()) }
 //! ```
 //!
-//! [`SqliteMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same file or in
-//! another.
+//! [`SqliteMigrator`] migrates a platform's own tables by the same rules as larder's, in the same
+//! file or in another one.
 //!
-//! SQLite itself is always the one built with this crate: releases before 3.51.3 can corrupt a database in WAL
-//! mode.
+//! This crate always uses the SQLite that is built with it: releases before 3.51.3 can corrupt a
+//! database in WAL mode.
 
 mod backup;
 mod cache;
@@ -63,7 +65,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// What [`SqliteMigrator::with_connection`] gives a connection of, in the release that fits.
+/// The release of `rusqlite` whose connection [`SqliteMigrator::with_connection`] passes to the
+/// caller.
 pub use rusqlite;
 
 pub use backup::BackupInfo;
@@ -74,46 +77,70 @@ use readers::Readers;
 use snapshot::SqliteSnapshot;
 use writer::Writer;
 
-/// What a commit survives once it is acknowledged.
+/// The failure that an acknowledged commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// The end of the process. For stores that are thrown away.
+    /// Commits survive the end of the process, but not a crash of the machine.
+    ///
+    /// A power cut may corrupt the file.
     Off,
-    /// The end of the process, kill -9 included. A power cut may lose the last commits, and never corrupts.
+    /// Commits survive the end of the process, `kill -9` included.
+    ///
+    /// A power cut may lose the latest commits, but does not corrupt the file.
     #[default]
     Normal,
-    /// A power cut too: the log is synced before a commit is acknowledged, once for all who wait.
+    /// Commits survive a power cut.
+    ///
+    /// The write-ahead log is synced before a commit is acknowledged, once per group of commits.
     Full,
 }
 
-/// How a database is opened.
+/// Options for opening a database.
+///
+/// ```
+/// use larder_sqlite::{Durability, SqliteOptions};
+///
+/// let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
+/// assert_eq!(options.cache_bytes, SqliteOptions::CACHE_BYTES);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// What a commit survives.
+    /// The failure that an acknowledged commit survives.
     pub durability: Durability,
-    /// Whether a file that isn't there is made.
+    /// Whether to create the file if it does not exist.
     pub create: bool,
-    /// Whether larder's tables may be added to a database that holds other tables already, as a platform's own. Without
-    /// it such a database is refused, as the path is most likely wrong. Tables that are added later are never a reason.
+    /// Whether larder may add its tables to a database that already holds other tables.
+    ///
+    /// Set this to share the file with a platform's own tables. If `false`, such a database is
+    /// refused, because the path is most likely wrong. Tables that the platform adds after larder's
+    /// are never a reason to refuse a database.
     pub other_tables: bool,
-    /// How many bytes of committed rows are kept in memory, about; 0 for none. They are found several times faster than
-    /// in the file. A quarter of it is for ranges that were scanned. Other processes may write to it all the same: their commits empty the cache. Up to a quarter as much
-    /// again, and 2 MB at least, are pages of the file that commits change.
+    /// Approximate size of the cache of committed rows, in bytes; 0 disables it.
+    ///
+    /// A cached row is read several times faster than a row in the file. A quarter of the size is
+    /// for scanned ranges. Commits of other processes empty the cache. The writer's SQLite page
+    /// cache takes up to a quarter of this size in addition, and at least 2 MB.
     pub cache_bytes: u64,
-    /// How long the write-ahead log may become, in bytes; at least 1 MiB, and one commit more. A snapshot that keeps the log
-    /// from beginning anew is ended with [`Error::TimedOut`]: from a quarter of the bound on if it is older than 1 s, from a
-    /// half on if it is older than 100 ms, from three quarters on if it is older than 10 ms. At the bound, commits wait for
-    /// that. Readers of other programs, and copies of the database, are not ended: while they last, the log may become longer.
+    /// Bound of the write-ahead log, in bytes; at least 1 MiB.
+    ///
+    /// A commit may exceed it by its own size. A snapshot that prevents the log from restarting is
+    /// ended with [`Error::TimedOut`]: if it is older than 1 s once the log has reached a quarter
+    /// of the bound, older than 100 ms at a half, and older than 10 ms at three quarters. At the
+    /// bound, commits wait until the log can restart. Larder cannot end readers of other processes
+    /// or copies of the database: while they last, the log may exceed the bound.
     pub log_bytes: u64,
-    /// The least version that a commit gets, below 2^62. If copies of one database take turns, and each turn begins at a larger
-    /// version than the one before could reach, no version is given twice, also if a copy lacks the last commits of another one.
+    /// Lower bound of the versions that commits get, below 2^62.
+    ///
+    /// It is for copies of one database that are used one after another. If each use begins with a
+    /// lower bound that the previous one could not reach, no version is allocated twice, even if a
+    /// copy lacks the latest commits of another.
     pub min_version: Version,
 }
 
 impl SqliteOptions {
-    /// [`SqliteOptions::cache_bytes`] by default: 64 MiB, which is some 170,000 rows of 100 bytes.
+    /// The default of [`SqliteOptions::cache_bytes`]: 64 MiB, about 170,000 rows of 100 bytes.
     pub const CACHE_BYTES: u64 = 64 << 20;
-    /// [`SqliteOptions::log_bytes`] by default: 256 MiB.
+    /// The default of [`SqliteOptions::log_bytes`]: 256 MiB.
     pub const LOG_BYTES: u64 = 256 << 20;
     const LOG_BYTES_MIN: u64 = 1 << 20;
 }
@@ -131,63 +158,109 @@ impl Default for SqliteOptions {
     }
 }
 
-/// SQLite's numbers have 63 bits.
+/// SQLite's integers are signed and have 64 bits. A minimum below 2^62 leaves 2^62 versions.
 const MIN_VERSION_END: Version = Version(1 << 62);
 
-/// What is done for a copy elsewhere.
+/// How a database keeps track of its changes for a copy elsewhere.
 enum Keeping {
     Plain,
     Positioned,
     Journaled(Arc<dyn Journal>),
 }
 
-/// A SQLite database.
+/// A SQLite database, as a backend of a store.
+///
+/// ```no_run
+/// # async fn example() -> larder_core::Result<()> {
+/// use larder_core::Store;
+/// use larder_sqlite::{Sqlite, SqliteOptions};
+///
+/// let database = Sqlite::open("plugins.db", SqliteOptions::default()).await?;
+/// let store = Store::builder(database).build()?;
+/// store.close().await;
+/// # Ok(()) }
+/// ```
 pub struct Sqlite {
     readers: Arc<Readers>,
     writer: Arc<Writer>,
     closed: AtomicBool,
-    /// Removed when the database is closed, or with the last handle: a process may end while a handle is left.
+    /// The directory of a temporary database. It is removed on close, or with the last handle,
+    /// because a process may end without a close.
     private: Mutex<Option<TempDir>>,
 }
 
 impl Sqlite {
-    /// Opens a database file, makes it where it isn't there, and brings larder's own tables up to date. It is called
+    /// Opens a database file, and migrates larder's own tables.
+    ///
+    /// Creates the file if it does not exist and [`SqliteOptions::create`] is set. Must be called
     /// within a tokio runtime.
     ///
-    /// # Errors
-    /// - [`Error::InvalidArgument`] if the path is empty or `:memory:`.
-    /// - [`Error::NotFound`] if the folder does not exist, or the file does not and must not be created.
-    /// - [`Error::Unavailable`] if the file can't be opened.
-    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names is not larder's.
-    /// - [`Error::Other`] if the database belongs to another application (see [`SqliteOptions::other_tables`]), or a
-    ///   newer release of larder has migrated it.
+    /// The path is resolved once: symlinks are followed, and a relative path is based on the
+    /// current working directory. If the file is moved, removed or replaced while it is open, every
+    /// later call fails with [`Error::Unavailable`].
     ///
-    /// The path is resolved once: symlinks are followed and the working directory counts as it is now. If the file is
-    /// moved, removed or replaced while it is open, every later call gets [`Error::Unavailable`].
+    /// # Errors
+    /// - [`Error::InvalidArgument`] if the path is empty, is `:memory:` or is not a regular file,
+    ///   or an option is out of range.
+    /// - [`Error::NotFound`] if the directory does not exist, or the file does not and must not be
+    ///   created.
+    /// - [`Error::Unavailable`] if the file cannot be opened, or another process holds its lock for
+    ///   too long.
+    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
+    ///   is not larder's.
+    /// - [`Error::Other`] if the database belongs to another application (see
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
+    ///   process may not write it.
     pub async fn open(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
         Self::open_in(path.into(), options, None, Keeping::Plain).await
     }
 
-    /// Opens a database in which every change moves [`Sqlite::redo_position`], so that two copies with one history are the
-    /// same where their positions are. That stays so, whoever opens the file. It costs a write of records one page more.
+    /// Opens a database whose every change moves [`Sqlite::redo_position`].
+    ///
+    /// Two copies with a common history are then equal if their positions are. The file keeps this
+    /// property, however it is opened later. A write of records costs one additional page.
     ///
     /// # Errors
-    /// As [`Sqlite::open`].
+    /// - [`Error::InvalidArgument`] if the path is empty, is `:memory:` or is not a regular file,
+    ///   or an option is out of range.
+    /// - [`Error::NotFound`] if the directory does not exist, or the file does not and must not be
+    ///   created.
+    /// - [`Error::Unavailable`] if the file cannot be opened, or another process holds its lock for
+    ///   too long.
+    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
+    ///   is not larder's.
+    /// - [`Error::Other`] if the database belongs to another application (see
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
+    ///   process may not write it.
     pub async fn open_positioned(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
         Self::open_in(path.into(), options, None, Keeping::Positioned).await
     }
 
-    /// Opens a database, as [`Sqlite::open_positioned`], whose commits are acknowledged only once a journal has kept their
-    /// redo.
+    /// Opens a database that acknowledges a commit once a journal has kept its redo.
     ///
-    /// They are made in the file first. Reads of this process wait until the journal has kept what they see; readers of other
-    /// processes do not, and [`Sqlite::backup`] does not: [`Sqlite::settled`] waits for it. Where the journal fails, its commits and those behind them get its error,
-    /// and the database refuses everything but [`Sqlite::backup`], [`Sqlite::redo_position`] and [`Sqlite::changes`]:
-    /// reads too, as they would show what was never acknowledged to those who look after the outcome of a commit. After
-    /// a crash the file may hold such commits as well: [`Sqlite::redo_position`] tells how far it is.
+    /// The database is positioned, as with [`Sqlite::open_positioned`]. A commit is made in the
+    /// file first, and its redo is then handed to the journal. Reads through this `Sqlite` wait
+    /// until the journal has kept the commits that they see. Readers of other processes do not
+    /// wait, nor does [`Sqlite::backup`]; [`Sqlite::settled`] waits.
+    ///
+    /// If the journal fails, the commits that it was handed and all later ones fail with its error.
+    /// The database then refuses everything but [`Sqlite::backup`], [`Sqlite::redo_position`] and
+    /// [`Sqlite::changes`]. It refuses reads too: a caller that reads to find the outcome of a
+    /// commit must not see one that was never acknowledged. After a crash the file may also hold
+    /// such commits. [`Sqlite::redo_position`] returns the position that the file has reached.
     ///
     /// # Errors
-    /// As [`Sqlite::open`].
+    /// - [`Error::InvalidArgument`] if the path is empty, is `:memory:` or is not a regular file,
+    ///   or an option is out of range.
+    /// - [`Error::NotFound`] if the directory does not exist, or the file does not and must not be
+    ///   created.
+    /// - [`Error::Unavailable`] if the file cannot be opened, or another process holds its lock for
+    ///   too long.
+    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
+    ///   is not larder's.
+    /// - [`Error::Other`] if the database belongs to another application (see
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
+    ///   process may not write it.
     pub async fn open_journaled(
         path: impl Into<PathBuf>,
         options: SqliteOptions,
@@ -196,15 +269,16 @@ impl Sqlite {
         Self::open_in(path.into(), options, None, Keeping::Journaled(journal)).await
     }
 
-    /// Opens a private database in a temporary folder, which is removed when the database is closed, or with the last handle.
+    /// Opens a private database in a temporary directory.
+    ///
+    /// The directory is removed when the database is closed, or with its last handle.
     ///
     /// # Errors
-    /// As [`Sqlite::open`], and where there is no temporary folder.
+    /// [`Error::Unavailable`] if the temporary directory or the database in it cannot be created.
     pub async fn open_private() -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("larder-private-")
-            .tempdir()
-            .map_err(|error| Error::unavailable("a temporary folder can't be made", error))?;
+        let folder = tempfile::Builder::new().prefix("larder-private-").tempdir().map_err(|error| {
+            Error::unavailable("cannot create a directory for a temporary database", error)
+        })?;
         let path = folder.path().join("private.db");
         Self::open_in(
             path,
@@ -215,11 +289,22 @@ impl Sqlite {
         .await
     }
 
-    /// Opens the database `name` in a temporary folder, as [`Sqlite::open_positioned`] does. The
-    /// folder is removed when the database is closed, or with the last handle.
+    /// Opens the database `name` in a temporary directory, as a positioned one.
+    ///
+    /// The database is positioned, as with [`Sqlite::open_positioned`]. The directory is removed
+    /// when the database is closed, or with its last handle.
     ///
     /// # Errors
-    /// As [`Sqlite::open`].
+    /// - [`Error::InvalidArgument`] if an option is out of range, or `name` does not name a regular
+    ///   file.
+    /// - [`Error::NotFound`] if the file does not exist and must not be created.
+    /// - [`Error::Unavailable`] if the file cannot be opened, or another process holds its lock for
+    ///   too long.
+    /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
+    ///   is not larder's.
+    /// - [`Error::Other`] if the database belongs to another application (see
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
+    ///   process may not write it.
     pub async fn open_temporary(folder: TempDir, name: &str, options: SqliteOptions) -> Result<Self> {
         let path = folder.path().join(name);
         Self::open_in(path, options, Some(folder), Keeping::Positioned).await
@@ -233,14 +318,14 @@ impl Sqlite {
     ) -> Result<Self> {
         if options.log_bytes < SqliteOptions::LOG_BYTES_MIN {
             return Err(Error::invalid_argument(format!(
-                "log_bytes is {}, and must be at least {}",
+                "log_bytes is {}, but must be at least {}",
                 options.log_bytes,
                 SqliteOptions::LOG_BYTES_MIN
             )));
         }
         if options.min_version >= MIN_VERSION_END {
             return Err(Error::invalid_argument(format!(
-                "min_version is {}, and must be below 2^62",
+                "min_version is {}, but must be below 2^62",
                 options.min_version.0
             )));
         }
@@ -265,66 +350,92 @@ impl Sqlite {
         Ok(Self { readers, writer, closed: AtomicBool::new(false), private: Mutex::new(private) })
     }
 
-    /// Writes what a database holds into the new file `into`, without what was deleted: no free pages,
-    /// and no remains of rows within pages. `from` is a database that is closed, or a backup.
+    /// Writes the contents of a database to the new file `into`, without deleted data.
+    ///
+    /// The new file has no free pages, and its pages hold no remains of deleted rows. `from` is a
+    /// closed database or a backup.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if `from` is damaged, and [`Error::Unavailable`] if either file can't be used.
+    /// - [`Error::Corrupt`] if `from` is damaged.
+    /// - [`Error::Unavailable`] if either file cannot be read or written.
     pub async fn compact(from: impl Into<PathBuf>, into: impl Into<PathBuf>) -> Result<()> {
         let (from, into) = (from.into(), into.into());
         blocking(move || backup::compact(&from, &into)).await
     }
 
-    /// Checks that a file is an intact database of larder: its header, whose it is, its tables, and how its pages hang together.
-    /// What a value is made of only a checksum can tell. A file without a log beside it is left exactly as it is.
+    /// Checks that a file is an intact larder database.
     ///
-    /// Nothing that is stored in the schema runs. If the file also holds tables or indexes that larder does not create, only
-    /// larder's own tables are checked page by page, as a check of the others would compute their constraints, generated
-    /// columns and indexes.
+    /// It checks the header, the owner, the tables and the structure of the pages. It cannot detect
+    /// a changed value, which takes a checksum. A file without a write-ahead log beside it is not
+    /// changed.
+    ///
+    /// No code that is stored in the schema runs. If the file also holds tables or indexes that
+    /// larder does not create, only the pages of larder's own tables are checked: a check of the
+    /// others would evaluate their constraints, generated columns and indexes.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where it isn't, and [`Error::Unavailable`] where it can't be read.
+    /// - [`Error::Corrupt`] if the file is not an intact larder database.
+    /// - [`Error::Unavailable`] if the file cannot be read.
+    /// - [`Error::InvalidArgument`] if the path is not that of a regular file.
+    /// - [`Error::NotFound`] if the directory of the file does not exist.
     pub async fn verify(path: impl Into<PathBuf>) -> Result<()> {
         let path = path.into();
         blocking(move || file::verify(&path)).await
     }
 
-    /// Copies the database to a new file, while commits go on: one committed state, whose position the answer gives.
-    /// The copy is a single file, is checked page by page, and is on disk when this returns; nothing is left of it after an
-    /// error.
+    /// Copies one committed state of the database to a new file, while commits go on.
+    ///
+    /// The copy is a single file. When this returns, its pages are checked and it is synced to
+    /// disk. After an error, no part of the copy is left.
+    ///
+    /// ```no_run
+    /// # async fn example(database: larder_sqlite::Sqlite) -> larder_core::Result<()> {
+    /// let backup = database.backup("backup.db".as_ref()).await?;
+    /// println!("{} bytes at {:?}", backup.bytes, backup.position);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// - [`Error::Closed`] if the store is closed.
-    /// - [`Error::Unavailable`] if there is such a file already, or the database can't be read or the file written.
-    /// - [`Error::Corrupt`] if a page of the copy is not as SQLite writes it.
+    /// - [`Error::Unavailable`] if the file `to` exists or cannot be written, or the database
+    ///   cannot be read.
+    /// - [`Error::Corrupt`] if a page of the copy is damaged.
     pub async fn backup(&self, to: &Path) -> Result<BackupInfo> {
         self.check_open()?;
         let (readers, writer, to) = (self.readers.clone(), self.writer.clone(), to.to_path_buf());
         blocking(move || backup::backup(&readers, &writer, &to)).await
     }
 
-    /// The position of the last commit in the file, opened with [`Sqlite::open_positioned`] or a journal: it grows with
-    /// every group of commits that writes anything. A sweep leaves it. Of a database opened otherwise it only says which
-    /// version none is above, as versions are reserved many at once.
+    /// Returns the position of the last commit in the file.
+    ///
+    /// In a database that was opened with [`Sqlite::open_positioned`] or a journal, the position
+    /// grows with every group of commits that writes anything. A sweep does not change it. In any
+    /// other database it is only an upper bound of the versions in use, because versions are
+    /// reserved in blocks.
     ///
     /// # Errors
-    /// [`Error::Closed`], and where the file can't be read.
+    /// - [`Error::Closed`] if the database is closed.
+    /// - [`Error::Unavailable`] if the file cannot be read, or no connection becomes free in time.
     pub async fn redo_position(&self) -> Result<Version> {
         self.check_open()?;
         let reader = self.readers.take(&Share::host(), Instant::now() + connection::BUSY_TIMEOUT).await?;
         reader.read(rows::last_version)
     }
 
-    /// Makes what a redo holds, or many one after the other, as far as the database does not hold it yet: all of it or
-    /// nothing. A journal is not asked, as it is where redos come from.
+    /// Replays the groups of one or more redos that the database does not hold yet.
+    ///
+    /// Either all of them are committed or none is. The journal is not called, because redos come
+    /// from it.
     ///
     /// # Errors
-    /// - [`Error::InvalidArgument`] if the database counts no positions: it was never opened with
-    ///   [`Sqlite::open_positioned`] or a journal.
-    /// - [`Error::Corrupt`] if the bytes are not a redo, or it does not follow on what the database holds.
-    /// - [`Error::Unavailable`] if the database can't be read or written; nothing was replayed.
-    /// - [`Error::CommitUnknown`] if the disk gave no answer to the commit. Replaying again after the database was
-    ///   opened anew is safe.
+    /// - [`Error::Closed`] if the database is closed.
+    /// - [`Error::InvalidArgument`] if the database does not count positions, because it was never
+    ///   opened with [`Sqlite::open_positioned`] or a journal.
+    /// - [`Error::Corrupt`] if the bytes are not a valid redo, or the redo does not continue from
+    ///   the position of the database.
+    /// - [`Error::Unavailable`] if the database cannot be read or written. Nothing was replayed.
+    /// - [`Error::CommitUnknown`] if the disk did not confirm the commit. Replaying again is safe
+    ///   after the database was reopened.
     pub async fn replay(&self, redo: &[u8]) -> Result<()> {
         self.check_open()?;
         let groups = core_redo::decode(redo)?;
@@ -332,11 +443,14 @@ impl Sqlite {
         blocking(move || writer.replay(&groups)).await.map(drop)
     }
 
-    /// Waits until the journal has kept every commit that was asked for before. Without a journal, it is enough that they
-    /// are made.
+    /// Waits until the journal has kept every commit that was requested before this call.
+    ///
+    /// Without a journal, waits until these commits are made.
     ///
     /// # Errors
-    /// The journal's, as the members of those commits get it.
+    /// - [`Error::Closed`] if the database is closed.
+    /// - The error of the journal, which the commits fail with as well, if it did not keep all of
+    ///   them.
     pub async fn settled(&self) -> Result<()> {
         self.check_open()?;
         let writer = self.writer.clone();
@@ -349,40 +463,46 @@ impl Sqlite {
         }
     }
 
-    /// How many commits, writes of records and sweeps changed something since this was opened. Each grows it by one.
+    /// Returns how many changes this `Sqlite` has made since it was opened.
+    ///
+    /// A commit, a record write or a sweep counts as one change if it changed anything.
     pub fn changes(&self) -> u64 {
         *self.writer.changes().borrow()
     }
 
-    /// [`Sqlite::changes`], to wait for the next.
+    /// Returns a receiver of [`Sqlite::changes`], to wait for the next change.
     pub fn watch_changes(&self) -> watch::Receiver<u64> {
         self.writer.changes().subscribe()
     }
 
-    /// Closes, and makes sure that the database is one file: everything in it, and no log beside it.
+    /// Closes the database, and checks that a single file holds all of it.
+    ///
+    /// No write-ahead log may be left beside the file. The database is closed even if this fails.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where a log is left, because another process or a snapshot that was not given back still
-    /// reads it, or the disk is full. The journal's, where it did not keep everything. The database is closed all the same.
+    /// - [`Error::Unavailable`] if a log is left, because another process or a snapshot that was
+    ///   not dropped still reads it, or the disk is full.
+    /// - [`Error::Unavailable`] if the file was moved, removed or replaced while it was open.
+    /// - The error of the journal, if it did not keep every commit.
     pub async fn finish(&self) -> Result<()> {
         self.close().await;
         if let Some(failure) = self.writer.journal_failure() {
             return Err(failure);
         }
-        // What lies at the path now may be another file's.
+        // If the file was replaced, a log at this path may belong to another database.
         self.readers.location().check_found()?;
         match self.readers.location().log_path().try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::Unavailable {
-                reason: "the database's log could not be moved into it: somebody else has it open, or the disk is full"
+                reason: "cannot checkpoint the write-ahead log into the database: another process has it open, or the disk is full"
                     .to_string(),
                 cause: None,
             }),
-            Err(error) => Err(Error::unavailable("the database's folder can't be read", error)),
+            Err(error) => Err(Error::unavailable("cannot look for the write-ahead log in the directory of the database", error)),
         }
     }
 
-    /// Reads the newest state with one statement, on this thread.
+    /// Reads the newest state with one statement, on the caller's thread.
     async fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
         self.read_for(&Share::host(), work).await
     }
@@ -400,14 +520,19 @@ impl Sqlite {
         Ok(found)
     }
 
-    /// After a commit whose outcome is unknown, guests and memory look for it in the database. What the journal did
-    /// not keep must not be found there.
+    /// Refuses reads after the journal has failed.
+    ///
+    /// After a commit with an unknown outcome, guests and conversations read the database to find
+    /// the outcome. They must not find a commit that the journal did not keep.
     fn check_readable(&self) -> Result<()> {
         self.check_open()?;
         self.writer.journal_failure().map_or(Ok(()), Err)
     }
 
-    /// Whether the database refuses reads and commits until it is opened again, as its journal lacks a commit that it may hold.
+    /// Whether the database refuses reads and commits until it is reopened.
+    ///
+    /// It does so after the journal has failed, because the file may hold a commit that the journal
+    /// lacks.
     pub fn has_failed(&self) -> bool {
         self.writer.journal_failure().is_some()
     }
@@ -443,7 +568,8 @@ impl Backend for Sqlite {
     async fn stored_bytes(&self) -> Result<u64> {
         self.check_open()?;
         let readers = self.readers.clone();
-        // The first commit waits for it, and so it does not wait for guests to give back a connection.
+        // The store's first commit waits for this count, so it must not wait for a pooled
+        // connection that guests hold.
         blocking(move || rows::stored_bytes(&readers.open_beside()?.connection)).await
     }
 
@@ -483,7 +609,8 @@ impl Backend for Sqlite {
         self.check_open()?;
         let readers = self.readers.clone();
         let found = blocking(move || readers.location().check()).await;
-        // A close removes the log.
+        // A concurrent close removes the log, which the check reports as a lost file. `Closed` is
+        // the error then.
         self.check_open()?;
         found?;
         self.read(rows::last_version).await.map(drop)
@@ -492,15 +619,16 @@ impl Backend for Sqlite {
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.readers.close();
-        // Reads that are under way end; whoever keeps a snapshot for longer moves the log with its end.
+        // Reads in progress end by themselves. If a snapshot outlives the wait, the end of its
+        // connection checkpoints the log.
         if !self.readers.wait_until_gone(CLOSE_WAIT).await {
-            tracing::warn!("snapshots of a closed database were not given back");
+            tracing::warn!("closing a database while snapshots of it are open");
         }
         let writer = self.writer.clone();
-        // It only fails where the runtime is shutting down, which drops the connection too.
+        // This fails only if the runtime is shutting down, which drops the connection too.
         let shipper = tokio::task::spawn_blocking(move || writer.close()).await;
         if let Ok(Some(shipper)) = shipper {
-            // It never panics: the journal is called in a task of its own.
+            // The task does not panic: it calls the journal in a task of its own.
             let _ = shipper.await;
         }
         let private = self.private.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -508,7 +636,7 @@ impl Backend for Sqlite {
     }
 }
 
-/// How long a close waits for snapshots to be given back.
+/// How long a close waits for snapshots to be dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 impl std::fmt::Debug for Sqlite {
@@ -517,9 +645,11 @@ impl std::fmt::Debug for Sqlite {
     }
 }
 
-/// Runs what takes long on a thread that may block.
+/// Runs blocking work on a thread of the runtime's blocking pool.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::caused("the work was cancelled", error))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::caused("the runtime cancelled the work of the database", error))?
 }
 
 #[cfg(test)]

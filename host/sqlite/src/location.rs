@@ -1,10 +1,12 @@
-//! Where a database lies: resolved once, so that every connection, the write-ahead log and every check mean one file.
+//! The location of a database file, resolved once so that every connection and check uses one file.
 //!
-//! A path can come to mean another file while a store is open: a process changes its working directory, a symlink is
-//! turned, a file is renamed, removed or replaced. Connections to two files under one store would read from one and
-//! commit to the other. So each connection is opened by one absolute path, and is checked against the file that the
-//! first one opened. Once the path means another file, or the log or its index is gone, the store refuses all further work:
-//! other processes would make new ones, and neither side would see what the other commits.
+//! A path can come to refer to another file while a store is open: the process changes its working
+//! directory, a symlink is redirected, or a file is renamed, removed or replaced. Connections to
+//! two files under one store would read from one and commit to the other. So each connection is
+//! opened by one absolute path, and is checked against the file that the first one opened. Once the
+//! path refers to another file, or the write-ahead log or its index is gone, the store refuses all
+//! further work: other processes would create new ones, and neither side would see the commits of
+//! the other.
 
 use std::ffi::c_int;
 use std::io::{self, ErrorKind};
@@ -16,31 +18,34 @@ use larder_core::error::Cause;
 use larder_core::{Error, Result};
 use rusqlite::{Connection, ffi};
 
-/// What stands behind the name of a database in that of the file at which processes line up.
+/// The suffix of the queue file, at which processes line up for the write lock.
 const TURN_SUFFIX: &str = "-turn";
 
-/// How many symlinks are followed to a file that does not exist yet, as many as Linux follows.
+/// The most symlinks that are followed to a file that does not exist yet, as many as on Linux.
 const SYMLINKS_MAX: usize = 40;
 
 /// The file of one database, for as long as a store has it open.
 #[derive(Debug)]
 pub(crate) struct Location {
     database: Place,
-    /// The write-ahead log and its index, once a connection has made them. SQLite keeps them until the last one closes.
+    /// The write-ahead log and its index, once a connection has created them. SQLite keeps them
+    /// until the last connection closes.
     log: Place,
     index: Place,
-    /// It stays lost: commits made in between went to a file that nobody finds.
+    /// Never reset: commits that were made while the file was lost went to a file that no path
+    /// refers to.
     is_lost: AtomicBool,
 }
 
-/// A path, and the file that it meant when it was first looked at.
+/// A path, and the file that it referred to when it was first looked up.
 #[derive(Debug)]
 struct Place {
     path: PathBuf,
     found: OnceLock<Identity>,
 }
 
-/// Which file it is, whatever its name. While a connection has the file open, no other file gets the same identity.
+/// The identity of a file, whatever its name. As long as a connection has the file open, no other
+/// file gets the same identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -48,11 +53,14 @@ struct Identity {
 }
 
 impl Location {
-    /// Resolves a path: symlinks are followed, and the working directory counts as it is now.
+    /// Resolves a path: follows symlinks, and bases a relative path on the current working
+    /// directory.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the path is empty, SQLite's name for a database in memory, or that of something else
-    /// than a file, [`Error::NotFound`] if its folder does not exist, and [`Error::Unavailable`] if that cannot be told.
+    /// - [`Error::InvalidArgument`] if the path is empty or `:memory:`, refers to something other
+    ///   than a regular file, or ends with the suffix of the queue file.
+    /// - [`Error::NotFound`] if the directory does not exist.
+    /// - [`Error::Unavailable`] if the path cannot be resolved.
     pub(crate) fn resolve(path: &Path) -> Result<Self> {
         if path.as_os_str().is_empty() || path == Path::new(":memory:") {
             return Err(Error::invalid_argument(format!(
@@ -61,13 +69,13 @@ impl Location {
             )));
         }
         let path = canonical(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => missing("the folder of the database file does not exist", path),
-            _ => Error::unavailable("the folder of the database file cannot be found", error),
+            ErrorKind::NotFound => missing("the directory of the database file does not exist", path),
+            _ => Error::unavailable("cannot resolve the path of the database file", error),
         })?;
         if path.as_os_str().as_encoded_bytes().ends_with(TURN_SUFFIX.as_bytes()) {
             return Err(Error::invalid_argument(format!(
-                "cannot open the SQLite database {path:?}: names that end with {TURN_SUFFIX:?} are kept for the files at which \
-                 processes wait for the write lock; rename the file"
+                "cannot open the SQLite database {path:?}: names that end with {TURN_SUFFIX:?} are reserved for the \
+                 files at which processes wait for the write lock; rename the file"
             )));
         }
         check_regular(&path)?;
@@ -84,26 +92,26 @@ impl Location {
         &self.database.path
     }
 
-    /// The write-ahead log that belongs to the path.
+    /// The path of the write-ahead log.
     pub(crate) fn log_path(&self) -> &Path {
         &self.log.path
     }
 
-    /// The index of the write-ahead log.
+    /// The path of the WAL index.
     pub(crate) fn index_path(&self) -> &Path {
         &self.index.path
     }
 
-    /// The file at which processes line up for the write lock.
+    /// The path of the file at which processes line up for the write lock.
     pub(crate) fn turn_path(&self) -> PathBuf {
         with_suffix(self.path(), TURN_SUFFIX)
     }
 
-    /// Looks whether the file has no other name. Through another one, another process would make another log, and neither
-    /// would see what the other commits.
+    /// Checks that the file has only one name. A process that opened it by another name would
+    /// create another log, and neither would see the commits of the other.
     ///
     /// # Errors
-    /// [`Error::Other`] if it has.
+    /// [`Error::Other`] if it has several names.
     #[cfg(unix)]
     pub(crate) fn check_single(&self) -> Result<()> {
         use std::os::unix::fs::MetadataExt;
@@ -112,8 +120,8 @@ impl Location {
             return Ok(());
         }
         Err(Error::other(format!(
-            "the database file has {links} names (hard links), and each would have a log of its own; remove the others, or copy \
-             the file"
+            "the database file has {links} names (hard links), and each would get a write-ahead log of its own; remove the \
+             others, or copy the file"
         )))
     }
 
@@ -122,32 +130,33 @@ impl Location {
         Ok(())
     }
 
-    /// Counts a connection that may neither create nor write the log's index, for as long as what it gives lives.
+    /// Counts a connection that may neither create nor write the WAL index, for as long as the
+    /// result lives.
     pub(crate) fn begin_look(&self) -> Result<LookCount> {
         let place = identity(self.path()).map_err(unreadable)?.unwrap_or(Identity::UNKNOWN);
         lock_looks().push(place);
         Ok(LookCount(place))
     }
 
-    /// Refuses a store that writes while another one of this process only looks: SQLite has one index for both, and took it
-    /// for one that it may not write.
+    /// Refuses to open a store for writing while another store of this process has the file open
+    /// for reading only. SQLite shares one WAL index between both, and would treat it as read-only.
     ///
     /// # Errors
-    /// [`Error::Other`].
+    /// [`Error::Other`] if there is such a store.
     pub(crate) fn check_not_looked_at(&self) -> Result<()> {
         let place = identity(self.path()).map_err(unreadable)?;
         if place.is_some_and(|place| lock_looks().contains(&place)) {
-            let reason = "this process has the database open for reading only; close that store, or open the one that \
-                          writes first";
+            let reason = "this process has the database open for reading only; close that store, or open the store that \
+                          writes before it";
             return Err(Error::other(reason));
         }
         Ok(())
     }
 
-    /// Looks whether there is a file, without opening it.
+    /// Checks that the file exists, without opening it.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none.
+    /// [`Error::NotFound`] if it does not exist.
     pub(crate) fn check_exists(&self) -> Result<()> {
         match identity(self.path()).map_err(unreadable)? {
             Some(_) => Ok(()),
@@ -155,31 +164,32 @@ impl Location {
         }
     }
 
-    /// Checks a connection that was just opened: it must have the same file open as the first one.
+    /// Checks that a new connection has the same file open as the first one.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if the path means another file by now.
+    /// [`Error::Unavailable`] if the path refers to another file by now.
     pub(crate) fn admit(&self, connection: &Connection) -> Result<()> {
         let found = identity(self.path()).map_err(unreadable)?;
         let expected = *self.database.found.get_or_init(|| found.unwrap_or(Identity::UNKNOWN));
-        // Both are asked, as the file may be replaced between the two looks.
+        // Check both: the file may be replaced between the two checks.
         if found != Some(expected) || has_moved(connection) {
             return Err(self.lose());
         }
         Ok(())
     }
 
-    /// Looks whether the path still means the file that is open, and whether its log and the index are still there.
+    /// Checks that the path still refers to the open file, and that the log and its index still
+    /// exist.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if not, now and ever after.
+    /// [`Error::Unavailable`] if not. All later calls fail as well.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_found()?;
         let is_same = self.database.is_same()? && self.log.is_same()? && self.index.is_same()?;
         if is_same { Ok(()) } else { Err(self.lose()) }
     }
 
-    /// The same as far as it was noticed already. It costs next to nothing.
+    /// Fails if an earlier check found the file lost. Costs one atomic load.
     pub(crate) fn check_found(&self) -> Result<()> {
         if self.is_lost.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
     }
@@ -201,28 +211,28 @@ impl Place {
         Self { path, found: OnceLock::new() }
     }
 
-    /// Whether the path means the same file as before, or had none before.
+    /// Whether the path refers to the same file as at the first look, or did not exist until now.
     fn is_same(&self) -> Result<bool> {
         let found = identity(&self.path).map_err(unreadable)?;
         if let Some(expected) = self.found.get() {
             return Ok(found == Some(*expected));
         }
         if let Some(found) = found {
-            // Another thread may have been first, and found the same.
+            // If another thread was first, it found the same file.
             let _ = self.found.set(found);
         }
         Ok(true)
     }
 }
 
-/// The databases at which connections of this process only look.
+/// The databases that connections of this process have open for reading only.
 static LOOKS: Mutex<Vec<Identity>> = Mutex::new(Vec::new());
 
 fn lock_looks() -> MutexGuard<'static, Vec<Identity>> {
     LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A connection that only looks is open.
+/// Counts an open connection that only reads, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct LookCount(Identity);
 
@@ -241,7 +251,7 @@ pub(crate) fn missing(reason: &str, path: &Path) -> Error {
     Error::NotFound { reason: reason.to_string(), cause: Some(cause) }
 }
 
-/// The text reaches guests, so it names no path; the log does.
+/// Guests see this text, so it does not name the path. The log message does.
 fn lost() -> Error {
     Error::Unavailable {
         reason:
@@ -252,28 +262,28 @@ fn lost() -> Error {
     }
 }
 
-/// Refuses a folder, a device, a pipe and a socket before anything opens it: a pipe would keep the caller waiting, and
-/// SQLite takes a device for an empty database.
+/// Refuses a directory, a device, a pipe and a socket before SQLite opens it: a pipe would block
+/// the caller, and SQLite treats a device as an empty database.
 fn check_regular(path: &Path) -> Result<()> {
     match path.metadata() {
         Ok(file) if !file.is_file() => Err(Error::invalid_argument(format!(
             "cannot open the SQLite database {path:?}: it is not a regular file; check the path"
         ))),
-        // Whether there has to be a file is not asked here.
+        // The caller decides whether the file must exist.
         _ => Ok(()),
     }
 }
 
 fn unreadable(error: io::Error) -> Error {
-    Error::unavailable("the folder of the database file cannot be read", error)
+    Error::unavailable("cannot read the directory of the database file", error)
 }
 
 impl Identity {
-    /// Of a system that does not tell files apart by number: all are the same.
+    /// The identity of every file on a system that does not number files.
     const UNKNOWN: Self = Self { device: 0, number: 0 };
 }
 
-/// Which file a path means; `None` if there is none.
+/// The identity of the file that a path refers to. `None` if there is no file.
 #[cfg(unix)]
 fn identity(path: &Path) -> io::Result<Option<Identity>> {
     use std::os::unix::fs::MetadataExt;
@@ -289,10 +299,10 @@ fn identity(path: &Path) -> io::Result<Option<Identity>> {
     Ok(path.try_exists()?.then_some(Identity::UNKNOWN))
 }
 
-/// Whether the file that a connection has open is no longer the one at the path by which it was opened.
+/// Whether the file that a connection has open is no longer at the path by which it was opened.
 fn has_moved(connection: &Connection) -> bool {
     let mut moved: c_int = 0;
-    // SAFETY: the handle is valid while `connection` is borrowed; this operation writes one number.
+    // SAFETY: the handle is valid while `connection` is borrowed. This operation writes one number.
     let code = unsafe {
         ffi::sqlite3_file_control(
             connection.handle(),
@@ -301,11 +311,11 @@ fn has_moved(connection: &Connection) -> bool {
             (&raw mut moved).cast(),
         )
     };
-    // A VFS that cannot tell answers with another code.
+    // A VFS that cannot tell returns another code.
     code == ffi::SQLITE_OK && moved != 0
 }
 
-/// The absolute path without symlinks, of a file that need not exist.
+/// Returns the absolute path without symlinks of a file that need not exist.
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..SYMLINKS_MAX {
@@ -318,7 +328,8 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
             _ => Path::new("."),
         };
         match path.read_link() {
-            // It leads to a file that does not exist yet, from the symlink's folder.
+            // The symlink leads to a file that does not exist yet. Its target is relative to the
+            // directory of the symlink.
             Ok(target) => path = folder.join(target),
             Err(_) => {
                 let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
@@ -329,7 +340,7 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// The path with something behind its last name, as SQLite names the files beside a database.
+/// Appends a suffix to the file name, as SQLite names the files beside a database.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);

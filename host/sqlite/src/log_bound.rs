@@ -14,8 +14,8 @@ pub(crate) struct LogBound {
     bytes_max: u64,
     is_full: AtomicBool,
     full: Arc<Notify>,
-    /// Until then commits do not wait: a reader that larder cannot end keeps the log from
-    /// restarting.
+    /// Until this time commits do not wait, because a reader that larder cannot end keeps the log
+    /// from restarting.
     in_vain_until: Mutex<Option<Instant>>,
 }
 

@@ -1,14 +1,18 @@
-//! Connections that look at a database file and change nothing: no byte of it, and no file beside it.
+//! Connections that read a database file without changing a byte of it or creating a file beside
+//! it.
 //!
-//! A connection of SQLite that only reads creates the write-ahead log and its index, which then belong to the user who
-//! looked: the owner of the database can no longer write. So the way to open the file depends on what lies beside it.
+//! A read-only connection of SQLite creates the write-ahead log and its index. These files then
+//! belong to the user who reads, and the owner of the database can no longer write. So the way to
+//! open the file depends on the files beside it:
 //!
-//! - No log: the file holds everything, and is read as immutable, without a lock. Another process may begin to write
-//!   in the meantime, so after each read the file must be found unchanged, and without a rollback journal. Whatever a
-//!   process writes to the file is preceded by a log or a journal beside it, so both are looked for after the state of the
-//!   file was noted.
-//! - A log and its index: an ordinary read-only connection that may neither create nor write the index.
-//! - A log alone, as after a copy: the index is built in memory, which takes a lock on the file that excludes others.
+//! - No log: the file holds everything, and is read as immutable, without a lock. Another process
+//!   may begin to write in the meantime, so after each read the file must be unchanged, and have no
+//!   rollback journal. Every write to the file is preceded by a log or a journal beside it, so both
+//!   are looked up after the state of the file was recorded.
+//! - A log and its index: an ordinary read-only connection, which may neither create nor write the
+//!   index.
+//! - A log without an index, as after a copy: SQLite builds the index in memory, which takes an
+//!   exclusive lock on the file.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -26,27 +30,29 @@ use crate::connection::{distrust_schema, wait_for_locks};
 use crate::error::SqliteError;
 use crate::location::{Location, LookCount, with_suffix};
 
-/// How long a look waits for a lock. Others hold the locks that it needs for milliseconds, or for as long as they like.
+/// How long to wait for a lock. Other processes hold the locks that are needed either for
+/// milliseconds or indefinitely.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// A file system notes the time of a write with this resolution, or a finer one.
+/// The coarsest resolution, of a file system with fractions of a second, of the time of a write.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The same if the time has no fraction of a second.
+/// The same for a time without a fraction of a second.
 const COARSE_TICK: Duration = Duration::from_secs(2);
 
-/// How often a read begins anew because another process changed the file in the meantime.
+/// How often a read is tried again because another process changed the file.
 const ATTEMPTS: usize = 20;
 
 /// A connection for reading only.
 pub(crate) struct Look {
     connection: Connection,
-    /// What the file was when it was opened as immutable. `None` if SQLite's locks protect the reads.
+    /// The state of the file when it was opened as immutable. `None` if SQLite's locks protect the
+    /// reads.
     immutable: Option<Stamp>,
     _count: Option<LookCount>,
 }
 
-/// Tells one content of a file from another.
+/// Distinguishes two contents of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     length: u64,
@@ -54,7 +60,8 @@ struct Stamp {
     identity: (u64, u64),
 }
 
-/// Which of the files of a database an error is about. It is the cause of an error, which guests do not see.
+/// The file of the database that an error is about. It is the cause of the error, which guests do
+/// not see.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {path:?}: {because}")]
 struct FileError {
@@ -67,7 +74,8 @@ impl Look {
     /// Opens a database file.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it does not exist, and [`Error::Unavailable`] if it cannot be read without a change.
+    /// - [`Error::NotFound`] if it does not exist.
+    /// - [`Error::Unavailable`] if it cannot be read without changing it.
     pub(crate) fn open(location: &Location) -> Result<Self> {
         location.check_exists()?;
         let (path, log) = (location.path(), location.log_path());
@@ -85,7 +93,7 @@ impl Look {
         Err(changed())
     }
 
-    /// Opens a file that has no log; `None` if it has one by now.
+    /// Opens a file that has no log. `None` if it has one by now.
     fn open_immutable(location: &Location) -> Result<Option<Self>> {
         let path = location.path();
         let since = Instant::now();
@@ -97,9 +105,9 @@ impl Look {
             match unfinished_transaction(path)? {
                 None => break stamp,
                 Some(journal) if since.elapsed() >= WAIT => {
-                    let state = "an unfinished transaction is in it; wait for the process that writes, or recover \
-                                 the database";
-                    let what = "cannot look at a database with the rollback journal";
+                    let state = "it holds an unfinished transaction; wait for the process that writes, or open the \
+                                 database for writing to recover it";
+                    let what = "cannot read a database that has the rollback journal";
                     return Err(failed(what, &journal, std::io::Error::other(state)));
                 }
                 Some(_) => std::thread::sleep(TICK),
@@ -122,7 +130,7 @@ impl Look {
         let connection = open(path, "mode=rw", OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         if connection.is_readonly(MAIN_DB).map_err(SqliteError::from)? {
             let state = "its index (-shm) is missing, and only a user who may write the database can build it; copy \
-                         both files to a folder of your own and look at the copy";
+                         both files to a directory of your own and read the copy";
             return Err(failed("cannot read the write-ahead log", log, std::io::Error::other(state)));
         }
         let exclusive = connection.query_row("PRAGMA main.locking_mode = EXCLUSIVE", [], |_| Ok(()));
@@ -133,20 +141,21 @@ impl Look {
         Ok(Self { connection, immutable: None, _count: None })
     }
 
-    /// Whether it has the file open without a lock. Closing it drops the locks that other connections of this process have on
-    /// the file: it must not happen while one of them reads.
+    /// Whether the file is open without a lock. Closing such a connection drops the locks that
+    /// other connections of this process have on the file, so it must not be closed while one of
+    /// them reads.
     pub(crate) fn is_without_lock(&self) -> bool {
         self.immutable.is_some()
     }
 
-    /// Whether another snapshot may be read with this connection.
+    /// Whether this connection may serve another snapshot.
     pub(crate) fn is_current(&self, location: &Location) -> Result<bool> {
-        // A log that has come since then holds newer commits.
+        // A log that was created since then holds newer commits.
         let is_newest = self.immutable.is_none() || !has_log(location)?;
         Ok(is_newest && self.is_unchanged(location)?)
     }
 
-    /// Whether what was read so far is one committed state.
+    /// Whether all reads so far saw one committed state.
     fn is_unchanged(&self, location: &Location) -> Result<bool> {
         match self.immutable {
             None => Ok(true),
@@ -168,20 +177,22 @@ impl Look {
     /// Reads with this connection.
     ///
     /// # Errors
-    /// The work's, and [`Error::Unavailable`] if another process changed the file in the meantime.
+    /// The error of `work`, and [`Error::Unavailable`] if another process changed the file in the
+    /// meantime.
     pub(crate) fn read<T>(
         &self,
         location: &Location,
         work: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let outcome = work(&self.connection);
-        // Half of one state and half of the next may also look like a damaged file.
+        // A mixture of two states may also look like a damaged file, so the check precedes the
+        // outcome.
         if self.is_unchanged(location)? { outcome } else { Err(changed()) }
     }
 }
 
-/// Opens a file and reads from it, once more if another process changed it in the meantime. Connections that are of no more
-/// use go to `retire`.
+/// Opens a file and reads from it. Tries again if another process changed the file. Connections
+/// that are no longer used go to `retire`.
 pub(crate) fn read_anew<T>(
     location: &Location,
     mut idle: Option<Look>,
@@ -223,39 +234,41 @@ fn open(path: &Path, options: &str, access: OpenFlags) -> Result<Connection> {
         .map_err(|error| failed_with("cannot open the database", path, error.into()))?;
     wait_for_locks(&connection, WAIT)?;
     distrust_schema(&connection)?;
-    // The log stays as it is, whoever closes last.
+    // The log must stay as it is, even if this is the last connection to close.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(SqliteError::from)?;
     Ok(connection)
 }
 
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
-/// The first read is what opens the log and its index.
+/// The first read opens the log and its index.
 fn read_schema(connection: &Connection) -> Result<(), SqliteError> {
     Ok(connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?)
 }
 
-/// The length of a file; `None` if there is none. The file is not opened: closing it would drop this process's locks.
+/// The length of a file; `None` if it does not exist. The file is not opened, because closing it
+/// would drop this process's locks.
 fn length(path: &Path) -> Result<Option<u64>> {
     match path.metadata() {
         Ok(file) => Ok(Some(file.len())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("cannot look at the file", path, error)),
+        Err(error) => Err(failed("cannot read the metadata of the file", path, error)),
     }
 }
 
-/// Whether commits may be in the log that are not in the file.
+/// Whether the log may hold commits that the file does not.
 fn has_log(location: &Location) -> Result<bool> {
     Ok(length(location.log_path())?.is_some_and(|length| length > 0))
 }
 
-/// The rollback journal, if a transaction is in it: parts of that may be in the file. A journal that is kept after its
-/// transaction is empty, or begins with a zero; so does one whose transaction has not written to the file yet.
+/// The rollback journal, if it holds a transaction: parts of it may be in the file. A journal that
+/// is kept after its transaction is empty or begins with a zero. So does one whose transaction has
+/// not written to the file yet.
 fn unfinished_transaction(path: &Path) -> Result<Option<PathBuf>> {
     let journal = with_suffix(path, "-journal");
     let begins = || -> std::io::Result<bool> {
         let file = journal.metadata()?;
-        // Anything else is not SQLite's, and might keep whoever opens it waiting.
+        // Anything but a regular file is not SQLite's, and opening it might block.
         if !file.is_file() {
             return Ok(true);
         }
@@ -265,14 +278,14 @@ fn unfinished_transaction(path: &Path) -> Result<Option<PathBuf>> {
     match begins() {
         Ok(begins) => Ok(begins.then_some(journal)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        // Its length alone does not tell.
+        // The file must be readable: its length alone does not tell.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Some(journal)),
         Err(error) => Err(failed("cannot read the rollback journal", &journal, error)),
     }
 }
 
 impl Stamp {
-    /// The state of a file that was last written so long ago that any further write shows.
+    /// The state of a file whose last write is so long ago that any further write changes its time.
     fn settled(path: &Path) -> Result<Self> {
         for _ in 0..ATTEMPTS {
             let stamp = Self::of(path)?;
@@ -289,7 +302,7 @@ impl Stamp {
             let file = path.metadata()?;
             Ok(Self { length: file.len(), modified: file.modified()?, identity: identity(&file) })
         };
-        stamp().map_err(|error: std::io::Error| failed("cannot look at the file", path, error))
+        stamp().map_err(|error: std::io::Error| failed("cannot read the metadata of the file", path, error))
     }
 
     /// How long it takes until a further write gets another time than the last one.
@@ -297,7 +310,7 @@ impl Stamp {
         let fraction =
             self.modified.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
         let tick = if fraction == 0 { COARSE_TICK } else { TICK };
-        // A time in the future is no tick of now.
+        // A time in the future does not wait: it is not the current tick.
         let age = SystemTime::now().duration_since(self.modified).ok()?;
         tick.checked_sub(age).filter(|wait| !wait.is_zero())
     }
@@ -314,7 +327,7 @@ fn identity(_: &std::fs::Metadata) -> (u64, u64) {
     (0, 0)
 }
 
-/// An error of SQLite, with the file that it is about.
+/// Adds the file to an error of SQLite.
 fn failed_with(what: &'static str, path: &Path, error: SqliteError) -> Error {
     match error.into() {
         Error::Unavailable { reason, cause: Some(because) } => {
@@ -326,5 +339,5 @@ fn failed_with(what: &'static str, path: &Path, error: SqliteError) -> Error {
 
 fn failed(what: &'static str, path: &Path, because: std::io::Error) -> Error {
     let error = FileError { what, path: path.to_path_buf(), because: Arc::new(because) };
-    Error::unavailable("the database cannot be read as it is", error)
+    Error::unavailable("cannot read the database without changing it", error)
 }

@@ -7,7 +7,8 @@ use crate::connection::{self, BUSY_TIMEOUT};
 use crate::location::Location;
 use crate::{SqliteOptions, migrator};
 
-/// The steps. Postgres has them too.
+/// The schema migrations of larder's own tables. The Postgres backend has steps of the same
+/// numbers.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/sqlite/0001_entries.sql")),
@@ -15,7 +16,8 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     ])
 }
 
-/// Brings the schema up to date. The connection looks whether that is needed, and is used for other work from then on.
+/// Migrates larder's own tables. The caller uses the connection for other work afterwards, so its
+/// busy timeout is reset.
 pub(crate) fn migrate(
     connection: &Connection,
     location: &Location,
@@ -42,7 +44,7 @@ mod tests {
         statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
     }
 
-    /// A database of its own, and a connection to it.
+    /// A new database, and a connection to it.
     fn database() -> (tempfile::TempDir, Location, Connection) {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::resolve(&folder.path().join("a.db")).unwrap();
@@ -85,7 +87,7 @@ mod tests {
         assert_eq!(refusal(), SchemaError::Newer { applied: 99, known });
     }
 
-    /// As the caller that opens a store is told.
+    /// The refusal in the error that the caller which opens a store gets.
     fn refusal(error: MigrationError) -> SchemaError {
         let error = Error::from(error);
         error.source().unwrap().downcast_ref::<Cause>().unwrap().downcast_ref().cloned().unwrap()

@@ -22,23 +22,26 @@ use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
 use crate::{SqliteOptions, connection, file, look};
 
-/// Brings a platform's own tables in a SQLite file up to date, beside those of larder.
+/// Migrates a platform's own tables in a SQLite file, beside those of larder.
 ///
-/// Each step is one transaction that holds the writer's lock from its beginning, looks at the ledger again, and
-/// records the step: a process that is killed leaves a prefix of the steps, and several that migrate at once apply each
-/// step once.
+/// Each step is one transaction. It takes the write lock at its beginning, reads the ledger again,
+/// runs the step, and records it. So a process that is killed leaves a prefix of the steps, and
+/// processes that migrate at the same time apply each step once.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use larder_core::schema::{Ledger, StepSet, is_missing_migration};
 /// use larder_sqlite::SqliteMigrator;
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("platform.db");
-/// // As a rule the texts are `include_str!("../migrations/0001_accounts.sql")`, or `StepSet::from_folder` reads them.
-/// let steps = StepSet::embedded(&[
-///     ("0001_accounts.sql", "CREATE TABLE accounts (id INTEGER PRIMARY KEY, owner TEXT NOT NULL) STRICT"),
-/// ])?;
+/// // Usually the texts are `include_str!("../migrations/0001_accounts.sql")`, or
+/// // `StepSet::from_folder` reads them.
+/// let steps = StepSet::embedded(&[(
+///     "0001_accounts.sql",
+///     "CREATE TABLE accounts (id INTEGER PRIMARY KEY, owner TEXT NOT NULL) STRICT",
+/// )])?;
 /// let migrator = SqliteMigrator::new(path, steps, Ledger::new("platform_migrations")?);
 /// assert!(is_missing_migration(&migrator.version().await.unwrap_err()));
 /// assert_eq!(migrator.up().await?.len(), 1);
@@ -54,37 +57,45 @@ use crate::{SqliteOptions, connection, file, look};
 /// # Ok(()) }
 /// ```
 ///
-/// # What a step sees
+/// # The environment of a step
 ///
-/// Each step has a connection of its own. Temporary tables, `PRAGMA`s and whatever else belongs to a connection end with the
-/// step, so it does the same whether it is applied alone or after others.
+/// Each step runs on a connection of its own. Temporary tables, `PRAGMA`s and other properties of a
+/// connection end with the step, so a step does the same whether it is applied alone or after
+/// others.
 ///
-/// Foreign keys are off during a step and are checked at its end. A step can therefore rebuild a table as [SQLite's
-/// documentation describes it](https://sqlite.org/lang_altertable.html#otheralter): `CREATE TABLE new_x`, `INSERT INTO new_x
-/// SELECT … FROM x`, `DROP TABLE x`, `ALTER TABLE new_x RENAME TO x`. No `ON DELETE` and no `ON UPDATE` action runs: a step
-/// that deletes or changes rows that others refer to has to delete or change these as well. If a row refers to a missing
-/// row at the end of the step, the step fails with [`MigrationError::ForeignKeys`].
+/// Foreign keys are off during a step and are checked at its end. A step can therefore rebuild a
+/// table as [SQLite's documentation describes
+/// it](https://sqlite.org/lang_altertable.html#otheralter): `CREATE TABLE new_x`, `INSERT INTO
+/// new_x SELECT … FROM x`, `DROP TABLE x`, `ALTER TABLE new_x RENAME TO x`. No `ON DELETE` or `ON
+/// UPDATE` action runs: a step that deletes or changes rows must also delete or change the rows
+/// that refer to them. If a row refers to a missing row at the end of the step, the step fails with
+/// [`MigrationError::ForeignKeys`].
 ///
-/// Rows that did so before the step do not count, if they are the same after it: the same row id (or the same primary key in
-/// a table without row ids) in the same table refers to the same missing values by the same key. A step that rebuilds such a
-/// table has to keep the row ids, as `INSERT INTO new_x (rowid, …) SELECT rowid, … FROM x` does. A table or column that the
-/// step renames is the same, unless the step also drops a table or an index or sets `PRAGMA writable_schema`: then only the
-/// names tell, so rename in a step of its own. A table whose key SQLite can't check (what it refers to is not unique) is not
-/// checked if that was so before the step.
+/// A violation that existed before the step does not count if it is the same after it: the same row
+/// of the same table refers to the same missing values by the same key. The row is identified by
+/// its row id, or by its primary key in a table without row ids. A step that rebuilds such a table
+/// must keep the row ids, as `INSERT INTO new_x (rowid, …) SELECT rowid, … FROM x` does. A table or
+/// column that the step renames is recognized, unless the step also drops a table or an index or
+/// sets `PRAGMA writable_schema`. Tables are then identified by name only, so rename in a step of
+/// its own. If SQLite cannot check a table because its key refers to columns that are not unique,
+/// and could not before the step, the table is not checked.
 ///
-/// The check reads every row that refers to another, also in tables that the step did not change. Its memory does not depend
-/// on how many of them refer to missing rows. The steps of larder's own tables are not checked, as nothing refers to these.
+/// The check reads every row that refers to another row, including rows of tables that the step did
+/// not change. Its use of memory does not depend on the number of violations. The steps of larder's
+/// own tables are not checked, because no key refers to these tables.
 ///
-/// # What a step can't hold
+/// # Forbidden commands
 ///
-/// Besides what begins, ends or divides a transaction:
+/// A step must not contain commands that begin, end or divide a transaction, nor these:
 ///
-/// - `ATTACH` and `DETACH`: what is in another file is not committed together with the ledger.
-/// - `PRAGMA wal_checkpoint`, which SQLite doesn't run within a transaction either. Larder makes checkpoints by itself.
-/// - `VACUUM`, which SQLite doesn't run within a transaction. It loses nothing if it is run again, so run it beside the
-///   migrations, by [`SqliteMigrator::with_connection`].
-/// - `PRAGMA foreign_keys`, which has no effect within a transaction, and `PRAGMA`s that set something for the whole
-///   process: `soft_heap_limit`, `hard_heap_limit`, `temp_store_directory` and `data_store_directory`.
+/// - `ATTACH` and `DETACH`: changes to another file are not committed together with the ledger.
+/// - `PRAGMA wal_checkpoint`, which SQLite does not run within a transaction. Larder makes
+///   checkpoints by itself.
+/// - `VACUUM`, which SQLite does not run within a transaction. It is safe to repeat, so run it
+///   beside the migrations, with [`SqliteMigrator::with_connection`].
+/// - `PRAGMA foreign_keys`, which has no effect within a transaction, and `PRAGMA`s that set a
+///   property of the whole process: `soft_heap_limit`, `hard_heap_limit`, `temp_store_directory`
+///   and `data_store_directory`.
 #[derive(Clone, Debug)]
 pub struct SqliteMigrator {
     path: PathBuf,
@@ -95,35 +106,41 @@ pub struct SqliteMigrator {
 }
 
 impl SqliteMigrator {
-    /// A runner for the steps of one ledger in a database file. Nothing is opened yet.
+    /// Creates a runner for the steps of one ledger in a database file. Opens nothing yet.
     pub fn new(path: impl Into<PathBuf>, steps: StepSet, ledger: Ledger) -> Self {
         let (path, options) = (path.into(), SqliteOptions::default());
-        // The working directory may be another one by the time that it is used.
+        // The working directory may change before the path is used.
         let path = std::path::absolute(&path).unwrap_or(path);
         Self { path, steps: Arc::new(steps), ledger, options, lock_wait: LOCK_WAIT }
     }
 
-    /// How the file is opened: whether it is made, and what a step survives.
+    /// Sets the options for opening the file.
+    ///
+    /// They decide whether it is created, and what an applied step survives.
     #[must_use]
     pub fn options(mut self, options: SqliteOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// How long to wait for the writer's lock, [`LOCK_WAIT`] where it isn't said. It is also the `busy_timeout` of
-    /// [`SqliteMigrator::with_connection`].
+    /// Sets how long to wait for the write lock, [`LOCK_WAIT`] by default.
+    ///
+    /// It is also the `busy_timeout` of [`SqliteMigrator::with_connection`].
     #[must_use]
     pub fn lock_wait(mut self, wait: Duration) -> Self {
         self.lock_wait = wait;
         self
     }
 
-    /// What was applied, and what is still to apply. It changes no byte, creates neither a file nor a ledger, and does not
-    /// wait for other processes.
+    /// Returns the steps that were applied and the steps that are pending.
+    ///
+    /// It does not change a byte, creates neither the file nor the ledger, and does not wait for
+    /// other processes.
     ///
     /// # Errors
-    /// [`MigrationError::Schema`] where the steps don't fit the database, and [`MigrationError::Database`] where it
-    /// can't be read.
+    /// - [`MigrationError::Schema`] if the steps do not match those that were applied to the
+    ///   database.
+    /// - [`MigrationError::Database`] if the database cannot be read.
     pub async fn status(&self) -> Result<Status, MigrationError> {
         let this = self.clone();
         blocking(move || {
@@ -146,23 +163,40 @@ impl SqliteMigrator {
         .await
     }
 
-    /// The number of the newest step that was applied.
+    /// Returns the number of the newest step that was applied.
     ///
     /// # Errors
-    /// As [`SqliteMigrator::status`], and [`MigrationError::Fresh`] where no step was applied or there is no file yet.
+    /// - [`MigrationError::Fresh`] if no step was applied, or the file does not exist.
+    /// - [`MigrationError::Schema`] if the steps do not match those that were applied to the
+    ///   database.
+    /// - [`MigrationError::Database`] if the database cannot be read.
     pub async fn version(&self) -> Result<u32, MigrationError> {
         version(&self.ledger, &self.status().await?)
     }
 
-    /// Applies what is pending and returns it. Where the future is dropped, the steps go on without it.
+    /// Applies the pending steps and returns them.
+    ///
+    /// If the future is dropped, the steps still run to their end. The steps before one that fails
+    /// stay applied.
     ///
     /// # Errors
-    /// Those of [`MigrationError`], [`MigrationError::Fresh`] aside. The steps before one that fails stay.
+    /// - [`MigrationError::Schema`] if the steps do not match those that were applied to the
+    ///   database.
+    /// - [`MigrationError::LockHeld`] if another process held the write lock for longer than
+    ///   [`SqliteMigrator::lock_wait`].
+    /// - [`MigrationError::StepFailed`] if SQLite failed to run or to commit a step. The step was
+    ///   rolled back.
+    /// - [`MigrationError::ForbiddenCommand`] if a step contains a command that it must not
+    ///   contain.
+    /// - [`MigrationError::ForeignKeys`] if a step leaves rows that refer to missing rows.
+    /// - [`MigrationError::Database`] if the database cannot be opened, read or written, or the
+    ///   outcome of a commit is unknown.
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
         let this = self.clone();
         blocking(move || {
             let location = Location::resolve(&this.path)?;
-            // It stays open, as the last connection that closes moves the log into the file.
+            // This connection stays open between the steps: the last connection to close would
+            // checkpoint the log after each of them.
             let looking = this.connect_to(&location).map_err(|error| in_lock(error, this.lock_wait))?;
             let options = SqliteOptions { create: false, ..this.options };
             let fresh = this.clone().options(options);
@@ -174,18 +208,30 @@ impl SqliteMigrator {
         .await
     }
 
-    /// Refuses a database to which all steps of larder were applied, and whose tables are others than these make. To open it
-    /// as a store fails in the same way.
+    /// Refuses a database to which all of larder's steps were applied, but whose tables are not
+    /// those that the steps create. Opening it as a store fails in the same way.
     fn check_tables(&self, connection: &Connection) -> Result<()> {
         if self.ledger == Ledger::larder() { file::check_tables(connection) } else { Ok(()) }
     }
 
-    /// Runs SQL on a connection of its own, on a thread that may block, and gives what `work` returns. Every connection
-    /// is set up alike: foreign keys are enforced, others' locks are waited for, and the log is written ahead. What
-    /// `work` changes about the connection ends with it.
+    /// Runs `work` on a new connection and returns its result.
+    ///
+    /// It runs on a thread that may block. The connection enforces foreign keys, waits for the
+    /// locks of other processes, and uses a write-ahead log. Changes that `work` makes to the
+    /// settings of the connection end with it.
     ///
     /// # Errors
-    /// Where there is no connection to be had. What `work` runs into is its own result.
+    /// A failure of `work` is part of its own result. The call fails if no connection can be
+    /// opened:
+    ///
+    /// - [`Error::InvalidArgument`] if the path is empty, is `:memory:` or is not a regular file.
+    /// - [`Error::NotFound`] if the directory does not exist, or the file does not and must not be
+    ///   created.
+    /// - [`Error::Unavailable`] if the file cannot be opened, or another process holds its lock for
+    ///   too long.
+    /// - [`Error::Corrupt`] if the file is not a database.
+    /// - [`Error::Other`] if the process may not write the file, or SQLite cannot use a write-ahead
+    ///   log.
     pub async fn with_connection<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> T + Send + 'static,
@@ -203,7 +249,8 @@ impl SqliteMigrator {
         self.connect_to(&Location::resolve(&self.path)?)
     }
 
-    /// A platform's database may hold anything. Larder's own tables are only added to a database that is larder's.
+    /// A platform's database may hold anything. Larder's own tables are added only to a database
+    /// that is larder's.
     fn connect_to(&self, location: &Location) -> Result<Connection> {
         if self.ledger == Ledger::larder() {
             connection::open_for_larder(location, self.options, self.lock_wait)
@@ -230,11 +277,11 @@ async fn blocking<T: Send + 'static>(
     crate::blocking(move || Ok(work())).await?
 }
 
-/// Whether there is no file, in a folder where one can be made.
+/// Whether the file does not exist in an existing directory.
 fn is_missing(path: &Path) -> Result<bool, Error> {
     let is_missing = |path: &Path| match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(Error::unavailable("the database file can't be looked at", error)),
+        Err(error) => Err(Error::unavailable("cannot read the metadata of the database file", error)),
         Ok(_) => Ok(false),
     };
     if !is_missing(path)? {
@@ -242,14 +289,15 @@ fn is_missing(path: &Path) -> Result<bool, Error> {
     }
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() && is_missing(folder)? => {
-            Err(missing("the folder of the database file does not exist", path))
+            Err(missing("the directory of the database file does not exist", path))
         }
         _ => Ok(true),
     }
 }
 
-/// Brings a schema up to date. The connection looks whether that is needed, and waits for locks as long as it is told here,
-/// also afterwards. Steps run on fresh connections: none sees what another did to its own.
+/// Applies the pending steps, each on a connection of its own.
+///
+/// `connection` reads whether any step is pending. Its busy timeout is `lock_wait` from then on.
 pub(crate) fn up(
     connection: &Connection,
     fresh: impl Fn() -> Result<Connection>,
@@ -258,7 +306,7 @@ pub(crate) fn up(
     lock_wait: Duration,
 ) -> Result<Vec<Step>, MigrationError> {
     connection::wait_for_locks(connection, lock_wait)?;
-    // If all is applied, as mostly, no lock is waited for.
+    // In the common case no step is pending, and this takes no write lock.
     let found = applied(connection, ledger).map_err(|error| in_lock(error, lock_wait))?;
     if pending(steps, &found)?.is_empty() {
         return Ok(Vec::new());
@@ -274,7 +322,8 @@ pub(crate) fn up(
     Ok(done)
 }
 
-/// Creates a ledger. Every database keeps this text, and larder's own ledger is known by it: only its blanks may change.
+/// The SQL that creates a ledger. Every database keeps this text, and larder's own ledger is
+/// recognized by it, so only its white space may change.
 pub(crate) fn ledger_sql(name: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS main.\"{name}\" (
@@ -286,7 +335,7 @@ pub(crate) fn ledger_sql(name: &str) -> String {
     )
 }
 
-/// What all steps of one run have in common.
+/// The context that all steps of one run share.
 struct Run<'a, F> {
     fresh: F,
     steps: &'a StepSet,
@@ -295,15 +344,17 @@ struct Run<'a, F> {
 }
 
 impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
-    /// Applies the next step; `None` if there is none left. The step and its entry in the ledger are committed together.
+    /// Applies the next step, and commits it together with its entry in the ledger. `None` if no
+    /// step is pending.
     fn apply_next(&self) -> Result<Option<&'a Step>, MigrationError> {
         let mut connection = self.connect().map_err(|error| in_lock(error, self.lock_wait))?;
-        // Within a transaction this has no effect. The connection ends with the step.
+        // This has no effect within a transaction, so it must come before `BEGIN`. The connection
+        // ends with the step.
         connection.pragma_update(None, "foreign_keys", false).map_err(SqliteError::from)?;
         let watch = Arc::new(Watch::default());
         connection.authorizer(Some(watch.authorizer())).map_err(SqliteError::from)?;
         let transaction = begin(&mut connection).map_err(|error| in_lock(error, self.lock_wait))?;
-        // What others did while this one waited counts.
+        // Another process may have applied steps while this one waited for the lock.
         let found = applied(&transaction, self.ledger)?;
         let Some(step) = pending(self.steps, &found)?.first() else { return Ok(None) };
         self.create_ledger(&transaction).map_err(|error| failed(step, None, error))?;
@@ -324,15 +375,16 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
         Ok(transaction.execute_batch(&ledger_sql(self.ledger.name()))?)
     }
 
-    /// A step must not leave rows that refer to missing ones, except for those that it found. Only then does it matter what
-    /// was there before, which another connection sees until this one commits.
+    /// Fails if the step leaves rows that refer to missing rows, apart from those that were there
+    /// before it. The state before the step is read through another connection, and only if there
+    /// are violations.
     fn check_foreign_keys(
         &self,
         transaction: &Transaction<'_>,
         step: &Step,
         known: Known,
     ) -> Result<(), MigrationError> {
-        // What a platform keeps beside larder's tables is no concern of larder's own steps.
+        // Larder's own steps do not answer for the other tables of a platform's database.
         if *self.ledger == Ledger::larder() {
             return Ok(());
         }
@@ -371,7 +423,7 @@ fn begin(connection: &mut Connection) -> SqliteResult<Transaction<'_>> {
     Ok(connection.transaction_with_behavior(TransactionBehavior::Immediate)?)
 }
 
-/// The steps that were applied: none where there is no ledger.
+/// The steps that were applied. Empty if the ledger does not exist.
 pub(crate) fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<Vec<AppliedStep>> {
     let name = ledger.name();
     let has_ledger = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)";
@@ -391,7 +443,7 @@ pub(crate) fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// A commit can fail for lack of room. If its outcome is unknown, the ledger tells it to the next run.
+/// Commits a step. If the outcome is unknown, the next run finds it in the ledger.
 fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
     transaction::commit(&transaction).map_err(|error| match error {
         CommitError::NotMade(error) => failed(step, None, error),
@@ -403,7 +455,8 @@ fn failed(step: &Step, position: Option<StepPosition>, error: impl Into<Error>) 
     MigrationError::step_failed(step, position, error.into())
 }
 
-/// An error before anything was done, where others' locks are waited for.
+/// Wraps an error that occurred before any change. It becomes `LockHeld` if the wait for another
+/// process's lock timed out.
 fn in_lock(error: impl Into<Error>, waited: Duration) -> MigrationError {
     let cause = error.into();
     let is_busy = match &cause {
@@ -415,14 +468,15 @@ fn in_lock(error: impl Into<Error>, waited: Duration) -> MigrationError {
     if is_busy { MigrationError::LockHeld { waited, cause } } else { cause.into() }
 }
 
-/// Keeps a step from commands that would take its transaction apart. SQLite asks before it runs a statement.
+/// Denies a step the commands that would break up its transaction. SQLite asks it before it runs a
+/// statement.
 #[derive(Default)]
 struct Watch {
-    /// Whether a step is run. The runner's own `COMMIT` is nobody's concern.
+    /// Whether a step is running. The runner's own `COMMIT` is allowed.
     is_on: AtomicBool,
-    /// What was refused.
+    /// The reason of the first refusal.
     refused: OnceLock<&'static str>,
-    /// Whether a table's root page may belong to another table by now.
+    /// Whether the root page of a table may belong to another table by now.
     has_moved_roots: AtomicBool,
 }
 
@@ -443,7 +497,7 @@ impl Watch {
         }
     }
 
-    /// How tables are known again after the step.
+    /// How to recognize a table of the state before the step.
     fn known(&self) -> Known {
         if self.has_moved_roots.load(Ordering::Relaxed) { Known::ByName } else { Known::ByRoot }
     }
@@ -455,7 +509,7 @@ impl Watch {
         outcome
     }
 
-    /// Why a step failed.
+    /// Converts the failure of a step to the error that explains it.
     fn failure(&self, step: &Step, Failed { statement, at, error }: Failed) -> MigrationError {
         let is_vacuum = || is_vacuum(step.sql().get(statement.clone()).unwrap_or_default());
         let position = || Some(StepPosition::new(step.sql(), statement.clone(), at));
@@ -469,7 +523,7 @@ impl Watch {
     }
 }
 
-const VACUUM: &str = "can't run within a transaction, as each step does; run `VACUUM` beside the migrations, on a \
+const VACUUM: &str = "cannot run within a transaction, which each step is; run `VACUUM` beside the migrations, on a \
                       connection of its own";
 
 fn is_vacuum(statement: &str) -> bool {
@@ -477,7 +531,7 @@ fn is_vacuum(statement: &str) -> bool {
     keyword.eq_ignore_ascii_case("vacuum")
 }
 
-/// Whether a table that is there before this may have another root page after it.
+/// Whether the action may give the root page of one table to another.
 fn moves_roots(action: &AuthAction<'_>) -> bool {
     match action {
         AuthAction::DropTable { .. } | AuthAction::DropIndex { .. } | AuthAction::DropVtable { .. } => true,
@@ -489,15 +543,15 @@ fn moves_roots(action: &AuthAction<'_>) -> bool {
 fn reason_to_refuse(action: &AuthAction<'_>) -> Option<&'static str> {
     match action {
         AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => Some(
-            "begins, ends or divides a transaction; remove the command, as the runner begins and ends the transaction \
-             of each step",
+            "begins, ends or divides a transaction; remove the command, because the runner begins and ends the \
+             transaction of each step",
         ),
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => Some(
-            "attaches or detaches a database; remove the command, as another file is not committed together with the \
-             ledger",
+            "attaches or detaches a database; remove the command, because another file is not committed together \
+             with the ledger",
         ),
         AuthAction::Pragma { pragma_name, .. } if pragma_name.eq_ignore_ascii_case("wal_checkpoint") => Some(
-            "can't run within a transaction, as each step does; remove `PRAGMA wal_checkpoint`, or run it beside the \
+            "cannot run within a transaction, which each step is; remove `PRAGMA wal_checkpoint`, or run it beside the \
              migrations, on a connection of its own",
         ),
         AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => reason_to_refuse_pragma(pragma_name),
@@ -508,11 +562,11 @@ fn reason_to_refuse(action: &AuthAction<'_>) -> Option<&'static str> {
 fn reason_to_refuse_pragma(name: &str) -> Option<&'static str> {
     match name.to_ascii_lowercase().as_str() {
         "foreign_keys" => Some(
-            "sets `foreign_keys`; remove the command, as foreign keys are off during each step and are checked at its \
-             end",
+            "sets `foreign_keys`; remove the command, because foreign keys are off during each step and are checked at \
+             its end",
         ),
         "soft_heap_limit" | "hard_heap_limit" | "temp_store_directory" | "data_store_directory" => Some(
-            "sets something for the whole process; remove the command, or give it where the process starts",
+            "sets a property of the whole process; remove the command, or run it when the process starts",
         ),
         _ => None,
     }

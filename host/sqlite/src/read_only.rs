@@ -1,4 +1,4 @@
-//! A database that is only looked at.
+//! The read-only backend, for tools that inspect a database.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ use crate::look::{Look, read_anew};
 use crate::rows::{NextNamespace, Scanned};
 use crate::{SqliteOptions, blocking, file, migrate, migrator, records, rows};
 
-/// A database file that is read, and in which no byte changes.
+/// A database file that is opened for reading, without changing a byte of it.
 pub(crate) struct SqliteReadOnly {
     shared: Arc<Shared>,
 }
@@ -32,7 +32,8 @@ struct Shared {
     location: Location,
     /// A connection that no snapshot uses.
     idle: Mutex<Option<Look>>,
-    /// Connections of no more use, which are not closed while another one may read under a lock.
+    /// Connections that are no longer used. They must not be closed while another connection may
+    /// read under a lock: see [`Look::is_without_lock`].
     retired: Mutex<Vec<Look>>,
     closed: AtomicBool,
 }
@@ -41,8 +42,10 @@ impl SqliteReadOnly {
     /// Opens a database of larder with the schema of this release.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no file, [`Error::Other`] if it is not larder's or its schema is another, and
-    /// [`Error::Corrupt`] if it is damaged.
+    /// - [`Error::NotFound`] if the file does not exist.
+    /// - [`Error::Other`] if it is not larder's, or its schema is that of another release.
+    /// - [`Error::Corrupt`] if it is damaged.
+    /// - [`Error::Unavailable`] if it cannot be read without changing it.
     pub(crate) async fn open(path: PathBuf, options: SqliteOptions) -> Result<Self> {
         let open = move || {
             let location = Location::resolve(&path)?;
@@ -69,7 +72,7 @@ impl SqliteReadOnly {
     }
 }
 
-/// The tables have to be as this release reads them.
+/// Checks that the tables are those that this release reads.
 fn check(connection: &Connection, options: SqliteOptions) -> Result<()> {
     file::check_belongs(connection, options)?;
     let applied = migrator::applied(connection, &Ledger::larder())?;
@@ -115,11 +118,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One committed state, from the first read on.
+/// A snapshot, whose state is fixed by its first read.
 struct ReadOnlySnapshot {
     shared: Arc<Shared>,
     clock: ForwardClock,
-    /// The connection, and the moment at which rows are live: both are those of the first read.
+    /// The connection, and the time at which the snapshot decides which rows have expired. Both are
+    /// those of the first read.
     look: Option<(Look, UnixMillis)>,
 }
 
@@ -150,12 +154,13 @@ impl ReadOnlySnapshot {
     }
 }
 
-/// Begins a transaction, if none is open, and gives the moment that belongs to the state that it sees.
+/// Begins a transaction, if none is open, and returns the time that belongs to the state that it
+/// sees.
 fn begin(connection: &Connection, clock: &ForwardClock) -> Result<UnixMillis> {
     if connection.is_autocommit() {
         connection.execute_batch("BEGIN").map_err(SqliteError::from)?;
     }
-    // The first read is what fixes the state.
+    // The first read fixes the state.
     rows::last_version(connection)?;
     Ok(clock.now())
 }

@@ -1,4 +1,4 @@
-//! Connections for snapshots, used again.
+//! The pool of connections that snapshots read with.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,31 +15,32 @@ use crate::location::Location;
 use crate::transaction::roll_back;
 use crate::{SqliteOptions, connection, rows};
 
-/// Snapshots that one store has open at once; a further one waits. Each is a connection with three files.
+/// The most connections for snapshots of one store. Further snapshots wait. Each connection has
+/// three open files.
 const READERS_MAX: usize = 64;
 
-/// Connections beside these that keep states which snapshots stand on and a commit has left.
+/// The most connections, in addition to these, that pin superseded states.
 const PINS_MAX: usize = 32;
 
-/// Connections kept while nobody reads.
+/// The most idle connections that the pool keeps.
 const IDLE_MAX: usize = 8;
 
 /// How long a snapshot waits for a connection.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The connections of one store, its writer's aside.
+/// All connections of one store, apart from its writer's.
 pub(crate) struct Readers {
     location: Arc<Location>,
     options: SqliteOptions,
     permits: FairSemaphore,
-    /// For connections that a commit needs at once.
+    /// Permits for pins. A commit needs them without waiting.
     pins: FairSemaphore,
-    /// Those of the stores, some of which have a connection.
+    /// The open snapshots of the stores that share this database. Some of them hold a connection.
     snapshots: Mutex<OpenSnapshots>,
     pool: Mutex<Pool>,
-    /// Counts under way beside commits, which may be interrupted.
+    /// Counts that run beside commits, and may be interrupted.
     counts: Mutex<Vec<Arc<Count>>>,
-    /// The last connection that was in use after the close is gone.
+    /// Notified when the last connection in use is dropped after a close.
     gone: Notify,
 }
 
@@ -68,7 +69,8 @@ impl Readers {
         &self.location
     }
 
-    /// The snapshots of a store, which are asked for connections if there are too few.
+    /// Adds the snapshots of a store. The oldest of them are ended if there are too few
+    /// connections.
     pub(crate) fn attach(&self, snapshots: OpenSnapshots) {
         lock(&self.snapshots).join(snapshots);
     }
@@ -77,20 +79,22 @@ impl Readers {
         lock(&self.snapshots).clone()
     }
 
-    /// A connection, outside of a transaction.
+    /// Takes a connection, outside of a transaction.
     pub(crate) async fn take(self: &Arc<Self>, share: &Share, deadline: Instant) -> Result<Reader> {
         let permit = self.permit(share, deadline).await?;
         self.reader(permit)
     }
 
-    /// A connection that sees the newest state, if there is one without waiting.
+    /// Takes a connection and begins a transaction on the newest state. `None` if no connection is
+    /// free.
     pub(crate) fn take_now(self: &Arc<Self>) -> Option<Reader> {
         let share = Share::host();
         let permit = loop {
             if let Some(permit) = self.pins.try_acquire(&share) {
                 break permit;
             }
-            // Several snapshots may stand on one state: its connection goes with the last of them.
+            // Several snapshots may share one state. Its connection becomes free with the last of
+            // them.
             if !self.snapshots().end_one_that_keeps_a_state() {
                 return None;
             }
@@ -113,13 +117,15 @@ impl Readers {
         Ok(Reader { connection: Some(connection), has_failed, in_use, _permit: permit })
     }
 
-    /// A connection of its own, for work on the whole file that must not wait for readers.
+    /// Opens a connection outside of the pool, for work on the whole file that must not wait for
+    /// readers.
     pub(crate) fn open_beside(self: &Arc<Self>) -> Result<Beside> {
         let in_use = self.enter(&mut self.lock())?;
         Ok(Beside { connection: connection::open(&self.location, self.options)?, _in_use: in_use })
     }
 
-    /// The bytes of all rows and records. The count ends with [`Error::TimedOut`] once it prevents the log from a restart.
+    /// Counts the bytes of all rows and records. The count ends with [`Error::TimedOut`] if it
+    /// keeps the log from restarting.
     pub(crate) fn recount(self: &Arc<Self>) -> Result<u64> {
         let beside = self.open_beside()?;
         let handle = beside.connection.get_interrupt_handle();
@@ -131,7 +137,7 @@ impl Readers {
         counted.map_err(|error| if is_ended { Error::TimedOut } else { error })
     }
 
-    /// Ends the counts that are under way beside commits.
+    /// Ends the counts that run beside commits.
     pub(crate) fn end_recounts(&self) {
         for count in lock(&self.counts).iter() {
             count.is_ended.store(true, Ordering::Release);
@@ -151,11 +157,12 @@ impl Readers {
         drop(idle);
     }
 
-    /// Waits until the connections are gone that were in use at the close; false where that takes too long.
+    /// Waits until all connections in use are dropped after a close. False if that takes longer
+    /// than `max`.
     pub(crate) async fn wait_until_gone(&self, max: Duration) -> bool {
         let gone = async {
             loop {
-                // Asked for before the look, so that nobody leaves in between.
+                // Registered before the check, so that no drop in between is missed.
                 let notified = self.gone.notified();
                 if self.lock().in_use == 0 {
                     return;
@@ -181,7 +188,7 @@ impl Readers {
         let give_up = deadline.min(Instant::now() + WAIT_MAX);
         self.snapshots().permit(&self.permits, share, give_up).await.map_err(|error| match error {
             Error::TimedOut => Error::unavailable(
-                format!("all {READERS_MAX} connections for reading are busy; try again later"),
+                format!("all {READERS_MAX} connections for reading are in use; try again later"),
                 error,
             ),
             error => error,
@@ -193,12 +200,12 @@ impl Readers {
     }
 }
 
-/// A panic elsewhere can't have left any of it half changed.
+/// A panic elsewhere cannot leave the data half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts a connection. Whoever holds one drops the connection first.
+/// Counts a connection in use. Its holder must drop the connection first.
 struct InUse(Arc<Readers>);
 
 impl Drop for InUse {
@@ -213,34 +220,36 @@ impl Drop for InUse {
     }
 }
 
-/// A count beside commits.
+/// A count that runs beside commits.
 struct Count {
     handle: InterruptHandle,
     is_ended: AtomicBool,
 }
 
-/// A connection that is not of the pool.
+/// A connection outside of the pool.
 pub(crate) struct Beside {
     pub(crate) connection: Connection,
     _in_use: InUse,
 }
 
-/// A connection that goes back when it is dropped.
+/// A connection that returns to the pool when it is dropped.
 pub(crate) struct Reader {
     connection: Option<Connection>,
-    /// A read failed. The pages that it left in the connection's memory are not used again.
+    /// Whether a read has failed. The connection is then closed, because its page cache may hold
+    /// damaged pages.
     has_failed: AtomicBool,
     in_use: InUse,
     _permit: FairPermit,
 }
 
 impl Reader {
-    /// Reads outside of a transaction: the newest state.
+    /// Reads outside of a transaction, which sees the newest state.
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         self.note(work(self.connection()?))
     }
 
-    /// Reads in the transaction; `None` once a failed read has made SQLite end it: another one would see a newer state.
+    /// Reads in the transaction. `None` if a failed read has ended it: another transaction would
+    /// see a newer state.
     pub(crate) fn read_in_transaction<T>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T>,
@@ -249,7 +258,7 @@ impl Reader {
         Some(self.note(work(connection)))
     }
 
-    /// Whether the transaction that was begun still lasts.
+    /// Whether the transaction is still open.
     pub(crate) fn is_in_transaction(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| !connection.is_autocommit())
     }
@@ -265,12 +274,12 @@ impl Reader {
         self.connection.as_ref().ok_or(Error::Closed)
     }
 
-    /// Begins a transaction, and gives the version that none in the state that it sees is above.
+    /// Begins a transaction, and returns an upper bound of the versions in the state that it sees.
     pub(crate) fn begin(&self) -> Result<Version> {
         let connection = self.connection()?;
         let mut begin = rows::prepare(connection, "BEGIN")?;
         begin.execute([]).map_err(SqliteError::from)?;
-        // The first read is what fixes the state that the transaction sees.
+        // The first read fixes the state that the transaction sees.
         self.note(rows::last_version(connection))
     }
 
@@ -291,7 +300,7 @@ impl Drop for Reader {
             pool.idle.push(connection);
             return;
         }
-        // The last connection to go moves the log into the database: nobody waits for the lock meanwhile.
+        // The last connection to close checkpoints the log, which must not happen under the lock.
         drop(pool);
         drop(connection);
     }

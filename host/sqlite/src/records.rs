@@ -1,4 +1,4 @@
-//! The statements on records of memory.
+//! The SQL statements on conversation records.
 
 use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
@@ -28,7 +28,7 @@ pub(crate) fn load(connection: &Connection, key: &RecordKey) -> Result<Option<St
     Ok(found.optional().map_err(SqliteError::from)?)
 }
 
-/// Makes a change; false where the record is not at the expected version.
+/// Makes a write. False if the record is not at the expected version.
 pub(crate) fn write(connection: &Connection, write: &RecordWrite) -> SqliteResult<bool> {
     let (tenant, user, session, run, kind) = parts(&write.key);
     let expected = write.expected.0;
@@ -59,7 +59,7 @@ pub(crate) fn write(connection: &Connection, write: &RecordWrite) -> SqliteResul
     Ok(changed == 1)
 }
 
-/// Makes a record what it was elsewhere, whatever it is here.
+/// Sets a record to its state in a redo, whatever its version is here.
 pub(crate) fn set(
     connection: &Connection,
     key: &RecordKey,

@@ -1,4 +1,4 @@
-//! Redos in SQL; what a redo is stands in [`larder_core::redo`].
+//! Replays redos in SQL. [`larder_core::redo`] describes their format.
 
 use larder_core::Result;
 use larder_core::backend::{StoredValue, Version};
@@ -8,8 +8,8 @@ use rusqlite::Connection;
 
 use crate::{records, rows};
 
-/// Makes those groups that the database does not hold yet, within the writer's transaction; gives the position that it
-/// is at then, and how many groups were made.
+/// Replays the groups that the database does not hold yet, within the writer's transaction. Returns
+/// the new position, and how many groups were replayed.
 pub(crate) fn replay(connection: &Connection, groups: &[Group]) -> Result<(Version, u64)> {
     let before = rows::last_version(connection)?;
     let (mut position, mut made) = (before, 0);
@@ -34,7 +34,7 @@ fn apply(connection: &Connection, change: &Change, after: Version) -> Result<()>
             let put = RowWrite::Put { value: value.into(), expires_at: *expires_at };
             rows::write(connection, row, &put, *version)?;
         }
-        // A deletion leaves no version behind.
+        // A deleted row has no version.
         Change::Row(row, None) => {
             rows::write(connection, row, &RowWrite::Delete, after)?;
         }

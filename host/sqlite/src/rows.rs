@@ -1,4 +1,4 @@
-//! The statements on rows.
+//! The SQL statements on rows.
 
 use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, SweepOptions, Swept, Version};
 use larder_core::clock::UnixMillis;
@@ -13,7 +13,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 
 use crate::error::{Result as SqliteResult, SqliteError};
 
-/// The version that none given so far is above: that of the last commit, or what the process that made it has reserved.
+/// An upper bound of the versions in use: the version of the last commit, or the end of the block
+/// that its process reserved.
 pub(crate) fn last_version(connection: &Connection) -> Result<Version> {
     let mut statement = prepare(connection, "SELECT last FROM larder_commit_sequence")?;
     let last: u64 = statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?;
@@ -37,16 +38,18 @@ pub(crate) fn get(connection: &Connection, row: &RowKey, now: UnixMillis) -> Res
     Ok(found.map_err(SqliteError::from)?)
 }
 
-/// What one slice of work on a range found.
+/// The result of one slice of a scan.
 pub(crate) enum Scanned {
-    /// The first rows.
+    /// The first rows of the range.
     Rows(Chunk),
-    /// Expired rows only; this is the rest of the range.
+    /// The slice found only expired rows. This is the rest of the range.
     Expired(KeyRange),
 }
 
-/// Looks at rows of a range until they are enough, or for a [slice](larder_core::slice). Expired rows are left out here, and not
-/// by the statement: one step of it would go past any number of them.
+/// Reads rows of a range until they fill a chunk, or for one [slice](larder_core::slice) of work.
+///
+/// Expired rows are skipped here and not in SQL, because a single step of the statement could pass
+/// any number of them.
 pub(crate) fn scan(
     connection: &Connection,
     range: &KeyRange,
@@ -84,7 +87,7 @@ pub(crate) fn scan(
     Ok(Scanned::Rows(chunk))
 }
 
-/// The part of a range that follows a key of it.
+/// The part of a range that follows one of its keys.
 fn behind(range: &KeyRange, key: &[u8], reverse: bool) -> KeyRange {
     match reverse {
         true => range.clone().narrowed_until(key),
@@ -92,23 +95,23 @@ fn behind(range: &KeyRange, key: &[u8], reverse: bool) -> KeyRange {
     }
 }
 
-/// How far a search for the next namespace has come.
+/// The progress of a search for the next namespace.
 pub(crate) enum NextNamespace {
-    /// The namespace; none at the end.
+    /// The next namespace. `None` if there is no further one.
     Found(Option<Namespace>),
-    /// Expired rows only; the search goes on here.
+    /// The slice found only expired rows. The search continues here.
     Expired(Position),
 }
 
 /// A namespace and a key.
 pub(crate) type Position = (Vec<u8>, Vec<u8>);
 
-/// Where a search for the next namespace begins.
+/// The position at which a search for the next namespace begins.
 pub(crate) fn position_after(namespace: Option<&Namespace>) -> Position {
     (namespace.map_or(Vec::new(), |namespace| just_after(namespace.as_bytes())), Vec::new())
 }
 
-/// Looks at rows from a position on until one is live, or for a [slice](larder_core::slice).
+/// Reads rows from a position on until one is live, or for one [slice](larder_core::slice) of work.
 pub(crate) fn next_namespace(
     connection: &Connection,
     (namespace, key): &Position,
@@ -134,7 +137,7 @@ pub(crate) fn next_namespace(
     Ok(NextNamespace::Found(None))
 }
 
-/// A row as it is stored, live or not.
+/// Reads a row as it is stored, live or not.
 pub(crate) fn current_row(connection: &Connection, row: &RowKey, need: Need) -> Result<Option<CurrentRow>> {
     let value = match need {
         Need::Header => "NULL",
@@ -158,7 +161,7 @@ pub(crate) fn current_row(connection: &Connection, row: &RowKey, need: Need) -> 
     Ok(found.optional().map_err(SqliteError::from)?)
 }
 
-/// Writes a row; false where nothing had to be changed, as for the deletion of a row that is not there.
+/// Writes a row. False if nothing changed, as for the deletion of an absent row.
 pub(crate) fn write(
     connection: &Connection,
     row: &RowKey,
@@ -192,7 +195,7 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
     Ok(statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?)
 }
 
-/// Removes expired rows, and gives them without their values, with the bytes of each.
+/// Removes expired rows. Returns the name and the bytes of each.
 pub(crate) fn sweep(
     connection: &Connection,
     now: UnixMillis,
@@ -207,7 +210,7 @@ pub(crate) fn sweep(
     Ok(expired)
 }
 
-/// Expired rows within the bounds of a sweep.
+/// Finds expired rows, within the bounds of a sweep.
 fn expired(
     connection: &Connection,
     now: UnixMillis,
@@ -230,14 +233,14 @@ fn expired(
     Ok(expired)
 }
 
-/// The names of a row as the file has them.
+/// The name of a row as the file holds it.
 pub(crate) struct StoredName {
     namespace: Vec<u8>,
     key: Vec<u8>,
 }
 
 impl StoredName {
-    /// The row; none where the names are no text, which is never read.
+    /// The row. `None` if the names are not valid UTF-8: such a row is never read.
     pub(crate) fn row(self) -> Option<RowKey> {
         let namespace = Namespace::from_stored(self.namespace).ok()?;
         Some(RowKey { namespace, key: Key::from_stored(self.key).ok()? })
@@ -266,7 +269,8 @@ impl CurrentState for Current<'_> {
 
     fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
         let until = if range.end().is_some() { "AND key < ?3" } else { "AND ?3 IS NULL" };
-        // Only a row that is looked at is read as far as its version, which lies behind its value.
+        // SQLite reads a row only as far as its last column that is used, and the version follows
+        // the value. So the version is read only of rows that count.
         let sql = format!(
             "SELECT key, version, expires_at FROM larder_entries
              WHERE namespace = ?1 AND key >= ?2 {until} ORDER BY key"
@@ -290,7 +294,7 @@ impl CurrentState for Current<'_> {
     }
 }
 
-/// The rows of a range, live or not.
+/// The SQL condition for the rows of a range, live or not.
 fn range_bounds(range: &KeyRange) -> (&'static str, Vec<SqlValue>) {
     let mut parameters =
         vec![SqlValue::Blob(range.namespace().as_bytes().to_vec()), SqlValue::Blob(range.start().to_vec())];
@@ -303,13 +307,13 @@ fn range_bounds(range: &KeyRange) -> (&'static str, Vec<SqlValue>) {
     }
 }
 
-/// Whether a row is live that expires as a column says. A moment before 1970 is over.
+/// Whether a row is live by its expiry in this column. A negative expiry, before 1970, has passed.
 fn is_live(row: &Row<'_>, column: usize, now: UnixMillis) -> SqliteResult<bool> {
     let expires_at: Option<i64> = row.get(column)?;
     Ok(expires_at.is_none_or(|expires_at| expires_at > sql_millis(now)))
 }
 
-/// A value, or where none was asked for, its length.
+/// A value, or its length if only that was selected.
 enum Column<'r> {
     Value(&'r [u8]),
     Length(usize),
@@ -338,7 +342,7 @@ fn value<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<Column<'r>> {
     }
 }
 
-/// The bytes of a column, where they are.
+/// The bytes of a column, without a copy.
 pub(crate) fn bytes<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<&'r [u8]> {
     let found = row.get_ref(column)?;
     let unexpected = || rusqlite::Error::InvalidColumnType(column, String::new(), found.data_type());
@@ -353,7 +357,7 @@ pub(crate) fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusql
     connection.prepare_cached(sql).map_err(|error| Error::from(SqliteError::from(error)))
 }
 
-/// A moment that SQLite's signed numbers can't hold never comes.
+/// Converts a time for SQL. A time beyond SQLite's signed integers never comes.
 pub(crate) fn sql_millis(millis: UnixMillis) -> i64 {
     i64::try_from(millis).unwrap_or(i64::MAX)
 }

@@ -1,8 +1,9 @@
-//! Runs a text of many statements.
+//! Runs a text of many SQL statements.
 //!
-//! `rusqlite` passes SQLite the length of a text, and SQLite then copies all that is left of it for each statement that it
-//! prepares: quadratic in the length. A text that is known to end with NUL is not copied. SQLite also tells where the next
-//! statement begins, which an error needs, and which `rusqlite` keeps to itself.
+//! `rusqlite` passes SQLite the length of the text, and SQLite then copies the rest of the text for
+//! each statement that it prepares, which takes quadratic time. SQLite does not copy a text that it
+//! knows to end with NUL. It also returns where the next statement begins, which an error message
+//! needs and `rusqlite` does not expose.
 
 use std::ffi::{CStr, CString, c_int};
 use std::ops::Range;
@@ -14,15 +15,16 @@ use crate::error::SqliteError;
 
 /// A statement that failed.
 pub(crate) struct Failed {
-    /// Where the statement is in the text. What can't be prepared goes on to the text's end.
+    /// The range of the statement in the text. It extends to the end of the text if the statement
+    /// cannot be prepared.
     pub(crate) statement: Range<usize>,
-    /// The byte of the text at which SQLite found the error, if it says that.
+    /// The byte of the text at which SQLite found the error, if SQLite tells.
     pub(crate) at: Option<usize>,
-    /// What SQLite said.
+    /// The error of SQLite.
     pub(crate) error: SqliteError,
 }
 
-/// Runs all statements of a text, each to its last row, in time linear in its length.
+/// Runs all statements of a text, each to its last row, in time linear in the length of the text.
 pub(crate) fn run(connection: &Connection, sql: &str) -> Result<(), Failed> {
     let end = sql.len();
     let terminated = CString::new(sql).map_err(|error| Failed {
@@ -52,7 +54,8 @@ pub(crate) fn run(connection: &Connection, sql: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// How many bytes precede the first statement: white space, comments and semicolons, as SQLite reads them.
+/// How many bytes precede the first statement: white space, comments and semicolons, as SQLite's
+/// tokenizer reads them.
 fn trivia(sql: &str) -> usize {
     let mut rest = sql;
     while let Some(after) = after_trivia(rest) {
@@ -61,17 +64,19 @@ fn trivia(sql: &str) -> usize {
     sql.len() - rest.len()
 }
 
-/// What follows the white space, comment or semicolon with which a text begins; `None` if it begins with none.
+/// The text after its leading white space, comment or semicolon; `None` if it begins with none of
+/// these.
 fn after_trivia(sql: &str) -> Option<&str> {
     if let Some(comment) = sql.strip_prefix("--") {
         return Some(comment.find('\n').and_then(|end| comment.get(end..)).unwrap_or_default());
     }
-    // The star that opens a comment does not close it. At the end of the text, it opens none.
+    // The star that opens a comment does not close it. At the end of the text, `/*` does not open a
+    // comment.
     if let Some(comment) = sql.strip_prefix("/*").filter(|comment| !comment.is_empty()) {
         return Some(comment.split_once("*/").map_or("", |(_, rest)| rest));
     }
     let rest = sql.strip_prefix([';', '\u{feff}', ' ', '\t', '\n', '\x0c', '\r'])?;
-    // White space does not begin with a vertical tab, but goes on with one.
+    // A vertical tab does not begin white space, but may continue it.
     let is_blank = sql.starts_with(|first: char| first.is_ascii_whitespace());
     Some(if is_blank {
         rest.trim_start_matches(|next: char| next == '\x0b' || next.is_ascii_whitespace())
@@ -86,38 +91,41 @@ struct Statement<'a> {
     connection: &'a Connection,
 }
 
-/// What SQLite said, and at which byte.
+/// The error of SQLite, and the byte at which it occurred.
 type PrepareError = (rusqlite::Error, Option<usize>);
 
 impl<'a> Statement<'a> {
-    /// Prepares the first statement of a text that ends with NUL, and gives the length of what was read. There is no
-    /// statement if the text begins with a comment or a semicolon that belongs to none.
+    /// Prepares the first statement of a text that ends with NUL, and returns the length of what
+    /// was read. Returns no statement if the text begins with a comment or a semicolon that belongs
+    /// to none.
     fn prepare(connection: &'a Connection, text: &[u8]) -> Result<(Option<Self>, usize), PrepareError> {
         debug_assert_eq!(text.last(), Some(&0));
         let mut statement = std::ptr::null_mut();
         let mut tail = std::ptr::null();
-        // SAFETY: the handle is valid, and not in use by another thread, while `connection` is borrowed. The text ends
-        // with NUL, where SQLite stops reading if the length is negative. It writes two pointers that live long enough.
+        // SAFETY: the handle is valid, and not in use by another thread, while `connection` is
+        // borrowed. The text ends with NUL, where SQLite stops reading if the length is negative.
+        // It writes two pointers that live long enough.
         let (database, code) = unsafe {
             let database = connection.handle();
             let begin = text.as_ptr().cast();
             (database, ffi::sqlite3_prepare_v2(database, begin, -1, &raw mut statement, &raw mut tail))
         };
         if code != ffi::SQLITE_OK {
-            // SAFETY: as above; the last call on the connection is the one that failed.
+            // SAFETY: as above. The last call on the connection is the one that failed.
             let offset = unsafe { ffi::sqlite3_error_offset(database) };
             return Err((last_error(connection, code), usize::try_from(offset).ok()));
         }
-        // A tail lies in the text. Without one, everything was read.
+        // A tail is within the text. Without one, the whole text was read.
         let length = tail.addr().checked_sub(text.as_ptr().addr()).filter(|length| *length > 0);
         let statement = NonNull::new(statement).map(|statement| Self { statement, connection });
         Ok((statement, length.unwrap_or(text.len())))
     }
 
-    /// Runs it to its last row.
+    /// Runs the statement to its last row.
     fn run(&self) -> rusqlite::Result<()> {
         loop {
-            // SAFETY: the statement is of the borrowed connection, and is not finalized before it is dropped.
+            // SAFETY: the statement belongs to the borrowed connection, and is finalized only when
+            // it is dropped.
             match unsafe { ffi::sqlite3_step(self.statement.as_ptr()) } {
                 ffi::SQLITE_ROW => {}
                 ffi::SQLITE_DONE => return Ok(()),
@@ -129,13 +137,15 @@ impl<'a> Statement<'a> {
 
 impl Drop for Statement<'_> {
     fn drop(&mut self) {
-        // SAFETY: it is finalized once, while its connection is open. The result repeats the error of the last step.
+        // SAFETY: the statement is finalized once, while its connection is open. The result repeats
+        // the error of the last step.
         unsafe { ffi::sqlite3_finalize(self.statement.as_ptr()) };
     }
 }
 
 fn last_error(connection: &Connection, code: c_int) -> rusqlite::Error {
-    // SAFETY: SQLite gives a text that ends with NUL and is valid until the next call on the connection.
+    // SAFETY: SQLite returns a text that ends with NUL and is valid until the next call on the
+    // connection.
     let message = unsafe { CStr::from_ptr(ffi::sqlite3_errmsg(connection.handle())) };
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(message.to_string_lossy().into_owned()))
 }
@@ -197,7 +207,8 @@ mod tests {
             let count = random.usize(..12);
             let mut sql: String = (0..count).map(|_| trivia[random.usize(..trivia.len())]).collect();
             sql += ["nope", "/*", ""][random.usize(..3)];
-            // No statement begins with any of this, so SQLite complains about the first token, unless there is none.
+            // No statement begins with any of this, so SQLite reports the first token, unless there
+            // is none.
             match run(&connection, &sql) {
                 Ok(()) => assert_eq!(super::trivia(&sql), sql.len(), "{seed}: {sql:?}"),
                 Err(Failed { statement, at, .. }) => {

@@ -1,4 +1,4 @@
-//! One committed state, read from the cache as far as that goes, and by a pooled connection from there on.
+//! Snapshots of one committed state, which read the cache first and the database second.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,15 +21,18 @@ use crate::rows::{NextNamespace, Scanned};
 use crate::writer::Writer;
 use crate::{blocking, rows, validation};
 
-/// One committed state. Reads run on the caller's thread: a hop to another one costs more than a read.
+/// A snapshot of one committed state. It reads on the caller's thread, because a switch to another
+/// thread costs more than a read.
 pub(crate) struct SqliteSnapshot {
     base: Base,
-    /// Which state that is, where it is known.
+    /// The number of the state. `None` if it is unknown.
     seen: Option<Seen>,
-    /// Whether anybody has seen the state yet.
+    /// Whether the snapshot has returned anything that depends on its state. Until then it may move
+    /// to another state.
     is_seen: bool,
     clock: ForwardClock,
-    /// The moment at which rows are live. It belongs to the state.
+    /// The time at which the snapshot decides which rows have expired. It belongs to the state: see
+    /// the commit clock in [`crate::cache`].
     now: UnixMillis,
     deadline: Instant,
     share: Share,
@@ -37,13 +40,13 @@ pub(crate) struct SqliteSnapshot {
     writer: Arc<Writer>,
 }
 
-/// Where rows are read that are not cached.
+/// Where the snapshot reads rows that are not cached.
 enum Base {
-    /// Nowhere yet.
+    /// No connection yet. The epoch may be pinned later.
     Epoch(Arc<Epoch>),
-    /// In a transaction of its own.
+    /// A read transaction of its own.
     Reader(Reader),
-    /// In the one that all who stand on the epoch share.
+    /// The read transaction that all snapshots on the epoch share.
     Pinned(Arc<Epoch>),
 }
 
@@ -68,7 +71,10 @@ impl SqliteSnapshot {
         Ok(Self { base, seen, is_seen: false, clock, now, deadline, share, readers, writer })
     }
 
-    /// Reads in the database, where this snapshot still can. The moment is known only then: it may change with the state.
+    /// Reads the database in the snapshot's state, if that is still possible.
+    ///
+    /// `work` gets the time of the snapshot, because it may change together with the state on the
+    /// first read.
     async fn read<T>(&mut self, work: impl FnOnce(&Connection, UnixMillis) -> Result<T> + Send) -> Result<T> {
         if let Base::Epoch(epoch) = &self.base {
             let epoch = epoch.clone();
@@ -82,11 +88,13 @@ impl SqliteSnapshot {
             Base::Pinned(epoch) => epoch.pin().and_then(|pin| pin.read_in_transaction(work)),
             Base::Epoch(_) => None,
         };
-        // A failed read, perhaps of another snapshot, may have ended the transaction: the state can't be read any more.
+        // A failed read, possibly of another snapshot, has ended the transaction, so the state can
+        // no longer be read.
         read.unwrap_or(Err(Error::Conflict))
     }
 
-    /// From an epoch to a connection that sees it: while it is the newest state, any does.
+    /// Moves from an epoch to a connection that sees its state. While it is the newest state, any
+    /// new connection does.
     async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
         if !epoch.is_pinned() {
             let (reader, seen, now) =
@@ -101,7 +109,7 @@ impl SqliteSnapshot {
                 (self.base, self.seen, self.now) = (Base::Reader(reader), seen, now);
                 return Ok(());
             }
-            // Where another process committed, nobody has kept a connection.
+            // If another process committed, the state was not pinned.
             if !epoch.is_pinned() {
                 return Err(Error::Conflict);
             }
@@ -134,12 +142,13 @@ impl SqliteSnapshot {
         }
     }
 
-    /// Where nothing is cached of this state, all of it is a gap.
+    /// The beginning of a range in the cache. If cached rows do not hold for this state, the whole
+    /// range is a gap.
     fn cached_beginning(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Beginning> {
         let known = self.writer.cache().zip(self.cached_moment());
         let Some((cache, moment)) = known else { return Ok(Beginning::Gap(range.clone())) };
         let beginning = cache.beginning(range, options, moment)?;
-        // Where the gap begins later, nothing was found before it.
+        // A gap that begins later means that no row precedes it, which depends on the state.
         self.is_seen |= !matches!(&beginning, Beginning::Gap(gap) if gap.start() == range.start());
         Ok(beginning)
     }
@@ -150,7 +159,7 @@ impl SqliteSnapshot {
         }
     }
 
-    /// The moment, where what is cached is of this state.
+    /// The state and time of the snapshot, if cached rows hold for its state.
     fn cached_moment(&self) -> Option<Moment> {
         self.moment().filter(|_| self.seen.is_some_and(|seen| seen.is_cached))
     }
@@ -160,10 +169,12 @@ impl SqliteSnapshot {
     }
 }
 
-/// How often a transaction is begun anew where it can't be told which state it sees: somebody committed just then.
+/// How often a transaction is begun again if its state has no known number, because a commit came
+/// at the same time.
 const BEGINS_MAX: usize = 3;
 
-/// Begins a transaction; gives the state that it sees, where that can be told, and the moment that belongs to it.
+/// Begins a read transaction. Returns the state that it sees, if it has a known number, and the
+/// time that belongs to it.
 pub(crate) async fn begin(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
@@ -184,7 +195,8 @@ pub(crate) async fn begin(
     begin_between_commits(reader, writer, clock).await
 }
 
-/// Begins a transaction while this process commits nothing, so that the moment is that of the state that it sees.
+/// Begins a read transaction while this process makes no commit, so that the time belongs to the
+/// state that it sees.
 async fn begin_between_commits(
     reader: Reader,
     writer: &Arc<Writer>,
@@ -232,7 +244,7 @@ impl Snapshot for SqliteSnapshot {
     }
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
-        // What is cached was found forward, and with values.
+        // The range cache holds only results of forward scans with values.
         if options.reverse || options.keys_only {
             return self.scan_database(range, options).await;
         }
@@ -285,7 +297,7 @@ impl Snapshot for SqliteSnapshot {
         }
     }
 
-    /// While its state is the newest, and cached, any connection sees it.
+    /// Succeeds while the state is the newest and cached: any new connection sees it then.
     fn release(&mut self) -> bool {
         let epoch = match (&self.base, self.seen) {
             (Base::Reader(_), Some(seen)) if seen.is_cached => {
@@ -300,7 +312,8 @@ impl Snapshot for SqliteSnapshot {
 
     async fn commit(self: Box<Self>, commit: Arc<Commit>) -> Result<Committed> {
         let Self { base, seen, deadline, readers, writer, .. } = *self;
-        // An open reader keeps the log from being used again: it goes before the commit waits.
+        // An open read transaction keeps the write-ahead log from restarting, so it ends before the
+        // commit waits.
         drop(base);
         if commit.writes.is_empty() && commit.conditions.is_empty() {
             return Ok(Committed::default());

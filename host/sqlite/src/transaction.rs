@@ -1,8 +1,9 @@
-//! How SQLite's transactions end.
+//! The end of a SQLite transaction.
 //!
-//! A statement that fails may have ended its transaction: after an I/O error, on a full disk, or without memory SQLite rolls
-//! all of it back and is in autocommit mode again, in which each further statement commits by itself. No error code says
-//! so; [`Connection::is_autocommit`] does.
+//! A failed statement may have ended its transaction: after an I/O error, on a full disk or without
+//! memory, SQLite rolls the whole transaction back and returns to autocommit mode. Each further
+//! statement then commits by itself. No error code tells this, but [`Connection::is_autocommit`]
+//! does.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::error::{Result, SqliteError};
 pub(crate) enum CommitError {
     /// Nothing was committed. The transaction may still be open.
     NotMade(Error),
-    /// The write-ahead log may hold the commit: it is an [`Error::CommitUnknown`].
+    /// The write-ahead log may hold the commit. The error is [`Error::CommitUnknown`].
     Unknown(Error),
 }
 
@@ -28,21 +29,21 @@ impl From<CommitError> for Error {
     }
 }
 
-/// Commits the transaction that is open.
+/// Commits the open transaction.
 pub(crate) fn commit(connection: &Connection) -> Result<(), CommitError> {
     if connection.is_autocommit() {
-        let reason = "SQLite rolled the transaction back before its commit".to_string();
+        let reason = "SQLite rolled the transaction back before its commit; try again".to_string();
         return Err(CommitError::NotMade(Error::Unavailable { reason, cause: None }));
     }
     let committed = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
     match committed.map_err(SqliteError::from) {
         Ok(_) => Ok(()),
-        // A transaction that is still open is not committed.
+        // A transaction that is still open was not committed.
         Err(error) if error.is_certain() || !connection.is_autocommit() => {
             Err(CommitError::NotMade(error.into()))
         }
         Err(error) => Err(CommitError::Unknown(Error::CommitUnknown {
-            reason: "the disk gave no answer to the commit".to_string(),
+            reason: "the disk did not confirm the commit".to_string(),
             cause: Some(Arc::new(error)),
         })),
     }
@@ -56,11 +57,11 @@ pub(crate) fn roll_back(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Drops the pages that the connection keeps in memory, as far as it can: what an incomplete read left there would be
-/// used again.
+/// Empties the connection's page cache as far as possible. SQLite would otherwise reuse pages that
+/// a failed read left incomplete.
 pub(crate) fn forget_pages(connection: &Connection) {
     if let Err(error) = connection.execute_batch("PRAGMA shrink_memory") {
-        tracing::debug!(error = &error as &dyn std::error::Error, "the page cache was not emptied");
+        tracing::debug!(error = &error as &dyn std::error::Error, "cannot empty the page cache");
     }
 }
 

@@ -1,13 +1,16 @@
-//! Whose turn it is among the processes that write to one database.
+//! A queue of the processes that write to one database.
 //!
-//! SQLite has no queue for its write lock: who waits for it looks again after pauses that grow to 100 ms, and a process
-//! that commits without end is always there first. So processes line up at a file beside the database. Whoever holds the
-//! file's lock is the next, and keeps it only until it has SQLite's lock: the others queue up behind it in the meantime,
-//! the process whose commit is under way among them, and the kernel serves them in the order in which they came.
+//! SQLite has no queue for its write lock: a waiting process tries again after pauses that grow to
+//! 100 ms, so a process that commits continuously always gets the lock first. Larder's processes
+//! therefore line up at a file beside the database. The process that holds the lock of this file is
+//! the next, and keeps it only until it has SQLite's write lock. The others, including the process
+//! whose commit is under way, queue up behind it, and the kernel serves them in the order in which
+//! they came.
 //!
-//! Nothing but fairness rests on this. A process that cannot have the file, or waits too long for it, goes without. So does
-//! one that finds something else under the file's name: only an empty regular file is opened, and removed. Larder refuses
-//! databases with such a name, as to open and close one drops the locks that SQLite has on it.
+//! Only fairness depends on this. A process that cannot open the file, or waits too long for it,
+//! goes without. So does a process that finds something else at the path: only an empty regular
+//! file is opened, and removed. Larder refuses databases with such a name, because opening and
+//! closing one drops the locks that SQLite has on it.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
@@ -20,36 +23,36 @@ use std::time::Duration;
 /// The queue of one database.
 pub(crate) struct Turns {
     path: PathBuf,
-    /// Kept open for as long as the path means this file.
+    /// The open file, for as long as the path refers to it.
     file: Option<File>,
-    /// A thread still waits for a turn that came too late.
+    /// Whether a thread still waits for a turn that came too late.
     is_waiting: Arc<AtomicBool>,
 }
 
-/// The right to be the next. Dropping it lets the next one move up.
+/// The right to take SQLite's write lock next. Dropping it gives the turn to the process behind.
 #[derive(Debug)]
 pub(crate) struct Turn {
     file: File,
 }
 
-/// What a look at the queue found.
+/// The result of trying to take the turn.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// Nobody waits.
+    /// The turn. No other process waits.
     Turn(Turn),
     /// Another process is next.
     Taken,
-    /// There is no queue to be had.
+    /// The queue cannot be used.
     Without,
 }
 
 impl Turns {
-    /// The queue at a path. Nothing is opened yet.
+    /// The queue at a path. Opens nothing yet.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, file: None, is_waiting: Arc::default() }
     }
 
-    /// Takes the turn if no other process waits. It never blocks.
+    /// Takes the turn if no other process waits. Never blocks.
     pub(crate) fn try_take(&mut self) -> Look {
         let file = match self.handle() {
             Ok(file) => file,
@@ -62,7 +65,7 @@ impl Turns {
         }
     }
 
-    /// Waits for the turn, for so long at most; `None` if it has to go without.
+    /// Waits for the turn, for at most `max`. `None` if the caller must go without.
     pub(crate) fn take(&mut self, max: Duration) -> Option<Turn> {
         match self.try_take() {
             Look::Turn(turn) => Some(turn),
@@ -71,12 +74,14 @@ impl Turns {
         }
     }
 
-    /// The kernel's wait has no deadline: a thread of its own waits, and gives back a turn that nobody wants any more.
+    /// Waits on a thread of its own, because the kernel's wait has no deadline. A turn that comes
+    /// too late is given back.
     fn wait(&mut self, max: Duration) -> Option<Turn> {
         if self.is_waiting.swap(true, Ordering::AcqRel) {
             return None;
         }
-        // Opened by itself: the lock of a turn that comes too late must not pass for one of this process.
+        // A separate open file: the lock of a turn that comes too late must not count as held by
+        // this process.
         let file = match open(&self.path) {
             Ok(file) => file,
             Err(error) => {
@@ -109,7 +114,7 @@ impl Turns {
         }
     }
 
-    /// A handle on the file that is kept open.
+    /// A handle of the file that is kept open.
     fn handle(&mut self) -> io::Result<File> {
         let file = match self.file.take().filter(|file| is_at(file, &self.path)) {
             Some(file) => file,
@@ -119,12 +124,13 @@ impl Turns {
     }
 
     fn give_up(&mut self, error: &io::Error) -> Look {
-        tracing::debug!(%error, "cannot queue up for the database's lock; it is taken as it comes");
+        tracing::debug!(%error, "cannot use the queue for the write lock of the database; taking the lock without it");
         self.file = None;
         Look::Without
     }
 
-    /// Removes the file, unless another process has a turn. Those that still have it open notice.
+    /// Removes the file, unless another process has the turn. Processes that still have it open
+    /// notice.
     pub(crate) fn remove(&mut self) {
         if self.file.as_ref().is_some_and(|file| is_at(file, &self.path))
             && let Look::Turn(_turn) = self.try_take()
@@ -137,12 +143,13 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Other handles on the same open file may live on.
+        // Unlock explicitly: other handles of the same open file may remain.
         drop(self.file.unlock());
     }
 }
 
-/// Opens the file, and creates it if it does not exist. Another user's file can only be read, which is enough.
+/// Opens the file, and creates it if it does not exist. A file of another user can only be read,
+/// which is enough.
 fn open(path: &Path) -> io::Result<File> {
     let created = options().write(true).create_new(true).open(path);
     match created {
@@ -155,7 +162,7 @@ fn open_existing(path: &Path) -> io::Result<File> {
     check_ours(&path.symlink_metadata()?)?;
     let writable = options().write(true).open(path);
     let file = writable.or_else(|_| options().read(true).open(path))?;
-    // It may have been replaced in between.
+    // The file may have been replaced in between.
     check_ours(&file.metadata()?)?;
     Ok(file)
 }
@@ -164,10 +171,10 @@ fn check_ours(found: &Metadata) -> io::Result<()> {
     if found.is_file() && found.len() == 0 {
         return Ok(());
     }
-    Err(io::Error::other("something else than an empty file has the name of the queue"))
+    Err(io::Error::other("the path of the queue refers to something other than an empty file"))
 }
 
-/// Neither a symlink that comes in between is followed, nor is a pipe waited for.
+/// Does not follow a symlink that replaced the file in between, and does not block on a pipe.
 #[cfg(unix)]
 fn options() -> OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
@@ -181,7 +188,8 @@ fn options() -> OpenOptions {
     File::options()
 }
 
-/// Whether a path still means an open file. Another process may have removed it when it closed.
+/// Whether a path still refers to an open file. Another process may have removed the file when it
+/// closed.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -204,7 +212,7 @@ mod tests {
 
     use super::*;
 
-    /// Two processes' queues at one path: each has opened the file by itself.
+    /// The queues of two processes at one path. Each opens the file by itself.
     fn two(folder: &Path) -> (Turns, Turns) {
         let path = folder.join("a.db-turn");
         (Turns::new(path.clone()), Turns::new(path))
@@ -214,7 +222,7 @@ mod tests {
     fn one_has_the_turn_and_the_next_one_gets_it_when_it_is_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let (mut ours, mut theirs) = two(folder.path());
-        let Look::Turn(turn) = ours.try_take() else { panic!("nobody waits") };
+        let Look::Turn(turn) = ours.try_take() else { panic!("the turn is free") };
         assert!(matches!(theirs.try_take(), Look::Taken));
         let waiting = std::thread::spawn(move || (theirs.take(Duration::from_secs(60)).is_some(), theirs));
         drop(turn);
@@ -232,7 +240,7 @@ mod tests {
         assert!(
             theirs.take(Duration::from_millis(20)).is_none() && since.elapsed() >= Duration::from_millis(20)
         );
-        // The thread still waits: a second one would be one more each time.
+        // The thread still waits, and a second one must not be started.
         assert!(theirs.take(Duration::from_secs(60)).is_none());
         drop(turn);
         while theirs.is_waiting.load(Ordering::Acquire) {

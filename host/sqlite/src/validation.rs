@@ -16,7 +16,7 @@ use crate::rows;
 use crate::snapshot::begin;
 use crate::writer::Writer;
 
-/// Makes a commit of a transaction that read `state`; `None` if that state is unknown.
+/// Makes a commit of a transaction that read `state`; `None` if that state has no known number.
 pub(crate) async fn commit(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,
@@ -37,7 +37,7 @@ pub(crate) async fn commit(
 /// Validates what was read against the newest state, on a reader while others commit, and returns
 /// that state.
 ///
-/// `None` if the state cannot be named. A validation would be useless then, so there is none.
+/// `None` if the state has no known number. The validation would be useless then, so it is skipped.
 async fn validate(
     readers: &Arc<Readers>,
     writer: &Arc<Writer>,

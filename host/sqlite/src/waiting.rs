@@ -1,4 +1,4 @@
-//! What waits for the writer of a database, and what is made next.
+//! The requests that wait for the writer of a database, and the order in which they are made.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,32 +13,32 @@ use larder_core::validation::Attempt;
 
 use crate::journal::Answer;
 
-/// A group leaves room for readers of its answers.
+/// The most members of a group, so that their answers are not delayed by too many others.
 const GROUP_MAX: usize = 256;
 
-/// What a guest's thread commits at most, as [`cost`] counts: about 2 ms.
+/// The most work that a guest's thread commits, in the unit of [`cost`]: about 2 ms.
 const GUEST_COST_MAX: u64 = SMALL_COST_MAX / 2;
 
-/// Something that is to be written.
+/// Something to write.
 pub(crate) enum Work {
     /// The commit of a transaction.
     Commit(Arc<Commit>, Attempt),
-    /// One record of memory.
+    /// The write of one conversation record.
     Record(Arc<RecordWrite>),
 }
 
-/// Work whose outcome is waited for.
+/// Work with the caller that waits for its outcome.
 pub(crate) struct Request {
     pub(crate) work: Work,
     pub(crate) answer: Answer,
     share: Share,
     cost: u64,
-    /// Where it stood before it was taken.
+    /// The position in its queue, once it was taken from there.
     place: Option<Place>,
 }
 
 impl Work {
-    /// What tells its moment; a record has none.
+    /// The commit clock of the work. `None` for a record, which has no time.
     pub(crate) fn clock(&self) -> Option<&ForwardClock> {
         match self {
             Self::Commit(commit, _) => Some(&commit.clock),
@@ -46,7 +46,7 @@ impl Work {
         }
     }
 
-    /// On whose behalf it is done.
+    /// The share that the work counts against.
     fn share(&self) -> Share {
         match self {
             Self::Commit(commit, _) => commit.share.clone(),
@@ -79,22 +79,23 @@ impl Request {
     }
 }
 
-/// Requests of several shares, large ones apart: between two of them, small ones are made.
+/// Requests of several shares. Large ones have a queue of their own, so that small ones are made
+/// between two of them.
 #[derive(Default)]
 pub(crate) struct Waiting {
     small: FairQueue<Request>,
     large: FairQueue<Request>,
     pace: Pace,
-    /// The last group was a large request.
+    /// Whether the last group was a large request.
     was_large: bool,
 }
 
-/// When there is something to be made.
+/// When the next request is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Nothing,
     Now,
-    /// Only large requests wait, for the pause after the last one.
+    /// Only large requests wait, and this is the end of the pause before them.
     At(Instant),
 }
 
@@ -104,7 +105,7 @@ impl Waiting {
         self.insert(request);
     }
 
-    /// Puts back a group that was taken.
+    /// Puts a group that was taken back in its place.
     pub(crate) fn put_back(&mut self, group: Vec<Request>) {
         group.into_iter().for_each(|request| self.insert(request));
     }
@@ -133,8 +134,8 @@ impl Waiting {
         }
     }
 
-    /// Takes what is to be made next: a large request alone, or small ones of shares that are served in turn. Whoever closes
-    /// the database keeps no pauses.
+    /// Takes the next group: a large request alone, or small ones of shares in turn. A close does
+    /// not keep the pauses.
     pub(crate) fn take(&mut self, now: Instant, keeps_pauses: bool) -> Vec<Request> {
         let is_paused = keeps_pauses && self.pace.pause(now).is_some();
         let is_turn = self.small.is_empty() || !self.was_large;
@@ -149,7 +150,7 @@ impl Waiting {
         self.take_small(SMALL_COST_MAX)
     }
 
-    /// Takes all, in groups.
+    /// Takes all requests, in groups.
     pub(crate) fn take_all(&mut self) -> Vec<Vec<Request>> {
         let mut groups = Vec::new();
         while !self.is_empty() {
@@ -158,12 +159,13 @@ impl Waiting {
         groups
     }
 
-    /// Takes what a guest's thread may make: a few milliseconds of work, so that no thread of the executor is held for long.
+    /// Takes small requests for a guest's thread: at most a few milliseconds of work, because the
+    /// thread belongs to the executor.
     pub(crate) fn take_for_guest(&mut self) -> Vec<Request> {
         self.take_small(GUEST_COST_MAX)
     }
 
-    /// Takes small requests only, up to a cost.
+    /// Takes small requests up to a cost.
     fn take_small(&mut self, cost_max: u64) -> Vec<Request> {
         let mut cost = 0;
         let costs = self.small.iter().take(GROUP_MAX).map(|(_, cost, _)| cost.max(1));
@@ -175,12 +177,12 @@ impl Waiting {
         (0..count).map_while(|_| pop(&mut self.small)).collect()
     }
 
-    /// Large work has ended.
+    /// Records that large work has ended.
     pub(crate) fn large_ended(&mut self, share: &Share, began: Instant, ended: Instant) {
         self.pace.large_ended(share, began, ended);
     }
 
-    /// Has large work wait for that long at least.
+    /// Makes large work wait for at least this long.
     #[cfg(test)]
     pub(crate) fn pause_for(&mut self, pause: std::time::Duration) {
         let now = Instant::now();
@@ -188,7 +190,7 @@ impl Waiting {
         self.pace.large_ended(&Share::own(), now, now + pause);
     }
 
-    /// Until when large work has to wait.
+    /// The end of the pause before large work. `None` if there is no pause.
     pub(crate) fn pause(&self, now: Instant) -> Option<Instant> {
         self.pace.pause(now)
     }

@@ -1,4 +1,8 @@
-//! The one writer of a database. Whoever finds it free commits, for itself and for all who wait.
+//! The writer of a database, which commits for all callers (group commit).
+//!
+//! Only one thread at a time holds the writer. A caller that finds it free commits a group: its own
+//! request and others that wait. A caller that finds it taken only queues its request, which the
+//! holder or a thread of the blocking pool commits.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -30,30 +34,34 @@ use crate::turn::{Look, Turns};
 use crate::waiting::{Next, Request, Waiting, Work};
 use crate::{Durability, SqliteOptions, records, redo, rows};
 
-/// Commits of one database, one SQLite transaction after the other.
+/// Makes the commits of one database, one SQLite transaction after another.
 pub(crate) struct Writer {
     waiting: Mutex<Waiting>,
     state: Mutex<State>,
-    /// Held by the next one to have the state, so that a thread which commits without end is not always there first.
+    /// Held by the thread that gets the state next, so that a thread which commits continuously
+    /// does not always overtake it.
     turn: Mutex<()>,
-    /// How many threads wait for the state. Each serves those that wait for a commit once it lets go of it.
+    /// How many threads wait for the state. Each of them calls `serve_waiting` once it has released
+    /// the state.
     wanted: AtomicUsize,
-    /// Whether a guest's thread may commit. It must not wait for the disk.
+    /// Whether a guest's thread may commit. False if commits sync the log, because a guest's thread
+    /// must not wait for the disk.
     guests_commit: bool,
-    /// A thread is about to commit what waits.
+    /// Whether a thread is about to commit the waiting requests.
     is_drain_due: AtomicBool,
-    /// A task is about to do so at the end of a pause.
+    /// Whether a task is about to call `serve_waiting` at the end of a pause.
     is_timer_set: AtomicBool,
-    /// What is known of the committed state; none where nothing is kept in memory.
+    /// `None` if the connection has no WAL index by which to notice commits of other processes.
     cache: Option<Cache>,
-    /// There are commits that no checkpoint has moved into the database yet.
+    /// Whether there was a commit since the last look of the checkpoint task.
     dirty: AtomicBool,
     log_bound: LogBound,
-    /// Commits, writes of records and sweeps that changed something, counted while the writer is held.
+    /// How many commits, record writes and sweeps changed something. Updated while the writer is
+    /// held.
     changes: watch::Sender<u64>,
-    /// How the journal does, where there is one.
+    /// The status of the journal. `None` if the database has none.
     journal: Option<Arc<Status>>,
-    /// What hands over to the journal; it ends once the queue is dropped and empty.
+    /// The task that hands redos to the journal. It ends once the queue is dropped and empty.
     shipper: Mutex<Option<JoinHandle<()>>>,
     runtime: Handle,
 }
@@ -63,33 +71,36 @@ struct State {
     lock: WriteLock,
     log: CommitLog,
     journal: Option<Journaled>,
-    /// Records move the position too.
+    /// Whether record writes move the position too.
     positioned: bool,
     min_version: Version,
-    /// A commit ended without an answer from the disk: what is in the file is not known until it is opened again.
+    /// Set after a commit whose outcome is unknown. The contents of the file are unknown until the
+    /// database is reopened.
     failed: bool,
 }
 
-/// The commits of this database are kept in a journal.
+/// The state of a database whose commits are kept in a journal.
 struct Journaled {
     queue: Queue,
     status: Arc<Status>,
-    /// Where the last redo ended. Somebody else's commits after it would be a gap in the journal.
+    /// The position at which the last redo ended. A commit of another process after it would be a
+    /// gap in the journal.
     position: Version,
 }
 
-/// What a group came to, once it is committed.
+/// The result of a group that was committed.
 struct Made {
-    /// When it had SQLite's lock.
+    /// When the group got SQLite's write lock.
     began: Instant,
-    /// Of each member, in order. Those without one are to wait again, as the group has taken long enough.
+    /// The outcomes of the members, in order. If the group reached its time limit, the members
+    /// without an outcome wait for the next group.
     outcomes: Vec<Result<Reply>>,
-    /// The position of the database after it.
+    /// The position of the database after the group.
     position: Version,
-    /// How many of the members changed something.
+    /// How many members changed something.
     changes: u64,
     redo: Option<Redo>,
-    /// For the journal.
+    /// The number of the group in the journal. `None` without a journal.
     number: Option<GroupNumber>,
 }
 
@@ -102,25 +113,28 @@ enum Patience {
 
 /// Why a group was not committed as a whole.
 enum GroupError {
-    /// Another process has the lock; the group may be tried again.
+    /// Another process holds the lock. The group may be tried again.
     Busy,
-    /// No transaction could begin: there is no member whose fault it could be.
+    /// The transaction could not begin, so the error is not that of any single member.
     NotBegun(Error),
-    /// Nothing was written.
+    /// The transaction was rolled back, so nothing was written.
     RolledBack(Error),
-    /// The disk gave no answer to the commit.
+    /// The disk did not confirm the commit, so its outcome is unknown.
     Unknown(Error),
 }
 
-/// A group that has taken longer, as its members had much to look at, goes on with the next one.
+/// A group commits once it has taken this long to plan and write. Its other members wait for the
+/// next group.
 const GROUP_TIME: Duration = Duration::from_millis(5);
 
-/// A sweep that takes longer counts as large work.
+/// A sweep that takes longer counts as large work, after which other large work pauses.
 const SWEEP_TIME: Duration = Duration::from_millis(5);
 
 impl Writer {
-    /// The writer of a database whose schema is up to date, within a runtime.
-    /// `positioned` says that records move the position too; with a journal they must.
+    /// Creates the writer of a database whose schema is up to date, within a runtime.
+    ///
+    /// `positioned` says whether record writes move the position too. It must be true with a
+    /// journal.
     pub(crate) fn new(
         connection: Connection,
         readers: &Arc<Readers>,
@@ -129,10 +143,11 @@ impl Writer {
         journal: Option<Arc<dyn Journal>>,
     ) -> Result<Arc<Self>> {
         let position = rows::last_version(&connection)?;
-        // Other processes are waited for in one place, by `WriteLock`, and never on a guest's thread.
+        // Only `WriteLock` waits for other processes, and never on a guest's thread.
         connection.busy_timeout(Duration::ZERO).map_err(SqliteError::from)?;
-        // SAFETY: it has just read. The writer keeps it until `close`, which closes the cache first; both go with the
-        // writer, and the cache with nobody else.
+        // SAFETY: the connection has just read. The writer keeps it until `close`, which closes the
+        // cache first. Without a close, both are dropped with the writer, which shares the cache
+        // with no other owner.
         let cache = unsafe { Cache::new(readers.clone(), &connection, options.cache_bytes) }?;
         Ok(Arc::new_cyclic(|writer| {
             let journal = journal.map(|journal| {
@@ -171,13 +186,15 @@ impl Writer {
         }))
     }
 
-    /// Makes an attempt to commit. Once it is asked, the attempt is made whether or not anybody waits for the answer: it is
-    /// either made before this returns for the first time, or by whoever holds the writer.
+    /// Makes an attempt to commit.
+    ///
+    /// Once this is polled, the attempt is made even if the caller drops the future: either before
+    /// the first poll returns, or by the thread that holds the writer.
     pub(crate) async fn commit(self: &Arc<Self>, commit: Arc<Commit>, attempt: Attempt) -> Result<Reply> {
         self.make(Work::Commit(commit, attempt)).await
     }
 
-    /// Writes a record of memory, as a commit is made and together with others.
+    /// Writes a conversation record, in a group with commits.
     pub(crate) async fn write_record(self: &Arc<Self>, write: Arc<RecordWrite>) -> Result<()> {
         self.make(Work::Record(write)).await.map(drop)
     }
@@ -212,7 +229,7 @@ impl Writer {
         Ok(Swept { rows: bytes.len() as u64, bytes: bytes.iter().sum() })
     }
 
-    /// Waits for the pause after large work, if there is one now.
+    /// Waits for the pause after large work, if there is one.
     pub(crate) async fn keep_pause(&self) {
         let until = lock(&self.waiting).pause(Instant::now());
         if let Some(until) = until {
@@ -220,7 +237,7 @@ impl Writer {
         }
     }
 
-    /// Makes what a redo holds and the database does not; gives the position that it is at then.
+    /// Replays the groups that the database does not hold yet, and returns its position.
     pub(crate) fn replay(self: &Arc<Self>, groups: &[Group]) -> Result<Version> {
         let mut state = self.lock_state();
         let replayed = state.replay(groups);
@@ -231,10 +248,10 @@ impl Writer {
         Ok(replayed?.0)
     }
 
-    /// Does something while nobody commits or closes the database. It must be quick.
+    /// Calls `work` while no thread commits or closes the database. `work` must be quick.
     ///
     /// # Errors
-    /// [`Error::Closed`], and those of the work.
+    /// [`Error::Closed`] if the database is closed, and the error of `work`.
     pub(crate) fn while_open<T>(self: &Arc<Self>, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let state = self.lock_state();
         let done = if state.connection.is_some() { work() } else { Err(Error::Closed) };
@@ -243,7 +260,8 @@ impl Writer {
         done
     }
 
-    /// Does something while nobody commits, with the number of changes made before. It must be quick.
+    /// Calls `work` with the number of changes so far, while no thread commits. `work` must be
+    /// quick.
     pub(crate) fn between_commits<T>(self: &Arc<Self>, work: impl FnOnce(u64) -> T) -> T {
         let state = self.lock_state();
         let done = work(*self.changes.borrow());
@@ -252,7 +270,7 @@ impl Writer {
         done
     }
 
-    /// What is known of the committed state, where anything is kept in memory.
+    /// The cache. `None` if the connection has no WAL index.
     pub(crate) fn cache(&self) -> Option<&Cache> {
         self.cache.as_ref()
     }
@@ -264,7 +282,7 @@ impl Writer {
     /// Waits until the journal has kept everything that is visible in the file now.
     ///
     /// # Errors
-    /// As [`Writer::journal_failure`].
+    /// The error of the journal, if it has failed.
     pub(crate) async fn kept(&self) -> Result<()> {
         match &self.journal {
             Some(status) => status.kept().await,
@@ -272,21 +290,23 @@ impl Writer {
         }
     }
 
-    /// The same, until a deadline.
+    /// Waits as [`Writer::kept`] does, until a deadline.
     ///
     /// # Errors
-    /// [`Error::TimedOut`], and as [`Writer::kept`].
+    /// [`Error::TimedOut`] at the deadline, and the error of the journal, if it has failed.
     pub(crate) async fn kept_until(&self, deadline: Instant) -> Result<()> {
         let kept = tokio::time::timeout_at(deadline.into(), self.kept());
         kept.await.unwrap_or(Err(Error::TimedOut))
     }
 
-    /// Why the database can't be relied on: the journal did not keep a commit that it holds.
+    /// The error of the journal, if it has failed. The file then holds a commit that the journal
+    /// did not keep.
     pub(crate) fn journal_failure(&self) -> Option<Error> {
         self.journal.as_ref().and_then(|status| status.failure())
     }
 
-    /// Commits all that wait, and gives what is answered once the journal has kept them; none without a journal.
+    /// Commits all requests that wait. With a journal, returns a receiver for the answer once it
+    /// has kept them.
     pub(crate) fn settle(self: &Arc<Self>) -> Option<oneshot::Receiver<Result<Reply>>> {
         self.commit_those_that_wait();
         let state = self.lock_state();
@@ -300,7 +320,7 @@ impl Writer {
         answered
     }
 
-    /// Whether there has been a commit since the last call.
+    /// Whether there was a commit since the last call.
     pub(crate) fn take_dirty(&self) -> bool {
         self.dirty.swap(false, Ordering::AcqRel)
     }
@@ -309,12 +329,12 @@ impl Writer {
         &self.log_bound
     }
 
-    /// How long the log is; 0 where that is not known.
+    /// The length of the write-ahead log in bytes; 0 if it is unknown.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.cache.as_ref().map_or(0, Cache::log_bytes)
     }
 
-    /// Commits that waited for the log to begin anew go on, whether or not it could.
+    /// Ends the wait for the log to restart, whether or not it can restart.
     pub(crate) fn end_log_pause(self: &Arc<Self>, begins_anew: bool) {
         if self.log_bound.is_full() {
             self.log_bound.go_on(begins_anew);
@@ -322,16 +342,18 @@ impl Writer {
         }
     }
 
-    /// Refuses further commits, after those that wait, and drops the connection. What hands over to the journal is
-    /// given to who closes first; it ends when all is answered.
+    /// Commits the requests that wait, refuses further ones, and drops the connection.
+    ///
+    /// The first call returns the task that hands redos to the journal. It ends once all members
+    /// are answered.
     pub(crate) fn close(self: &Arc<Self>) -> Option<JoinHandle<()>> {
         self.drain_all();
         if let Some(cache) = &self.cache {
-            // Where it can't be done, the next process goes on from what is reserved.
+            // If this fails, the next process continues after the reserved versions.
             if let Err(error) = self.lock_state().give_back_versions(cache) {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
-                    "reserved versions are left unused"
+                    "cannot give back reserved versions; they are left unused"
                 );
             }
             cache.close();
@@ -341,12 +363,12 @@ impl Writer {
         state.lock.turns.remove();
         drop(state);
         drop((connection, queue));
-        // Whoever came in between is told.
+        // Requests that came in the meantime fail with `Closed`.
         self.drain_all();
         lock(&self.shipper).take()
     }
 
-    /// The state, if it is free and no thread waits for it.
+    /// Takes the state if it is free and no thread waits for it.
     fn try_state(&self) -> Option<MutexGuard<'_, State>> {
         if self.wanted.load(Ordering::SeqCst) > 0 {
             return None;
@@ -367,7 +389,8 @@ impl Writer {
         state
     }
 
-    /// Commits one group of small commits on this thread, which belongs to a guest; what else waits is for another thread.
+    /// Commits one group of small requests on this thread, which is a guest's. Another thread
+    /// commits the rest.
     fn lead(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if self.guests_commit && !self.is_backlogged() {
             let group = lock(&self.waiting).take_for_guest();
@@ -377,8 +400,10 @@ impl Writer {
         self.serve_waiting();
     }
 
-    /// Must follow every release of the writer, and every shipment: who came meanwhile did not find the writer free, or
-    /// found a backlog.
+    /// Commits waiting requests, now or later, on another thread.
+    ///
+    /// Must be called after every release of the writer and after every shipment to the journal:
+    /// requests that came in the meantime found the writer taken, or a backlog.
     pub(crate) fn serve_waiting(self: &Arc<Self>) {
         match self.next() {
             Next::Nothing => {}
@@ -391,7 +416,8 @@ impl Writer {
         if !self.is_drain_due.swap(true, Ordering::AcqRel) {
             let writer = self.clone();
             self.runtime.spawn_blocking(move || {
-                // Whoever comes from now on has another thread come, or is found here.
+                // Reset before the look: a request that comes later either spawns another thread,
+                // or is found by `drain`.
                 writer.is_drain_due.store(false, Ordering::Release);
                 writer.drain(Patience::BusyTimeout);
             });
@@ -420,7 +446,8 @@ impl Writer {
         self.serve_waiting();
     }
 
-    /// Commits all that wait now, backlog and pauses or not. Those that come meanwhile are left.
+    /// Commits the requests that wait now, in spite of backlog and pauses. Requests that come in
+    /// the meantime keep waiting.
     fn commit_those_that_wait(&self) {
         let groups = lock(&self.waiting).take_all();
         for group in groups {
@@ -429,7 +456,8 @@ impl Writer {
         }
     }
 
-    /// Commits all that wait, and those that come meanwhile, backlog and pauses or not.
+    /// Commits all requests, including those that come in the meantime, in spite of backlog and
+    /// pauses.
     fn drain_all(&self) {
         while !lock(&self.waiting).is_empty() {
             let mut state = self.lock_state();
@@ -438,8 +466,10 @@ impl Writer {
         }
     }
 
-    /// The backlog is looked at last: whoever finds one has its request among those that wait already, where the
-    /// shipper finds it once the backlog is gone.
+    /// When to commit the waiting requests.
+    ///
+    /// The backlog must be read last. If it is found, the requests are already in the queue, so the
+    /// shipper finds them when it calls `serve_waiting` after the backlog.
     fn next(&self) -> Next {
         let next = lock(&self.waiting).next(Instant::now());
         if self.is_backlogged() { Next::Nothing } else { next }
@@ -463,7 +493,7 @@ impl Writer {
             }
             Err(GroupError::Busy) => self.wait_again(group),
             Err(GroupError::RolledBack(error)) if group.len() == 1 => answer_all(group, &error),
-            // One of them can't be written; alone, the others can.
+            // One member cannot be written. Alone, the others can.
             Err(GroupError::RolledBack(_)) => self.commit_one_by_one(state, group, patience),
             Err(GroupError::NotBegun(error) | GroupError::Unknown(error)) => answer_all(group, &error),
         }
@@ -490,8 +520,8 @@ impl Writer {
         }
     }
 
-    /// Tells the members, or lets the journal tell them. A member that failed is told at once: nothing of it is there
-    /// to be kept.
+    /// Answers the members, or has the journal's task answer them. A member that failed is answered
+    /// at once, because it has nothing to keep.
     fn made(&self, state: &State, group: Vec<Request>, made: Made) {
         self.count(made.changes);
         let mut to_keep = Vec::new();
@@ -500,7 +530,7 @@ impl Writer {
                 Ok(Reply::Made(committed)) if state.journal.is_some() => {
                     to_keep.push((request.answer, committed));
                 }
-                // Nobody may be there any more to hear the answer.
+                // The caller may have dropped its future.
                 outcome => drop(request.answer.send(outcome)),
             }
         }
@@ -530,7 +560,7 @@ impl From<GroupError> for Error {
     fn from(error: GroupError) -> Self {
         match error {
             GroupError::Busy => Self::Unavailable {
-                reason: "another process holds the database's lock".to_string(),
+                reason: "another process holds the lock of the database; try again".to_string(),
                 cause: None,
             },
             GroupError::NotBegun(error) | GroupError::RolledBack(error) | GroupError::Unknown(error) => error,
@@ -548,8 +578,8 @@ impl From<CommitError> for GroupError {
 }
 
 impl State {
-    /// Commits a group in one transaction, and gives the outcome of each member: one that conflicts, or that
-    /// asks for what can't be, fails alone.
+    /// Commits a group in one transaction, and returns the outcome of each member. A member that
+    /// conflicts, or whose request is invalid, fails alone.
     fn commit_group(
         &mut self,
         group: &[Request],
@@ -568,10 +598,11 @@ impl State {
             return Err(GroupError::Busy);
         }
         let began = Instant::now();
-        // Once it is committed, others see it.
+        // Taken before the commit, because the commit is visible as soon as it is made.
         let number = self.journal.as_ref().map(|journal| journal.status.begin());
         let journaled_to = self.journal.as_ref().map(|journal| journal.position);
-        // Where the version is a position, others rely on it: it stands in the table with every commit.
+        // A positioned database writes the exact version with every commit, because it is the
+        // position.
         let reserve = if self.positioned { 0 } else { RESERVED_VERSIONS };
         let clock = group.iter().find_map(|request| request.work.clock());
         let versions = Versions { min: self.min_version, reserve };
@@ -596,11 +627,11 @@ impl State {
         }
     }
 
-    /// After a failure nothing is written until the database is opened again.
+    /// After a failure, nothing is written until the database is reopened.
     fn check_usable(&self) -> Result<()> {
         if self.failed {
             return Err(Error::Unavailable {
-                reason: "an earlier commit got no answer from the disk; open the store again".to_string(),
+                reason: "the disk did not confirm an earlier commit; open the store again".to_string(),
                 cause: None,
             });
         }
@@ -615,9 +646,10 @@ impl State {
 
     fn replay(&mut self, groups: &[Group]) -> Result<(Version, u64)> {
         if !self.positioned {
-            // Its sequence counts reserved versions: redos that it lacks would look like redos that it holds.
+            // The sequence in the table then counts reserved versions, so a redo that the database
+            // lacks would look like one that it holds.
             let reason =
-                "cannot replay a redo: the database counts no positions; open it as a positioned one";
+                "cannot replay a redo: the database does not count positions; open it as a positioned one";
             return Err(Error::invalid_argument(reason));
         }
         self.check_usable()?;
@@ -627,7 +659,7 @@ impl State {
             .and_then(|replayed| commit(connection).map(|()| replayed).map_err(Error::from));
         match &replayed {
             Ok((position, _)) => {
-                // The log knows nothing of these commits: it begins anew.
+                // The commit log does not contain these commits, so it starts anew.
                 self.log = CommitLog::default();
                 self.move_to(*position);
             }
@@ -636,7 +668,7 @@ impl State {
         replayed
     }
 
-    /// The bytes of each row removed, and when SQLite's lock was got.
+    /// Sweeps, and returns the bytes of each removed row and when SQLite's write lock was obtained.
     fn sweep(&mut self, cache: Option<&Cache>, options: &SweepOptions) -> Result<(Vec<u64>, Instant)> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
@@ -653,7 +685,8 @@ impl State {
         swept.map(|swept| (swept, began))
     }
 
-    /// Writes down which versions were really given, so that the next process leaves none out.
+    /// Writes down the exact last version, so that the next process does not skip the reserved
+    /// ones.
     fn give_back_versions(&mut self, cache: &Cache) -> Result<()> {
         if self.positioned || !cache.has_reserved() {
             return Ok(());
@@ -670,7 +703,8 @@ impl State {
         given_back
     }
 
-    /// Rolls back. The log holds members of the group that are not committed: it is forgotten.
+    /// Rolls back. The commit log holds members of the group that are not committed, so it starts
+    /// anew.
     fn abandon(&mut self, unknown: bool) {
         self.log = CommitLog::default();
         self.failed |= unknown;
@@ -681,13 +715,14 @@ impl State {
     }
 }
 
-/// For so long after another process was met, this one asks whether it waits.
+/// For how long after it met another process this one checks whether another process waits for the
+/// lock.
 const COMPANY: Duration = Duration::from_secs(5);
 
-/// How SQLite's write lock is taken, of which other processes have their share.
+/// Takes SQLite's write lock, and shares it fairly with other processes.
 struct WriteLock {
     turns: Turns,
-    /// When another process was last found to have the lock.
+    /// When another process was last found to hold the lock or to wait for it.
     was_busy: Option<Instant>,
 }
 
@@ -696,8 +731,8 @@ impl WriteLock {
         Self { turns, was_busy: None }
     }
 
-    /// Begins a transaction that writes, without waiting for anybody; false if another process has the lock or waits for
-    /// it.
+    /// Begins a write transaction without waiting. False if another process holds the lock or waits
+    /// for it.
     fn try_begin(&mut self, connection: &Connection, cache: Option<&Cache>) -> SqliteResult<bool> {
         let turn = match self.has_company(cache) {
             true => self.turns.try_take(),
@@ -710,7 +745,8 @@ impl WriteLock {
         Ok(begun)
     }
 
-    /// Begins a transaction that writes, after those that came before. It blocks for [`BUSY_TIMEOUT`] at most.
+    /// Begins a write transaction after the processes that came before. Blocks for [`BUSY_TIMEOUT`]
+    /// at most.
     fn begin(&mut self, connection: &Connection, cache: Option<&Cache>) -> SqliteResult<()> {
         if self.try_begin(connection, cache)? {
             return Ok(());
@@ -732,14 +768,15 @@ impl WriteLock {
     }
 }
 
-/// How long the turn is waited for. Whoever has it may have been stopped, and SQLite's lock be free.
+/// The longest wait for the turn. Its holder may be a stopped process while SQLite's lock is free.
 const TURN_MAX: Duration = Duration::from_secs(1);
 
-/// How long whoever is next waits between two looks at the lock: an eighth of the time that it has waited, within these.
+/// Bounds of the pause between two attempts to take the lock. The pause is an eighth of the time
+/// waited so far.
 const PAUSE_MIN: Duration = Duration::from_micros(50);
 const PAUSE_MAX: Duration = Duration::from_millis(5);
 
-/// False if another process has the lock.
+/// Returns false if another process holds the lock.
 fn begin_at_once(connection: &Connection) -> SqliteResult<bool> {
     match begin_immediate(connection) {
         Ok(()) => Ok(true),
@@ -756,20 +793,22 @@ fn begin_immediate(connection: &Connection) -> SqliteResult<()> {
     Ok(())
 }
 
-/// Whether it is open what became of a commit: the file may hold what nobody was told of.
+/// Whether the outcome of the commit is unknown.
 fn is_unknown<T>(outcome: &Result<T>) -> bool {
     matches!(outcome, Err(Error::CommitUnknown { .. }))
 }
 
-/// Sweeps in SQLite's transaction, which has begun, and commits it. It leaves a state of its own: who has read an expired
-/// row, at a moment at which it was live, goes on reading it.
+/// Sweeps in the transaction that has begun, and commits it.
+///
+/// The sweep leaves a state of its own: a snapshot that has read a row at a time before its expiry
+/// must still find it.
 fn sweep(
     connection: &Connection,
     log: &mut CommitLog,
     cache: Option<&Cache>,
     options: &SweepOptions,
 ) -> Result<Vec<u64>> {
-    // It changes nothing that a read could tell, so it has no moment.
+    // A sweep changes nothing that a read could observe, so it has no time of its own.
     let mut cached = cache.map(|cache| cache.begin_commit(connection, None)).transpose()?;
     let swept = rows::sweep(connection, options.clock.now(), options)?;
     let wrote = !swept.is_empty();
@@ -794,7 +833,7 @@ fn sweep(
     Ok(sizes)
 }
 
-/// Gives back versions in SQLite's transaction, which has begun, and commits it.
+/// Gives back reserved versions in the transaction that has begun, and commits it.
 fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
     let cached = cache.begin_commit(connection, None)?;
     let Given { last, reserved } = cached.given;
@@ -807,27 +846,28 @@ fn give_back_versions(connection: &Connection, cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Versions that are reserved at once: only one commit of so many has to write down how far they were given.
+/// How many versions are reserved at once. Only one commit in this many writes the bound in the
+/// table.
 const RESERVED_VERSIONS: u64 = 1_000;
 
-/// Which versions a group may give.
+/// Rules for the versions of a group.
 #[derive(Clone, Copy)]
 struct Versions {
-    /// The least one.
+    /// The lower bound.
     min: Version,
-    /// How many may be reserved.
+    /// How many versions to reserve beyond the last one.
     reserve: u64,
 }
 
-/// A group of commits in SQLite's transaction, which has begun.
+/// A group of commits in a transaction that has begun.
 struct GroupCommit<'a> {
     connection: &'a Connection,
     log: &'a mut CommitLog,
     before: Version,
-    /// With the version of the last member that wrote.
+    /// The allocated versions, including that of the last member that wrote.
     given: Given,
     versions: Versions,
-    /// When the first row expires on which a member rests.
+    /// When the first row expires that a member rests on.
     expires_at: Option<UnixMillis>,
     /// Whether any page was written.
     wrote: bool,
@@ -836,7 +876,7 @@ struct GroupCommit<'a> {
 }
 
 impl<'a> GroupCommit<'a> {
-    /// `journaled_to` is where the journal is, where there is one.
+    /// `journaled_to` is the position of the journal; `None` without a journal.
     fn begin(
         connection: &'a Connection,
         log: &'a mut CommitLog,
@@ -851,11 +891,12 @@ impl<'a> GroupCommit<'a> {
             None => Given::read(rows::last_version(connection)?),
         };
         if journaled_to.is_some_and(|position| position != given.last) {
-            let reason = "another process wrote to a database whose commits are kept in a journal";
+            let reason = "another process wrote to the database, so its journal lacks a commit";
             return Err(Error::other(reason));
         }
         let redo = journaled_to.map(RedoWriter::new);
-        // Who can't tell whether somebody else has committed has nothing to reserve.
+        // Without the cache, a commit of another process goes unnoticed, so reserved versions could
+        // be allocated twice.
         let reserve = if cached.is_some() { versions.reserve } else { 0 };
         Ok(Self {
             connection,
@@ -870,7 +911,7 @@ impl<'a> GroupCommit<'a> {
         })
     }
 
-    /// Writes what the group comes to, and commits it.
+    /// Plans and writes the members, and commits them.
     fn make(mut self, group: &[Request], positioned: bool, began: Instant) -> Result<Made, GroupError> {
         let (outcomes, changes) = self.write(group, positioned, began).map_err(GroupError::RolledBack)?;
         if let Some(cached) = &self.cached {
@@ -885,9 +926,12 @@ impl<'a> GroupCommit<'a> {
         Ok(Made { began, outcomes, position, changes, redo, number: None })
     }
 
-    /// Writes all members that can be made in the time of a group; gives the outcome of each, and how many change something. Only a refusal
-    /// by core's rules is a member's own outcome. After an error of SQLite the members before it may be gone: it rolls
-    /// back whole transactions by itself.
+    /// Plans and writes the members, until the time limit of a group. Returns the outcome of each,
+    /// and how many changed something.
+    ///
+    /// Only a refusal by core's rules is the outcome of a single member. After an error of SQLite
+    /// the members before it may be lost too, because SQLite rolls back whole transactions by
+    /// itself.
     fn write(
         &mut self,
         group: &[Request],
@@ -922,7 +966,8 @@ impl<'a> GroupCommit<'a> {
             outcomes.push(outcome);
         }
         if positioned && changes > 0 && self.given.last == self.before {
-            // Only records were written: the position moves on all the same, so that it tells of every change.
+            // Only records were written. The position moves all the same, so that it reflects every
+            // change.
             self.move_on(self.next_version(), []);
         }
         if self.given.last > self.given.reserved {
@@ -937,7 +982,7 @@ impl<'a> GroupCommit<'a> {
         Version(self.given.last.0 + 1).max(self.versions.min)
     }
 
-    /// A member has written these rows.
+    /// Records that a member has written these rows.
     fn move_on(&mut self, version: Version, written: impl IntoIterator<Item = RowKey>) {
         self.given.last = version;
         if let Some(cached) = &mut self.cached {
@@ -945,8 +990,10 @@ impl<'a> GroupCommit<'a> {
         }
     }
 
-    /// Decides what a member writes; nothing is written yet. `None` if its reads are to be validated first. Its moment is
-    /// now, when SQLite's lock keeps everything else from coming before it.
+    /// Validates and plans a member, without writing. `None` if its reads must be validated first.
+    ///
+    /// The time of the member is read here: SQLite's write lock keeps every other commit from
+    /// coming before it.
     fn plan<'c>(&self, commit: &'c Commit, attempt: Attempt) -> Result<Option<Plan<'c>>> {
         let connection = self.connection;
         let now = commit.clock.now();
@@ -962,7 +1009,7 @@ impl<'a> GroupCommit<'a> {
         }
     }
 
-    /// Writes what a member decided. An error here fails the whole group.
+    /// Writes the rows that a member planned. An error fails the whole group.
     fn apply(&mut self, commit: &Commit, plan: Plan<'_>) -> Result<Committed> {
         if plan.writes.is_empty() {
             return Ok(Committed::default());
@@ -983,8 +1030,8 @@ impl<'a> GroupCommit<'a> {
     }
 }
 
-/// A panic while a lock was held can't have left a commit half made: SQLite rolls it back, and the next
-/// `BEGIN` says so.
+/// A panic while a lock was held cannot leave a commit half made: SQLite rolls it back, and the
+/// next `BEGIN` reports that.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -1004,7 +1051,7 @@ mod tests {
     use crate::connection::open_writer;
     use crate::location::Location;
 
-    /// The write lock as one process has it.
+    /// The write lock as one process takes it.
     fn process(folder: &std::path::Path) -> (WriteLock, Connection) {
         let location = Location::resolve(&folder.join("a.db")).unwrap();
         let connection = open_writer(&location, SqliteOptions::default()).unwrap();
@@ -1016,7 +1063,7 @@ mod tests {
     fn a_process_that_commits_without_end_lets_one_that_waits_go_first() {
         let folder = tempfile::tempdir().unwrap();
         let (mut ours, connection) = process(folder.path());
-        // It has met the other one before.
+        // It has met the other process before.
         ours.was_busy = Some(Instant::now());
         ours.begin(&connection, None).unwrap();
         let (mut theirs, their_connection) = process(folder.path());
@@ -1026,7 +1073,7 @@ mod tests {
             finished.recv().unwrap();
             commit(&their_connection).unwrap();
         });
-        // Until the other one is the next.
+        // Wait until the other process has the turn.
         let mut look = Turns::new(folder.path().canonicalize().unwrap().join("a.db-turn"));
         while !matches!(look.try_take(), Look::Taken) {
             std::thread::yield_now();
@@ -1050,7 +1097,7 @@ mod tests {
         assert!(!folder.path().join("a.db-turn").exists());
     }
 
-    /// A commit of that many rows, under keys of that prefix.
+    /// A commit of `count` rows, whose keys begin with `prefix`.
     fn rows(share: &Share, prefix: &str, count: usize) -> Arc<Commit> {
         let limits = Limits::default();
         let namespace = Namespace::new("n", &limits).unwrap();
@@ -1078,7 +1125,7 @@ mod tests {
             .unwrap()
     }
 
-    /// A runtime of which all threads that may block do so, until the answer is dropped.
+    /// Blocks the only thread of the runtime's blocking pool until the result is dropped.
     fn blocked(runtime: &tokio::runtime::Runtime) -> std::sync::mpsc::Sender<()> {
         let (go, gone) = std::sync::mpsc::channel();
         let (tell, told) = std::sync::mpsc::channel();
@@ -1124,7 +1171,7 @@ mod tests {
             assert_eq!(database.commit(small).await.unwrap().version, Version(number + 1));
         }
         assert!(poll(&mut large).is_pending());
-        // Whoever closes the database makes what waits.
+        // Closing the database commits what waits.
         database.close().await;
         assert_eq!(large.await.unwrap().version, Version(4));
     }
@@ -1172,7 +1219,7 @@ mod tests {
             std::thread::yield_now();
         }
         drop(state);
-        // It waits for its turn.
+        // This waits for the turn.
         drop(writer.lock_state());
         assert_eq!(writer.wanted.load(Ordering::SeqCst), 0);
         assert_eq!(waits.join().unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Reads from the cache of committed rows give what the database would.
+//! The row cache returns what a read of the database would return.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::path::Path;
@@ -22,7 +22,7 @@ fn handle(store: &Store) -> Handle {
     store.handle(HandleOptions { open_transactions: OpenTransactions::at_most(1_000), ..Default::default() })
 }
 
-/// Two stores on one file, as two processes would have them.
+/// Two stores on one file, as in two processes.
 async fn two() -> (TempDir, Handle, Handle) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
@@ -44,7 +44,7 @@ async fn read(transaction: &mut Transaction, key: &str) -> Result<Option<String>
     Ok(transaction.get("n".into(), key.into()).await?.map(|value| String::from_utf8(value).unwrap()))
 }
 
-/// Has a handle's store know the row.
+/// Makes the handle's store cache the row.
 async fn warm(handle: &Handle, key: &str) -> Option<String> {
     get(handle, key).await;
     get(handle, key).await
@@ -87,7 +87,7 @@ async fn views_of_cached_rows_need_no_connection() {
     put(&ours, "a", "1").await;
     warm(&ours, "a").await;
     let mut views = Vec::new();
-    // There are 64 connections at most.
+    // More views than the 64 connections for reading.
     for _ in 0..500 {
         let mut view = ours.begin(Mode::View).unwrap();
         assert_eq!(read(&mut view, "a").await.unwrap(), Some("1".to_string()));
@@ -112,7 +112,7 @@ async fn a_view_of_cached_rows_goes_on_in_its_state_while_this_process_commits()
         put(&ours, key, "new").await;
         warm(&ours, key).await;
     }
-    // All of them read on: there are more than connections.
+    // All of them can still read, though there are more views than connections.
     for view in &mut views {
         for (key, value) in [("a", Some("old")), ("b", Some("old")), ("c", Some("old")), ("d", None)] {
             assert_eq!(read(view, key).await.unwrap().as_deref(), value, "{key}");
@@ -206,7 +206,8 @@ async fn a_store_without_a_cache_gives_the_same() {
     assert_eq!(warm(&ours, "a").await, Some("2".to_string()));
 }
 
-/// Each row is written with the same number in one commit: whoever reads two numbers saw two states.
+/// Each commit writes one number to all rows. A view that reads two different numbers saw two
+/// states.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_beside_writers_of_two_processes_see_one_state_each_and_never_an_older_one() {
     const ROWS: u64 = 20;
@@ -239,7 +240,7 @@ async fn readers_beside_writers_of_two_processes_see_one_state_each_and_never_an
     }
     for _ in 0..20 {
         write_all(&theirs, ROWS).await;
-        // Longer than this process is wary of others, now and then.
+        // Sometimes longer than this process is wary of another one.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..250))).await;
     }
     ended.store(true, Ordering::Relaxed);
@@ -250,8 +251,8 @@ async fn readers_beside_writers_of_two_processes_see_one_state_each_and_never_an
     assert_eq!(read_two(&ours, ROWS).await, Some(commits));
 }
 
-/// Each update reads the whole range and adds the next row: a change that a commit did not see would show as a number
-/// given twice, and a version that is too low as one out of order.
+/// Each update reads the whole range and adds the next row. If a commit missed a change, a number
+/// would appear twice. If a version were too low, the versions would be out of order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn updates_of_several_processes_on_one_range_come_one_after_the_other() {
     const COMMITS: u64 = 60;
@@ -266,7 +267,7 @@ async fn updates_of_several_processes_on_one_range_come_one_after_the_other() {
             tasks.spawn(async move {
                 for _ in 0..COMMITS {
                     add_next(&handle).await;
-                    // Now and then, alone for longer than others are wary.
+                    // Sometimes, one process is alone for longer than it is wary of the other.
                     let pause =
                         if fastrand::u8(..20) == 0 { fastrand::u64(..150) } else { fastrand::u64(..3) };
                     tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -287,7 +288,7 @@ async fn updates_of_several_processes_on_one_range_come_one_after_the_other() {
     assert_eq!(all.len() as u64, 6 * COMMITS);
 }
 
-/// Adds a row whose number is that of the rows before it.
+/// Adds a row whose number is the count of the rows before it.
 async fn add_next(handle: &Handle) {
     loop {
         let mut update = handle.begin(Mode::Update).unwrap();
@@ -304,7 +305,7 @@ async fn add_next(handle: &Handle) {
     }
 }
 
-/// Adds 1 to the number that all rows have.
+/// Adds 1 to the number in all rows.
 async fn write_all(handle: &Handle, rows: u64) {
     loop {
         let mut update = handle.begin(Mode::Update).unwrap();
@@ -324,7 +325,7 @@ async fn write_all(handle: &Handle, rows: u64) {
     }
 }
 
-/// The number in two rows; none where another process was in between.
+/// The number in two rows; `None` if the read conflicts with a commit of another process.
 async fn read_two(handle: &Handle, rows: u64) -> Option<u64> {
     let mut view = handle.begin(Mode::View).unwrap();
     let mut numbers = Vec::new();

@@ -1,4 +1,4 @@
-//! Whole databases as files: backups, checks, and what a close leaves behind.
+//! Whole databases as files: backups, checks, and the files that a close leaves.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -33,7 +33,7 @@ async fn a_backup_under_constant_commits_is_exactly_the_state_at_its_position() 
         tasks.spawn(async move {
             let mut turn = 0;
             while !stop.load(Ordering::Relaxed) {
-                // Every third is a record: it moves the position, too.
+                // Every third change is a record write, which moves the position too.
                 if turn % 3 == 0 {
                     let session = format!("{task}-{turn}");
                     database.write_record(record_write(&session, 0, Some((7, &[7; 900])))).await.unwrap();
@@ -56,12 +56,12 @@ async fn a_backup_under_constant_commits_is_exactly_the_state_at_its_position() 
         assert!(info.position > last);
         last = info.position;
         assert_eq!(info.bytes, copy.metadata().unwrap().len());
-        // Bytes 18 and 19 of the header: no write-ahead log.
+        // Bytes 18 and 19 of the header say that the database has no write-ahead log.
         assert_eq!(std::fs::read(&copy).unwrap()[18..20], [1, 1]);
         Sqlite::verify(&copy).await.unwrap();
         let found = dump(&copy);
         assert_eq!(found.position, info.position.0);
-        // Every change wrote one row or one record of its own, so their number is that of the changes.
+        // Every change wrote one row or one record of its own, so there are as many as changes.
         assert_eq!((found.rows.len() + found.records.len()) as u64, info.changes);
         let versions: BTreeSet<u64> = found.rows.values().map(|row| row.version.0).collect();
         assert_eq!(versions.len(), found.rows.len());
@@ -69,7 +69,7 @@ async fn a_backup_under_constant_commits_is_exactly_the_state_at_its_position() 
     }
     stop.store(true, Ordering::Relaxed);
     tasks.join_all().await;
-    // The last copy is a part of what came of it, with nothing missing up to its position.
+    // The last copy holds every commit up to its position.
     let (copied, now) = (dump(&folder.path().join("copy-7.db")), dump(&path));
     let expected: Vec<_> = now.rows.into_iter().filter(|(_, row)| row.version.0 <= copied.position).collect();
     assert_eq!(copied.rows.into_iter().collect::<Vec<_>>(), expected);
@@ -134,7 +134,7 @@ async fn a_close_waits_for_reads_under_way_and_leaves_one_file() {
     assert_eq!(version, Version(100));
     assert_eq!(names(folder.path()), ["store.db"]);
     assert_eq!(dump(&path).rows.len(), 100);
-    // Again is no harm.
+    // A second call is harmless.
     database.finish().await.unwrap();
 }
 
@@ -177,7 +177,7 @@ async fn changes_count_what_changed_something_and_wake_who_waits() {
     assert_eq!(database.sweep(sweep_at(5, 10)).await.unwrap().rows, 0);
     assert_eq!(database.changes(), 3);
     assert_eq!(database.sweep(sweep_at(11, 10)).await.unwrap().rows, 1);
-    // A sweep counts, and is at no position of its own.
+    // A sweep counts as a change, but does not move the position.
     assert_eq!((database.changes(), database.redo_position().await.unwrap()), (4, Version(3)));
 }
 
@@ -195,7 +195,7 @@ async fn a_database_that_is_positioned_once_stays_so_whoever_opens_it() {
     let plain = open(&path).await;
     plain.write_record(record_write("c", 0, Some((1, b"")))).await.unwrap();
     assert_eq!(plain.redo_position().await.unwrap(), Version(2));
-    // A record has no version of the store: the next row goes on after it.
+    // A record write moved the position, so the next row gets the version after it.
     assert_eq!(commit(&plain, "a", b"").await.unwrap(), Version(3));
 }
 
@@ -228,7 +228,7 @@ async fn an_intact_database_is_verified_and_left_as_it_is() {
     Sqlite::verify(&path).await.unwrap();
     assert!(std::fs::read(&path).unwrap() == before);
     assert_eq!(names(folder.path()), ["a?b% #'c.db"]);
-    // `LRDR`, big-endian, where SQLite keeps it.
+    // `LRDR`, big-endian, at the application id of SQLite's header.
     assert_eq!(before[68..72], *b"LRDR");
     // As an earlier release left it.
     set_application_id(&path, 0);
@@ -240,7 +240,7 @@ async fn a_database_with_its_log_beside_it_is_verified_with_what_the_log_holds()
     let (folder, path) = folder();
     let database = open_positioned(&path).await;
     commit(&database, "a", b"1").await.unwrap();
-    // What a crash leaves.
+    // Files as a crash leaves them.
     let crashed = folder.path().join("crashed.db");
     std::fs::copy(&path, &crashed).unwrap();
     std::fs::copy(folder.path().join("store.db-wal"), folder.path().join("crashed.db-wal")).unwrap();
@@ -256,22 +256,22 @@ async fn what_is_no_intact_database_of_larder_is_corrupt() {
     let case = folder.path().join("case.db");
 
     std::fs::write(&case, []).unwrap();
-    assert!(reason(&case).await.contains("shorter than a database's header"));
+    assert!(reason(&case).await.contains("shorter than the header of a database"));
     std::fs::write(&case, &bytes[..50]).unwrap();
-    assert!(reason(&case).await.contains("shorter than a database's header"));
+    assert!(reason(&case).await.contains("shorter than the header of a database"));
     std::fs::write(&case, [b'x'; 9_000]).unwrap();
-    assert!(reason(&case).await.contains("no intact SQLite database"));
-    // Cut in half, in the middle of a page and between two, and with only the header left.
+    assert!(reason(&case).await.contains("not an intact SQLite database"));
+    // Cut in half, within a page and between two, and with only the header left.
     for length in [bytes.len() / 2 / 4_096 * 4_096, bytes.len() / 2 + 100, 4_096, 100] {
         std::fs::write(&case, &bytes[..length]).unwrap();
         assert!(matches!(Sqlite::verify(&case).await, Err(Error::Corrupt(_))), "{length}");
     }
-    // The magic, and noise behind it.
+    // The magic string, and noise after it.
     let mut noise = bytes[..16].to_vec();
     noise.extend((0..9_000_u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 24) as u8));
     std::fs::write(&case, &noise).unwrap();
     assert!(matches!(Sqlite::verify(&case).await, Err(Error::Corrupt(_))));
-    // The page from which all rows are found is lost.
+    // The root page of the rows is lost.
     let root: usize = rusqlite::Connection::open(&path)
         .unwrap()
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'larder_entries'", [], |row| row.get(0))

@@ -23,7 +23,7 @@ fn make(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-/// Every byte of every file in a folder.
+/// The contents of every file in a directory.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     names(folder).into_iter().map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap())).collect()
 }
@@ -78,7 +78,7 @@ async fn a_log_that_another_application_left_stays_beside_its_database() {
     let live = folder.path().join("live.db");
     let owner = Connection::open(&live).unwrap();
     owner.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
-    // As a crash leaves them.
+    // Copied as a crash leaves them.
     std::fs::copy(&live, &path).unwrap();
     std::fs::copy(folder.path().join("live.db-wal"), folder.path().join("store.db-wal")).unwrap();
     let before = [std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("store.db-wal")).unwrap()];
@@ -93,7 +93,7 @@ async fn a_platform_may_let_larder_into_a_database_of_its_own() {
     make(&path, "CREATE TABLE accounts (x)");
     let options = SqliteOptions { other_tables: true, ..DEFAULT };
     Sqlite::open(&path, options).await.unwrap().close().await;
-    // From then on it is a database of larder too.
+    // From now on the database is also one of larder.
     let database = Sqlite::open(&path, DEFAULT).await.unwrap();
     commit(&database, "a", b"1").await.unwrap();
     database.finish().await.unwrap();
@@ -103,7 +103,7 @@ async fn a_platform_may_let_larder_into_a_database_of_its_own() {
     let second = path.with_extension("second");
     make(&second, "CREATE TABLE accounts (x)");
     SqliteDriver.open(&dsn(&second)).await.unwrap().close().await;
-    // A taken name is no other table, and neither is another application's database.
+    // The option does not allow a database that uses larder's names, or one of another application.
     for sql in ["CREATE TABLE larder_memory_state (x)", "PRAGMA application_id = 7; CREATE TABLE t (x)"] {
         let taken = path.with_extension("taken");
         make(&taken, sql);
@@ -206,7 +206,7 @@ async fn steps_that_were_checked_out_with_other_line_ends_make_the_same_tables()
     Sqlite::open(&path, DEFAULT).await.unwrap().finish().await.unwrap();
 }
 
-/// What another program wrote into the ledger of migrations.
+/// Entries that another program wrote into the ledger of guest migrations.
 #[tokio::test]
 async fn a_row_of_the_ledger_that_is_not_valid_is_shown_named_and_removed_and_no_other_is() {
     let (_folder, path) = folder();
@@ -251,7 +251,8 @@ async fn a_row_of_the_ledger_that_is_not_valid_is_shown_named_and_removed_and_no
     ];
     assert_eq!(found, expected.map(|(key, is_valid)| (key.to_vec(), is_valid)));
 
-    // Its component gets an error that names the first such row and what to do, and the others go on.
+    // The component with invalid entries gets an error that names the first such row and what to
+    // do. Other components are not affected.
     let declared = async |component: &str| {
         handle.pending_migrations(component.to_string(), vec![step("a"), step("b")]).await
     };

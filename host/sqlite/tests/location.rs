@@ -1,4 +1,5 @@
-//! Which file a store has open: paths, links, working directories, and files that are moved while they are open.
+//! The file that a store has open: paths, links, working directories, and files that are moved
+//! meanwhile.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -45,8 +46,10 @@ fn is_moved(outcome: Result<impl std::fmt::Debug>) -> bool {
         || panic!("{outcome:?}")
 }
 
-/// Whether this process holds the lock on a file by which others know that it is in use. While others lock and unlock, one
-/// reading of the kernel's list may leave some out, and locks that are held for a moment come and go.
+/// Whether this process holds the lock that marks a file as in use.
+///
+/// The kernel's list of locks may be incomplete if other threads lock and unlock while it is read,
+/// and locks may be held only for a moment. So the list is read several times.
 fn holds_lock(path: &Path) -> bool {
     // The first byte that SQLite locks for reading.
     const SHARED_FIRST: &str = "1073741826";
@@ -61,7 +64,8 @@ fn holds_lock(path: &Path) -> bool {
     (0..32).any(|_| std::fs::read_to_string("/proc/locks").unwrap().lines().any(is_it))
 }
 
-/// Opens the file, reads, and closes it with the SQLite of another program, most likely an older one.
+/// Opens the file, reads, and closes it with the SQLite of another program, which is most likely
+/// older.
 fn look_from_outside(path: &Path) {
     let program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
                    c.execute('SELECT count(*) FROM larder_entries').fetchone(); c.close()";
@@ -111,7 +115,7 @@ async fn a_database_behind_a_symlink_is_verified_finished_and_checkpointed_where
         commit(&database, &format!("{turn:03}"), &[1; 100_000]).await.unwrap();
     }
     Sqlite::verify(&link).await.unwrap();
-    // The log is moved in the background once it has 4 MiB.
+    // The log is checkpointed in the background once it has 4 MiB.
     let checkpointed = async {
         while real.metadata().unwrap().len() < 9_000_000 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -140,7 +144,7 @@ async fn a_symlink_that_is_turned_while_the_store_is_open_changes_nothing() {
     assert_eq!(names(folder.path()), ["link.db", "store.db"]);
 }
 
-/// What a file may meet while it is open, other than being written to.
+/// Something that happens to a file while it is open, other than a write.
 type Fate = (&'static str, fn(&Path));
 
 const FATES: [Fate; 6] = [
@@ -282,7 +286,8 @@ async fn a_store_that_writes_is_refused_as_long_as_one_of_the_same_process_only_
     drop(other);
 }
 
-/// The working directory belongs to the whole process: such a test starts its own program again for itself alone.
+/// Runs the test alone in a process of its own, because the working directory belongs to the whole
+/// process.
 fn in_a_process_of_its_own(test: &str) -> bool {
     const CHILD: &str = "LARDER_LOCATION_CHILD";
     if std::env::var_os(CHILD).is_some() {

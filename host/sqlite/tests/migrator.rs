@@ -1,4 +1,4 @@
-//! A platform's own tables in a SQLite file, as the platform meets them.
+//! A platform's own tables in a SQLite file, as the platform uses the migrator.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::fs;
@@ -14,7 +14,7 @@ use larder_sqlite::{Durability, Sqlite, SqliteMigrator, SqliteOptions};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-/// As a service for findings of scans has them: references, checks, and what is deleted with its parent.
+/// Tables as a service for scan findings has them, with references, checks and cascading deletes.
 const SCANS: &str = "
     -- Both are enforced, or the data is worth nothing.
     CREATE TABLE scans (id TEXT PRIMARY KEY, source TEXT NOT NULL CHECK (source IN ('cli', 'server'))) STRICT;
@@ -47,12 +47,12 @@ impl Database {
         SqliteMigrator::new(self.path(), StepSet::embedded(files).unwrap(), ledger)
     }
 
-    /// With this as its second step, after one that is fine.
+    /// A migrator with this SQL as its second step, after a valid first step.
     fn with_second(&self, sql: &'static str) -> SqliteMigrator {
         self.migrator(&[("0001_teams.sql", TEAMS), ("0002_second.sql", sql)])
     }
 
-    /// Not through larder, to see what is really there.
+    /// Reads with plain SQLite, to see what the file really holds.
     fn look<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
         Connection::open(self.path()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     }
@@ -110,7 +110,7 @@ async fn looking_at_a_schema_writes_nothing() {
     assert_eq!(numbers(&migrator.status().await.unwrap().pending), [1, 2, 3]);
     assert!(is_missing_migration(&migrator.version().await.unwrap_err()));
     assert_eq!(database.files(), Vec::<PathBuf>::new());
-    // A file that others made, which is not in the mode in which larder writes either.
+    // A file that another program created, and which is not in WAL mode.
     Connection::open(database.path()).unwrap().execute_batch(TEAMS).unwrap();
     let before = fs::read(database.path()).unwrap();
     assert!(migrator.status().await.unwrap().is_fresh());
@@ -119,7 +119,7 @@ async fn looking_at_a_schema_writes_nothing() {
     assert_eq!(database.files(), [database.path()]);
 }
 
-/// C4.5: `IsMissingMigration` of the seed is false for every error.
+/// A fresh database is reported as a missing migration. No other failure is.
 #[tokio::test]
 async fn a_fresh_database_is_told_from_all_that_fails_otherwise() {
     let database = Database::new();
@@ -140,7 +140,7 @@ async fn a_fresh_database_is_told_from_all_that_fails_otherwise() {
     assert!(matches!(error, MigrationError::Database(Error::NotFound { .. })), "{error:?}");
 }
 
-/// C4.1: the seed sets them on one of five connections.
+/// These settings belong to a connection, so each new connection must get them.
 #[tokio::test]
 async fn every_connection_enforces_foreign_keys_and_waits_for_locks() {
     let database = Database::new();
@@ -208,7 +208,7 @@ async fn what_is_changed_about_a_connection_ends_with_it() {
     assert_eq!(found.await.unwrap(), Ok((1_i64, 0_i64)));
 }
 
-/// C4.3: the seed's documentation says one thing of it, and its code does another.
+/// The failed step leaves nothing behind, and can be corrected.
 #[tokio::test]
 async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay() {
     let database = Database::new();
@@ -219,7 +219,7 @@ async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay() {
     };
     assert_eq!(name, "second");
     assert_eq!(database.tables(), "platform_migrations teams");
-    // Nothing was recorded, so the step may be put right.
+    // Nothing was recorded, so the step may be corrected.
     assert_eq!(numbers(&database.with_second(SESSIONS).up().await.unwrap()), [2]);
 }
 
@@ -270,7 +270,7 @@ async fn a_step_can_not_take_its_transaction_apart() {
     assert_eq!(
         error.to_string(),
         "schema step \"0002_second.sql\" was rolled back in line 1, at \"COMMIT\": it begins, ends or divides a \
-         transaction; remove the command, as the runner begins and ends the transaction of each step"
+         transaction; remove the command, because the runner begins and ends the transaction of each step"
     );
 }
 
@@ -286,7 +286,7 @@ async fn a_trigger_has_a_body_and_that_is_no_transaction() {
     assert_eq!(database.look::<String>("SELECT x FROM team_log"), "red");
 }
 
-/// C4.7: the seed knows no checksum and no database that is newer than the program.
+/// A changed, missing or newer step is found by the ledger before anything runs.
 #[tokio::test]
 async fn a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_done() {
     let database = Database::new();
@@ -306,7 +306,7 @@ async fn a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_don
     assert_eq!(database.tables(), "findings platform_migrations scans sessions");
 }
 
-/// C4.4: the seed reads what was applied before it has a lock.
+/// Each migrator must read the ledger again after it has the lock.
 #[tokio::test]
 async fn of_many_who_migrate_at_once_one_applies_each_step() {
     let database = Database::new();
@@ -336,7 +336,7 @@ async fn a_lock_is_waited_for_as_long_as_was_asked_and_only_where_there_is_somet
     assert!(!is_missing_migration(&error));
     assert_eq!(migrator.version().await.unwrap(), 2);
     assert_eq!(numbers(&database.migrator(&FILES[..2]).up().await.unwrap()), Vec::<u32>::new());
-    // It is waited for where there is time.
+    // With a longer timeout, it waits.
     let patient = tokio::spawn({
         let migrator = migrator.clone().lock_wait(Duration::MAX);
         async move { numbers(&migrator.up().await.unwrap()) }
@@ -362,7 +362,7 @@ async fn a_file_is_shared_with_larder_and_with_other_platforms() {
     let store = Sqlite::open(database.path(), SqliteOptions::default()).await.unwrap();
     let other = StepSet::embedded(&[("0001_other.sql", "CREATE TABLE other (x)")]).unwrap();
     let other = SqliteMigrator::new(database.path(), other, Ledger::new("other").unwrap());
-    // `other` is a table of this set by now, and no ledger: the name was ill-chosen, and that is found.
+    // The step creates a table with the name of the ledger, so it fails.
     other.up().await.unwrap_err();
     let migrator = database.migrator(&FILES);
     assert!(migrator.status().await.unwrap().is_fresh());
@@ -371,7 +371,7 @@ async fn a_file_is_shared_with_larder_and_with_other_platforms() {
     larder_core::backend::Backend::close(&store).await;
 }
 
-/// The runner of larder's own steps, as `larder migrate` has it.
+/// The migrator of larder's own steps, as `larder migrate` uses it.
 #[tokio::test]
 async fn larders_tables_that_were_altered_by_hand_are_refused_by_the_runner_too() {
     let database = Database::new();
@@ -413,11 +413,11 @@ async fn a_folder_of_files_is_a_set_too() {
     let steps = StepSet::from_folder(folder.path()).unwrap();
     let migrator = SqliteMigrator::new(database.path(), steps, Ledger::new("platform_migrations").unwrap());
     assert_eq!(numbers(&migrator.up().await.unwrap()), [1, 2, 3]);
-    // The same steps, wherever they come from.
+    // The same steps, from another source.
     assert_eq!(database.migrator(&FILES).version().await.unwrap(), 3);
 }
 
-// What a step sees, and what it leaves.
+// The environment of a step, and its effects.
 
 const PARENTS: &str = "
     CREATE TABLE parents (id INTEGER PRIMARY KEY, name TEXT);
@@ -519,7 +519,7 @@ async fn rows_that_lacked_their_parents_before_a_step_do_not_fail_it() {
     assert_eq!(numbers(&second(REBUILD).up().await.unwrap()), [2]);
 }
 
-/// What a step does to a database that has these tables, made with foreign keys off.
+/// Runs a step on a database that has these tables, which were created with foreign keys off.
 async fn second_step(before: &str, sql: &'static str) -> (Database, Result<Vec<u32>, MigrationError>) {
     let database = Database::new();
     database.migrator(&[("0001_teams.sql", TEAMS)]).up().await.unwrap();
@@ -531,7 +531,7 @@ async fn second_step(before: &str, sql: &'static str) -> (Database, Result<Vec<u
     (database, outcome)
 }
 
-/// A row without its parent, and a table that SQLite can't check.
+/// A row without its parent, and a table that SQLite cannot check.
 const ORPHANS: &str = "CREATE TABLE p (id INTEGER PRIMARY KEY, name TEXT);
     CREATE TABLE c (k TEXT, a INTEGER REFERENCES p, b INTEGER REFERENCES p);
     CREATE TABLE keyed (k TEXT PRIMARY KEY, a REFERENCES p) WITHOUT ROWID;
@@ -574,7 +574,7 @@ async fn no_violation_is_taken_for_one_that_was_there_before() {
              DROP TABLE c; ALTER TABLE n RENAME TO c; DELETE FROM keyed; DELETE FROM p WHERE id = 1",
             vec![row("c", Some(2)), row("c", Some(1)), row("c", Some(2))],
         ),
-        // One violation is repaired and another is made in the same row, table or key.
+        // One violation is repaired, and another is made in the same row, table or key.
         ("UPDATE c SET a = 5, b = 77 WHERE a = 99", vec![row("c", Some(2))]),
         ("UPDATE c SET a = 5, b = 99 WHERE a = 99", vec![row("c", Some(2))]),
         ("UPDATE c SET a = 98 WHERE a = 99", vec![row("c", Some(2))]),
@@ -663,7 +663,7 @@ async fn a_checkout_with_other_line_ends_is_the_same_step_and_runs_the_same_stat
     }
 }
 
-/// Hosts of an earlier release read the ledger too, until there is a step that they lack.
+/// Hosts of an earlier release still read the ledger, until a step is applied that they lack.
 #[tokio::test]
 async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step() {
     let database = Database::new();
@@ -710,7 +710,7 @@ async fn a_file_that_was_not_touched_is_the_step_that_an_earlier_release_recorde
 
 // A step does the same whether it is applied alone or after others.
 
-/// What steps leave behind on a connection, and what others would notice of it.
+/// Statements that leave something behind on a connection, and statements that would notice it.
 const PIECES: [&str; 16] = [
     "CREATE TEMP TABLE t (x)",
     "CREATE TEMP TABLE log (x)",
@@ -751,7 +751,8 @@ async fn any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error() 
     }
 }
 
-/// Applies the first of the files up to each of the numbers, and gives the error and what is in the database then.
+/// Applies the first of the files up to each number in turn. Returns the error and the contents of
+/// the database.
 async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<String>, String) {
     let database = Database::new();
     let folder = tempfile::tempdir().unwrap();

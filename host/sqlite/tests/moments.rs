@@ -1,4 +1,4 @@
-//! The moments of commits and views, while another process holds the database or the clock steps back.
+//! The times of commits and views, while another process holds the lock or the clock steps back.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -46,7 +46,7 @@ async fn store(path: &Path, clock: &Arc<MovableClock>, cache_bytes: u64) -> Stor
     Store::builder(backend).clock(clock.clone()).sweep_interval(None).build().unwrap()
 }
 
-/// Another process's connection that holds the write lock.
+/// A connection of another process, which holds the write lock.
 fn locked(path: &Path) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -78,7 +78,7 @@ async fn now(handle: &Handle, key: &str) -> Option<String> {
     get(&mut handle.begin(Mode::View).unwrap(), key).await
 }
 
-/// A commit that has been asked for and waits for the lock.
+/// A commit that was requested and waits for the lock.
 async fn waiting(transaction: Transaction) -> JoinHandle<larder_core::Result<Version>> {
     let commit = tokio::spawn(transaction.commit());
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -150,7 +150,7 @@ async fn commits_that_wait_for_another_process_end_with_their_deadlines_and_writ
     for commit in commits {
         assert!(matches!(commit.await.unwrap(), Err(Error::TimedOut)));
     }
-    // The lock is waited for 5 s.
+    // A commit waits 5 s for the lock.
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     lock.execute_batch("ROLLBACK").unwrap();
     let mut after = opened.handle.begin(Mode::Update).unwrap();
@@ -173,7 +173,7 @@ async fn a_view_that_moves_on_to_a_newer_state_takes_a_moment_that_belongs_to_it
         let clock = larder_core::ForwardClock::new(opened.clock.clone());
         let deadline = Instant::now() + Duration::from_secs(10);
         let options = SnapshotOptions { mode: Mode::View, clock, deadline, share: Share::host() };
-        // It has read nothing yet.
+        // The snapshot has not read anything yet.
         let mut view: Box<dyn Snapshot> = database.snapshot(options).await.unwrap();
         opened.clock.advance(Duration::from_millis(2 * MINUTE));
         put(&opened.handle, "row", "after the lease").await;
@@ -208,7 +208,7 @@ async fn a_clock_that_steps_back_brings_no_row_back() {
         absent.commit().await.unwrap();
         assert_eq!(opened.store.sweep().await.unwrap(), 2);
         assert_eq!(now(&opened.handle, "read").await, None);
-        // Opened again in this process, and beside it.
+        // A store that is reopened in this process, and another one opened while the first is open.
         let beside = store(&opened.path, &opened.clock, cache_bytes).await;
         put_for_a_minute(&opened.handle, "read", "2").await;
         let other = beside.handle(HandleOptions::default());

@@ -1,4 +1,4 @@
-//! Commits that a journal keeps, and databases brought forward with their redo.
+//! Commits that a journal keeps, and the replay of their redo.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -25,7 +25,7 @@ use larder_sqlite::{Sqlite, SqliteOptions};
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
 
-/// Keeps redos in memory, once it is let to, and fails when it is told to.
+/// A journal in memory, which keeps redos once its gate lets it, and fails on request.
 struct Kept {
     redos: Mutex<Vec<Redo>>,
     asked: Semaphore,
@@ -47,7 +47,7 @@ impl Kept {
         Arc::new(Self { redos: Mutex::default(), asked, gate, failure: Mutex::default() })
     }
 
-    /// From where to where the redos lead.
+    /// The positions from which and to which the redos lead.
     fn spans(&self) -> Vec<(u64, u64)> {
         self.redos.lock().unwrap().iter().map(|redo| (redo.before().0, redo.after().0)).collect()
     }
@@ -60,7 +60,7 @@ impl Kept {
         *self.failure.lock().unwrap() = Some(error);
     }
 
-    /// Waits until it is asked once more.
+    /// Waits for one more call of the journal.
     async fn asked(&self) {
         self.asked.acquire().await.unwrap().forget();
     }
@@ -83,7 +83,7 @@ async fn journaled(path: &Path, journal: Arc<dyn Journal>) -> Arc<Sqlite> {
     Arc::new(Sqlite::open_journaled(path, SqliteOptions::default(), journal).await.unwrap())
 }
 
-/// Commits in the background; the local commit is made once the position says so.
+/// Commits in the background. The commit is in the file once the position says so.
 fn spawn_commit(database: &Arc<Sqlite>, key: &'static str) -> tokio::task::JoinHandle<Result<Version>> {
     let database = database.clone();
     tokio::spawn(async move { commit(&database, key, b"value").await })
@@ -92,7 +92,7 @@ fn spawn_commit(database: &Arc<Sqlite>, key: &'static str) -> tokio::task::JoinH
 async fn wait_for_position(database: &Sqlite, position: u64) {
     let until = Instant::now() + Duration::from_secs(10);
     while database.redo_position().await.unwrap() < Version(position) {
-        assert!(Instant::now() < until, "never at {position}");
+        assert!(Instant::now() < until, "the database has not reached position {position}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -109,13 +109,13 @@ async fn a_commit_is_answered_once_it_is_kept_and_the_writer_goes_on_meanwhile()
     let third = spawn_commit(&database, "c");
     wait_for_position(&database, 3).await;
     assert!(!first.is_finished() && !second.is_finished() && !third.is_finished());
-    // What can't be kept anyway is told at once.
+    // A commit that is refused has nothing to keep, so it is answered at once.
     let refused = database.commit(commit_of(1, [("a", Mutation::Increment(1))])).await;
     assert!(matches!(refused, Err(Error::InvalidArgument(_))));
 
     journal.gate.add_permits(1);
     assert_eq!(first.await.unwrap().unwrap(), Version(1));
-    // All that waited goes together.
+    // All waiting groups are handed over as one redo.
     journal.asked().await;
     assert!(!second.is_finished() && !third.is_finished());
     assert_eq!(journal.spans(), [(0, 1)]);
@@ -153,7 +153,7 @@ async fn settling_and_closing_wait_for_the_journal() {
     let (folder, path) = folder();
     let journal = Kept::closed();
     let database = journaled(&path, journal.clone()).await;
-    // Nobody waits for the answer.
+    // The caller no longer waits for the answer.
     let (first, second) = (spawn_commit(&database, "a"), spawn_commit(&database, "b"));
     wait_for_position(&database, 2).await;
     first.abort();
@@ -222,7 +222,7 @@ async fn after_a_failure_all_who_wait_are_told_and_nothing_is_shown_or_taken_unt
     assert!(is_fenced(&error));
     assert!(is_fenced(&database.settled().await.unwrap_err()));
     assert_eq!(journal.spans(), []);
-    // For a quarantine.
+    // A quarantine needs the backup of such a database.
     assert_eq!(database.redo_position().await.unwrap(), Version(2));
     let copy = folder.path().join("quarantine.db");
     assert_eq!(database.backup(&copy).await.unwrap().position, Version(2));
@@ -241,7 +241,7 @@ async fn a_failure_whose_outcome_is_unknown_is_unknown_to_those_who_waited_and_u
     journal.fail(Error::CommitUnknown { reason: "no answer".to_string(), cause: None });
     let written = database.write_record(record_write("s", 0, Some((1, b"")))).await;
     assert!(matches!(written, Err(Error::CommitUnknown { .. })));
-    // Memory would look for its own version now, and take it for kept.
+    // A conversation would now look for its own version, and take it for kept.
     assert!(matches!(database.load_record(&record_key("s")).await, Err(Error::Unavailable { .. })));
     assert!(matches!(commit(&database, "a", b"").await, Err(Error::Unavailable { .. })));
 }
@@ -284,14 +284,14 @@ async fn a_commit_that_the_journal_has_not_kept_by_the_deadline_is_unknown_and_o
         update.put("n".into(), key.into(), value).unwrap();
         let begun = Instant::now();
         let outcome = update.commit().await;
-        // The clock of deadlines is a coarse one.
+        // The clock of deadlines is coarse.
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         outcome
     };
     for key in ["a", "b"] {
         assert!(matches!(put(key, vec![7; 40 << 20]).await, Err(Error::CommitUnknown { .. })));
     }
-    // So much is queued up that further commits are not begun.
+    // With so many bytes queued, no further commit begins.
     assert!(matches!(put("never", b"1".to_vec()).await, Err(Error::TimedOut)));
     journal.gate.add_permits(10);
     let mut view = handle.begin(Mode::View).unwrap();
@@ -352,7 +352,7 @@ async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
     assert!(matches!(copy.replay(&redos[2]).await, Err(Error::Corrupt(_))));
     assert!(matches!(copy.replay(b"").await, Err(Error::Corrupt(_))));
     assert!(matches!(copy.replay(&redos[1][1..]).await, Err(Error::Corrupt(_))));
-    // The first is held already, and the second is cut short: nothing of both is made.
+    // The first redo is held already, and the second is cut short, so nothing of both is replayed.
     let cut = [&redos[0][..], &redos[1][..redos[1].len() - 1]].concat();
     assert!(matches!(copy.replay(&cut).await, Err(Error::Corrupt(_))));
     assert_eq!((copy.redo_position().await.unwrap(), copy.changes()), (Version(1), 1));
@@ -362,7 +362,7 @@ async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
     assert_eq!(copy.changes(), 3);
     copy.replay(&redos.concat()).await.unwrap();
     assert_eq!(copy.changes(), 3);
-    // It goes on from there, also for those who began to read before.
+    // The copy continues from there, also for readers that began before the replay.
     assert_eq!(commit(&copy, "d", b"").await.unwrap(), Version(4));
 }
 
@@ -379,7 +379,7 @@ async fn a_database_without_positions_refuses_a_redo() {
         let Err(Error::InvalidArgument(reason)) = plain.replay(&journal.bytes()).await else {
             panic!("replayed, though empty: {is_empty}")
         };
-        assert!(reason.contains("counts no positions"), "{reason}");
+        assert!(reason.contains("does not count positions"), "{reason}");
         assert_eq!((dump(&plain_path), plain.changes()), (before, u64::from(!is_empty)));
         if is_empty {
             // From here on versions are reserved, which looks like a later position.
@@ -387,7 +387,7 @@ async fn a_database_without_positions_refuses_a_redo() {
         }
     }
     plain.close().await;
-    // Once it counts positions it does so for good, however it is opened.
+    // Once it counts positions it does so for good, however it is opened later.
     open_positioned(&plain_path).await.close().await;
     let again = open(&plain_path).await;
     assert!(matches!(again.replay(&journal.bytes()).await, Ok(())));
@@ -412,7 +412,7 @@ async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// These keys together, in one transaction.
+    /// Writes of these keys in one transaction.
     Commit(Vec<(u8, Write)>),
     Record(u8, Option<u8>),
     Sweep,
@@ -437,11 +437,12 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
         3 => (0_u8..3, proptest::option::of(any::<u8>())).prop_map(|(session, byte)| Step::Record(session, byte)),
         1 => Just(Step::Sweep),
     ];
-    // Those of one list are asked for side by side.
+    // The steps of an inner list run concurrently.
     proptest::collection::vec(proptest::collection::vec(step, 1..5), 1..20)
 }
 
-/// Makes a step; counters that are none and records that somebody else wrote are refused, as they should be.
+/// Makes a step. An increment of a value that is not a counter, and a record write that another one
+/// preceded, must be refused.
 async fn make(database: Arc<Sqlite>, step: Step, now: u64) {
     match step {
         Step::Commit(writes) => {
@@ -510,12 +511,12 @@ proptest! {
                     break;
                 }
                 let (now, later) = rest.split_at((*portion).min(rest.len()));
-                // Also what is held already, and only that.
+                // Also replay groups that are held already: before new ones, and alone.
                 copy.replay(&redos[..redos.len() - later.len()].concat()).await.unwrap();
                 copy.replay(&now.concat()).await.unwrap();
                 rest = later;
             }
-            // Sweeps have no redo: what they left out is swept here, as of the same moment.
+            // Sweeps have no redo, so both databases are swept as of the same time.
             for swept in [&*database, &copy] {
                 swept.sweep(sweep_at(rounds, 1_000)).await.unwrap();
             }
@@ -528,7 +529,7 @@ proptest! {
     }
 }
 
-/// Keeps redos as files, named by where they lead to.
+/// A journal that keeps redos as files, named by the position that they lead to.
 struct Folder(PathBuf);
 
 #[async_trait]
@@ -542,7 +543,7 @@ impl Journal for Folder {
     }
 }
 
-/// The process that is killed: it runs only as the child of the test below.
+/// The process that the test below kills. It runs only as the child of that test.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn child_that_commits_until_it_is_killed() {
     let Some(folder) = std::env::var_os("LARDER_REDO_CHILD").map(PathBuf::from) else { return };
@@ -585,7 +586,7 @@ fn what_was_acknowledged_before_a_kill_is_in_the_journal_and_the_file_tells_how_
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        // What it still said before it died; the last line may be torn.
+        // What the child still printed before it died. The last line may be incomplete.
         let said: Vec<String> = lines.map_while(|line| line.ok()).collect();
         let whole = said.len().saturating_sub(1);
         kept.extend(said[..whole].iter().filter_map(|line| line.strip_prefix("kept ").map(str::to_string)));
@@ -605,7 +606,7 @@ fn what_was_acknowledged_before_a_kill_is_in_the_journal_and_the_file_tells_how_
             copy.finish().await.unwrap();
             Sqlite::verify(&path).await.unwrap();
             let local = open(&path).await;
-            // The file is never behind the journal, and holds all of it already.
+            // The file is never behind the journal, so it holds all redos already.
             local.replay(&bytes).await.unwrap();
             assert_eq!(local.changes(), 0);
             let position = local.redo_position().await.unwrap();
@@ -629,7 +630,7 @@ async fn a_journal_gets_no_more_at_once_than_it_can_take() {
     let journal = Arc::new(Sizes::default());
     let database = Sqlite::open_journaled(&path, SqliteOptions::default(), journal.clone()).await.unwrap();
     let database = Arc::new(database);
-    // 200 MiB that could be one group: as many commits as one takes wait at once.
+    // 200 MiB that could form one group: as many commits as a group takes wait at once.
     let large = |number: usize| {
         let database = database.clone();
         let key = number.to_string();
@@ -645,7 +646,7 @@ async fn a_journal_gets_no_more_at_once_than_it_can_take() {
     database.close().await;
 }
 
-/// Keeps only how large each redo was.
+/// A journal that keeps only the size of each redo.
 #[derive(Default)]
 struct Sizes(Mutex<Vec<usize>>);
 

@@ -12,7 +12,7 @@ use larder_core::{
 use larder_sqlite::{Sqlite, SqliteOptions};
 use tempfile::TempDir;
 
-/// More snapshots than there are connections for reading.
+/// More snapshots than connections for reading.
 const SLEEPERS: usize = 70;
 
 struct Opened {
@@ -43,7 +43,7 @@ impl Opened {
         self.store.handle(HandleOptions { limits, open_transactions, share, ..HandleOptions::default() })
     }
 
-    /// The reasons of the snapshots that were ended since the last call.
+    /// The reasons for which snapshots were ended since the last call.
     async fn ended(&mut self) -> Vec<SnapshotEndReason> {
         let mut reasons = Vec::new();
         while let Ok(Some(event)) = tokio::time::timeout(Duration::ZERO, self.events.next()).await {
@@ -85,7 +85,7 @@ async fn snapshots_that_stay_idle_give_way_to_one_that_reads() {
     let mut opened = open(without_cache()).await;
     let (idle, active) = (opened.handle(), opened.handle());
     put(&idle, "a", b"1".to_vec()).await;
-    // The last views already take the connections of the first ones.
+    // The last views already take over connections of the first ones.
     let mut views = sleepers(&idle, SLEEPERS).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     for _ in 0..100 {
@@ -111,7 +111,7 @@ async fn snapshots_that_are_touched_all_the_time_give_way_to_a_share_that_holds_
     let mut views = sleepers(&greedy, 64).await;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stopped = stop.clone();
-    // A refused write is a call too, and needs no connection.
+    // A refused write is a call of the view too, and needs no connection.
     let touching = tokio::spawn(async move {
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
             for view in &mut views {
@@ -164,7 +164,7 @@ async fn the_share_that_holds_the_most_gives_way_first() {
     let mut few = sleepers(&opened.handle_of(modest), 4).await;
     let many = sleepers(&opened.handle_of(greedy), 60).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    // 64 connections are held, so each of these takes one from the greedy share.
+    // All 64 connections are in use, so each of these views takes one from the greedy share.
     let mut views = sleepers(&active, 20).await;
     for view in few.iter_mut().chain(&mut views) {
         assert_eq!(read(view, "a").await.unwrap(), None);
@@ -178,14 +178,14 @@ async fn states_that_idle_snapshots_stand_on_do_not_use_up_the_connections_of_co
     let opened = open(SqliteOptions::default()).await;
     let (idle, active) = (opened.handle(), opened.handle());
     let mut views = Vec::new();
-    // Each view reads another state, which a connection keeps.
+    // Each view reads another state, which a connection pins.
     for number in 0..100 {
         put(&active, "a", vec![number]).await;
         let mut view = idle.begin(Mode::View).unwrap();
         assert_eq!(read(&mut view, "a").await.unwrap(), Some(vec![number]));
         views.push((number, view));
     }
-    // The youngest read on, also rows that are not cached.
+    // The youngest views can still read, including rows that are not cached.
     for (number, view) in views.iter_mut().rev().take(20) {
         assert_eq!(read(view, "absent").await.unwrap(), None);
         assert_eq!(read(view, "a").await.unwrap(), Some(vec![*number]));
@@ -194,7 +194,7 @@ async fn states_that_idle_snapshots_stand_on_do_not_use_up_the_connections_of_co
     for (_, view) in views.iter_mut().take(60) {
         conflicts += usize::from(matches!(read(view, "absent").await, Err(Error::Conflict)));
     }
-    // A view that read a row before it was cached may hold its own connection.
+    // A view that read a row before it was cached may hold a connection of its own.
     assert!(conflicts >= 58, "{conflicts}");
     let mut view = active.begin(Mode::View).unwrap();
     assert_eq!(read(&mut view, "another").await.unwrap(), None);
@@ -224,7 +224,7 @@ async fn views_that_overlap_do_not_let_the_log_grow_past_its_bound() {
             put(&writer, "large", vec![number; 256 << 10]).await;
             longest = longest.max(log_bytes(opened.folder.path()));
         }
-        // 50 MiB were written.
+        // 50 MiB were written in total.
         assert!(longest <= LOG_BYTES + (2 << 20), "{longest}");
         let ended = opened.ended().await;
         assert!(ended.contains(&SnapshotEndReason::LogFull), "{ended:?}");
@@ -259,5 +259,5 @@ async fn a_bound_of_the_log_that_is_too_low_is_refused() {
     let Err(Error::InvalidArgument(reason)) = Sqlite::open(folder.path().join("a.db"), options).await else {
         panic!("accepted")
     };
-    assert_eq!(reason, "log_bytes is 100, and must be at least 1048576");
+    assert_eq!(reason, "log_bytes is 100, but must be at least 1048576");
 }

@@ -1,4 +1,4 @@
-//! That a scan of the database gives its thread away after each slice of work, and finds the same.
+//! A scan of the database yields its thread after each slice of work, and finds the same rows.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "tests")]
 
 mod common;
@@ -13,7 +13,7 @@ use larder_core::{Driver, Handle, HandleOptions, Mode, MovableClock, PutOptions,
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteOptions};
 use tempfile::TempDir;
 
-/// What a future gives, and how often it gave its thread away before.
+/// The output of a future, and how often it yielded before.
 async fn pauses<T>(future: impl Future<Output = T>) -> (T, usize) {
     let mut future = pin!(future);
     let mut pauses = 0;
@@ -45,7 +45,7 @@ impl Fixture {
         self.handle.begin(mode).unwrap()
     }
 
-    /// Commits rows that have expired when it returns.
+    /// Commits rows that have expired by the time it returns.
     async fn put_expired(&self, namespace: &str, count: usize) {
         for part in (0..count).step_by(10_000) {
             let mut transaction = self.begin(Mode::Update);
@@ -66,7 +66,7 @@ impl Fixture {
     }
 }
 
-/// The keys of a page, and its pauses.
+/// The keys of a page, and how often the scan yielded.
 async fn keys_of(transaction: &mut Transaction, range: Range) -> (Vec<String>, usize) {
     let (page, pauses) = pauses(transaction.scan_page("n".into(), range, None)).await;
     (page.unwrap().entries.into_iter().map(|entry| entry.key).collect(), pauses)
@@ -81,7 +81,7 @@ async fn a_scan_over_expired_rows_gives_its_thread_away() {
     for options in [SqliteOptions::default(), without_cache()] {
         let fixture = Fixture::new(options).await;
         fixture.put_expired("n", 100_000).await;
-        // Among the expired ones, within a slice and at its end.
+        // Live rows among the expired ones, within a slice and at its end.
         fixture.put("n", &["!", "000000", "000500", "070000", "099999", "z"]).await;
         for mode in [Mode::View, Mode::Update] {
             for (reverse, keys_only) in [(false, true), (true, false), (true, true), (false, false)] {
@@ -143,7 +143,7 @@ async fn the_next_namespace_is_looked_for_in_slices() {
     let name = format!("sqlite:{}", fixture.folder.path().join("a.db").display());
     let read_only = SqliteDriver.open_read_only(&name).await.unwrap();
     let looking = Store::builder_shared(read_only).clock(fixture.clock.clone()).build().unwrap();
-    // The one that looks reads on a thread that may block.
+    // The read-only store reads on a thread of the blocking pool.
     for (handle, least) in [(&fixture.handle, 8), (&looking.handle(HandleOptions::default()), 0)] {
         let mut view = handle.begin(Mode::View).unwrap();
         let (first, paused) = pauses(view.next_namespace(None)).await;
@@ -175,7 +175,7 @@ async fn a_sweep_ends_at_the_bound_of_its_bytes() {
     for key in ["a", "b", "c", "d", "e"] {
         database.commit(commit_of(1, [(key, put(&[7; 1_000], Some(10)))])).await.unwrap();
     }
-    // A row has 1,002 bytes.
+    // Each row has 1,002 bytes.
     let options = SweepOptions { max_bytes: 1_003, ..sweep_at(100, 10) };
     let swept = database.sweep(options.clone()).await.unwrap();
     assert_eq!(swept, Swept { rows: 2, bytes: 2_004 });

@@ -1,4 +1,4 @@
-//! What is particular to SQLite; what all backends share is in the conformance suite.
+//! Behaviour that is particular to SQLite. The conformance suite tests what all backends share.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ async fn another_process_that_holds_the_lock_is_waited_for_without_blocking_the_
     let store = store(&path).await;
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // One thread: a blocking wait would keep the lock's owner from giving it back.
+    // The runtime has one thread: a blocking wait would keep the lock's owner from releasing it.
     let release = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         other.execute_batch("ROLLBACK").unwrap();
@@ -142,10 +142,10 @@ async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
     first.close().await;
     let second = store(&path).await;
     assert_eq!(get(&handle(&second), "a").await, Some(b"kept".to_vec()));
-    // What was reserved and not given, a close gives back.
+    // A close gives back versions that were reserved and not allocated.
     assert_eq!(put(&handle(&second), "b", b"").await, Version(before.0 + 1));
     drop(second);
-    // Who does not close leaves them out, and so does who comes meanwhile.
+    // Without a close they are skipped. A process that opens the database meanwhile skips them too.
     let third = store(&path).await;
     assert!(put(&handle(&third), "b", b"").await > Version(before.0 + 1));
 }
@@ -160,7 +160,7 @@ async fn a_missing_file_is_only_made_where_that_is_wanted() {
     Sqlite::open(&path, options).await.unwrap();
 }
 
-/// Reads what is never cached, which takes a connection.
+/// Reads something that is never cached, which takes a connection.
 async fn read_in_database(view: &mut Transaction) -> Result<(), Error> {
     let range = Range { reverse: true, ..Range::default() };
     view.scan_page("n".into(), range, None).await.map(drop)
@@ -183,7 +183,7 @@ async fn a_transaction_nobody_asks_for_any_more_gives_its_connection_back_at_its
         read_in_database(&mut view).await.unwrap();
         forgotten.push(view);
     }
-    // The store looks for overdue transactions four times a second.
+    // The store looks for overdue transactions four times per second.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let mut views = Vec::new();
     for _ in 0..64 {

@@ -136,7 +136,7 @@ async fn a_repair_counts_bombs_as_damaged_and_spends_no_disk_on_them() {
     assert_eq!(
         reasons,
         [
-            "the file is no intact SQLite database",
+            "the file is not an intact SQLite database",
             "the snapshot has 1099511627776 bytes, and max_database allows 1073741824",
             "the snapshot is longer than its header says",
             "the snapshot is not a SQLite database",

@@ -1,9 +1,21 @@
-//! A VFS of SQLite that fails calls on request, and tells of every change of a file. All unsafe
-//! code of these tests is in this file.
+//! A SQLite VFS for tests that fails calls on request and reports every change of a file.
 //!
-//! [`Disk::watch`] makes the VFS the default of the process, in front of SQLite's own. It passes
-//! every call on, fails those of one folder as [`Disk::arm`] says, and tells of its changes to
-//! [`Disk::follow`]. Files elsewhere never fail, so tests run side by side.
+//! [`Disk::watch`] registers the VFS as the default of the process, on top of SQLite's own. It
+//! passes every call on, fails the calls on one directory as [`Disk::arm`] says, and reports the
+//! changes of its files to [`Disk::follow`]. Files elsewhere never fail, so tests can run in
+//! parallel. All unsafe code of these tests is in this file.
+//!
+//! ```no_run
+//! use larder_sqlite_vfs::{Call, Disk, Fault, Victim};
+//!
+//! let disk = Disk::watch("data".as_ref());
+//! let code = rusqlite::ffi::SQLITE_IOERR_FSYNC;
+//! let (call, victim) = (Call::Sync, Victim::Writer);
+//! disk.arm(Some(Fault { call, victim, code, nth: 1, is_lasting: false }));
+//! // Use a database in the directory, and then:
+//! let (failed, _counts) = disk.disarm();
+//! assert_eq!(failed, 1);
+//! ```
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -16,10 +28,10 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 
-/// SQLite's own VFS, for connections that the faults must not reach.
+/// The name of SQLite's own VFS, for connections that must not fail.
 pub const UNDERLYING: &CStr = c"unix";
 
-/// What SQLite asks of its VFS.
+/// A method of the VFS or of one of its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Call {
     /// `xOpen`.
@@ -48,55 +60,55 @@ pub enum Call {
     ShmLock,
 }
 
-/// Whose calls fail.
+/// The connection whose calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Victim {
-    /// The connection that has ever held the write lock.
+    /// A connection that has held the write lock, or tried to take it.
     Writer,
     /// Any other connection.
     Reader,
 }
 
-/// One fault, or one that stays.
+/// A fault of a single call, or of all calls from one on.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    /// Which call fails.
+    /// The call that fails.
     pub call: Call,
-    /// Whose.
+    /// The connection whose call fails.
     pub victim: Victim,
-    /// What the call answers.
+    /// The error code that the call returns.
     pub code: c_int,
     /// Which of the victim's calls fails, counted from 1.
     pub nth: usize,
-    /// All later ones fail as well.
+    /// Whether all later calls fail as well.
     pub is_lasting: bool,
 }
 
 /// A change of a file that the file system has made.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    /// It was opened, and made if it was absent.
+    /// The file was opened, and created if it did not exist.
     Opened,
-    /// It was written from this offset on.
+    /// These bytes were written at this offset.
     Written(u64, &'a [u8]),
-    /// It has this length.
+    /// The file has this length in bytes.
     Truncated(u64),
-    /// A sync of it begins: all earlier changes of it are on the disk once it has ended.
+    /// A sync of the file begins. Once it ends, all earlier changes of the file are on the disk.
     SyncBegins,
-    /// The sync of it that began last has ended.
+    /// The last sync of the file to begin has ended.
     SyncEnds,
-    /// It was removed, which no sync of the folder has followed yet.
+    /// The file was removed. The directory has not been synced since.
     Removed,
 }
 
 /// How often each kind of call was made.
 pub type Counts = BTreeMap<(Call, Victim), usize>;
 
-/// The files of one folder.
+/// The files of one directory.
 pub struct Disk {
     state: Mutex<State>,
     changed: Condvar,
-    /// Called each time that a writer has given the write lock back.
+    /// Called each time that a writer has released the write lock.
     observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
     follower: OnceLock<Follower>,
 }
@@ -111,7 +123,7 @@ struct State {
     gate: Gate,
 }
 
-/// Where the writer waits on its way to the write lock.
+/// The gate at which a writer waits before it takes the write lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Gate {
     #[default]
@@ -120,11 +132,14 @@ enum Gate {
     Reached,
 }
 
-/// No test waits longer for another thread.
+/// The longest that a test waits for another thread.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl Disk {
-    /// Watches the files of a folder, for as long as the answer lives.
+    /// Watches the files of a directory, for as long as the result lives.
+    ///
+    /// # Panics
+    /// If the directory does not exist.
     pub fn watch(folder: &Path) -> Arc<Self> {
         register();
         let disk = Arc::new(Self {
@@ -139,27 +154,30 @@ impl Disk {
         disk
     }
 
-    /// Counts from here on, and fails as it is told.
+    /// Resets the counts, and fails calls as `fault` says.
     pub fn arm(&self, fault: Option<Fault>) {
         let mut state = lock(&self.state);
         (state.counts, state.fault, state.failed) = (Counts::new(), fault, 0);
     }
 
-    /// Works on without a fault. Gives how many calls have failed, and how often each was made.
+    /// Stops failing calls. Returns how many have failed, and how often each kind was made.
     pub fn disarm(&self) -> (usize, Counts) {
         let mut state = lock(&self.state);
         state.fault = None;
         (state.failed, std::mem::take(&mut state.counts))
     }
 
-    /// Calls the observer each time that the write lock was given back: after each commit. It must
-    /// not panic, as SQLite calls it.
+    /// Calls the observer each time that the write lock is released.
+    ///
+    /// That is after each commit. SQLite calls the observer, so it must not panic.
     pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
         drop(self.observer.set(Box::new(observer)));
     }
 
-    /// Tells of each change of a file of the folder, in the order in which they are made to that
-    /// file. The follower must not panic, as SQLite calls it.
+    /// Calls the follower for each change of a file of the directory.
+    ///
+    /// The changes of one file come in their order. SQLite calls the follower, so it must not
+    /// panic.
     pub fn follow(&self, follower: impl Fn(&Path, Change<'_>) + Send + Sync + 'static) {
         drop(self.follower.set(Box::new(follower)));
     }
@@ -170,17 +188,19 @@ impl Disk {
         }
     }
 
-    /// Makes the next connection that takes the write lock wait.
+    /// Closes the gate: the next connection that takes the write lock waits.
     pub fn close_gate(&self) {
         lock(&self.state).gate = Gate::Closed;
     }
 
-    /// Waits until a writer waits, or the gate was opened.
+    /// Waits until a writer waits at the gate, or the gate is opened.
+    ///
+    /// Aborts the process after 30 s.
     pub fn wait_at_gate(&self) {
         self.wait_while(|gate| gate == Gate::Closed);
     }
 
-    /// Lets the writer go on.
+    /// Opens the gate for the writer that waits.
     pub fn open_gate(&self) {
         lock(&self.state).gate = Gate::Open;
         self.changed.notify_all();
@@ -201,14 +221,14 @@ impl Disk {
         let waited = self.changed.wait_timeout_while(state, WAIT_MAX, |state| condition(state.gate));
         let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         drop(state);
-        // A panic must not cross SQLite's frames.
+        // A panic must not unwind through SQLite's frames.
         if timeout.timed_out() {
-            eprintln!("a thread that the gate waits for never came");
+            eprintln!("timed out at the gate of the write lock, waiting for another thread");
             std::process::abort();
         }
     }
 
-    /// What the call is to answer instead.
+    /// The code that the call must return instead.
     fn failure(&self, call: Call, victim: Victim) -> Option<c_int> {
         let mut state = lock(&self.state);
         let count = state.counts.entry((call, victim)).or_default();
@@ -227,7 +247,7 @@ fn disk_of(name: *const c_char) -> Option<(Arc<Disk>, PathBuf)> {
     if name.is_null() {
         return None;
     }
-    // SAFETY: SQLite gives names that end with NUL, and keeps them for the length of the call.
+    // SAFETY: SQLite passes names that end with NUL and stay valid during the call.
     let name = unsafe { CStr::from_ptr(name) };
     let file = Path::new(OsStr::from_bytes(name.to_bytes()));
     let disk = lock(&DISKS).get(file.parent()?).and_then(Weak::upgrade)?;
@@ -238,11 +258,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What this VFS knows of an open file.
+/// What this VFS knows about an open file.
 struct Watched {
     disk: Arc<Disk>,
     path: PathBuf,
-    /// Shared by the database and its log: whether the connection ever held the write lock.
+    /// Whether the connection has taken the write lock. Shared by the database and its log.
     has_written: Arc<AtomicBool>,
 }
 
@@ -256,7 +276,7 @@ impl Watched {
     }
 }
 
-/// An open file, as SQLite has it in memory. The file of the underlying VFS lies behind it.
+/// An open file in the memory that SQLite provides. The file of the underlying VFS follows it.
 #[repr(C)]
 struct File {
     base: ffi::sqlite3_file,
@@ -264,7 +284,7 @@ struct File {
 }
 
 static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
-    // Without memory-mapped I/O: every read is a call.
+    // Version 2 has no memory-mapped I/O, so every read is a call.
     iVersion: 2,
     xClose: Some(close),
     xRead: Some(read),
@@ -289,8 +309,8 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
 fn register() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
-        // SAFETY: the underlying VFS lives for ever, and so does the leaked copy, which differs in
-        // what it says.
+        // SAFETY: the underlying VFS lives as long as the process, and so does the leaked copy, of
+        // which only the fields that are set here differ.
         unsafe {
             let underlying = ffi::sqlite3_vfs_find(UNDERLYING.as_ptr());
             let mut vfs = *underlying.as_ref().unwrap();
@@ -308,20 +328,20 @@ fn register() {
     });
 }
 
-/// The VFS below.
+/// The underlying VFS.
 ///
 /// # Safety
-/// `vfs` is the one that [`register`] made.
+/// `vfs` must be the one that [`register`] registered.
 unsafe fn underlying(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
-    // SAFETY: as promised.
+    // SAFETY: `register` has set this field to the underlying VFS.
     unsafe { (*vfs).pAppData.cast() }
 }
 
-/// Runs a method of the file below.
+/// Calls a method of the underlying file.
 macro_rules! below {
     ($file:expr, $method:ident $(, $argument:expr)*) => {{
-        // SAFETY: SQLite calls this with a file that `open` opened, behind which the file below
-        // lies.
+        // SAFETY: SQLite calls this with a file that `open` opened. The underlying file follows it
+        // in memory.
         unsafe {
             let real: *mut ffi::sqlite3_file = $file.cast::<File>().add(1).cast();
             match (*(*real).pMethods).$method {
@@ -350,7 +370,7 @@ unsafe extern "C" fn open(
     out_flags: *mut c_int,
 ) -> c_int {
     let ours = file.cast::<File>();
-    // SAFETY: SQLite gives as much memory as `szOsFile` says, and a name of its own for a log.
+    // SAFETY: SQLite provides `szOsFile` bytes of memory, and passes a name of its own for a log.
     unsafe {
         let base = ffi::sqlite3_file { pMethods: std::ptr::null() };
         ours.write(File { base, watched: std::ptr::null_mut() });
@@ -390,7 +410,7 @@ unsafe extern "C" fn access(
     if let Some(code) = disk_of(name).and_then(|(disk, _)| disk.failure(Call::Access, Victim::Reader)) {
         return code;
     }
-    // SAFETY: what SQLite gave is passed on.
+    // SAFETY: the arguments are passed on as SQLite passed them.
     unsafe {
         let below = underlying(vfs);
         (*below).xAccess.unwrap()(below, name, flags, out)
@@ -402,7 +422,7 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
     if let Some(code) = disk.as_ref().and_then(|(disk, _)| disk.failure(Call::Delete, Victim::Reader)) {
         return code;
     }
-    // SAFETY: what SQLite gave is passed on.
+    // SAFETY: the arguments are passed on as SQLite passed them.
     let code = unsafe {
         let below = underlying(vfs);
         (*below).xDelete.unwrap()(below, name, sync_folder)
@@ -419,7 +439,7 @@ unsafe extern "C" fn full_pathname(
     bytes: c_int,
     out: *mut c_char,
 ) -> c_int {
-    // SAFETY: what SQLite gave is passed on.
+    // SAFETY: the arguments are passed on as SQLite passed them.
     unsafe {
         let below = underlying(vfs);
         (*below).xFullPathname.unwrap()(below, name, bytes, out)
@@ -428,7 +448,7 @@ unsafe extern "C" fn full_pathname(
 
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     let code = below!(file, xClose);
-    // SAFETY: nobody uses the file any more; the memory is of `open`.
+    // SAFETY: SQLite no longer uses the file. `open` allocated the memory.
     unsafe {
         let watched = std::mem::replace(&mut (*file.cast::<File>()).watched, std::ptr::null_mut());
         if !watched.is_null() {
@@ -448,8 +468,8 @@ unsafe extern "C" fn read(
         None => below!(file, xRead, buffer, bytes, offset),
         Some(code) => {
             if code == ffi::SQLITE_IOERR_SHORT_READ {
-                // What lies behind the end of a file is read as zeros.
-                // SAFETY: SQLite gives as much memory as it asks for.
+                // SQLite expects the bytes after the end of a file as zeros.
+                // SAFETY: the buffer has as many bytes as SQLite asks for.
                 unsafe { buffer.cast::<u8>().write_bytes(0, bytes.unsigned_abs() as usize) };
             }
             code
@@ -467,7 +487,7 @@ unsafe extern "C" fn write(
         None => {
             let code = below!(file, xWrite, buffer, bytes, offset);
             if let (Some(watched), ffi::SQLITE_OK) = (watched(file), code) {
-                // SAFETY: SQLite gives as much memory as it has written.
+                // SAFETY: the buffer has as many bytes as SQLite writes.
                 let bytes =
                     unsafe { std::slice::from_raw_parts(buffer.cast(), bytes.unsigned_abs() as usize) };
                 watched.tell(Change::Written(offset.unsigned_abs(), bytes));
@@ -475,7 +495,7 @@ unsafe extern "C" fn write(
             code
         }
         Some(code) => {
-            // Half of it arrives, as on a disk that becomes full.
+            // Half of the write arrives, as on a disk that becomes full.
             below!(file, xWrite, buffer, bytes / 2, offset);
             code
         }
@@ -512,7 +532,7 @@ unsafe extern "C" fn lock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_
     failure(file, Call::Lock).unwrap_or_else(|| below!(file, xLock, level))
 }
 
-/// It can't fail: SQLite does not expect it to.
+/// Never fails, because SQLite ignores the result.
 unsafe extern "C" fn unlock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     below!(file, xUnlock, level)
 }
@@ -543,7 +563,7 @@ unsafe extern "C" fn shm_map(
     match failure(file, Call::ShmMap) {
         None => below!(file, xShmMap, region, bytes, extend, out),
         Some(code) => {
-            // SAFETY: SQLite waits for one pointer.
+            // SAFETY: SQLite passes a valid pointer for one result.
             unsafe { *out = std::ptr::null_mut() };
             code
         }

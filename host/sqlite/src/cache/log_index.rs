@@ -1,8 +1,10 @@
-//! How a process finds out, without a statement, that somebody has committed.
+//! The header of the WAL index, by which a process notices every commit without running a
+//! statement.
 //!
-//! In WAL mode all who have a database open share the index of its log, in mapped memory. It begins with a header that each
-//! commit changes, and that SQLite itself compares at the beginning of each transaction. Its layout is part of SQLite's
-//! documented format: <https://sqlite.org/walformat.html#walidxfmt>.
+//! In WAL mode, all connections to a database share the WAL index, which is mapped memory. Its
+//! header changes with each commit, and SQLite itself compares it at the beginning of each
+//! transaction. The layout of the header is part of SQLite's documented format:
+//! <https://sqlite.org/walformat.html#walidxfmt>.
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -11,48 +13,52 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use rusqlite::Connection;
 use rusqlite::ffi;
 
-/// Numbers in the header.
+/// 32-bit numbers in one copy of the header.
 const NUMBERS: usize = 12;
 
-/// Which of them grows by one with each commit.
+/// Index of `iChange`, which grows by one with each commit.
 const CHANGE_COUNTER: usize = 2;
 
-/// Which of them says how many frames the log has.
+/// Index of `mxFrame`, the number of valid frames in the log.
 const FRAMES: usize = 4;
 
-/// Which of them has the size of a page in its last two bytes; 1 stands for 65,536.
+/// Index of the number whose last two bytes are `szPage`, the page size; 1 stands for 65,536.
 const PAGE_BYTES: usize = 3;
 
-/// What a frame of the log has before its page.
+/// Bytes of the header that precedes the page in each frame of the log.
 const FRAME_HEADER_BYTES: u64 = 24;
 
-/// SQLite maps the index in regions of this size.
+/// Size of the regions in which SQLite maps the WAL index.
 const REGION_BYTES: c_int = 32_768;
 
-/// The header, of which there are two copies: who writes it writes the second one first.
+/// Both copies of the header. A writer writes the second copy first.
 type Header = [AtomicU32; 2 * NUMBERS];
 
-/// The header of the index of one database's log.
+/// The WAL-index header of one database.
 pub(crate) struct LogIndex {
     header: NonNull<Header>,
 }
 
-// SAFETY: the memory is shared with other processes already; it is only read, and by atomic loads.
+// SAFETY: other processes share the memory already. It is only read, by atomic loads.
 unsafe impl Send for LogIndex {}
 
-/// What the header held at one moment: two that are equal were read while the database was in one state.
+/// The contents of the header at one time. Two equal marks were read in the same state of the
+/// database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark([u32; NUMBERS]);
 
 impl LogIndex {
-    /// The index that a connection has mapped; none where there is no such thing, as for a VFS without shared memory.
+    /// The header in the WAL index that a connection maps. `None` if there is none, as with a VFS
+    /// without shared memory.
     ///
     /// # Safety
-    /// The connection has read in WAL mode, nobody uses it during the call, and it stays open for as long as
-    /// [`LogIndex::mark`] is called: the memory is unmapped with the process's last connection.
+    /// The connection must have read in WAL mode, and must not be used by another thread during the
+    /// call. It must stay open for as long as [`LogIndex::mark`] is called, because the memory is
+    /// unmapped when the last connection of the process closes.
     pub(crate) unsafe fn of(connection: &Connection) -> Option<Self> {
         let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
-        // SAFETY: the handle is valid while `connection` is borrowed; this operation writes one pointer.
+        // SAFETY: the handle is valid while `connection` is borrowed. This operation writes one
+        // pointer.
         let code = unsafe {
             ffi::sqlite3_file_control(
                 connection.handle(),
@@ -64,19 +70,21 @@ impl LogIndex {
         if code != ffi::SQLITE_OK {
             return None;
         }
-        // SAFETY: SQLite gave a pointer to an open file; its methods are none where it is not really open.
+        // SAFETY: SQLite returned a pointer to its file object. The methods are null if the file is
+        // not open.
         let methods = unsafe { file.as_ref()?.pMethods.as_ref()? };
         let map = methods.xShmMap.filter(|_| methods.iVersion >= 2)?;
         let mut region: *mut std::ffi::c_void = std::ptr::null_mut();
-        // SAFETY: the file is open, nobody else uses its connection, and 0 has nothing made that isn't there.
+        // SAFETY: the file is open, no other thread uses its connection, and the argument 0 keeps
+        // SQLite from creating a region.
         let code = unsafe { map(file, 0, REGION_BYTES, 0, (&raw mut region).cast()) };
         let header = NonNull::new(region.cast::<Header>()).filter(|header| header.is_aligned())?;
         (code == ffi::SQLITE_OK).then_some(Self { header })
     }
 
-    /// What the header holds now; none while somebody changes it.
+    /// Reads the header. `None` if a writer is changing it.
     pub(crate) fn mark(&self) -> Option<Mark> {
-        // SAFETY: the connection that it was taken of is open, as its taker promised, and so the memory is mapped.
+        // SAFETY: the caller of `of` keeps the connection open, so the memory is mapped.
         let header = unsafe { self.header.as_ref() };
         let (first, second) = header.split_at(NUMBERS);
         let first = read(first);
@@ -94,12 +102,12 @@ fn read(numbers: &[AtomicU32]) -> [u32; NUMBERS] {
 }
 
 impl Mark {
-    /// Whether this was read when exactly one commit had been made since `before`.
+    /// Whether exactly one commit was made between `before` and this mark.
     pub(crate) fn is_one_commit_after(&self, before: &Self) -> bool {
         self.0[CHANGE_COUNTER] == before.0[CHANGE_COUNTER].wrapping_add(1)
     }
 
-    /// How many bytes of the log count. The file may be longer.
+    /// Bytes of the valid frames in the log. The file may be longer.
     pub(crate) fn log_bytes(&self) -> u64 {
         let [_, _, high, low] = self.0[PAGE_BYTES].to_ne_bytes();
         let page_bytes = match u16::from_ne_bytes([high, low]) {
@@ -126,7 +134,7 @@ mod tests {
 
     fn index(connection: &Connection) -> LogIndex {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap();
-        // SAFETY: it has just read, and the tests keep it open.
+        // SAFETY: the connection has just read, and the tests keep it open.
         unsafe { LogIndex::of(connection) }.unwrap()
     }
 
@@ -180,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_database_without_a_log_has_no_index() {
-        // SAFETY: it is open during the call.
+        // SAFETY: the connection is open during the call.
         assert!(unsafe { LogIndex::of(&Connection::open_in_memory().unwrap()) }.is_none());
     }
 }

@@ -1,21 +1,66 @@
-//! The committed state as this process knows it.
+//! The newest committed state as this process knows it: the cache of rows, and the commit clock.
 //!
-//! Most snapshots need no transaction of SQLite, and most reads no statement: a snapshot stands on an [`Epoch`], the state that
-//! the last commit left, and reads cached rows. Only a row that is not cached has it take a connection. What keeps that right:
+//! Most snapshots begin without a SQLite transaction, and most reads run no SQL statement. A
+//! snapshot stands on an [`Epoch`], which is the state that the last known commit left, and reads
+//! cached rows. It takes a connection only for a row that is not cached.
 //!
-//! - An epoch is given out only while the index of the log says that nobody has committed since: neither this process nor
-//!   another one.
-//! - States are counted within this process, and no number is given twice. A cached row holds from the state that wrote it,
-//!   or in which it was found, up to the current epoch's. Commits of this process change it before there is an epoch of
-//!   theirs; a commit of another process empties the cache.
-//! - Before this process commits, it opens a connection at the epoch that snapshots stand on: they all read there what
-//!   is not cached. Where another process commits, such a snapshot has nowhere to read from: that is a conflict, which
-//!   costs a run again, and for a while snapshots are transactions of SQLite from the beginning.
-//! - A snapshot's moment is taken under the lock that says which state it sees. While a commit is under way that the
-//!   snapshot doesn't see, what the commit rests on has not expired for the snapshot either: its moment is that of the commit
-//!   until it is decided, and after that it is before the first row expires on which the commit rests.
-//! - As long as nobody else commits, this process knows which versions were given, and the table need not: it says only
-//!   up to which they may have been (see [`Given`]). Writing that with every commit would be one page more for each.
+//! The following invariants make this correct. All fields of [`State`] are guarded by one lock, the
+//! state lock.
+//!
+//! # Epochs
+//!
+//! - The cache hands out the epoch only while the WAL-index header equals [`State::mark`], the
+//!   header as it was at the state of the epoch. Every commit of every process changes the header,
+//!   so no commit has followed the epoch.
+//! - Before this process commits, it pins the epoch if any snapshot stands on it: it opens a read
+//!   transaction at that state, which these snapshots share for rows that are not cached. During a
+//!   commit the epoch is handed out only if it is pinned.
+//! - An epoch may be superseded without a pin: if another process commits, or if no connection is
+//!   free for the pin. A snapshot on it then fails with a conflict on the first row that is not
+//!   cached, and the caller runs the transaction again. A snapshot that has read nothing yet moves
+//!   to the newest state instead. For [`WARY`] after a foreign commit, snapshots are SQLite
+//!   transactions from the start, so that this does not repeat.
+//!
+//! # State numbers
+//!
+//! - Each commit of this process takes the next [`StateNumber`]; in a group, each member that
+//!   writes does. All that other processes committed in between takes one number.
+//! - No two states get the same number. A snapshot gets the number of a commit only after SQLite
+//!   was asked for it, and once the header shows that it was made. [`State::highest`] includes all
+//!   numbers that were asked for, and the next foreign state continues after it. So a commit that
+//!   was made in spite of an error keeps its number for itself.
+//!
+//! # Cached rows
+//!
+//! - A cached row or range holds for every state from its `since` up to the state of the current
+//!   epoch. A snapshot of a state before `since` does not use it.
+//! - A commit of this process updates the cached rows that it writes, and removes the ranges around
+//!   them, under the state lock and together with the epoch. So no snapshot of the new state finds
+//!   an old row. A transaction that sees the commit before that does not use the cache
+//!   ([`Seen::is_cached`]).
+//! - A commit of another process, once noticed, empties the cache and begins a new epoch. Until
+//!   then, snapshots on the old epoch read what is cached, which is right for their state.
+//! - A row that was read from the database is cached only if no commit of this process is under
+//!   way, and only if it was read in the state of the current epoch. Otherwise a row could enter
+//!   the cache after the commit that writes it has looked up which cached rows it must update.
+//!
+//! # Commit clock
+//!
+//! - The time of a snapshot, at which it decides which rows have expired, is read under the state
+//!   lock together with its state. So a snapshot that sees a commit does not have an earlier time
+//!   than that commit.
+//! - A commit may rest on rows that expire: it read them, and they were live at its time. A
+//!   snapshot of the state before the commit must not find them expired, because it would then have
+//!   a later time than a commit that it does not see. While a commit is under way, the time of such
+//!   a snapshot is therefore bounded. Until SQLite is asked for the commit, the bound is the time
+//!   at which the commit began, because each member reads the clock after that. From then on, the
+//!   bound is 1 ms before the first of these rows expires.
+//!
+//! # Versions
+//!
+//! - As long as no other process commits, this process knows which versions are allocated, and the
+//!   table in the file holds only an upper bound ([`Given`]). Writing the exact version would cost
+//!   one more page per commit.
 
 mod log_index;
 mod ranges;
@@ -40,13 +85,14 @@ use rows::{CachedRows, Changes, Written};
 use crate::readers::{Reader, Readers};
 use crate::rows as statements;
 
-/// How long snapshots are taken in SQLite after another process has committed, which may do so again.
+/// How long snapshots begin as SQLite transactions after a commit of another process, which may
+/// commit again.
 const WARY: Duration = Duration::from_millis(100);
 
-/// Which part of the bytes is for ranges.
+/// One in this many bytes of the cache is for ranges.
 const RANGES_PART: u64 = 4;
 
-/// What is known of the committed state of one database.
+/// What this process knows about the committed state of one database.
 pub(crate) struct Cache {
     keeps_rows: bool,
     rows: CachedRows,
@@ -56,38 +102,42 @@ pub(crate) struct Cache {
 }
 
 struct State {
-    /// None once the connection that has it mapped is closed.
+    /// `None` once the connection that maps the WAL index is closed.
     index: Option<LogIndex>,
     epoch: Arc<Epoch>,
-    /// The index's mark for as long as the database is at the epoch; none where it isn't known.
+    /// The WAL-index header at the state of the epoch. `None` if it is unknown, and the epoch is
+    /// then never known to be the newest.
     mark: Option<Mark>,
-    /// A commit of this process is being made.
+    /// The commit of this process that is under way.
     committing: Option<UnderWay>,
-    /// The highest number that a state was given.
+    /// The highest number of any state, including commits that SQLite was asked for and that
+    /// failed.
     highest: StateNumber,
-    /// When another process was last seen to have committed.
+    /// When this process last noticed a commit of another one.
     foreign: Option<Instant>,
 }
 
-/// How far a commit has come.
+/// The progress of a commit.
 #[derive(Clone, Copy)]
 enum Committing {
-    /// It is not asked of SQLite yet.
+    /// SQLite has not been asked to commit yet. The database is at the state before the commit.
     Begun,
-    /// It may be made any moment, and leaves this state. The first row on which it rests expires then.
+    /// SQLite may make the commit at any moment. It leaves this state. The first row that it rests
+    /// on expires at this time.
     Asked(StateNumber, Option<UnixMillis>),
 }
 
-/// A commit of this process that is being made.
+/// A commit of this process that is under way.
 #[derive(Clone, Copy)]
 struct UnderWay {
     step: Committing,
-    /// No member's moment is before it; none where rows are not what is committed.
+    /// A lower bound of the times of its members. `None` for work whose effect does not depend on
+    /// time.
     moment: Option<UnixMillis>,
 }
 
-/// A state of the database, as this process counts them: each commit of its own is one more, and so is whatever others did
-/// in between.
+/// The number of a state of the database, counted by this process. No two states get the same
+/// number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct StateNumber(u64);
 
@@ -96,33 +146,35 @@ impl StateNumber {
         Self(self.0 + 1)
     }
 
-    /// For the log of commits, which counts in versions.
+    /// The number in the type that the commit log counts in.
     pub(crate) fn as_version(self) -> Version {
         Version(self.0)
     }
 }
 
-/// Which versions were given.
+/// Which versions are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
-    /// None above this one.
+    /// The highest version that was allocated.
     pub(crate) last: Version,
-    /// Up to which one the table says that they may have been: who knows no better goes on from there.
+    /// The bound in the table: no version above it is allocated. A process that does not know
+    /// `last` continues after this bound.
     pub(crate) reserved: Version,
 }
 
 impl Given {
-    /// As the table says it.
+    /// What is known from the table alone: every version up to the bound may be allocated.
     pub(crate) fn read(reserved: Version) -> Self {
         Self { last: reserved, reserved }
     }
 }
 
-/// The state that a commit left, for all who read it.
+/// The state that a commit left, shared by the snapshots that stand on it.
 pub(crate) struct Epoch {
     pub(crate) state: StateNumber,
     given: Given,
-    /// A connection that still sees it, once it is no longer the newest. It goes with the last who needs it.
+    /// A connection whose read transaction sees this state. It is set before the state is
+    /// superseded, if snapshots need it, and is dropped with the last of them.
     pin: OnceLock<Mutex<Reader>>,
 }
 
@@ -131,46 +183,53 @@ impl Epoch {
         Arc::new(Self { state, given, pin: OnceLock::new() })
     }
 
-    /// The connection that still sees it.
+    /// Locks the connection that was opened for this state. Its transaction may have ended.
     pub(crate) fn pin(&self) -> Option<MutexGuard<'_, Reader>> {
         self.pin.get().map(lock)
     }
 
-    /// Whether a connection was opened for it.
+    /// Whether a connection was opened for this state.
     pub(crate) fn has_pin(&self) -> bool {
         self.pin.get().is_some()
     }
 
-    /// Whether a connection still sees it: a failed read ends the transaction for all who share it.
+    /// Whether the connection still sees this state. A failed read ends its transaction for all
+    /// snapshots that share it.
     pub(crate) fn is_pinned(&self) -> bool {
         self.pin().is_some_and(|pin| pin.is_in_transaction())
     }
 }
 
-/// Which state a transaction of SQLite sees.
+/// The state that a SQLite transaction sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) state: StateNumber,
-    /// Whether what is cached is of this state too.
+    /// Whether cached rows hold for this state. False for a commit that has not updated the cache
+    /// yet.
     pub(crate) is_cached: bool,
 }
 
 impl Cache {
-    /// The cache of the database that a writer's connection has open; none where SQLite shows no index of its log. With 0
-    /// bytes no rows are kept, and snapshots are transactions of SQLite; which states they see is known all the same.
+    /// The cache of a database, which watches the WAL index that the writer's connection maps.
+    ///
+    /// `None` if the connection has no WAL index. With 0 bytes, no rows are cached and each
+    /// snapshot is a SQLite transaction; the states that they see are still known.
     ///
     /// # Safety
-    /// The connection has read, and stays open until [`Cache::close`] is called.
+    /// The connection must have read in WAL mode, and must stay open until [`Cache::close`] is
+    /// called.
     pub(crate) unsafe fn new(
         readers: Arc<Readers>,
         connection: &Connection,
         bytes: u64,
     ) -> Result<Option<Self>> {
-        // SAFETY: as promised; the mark is read under the lock that `close` takes.
+        // SAFETY: the caller keeps the connection open until `close`, which clears `index` under
+        // the lock under which the header is read.
         let Some(index) = (unsafe { LogIndex::of(connection) }) else { return Ok(None) };
         let mark = index.mark();
         let given = Given::read(statements::last_version(connection)?);
-        // Where somebody has committed meanwhile, it is not known of which state this is.
+        // If another process committed between the two looks at the header, the table may be of
+        // either state, so the mark is unknown.
         let mark = mark.filter(|mark| index.mark() == Some(*mark));
         let first = StateNumber::default();
         let state = State {
@@ -186,8 +245,11 @@ impl Cache {
         Ok(Some(Self { keeps_rows: bytes > 0, rows, ranges, readers, state: Mutex::new(state) }))
     }
 
-    /// The newest state, where it is known which one that is and somebody can read on at it once it is no longer the
-    /// newest; with the moment of a snapshot that stands on it.
+    /// The newest state, with the time of a snapshot that stands on it.
+    ///
+    /// `None` if a snapshot must begin with a SQLite transaction: the newest state is unknown, a
+    /// commit is under way that has not pinned it, or another process has committed within
+    /// [`WARY`].
     pub(crate) fn epoch(&self, clock: &ForwardClock) -> Option<(Arc<Epoch>, UnixMillis)> {
         let state = lock(&self.state);
         let is_newest = state.is_newest();
@@ -197,36 +259,41 @@ impl Cache {
             .then(|| (state.epoch.clone(), state.moment_before_commit(clock)))
     }
 
-    /// The newest state, if it is this one, is known to be the newest, and no commit is under way.
+    /// The epoch, if it has this number, is the newest state and no commit is under way.
     pub(crate) fn epoch_at(&self, number: StateNumber) -> Option<Arc<Epoch>> {
         let state = lock(&self.state);
         let is_it = state.epoch.state == number && state.committing.is_none() && state.is_newest();
         (self.keeps_rows && is_it).then(|| state.epoch.clone())
     }
 
-    /// Whether another process was seen to commit within that time.
+    /// Whether this process noticed a commit of another one within the duration.
     pub(crate) fn has_company(&self, within: Duration) -> bool {
         lock(&self.state).foreign.is_some_and(|foreign| foreign.elapsed() < within)
     }
 
-    /// How long the log is.
+    /// The length of the write-ahead log in bytes; 0 if it is unknown.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.mark().map_or(0, |mark| mark.log_bytes())
     }
 
-    /// Whether versions are reserved that were not given yet.
+    /// Whether versions are reserved that were not allocated.
     pub(crate) fn has_reserved(&self) -> bool {
         let Given { last, reserved } = lock(&self.state).epoch.given;
         last < reserved
     }
 
-    /// What [`Cache::saw`] is to be told.
+    /// The current WAL-index header. The caller reads it before it begins a transaction, and passes
+    /// it to [`Cache::saw`].
     pub(crate) fn mark(&self) -> Option<Mark> {
         lock(&self.state).read_mark()
     }
 
-    /// A transaction of SQLite was begun after the mark was read, and found the table to say `reserved`. Gives the state
-    /// that it sees, and the moment of its snapshot; none where that can't be told, as somebody has committed meanwhile.
+    /// Finds the state that a SQLite transaction sees, and the time of its snapshot.
+    ///
+    /// The caller read `mark` before the transaction began, and `reserved` from the table within
+    /// the transaction. The header is read again here: if it is unchanged, the transaction sees the
+    /// state that belongs to `mark`. `None` if the header has changed, or if the state is one that
+    /// has no number.
     pub(crate) fn saw(
         &self,
         reserved: Version,
@@ -240,7 +307,8 @@ impl Cache {
             return Some((seen, state.moment_before_commit(clock)));
         }
         match state.committing.map(|under_way| under_way.step) {
-            // Nobody else can have committed in between. Its rows are not here yet.
+            // The commit under way holds the write lock. If the header has moved by one commit
+            // since the epoch, that commit is ours. Its rows are not cached yet.
             Some(Committing::Asked(number, _)) => {
                 let is_made = state.mark.is_some_and(|before| mark.is_one_commit_after(&before));
                 is_made.then(|| (Seen { state: number, is_cached: false }, clock.now()))
@@ -254,12 +322,12 @@ impl Cache {
         }
     }
 
-    /// The row as a snapshot sees it; none where only the database can tell.
+    /// The row as a snapshot sees it. `None` if the caller must read the database.
     pub(crate) fn get(&self, row: &RowKey, moment: Moment) -> Option<Option<StoredValue>> {
         self.rows.get(row, moment)
     }
 
-    /// Keeps what a snapshot found in the database.
+    /// Caches a row, or its absence, that a snapshot read from the database.
     pub(crate) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
         let state = lock(&self.state);
         if self.keeps_rows && state.committing.is_none() && state.epoch.state == moment.state {
@@ -267,8 +335,8 @@ impl Cache {
         }
     }
 
-    /// The rows that a range begins with, as a snapshot sees them, or the part of it that only the database can tell of. The
-    /// range is not empty.
+    /// The first rows of a range as a snapshot sees them, or the first part of it that the caller
+    /// must read from the database. The range must not be empty.
     pub(crate) fn beginning(
         &self,
         range: &KeyRange,
@@ -278,12 +346,12 @@ impl Cache {
         self.ranges.beginning(range, options, moment)
     }
 
-    /// Keeps what a snapshot found in the database, scanning forward with values.
+    /// Caches the rows that a snapshot read from the database in a forward scan with values.
     pub(crate) fn fill_range(&self, range: &KeyRange, chunk: &Chunk, moment: Moment) {
         if !self.keeps_rows || !self.ranges.takes(range, chunk) {
             return;
         }
-        // Copied before anybody has to wait.
+        // Copy before the lock is taken.
         let rows = Arc::new(chunk.clone());
         let state = lock(&self.state);
         if state.committing.is_none() && state.epoch.state == moment.state {
@@ -291,8 +359,10 @@ impl Cache {
         }
     }
 
-    /// This process is about to commit, on `connection`, which holds the lock that keeps others from it. The clock tells its
-    /// moment, where it has one.
+    /// Begins a commit of this process.
+    ///
+    /// `connection` holds SQLite's write lock, so no other process commits until the transaction
+    /// ends. `clock` is the commit clock of the members; `None` if no member has a time.
     pub(crate) fn begin_commit(
         &self,
         connection: &Connection,
@@ -327,7 +397,8 @@ impl Cache {
         })
     }
 
-    /// Lets go of the connection's memory. Later snapshots are taken in SQLite.
+    /// Stops using the memory of the connection. From then on, snapshots begin as SQLite
+    /// transactions.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.index = None;
@@ -353,18 +424,22 @@ impl Cache {
 }
 
 impl State {
-    /// Moves on. A connection that was opened for those who stand on the epoch is theirs alone then.
+    /// Replaces the epoch, and returns the old one, to be dropped without the lock.
+    ///
+    /// An epoch with a pin is replaced even if the state stays the same: then only the snapshots
+    /// that stand on it keep its connection open.
     fn leave_epoch(&mut self, number: StateNumber, given: Given) -> Option<Arc<Epoch>> {
         let is_same = self.epoch.state == number && self.epoch.pin.get().is_none();
         (!is_same).then(|| std::mem::replace(&mut self.epoch, Epoch::new(number, given)))
     }
 
-    /// Whether nobody has committed since the epoch.
+    /// Whether no process has committed since the epoch.
     fn is_newest(&self) -> bool {
         self.mark.is_some() && self.mark == self.read_mark()
     }
 
-    /// The moment of a snapshot of the state before the commit under way, if there is one.
+    /// The time of a snapshot of the epoch, bounded if a commit is under way that the snapshot does
+    /// not see.
     fn moment_before_commit(&self, clock: &ForwardClock) -> UnixMillis {
         let now = clock.now();
         match self.committing {
@@ -381,24 +456,25 @@ impl State {
     }
 }
 
-/// A commit of this process. Unless it is done, nothing of it counts.
+/// A commit of this process that is under way. Unless [`CommitUnderWay::done`] is called, it has
+/// failed.
 pub(crate) struct CommitUnderWay<'a> {
     cache: &'a Cache,
-    /// Before it.
+    /// The state before the commit.
     before: StateNumber,
-    /// That its members leave, as far as they have written.
+    /// The state that the members leave that have written so far.
     pub(crate) state: StateNumber,
-    /// Before it.
+    /// The allocated versions before the commit.
     pub(crate) given: Given,
     mark: Option<Mark>,
     changes: Changes,
-    /// Rows that it writes within cached ranges.
+    /// The rows of the commit that are within cached ranges.
     changed_ranges: Vec<RowKey>,
     done: bool,
 }
 
 impl CommitUnderWay<'_> {
-    /// The next member writes a row.
+    /// Records a row that the next member writes.
     pub(crate) fn note(&mut self, row: &RowKey, write: &RowWrite<'_>, version: Version) {
         let written = Written { state: self.state.next(), version };
         self.cache.rows.note(&mut self.changes, row, write, written);
@@ -407,13 +483,14 @@ impl CommitUnderWay<'_> {
         }
     }
 
-    /// The next member has written all of its rows. Gives the state that it leaves.
+    /// Records that the next member has written all of its rows. Returns the state that it leaves.
     pub(crate) fn move_on(&mut self) -> StateNumber {
         self.state = self.state.next();
         self.state
     }
 
-    /// SQLite is about to be asked for it. The first row on which it rests expires at `expires_at`.
+    /// Records that SQLite is about to be asked to commit. The first row that the commit rests on
+    /// expires at `expires_at`.
     pub(crate) fn asked(&self, expires_at: Option<UnixMillis>) {
         let mut state = lock(&self.cache.state);
         if let Some(under_way) = &mut state.committing {
@@ -422,7 +499,8 @@ impl CommitUnderWay<'_> {
         state.highest = state.highest.max(self.state);
     }
 
-    /// It is made. `wrote` says whether any page was written.
+    /// Records that the commit is made, and begins its epoch. `wrote` says whether it wrote any
+    /// page.
     pub(crate) fn done(mut self, given: Given, wrote: bool) {
         self.done = true;
         let number = self.state;
@@ -431,8 +509,9 @@ impl CommitUnderWay<'_> {
         self.changed_ranges.iter().for_each(|row| self.cache.ranges.forget(row));
         state.highest = state.highest.max(number);
         let before = state.leave_epoch(number, given);
-        // Others may have committed once this commit was made: then the mark is not of this state. Where nothing was
-        // written, what one commit moved the mark by is somebody else's.
+        // Another process may have committed after this commit released the write lock. The header
+        // then is not that of our state. If this commit wrote nothing, it did not move the header,
+        // so one commit's difference is another process's commit.
         let now = state.read_mark();
         let is_ours = self.mark.zip(now).is_some_and(|(before, now)| match wrote {
             true => now.is_one_commit_after(&before),
@@ -440,7 +519,7 @@ impl CommitUnderWay<'_> {
         });
         state.mark = now.filter(|_| is_ours);
         state.committing = None;
-        // The connections of an epoch are given back without the lock.
+        // Dropping an epoch may close its connection. That must not happen under the lock.
         drop(state);
         drop(before);
     }
@@ -452,7 +531,8 @@ impl Drop for CommitUnderWay<'_> {
             return;
         }
         let mut state = lock(&self.cache.state);
-        // Whether anything is in the file after all, the mark shows: it is the one of before only where nothing is.
+        // SQLite may have made the commit in spite of the error. The mark is kept, so the header
+        // shows it: it equals the mark only if nothing was committed.
         state.committing = None;
         let before = state.leave_epoch(self.before, self.given);
         drop(state);
@@ -460,7 +540,7 @@ impl Drop for CommitUnderWay<'_> {
     }
 }
 
-/// A panic elsewhere can't have left any of it half changed: that is done by assignments.
+/// A panic elsewhere cannot leave the data half changed: it is changed by plain assignments.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -473,7 +553,7 @@ mod tests {
     use crate::location::Location;
     use crate::{SqliteOptions, connection};
 
-    /// A cache, with a connection of its own process and one of another.
+    /// A cache, a connection of its process, and a connection that stands for another process.
     fn cache(folder: &std::path::Path) -> (Cache, Connection, Connection) {
         let location = Arc::new(Location::resolve(&folder.join("a.db")).unwrap());
         let options = SqliteOptions::default();
@@ -482,7 +562,7 @@ mod tests {
         statements::last_version(&ours).unwrap();
         let theirs = connection::open(&location, options).unwrap();
         let readers = Arc::new(Readers::new(location, options));
-        // SAFETY: it has just read, and the tests keep it as long as the cache.
+        // SAFETY: the connection has just read, and the tests keep it for as long as the cache.
         let cache = unsafe { Cache::new(readers, &ours, 1 << 20) }.unwrap().unwrap();
         (cache, ours, theirs)
     }
@@ -491,7 +571,7 @@ mod tests {
         statements::set_last_version(connection, Version(version)).unwrap();
     }
 
-    /// Commits in this process.
+    /// Makes a commit of this process.
     fn commit_here(cache: &Cache, ours: &Connection, version: u64) -> StateNumber {
         let mut under_way = cache.begin_commit(ours, None).unwrap();
         let number = under_way.move_on();
@@ -525,7 +605,7 @@ mod tests {
         assert!(epoch(&cache).is_none());
         let seen = saw(&cache, Version(2), cache.mark()).unwrap();
         assert!(seen.is_cached && seen.state > second);
-        // For a while there may be more of them.
+        // Right after a foreign commit, another one may follow.
         assert!(epoch(&cache).is_none());
     }
 
@@ -542,7 +622,7 @@ mod tests {
         assert_eq!(next.given, given);
         drop(next);
         assert_eq!(cache.begin_commit(&ours, None).unwrap().given, given);
-        // It goes on from what it finds reserved.
+        // The next commit continues after the versions that it finds reserved.
         commit(&theirs, 200);
         let next = cache.begin_commit(&ours, None).unwrap();
         assert_eq!(next.given, Given::read(Version(200)));
@@ -555,7 +635,7 @@ mod tests {
         let (cache, _ours, theirs) = cache(folder.path());
         let mut numbers = vec![epoch(&cache).unwrap().state];
         for key in ["a", "b"] {
-            // Within what it has reserved.
+            // Within the block of versions that is reserved.
             theirs
                 .execute("INSERT INTO larder_entries VALUES (x'', CAST(?1 AS BLOB), x'', 1, NULL)", [key])
                 .unwrap();
@@ -628,7 +708,7 @@ mod tests {
         let weak = Arc::downgrade(&held);
         drop(held);
         assert!(weak.upgrade().is_none());
-        // Nobody stands on this one.
+        // No snapshot stands on this epoch, so it is not pinned.
         drop(cache.begin_commit(&ours, None).unwrap());
         assert!(lock(&cache.state).epoch.pin.get().is_none());
     }

@@ -1,7 +1,12 @@
-//! Ranges of committed rows in memory, so that a scan of them needs no statement.
+//! The cache of ranges, so that a repeated scan runs no SQL statement.
 //!
-//! What a scan found is kept as a segment: all rows from one key up to another. Segments don't overlap. A later scan takes
-//! what it finds of them, and reads the gaps in between.
+//! The result of a scan is kept as a segment: all rows of a namespace from a first key up to an
+//! end. Segments do not overlap. A later scan takes the rows of the segments that it meets, and
+//! reads the gaps between them from the database.
+//!
+//! A segment holds for all states from its `since` up to the state of the current epoch. A commit
+//! that writes a row within a segment, present or absent, removes the whole segment: see the
+//! invariants in [`super`].
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -14,13 +19,14 @@ use larder_core::name::{KeyRange, RowKey, just_after};
 
 use super::{Moment, StateNumber};
 
-/// Bytes that a segment takes beside its rows and bounds, about.
+/// Approximate bytes of a segment in addition to its rows and bounds.
 const OVERHEAD: u64 = 300;
 
-/// A segment has at most such a part of all bytes: a single scan of large values leaves room for others.
+/// A segment takes at most this fraction of the cache, one in 16, so that a single scan of large
+/// values leaves room for others.
 const PARTS_MIN: u64 = 16;
 
-/// Segments that are looked at before the caller may pause.
+/// Empty segments that one call passes before it lets the caller yield.
 const SEGMENTS_MAX: usize = 64;
 
 /// Segments of the newest committed rows, within a bound of bytes.
@@ -31,42 +37,45 @@ pub(super) struct CachedRanges {
 
 #[derive(Default)]
 struct Segments {
-    /// By namespace, and by the first key.
+    /// Segments by namespace and first key.
     by_namespace: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Segment>>,
-    /// Where each of them is, in the order in which they are looked at when room is needed.
+    /// All segments in the order in which eviction considers them, by [`Segment::turn`].
     queue: BTreeMap<u64, Place>,
     bytes: u64,
     last_turn: u64,
 }
 
-/// Where a segment is.
+/// The key of a segment in [`Segments::by_namespace`].
 struct Place {
     namespace: Vec<u8>,
     start: Vec<u8>,
 }
 
-/// All rows from a key on, up to `end`; up to the end of the namespace where there is none.
+/// All live rows of a namespace from a first key up to `end`, or to the end of the namespace if
+/// `end` is `None`.
 struct Segment {
     end: Option<Vec<u8>>,
     rows: Arc<Chunk>,
-    /// The state in which they were found; they are so up to now.
+    /// The state in which the rows were read.
     since: StateNumber,
-    /// Rows that had expired by then are not among them.
+    /// The time at which the rows were read. Rows that had expired by then are missing, so a
+    /// snapshot of an earlier time must not use the segment.
     at: UnixMillis,
-    /// Its place in the queue.
+    /// The key of this segment in [`Segments::queue`].
     turn: u64,
     bytes: u64,
-    /// Somebody has read it since it was last looked at for room.
+    /// Whether a scan has read it since eviction last considered it.
     is_used: bool,
 }
 
-/// What is known of the beginning of a range.
+/// What the cache knows about the beginning of a range.
 pub(crate) enum Beginning {
-    /// These rows come first.
+    /// The first rows of the range.
     Cached(Chunk),
-    /// Nothing is known of this part.
+    /// This first part of the range is not cached, and no row precedes it.
     Gap(KeyRange),
-    /// Many segments without a row come first; this is the rest of the range, of which nothing was looked at.
+    /// No row precedes this rest of the range, which the call did not look at. It passed its
+    /// maximum of empty segments.
     Empty(KeyRange),
 }
 
@@ -75,7 +84,7 @@ impl CachedRanges {
         Self { bytes_max, segments: Mutex::default() }
     }
 
-    /// What is known of the beginning of a range, which is not empty.
+    /// Looks up the beginning of a range, which must not be empty.
     pub(super) fn beginning(
         &self,
         range: &KeyRange,
@@ -86,13 +95,14 @@ impl CachedRanges {
         for _ in 0..SEGMENTS_MAX {
             let (rows, end) = match self.lock().find(&rest, moment) {
                 Found::Segment { rows, end } => (rows, end),
-                // All of the segments before were empty: the gap begins where the range does, or is a part of it.
+                // All segments so far were empty, so no row of the range precedes the gap.
                 Found::Gap { end: None } => return Ok(Beginning::Gap(rest)),
                 Found::Gap { end: Some(end) } => return Ok(Beginning::Gap(rest.narrowed_until(&end))),
             };
             let is_last = reaches(end.as_deref(), rest.end());
             let mut part = rows.part(&rest, options, moment.now);
-            // Rows that were left out for want of room come before what is behind the segment.
+            // A part that is not exhausted left rows out for lack of room. They precede the next
+            // segment, so the result must end here.
             if !part.exhausted || is_last || !part.is_empty() {
                 part.exhausted &= is_last;
                 return Ok(Beginning::Cached(part));
@@ -102,17 +112,18 @@ impl CachedRanges {
         Ok(Beginning::Empty(rest))
     }
 
-    /// Whether what a scan found is small enough to be kept.
+    /// Whether the result of a scan is small enough to be cached.
     pub(super) fn takes(&self, range: &KeyRange, chunk: &Chunk) -> bool {
         bytes(range, chunk) <= self.bytes_max / PARTS_MIN
     }
 
-    /// Takes what a forward scan of `range` found at a moment, whose state must still be the newest.
+    /// Caches the result of a forward scan of `range`. The state of `moment` must be that of the
+    /// current epoch.
     pub(super) fn fill(&self, range: &KeyRange, rows: Arc<Chunk>, moment: Moment) {
         let end = match rows.last_key() {
             _ if rows.exhausted => range.end().map(<[u8]>::to_vec),
             Some(last) => Some(just_after(last)),
-            // It says nothing of any key.
+            // The scan found no row and did not reach the end, so it says nothing about any key.
             None => return,
         };
         let bytes = bytes(range, &rows);
@@ -125,12 +136,12 @@ impl CachedRanges {
         segments.shrink(self.bytes_max);
     }
 
-    /// Whether the row lies in a segment.
+    /// Whether the key of the row is within a segment.
     pub(super) fn contains(&self, row: &RowKey) -> bool {
         self.lock().covering(row.namespace.as_bytes(), row.key.as_bytes()).is_some()
     }
 
-    /// Forgets the segment that the row lies in.
+    /// Removes the segment that contains the key of the row.
     pub(super) fn forget(&self, row: &RowKey) {
         let mut segments = self.lock();
         let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
@@ -144,7 +155,8 @@ impl CachedRanges {
         *self.lock() = Segments::default();
     }
 
-    /// A panic elsewhere leaves segments that are right, each for itself: at worst, bytes are counted that are not there.
+    /// A panic elsewhere leaves each segment correct. At worst, `bytes` counts a segment that was
+    /// removed.
     fn lock(&self) -> MutexGuard<'_, Segments> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,7 +167,7 @@ enum Found {
         rows: Arc<Chunk>,
         end: Option<Vec<u8>>,
     },
-    /// Up to the next segment or to the end of the range.
+    /// Ends at the next segment, or with the range if `None`.
     Gap {
         end: Option<Vec<u8>>,
     },
@@ -181,7 +193,7 @@ impl Segments {
         Found::Gap { end: next.map(|(start, _)| start.clone()) }
     }
 
-    /// The segment that a key lies in, with its first key.
+    /// The segment that contains a key, with its first key.
     fn covering(&self, namespace: &[u8], key: &[u8]) -> Option<(&[u8], &Segment)> {
         let up_to_key = (Bound::Unbounded, Bound::Included(key));
         let (start, segment) = self.by_namespace.get(namespace)?.range::<[u8], _>(up_to_key).next_back()?;
@@ -212,7 +224,7 @@ impl Segments {
         }
     }
 
-    /// Removes what overlaps with the keys from the start of `range` up to `end`.
+    /// Removes the segments that overlap the keys from the start of `range` up to `end`.
     fn remove_within(&mut self, range: &KeyRange, end: Option<&[u8]>) {
         let namespace = range.namespace().as_bytes();
         if let Some((start, _)) = self.covering(namespace, range.start()) {
@@ -226,7 +238,8 @@ impl Segments {
         starts.iter().for_each(|start| self.remove(namespace, start));
     }
 
-    /// Removes segments until the others fit; those that were read since they were last looked at come once more.
+    /// Evicts segments until the others fit. A segment that a scan has read since eviction last
+    /// considered it is kept once more.
     fn shrink(&mut self, bytes_max: u64) {
         while self.bytes > bytes_max
             && let Some((_, place)) = self.queue.pop_first()
@@ -250,20 +263,20 @@ impl Segments {
 }
 
 impl Segment {
-    /// Whether a key that is not before the first one lies in it.
+    /// Whether the segment contains a key that is not before its first key.
     fn has(&self, key: &[u8]) -> bool {
         self.end.as_ref().is_none_or(|end| key < end.as_slice())
     }
 }
 
-/// What a segment takes, about: its first key stands in the queue, too.
+/// Approximate bytes of a segment. Its first key is counted twice, because the queue holds it too.
 fn bytes(range: &KeyRange, chunk: &Chunk) -> u64 {
     let bounds = [range.namespace().as_bytes(), range.start(), range.end().unwrap_or_default()];
     let names: usize = bounds.map(<[u8]>::len).iter().sum();
     OVERHEAD + chunk.memory() + 2 * names as u64
 }
 
-/// Whether what ends there reaches the end of a range.
+/// Whether an end is at or after the end of a range.
 fn reaches(end: Option<&[u8]>, range_end: Option<&[u8]>) -> bool {
     match (end, range_end) {
         (None, _) => true,
@@ -316,7 +329,7 @@ mod tests {
         CachedRanges::new(1 << 20)
     }
 
-    /// The keys that come first and whether they are all, or where the gap ends.
+    /// Describes the result: the first keys and whether they are all, or the bounds of the gap.
     fn look(ranges: &CachedRanges, start: &str, end: Option<&str>, moment: Moment) -> String {
         match ranges.beginning(&range(start, end), ALL, moment).unwrap() {
             Beginning::Cached(chunk) => {
@@ -431,7 +444,7 @@ mod tests {
         assert!(segments.bytes <= 100_000 && segments.bytes > 50_000, "{}", segments.bytes);
         assert!(segments.queue.len() < 400);
         drop(segments);
-        // One that takes too much of it is not kept.
+        // A segment that takes more than its fraction of the cache is not kept.
         let large = vec!["x"; 1_000];
         fill(&ranges, &range("x", None), chunk(&large, true), at(1));
         assert!(!ranges.contains(&row("x")));

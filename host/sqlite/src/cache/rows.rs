@@ -1,4 +1,8 @@
-//! Committed rows in memory, so that most reads need no statement.
+//! The cache of single rows.
+//!
+//! Each entry says how a row is, present or absent, in all states from its `since` up to the state
+//! of the current epoch. Only a commit changes or removes that knowledge: see the invariants in
+//! [`super`]. Eviction may remove any entry at any time.
 
 use std::sync::Arc;
 
@@ -11,18 +15,19 @@ use quick_cache::sync::Cache;
 
 use super::StateNumber;
 
-/// Bytes that a row takes beside its names and value, about: the entry, and what each allocation costs.
+/// Approximate bytes of an entry in addition to its names and value: the entry itself, and the
+/// overhead of its allocations.
 const OVERHEAD: u64 = 160;
 
-/// Larger values are read from the database: copying them costs more than finding them.
+/// Larger values are not cached: copying them costs more than finding them in the file.
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
-/// The newest committed rows, absent ones too, within a bound of bytes.
+/// The newest committed rows, including absent ones, within a bound of bytes.
 pub(super) struct CachedRows {
     rows: Cache<RowKey, CachedRow, Bytes>,
 }
 
-/// A row as it has been since a state, up to now.
+/// A row as it has been from the state `since` up to the current epoch.
 #[derive(Clone)]
 struct CachedRow {
     since: StateNumber,
@@ -36,21 +41,21 @@ enum State {
         version: Version,
         expires_at: Option<UnixMillis>,
     },
-    /// It was not there for who read at that moment, and is not for who reads later. Who reads at an earlier one may see
-    /// a row that has expired in between.
+    /// The row was absent for a read at this time, and is absent for all later ones. A read at an
+    /// earlier time may see a row that expired in between.
     Absent {
         at: UnixMillis,
     },
 }
 
-/// Which state is read, and which of its rows are live.
+/// The state that a snapshot reads, and the time at which it decides which rows are live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) state: StateNumber,
     pub(crate) now: UnixMillis,
 }
 
-/// Which commit wrote a row: the state that it leaves, and the version that it gives.
+/// The commit that wrote a row: the state that it leaves, and the version that it allocates.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Written {
     pub(crate) state: StateNumber,
@@ -70,7 +75,8 @@ impl Weighter<RowKey, CachedRow> for Bytes {
     }
 }
 
-/// What a commit makes of rows that are cached; none for one that can't be cached any more.
+/// The new contents of the cached rows that a commit writes. `None` for a row that is too large to
+/// be cached.
 #[derive(Default)]
 pub(super) struct Changes(Vec<(RowKey, Option<CachedRow>)>);
 
@@ -80,7 +86,10 @@ impl CachedRows {
         Self { rows: Cache::with_weighter(rows, bytes, Bytes) }
     }
 
-    /// The row as it is at a moment; none where only the database can tell.
+    /// The row as a snapshot sees it. `None` if the caller must read the database.
+    ///
+    /// An entry from a later state does not answer. Nor does a row that has expired at the
+    /// snapshot's time: its absence is cached only once a read of the database has found it.
     pub(super) fn get(&self, row: &RowKey, moment: Moment) -> Option<Option<StoredValue>> {
         let cached = self.rows.get(row).filter(|cached| cached.since <= moment.state)?;
         match cached.state {
@@ -90,8 +99,11 @@ impl CachedRows {
         }
     }
 
-    /// Takes what was found at a moment, whose state must still be the newest. For how long the row has been so is not
-    /// known: versions of other processes say nothing about the states of this one.
+    /// Caches what a snapshot read. The state of `moment` must be that of the current epoch.
+    ///
+    /// The entry holds from that state on. The version of the row cannot tell how much longer it
+    /// has been so, because versions that other processes allocated do not map to states of this
+    /// process.
     pub(super) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
         let state = match found {
             None => State::Absent { at: moment.now },
@@ -103,8 +115,10 @@ impl CachedRows {
         self.rows.insert(row.clone(), CachedRow { since: moment.state, state });
     }
 
-    /// Notes a write that is about to be committed. A row that is not cached does not become so: who only writes
-    /// would drive out what others read.
+    /// Records a write of the commit under way, if the row is cached.
+    ///
+    /// A row that is not cached does not enter the cache: writers would otherwise evict the rows
+    /// that readers use.
     pub(super) fn note(&self, changes: &mut Changes, row: &RowKey, write: &RowWrite<'_>, written: Written) {
         if self.rows.contains_key(row) {
             changes.0.push((row.clone(), CachedRow::new(write, written)));
@@ -115,7 +129,7 @@ impl CachedRows {
         for (row, cached) in changes.0 {
             match cached {
                 Some(cached) => {
-                    // What is not taken, because it has become too large, must not stay as it was.
+                    // If the cache refuses the new row as too large, the old entry must not stay.
                     if let Err((row, _)) = self.rows.replace(row, cached, true) {
                         self.rows.remove(&row);
                     }
@@ -159,7 +173,7 @@ mod tests {
         Moment { state: StateNumber(state), now }
     }
 
-    /// By a commit whose version is far above the number of its state.
+    /// A commit whose version is far above its state number.
     fn written(state: u64) -> Written {
         Written { state: StateNumber(state), version: Version(1_000 + state) }
     }

@@ -1,4 +1,4 @@
-//! What the tests of copies and redos share.
+//! Helpers that several test files share.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub fn commit_of<const N: usize>(now: u64, writes: [(&str, Mutation); N]) -> Arc
     Arc::new(Commit { clock: clock_at(now), writes, ..Default::default() })
 }
 
-/// A clock that stands.
+/// A clock that stands still.
 pub fn clock_at(now: u64) -> ForwardClock {
     ForwardClock::new(Arc::new(Standing(now)))
 }
@@ -87,7 +87,7 @@ pub fn record_write(session: &str, expected: u64, record: Option<(u64, &[u8])>) 
     Arc::new(RecordWrite { key: record_key(session), expected: Version(expected), record })
 }
 
-/// All that is in the file: its position, or what is reserved, rows and records.
+/// The contents of a file: its position or reserved versions, rows and records.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dump {
     pub position: u64,
@@ -135,7 +135,7 @@ pub fn dump(path: &Path) -> Dump {
     Dump { position, rows, records }
 }
 
-/// The names in a folder, in order.
+/// The names in a directory, in order.
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .unwrap()

@@ -1,7 +1,7 @@
-//! Every call that SQLite makes to the file system fails once, or from then on, and the store keeps what it promised.
+//! Every call of SQLite to the file system fails, and the store must keep its promises.
 //!
-//! Each run does the same work with another call failing. A short form runs by default; `LARDER_LONG_TESTS=1` fails every
-//! single call.
+//! Each run does the same work while another call fails, once or from then on. A short form runs by
+//! default. `LARDER_LONG_TESTS=1` fails every single call.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -27,7 +27,7 @@ use rusqlite::ffi;
 use tokio::runtime::Runtime;
 use work::{Setting, Template, Work};
 
-/// What the calls can answer, as the VFS for Unix does.
+/// The error codes that each call can return, as in the VFS for Unix.
 const CODES: &[(Call, &[i32])] = &[
     (Call::Open, &[ffi::SQLITE_CANTOPEN, ffi::SQLITE_NOMEM]),
     (Call::Access, &[ffi::SQLITE_IOERR_ACCESS]),
@@ -55,17 +55,19 @@ fn is_long() -> bool {
     std::env::var_os("LARDER_LONG_TESTS").is_some()
 }
 
-/// The faults to try where a run without any made so many calls: `share` of them, or all in the long form.
+/// The faults to try, given the number of calls in a run without faults: one in `share` of them, or
+/// all in the long form.
 fn faults(counts: &Counts, share: usize) -> Vec<Fault> {
     let share = if is_long() { 1 } else { share };
     let mut faults = Vec::new();
     for (&(call, victim), &count) in counts {
         let codes = CODES.iter().find(|(known, _)| *known == call).map_or(&[][..], |(_, codes)| codes);
         for (number, &code) in codes.iter().enumerate() {
-            // Codes take turns, so that together they fail every call also in the short form.
+            // Codes take turns, so that together they fail every call in the short form too.
             for nth in (1..=count).skip(number % share).step_by(share) {
                 faults.push(Fault { call, victim, code, nth, is_lasting: false });
-                // A lock that stays taken is waited for, for seconds; an answer of another call it can't be.
+                // Waiting for a lock that stays taken would take seconds, and no other call returns
+                // `SQLITE_BUSY`.
                 if code != ffi::SQLITE_BUSY && (is_long() || nth % 2 == 0) {
                     faults.push(Fault { call, victim, code, nth, is_lasting: true });
                 }
@@ -75,8 +77,8 @@ fn faults(counts: &Counts, share: usize) -> Vec<Fault> {
     faults
 }
 
-/// Does the work once without a fault, and then with each fault. `run` gives how many calls failed, and how many were
-/// made.
+/// Does the work once without a fault, and then with each fault. `run` returns how many calls
+/// failed, and how many were made.
 fn with_every_fault(share: usize, run: impl AsyncFn(Option<Fault>) -> (usize, Counts)) {
     let runtime = runtime();
     let (_, counts) = runtime.block_on(run(None));

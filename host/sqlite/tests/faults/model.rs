@@ -1,25 +1,26 @@
-//! What a store must hold after a run, by rules of its own.
+//! A model of what a store must hold after a run.
 
 use std::collections::BTreeMap;
 
 use larder_core::{Error, Result, Version};
 
-/// Rows by key: the value and the version.
+/// Rows by key, each with its value and version.
 pub type Rows = BTreeMap<String, (Vec<u8>, u64)>;
 
-/// What one transaction writes, and what its writes relied on.
+/// The writes of one transaction, and what they relied on.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
-    /// Its marker, a row that only it writes, tells whether the transaction is there.
+    /// The number of the transaction. It names a marker row that only this transaction writes, and
+    /// that shows whether it was committed.
     pub id: usize,
     pub puts: Vec<(String, Vec<u8>)>,
     pub deletes: Vec<String>,
     pub increments: Vec<String>,
-    /// Versions of rows that it read or demanded; 0 for an absent row.
+    /// The versions of rows that it read or demanded; 0 for an absent row.
     pub relied_on: BTreeMap<String, u64>,
 }
 
-/// A transaction and what its caller was told.
+/// A transaction and the outcome that its caller got.
 #[derive(Debug)]
 pub struct Attempt {
     pub change: Change,
@@ -64,33 +65,38 @@ pub fn is_unknown<T>(outcome: &Result<T>) -> bool {
     matches!(outcome, Err(Error::CommitUnknown { .. }))
 }
 
-/// The states that a store went through, the first one before all commits.
+/// The states of a store, beginning with that before all commits.
 #[derive(Debug)]
 pub struct History {
     states: Vec<Rows>,
-    /// Which commit led to each state but the first.
+    /// The commit that led to each state after the first.
     order: Vec<usize>,
     acknowledged: Vec<usize>,
 }
 
 impl History {
-    /// The history that ends with the rows found: what was acknowledged is in it, what was refused is not, each commit is
-    /// there as a whole, and what it relied on was so just before it.
+    /// Finds the history that ends with `found`.
+    ///
+    /// Every acknowledged commit must be in it, and no refused one. Each commit must be there as a
+    /// whole, and what it relied on must have been true right before it.
     pub fn check(base: &Rows, attempts: &[Attempt], found: &Rows) -> Self {
         let mut made = BTreeMap::new();
         for attempt in attempts {
             let version = found.get(&attempt.change.marker()).map(|(_, version)| *version);
             match (&attempt.outcome, version) {
                 (Ok(acknowledged), found) => {
-                    assert_eq!(found, Some(acknowledged.0), "acknowledged: {:?}", attempt.change.id);
+                    assert_eq!(found, Some(acknowledged.0), "acknowledged commit {:?}", attempt.change.id);
                 }
                 (Err(_), Some(_)) if !attempt.is_unknown() => {
-                    panic!("commit {} was refused with {:?} and is there", attempt.change.id, attempt.outcome)
+                    panic!(
+                        "commit {} was refused with {:?}, but was made",
+                        attempt.change.id, attempt.outcome
+                    )
                 }
                 _ => {}
             }
             if let Some(version) = version {
-                assert!(made.insert(version, attempt).is_none(), "a version was used twice");
+                assert!(made.insert(version, attempt).is_none(), "a version was allocated twice");
             }
         }
         let (mut states, mut order) = (vec![base.clone()], Vec::new());
@@ -113,15 +119,16 @@ impl History {
         Self { states, order, acknowledged }
     }
 
-    /// Checks that a view saw one state, and no older one than it had to.
+    /// Checks that a view saw a single state, which includes the commits that were acknowledged
+    /// before it.
     pub fn check_view(&self, view: &View) {
         let first = self.first_with(&view.acknowledged_before);
         let fits = self.states.iter().skip(first).any(|state| view.fits(state));
         let seen: Vec<_> = view.seen.iter().map(Seen::describe).collect();
-        assert!(fits, "no state from {first} on of {:?} is what a view saw: {seen:#?}", self.order);
+        assert!(fits, "no state from {first} on of {:?} matches what a view saw: {seen:#?}", self.order);
     }
 
-    /// The first state that all of these commits are in.
+    /// The index of the first state that includes all of these commits.
     fn first_with(&self, commits: &[usize]) -> usize {
         self.order.iter().rposition(|id| commits.contains(id)).map_or(0, |place| place + 1)
     }
@@ -132,14 +139,14 @@ impl History {
     }
 
     pub fn check_state(&self, rows: &Rows) {
-        assert!(self.states.contains(rows), "what was seen is no state of {:?}", self.order);
+        assert!(self.states.contains(rows), "the rows match no state of {:?}", self.order);
     }
 }
 
-/// What one view saw.
+/// The results of one view.
 #[derive(Debug, Default)]
 pub struct View {
-    /// Commits that were acknowledged before its first read.
+    /// The commits that were acknowledged before its first read.
     pub acknowledged_before: Vec<usize>,
     pub seen: Vec<Seen>,
 }
@@ -147,7 +154,7 @@ pub struct View {
 #[derive(Debug)]
 pub enum Seen {
     Row(String, Option<(Vec<u8>, u64)>),
-    /// All rows with the prefix.
+    /// All rows with a prefix.
     Prefix(String, Vec<(String, Vec<u8>)>),
 }
 

@@ -1,4 +1,4 @@
-//! The first open of a database, and the steps of a platform, while calls fail.
+//! The first open of a database, and a platform's schema migrations, while calls fail.
 
 use larder_core::schema::{Ledger, MigrationError, StepSet};
 use larder_core::{HandleOptions, Mode, Store};
@@ -7,7 +7,8 @@ use rusqlite::Connection;
 
 use larder_sqlite_vfs::{Counts, Disk, Fault};
 
-/// Makes a database. Whatever becomes of it, the next open has all tables, and what was committed in between is there.
+/// Creates a database while calls fail. Whatever the outcome, the next open must find all tables,
+/// and what was committed in between.
 pub async fn first_open(fault: Option<Fault>) -> (usize, Counts) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
@@ -40,21 +41,21 @@ async fn put(store: &Store, key: &str) {
     update.commit().await.unwrap();
 }
 
-/// Each step makes a table and rows in it.
+/// Each step creates a table and rows in it.
 const STEPS: [(&str, &str); 3] = [
     ("0001_a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (randomblob(9000)); INSERT INTO a VALUES (1)"),
     ("0002_b.sql", "CREATE TABLE b (x); INSERT INTO b SELECT x FROM a; DELETE FROM a"),
     ("0003_c.sql", "CREATE TABLE c (x); INSERT INTO c SELECT x FROM b; INSERT INTO c VALUES (2)"),
 ];
 
-/// Applies the steps. Those that the ledger names are applied as a whole, and the others not at all; a second run applies
-/// each of those once.
+/// Applies the steps while calls fail. Steps in the ledger must be applied as a whole, and others
+/// not at all. A second run must apply each of the others once.
 pub async fn migrate(fault: Option<Fault>) -> (usize, Counts) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("platform.db");
     let steps = StepSet::embedded(&STEPS).unwrap();
     let migrator = SqliteMigrator::new(&path, steps, Ledger::new("steps").unwrap());
-    // The file is there, so that a failure is one of the steps.
+    // The file exists, so that a failure is that of a step.
     migrator.with_connection(|_| ()).await.unwrap();
     let disk = Disk::watch(folder.path());
     disk.arm(fault);
@@ -66,12 +67,12 @@ pub async fn migrate(fault: Option<Fault>) -> (usize, Counts) {
         Err(MigrationError::Fresh(_)) => 0,
         Err(error) => panic!("{error:?}"),
     };
-    // Rows in each of the tables that are there.
+    // The number of rows in each table that exists, after that many steps.
     let expected: &[&[i64]] = &[&[], &[2], &[0, 2], &[0, 2, 3]];
     assert_eq!(rows(&path), expected[applied as usize], "after {applied} steps and {outcome:?}");
     match &outcome {
         Ok(_) => assert_eq!(applied, 3),
-        // The number of a step that was rolled back.
+        // The number is that of the step that was rolled back.
         Err(MigrationError::StepFailed { number, .. }) => assert_eq!(*number, applied + 1),
         Err(_) => {}
     }

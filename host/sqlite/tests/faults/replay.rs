@@ -14,7 +14,7 @@ use crate::model::is_unknown;
 use crate::work::kill;
 use larder_sqlite_vfs::{Counts, Disk, Fault};
 
-/// Redos of a few groups: the first that a copy holds already, and those that it lacks.
+/// The redos of a few groups: those that a copy holds already, and those that it lacks.
 pub struct Redos {
     first: Vec<u8>,
     rest: Vec<u8>,
@@ -57,7 +57,7 @@ pub async fn redos() -> Redos {
     Redos { first: redos[..2].concat(), rest: redos[2..].concat() }
 }
 
-/// Replays while calls fail: all of it or nothing, whatever the answer was.
+/// Replays while calls fail. Whatever the outcome, all groups must be replayed or none.
 pub async fn run(redos: &Redos, fault: Option<Fault>) -> (usize, Counts) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");

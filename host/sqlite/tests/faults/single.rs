@@ -1,4 +1,4 @@
-//! What single faults come to.
+//! The consequences of single faults.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use larder_sqlite_vfs::{Call, Disk, Fault, Victim};
 
 const NAMESPACE: &str = "n";
 
-/// A store whose rows are on many pages, none of which is in memory.
+/// A store whose rows are on many pages, none of which is cached.
 struct Opened {
     folder: TempDir,
     disk: Arc<Disk>,
@@ -106,7 +106,7 @@ async fn a_view_whose_read_failed_reads_no_newer_state() {
         assert!(matches!(failed, Err(Error::Unavailable { .. })), "{failed:?}");
         let next = first_byte(&mut view, 200).await;
         assert!(next.is_err(), "{next:?}");
-        // Another one is not concerned.
+        // Another view is not affected.
         assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'n'));
     }
 }
@@ -122,7 +122,7 @@ async fn views_that_share_a_connection_conflict_once_a_failed_read_has_ended_its
     }
     opened.put(200, b"new").await.unwrap();
     let [first, second, third] = &mut views;
-    // This one reads there already, the last one only wants to.
+    // This view has read through the pinned connection already. The last one has not.
     assert_eq!(first_byte(second, 201).await.unwrap(), Some(b'o'));
     opened.fail(Call::Read, Victim::Reader, ffi::SQLITE_IOERR_READ);
     let failed = first_byte(first, 390).await;
@@ -136,7 +136,7 @@ async fn views_that_share_a_connection_conflict_once_a_failed_read_has_ended_its
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_read_failed_is_not_used_again() {
-    // A page that is read as zeros stays in the memory of its connection.
+    // A page that was read as zeros stays in the page cache of its connection.
     let opened = Opened::new(without_cache()).await;
     let mut view = opened.begin(Mode::View);
     first_byte(&mut view, 0).await.unwrap();
@@ -175,7 +175,7 @@ async fn a_commit_whose_sync_failed_is_unknown_and_the_writer_refuses_the_next()
     assert!(matches!(unknown, Err(Error::CommitUnknown { .. })), "{unknown:?}");
     let refused = opened.put(2, b"after").await;
     assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
-    // The row in memory is not the one that nobody was told of.
+    // The cached row is not that of the commit with an unknown outcome.
     assert_eq!(first_byte(&mut opened.begin(Mode::View), 1).await.unwrap(), Some(b'b'));
 }
 
@@ -206,8 +206,8 @@ async fn a_commit_on_a_full_disk_is_refused_and_the_next_one_is_made() {
     assert_eq!(first_byte(&mut opened.begin(Mode::View), 200).await.unwrap(), Some(b'm'));
 }
 
-/// The outcomes of three members of one group, each of which reads pages that are not in memory, where the n-th read
-/// fails; and how many calls failed.
+/// Commits three members of one group, each of which reads pages that are not cached, while the
+/// n-th read fails. Returns their outcomes, and how many calls failed.
 async fn group_with_a_failed_read(opened: &Opened, code: i32, nth: usize) -> (Vec<Result<Version>>, usize) {
     opened.disk.close_gate();
     let mut leader = opened.begin(Mode::Update);
@@ -220,7 +220,7 @@ async fn group_with_a_failed_read(opened: &Opened, code: i32, nth: usize) -> (Ve
         let mut member = opened.begin(Mode::Update);
         let if_version = (numbers.start == 200).then_some(Version(1));
         for number in numbers {
-            // To compare a version, the row has to be read first.
+            // To compare the version, the commit must read the row first.
             let options = PutOptions { if_version, ..PutOptions::default() };
             member.put_with(NAMESPACE.into(), key(number), b"group".to_vec(), options).unwrap();
         }
@@ -245,7 +245,8 @@ async fn a_read_that_fails_in_a_group_costs_no_member_its_commit() {
         for nth in 1.. {
             let opened = Opened::new(SqliteOptions::default()).await;
             let (outcomes, failed) = group_with_a_failed_read(&opened, code, nth).await;
-            // A group whose transaction can't begin fails; any other is made again.
+            // If the transaction of the group cannot begin, the group fails. Otherwise the members
+            // are tried again.
             let is_made = outcomes.iter().all(Result::is_ok);
             let is_refused = |outcome: &Result<Version>| {
                 matches!(outcome, Err(Error::Unavailable { .. } | Error::Corrupt(_)))

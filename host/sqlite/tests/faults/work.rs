@@ -1,4 +1,4 @@
-//! The work that is done while calls fail, and what is checked afterwards.
+//! The work that is done while calls fail, and the checks after it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,18 +20,18 @@ use crate::model::{Attempt, Change, History, Rows, Seen, View, is_unknown};
 use crate::replay::Kept;
 use larder_sqlite_vfs::{Call, Counts, Disk, Fault, UNDERLYING};
 
-/// What is done while calls fail.
+/// The work that is done while calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Two groups of commits with views, a sweep and a backup between and beside them.
+    /// Two groups of commits, with views, a sweep and a backup between and beside them.
     Groups,
     /// A commit that does not fit into SQLite's page cache, in a group with others.
     Spill,
-    /// The store is closed after a few commits.
+    /// A close of the store, after a few commits.
     Close,
 }
 
-/// On which store the work is done.
+/// The work, and the store that it is done on.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     pub work: Work,
@@ -54,10 +54,10 @@ impl Setting {
 
 const NAMESPACE: &str = "n";
 
-/// Rows that were there before, over many pages.
+/// The number of rows that exist before the work, on many pages.
 const BASE_ROWS: usize = 400;
 
-/// A closed database that each run begins with.
+/// A closed database from which each run begins.
 pub struct Template {
     folder: TempDir,
     rows: Rows,
@@ -82,7 +82,7 @@ impl Template {
         }
         base.commit().await.unwrap();
         store.close().await;
-        // They have expired whatever the clock says.
+        // These rows have expired by any clock.
         let connection = Connection::open(&path).unwrap();
         connection.execute("UPDATE larder_entries SET expires_at = 1 WHERE expires_at > 1", []).unwrap();
         drop(connection);
@@ -113,22 +113,23 @@ struct Run {
     attempts: Vec<Attempt>,
     views: Vec<View>,
     record: Record,
-    /// What another process saw after each commit.
+    /// The states that another process saw after each commit.
     observed: Arc<Mutex<Vec<Rows>>>,
-    /// Whether anything ended without an answer.
+    /// Whether the outcome of any commit is unknown.
     unknown: bool,
     swept: bool,
 }
 
-/// The one record, whose versions follow each other.
+/// The versions of the only record, which follow each other.
 #[derive(Default)]
 struct Record {
     acknowledged: u64,
-    /// What may be there beside it.
+    /// Further versions that the record may have, because the outcome of their writes is unknown.
     possible: Vec<u64>,
 }
 
-/// Does the work with the fault, checks what is there, and gives how many calls failed and how many were made.
+/// Does the work with the fault, and checks the store. Returns how many calls failed, and how many
+/// were made.
 pub async fn run(template: &Template, setting: Setting, fault: Option<Fault>) -> (usize, Counts) {
     let work = setting.work;
     let folder = tempfile::tempdir().unwrap();
@@ -178,14 +179,14 @@ pub async fn run(template: &Template, setting: Setting, fault: Option<Fault>) ->
     (failed, counts)
 }
 
-/// What the journal has kept leads to a state that holds all that was acknowledged.
+/// Replaying the journal must lead to a state that includes all acknowledged commits.
 async fn check_journal(template: &Template, journal: &Kept, history: &History) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
     std::fs::copy(template.path(), &path).unwrap();
     let copy = open_positioned(&path).await;
     let redos = journal.bytes();
-    // It is empty if the first commit got no answer.
+    // The journal is empty if the outcome of the first commit is unknown.
     if !redos.is_empty() {
         copy.replay(&redos).await.unwrap();
     }
@@ -193,7 +194,7 @@ async fn check_journal(template: &Template, journal: &Kept, history: &History) {
     history.check_journaled(&dump(&path).rows);
 }
 
-/// The same value in two rows, which each commit writes together.
+/// The same value in two rows. Each commit writes both.
 fn pair(id: usize) -> Vec<(String, Vec<u8>)> {
     ["pair/a", "pair/b"].map(|key| (key.to_string(), id.to_string().into_bytes())).to_vec()
 }
@@ -201,13 +202,13 @@ fn pair(id: usize) -> Vec<(String, Vec<u8>)> {
 pub type Asked<'a> = Pin<Box<dyn Future<Output = Result<Version>> + Send + 'a>>;
 
 impl Run {
-    /// Has another process look at the rows after each commit.
+    /// Makes another process read the rows after each commit.
     fn observe(&self) {
         let connection = open_underlying(&self.folder.path().join("store.db"));
         let connection = Mutex::new(connection.unwrap());
         let observed = self.observed.clone();
         self.disk.observe(move || {
-            // A look that fails while a checkpoint is under way is none.
+            // A read that fails while a checkpoint runs does not count.
             if let (Ok(connection), Ok(mut observed)) = (connection.lock(), observed.lock())
                 && let Ok(rows) = rows(&connection)
                 && observed.last() != Some(&rows)
@@ -242,7 +243,7 @@ impl Run {
                 increments: vec!["counter/x".into()],
                 ..Change::default()
             },
-            // The rule of core that refuses it is no fault.
+            // A rule of core refuses this change, which is not a fault.
             Change { puts: pair(3), increments: vec![base_key(380)], ..Change::default() },
             Change { puts: pair(4), relied_on: [(base_key(10), 999)].into(), ..Change::default() },
             Change {
@@ -326,7 +327,8 @@ impl Run {
         self.group_of(leader, members, Vec::new(), record).await;
     }
 
-    /// Commits the leader alone and then the others as one group: they are asked for while it waits for the write lock.
+    /// Commits the leader alone, and then the others as one group. They are requested while the
+    /// leader waits for the write lock.
     async fn group_of(
         &mut self,
         mut leader: Change,
@@ -340,7 +342,7 @@ impl Run {
         let disk = self.disk.clone();
         let leading = tokio::spawn(async move {
             let outcome = leading.await;
-            // It may have failed on its way to the gate.
+            // The leader may have failed before it reached the gate.
             disk.open_gate();
             outcome
         });
@@ -403,7 +405,7 @@ impl Run {
         self.attempts.push(Attempt { change, outcome });
     }
 
-    /// A transaction that reads nothing; what it relies on are conditions.
+    /// A transaction that reads nothing. What it relies on are conditions of its commit.
     fn blind(&self, change: &Change) -> Transaction {
         let mut transaction = handle(&self.store).begin(Mode::Update).unwrap();
         stage(&mut transaction, change);
@@ -468,30 +470,30 @@ impl Run {
                 self.swept && self.record.acknowledged == 2 && self.folder.path().join("copy.db").exists()
             );
             let observed = self.observed.lock().unwrap().len();
-            assert!(observed >= 4, "{observed} states were seen from outside");
+            assert!(observed >= 4, "another process saw only {observed} states");
             assert!(self.views.iter().all(|view| view.seen.len() > 4), "{:?}", self.views);
         }
     }
 
-    /// The disk works again. The store goes on, or has said why it does not; opened again, it holds what it must, after a
-    /// kill as well as after a close.
+    /// Checks the store after the disk works again. It must go on, or have said why it does not.
+    /// Reopened after a kill or a close, it must hold what the history allows.
     async fn finish(mut self, work: Work) -> History {
         if work != Work::Close {
             self.alone(Change { puts: pair(99), ..Change::default() }).await;
             let after = &self.attempts.last().unwrap().outcome;
             match self.unknown {
-                false => assert!(after.is_ok(), "the store does not go on: {after:?}"),
+                false => assert!(after.is_ok(), "the store refuses further commits: {after:?}"),
                 true => assert!(matches!(after, Err(Error::Unavailable { .. })), "{after:?}"),
             }
             let mut view = self.begin_view();
             self.read(&mut view, "pair/a").await;
             self.scan(&mut view, "commit/").await;
             self.scan(&mut view, "base/").await;
-            // The journal never keeps a commit whose outcome is unknown, so nobody may be shown it.
+            // The journal never keeps a commit whose outcome is unknown, so no view may see it.
             let has_failed = self.database.has_failed();
             assert!(self.unknown || !has_failed);
             let readable = if has_failed { 0 } else { 3 };
-            assert_eq!(view.view.seen.len(), readable, "the store can't be read any more");
+            assert_eq!(view.view.seen.len(), readable, "the store cannot be read");
             self.views.push(view.view);
         }
         let path = self.folder.path().join("store.db");
@@ -505,7 +507,7 @@ impl Run {
         if copy.exists() {
             history.check_state(&dump(&copy).rows);
         }
-        // Whatever became of it, it is opened again and works.
+        // Whatever happened, the database can be opened again and works.
         let database = Sqlite::open(&path, SqliteOptions::default()).await.unwrap();
         let store = Store::builder(database).sweep_interval(None).build().unwrap();
         let mut update = handle(&store).begin(Mode::Update).unwrap();
@@ -521,7 +523,11 @@ impl Run {
         let expired = if self.swept { 0..=0 } else { 0..=30 };
         assert!(expired.contains(&found.expired), "{} rows are not swept", found.expired);
         let records = [vec![self.record.acknowledged], self.record.possible.clone()].concat();
-        assert!(records.contains(&found.record), "the record is at {}, not in {records:?}", found.record);
+        assert!(
+            records.contains(&found.record),
+            "the record is at version {}, which is not in {records:?}",
+            found.record
+        );
         History::check(&self.base, &self.attempts, &found.rows)
     }
 }
@@ -571,7 +577,7 @@ struct Found {
     record: u64,
 }
 
-/// A connection that the faults do not reach, as another process has it.
+/// A connection of another process, which the faults do not reach.
 fn open_underlying(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags_and_vfs(path, flags, UNDERLYING)
@@ -585,7 +591,7 @@ fn rows(connection: &Connection) -> rusqlite::Result<Rows> {
     rows.collect()
 }
 
-/// All that is in a file.
+/// The contents of a file.
 fn dump(path: &Path) -> Found {
     let connection = open_underlying(path).unwrap();
     let intact: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -596,7 +602,7 @@ fn dump(path: &Path) -> Found {
     Found { rows: rows(&connection).unwrap(), expired, record }
 }
 
-/// The files of a database as a process that is killed leaves them.
+/// Copies the files of a database as a killed process leaves them.
 pub fn kill(folder: &Path) -> TempDir {
     let killed = tempfile::tempdir().unwrap();
     for name in ["store.db", "store.db-wal"] {
