@@ -1,4 +1,4 @@
-//! Commits that no caller waits for any more and that the server has not answered.
+//! Commits whose callers have stopped waiting, and whose outcome the server has not reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,8 +7,8 @@ use crate::error::{Failure, Result};
 
 /// Counts the abandoned commits of a store. Clones share the count.
 ///
-/// Each of them holds a session of the server. It holds no permit of the store, so reads go on if all commits wait, for example
-/// for a missing synchronous standby.
+/// Each one occupies a session of the server, but holds no permit of the store. So reads continue
+/// if all commits hang, for example because a synchronous standby is missing.
 #[derive(Clone, Debug)]
 pub(crate) struct AbandonedCommits {
     count: Arc<AtomicUsize>,
@@ -16,27 +16,29 @@ pub(crate) struct AbandonedCommits {
 }
 
 impl AbandonedCommits {
-    /// A count that refuses further commits from `max` on.
+    /// Creates a count that refuses further commits once it has reached `max`.
     pub(crate) fn at_most(max: usize) -> Self {
         Self { count: Arc::default(), max }
     }
 
-    /// Refuses a commit if the store has too many abandoned ones.
+    /// Fails if the store has too many abandoned commits.
     pub(crate) fn check(&self) -> Result<()> {
         match self.count.load(Ordering::Relaxed) < self.max {
             true => Ok(()),
-            false => Err(Failure::Stalled("the database has not answered earlier commits")),
+            false => {
+                Err(Failure::Stalled("too many earlier commits are still without a response of the database"))
+            }
         }
     }
 
-    /// Counts a commit until the result is dropped.
+    /// Counts a commit until the guard is dropped.
     pub(crate) fn add(&self) -> AbandonedCommit {
         self.count.fetch_add(1, Ordering::Relaxed);
         AbandonedCommit(self.count.clone())
     }
 }
 
-/// An abandoned commit. Dropping it ends its count.
+/// A guard that counts an abandoned commit.
 pub(crate) struct AbandonedCommit(Arc<AtomicUsize>);
 
 impl Drop for AbandonedCommit {

@@ -1,4 +1,4 @@
-//! How long to wait for a server's answer.
+//! Timeouts for responses of the server.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,14 +9,13 @@ use crate::error::{Failure, Result};
 use crate::session::Session;
 use crate::silence::ANSWER_MAX;
 
-/// How often to find out whether a slow server is silent.
+/// How often to probe a server that has not responded yet.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Waits for work in a session for up to `max`. `None` means that it did not end.
+/// Runs work in a session for up to `max`. Returns `None` if it did not complete.
 ///
-/// If there is no answer after [`ANSWER_MAX`], this finds out whether the server is silent, and
-/// again after each [`PROBE_INTERVAL`]. Otherwise the work would wait for a silent server until
-/// `max`.
+/// If the server has not responded after [`ANSWER_MAX`], this probes it, and again after each
+/// [`PROBE_INTERVAL`]. Otherwise the work would wait for a silent server until `max`.
 pub(crate) async fn answered<T>(
     session: &mut Session,
     max: Duration,
@@ -40,12 +39,12 @@ pub(crate) async fn answered<T>(
     }
 }
 
-/// The same, with [`Failure::Stalled`] if the work did not end.
+/// Like [`answered`], but returns [`Failure::Stalled`] if the work did not complete.
 pub(crate) async fn answered_or_stalled<T>(
     session: &mut Session,
     max: Duration,
     work: impl AsyncFnOnce(&mut Session) -> Result<T>,
 ) -> Result<T> {
-    let stalled = || Err(Failure::Stalled("the database did not answer in time"));
+    let stalled = || Err(Failure::Stalled("timed out while waiting for a response of the database"));
     answered(session, max, work).await.unwrap_or_else(stalled)
 }

@@ -1,6 +1,6 @@
-//! The fields of a certificate that larder reads itself, as rustls does not expose them.
+//! Parser for the few X.509 fields that larder needs and rustls does not expose.
 //!
-//! Every length is checked: the bytes come from a server that is not trusted yet.
+//! It checks every length, because the certificate comes from a server that is not yet trusted.
 
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
@@ -10,9 +10,9 @@ pub(crate) struct Certificate<'a> {
     der: &'a [u8],
     issuer: &'a [u8],
     subject: &'a [u8],
-    /// The first and the last second of its validity, since 1970.
+    /// `notBefore` and `notAfter`, in seconds since 1970. Both are inclusive.
     validity: (i64, i64),
-    /// `SubjectPublicKeyInfo`, with its tag.
+    /// `SubjectPublicKeyInfo`, including its DER tag and length.
     public_key: &'a [u8],
     /// The contents of `signatureAlgorithm`.
     algorithm: &'a [u8],
@@ -23,11 +23,12 @@ const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
-/// The tag `[0]`: the version of a certificate, or the hash function among the parameters of RSASSA-PSS.
+/// The tag `[0]`: the version of a certificate, or the hash function in the parameters of
+/// RSASSA-PSS.
 const CONTEXT_0: u8 = 0xa0;
 
 impl<'a> Certificate<'a> {
-    /// `None` if the bytes are not a certificate.
+    /// Parses a DER certificate. Returns `None` if the bytes are not one.
     pub(crate) fn read(der: &'a [u8]) -> Option<Self> {
         let (whole, _) = take(der, SEQUENCE)?;
         let (signed, rest) = take(whole.contents, SEQUENCE)?;
@@ -51,12 +52,13 @@ impl<'a> Certificate<'a> {
         })
     }
 
-    /// Whether its issuer is its subject.
+    /// Whether issuer and subject are equal.
     pub(crate) fn is_self_issued(&self) -> bool {
         self.issuer == self.subject
     }
 
-    /// Whether it has not expired at a second since 1970. `Err` if its validity has not begun.
+    /// Whether the certificate has not expired at `second`, counted since 1970. `Err` if it is not
+    /// valid yet.
     pub(crate) fn is_valid_at(&self, second: i64) -> Result<bool, NotYet> {
         let (begin, end) = self.validity;
         if second < begin { Err(NotYet) } else { Ok(second <= end) }
@@ -66,10 +68,10 @@ impl<'a> Certificate<'a> {
         self.public_key
     }
 
-    /// The channel binding `tls-server-end-point` of RFC 5929.
+    /// Returns the `tls-server-end-point` channel binding of RFC 5929.
     ///
-    /// It is the hash of the certificate by the hash function of its signature; SHA-256 replaces MD5 and SHA-1. `None` if the
-    /// signature has no hash function that RFC 5929 knows.
+    /// It is the hash of the certificate, with the hash function of its signature, or SHA-256
+    /// instead of MD5 and SHA-1. `None` if RFC 5929 defines no hash function for the signature.
     pub(crate) fn channel_binding(&self) -> Option<Vec<u8>> {
         Some(match self.signature_hash()? {
             Hash::Sha256 => Sha256::digest(self.der).to_vec(),
@@ -81,12 +83,12 @@ impl<'a> Certificate<'a> {
     fn signature_hash(&self) -> Option<Hash> {
         let (identifier, parameters) = take(self.algorithm, OBJECT_IDENTIFIER)?;
         match identifier.contents {
-            // RSA PKCS #1 with MD5, SHA-1 and SHA-2; 1.2.840.113549.1.1.
+            // RSA PKCS #1 with MD5, SHA-1 or SHA-2: 1.2.840.113549.1.1.
             [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, last] => match last {
                 0x04 | 0x05 | 0x0b => Some(Hash::Sha256),
                 0x0c => Some(Hash::Sha384),
                 0x0d => Some(Hash::Sha512),
-                // RSASSA-PSS: its parameters name the hash function; the default is SHA-1.
+                // RSASSA-PSS. Its parameters name the hash function. The default is SHA-1.
                 0x0a => {
                     let (parameters, _) = take(parameters, SEQUENCE)?;
                     let Some((hash, _)) = take(parameters.contents, CONTEXT_0) else {
@@ -95,7 +97,7 @@ impl<'a> Certificate<'a> {
                     let (hash, _) = take(hash.contents, SEQUENCE)?;
                     let (hash, _) = take(hash.contents, OBJECT_IDENTIFIER)?;
                     match hash.contents {
-                        // 2.16.840.1.101.3.4.2.
+                        // SHA-2: 2.16.840.1.101.3.4.2.
                         [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01] => Some(Hash::Sha256),
                         [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x02] => Some(Hash::Sha384),
                         [0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03] => Some(Hash::Sha512),
@@ -104,7 +106,7 @@ impl<'a> Certificate<'a> {
                 }
                 _ => None,
             },
-            // ECDSA with SHA-1 and SHA-2; 1.2.840.10045.4.
+            // ECDSA with SHA-1 or SHA-2: 1.2.840.10045.4.
             [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01] => Some(Hash::Sha256),
             [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, last] => match last {
                 0x02 => Some(Hash::Sha256),
@@ -117,7 +119,7 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// The validity of a certificate has not begun.
+/// The certificate is not valid yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NotYet;
 
@@ -127,13 +129,13 @@ enum Hash {
     Sha512,
 }
 
-/// A value of DER.
+/// A DER element.
 struct Value<'a> {
     whole: &'a [u8],
     contents: &'a [u8],
 }
 
-/// Takes a value with a tag, and leaves the rest.
+/// Splits off an element, which must have this tag. Returns it and the remaining bytes.
 fn take(bytes: &[u8], tag: u8) -> Option<(Value<'_>, &[u8])> {
     let (first, behind) = bytes.split_first()?;
     if *first != tag {
@@ -142,7 +144,7 @@ fn take(bytes: &[u8], tag: u8) -> Option<(Value<'_>, &[u8])> {
     let (length, behind) = behind.split_first()?;
     let (length, behind) = match length {
         0..=0x7f => (usize::from(*length), behind),
-        // Three bytes of length are enough for a certificate. DER forbids the indefinite length, 0x80.
+        // Three length bytes are enough for a certificate. DER forbids the indefinite length, 0x80.
         0x81..=0x83 => {
             let (length, behind) = behind.split_at_checked(usize::from(length & 0x7f))?;
             (length.iter().fold(0, |length, byte| (length << 8) | usize::from(*byte)), behind)
@@ -154,7 +156,7 @@ fn take(bytes: &[u8], tag: u8) -> Option<(Value<'_>, &[u8])> {
     Some((Value { whole, contents }, rest))
 }
 
-/// Takes a moment, as seconds since 1970.
+/// Splits off a time, in seconds since 1970.
 fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     let (text, rest) = match bytes.first()? {
         &UTC_TIME => take(bytes, UTC_TIME)?,
@@ -167,7 +169,7 @@ fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     }
     let (year, text) = text.split_at_checked(if is_short { 2 } else { 4 })?;
     let year: i64 = year.parse().ok()?;
-    // RFC 5280: years of two digits are 1950 to 2049.
+    // RFC 5280: two-digit years stand for 1950 to 2049.
     let year = match is_short {
         true if year < 50 => 2000 + year,
         true => 1900 + year,
@@ -178,7 +180,9 @@ fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     Some((((days * 24 + part(4)?) * 60 + part(6)?) * 60 + part(8)?, rest))
 }
 
-/// Days since 1970 in the Gregorian calendar. Years begin in March here, so a leap day is the last day of its year.
+/// Computes the days since 1970-01-01 in the Gregorian calendar.
+///
+/// Years begin in March here, so that a leap day is the last day of its year.
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));

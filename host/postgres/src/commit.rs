@@ -1,4 +1,4 @@
-//! Commits: when they are made, and in how many attempts.
+//! Commits: when they run, and how often they are attempted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,13 @@ use crate::locking::Locking;
 use crate::session::Session;
 use crate::versions;
 
-/// How long a commit may take. Its transaction's deadline doesn't count any more.
+/// Time limit for a commit. The deadline of its transaction no longer applies.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
 
-/// Makes a commit when its turn comes, even if the caller no longer waits for it.
+/// Runs a commit when its turn comes, even if the caller no longer waits for it.
 ///
-/// `session` is the one that read the snapshot, if it still has one. Its transaction may be open.
+/// `session` is the session that read the snapshot, if the snapshot still has one. A transaction
+/// may be open in it.
 pub(crate) async fn make(
     connections: &Arc<Connections>,
     session: Option<Session>,
@@ -45,7 +46,7 @@ pub(crate) async fn make(
             Some(session) => session,
             None => held.session(&commit.share).await?,
         };
-        // Others may have been abandoned while this one waited for its turn.
+        // Other commits may have been abandoned while this one waited for its turn.
         held.abandoned().check()?;
         let (is_large, is_new) = (turn.is_some(), session.is_idle());
         let making = Making { session, commit };
@@ -62,14 +63,15 @@ pub(crate) async fn make(
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// A commit, and the session in which it is made.
+/// A commit, and the session in which it runs.
 struct Making {
     session: Session,
     commit: Arc<Commit>,
 }
 
 impl Making {
-    /// Makes it; a large one on a blocking thread, as its parameters are encoded in one piece.
+    /// Runs the commit. A large one runs on a blocking thread, because encoding its parameters does
+    /// not yield.
     async fn make(
         mut self,
         runtime: &Handle,
@@ -88,15 +90,17 @@ impl Making {
     }
 }
 
-/// Why a large commit gave no outcome. If it panicked, it may have been sent.
+/// Why the task of a large commit ended without an outcome. If it panicked, the commit may have
+/// been sent.
 fn not_ended(error: JoinError) -> Failure {
     match error.is_panic() {
         true => Failure::CommitLost(None),
-        false => Error::caused("the runtime ended before the commit was made", error).into(),
+        false => Error::caused("the tokio runtime shut down before the commit was sent", error).into(),
     }
 }
 
-/// Gives up on work that may commit, and says whether it did not.
+/// Runs work that may commit, for up to [`COMMIT_MAX`]. The error says whether the commit may have
+/// been made.
 pub(crate) async fn in_time<T>(
     session: &mut Session,
     work: impl AsyncFnOnce(&mut Session) -> error::Result<T>,
@@ -104,7 +108,7 @@ pub(crate) async fn in_time<T>(
     match answered(session, COMMIT_MAX, work).await {
         Some(outcome) => outcome,
         None if session.is_committing() => Err(Failure::CommitLost(None)),
-        None => Err(Failure::Stalled("the database did not get to the commit in time")),
+        None => Err(Failure::Stalled("timed out before the commit was sent to the database")),
     }
 }
 
@@ -133,7 +137,7 @@ async fn make_in(session: &mut Session, commit: &Commit) -> error::Result<Commit
                 };
             }
             Attempt::SequenceBehind if was_behind => {
-                return Err(Failure::corrupt("rows have versions that were not drawn"));
+                return Err(Failure::corrupt("rows have higher versions than the version sequence"));
             }
             Attempt::SequenceBehind => {
                 was_behind = true;
@@ -145,17 +149,20 @@ async fn make_in(session: &mut Session, commit: &Commit) -> error::Result<Commit
     }
 }
 
-/// How long a commit waits for a row at first. The server takes longer to look for a deadlock.
+/// How long a commit first waits for a row lock. Shorter than the server's `deadlock_timeout`, 1 s
+/// by default.
 pub(crate) const ROW_WAIT_MILLIS: u32 = 500;
 
-/// How a commit waits for rows that other transactions hold.
+/// How a commit waits for row locks that other transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
-    /// For [`ROW_WAIT_MILLIS`].
+    /// It waits for [`ROW_WAIT_MILLIS`].
     First,
-    /// With exclusive locks of its namespaces, because shared locks of a row can starve an exclusive one.
+    /// It takes exclusive locks of its namespaces, because a stream of shared row locks can starve
+    /// an exclusive one.
     Alone,
-    /// For a transaction that is not larder's. Longer if it delays no other commit meanwhile.
+    /// It waits for a transaction that is not larder's. The wait is longer if it delays no other
+    /// commit.
     Last,
 }
 
@@ -168,7 +175,7 @@ impl Patience {
         match self {
             Self::First => Ok(Self::Alone),
             Self::Alone => Ok(Self::Last),
-            Self::Last => Err(Failure::Stalled("a lock of the database did not become free in time")),
+            Self::Last => Err(Failure::Stalled("could not obtain a database lock in time")),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Commits of one statement, without a transaction around it.
+//! Commits by a single statement, outside a transaction.
 //!
-//! Most commits put one row, and have read nothing or that row. Such a statement is correct at every
-//! isolation level, so it states none. If the server refuses it, the commit is made in a
-//! transaction that states all that it needs. For example, the role's transactions may be read-only.
+//! Most commits put one row, and have read nothing or only that row. Such a statement is correct at
+//! every isolation level, so it sets none. If the server refuses it, for example because the role's
+//! transactions are read-only by default, larder makes the commit in a transaction that overrides
+//! the settings.
 
 use larder_core::Error;
 use larder_core::backend::{Committed, Version};
@@ -17,27 +18,27 @@ use crate::param::Params;
 use crate::rows::saturating;
 use crate::session::Session;
 
-/// When a row that is put expires: at a given moment, or a time to live after the server's clock.
+/// SQL for the expiration time of a put row: a fixed time, or an offset from the server's clock.
 ///
-/// A statement that waits for another writer of the row reads the clock again after the wait. After
-/// a wait for a mere lock of the row it does not; [`is_late!`] detects that.
+/// A statement that waits for another writer of the row reads the clock again after the wait. If it
+/// waits for a mere lock on the row, it does not. [`is_late!`] detects that.
 macro_rules! expiry {
     () => {
         concat!("coalesce($4::bigint, ", moment!("$6"), " + $5::bigint)")
     };
 }
 
-/// Whether the time to live began earlier than [`ttl_lead_max_millis`] ago.
+/// SQL condition: the time to live began more than [`ttl_lead_max_millis`] ago.
 macro_rules! is_late {
     () => {
         concat!(moment!("$6"), " - (entries.expires_at - $5::bigint) > $7::bigint")
     };
 }
 
-/// Makes the statement share the lock of the row's namespace. The table is empty.
+/// Common table expressions that take a shared lock for the row's namespace, and set options.
 ///
-/// It also sets, until the statement ends, how long to wait for a row, and that warnings arrive. A
-/// transaction says so as it begins.
+/// The lock table is empty. The options are the timeout for row locks, and that warnings reach the
+/// client. They end with the statement. A commit in a transaction sets them when it begins.
 macro_rules! locked {
     () => {
         "WITH locked AS MATERIALIZED (SELECT 1 FROM {schema}.{lock} FOR KEY SHARE),
@@ -47,14 +48,14 @@ macro_rules! locked {
     };
 }
 
-/// The condition that makes the server evaluate both parts of [`locked!`]. It is always true.
+/// SQL condition that is always true and makes the server evaluate both parts of [`locked!`].
 macro_rules! is_locked {
     () => {
         "NOT EXISTS (SELECT FROM locked) AND EXISTS (SELECT FROM settings)"
     };
 }
 
-/// The version. If `$refused` holds, the statement fails with a division by zero.
+/// SQL for the version. If `$refused` holds, the statement fails with a division by zero.
 macro_rules! version_unless {
     ($refused:expr) => {
         concat!("entries.version / CASE WHEN ", $refused, " THEN 0 ELSE 1 END AS version")
@@ -65,8 +66,8 @@ macro_rules! version_unless {
 ///
 /// The server draws the version before it locks the row, so another commit may have drawn a larger
 /// version and changed the row in between. If the row exists, its version shows that. If the row is
-/// new (`xmax` is 0 only then), other commits may have put and deleted it. They did not if no larger
-/// version was drawn. The server evaluates that condition after it has locked the row.
+/// new (only then is `xmax` 0), other commits may have put and deleted it. They have not if no
+/// larger version was drawn. The server evaluates that condition after it has locked the row.
 pub(crate) const PUT: &str = concat!(
     locked!(),
     "
@@ -88,7 +89,7 @@ pub(crate) const PUT: &str = concat!(
     ))
 );
 
-/// Puts a row that was read, if it is still at the version that was read.
+/// Puts a row that was read, if it still has the version that was read.
 pub(crate) const REPLACE: &str = concat!(
     locked!(),
     "
@@ -103,7 +104,7 @@ pub(crate) const REPLACE: &str = concat!(
     version_unless!(concat!(is_late!(), " OR $8::bigint <= ", moment!("$6"), " OR entries.version <= $9"))
 );
 
-/// A commit that one statement can make.
+/// A commit that a single statement can make.
 pub(crate) struct Alone<'a> {
     row: &'a RowKey,
     value: &'a [u8],
@@ -113,7 +114,7 @@ pub(crate) struct Alone<'a> {
 }
 
 impl<'a> Alone<'a> {
-    /// The commit, if one statement can make it.
+    /// Returns the commit in this form, or `None` if it needs a transaction.
     pub(crate) fn of(commit: &'a Commit) -> Option<Self> {
         let mut writes = commit.writes.iter();
         let (Some((row, Mutation::Put { value, .. })), None) = (writes.next(), writes.next()) else {
@@ -133,7 +134,7 @@ impl<'a> Alone<'a> {
         Some(Self { row, value: value.as_bytes(), expiry: Expiry::of(commit, row, None), read })
     }
 
-    /// Makes the commit. `None` means that the server refused it and nothing was written.
+    /// Runs the statement. Returns `None` if the server refused it and nothing was written.
     pub(crate) async fn make(
         &self,
         session: &mut Session,

@@ -1,10 +1,10 @@
-//! Commits in one pass: puts of rows that were not read.
+//! Commits in one pass, for commits that only put rows and have read none.
 //!
-//! A commit in steps looks up each row twice, and writes new rows twice. If a commit only puts rows,
-//! the server can write them while it locks them, under a version that it drew before. That version
-//! is too small if another commit has drawn a larger one and changed a row before it was locked. So
-//! the pass counts only if its version is still the last one drawn after all rows are locked.
-//! Otherwise it is rolled back, and the commit is made in steps.
+//! A commit in steps looks up each row twice, and writes new rows twice. If a commit only puts
+//! rows, the server can write them while it locks them, with a version that it drew before. That
+//! version is too small if another commit has drawn a larger one and changed a row before it was
+//! locked. So the pass is valid only if no other version has been drawn by the time all rows are
+//! locked. Otherwise it is rolled back, and the commit is made in steps.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,8 +12,10 @@ use larder_core::commit::{Commit, Mutation};
 
 use crate::moment::moment;
 
-/// Draws a version and writes. It fails with a division by zero if the version is too small, or if
-/// the statement waited for so long that times to live would count from too early.
+/// Draws a version and writes the rows.
+///
+/// Fails with a division by zero if the version is too small, or if the statement waited so long
+/// that times to live would start too early.
 pub(crate) const PUT_ALL: &str = concat!("
     WITH drawn AS MATERIALIZED (
         SELECT nextval({sequence}) AS version, ", moment!("$6"), " AS moment
@@ -42,17 +44,18 @@ pub(crate) fn only_puts(commit: &Commit) -> bool {
         && commit.writes.values().all(|mutation| matches!(mutation, Mutation::Put { .. }))
 }
 
-/// Decides whether to attempt a commit in one pass. The server refuses most of them while other
-/// commits draw versions.
+/// Decides whether to attempt a commit in one pass.
+///
+/// While other commits draw versions, the server refuses most attempts.
 #[derive(Debug, Default)]
 pub(crate) struct OnePass {
-    /// Number of attempts refused in a row.
+    /// Consecutive attempts that were refused.
     refused: AtomicU32,
-    /// Number of commits to make in steps before the next attempt.
+    /// Commits to make in steps before the next attempt.
     skipped: AtomicU32,
 }
 
-/// The most commits to make in steps after a refusal, as a power of two.
+/// The maximum number of commits to make in steps after a refusal, as a power of two.
 const SKIPPED_MAX: u32 = 6;
 
 impl OnePass {
@@ -60,7 +63,7 @@ impl OnePass {
         self.skipped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
     }
 
-    /// Notes the outcome of an attempt.
+    /// Records the outcome of an attempt.
     pub(crate) fn attempted(&self, was_refused: bool) {
         if !was_refused {
             return self.refused.store(0, Ordering::Relaxed);

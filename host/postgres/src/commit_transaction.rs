@@ -1,4 +1,4 @@
-//! Commits in steps: a transaction that locks rows, validates what was read, and writes.
+//! Commits in steps: a transaction that locks rows, validates the reads, and writes.
 
 use std::collections::BTreeMap;
 
@@ -19,17 +19,17 @@ use crate::param::Param;
 use crate::rows::{column, expires_at, saturating, unsigned, version as version_of};
 use crate::session::{Call, End, Session, Stopped};
 
-/// Locks rows in the order of the arrays.
+/// Locks rows for writing, in the order of the arrays.
 ///
 /// If a row does not exist, this inserts one with version 0, which no stored row has. Other
-/// transactions do not see it, but wait for it as for any other row. The same transaction then
+/// transactions do not see it, but wait for it like for any other row. The same transaction then
 /// writes or deletes it. `WHERE false` makes the server lock an existing row without changing it.
 pub(crate) const LOCK_WRITTEN: &str = "
     INSERT INTO {schema}.larder_entries (namespace, key, value, version)
     SELECT namespace, key, ''::bytea, 0 FROM unnest($1::bytea[], $2::bytea[]) AS written (namespace, key)
     ON CONFLICT (namespace, key) DO UPDATE SET version = 0 WHERE false";
 
-/// Takes a shared lock of each row. Fails if another transaction holds an exclusive lock.
+/// Takes a shared lock on each row. Fails if another transaction holds an exclusive lock.
 pub(crate) const SHARE_READ: &str = "
     SELECT count(*) FROM unnest($1::bytea[], $2::bytea[]) AS read (namespace, key)
     CROSS JOIN LATERAL (
@@ -37,7 +37,7 @@ pub(crate) const SHARE_READ: &str = "
         FOR SHARE NOWAIT
     ) AS found";
 
-/// Rows as they are stored, live or not.
+/// Reads rows as they are stored, including expired ones.
 pub(crate) const CURRENT: &str = concat!("
     SELECT asked.position, found.version, found.expires_at, octet_length(found.value)::bigint AS value_bytes,
         ", moment!("$4"), " AS moment,
@@ -49,7 +49,8 @@ pub(crate) const CURRENT: &str = concat!("
         LIMIT 1
     ) AS found ON true");
 
-/// The states of stretches of keys, as [`RangeState`] defines them. UTF-8 never has the byte 255.
+/// Computes the states of key ranges, as [`RangeState`] defines them. UTF-8 never contains the byte
+/// 255.
 pub(crate) const STRETCHES: &str = concat!("
     SELECT held.rows, held.newest, held.digest
     FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) WITH ORDINALITY AS stretch (namespace, first, behind, position)
@@ -64,16 +65,17 @@ pub(crate) const STRETCHES: &str = concat!("
     ) AS held
     ORDER BY stretch.position");
 
-/// Draws the version, checks that rows are at the versions that were read, and writes.
+/// Draws the version, checks that rows still have the versions that were read, and writes.
 ///
 /// The transaction holds the locks of all these rows, so the statement does not wait, and every
-/// commit that changed one of the rows before has drawn a smaller version. If a row has a larger
-/// version all the same, the sequence is behind the rows: for example, a restore left it out.
+/// earlier commit to one of the rows has drawn a smaller version. If a row nevertheless has a
+/// larger version, the sequence is behind the rows, for example because a restore omitted its
+/// state.
 ///
 /// The statement fails with a division by zero if a row that the commit depends on has changed or
 /// expired, and with a number out of range if the sequence is behind.
 ///
-/// Rows are found one by one, because the planner might read the whole index for a join.
+/// Rows are looked up one by one, because the planner might read the whole index for a join.
 pub(crate) const WRITE: &str = concat!("
     WITH drawn AS MATERIALIZED (
         SELECT nextval({sequence}) AS version, ", moment!("$8"), " AS moment
@@ -116,19 +118,19 @@ pub(crate) const WRITE: &str = concat!("
     FROM drawn CROSS JOIN read
     CROSS JOIN (SELECT count(*) AS rows FROM written) AS put CROSS JOIN (SELECT count(*) AS rows FROM deleted) AS gone");
 
-/// The moment of a plan that needs no stored row. The server takes the real one when it writes.
+/// The time for a plan that needs no stored row. The server reads its clock when it writes.
 pub(crate) const SERVER_TELLS: UnixMillis = 0;
 
 /// The outcome of an attempt.
 pub(crate) enum Attempt {
     Made(Committed),
-    /// Other transactions held its rows for too long.
+    /// Other transactions held its row locks for too long.
     Contended,
-    /// The sequence of versions is behind the rows.
+    /// The version sequence is behind the versions of the rows.
     SequenceBehind,
 }
 
-/// Attempts a commit once, with these locks. It waits up to `row_wait_millis` for each row.
+/// Attempts a commit once, with these locks. It waits up to `row_wait_millis` for each row lock.
 pub(crate) async fn attempt(
     session: &mut Session,
     commit: &Commit,
@@ -187,7 +189,7 @@ pub(crate) async fn attempt(
     }
 }
 
-/// Makes a commit that only puts rows. `None` means that the server refused it.
+/// Runs a commit that only puts rows. Returns `None` if the server refused it.
 async fn put_all(session: &mut Session, commit: &Commit, opening: &str) -> error::Result<Option<Committed>> {
     let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
     let changes = Changes::of(commit, &plan);
@@ -204,9 +206,9 @@ async fn put_all(session: &mut Session, commit: &Commit, opening: &str) -> error
     }
 }
 
-/// The outcome of an attempt whose transaction stopped.
+/// Maps the failure of an attempt to its outcome.
 fn stopped_at(Stopped { step, failure }: Stopped, share_step: usize, shares: bool) -> error::Result<Attempt> {
-    // The transaction that holds a row which was read is about to change it.
+    // Another transaction is about to change a row that this one has read.
     if shares && step == Some(share_step) && failure.is_lock_not_available() {
         return Err(Error::Conflict.into());
     }
@@ -219,9 +221,10 @@ fn stopped_at(Stopped { step, failure }: Stopped, share_step: usize, shares: boo
     Err(if failure.is_division_by_zero() { Error::Conflict.into() } else { failure })
 }
 
-/// What was committed. If the version is unreadable, the rows are written all the same.
+/// Returns the outcome of a successful write. If the version is unreadable, the rows are written
+/// nevertheless, so the outcome is unknown.
 pub(crate) fn made(answer: &[Row], plan: &Plan<'_>) -> error::Result<Committed> {
-    let drawn = answer.first().ok_or_else(|| Failure::corrupt("the database gave no version"));
+    let drawn = answer.first().ok_or_else(|| Failure::corrupt("the database returned no version"));
     match drawn.and_then(version_of) {
         Ok(_) if plan.writes.is_empty() => Ok(Committed::default()),
         Ok(version) => Ok(Committed { version, growth: plan.growth }),
@@ -229,7 +232,7 @@ pub(crate) fn made(answer: &[Row], plan: &Plan<'_>) -> error::Result<Committed> 
     }
 }
 
-/// The names of rows and ranges, as parameters.
+/// The keys of rows and ranges to lock, as parameters.
 struct Locks<'a> {
     written: Names<'a>,
     shared: Names<'a>,
@@ -278,7 +281,7 @@ impl<'a> Locks<'a> {
     }
 }
 
-/// The rows that a plan needs.
+/// The rows that a plan needs to read.
 struct Asked<'a> {
     names: Names<'a>,
     whole: Vec<bool>,
@@ -311,7 +314,7 @@ fn current_rows<'a>(
             usize::try_from(unsigned(row, "position")?).ok().and_then(|position| position.checked_sub(1));
         let key = place.and_then(|place| asked.get(place));
         let key =
-            key.ok_or_else(|| Failure::corrupt("the database answered for a row that was not asked"))?;
+            key.ok_or_else(|| Failure::corrupt("the database returned a row that was not requested"))?;
         let found = CurrentRow {
             version: version_of(row)?,
             expires_at: expires_at(row)?,
@@ -335,12 +338,13 @@ fn range_states(rows: &[Row]) -> error::Result<Vec<RangeState>> {
 struct Changes<'a> {
     puts: Names<'a>,
     values: Vec<&'a [u8]>,
-    /// When put rows expire: at a given moment, or a time to live after the commit.
+    /// When put rows expire: at a fixed time (`kept`), or at an offset from the commit's time
+    /// (`ttls`).
     kept: Vec<Option<i64>>,
     ttls: Vec<Option<i64>>,
     deletes: Names<'a>,
     moved: i64,
-    /// When the first row expires that the commit depends on.
+    /// The earliest expiration time of the rows that the commit depends on.
     expires_at: Option<i64>,
     reads: Names<'a>,
     versions: Vec<i64>,
@@ -378,7 +382,7 @@ impl<'a> Changes<'a> {
         changes
     }
 
-    /// In the order of the statement.
+    /// Returns the parameters in the order of the statement.
     fn params(&self) -> [&dyn Param; 12] {
         let Self { puts, values, kept, ttls, deletes, moved, expires_at, reads, versions } = self;
         [
@@ -398,14 +402,14 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// When a put row expires: at a given moment, or a time to live after the commit.
+/// When a put row expires: at a fixed time, or at an offset from the commit's time.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Expiry {
     pub(crate) kept: Option<i64>,
     pub(crate) ttl: Option<i64>,
 }
 
-/// The longest time to live that can be added to any moment.
+/// The longest time to live. Added to any time, it does not overflow.
 const TTL_MAX: i64 = i64::MAX / 2;
 
 impl Expiry {

@@ -1,4 +1,4 @@
-//! The connections of one backend, and how their sessions are set up.
+//! The connections of one backend, and the permits that limit them.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,21 +24,25 @@ use crate::queries::Queries;
 use crate::session::{Held, Returned, Session};
 use crate::versions;
 
-/// How long to wait for a connection, making one included.
+/// How long to wait for a connection, including the time to open one.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How often a commit that waits looks whether it was withdrawn: until then it may keep a connection from others.
+/// How often a waiting commit checks whether it was withdrawn. Until then it may keep a connection
+/// from others.
 const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long to ask a server again that has too many connections, and how often.
+/// How long, and how often, to retry while the server has too many connections.
 const CROWDED_MAX: Duration = Duration::from_secs(5);
 const CROWDED_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long to wait for a connection to come back to the pool before a server that has too many is asked again.
+/// How long to wait for a connection to return to the pool before the next attempt to open one on a
+/// crowded server.
 const CROWDED_RETRY: Duration = Duration::from_millis(100);
 
-/// Does something that needs a connection, again while the server has too many: it counts a session for a moment after its
-/// client has closed it, and a role may have few.
+/// Runs `work`, which needs a connection, and retries it while the server has too many connections.
+///
+/// The server counts a session for a short time after its client has closed it, and a role may have
+/// a low connection limit.
 pub(crate) async fn while_crowded<T, W: Future<Output = Result<T>>>(work: impl Fn() -> W) -> Result<T> {
     let until = Instant::now() + CROWDED_MAX;
     loop {
@@ -49,38 +53,40 @@ pub(crate) async fn while_crowded<T, W: Future<Output = Result<T>>>(work: impl F
     }
 }
 
-/// What the sessions of a backend may do.
+/// Whether the sessions of a backend may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     ReadWrite,
     ReadOnly,
 }
 
-/// The connections of one backend.
+/// The connection pool of one backend, with fair queues in front of it.
 pub(crate) struct Connections {
     pool: Pool,
     access: Access,
-    /// For as many connections as there may be.
+    /// One permit for each connection, `pool_size` in total.
     turns: FairSemaphore,
-    /// For as many snapshots as there may be.
+    /// One permit for each snapshot, `pool_snapshots` in total.
     places: FairSemaphore,
-    /// For one large commit at a time: several would take the server's processors from all others.
+    /// One permit for large commits. Several at a time would take the server's CPU time from all
+    /// other calls.
     large: FairSemaphore,
-    /// Those of the stores, some of which have a connection.
+    /// The open snapshots of the stores. Some of them hold a connection.
     snapshots: Mutex<OpenSnapshots>,
     closed: AtomicBool,
     abandoned: AbandonedCommits,
-    /// Told when a connection is back in the pool.
+    /// Notified when a connection has returned to the pool.
     returned: Arc<Notify>,
-    /// Those who wait for that, as the server has no room for more.
+    /// Callers that wait for that, because the server accepts no more connections.
     crowd: Crowd,
     queries: Arc<Queries>,
-    /// Where work goes on that nobody waits for.
+    /// Runs work that outlives its caller.
     runtime: Handle,
 }
 
 impl Connections {
-    /// Connections for the tables in a schema. The search path of the sessions has no part in what they find.
+    /// Creates the connections for the tables in `schema`. The search path of their sessions does
+    /// not matter.
     pub(crate) fn new(
         connector: Connector,
         runtime: Handle,
@@ -90,10 +96,10 @@ impl Connections {
         let PoolSize { connections, snapshots } = connector.options().pool;
         let pool = Pool::builder(Manager { connector, access })
             .max_size(connections)
-            // The latest has its statements prepared.
+            // The connection that was used last has its statements prepared.
             .queue_mode(QueueMode::Lifo)
             .build()
-            .map_err(|error| Error::caused("the connection pool could not be made", error))?;
+            .map_err(|error| Error::caused("cannot create the connection pool", error))?;
         Ok(Self {
             pool,
             access,
@@ -126,26 +132,28 @@ impl Connections {
         &self.queries
     }
 
-    /// The snapshots of a store, which are asked for connections if there are too few.
+    /// Adds the snapshots of a store. They are asked to give up connections when there are too few.
     pub(crate) fn attach(&self, snapshots: OpenSnapshots) {
         self.lock_snapshots().join(snapshots);
     }
 
-    /// A connection for one piece of work.
+    /// Returns a session for one operation.
     pub(crate) async fn session(&self, share: &Share) -> Result<Session> {
         let _wait = self.wait();
         let turn = self.turn(share).await?;
         self.connect(self.held(turn, None, share)).await
     }
 
-    /// A connection that a snapshot may keep.
+    /// Returns a session that a snapshot may hold until it ends.
     pub(crate) async fn snapshot_session(&self, share: &Share) -> Result<Session> {
         self.check_open()?;
         let give_up = std::time::Instant::now() + WAIT_MAX;
         let snapshots = self.lock_snapshots().clone();
         let place = match snapshots.permit(&self.places, share, give_up).await {
             Err(Error::TimedOut) => {
-                return Err(Failure::Stalled("too many transactions have a connection to the database"));
+                return Err(Failure::Stalled(
+                    "timed out because too many transactions hold a database connection",
+                ));
             }
             place => place?,
         };
@@ -154,7 +162,8 @@ impl Connections {
         self.connect(self.held(turn, Some(place), share)).await
     }
 
-    /// Waits for the turn of a large commit, until the commit is withdrawn. Other commits don't wait.
+    /// Waits for the permit of a large commit, until the commit is withdrawn. Other commits need
+    /// none.
     pub(crate) async fn large_turn(&self, commit: &Commit) -> Result<Option<FairPermit>> {
         if !commit.is_large() {
             return Ok(None);
@@ -176,13 +185,13 @@ impl Connections {
         self.check_open()?;
         match timeout(WAIT_MAX, self.turns.acquire(share)).await {
             Ok(turn) => Ok(turn?),
-            Err(_) => Err(Failure::Stalled("no connection to the database became free in time")),
+            Err(_) => Err(Failure::Stalled("timed out while waiting for a free database connection")),
         }
     }
 
     async fn connect(&self, held: Held) -> Result<Session> {
         let Ok(client) = timeout(WAIT_MAX, self.client(&held.share)).await else {
-            return Err(Failure::Stalled("no connection to the database became free in time"));
+            return Err(Failure::Stalled("timed out while waiting for a free database connection"));
         };
         let client = client?;
         let is_new = Object::metrics(&client).recycle_count == 0;
@@ -199,8 +208,11 @@ impl Connections {
         Held { _turn: turn, _place: place, share, abandoned, _returned: returned }
     }
 
-    /// A connection of the pool. If the server accepts no more, the call waits for one of the pool's, in the share's turn. If
-    /// the pool has none, the server is asked again for a short time.
+    /// Takes a connection from the pool, which opens one if none is idle.
+    ///
+    /// If the server accepts no more connections, the call waits for one to return to the pool, and
+    /// the shares take turns. If the pool has no open connection, the call retries the server for
+    /// [`CROWDED_MAX`].
     async fn client(&self, share: &Share) -> Result<Object> {
         if !self.crowd.is_waited_for() {
             match self.pool.get().await {
@@ -222,16 +234,18 @@ impl Connections {
             if !failure.is_crowded() || !has_others && since.elapsed() >= CROWDED_MAX {
                 return Err(failure);
             }
-            // Snapshots may hold all connections while their guests are idle.
+            // Snapshots of idle guests may hold all connections.
             let snapshots = self.lock_snapshots().clone();
             snapshots.reclaim_for(share, since.elapsed());
-            // The server does not announce that it accepts connections again.
+            // The server does not notify clients when it accepts connections again.
             drop(timeout(CROWDED_RETRY, self.returned.notified()).await);
         }
     }
 
-    /// Replaces a connection that turned out to be gone. The server was most likely restarted, and those that nobody
-    /// uses have gone with it: they are closed, so that the new one is new.
+    /// Replaces the broken connection of a session.
+    ///
+    /// The server was most likely restarted, and idle connections broke with it. They are closed,
+    /// so that the session gets a newly opened connection.
     pub(crate) async fn renew(&self, session: &mut Session) -> Result<()> {
         let Some(held) = session.give_up() else { return Err(Failure::Gone) };
         self.pool.retain(|_, _| false);
@@ -248,7 +262,7 @@ impl Connections {
         self.pool.close();
     }
 
-    /// A panic elsewhere can't have left it half changed.
+    /// A panic of another thread cannot have left the value inconsistent.
     fn lock_snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,5 @@
-//! Makes connections: tries servers, addresses and encryption in the order that the options give.
+//! Connects to a server. Tries the servers, their addresses and the kinds of encryption in the
+//! order that the options give.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,36 +20,37 @@ use crate::option_table::{ChannelBinding, Target, TlsMode};
 use crate::options::{PostgresOptions, Server};
 use crate::silence::{ANSWER_MAX, Silence};
 
-/// Makes connections to a store's servers. Clones are cheap.
+/// Opens connections to the servers of one store. Clones are cheap.
 #[derive(Clone)]
 pub(crate) struct Connector {
     options: Arc<PostgresOptions>,
     servers: Arc<[Arc<ListedServer>]>,
-    /// The number of the server that was connected to last.
+    /// The number of the server that the last successful connection went to.
     last: Arc<AtomicUsize>,
 }
 
-/// A server of the list.
+/// A server of the list, with what larder knows about its availability.
 pub(crate) struct ListedServer {
-    /// Its place in the list.
+    /// Its index in the list.
     number: usize,
     pub(crate) options: Server,
     pub(crate) silence: Arc<Silence>,
 }
 
-/// A new connection. Its `connection` must be polled for `client` to work.
+/// A new connection. The caller must poll `connection` for `client` to work.
 pub(crate) struct Connected {
     pub(crate) client: Client,
     pub(crate) connection: Connection<Socket, MaybeEncrypted<Socket>>,
-    /// The encryption for a further connection to the server, such as a cancel request.
+    /// The encryption to use for a further connection to the server, such as a cancel request.
     pub(crate) encryption: Encryption,
     pub(crate) host: String,
     pub(crate) server: Arc<ListedServer>,
-    /// Of the server; `None` for a socket in the file system.
+    /// The server's IP address, or `None` for a Unix-domain socket.
     pub(crate) address: Option<IpAddr>,
 }
 
-/// Asks a server for its state. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
+/// Queries the server's state. `SHOW` needs no snapshot, which a standby refuses if the role's
+/// default isolation level is serializable.
 const STATE: &str = "SHOW in_hot_standby; SHOW transaction_read_only";
 
 impl Connector {
@@ -64,14 +66,14 @@ impl Connector {
         &self.options
     }
 
-    /// Connects to the first server that accepts the login and is of the kind that `target_session_attrs` demands.
+    /// Connects to the first server that accepts the login and matches `target_session_attrs`.
     pub(crate) async fn connect(&self) -> Result<Connected> {
         let servers = self.in_order();
         let rounds: &[Target] = match &self.options.target {
             Target::PreferStandby => &[Target::Standby, Target::Any],
             target => std::slice::from_ref(target),
         };
-        let mut last = Failure::Stalled("no server of the database is named");
+        let mut last = Failure::Stalled("the list of database servers is empty");
         for wanted in rounds {
             for server in &servers {
                 let addresses = match self.in_time(self.addresses(&server.options)).await {
@@ -101,7 +103,7 @@ impl Connector {
         Err(last)
     }
 
-    /// The servers in the order in which they are tried.
+    /// Returns the servers in the order in which to try them.
     fn in_order(&self) -> Vec<&Arc<ListedServer>> {
         let mut servers: Vec<_> = self.servers.iter().collect();
         if self.options.shuffles_servers {
@@ -109,11 +111,12 @@ impl Connector {
         }
         let last = self.last.load(Ordering::Relaxed);
         match self.options.target {
-            // There is one primary, and it stays the same as a rule.
+            // There is one primary, and it rarely changes.
             Target::ReadWrite | Target::Primary => {
                 servers.sort_by_key(|server| (server.silence.is_suspected(), server.number != last));
             }
-            // Among servers of which any will do, the order of the list chooses. The first one may be the only primary.
+            // Any server will do, so the list's order decides. The first one may be the only
+            // primary.
             Target::Any => {}
             Target::ReadOnly | Target::Standby | Target::PreferStandby => {
                 servers.sort_by_key(|server| server.silence.is_suspected());
@@ -126,7 +129,8 @@ impl Connector {
         self.servers.len()
     }
 
-    /// Whether a server is silent: neither accepts a login nor refuses it. If the login failed on this side, that is not known.
+    /// Whether a server neither accepts nor refuses a login. Returns `false` if the login failed
+    /// for a local reason, because the server's state is then unknown.
     pub(crate) async fn is_silent(&self, server: &Arc<ListedServer>, address: Option<IpAddr>) -> bool {
         let attempt = Attempt { listed: server, address };
         match timeout(ANSWER_MAX, self.connect_to(attempt, Target::Any)).await {
@@ -136,7 +140,7 @@ impl Connector {
         }
     }
 
-    /// The addresses of a server, in the order of the resolver. `None` stands for a socket in the file system.
+    /// Returns a server's addresses in the resolver's order. A Unix-domain socket is `None`.
     async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>> {
         if server.is_socket() || server.address.is_some() {
             return Ok(vec![server.address]);
@@ -153,13 +157,13 @@ impl Connector {
         }
     }
 
-    /// Bounds an attempt by `connect_timeout`.
+    /// Limits an attempt to `connect_timeout`.
     async fn in_time<T>(&self, connecting: impl Future<Output = Result<T>>) -> Result<T> {
         match self.options.login_timeout {
             None => connecting.await,
             Some(limit) => timeout(limit, connecting)
                 .await
-                .unwrap_or(Err(Failure::Stalled("the database could not be connected to in time"))),
+                .unwrap_or(Err(Failure::Stalled("timed out while connecting to the database"))),
         }
     }
 
@@ -219,7 +223,7 @@ impl Connector {
         }
         match encryption.tls {
             None => config.ssl_mode(SslMode::Disable),
-            // `Encryption` sends the request for TLS.
+            // `Encryption` sends the `SSLRequest`.
             Some(_) => config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct),
         };
         config.channel_binding(match options.channel_binding {
@@ -227,7 +231,7 @@ impl Connector {
             ChannelBinding::Prefer => config::ChannelBinding::Prefer,
             ChannelBinding::Require => config::ChannelBinding::Require,
         });
-        // tokio-postgres applies it to cancel requests too.
+        // tokio-postgres applies the limit to cancel requests too.
         if let Some(limit) = options.tcp_timeout {
             config.connect_timeout(limit);
         }
@@ -244,7 +248,7 @@ impl Connector {
         config
     }
 
-    /// Classifies an error by the type of its cause.
+    /// Converts an error, by the type of its cause.
     fn why_it_failed(&self, server: &Server, error: tokio_postgres::Error) -> Failure {
         let host = || server.host.clone();
         match Cause::of(&error) {
@@ -254,7 +258,7 @@ impl Connector {
                 Ok(cause) => ConnectError::TlsFailed { host: host(), cause }.into(),
                 Err(failure) => failure,
             },
-            // Channel binding needs a password, so a missing password comes first.
+            // Channel binding needs a password, so a missing password is reported first.
             Cause::Client if server.password.is_none() => ConnectError::MissingPassword {
                 user: self.options.user.clone(),
                 host: host(),
@@ -277,15 +281,17 @@ struct Attempt<'a> {
     address: Option<IpAddr>,
 }
 
-/// A connection that is being made. If it is dropped without an answer, because its time or that of a caller is over, the other
-/// servers are tried first the next time.
+/// A connection attempt. If it is dropped without a response from the server, the next attempt
+/// tries the other servers first.
+///
+/// It is dropped when its own time limit or that of a caller passes.
 struct Awaited<'a> {
     silence: &'a Silence,
     since: Instant,
     has_answered: bool,
 }
 
-/// How long a connection may take before its server is suspected.
+/// How long an attempt must last without a response before its server is suspected.
 const QUICK: Duration = Duration::from_secs(1);
 
 impl Drop for Awaited<'_> {
@@ -296,7 +302,7 @@ impl Drop for Awaited<'_> {
     }
 }
 
-/// Whether an outcome says that the server answered.
+/// Whether the outcome shows that the server responded.
 fn has_answered<T>(outcome: &Result<T>) -> bool {
     match outcome {
         Ok(_) => true,
@@ -306,7 +312,7 @@ fn has_answered<T>(outcome: &Result<T>) -> bool {
     }
 }
 
-/// Whether the other side of the network is the reason for an error.
+/// Whether the peer or the network, and not this host, caused an error.
 fn is_of_peer(error: &tokio_postgres::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|error| {
@@ -321,7 +327,7 @@ fn is_of_peer(error: &tokio_postgres::Error) -> bool {
     })
 }
 
-/// Where an error arose.
+/// The origin of an error.
 enum Cause {
     /// The connection broke, or a message was malformed.
     Network,
@@ -329,7 +335,7 @@ enum Cause {
     Server,
     TlsNotOffered,
     Tls,
-    /// tokio-postgres could not answer the server.
+    /// tokio-postgres could not respond to the server's authentication request.
     Client,
 }
 
@@ -342,7 +348,8 @@ impl Cause {
         match (source.downcast_ref::<TlsFailure>(), source.downcast_ref::<io::Error>()) {
             (Some(TlsFailure::NotOffered), _) => Self::TlsNotOffered,
             (Some(TlsFailure::Handshake(_)), _) => Self::Tls,
-            // In TLS 1.3, the alert about a client's certificate arrives after the client's handshake.
+            // In TLS 1.3, an alert about the client's certificate arrives after the client has
+            // finished its handshake.
             (None, Some(error)) if is_of_rustls(error) => Self::Tls,
             (None, Some(_)) => Self::Network,
             (None, None) => Self::Client,
@@ -367,7 +374,8 @@ fn tls_error(error: tokio_postgres::Error) -> Result<io::Error, Failure> {
     }
 }
 
-/// Whether to try no other server. All servers of a list have the same roles and databases.
+/// Whether to stop instead of trying the next server. All servers of a list have the same roles and
+/// databases.
 fn is_final(failure: &Failure) -> bool {
     match failure {
         Failure::Connect(error) => matches!(error, ConnectError::MissingPassword { .. }),
@@ -380,10 +388,10 @@ fn is_final(failure: &Failure) -> bool {
     }
 }
 
-/// Whether `allow` or `prefer` tries again with the other encryption.
+/// Whether `allow` or `prefer` retries with the other kind of encryption.
 ///
-/// `pg_hba.conf` may have no line for this kind of connection (28000), a pooler may refuse it (08P01), or the TLS handshake may
-/// fail. A wrong password is not sent again.
+/// They retry if `pg_hba.conf` has no entry for this kind of connection (28000), if a pooler
+/// refuses it (08P01), or if the TLS handshake fails. A wrong password is not sent again.
 fn may_pass_otherwise(failure: &Failure) -> bool {
     match failure {
         Failure::Connect(error) => matches!(error, ConnectError::TlsFailed { .. }),
@@ -394,7 +402,7 @@ fn may_pass_otherwise(failure: &Failure) -> bool {
     }
 }
 
-/// Checks `target_session_attrs`. Costs a round trip unless it is `any`.
+/// Checks `target_session_attrs`. Costs one round trip unless the option is `any`.
 async fn check_target(mut connected: Connected, wanted: Target) -> Result<Connected> {
     if wanted == Target::Any {
         return Ok(connected);
@@ -411,7 +419,7 @@ async fn check_target(mut connected: Connected, wanted: Target) -> Result<Connec
         _ => None,
     });
     let (Some(is_standby), Some(is_read_only)) = (settings.next(), settings.next()) else {
-        return Err(Failure::corrupt("the database did not say what it is"));
+        return Err(Failure::corrupt("the database did not report whether it is a standby"));
     };
     drop(settings);
     let (is_wanted, name) = match wanted {

@@ -1,11 +1,12 @@
-//! The syntax of data-source names: both forms of libpq, read into pairs of name and value.
+//! Parser for data-source names: connection URIs and keyword/value strings, as libpq defines them.
 
 use larder_core::{Error, Result};
 use percent_encoding::percent_decode_str;
 
-/// The options of a data-source name, in its order.
+/// Parses a data-source name into its options, in order.
 ///
-/// No error repeats a part of the name: with a misplaced quote, any part can be a password.
+/// The error never repeats a part of the name, because a misplaced quote can make any part a
+/// password.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if the name is malformed.
@@ -20,13 +21,14 @@ pub(crate) fn pairs(dsn: &str) -> Result<Vec<(String, String)>> {
 
 fn malformed() -> Error {
     Error::invalid_argument(
-        "malformed data-source name of a Postgres store; right are `postgres://user:password@host:5432/database` and \
-         `host=… user=… password=… dbname=…`, with the options that docs/postgres.md lists; in a URL, special \
-         characters of a name or password are percent-encoded",
+        "malformed data-source name of a Postgres store; use `postgres://user:password@host:5432/database` or \
+         `host=… user=… password=… dbname=…` with the options in docs/postgres.md, and percent-encode special \
+         characters in a URL",
     )
 }
 
-/// Reads `name=value` pairs. Quotes enclose a value with blanks, and a backslash escapes the next character.
+/// Parses `name=value` pairs. Single quotes enclose a value with spaces, and a backslash escapes
+/// the next character.
 fn keywords(dsn: &str) -> Option<Vec<(String, String)>> {
     let mut pairs = Vec::new();
     let mut rest = dsn.trim_start();
@@ -56,11 +58,12 @@ fn keywords(dsn: &str) -> Option<Vec<(String, String)>> {
     Some(pairs)
 }
 
-/// Reads a URL without its scheme.
+/// Parses a URL without its scheme.
 fn url(rest: &str) -> Option<Vec<(String, String)>> {
     let mut pairs = Vec::new();
     let mut push = |name: &str, value: String| pairs.push((name.to_string(), value));
-    // A password may contain a question mark. A slash ends the credentials.
+    // The password may contain a question mark, so the user and password are split off first. They
+    // contain no slash.
     let at = rest.find(['@', '/']).filter(|at| rest.get(*at..).is_some_and(|rest| rest.starts_with('@')));
     let rest = match at {
         Some(at) => {
@@ -96,12 +99,12 @@ fn url(rest: &str) -> Option<Vec<(String, String)>> {
         let (name, value) = option.split_once('=')?;
         let (name, value) = (decoded(name)?, decoded(value)?);
         match (name.as_str(), value.as_str()) {
-            // libpq accepts this option of JDBC.
+            // libpq accepts this JDBC option.
             ("ssl", "true") => push("sslmode", "require".to_string()),
             _ => push(&name, value),
         }
     }
-    // An empty authority does not replace the option `host`.
+    // An empty host in the URL does not override the option `host`.
     let hosts = pairs.iter().filter(|(name, value)| name == "host" && !value.is_empty()).count();
     if hosts > 0 {
         pairs.retain(|(name, value)| name != "host" || !value.is_empty());
@@ -109,7 +112,7 @@ fn url(rest: &str) -> Option<Vec<(String, String)>> {
     Some(pairs)
 }
 
-/// Splits a list of hosts with ports. Brackets enclose an IPv6 address.
+/// Splits a list of hosts with optional ports. Brackets enclose an IPv6 address.
 fn hosts_and_ports(authority: &str) -> Option<(Vec<String>, Vec<String>)> {
     let split = |part: &str| {
         let (host, behind) = match part.strip_prefix('[') {

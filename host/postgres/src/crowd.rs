@@ -1,25 +1,26 @@
-//! The queue for connections of a server that accepts no more of them.
+//! Queue for connections to a server that accepts no more of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{Result, Share};
 
-/// A queue for connections of a full server.
+/// A queue of callers that wait for a connection while the server is full.
 ///
-/// Only the first waiter asks the server again, so that a full server is not asked by all of them. Shares are served in turn.
+/// Only the first caller retries the server, so that the callers do not all flood it. The shares
+/// take turns.
 pub(crate) struct Crowd {
     first: FairSemaphore,
     waiting: AtomicUsize,
 }
 
-/// The right of the first waiter to ask for a connection.
+/// The right of the first caller in the queue to ask for a connection.
 pub(crate) struct First<'a> {
     _waiting: Waiting<'a>,
     _permit: FairPermit,
 }
 
-/// Counts a waiter until it is dropped.
+/// Counts a waiting caller until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Crowd {
@@ -27,7 +28,7 @@ impl Crowd {
         Self { first: FairSemaphore::new(1), waiting: AtomicUsize::new(0) }
     }
 
-    /// Whether the queue has waiters, so that a newcomer must join it.
+    /// Whether callers are waiting, so that a new one must join the queue.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
     }

@@ -1,4 +1,4 @@
-//! Drives a connection, and hears what the server says besides answers.
+//! Drives a connection, and handles the notices that the server sends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,34 +10,38 @@ use tokio_postgres::{AsyncMessage, Connection};
 
 /// Whether the server has stopped waiting for a synchronous standby.
 ///
-/// It does so if the session that commits is cancelled. It then answers that the commit was made, although a failover may lose
-/// it, and only a warning tells.
+/// The server stops if the committing session is cancelled. It then reports the commit as made,
+/// although a failover may lose it, and sends a warning.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Unreplicated(Arc<AtomicBool>);
 
 impl Unreplicated {
-    /// Whether the server has warned since the last call.
+    /// Whether the server has sent the warning since the last call.
     pub(crate) fn take(&self) -> bool {
         self.0.swap(false, Ordering::AcqRel)
     }
 
-    /// The driver hears the warning before it passes on the answer that follows.
+    /// Handles a notice. The driver receives the warning before it passes on the response that
+    /// follows it.
     fn hear(&self, notice: &DbError) {
         if is_of_replication(notice) {
-            tracing::warn!(message = notice.message(), "the database server no longer waits for its standby");
+            tracing::warn!(
+                message = notice.message(),
+                "the database server stopped waiting for its synchronous standby"
+            );
             self.0.store(true, Ordering::Release);
         }
     }
 }
 
-/// A pooler may leave the name of the server's function out.
+/// Matches the warning by its severity, SQLSTATE and routine. A pooler may omit the routine.
 fn is_of_replication(notice: &DbError) -> bool {
     let is_warning =
         notice.parsed_severity() == Some(Severity::Warning) && *notice.code() == SqlState::WARNING;
     is_warning && notice.routine().is_none_or(|routine| routine == "SyncRepWaitForLSN")
 }
 
-/// Drives a connection until it ends, or until it must close.
+/// Drives a connection until it ends or must close.
 pub(crate) async fn drive<S, T>(
     mut connection: Connection<S, T>,
     unreplicated: Unreplicated,
@@ -61,6 +65,6 @@ pub(crate) async fn drive<S, T>(
     };
     tokio::select! {
         () = until_it_ends => {}
-        () = closes => tracing::warn!("closed a connection to a database server that does not answer"),
+        () = closes => tracing::warn!("closed a connection to a database server that does not respond"),
     }
 }

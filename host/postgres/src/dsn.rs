@@ -1,4 +1,4 @@
-//! The driver of Postgres stores.
+//! Driver that opens Postgres stores by data-source name.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use larder_core::{Driver, ReadOnly, Result};
 
 use crate::{Environment, Postgres, PostgresMigrator, PostgresOptions, migrate};
 
-/// Opens `postgres://…`, `postgresql://…` and `host=… dbname=…`. The crate's documentation has the forms.
+/// Opens stores named `postgres://…`, `postgresql://…` or `host=… dbname=…`.
+///
+/// The crate's documentation describes the forms.
 ///
 /// ```
 /// use larder_core::Drivers;
@@ -22,17 +24,19 @@ use crate::{Environment, Postgres, PostgresMigrator, PostgresOptions, migrate};
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct PostgresDriver {
-    /// `None` for that of the process.
+    /// `None` for the environment of the process.
     environment: Option<Environment>,
 }
 
 impl PostgresDriver {
-    /// A driver that completes data-source names from the environment of the process, as it is when a store is opened.
+    /// Creates a driver that completes data-source names from the environment of the process.
+    ///
+    /// It reads the environment each time a store is opened.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A driver that completes data-source names from this environment only.
+    /// Creates a driver that completes data-source names from this environment only.
     pub fn with_environment(environment: Environment) -> Self {
         Self { environment: Some(environment) }
     }

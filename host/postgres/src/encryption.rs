@@ -1,4 +1,4 @@
-//! Starts TLS on a connection, if the server has it.
+//! Connector that starts TLS on a connection, if the server supports TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -14,15 +14,15 @@ use tokio_rustls::client;
 use crate::certificate::Certificate;
 use crate::tls::{PROTOCOL, Tls};
 
-/// How a connection is encrypted.
+/// TLS settings for one connection.
 ///
-/// tokio-postgres has no error type for a server that refuses TLS. So it is configured to start TLS directly, and this connector
-/// sends the request for TLS and reads the answer.
+/// tokio-postgres has no distinct error for a server that refuses TLS. So larder configures it to
+/// start TLS directly, and this connector sends the `SSLRequest` and reads the response itself.
 #[derive(Clone)]
 pub(crate) struct Encryption {
     /// `None` for a connection without TLS.
     pub(crate) tls: Option<Arc<Tls>>,
-    /// Whether the connection continues without TLS if the server has none.
+    /// Whether the connection continues without TLS if the server does not support TLS.
     pub(crate) is_optional: bool,
 }
 
@@ -32,19 +32,19 @@ impl Encryption {
     }
 }
 
-/// Why TLS was not started.
+/// Reason why TLS was not started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsFailure {
-    #[error("the server offers no TLS")]
+    #[error("the server does not support TLS")]
     NotOffered,
     #[error(transparent)]
     Handshake(#[from] io::Error),
 }
 
-/// The message `SSLRequest`: its length and its code.
+/// The `SSLRequest` message: its length and its code.
 const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// The answers to it.
+/// Responses to an `SSLRequest`.
 const ACCEPTED: u8 = b'S';
 const REFUSED: u8 = b'N';
 
@@ -58,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for E
     }
 }
 
-/// The start of one connection.
+/// A TLS handshake that has not started yet.
 pub(crate) struct Handshake {
     encryption: Encryption,
     host: String,
@@ -73,19 +73,21 @@ impl Handshake {
         if !tls.is_direct {
             stream.write_all(&REQUEST).await?;
             stream.flush().await?;
-            // Reads one byte only. Bytes that an attacker adds in plain text then fail the handshake.
+            // Reads exactly one byte. If an attacker injects plain text after it, the handshake
+            // fails.
             match stream.read_u8().await? {
                 ACCEPTED => {}
                 REFUSED if self.encryption.is_optional => return Ok(MaybeEncrypted::Clear(stream)),
                 REFUSED => return Err(TlsFailure::NotOffered),
-                // An error message. It is not authenticated, so it is not shown.
+                // An error message. It is not shown, because it is not authenticated.
                 _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             }
         }
         let name = ServerName::try_from(self.host)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let stream = TlsConnector::from(tls.config.clone()).connect(name, stream).await?;
-        // Without ALPN, an attacker could redirect the connection to a server of another protocol.
+        // Without ALPN, an attacker could redirect the connection to a server that speaks another
+        // protocol.
         if tls.is_direct && stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
             return Err(TlsFailure::NotOffered);
         }

@@ -1,12 +1,12 @@
-//! The environment that options are completed from.
+//! The environment that completes a data-source name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The environment variables, home directory and user name that options are completed from.
+/// Environment variables, home directory and user name that complete a data-source name.
 ///
-/// libpq reads [`Environment::of_process`]. An embedder that must not depend on its own environment passes
-/// [`Environment::empty`], or builds an environment:
+/// [`Environment::of_process`] holds what libpq reads. An embedder that must not depend on its own
+/// environment passes [`Environment::empty`], or builds an environment:
 ///
 /// ```
 /// use larder_postgres::{Environment, PostgresOptions};
@@ -22,11 +22,11 @@ pub struct Environment {
     user: Option<String>,
 }
 
-/// The prefix of the variables that are read.
+/// The prefix of the variables that larder reads.
 const PREFIX: &str = "PG";
 
 impl Environment {
-    /// The environment of this process, as it is now.
+    /// Returns a copy of the environment of this process.
     ///
     /// Variables that are not UTF-8 are left out.
     pub fn of_process() -> Self {
@@ -36,38 +36,38 @@ impl Environment {
         Self { variables: variables.collect(), home: std::env::home_dir(), user: whoami::username().ok() }
     }
 
-    /// An environment without variables, home directory and user name.
+    /// Returns an environment without variables, home directory and user name.
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// Sets a variable, such as `PGHOST`.
+    /// Sets an environment variable, such as `PGHOST`.
     #[must_use]
     pub fn variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.variables.insert(name.into(), value.into());
         self
     }
 
-    /// Sets the home directory, which has `.pgpass`, `.pg_service.conf` and `.postgresql/`.
+    /// Sets the home directory, which holds `.pgpass`, `.pg_service.conf` and `.postgresql/`.
     #[must_use]
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
         self.home = Some(home.into());
         self
     }
 
-    /// Sets the user name that is used if no option names a user.
+    /// Sets the user name to log in with if no option names a user.
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
     }
 
-    /// A variable. One that is empty counts as missing, as for libpq.
+    /// Returns a variable. An empty one counts as unset, as in libpq.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A file under the home directory.
+    /// Returns the path of a file in the home directory.
     pub(crate) fn at_home(&self, path: &str) -> Option<PathBuf> {
         self.home.as_deref().filter(|home| !home.as_os_str().is_empty()).map(|home: &Path| home.join(path))
     }
@@ -78,7 +78,7 @@ impl Environment {
 }
 
 impl std::fmt::Debug for Environment {
-    /// Shows no values, as one may be a password.
+    /// Omits the values, because one may be a password.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<_> = self.variables.keys().collect();
         formatter.debug_struct("Environment").field("variables", &names).finish_non_exhaustive()

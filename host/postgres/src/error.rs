@@ -1,4 +1,4 @@
-//! Postgres's errors, put into their kind by SQLSTATE.
+//! Errors of the server and of connections, mapped from SQLSTATE to [`Error`].
 
 use std::sync::Arc;
 
@@ -9,81 +9,83 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 use crate::connect_error::ConnectError;
 use crate::pool::PoolError;
 
-/// What went wrong between larder and a server.
+/// Why an operation on the server failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The server's answer, or a broken connection.
+    /// An error that the server reported, or a broken connection.
     #[error(transparent)]
     Database(#[from] tokio_postgres::Error),
-    /// There is no connection, for a reason that SQLSTATE does not give.
+    /// Connecting failed for a reason that has no SQLSTATE.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A transaction that writes could not begin, as the server is a standby.
+    /// A writing transaction could not begin because the server is a standby.
     #[error(transparent)]
     Standby(tokio_postgres::Error),
-    /// The connection was closed before anything was sent.
+    /// The connection was closed before larder sent anything.
     #[error("the connection was closed")]
     Gone,
-    /// The deadline of a snapshot passed.
+    /// The snapshot outlived its deadline.
     #[error("the deadline passed")]
     Overdue,
-    /// A bound of larder's own passed.
+    /// An operation exceeded one of larder's own timeouts.
     #[error("{0}")]
     Stalled(&'static str),
-    /// `COMMIT` was sent, and what became of it was not heard.
-    #[error("the answer to COMMIT is missing")]
+    /// larder sent `COMMIT` and received no response.
+    #[error("the server did not respond to COMMIT")]
     CommitLost(#[source] Option<Box<Failure>>),
-    /// The commit was made, and the server stopped waiting for a standby to have it.
+    /// The server committed, but stopped waiting for a synchronous standby to confirm the commit.
     #[error("the server stopped waiting for its synchronous standby")]
     NotReplicated,
-    /// It is in the words of larder already.
+    /// An error that is already one of larder's own.
     #[error(transparent)]
     Known(#[from] Error),
 }
 
-const UNREACHABLE: &str = "the database can't be reached";
-const READ_ONLY: &str = "the database takes no writes now";
+const UNREACHABLE: &str = "cannot reach the database";
+const READ_ONLY: &str = "the database is read-only at the moment";
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
-    /// Whether a statement divided by zero.
+    /// Whether a statement failed with a division by zero.
     pub(crate) fn is_division_by_zero(&self) -> bool {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
     }
 
-    /// Whether a statement computed a number that is too large.
+    /// Whether a statement computed a number that is out of range.
     pub(crate) fn is_out_of_range(&self) -> bool {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE))
     }
 
-    /// Whether a statement did not get a lock: at once, or in time.
+    /// Whether a statement could not obtain a lock, either with `NOWAIT` or within `lock_timeout`.
     pub(crate) fn is_lock_not_available(&self) -> bool {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }
 
-    /// Whether the server ended a deadlock by this statement.
+    /// Whether the server chose this statement's transaction as the victim of a deadlock.
     pub(crate) fn is_deadlock(&self) -> bool {
         matches!(self, Self::Database(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED))
     }
 
-    /// Whether the server refused a statement and goes on with the session.
+    /// Whether the server reported an error that leaves the session open.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Database(error) if is_refusal(error))
     }
 
-    /// Whether the server, the database or the role has as many connections as it may, or cannot take one more at the moment.
+    /// Whether a connection limit of the server, the database or the role is reached, or the queue
+    /// of the server's socket is full.
     pub(crate) fn is_crowded(&self) -> bool {
         matches!(self, Self::Database(error)
             if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) || is_backlogged(error))
     }
 
-    /// Stored bytes that are not as larder writes them.
+    /// The failure for stored bytes that larder did not write like this.
     pub(crate) fn corrupt(what: &str) -> Self {
         Self::Known(Error::Corrupt(what.to_string()))
     }
 
-    /// Whether the connection ended before anything was written, so that all can be done again on another.
+    /// Whether the connection broke before anything was written. If so, the caller can retry on
+    /// another connection.
     pub(crate) fn is_lost_before(&self) -> bool {
         match self {
             Self::Gone => true,
@@ -93,27 +95,29 @@ impl Failure {
     }
 }
 
-/// Whether a statement that failed so leaves its connection of no use.
+/// Whether a connection is unusable after a statement failed with this error.
 pub(crate) fn breaks_connection(error: &tokio_postgres::Error) -> bool {
     match error.as_db_error() {
-        // A server that has become a standby: the next connection may find the primary.
+        // The server has become a standby. A new connection may find the primary.
         Some(error) => ends_session(error) || *error.code() == SqlState::READ_ONLY_SQL_TRANSACTION,
         None => true,
     }
 }
 
-/// Whether `BEGIN` of a transaction that writes failed because the server is a standby.
+/// Whether `BEGIN` of a writing transaction failed because the server is a standby.
 pub(crate) fn is_of_standby(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED)
 }
 
-/// Whether an error in answer to `COMMIT` leaves open what became of the transaction: a server that is told to stop
-/// answers so while it waits for a standby, and the transaction is in its log.
+/// Whether an error in response to `COMMIT` leaves the outcome of the transaction unknown.
+///
+/// A server that is shut down while it waits for a standby sends such an error, although the commit
+/// is already in its write-ahead log.
 pub(crate) fn leaves_commit_open(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_none_or(ends_session)
 }
 
-/// Whether the server refused something and goes on with the session.
+/// Whether the server reported an error that leaves the session open.
 pub(crate) fn is_refusal(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| !ends_session(error))
 }
@@ -138,7 +142,7 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
     io(error).is_some()
 }
 
-/// Whether a socket in the file system refused a connection, as many others wait there for the server to accept them.
+/// Whether a Unix-domain socket refused a connection because its accept queue is full.
 fn is_backlogged(error: &tokio_postgres::Error) -> bool {
     io(error).is_some_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
@@ -151,7 +155,7 @@ impl From<PoolError> for Failure {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(failure) => failure,
-            PoolError::Timeout(_) => Self::Stalled("no connection to the database became free in time"),
+            PoolError::Timeout(_) => Self::Stalled("timed out while waiting for a free database connection"),
             PoolError::Closed => Self::Known(Error::Closed),
             error @ (PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
                 Self::Known(Error::caused("the connection pool failed", error))
@@ -174,13 +178,13 @@ impl From<Failure> for Error {
                 unknown("the connection to the database was lost during the commit", failure)
             }
             Failure::NotReplicated => unknown(
-                "the database made the commit and stopped waiting for its standby, so a failover may lose it",
+                "the database committed but stopped waiting for its synchronous standby; a failover may lose it",
                 failure,
             ),
             Failure::Database(error) => match error.code() {
                 Some(code) => Kind::of(code).error(error),
                 None if is_lost(&error) => Self::unavailable(UNREACHABLE, error),
-                None => Self::caused("the database's answer was not understood", error),
+                None => Self::caused("cannot read the database's response", error),
             },
         }
     }
@@ -196,7 +200,7 @@ impl From<Failure> for MigrationError {
     }
 }
 
-/// What a SQLSTATE means to larder.
+/// The kind of error that a SQLSTATE stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Conflict,
@@ -213,7 +217,7 @@ impl Kind {
             SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Self::TimedOut,
             SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => Self::Corrupt,
             SqlState::QUERY_CANCELED => Self::Unavailable("the database cancelled the statement"),
-            SqlState::LOCK_NOT_AVAILABLE => Self::Unavailable("a lock of the database did not become free"),
+            SqlState::LOCK_NOT_AVAILABLE => Self::Unavailable("could not obtain a database lock"),
             SqlState::READ_ONLY_SQL_TRANSACTION => Self::Unavailable(READ_ONLY),
             SqlState::INSUFFICIENT_PRIVILEGE => Self::Other("larder's database role lacks a privilege"),
             SqlState::INVALID_CATALOG_NAME => Self::Other("the database does not exist"),
@@ -224,9 +228,11 @@ impl Kind {
     fn of_class(code: &SqlState) -> Self {
         match code.code().get(..2) {
             Some("08" | "57") => Self::Unavailable(UNREACHABLE),
-            Some("53" | "58") => Self::Unavailable("the database lacks a resource"),
+            Some("53" | "58") => {
+                Self::Unavailable("the database server is out of resources or had a system error")
+            }
             Some("28") => Self::Other("the database refused larder's login"),
-            _ => Self::Other("the database failed"),
+            _ => Self::Other("the database reported an error"),
         }
     }
 
@@ -234,7 +240,7 @@ impl Kind {
         match self {
             Self::Conflict => Error::Conflict,
             Self::TimedOut => Error::TimedOut,
-            Self::Corrupt => Error::Corrupt("the database reports damaged data".to_string()),
+            Self::Corrupt => Error::Corrupt("the database reported corrupt data".to_string()),
             Self::Unavailable(reason) => Error::unavailable(reason, cause),
             Self::Other(reason) => Error::caused(reason, cause),
         }
@@ -309,6 +315,6 @@ mod tests {
         let options = PostgresOptions::parse_with(dsn, &Environment::empty()).unwrap();
         let Err(failure) = Connector::new(options).connect().await else { panic!("connected") };
         let Error::Unavailable { reason, .. } = Error::from(failure) else { panic!("other") };
-        assert_eq!(reason, "the database can't be reached");
+        assert_eq!(reason, "cannot reach the database");
     }
 }

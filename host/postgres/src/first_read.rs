@@ -1,8 +1,9 @@
-//! The first read of an update, made without a transaction.
+//! The first read of an update, outside a transaction.
 //!
-//! Many updates read one row and write. Theirs needs no transaction at the server that stays open in between: the commit is
-//! one statement, which looks whether the row is still what was read. Whoever reads on gets a transaction then, and the
-//! row is looked at in it once more. Each way, all that was read is of one state, or it is a conflict.
+//! Many updates read one row and write it. They need no open transaction on the server between the
+//! read and the commit: the commit is one statement, which checks that the row is unchanged. If the
+//! guest reads again, larder begins a transaction and checks the first row in it once more. In both
+//! cases, either all reads saw one state, or the update conflicts.
 
 use larder_core::Error;
 use larder_core::backend::StoredValue;
@@ -28,10 +29,10 @@ macro_rules! get {
     };
 }
 
-/// A live row.
+/// Reads a live row.
 pub(crate) const GET: Read<&str> = Read { first: with_moment!("$3", get!("moment.now")), next: get!("$3") };
 
-/// Its version.
+/// Reads the version of a live row.
 pub(crate) const CHECK: &str = concat!(
     "
     SELECT version FROM {schema}.larder_entries
@@ -40,7 +41,7 @@ pub(crate) const CHECK: &str = concat!(
     ")"
 );
 
-/// A row as it was when it was read first.
+/// A row as the first read saw it.
 #[derive(Debug)]
 pub(crate) struct FirstRead {
     pub(crate) row: RowKey,
@@ -48,7 +49,8 @@ pub(crate) struct FirstRead {
 }
 
 impl FirstRead {
-    /// Begins a transaction with its first statement, in which the row must be what it was.
+    /// Begins a snapshot with its first statement, and checks that the row is unchanged in it.
+    /// Fails with [`Error::Conflict`] if the row has changed.
     pub(crate) async fn begin(
         &self,
         session: &mut Session,
@@ -66,12 +68,12 @@ impl FirstRead {
     }
 }
 
-/// Begins a snapshot with its first statements, and gives the rows of each.
+/// Begins a snapshot with its first statements. Returns the rows of each.
 pub(crate) async fn begin_snapshot<const N: usize>(
     session: &mut Session,
     calls: [Call<'_>; N],
 ) -> Result<[Vec<Row>; N]> {
     let answers = session.run(Some(opening::SNAPSHOT), &calls, End::Open).await;
     let answers = answers.map_err(|stopped| stopped.failure)?;
-    answers.try_into().map_err(|_| Failure::corrupt("the database did not answer each statement"))
+    answers.try_into().map_err(|_| Failure::corrupt("the database did not respond to every statement"))
 }

@@ -1,6 +1,6 @@
-//! FNV-1a, a hash that is the same on all hosts and in all releases.
+//! The FNV-1a hash. Its result is the same on all hosts and in all releases.
 
-/// The hash of some bytes.
+/// Computes the 64-bit hash of a sequence of bytes.
 pub(crate) fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes
         .into_iter()

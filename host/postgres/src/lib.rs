@@ -1,4 +1,4 @@
-//! The Postgres backend of larder, for stores that several hosts share.
+//! Postgres backend of larder, for stores that several hosts share.
 //!
 //! ```no_run
 //! # async fn example() -> larder_core::Result<()> {
@@ -14,58 +14,70 @@
 //!
 //! | form | example |
 //! |---|---|
-//! | URL | `postgres://user:password@host:5432/database?connect_timeout=5`, or with `postgresql://` |
+//! | URL | `postgres://user:password@host:5432/database?connect_timeout=5`, or `postgresql://…` |
 //! | keywords | `host=/run/postgresql user=larder dbname=plugins` |
 //!
-//! Both take the options of libpq, completed from a service file, the environment variables of libpq and a password file,
-//! and larder's own `schema`, `pool_size` and `pool_snapshots`. `docs/postgres.md` lists them all. An embedder whose
-//! environment must not count opens a store with [`PostgresOptions::parse_with`] and [`Postgres::open_with`].
+//! Both forms take the options of libpq, and larder's own `schema`, `pool_size` and
+//! `pool_snapshots`. Options that the name does not give come from a service file, the environment
+//! variables of libpq and a password file. `docs/postgres.md` lists all options. An embedder that
+//! must not depend on the environment of its process uses [`PostgresOptions::parse_with`] and
+//! [`Postgres::open_with`].
 //!
-//! Several hosts are tried in turn; with `target_session_attrs=read-write` the one that is primary is taken.
+//! If the name lists several hosts, larder tries them in order. With
+//! `target_session_attrs=read-write` it skips servers that do not accept writes, and so finds the
+//! primary.
 //!
 //! # Schemas
 //!
-//! larder's tables are made and found in the first schema of the search path. `schema=tenant_a`, which both forms take, pins
-//! a store to a schema, which has to exist: the search path is then this schema alone. Each schema has a store of its own.
+//! larder creates its tables in the first schema of the search path, and looks for them there.
+//! `schema=tenant_a`, in either form, pins the store to an existing schema: the search path is then
+//! this schema alone. Each schema holds a store of its own.
 //!
-//! Without it the search path is the server's, as a rule `"$user", public`, or that of `options=-c search_path=…`. If its
-//! first schema holds no store and another one of it does, opening the store fails with
-//! [`MigrationError::ShadowedLedger`](larder_core::schema::MigrationError::ShadowedLedger) as its cause: a schema that is
-//! created later, for example by `CREATE SCHEMA AUTHORIZATION`, would otherwise hide the store behind a new one. If several
-//! schemas of it hold a store, opening fails with
+//! Without `schema`, the search path is the server's, by default `"$user", public`, or the one in
+//! `options=-c search_path=…`. If the first schema of the path holds no store but a later one does,
+//! opening the store fails, and the cause is
+//! [`MigrationError::ShadowedLedger`](larder_core::schema::MigrationError::ShadowedLedger).
+//! Otherwise a schema that is created later, for example by `CREATE SCHEMA AUTHORIZATION`, would
+//! hide the store behind a new, empty one. If several schemas of the search path hold a store,
+//! opening fails, and the cause is
 //! [`MigrationError::SeveralLedgers`](larder_core::schema::MigrationError::SeveralLedgers).
 //!
-//! The schema is resolved once, when the store is opened, and stands in every statement: a change of the search path does not
-//! lead an open store to other tables.
+//! larder resolves the schema once, when the store is opened, and qualifies every table with it. A
+//! later change of the search path does not affect an open store.
 //!
 //! # Privileges
 //!
-//! The role that creates a store, or migrates it to a newer release, needs `CREATE` and `USAGE` on the schema. Afterwards `USAGE`
-//! on the schema, all privileges of the tables, and `SELECT`, `USAGE` and `UPDATE` of the sequence are enough.
+//! The role that creates a store, or migrates it to a newer release, needs `CREATE` and `USAGE` on
+//! the schema. Afterwards, `USAGE` on the schema, all privileges on the tables, and `SELECT`,
+//! `USAGE` and `UPDATE` on the sequence are enough.
 //!
 //! # TLS
 //!
-//! `sslmode` means what it means to libpq. The default, `prefer`, encrypts if the server can, and protects from no one who
-//! can change what the network carries: across a network that is not trusted, use `sslmode=verify-full` with
-//! `sslrootcert=system` or a file of authorities. Encryption is that of rustls.
+//! `sslmode` has the same meaning as in libpq. The default, `prefer`, encrypts if the server
+//! supports TLS, but does not protect against an attacker who can alter network traffic. Across an
+//! untrusted network, use `sslmode=verify-full` with `sslrootcert=system` or a file of root
+//! certificates. larder uses rustls.
 //!
 //! # How it works
 //!
-//! - Snapshots are REPEATABLE READ transactions, which a hot standby accepts too. Each sees one committed state.
-//! - A commit is a READ COMMITTED transaction. It locks the rows that it depends on, checks that they
-//!   are unchanged, and writes, usually in one round trip. It depends on no setting of the session, the
-//!   role or the database, and its own settings end with it.
-//! - Locks of 16 empty tables, which stand for namespaces, protect absent rows and ranges. A commit that
-//!   depends on one excludes the other commits of its namespace.
-//! - There are at most `pool_size` connections for work, [`CONNECTIONS_MAX`] by default, of which snapshots have at most
-//!   `pool_snapshots`, [`SNAPSHOTS_MAX`] by default, so that transactions which wait for their guest never keep a commit of
-//!   another from a connection. Broken connections are replaced when they are next asked for. If the server allows fewer,
-//!   calls wait for one of those that are open.
-//! - The server ends a transaction in which nothing happens for ten minutes, as a net for a host that has gone:
-//!   a longer `transaction_timeout` has no use here.
+//! - A snapshot is a REPEATABLE READ transaction, which sees one committed state. A hot standby
+//!   accepts it too.
+//! - A commit is a READ COMMITTED transaction. It locks the rows that it depends on, checks that
+//!   they are unchanged, and writes, usually in one round trip. It depends on no setting of the
+//!   session, the role or the database, and its own settings end with it.
+//! - Locks on 16 empty tables protect absent rows and ranges. A hash maps each namespace to one of
+//!   the tables. A commit that depends on an absent row or a range excludes the other commits of
+//!   its namespace.
+//! - A store uses at most `pool_size` connections for its work ([`CONNECTIONS_MAX`] by default).
+//!   Snapshots hold at most `pool_snapshots` of them ([`SNAPSHOTS_MAX`] by default), so
+//!   transactions that wait for their guests do not keep other commits from a connection. The pool
+//!   replaces a broken connection when a caller next asks for one. If the server allows fewer
+//!   connections, calls wait for one of those that are open.
+//! - The server ends a transaction that has been idle for ten minutes, in case its host is gone.
+//!   Setting the limit `transaction_timeout` to more than that has no effect.
 //!
-//! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in the same schema or in
-//! another.
+//! [`PostgresMigrator`] keeps a platform's own tables up to date by the same rules as larder's, in
+//! the same schema or in another one.
 
 mod abandoned_commits;
 mod answer;
@@ -122,7 +134,7 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, OpenSnapshots, Result};
 use tokio::runtime::Handle;
 
-/// What [`PostgresMigrator::with_connection`] gives a client of, in the release that fits.
+/// The client library whose `Client` [`PostgresMigrator::with_connection`] passes to its closure.
 pub use tokio_postgres;
 
 pub use connect_error::ConnectError;
@@ -134,47 +146,81 @@ pub use migrator::PostgresMigrator;
 pub use options::{CONNECTIONS_MAX, PostgresOptions, SNAPSHOTS_MAX};
 use snapshot::PostgresSnapshot;
 
-/// The rows in one schema of a Postgres database.
+/// Storage backend that keeps its rows in one schema of a Postgres database.
+///
+/// ```no_run
+/// # async fn example() -> larder_core::Result<()> {
+/// use larder_core::Store;
+/// use larder_postgres::{Postgres, PostgresOptions};
+///
+/// let options = PostgresOptions::parse("host=a,b target_session_attrs=read-write")?;
+/// let backend = Postgres::open_with(options.pool(10, 8)?).await?;
+/// let store = Store::builder(backend).build()?;
+/// # drop(store); Ok(()) }
+/// ```
 pub struct Postgres {
     connections: Arc<Connections>,
 }
 
 impl Postgres {
-    /// Connects, and brings larder's own tables up to date. It is called within a tokio runtime, which has to live as
-    /// long as the backend does.
+    /// Connects to the server, and creates or migrates larder's own tables.
+    ///
+    /// Must be called within a tokio runtime, which has to outlive the backend.
     ///
     /// # Errors
-    /// - [`Error::InvalidArgument`] if the data-source name is malformed or an option is unknown or invalid.
-    /// - [`Error::Unavailable`] if the server can't be reached or is a standby.
-    /// - [`Error::Other`] if it refuses the login, TLS fails, or a newer release of larder has migrated the schema.
+    /// - [`Error::InvalidArgument`] if the data-source name is malformed, an option is unknown, a
+    ///   value is invalid, or the search path contains no schema that the role may use.
+    /// - [`Error::Unavailable`] if no server can be reached, none matches `target_session_attrs`,
+    ///   the server is a standby, or another process holds the lock of the migrations for too long.
+    /// - [`Error::Corrupt`] if the schema lacks one of larder's tables, although the ledger records
+    ///   its creation.
+    /// - [`Error::Other`] if the server refuses the login, TLS fails, a file that the options name
+    ///   cannot be read, the search path leads to several stores, a newer release of larder has
+    ///   migrated the schema, or there is no tokio runtime.
     ///
-    /// The cause of what went wrong while connecting is a [`ConnectError`] if it is not the server's own error.
+    /// If connecting fails for a reason that the server did not report, the cause is a
+    /// [`ConnectError`].
     pub async fn open(dsn: &str) -> Result<Self> {
         Self::open_with(PostgresOptions::parse(dsn)?).await
     }
 
-    /// As [`Postgres::open`], with options of the caller's own, which need not come from the environment of the process.
+    /// Opens a store with options that the caller has built.
+    ///
+    /// The options need not come from the environment of the process.
     ///
     /// # Errors
-    /// Those of [`Postgres::open`], [`Error::InvalidArgument`] aside.
+    /// - [`Error::InvalidArgument`] if the search path contains no schema that the role may use.
+    /// - [`Error::Unavailable`] if no server can be reached, none matches `target_session_attrs`,
+    ///   the server is a standby, or another process holds the lock of the migrations for too long.
+    /// - [`Error::Corrupt`] if the schema lacks one of larder's tables, although the ledger records
+    ///   its creation.
+    /// - [`Error::Other`] if the server refuses the login, TLS fails, the search path leads to
+    ///   several stores, a newer release of larder has migrated the schema, or there is no tokio
+    ///   runtime.
+    ///
+    /// If connecting fails for a reason that the server did not report, the cause is a
+    /// [`ConnectError`].
     pub async fn open_with(options: PostgresOptions) -> Result<Self> {
         let connector = Connector::new(options);
-        let runtime = Handle::try_current()
-            .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
+        let runtime = Handle::try_current().map_err(|error| {
+            Error::caused("cannot open the Postgres store outside a tokio runtime; call it within one", error)
+        })?;
         let schema = migrate::migrate(&connector).await?;
         Self::within(connector, runtime, Access::ReadWrite, &schema).await
     }
 
-    /// Connects to read. Nothing is created or migrated, and the server refuses every write of these sessions.
+    /// Opens the store for reading: migrates nothing, and the server refuses writes in its
+    /// sessions.
     pub(crate) async fn open_read_only(options: PostgresOptions) -> Result<Self> {
         let connector = Connector::new(options);
-        let runtime = Handle::try_current()
-            .map_err(|error| Error::caused("a Postgres store needs a tokio runtime", error))?;
+        let runtime = Handle::try_current().map_err(|error| {
+            Error::caused("cannot open the Postgres store outside a tokio runtime; call it within one", error)
+        })?;
         let schema = migrate::check(&connector).await?;
         Self::within(connector, runtime, Access::ReadOnly, &schema).await
     }
 
-    /// The store in a schema, whatever sessions find first later.
+    /// Opens the store in `schema`, whatever search path later sessions have.
     async fn within(connector: Connector, runtime: Handle, access: Access, schema: &str) -> Result<Self> {
         let connections = Connections::new(connector, runtime, access, schema)?;
         while_crowded(|| maintenance::check_tables(&connections, schema)).await?;

@@ -1,19 +1,19 @@
-//! What a commit locks before it validates.
+//! The locks that a commit takes before it validates.
 //!
-//! A commit in steps does three things, one after the other:
+//! A commit in steps does three things in order:
 //!
 //! 1. It locks the rows that it writes, in key order, including rows that do not exist. All commits
 //!    wait in the same order, so they cannot deadlock.
-//! 2. It takes a shared lock of each row that it read and does not write. It does not wait for these
-//!    locks: a transaction that holds such a row is about to change it. An absent row and a range
-//!    have no row to lock, so there the commit takes the [lock of the
+//! 2. It takes a shared lock on each row that it read and does not write. It does not wait for
+//!    these locks, because a transaction that holds such a row is about to change it. An absent row
+//!    and a range have no row to lock. For them, the commit takes the [lock of the
 //!    namespace](crate::namespace_lock).
 //! 3. It draws its version, checks that everything it read is unchanged, and writes.
 //!
-//! If one commit changes what another commit read, either the other commit validated before the
-//! first one got its locks, or it finds the change. So the order in which commits validate is a
-//! serial order. A version is drawn under the lock of its row, so a row's versions grow, also across
-//! a delete.
+//! If one commit changes what another commit read, there are two cases. Either the other commit
+//! validated before the first one got its locks, or it finds the change. So the order of validation
+//! is a serial order. A version is drawn under the lock of its row, so the versions of a row
+//! increase, even across a delete.
 
 use std::collections::BTreeSet;
 
@@ -23,16 +23,16 @@ use larder_core::name::{KeyRange, RowKey};
 
 use crate::namespace_lock::{NamespaceLocks, Strength};
 
-/// The most rows that a commit locks because it read them. If it read more, exclusive locks of their
-/// namespaces cost less.
+/// The maximum number of rows that a commit locks because it read them. For more rows, exclusive
+/// locks on their namespaces cost less.
 const SHARED_ROWS_MAX: usize = 256;
 
-/// What a commit locks.
+/// The locks of a commit.
 pub(crate) struct Locking<'a> {
     pub(crate) namespaces: NamespaceLocks,
-    /// The rows that it writes, in key order.
+    /// The rows that the commit writes, in key order.
     pub(crate) written: Vec<&'a RowKey>,
-    /// The rows of which it takes a shared lock.
+    /// The rows that the commit locks in shared mode.
     pub(crate) shared: Vec<&'a RowKey>,
     /// The ranges that must be unchanged.
     pub(crate) stretches: Vec<KeyRange>,
@@ -69,7 +69,8 @@ impl<'a> Locking<'a> {
         Self { namespaces, written, shared, stretches }
     }
 
-    /// The same with exclusive locks of all namespaces. Then no other commit holds any of the rows.
+    /// Returns the same locks, with exclusive locks on all namespaces. Then no other commit holds
+    /// any of the rows.
     pub(crate) fn exclusive(mut self) -> Self {
         for row in std::mem::take(&mut self.shared) {
             self.namespaces.add(&row.namespace, Strength::Exclusive);

@@ -1,4 +1,4 @@
-//! What is done beside transactions.
+//! Operations outside the transactions of guests: checks, sweeps, counts and pings.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use crate::rows::{column, unsigned};
 use crate::session::Session;
 use crate::versions;
 
-/// How a transaction begins, and how long its statement may take. The server's own timeout is longer: it counts only if this
-/// process is stopped.
+/// How a transaction begins, and the time limit of its statement.
+///
+/// The server's own timeout is longer. It takes effect only if this process is stopped.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     begin: &'static str,
@@ -34,7 +35,7 @@ const WRITE: Kind = Kind { begin: opening::SHORT, max: READ.max };
 /// Reads every row.
 const COUNT_ALL: Kind = Kind { begin: opening::COUNT, max: Duration::from_secs(540) };
 
-/// How long a server may take to say that it is there.
+/// Time limit for a ping.
 const PING_MAX: Duration = Duration::from_secs(5);
 
 pub(crate) const COUNT: &str = "
@@ -45,8 +46,11 @@ pub(crate) const COUNT: &str = "
             + octet_length(run_id) + octet_length(kind) + octet_length(bytes)), 0) FROM {schema}.larder_memory_state)
     )::bigint AS bytes";
 
-/// A row that somebody is writing is left for later. So is one that was written since the statement began: its new
-/// place is not visible to the statement.
+/// Deletes expired rows.
+///
+/// It skips a row that another transaction is writing. It also misses a row that was written after
+/// the statement began, because its new row version is not visible to the statement. A later sweep
+/// finds both.
 pub(crate) const SWEEP: &str = concat!(
     "
     WITH expired AS MATERIALIZED (
@@ -61,20 +65,22 @@ pub(crate) const SWEEP: &str = concat!(
     SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted"
 );
 
-/// What a schema has under larder's names: of each the kind.
+/// Lists the relations with larder's names in a schema, with the kind of each.
 const RELATIONS: &str = "
     SELECT relname::text AS name, relkind::text AS kind
     FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = $1 AND relname = ANY($2)";
 
-/// What larder's steps create, with the kinds that each may be of: a table can be partitioned.
+/// The relations that larder's steps create, with the kinds that each may have. A table may be
+/// partitioned.
 const EXPECTED: [(&str, &[&str]); 3] = [
     ("larder_entries", &["r", "p"]),
     ("larder_commit_sequence", &["S"]),
     ("larder_memory_state", &["r", "p"]),
 ];
 
-/// Refuses a schema that lacks a table of larder's, as its ledger says that all steps are applied.
+/// Fails if one of larder's tables is missing in the schema, although the ledger records that all
+/// steps are applied.
 pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Result<()> {
     let names = EXPECTED.map(|(name, _)| name);
     let rows = transaction(connections, READ, RELATIONS, &[&schema, &names.as_slice()]).await?;
@@ -88,8 +94,8 @@ pub(crate) async fn check_tables(connections: &Connections, schema: &str) -> Res
     match EXPECTED.iter().find(|expected| !is_there(expected)) {
         None => Ok(()),
         Some((missing, _)) => Err(Failure::Known(Error::Corrupt(format!(
-            "schema {schema:?} of the database holds no intact store: its ledger \"larder_migrations\" says that larder's \
-             tables were created, but {missing:?} is missing or of another kind; restore the schema from a backup"
+            "the store in schema {schema:?} of the database is incomplete: its ledger \"larder_migrations\" records that \
+             larder's tables were created, but {missing:?} is missing or of another kind; restore the schema from a backup"
         )))),
     }
 }
@@ -100,8 +106,8 @@ pub(crate) async fn stored_bytes(connections: &Connections) -> Result<u64> {
 
 pub(crate) async fn sweep(connections: &Connections, options: &SweepOptions) -> Result<Swept> {
     let (moved, max_rows) = (options.clock.moved_millis(), i64::from(options.max_rows));
-    // Behind a pooler, the server may be replaced without a new connection. If this followed the
-    // sweep, its failure would hide what the sweep removed.
+    // Behind a pooler, the server may change without a new connection. The sequence is moved before
+    // the sweep, because a failure afterwards would hide what the sweep removed.
     let mut session = connections.session(&Share::host()).await?;
     match answered_or_stalled(&mut session, WRITE.max, versions::follow_clock).await {
         // The sweep gets another connection.
@@ -118,15 +124,15 @@ pub(crate) async fn ping(connections: &Connections) -> Result<()> {
     let answer = transaction(connections, READ, "SELECT 1", &[]);
     match timeout(PING_MAX, answer).await {
         Ok(answer) => answer.map(drop),
-        Err(_) => Err(Failure::Stalled("the database did not answer in time")),
+        Err(_) => Err(Failure::Stalled("timed out while waiting for a response of the database")),
     }
 }
 
 fn one(rows: &[Row]) -> Result<&Row> {
-    rows.first().ok_or_else(|| Failure::corrupt("the database gave no row"))
+    rows.first().ok_or_else(|| Failure::corrupt("the database returned no row"))
 }
 
-/// Runs a statement in a transaction, once more where the connection turns out to be gone.
+/// Runs one statement in a transaction. Retries once if the connection is broken.
 pub(crate) async fn transaction(
     connections: &Connections,
     kind: Kind,
@@ -136,7 +142,7 @@ pub(crate) async fn transaction(
     transaction_of(&Share::host(), connections, kind, sql, params).await
 }
 
-/// The same on behalf of a share.
+/// Like [`transaction`], on behalf of a share.
 pub(crate) async fn transaction_of(
     share: &Share,
     connections: &Connections,

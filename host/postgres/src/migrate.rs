@@ -1,4 +1,4 @@
-//! The schema of larder's own tables.
+//! Schema migrations of larder's own tables.
 
 use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
 
@@ -7,7 +7,7 @@ use crate::connector::Connector;
 use crate::error::Failure;
 use crate::migrator::{self, Applied};
 
-/// The steps. The first two are those of the other engine.
+/// Returns the steps. The first two have the same numbers and names as those of the SQLite backend.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
         ("0001_entries.sql", include_str!("../../../migrations/postgres/0001_entries.sql")),
@@ -16,7 +16,7 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     ])
 }
 
-/// Brings larder's tables up to date, and says in which schema they are.
+/// Migrates larder's tables, and returns their schema.
 pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationError> {
     let outcome = migrator::up(connector, &steps()?, &Ledger::larder(), LOCK_WAIT).await?;
     match outcome.standby {
@@ -25,7 +25,8 @@ pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationEr
     }
 }
 
-/// Checks that larder's tables are those of this release, changes nothing, and says in which schema they are.
+/// Checks that larder's tables match this release, without changes to the database. Returns their
+/// schema.
 pub(crate) async fn check(connector: &Connector) -> Result<String, MigrationError> {
     let Applied { schema, steps: applied, .. } = migrator::applied(connector, &Ledger::larder()).await?;
     check_current(&steps()?, &applied)?;

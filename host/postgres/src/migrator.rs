@@ -1,4 +1,4 @@
-//! Runs the steps of a schema on a Postgres database.
+//! Runs schema steps on a Postgres database.
 
 use std::collections::HashSet;
 use std::future::poll_fn;
@@ -31,42 +31,48 @@ use crate::rows::{checked, column};
 use crate::search_path::{self, quoted};
 use crate::statements::{Statement, statements};
 
-/// How long to wait for the server.
+/// How long to wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
-/// How long a session may take to drop what it holds.
+/// How long a session may take to release what it holds.
 const CLEAR_MAX: Duration = Duration::from_secs(10);
 
-/// How long after the server should have ended the wait for a lock it counts as one that says nothing any more.
+/// How long to wait for the server after a lock wait should have timed out there.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Where tables are made, and where else they are looked for.
+/// Queries the schema in which tables are created, and the rest of the search path.
 const SEARCH_PATH: &str = "
     SELECT current_schema()::text AS first, current_setting('search_path') AS path, current_user::text AS role,
         pg_is_in_recovery() AS is_standby";
 
-/// Everything under one name in some schemas, whether the role may use them or not.
+/// Lists all relations of one name in some schemas, even if the role has no access to them.
 const HOLDERS: &str = "
     SELECT nspname::text AS schema, relkind::text AS kind
     FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
     WHERE relname = $1 AND nspname = ANY($2)";
 
-/// The timeouts of a session that apply to a step's statements are for those of a server's everyday work. Which there
-/// are depends on the release.
+/// Lifts the timeouts of the session, which are meant for everyday statements and not for steps.
+/// Which of the settings exist depends on the server's version.
 const NO_TIMEOUTS: &str = "
     SELECT set_config(name, '0', true) FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')";
 
-/// Removes what a step left in a session that other clients share, as far as its transaction can.
+/// Removes what a step left in a session that a pooler shares with other clients, as far as that is
+/// possible in a transaction.
 const CLEAR_SHARED: &str = "RESET ALL; DISCARD TEMPORARY; DISCARD SEQUENCES; UNLISTEN *";
 
 const SET_STEP: &str = "
     SELECT set_config('larder.step', $1::text[]::text, true), set_config('larder.queries', $2::boolean[]::text, true)";
 
-/// Runs the statements in the setting `larder.step` one after the other, and says which one is next. `EXECUTE` of PL/pgSQL
-/// refuses `COMMIT` and its kin: sent by themselves, they would take the transaction apart. A message of level `INFO` is
-/// sent whatever the step sets. `EXECUTE` keeps all rows of a query in memory; a cursor that is moved keeps none. The timeouts
-/// that the step has set are lifted at its end, as they are not meant for what the runner does then.
+/// Runs the statements in the setting `larder.step` in order, and reports the index of the next
+/// one.
+///
+/// - `EXECUTE` in PL/pgSQL rejects `COMMIT` and similar commands. If they were sent directly, they
+///   would end the step's transaction early.
+/// - A message of level `INFO` reaches the client whatever `client_min_messages` the step sets.
+/// - `EXECUTE` would keep all rows of a query in memory. Moving a cursor keeps none.
+/// - Timeouts that the step has set are lifted at its end, because they are not meant for the
+///   runner's own statements.
 const RUN_STEP: &str = "DO $larder$
     DECLARE
         statement text;
@@ -89,28 +95,30 @@ const RUN_STEP: &str = "DO $larder$
             WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout');
     END $larder$";
 
-/// The code of the messages that say which statement is next.
+/// The SQLSTATE of the messages that report the next statement.
 const NEXT_STATEMENT: &str = "LDR01";
 
-/// Where in the server `EXECUTE` refuses the commands that it doesn't know.
+/// The server routine in which `EXECUTE` rejects unsupported commands.
 const EXECUTE_ROUTINE: &str = "exec_stmt_dynexecute";
 
-/// Where in the server commands are refused that run outside of transactions only.
+/// The server routine that rejects commands which cannot run inside a transaction.
 const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
 
-/// Brings a platform's own tables in a Postgres database up to date, beside those of larder.
+/// Migrates a platform's own tables in a Postgres database, beside larder's tables.
 ///
-/// Tables are made in the first schema of the search path, as larder's are: each schema has a ledger of its own. If another
-/// schema of the path has the ledger and the first one does not, every call fails with
-/// [`MigrationError::ShadowedLedger`], and if several have it, with [`MigrationError::SeveralLedgers`]. Pin the schema in the
-/// data-source name (`schema=…`) if a step makes a schema that the default path, `"$user", public`, would find first.
+/// Tables are created in the first schema of the search path, as larder's are. Each schema has a
+/// ledger of its own. If another schema of the path has the ledger and the first one does not,
+/// every call fails with [`MigrationError::ShadowedLedger`]. If several have it, every call fails
+/// with [`MigrationError::SeveralLedgers`]. Pin the schema in the data-source name (`schema=…`) if
+/// a step creates a schema that the default path, `"$user", public`, would find first.
 ///
-/// A run stays in the schema in which it began. If a step, or another process, leads new sessions to another schema, the run
-/// stops there with [`MigrationError::SchemaChanged`]. A step that removes or changes the ledger fails.
+/// A run stays in the schema in which it began. If a step or another process changes the schema
+/// that new sessions find, the run stops with [`MigrationError::SchemaChanged`]. A step that
+/// removes or changes the ledger fails.
 ///
-/// Each step is one transaction, which takes an advisory lock for the schema and the ledger, looks at the ledger again, and
-/// records the step. The lock ends with the transaction: when the step is committed, when it fails, and when the future is
-/// dropped.
+/// Each step runs in one transaction. It takes an advisory lock for the schema and the ledger,
+/// reads the ledger again, runs the step and records it. The lock ends with the transaction: when
+/// the step is committed, when it fails, or when the future is dropped.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -119,7 +127,8 @@ const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
 ///
 /// let steps = StepSet::from_folder("migrations")?;
 /// let ledger = Ledger::new("platform_migrations")?;
-/// let migrator = PostgresMigrator::new("postgres://ann:secret@db.internal/platform", steps, ledger)?;
+/// let name = "postgres://ann:secret@db.internal/platform";
+/// let migrator = PostgresMigrator::new(name, steps, ledger)?;
 /// match migrator.version().await {
 ///     Ok(version) => println!("version {version}"),
 ///     Err(error) if is_missing_migration(&error) => println!("the database is fresh"),
@@ -128,37 +137,46 @@ const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
 /// for step in migrator.up().await? {
 ///     println!("applied {:04}_{}", step.number(), step.name());
 /// }
+/// let sql = "SELECT count(*) FROM accounts";
 /// let accounts: i64 = migrator
-///     .with_connection(async |client| client.query_one_scalar("SELECT count(*) FROM accounts", &[]).await)
+///     .with_connection(async |client| client.query_one_scalar(sql, &[]).await)
 ///     .await??;
 /// # drop(accounts); Ok(()) }
 /// ```
 ///
-/// # What a step sees
+/// # Environment of a step
 ///
-/// Each step has a session of its own. Temporary tables, settings such as `SET search_path` and `SET ROLE`, prepared
-/// statements and whatever else belongs to a session end with the step, so it does the same whether it is applied alone or
-/// after others.
+/// Each step has a session of its own. Temporary tables, settings such as `SET search_path` and
+/// `SET ROLE`, prepared statements and all other session state end with the step. So a step does
+/// the same whether it is applied alone or after others. Behind a pooler, prepared statements
+/// and session-level advisory locks remain in the server's session.
 ///
-/// Timeouts of the server are lifted for it, but no lock is waited for longer than
-/// [`lock_wait`](PostgresMigrator::lock_wait): a step that stands behind a long transaction keeps all who come later
-/// waiting.
+/// The server's timeouts are lifted for a step. Lock waits are limited to
+/// [`lock_wait`](PostgresMigrator::lock_wait), because a step that waits for a long transaction
+/// blocks all later transactions on the same table.
 ///
-/// # What a step can't hold
+/// # Forbidden commands
 ///
-/// Besides what begins, ends or divides a transaction:
+/// A step cannot contain commands that begin, end or divide a transaction. It cannot contain these
+/// either:
 ///
-/// - What the server doesn't do within one: `VACUUM`, `CREATE INDEX CONCURRENTLY`, `CREATE DATABASE`. Run it beside the
-///   migrations, by [`PostgresMigrator::with_connection`].
-/// - `COPY` from or to the client, and `SELECT … INTO`, for which there is `CREATE TABLE … AS`. The statements are run by
-///   PL/pgSQL's `EXECUTE`, so the database needs PL/pgSQL, as every database has unless it was dropped, and the role needs
-///   `USAGE` on the language, as every role has unless it was revoked.
+/// - Commands that the server does not run inside a transaction: `VACUUM`, `CREATE INDEX
+///   CONCURRENTLY`, `CREATE DATABASE`. Run them outside the migrations, with
+///   [`PostgresMigrator::with_connection`].
+/// - `COPY` from or to the client, and `SELECT … INTO`. Use `CREATE TABLE … AS` instead of the
+///   latter.
 ///
-/// The rows that a query returns are not kept. Those of `RETURNING` are, in the server's memory, until the statement ends:
-/// leave it out if a statement changes many rows. So are those of a query that contains a word of a statement that writes, as
-/// `SELECT … FOR UPDATE` or `WITH … DELETE` does.
+/// The statements are run by PL/pgSQL's `EXECUTE`. So the database needs PL/pgSQL, which every
+/// database has unless it was dropped, and the role needs `USAGE` on the language, which every role
+/// has unless it was revoked.
 ///
-/// A step is split into statements by the rules of the server and of `psql`, which rely on `standard_conforming_strings` being on.
+/// The rows that a query returns are not kept. The rows of `RETURNING` are kept in the server's
+/// memory until the statement ends, so leave it out if a statement changes many rows. The same
+/// applies to a query with a keyword of a writing statement, such as `SELECT … FOR UPDATE` or `WITH
+/// … DELETE`.
+///
+/// A step is split into statements by the rules of the server and of `psql`, which assume that
+/// `standard_conforming_strings` is on.
 #[derive(Clone)]
 pub struct PostgresMigrator {
     connector: Connector,
@@ -168,68 +186,103 @@ pub struct PostgresMigrator {
 }
 
 impl PostgresMigrator {
-    /// A runner for the steps of one ledger in the database that the data-source name says. Nothing is connected to
-    /// yet.
+    /// Creates a migrator for one ledger in the database that the data-source name refers to.
+    ///
+    /// It does not connect yet.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the name is malformed.
+    /// - [`Error::InvalidArgument`] if the data-source name is malformed, an option is unknown, or
+    ///   a value is invalid.
+    /// - [`Error::Other`] if a file that the options name cannot be read or is invalid.
     pub fn new(dsn: &str, steps: StepSet, ledger: Ledger) -> Result<Self, Error> {
         Ok(Self::with_options(PostgresOptions::parse(dsn)?, steps, ledger))
     }
 
-    /// As [`PostgresMigrator::new`], with options of the caller's own, which need not come from the environment of the
-    /// process.
+    /// Creates a migrator with options that the caller has built.
+    ///
+    /// The options need not come from the environment of the process. It does not connect yet.
     pub fn with_options(options: PostgresOptions, steps: StepSet, ledger: Ledger) -> Self {
         Self { connector: Connector::new(options), steps: Arc::new(steps), ledger, lock_wait: LOCK_WAIT }
     }
 
-    /// How long to wait for others who migrate, and for each lock that a step needs: [`LOCK_WAIT`] where it isn't
-    /// said. The server counts milliseconds, and at least one.
+    /// Sets how long to wait for another migrator, and for each lock of a step.
+    ///
+    /// The default is [`LOCK_WAIT`]. The server counts in milliseconds, and the minimum is 1 ms.
     #[must_use]
     pub fn lock_wait(mut self, wait: Duration) -> Self {
         self.lock_wait = wait;
         self
     }
 
-    /// What was applied, and what is still to apply. It writes nothing, and makes no ledger.
+    /// Returns the steps that are applied, and those that are pending.
+    ///
+    /// It writes nothing, and does not create the ledger.
     ///
     /// # Errors
-    /// - [`MigrationError::Schema`] if the steps don't fit the database.
-    /// - [`MigrationError::ShadowedLedger`] if another schema of the search path than the first one has the ledger.
-    /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have it.
-    /// - [`MigrationError::Database`] if it can't be read or the search path names no schema.
+    /// - [`MigrationError::Schema`] if the steps do not match the ledger.
+    /// - [`MigrationError::ShadowedLedger`] if the first schema of the search path lacks the
+    ///   ledger, and a later one has it.
+    /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have the ledger.
+    /// - [`MigrationError::Database`] if the ledger cannot be read, or the search path names no
+    ///   usable schema.
     pub async fn status(&self) -> Result<Status, MigrationError> {
         Ok(Status::of(&self.steps, applied(&self.connector, &self.ledger).await?.steps)?)
     }
 
-    /// The number of the newest step that was applied.
+    /// Returns the number of the newest applied step.
     ///
     /// # Errors
-    /// As [`PostgresMigrator::status`], and [`MigrationError::Fresh`] where no step was applied.
+    /// - [`MigrationError::Fresh`] if no step is applied.
+    /// - [`MigrationError::Schema`] if the steps do not match the ledger.
+    /// - [`MigrationError::ShadowedLedger`] if the first schema of the search path lacks the
+    ///   ledger, and a later one has it.
+    /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have the ledger.
+    /// - [`MigrationError::Database`] if the ledger cannot be read, or the search path names no
+    ///   usable schema.
     pub async fn version(&self) -> Result<u32, MigrationError> {
         version(&self.ledger, &self.status().await?)
     }
 
-    /// Applies what is pending and returns it. Where the future is dropped, the step that it is at is rolled back.
+    /// Applies the pending steps in order, and returns them.
+    ///
+    /// If the future is dropped, the current step is rolled back. If a step fails, the steps before
+    /// it stay applied.
     ///
     /// # Errors
-    /// Those of [`MigrationError`], [`MigrationError::Fresh`] aside. The steps before one that fails stay.
+    /// - [`MigrationError::Schema`] if the steps do not match the ledger.
+    /// - [`MigrationError::StepFailed`] if a statement of a step, or its commit, fails, or the step
+    ///   changes the ledger.
+    /// - [`MigrationError::ForbiddenCommand`] if a step contains a forbidden command.
+    /// - [`MigrationError::ShadowedLedger`] if the first schema of the search path lacks the
+    ///   ledger, and a later one has it.
+    /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have the ledger.
+    /// - [`MigrationError::SchemaChanged`] if new sessions find another schema after a step than
+    ///   before it.
+    /// - [`MigrationError::LockHeld`] if another migrator holds the lock for longer than
+    ///   [`lock_wait`](Self::lock_wait).
+    /// - [`MigrationError::Database`] if no server can be reached, the server is a standby and
+    ///   steps are pending, or the search path names no usable schema.
     pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
         Ok(up(&self.connector, &self.steps, &self.ledger, self.lock_wait).await?.done)
     }
 
-    /// Runs SQL on a connection of its own, and gives what `work` returns. What `work` changes about the session ends
-    /// with it.
+    /// Opens a connection, runs `work` with its client, and closes the connection.
+    ///
+    /// Returns what `work` returns. Changes that `work` makes to the session end with it.
     ///
     /// # Errors
-    /// Where there is no connection to be had. What `work` runs into is its own result.
+    /// - [`Error::Unavailable`] if no server can be reached, or none matches
+    ///   `target_session_attrs`.
+    /// - [`Error::Other`] if the server refuses the login, or TLS fails.
+    ///
+    /// Errors of `work` are part of the value that it returns.
     pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T, Error> {
         with_connection(&self.connector, work).await
     }
 }
 
 impl std::fmt::Debug for PostgresMigrator {
-    /// Without the data-source name, which may hold a password.
+    /// Omits the data-source name, which may contain a password.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ledger = self.ledger.name();
         formatter.debug_struct("PostgresMigrator").field("ledger", &ledger).finish_non_exhaustive()
@@ -247,18 +300,19 @@ impl SchemaMigrator for PostgresMigrator {
     }
 }
 
-/// The steps that were applied, and the schema that they were applied in, or would be.
+/// The applied steps, and the schema that holds them or would hold them.
 pub(crate) struct Applied {
     pub(crate) schema: String,
     pub(crate) steps: Vec<AppliedStep>,
-    /// The host, if it is a standby.
+    /// The host, if the server is a standby.
     pub(crate) standby: Option<String>,
 }
 
 pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Applied, MigrationError> {
     pinned(connector, async |session, _| {
         let Pinned { client, host, .. } = session;
-        // The role's own transactions may be serializable, which a standby refuses, or wait until they are safe.
+        // The role's default transactions may be serializable, which a standby refuses, or
+        // deferrable, which wait for a safe snapshot.
         let transaction = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted);
         let transaction =
             transaction.read_only(true).deferrable(false).start().await.map_err(Failure::from)?;
@@ -272,15 +326,16 @@ pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Ap
     .await?
 }
 
-/// What a run did, and in which schema.
+/// The steps that a run applied, and their schema.
 pub(crate) struct Outcome {
     pub(crate) schema: String,
     pub(crate) done: Vec<Step>,
-    /// The host, if it is a standby, which needed no step.
+    /// The host, if the server is a standby and no step was pending.
     pub(crate) standby: Option<String>,
 }
 
-/// Brings a schema up to date. Steps run in sessions of their own: none sees what another did to its own.
+/// Applies the pending steps. Each runs in a session of its own, so no step sees the session state
+/// of another.
 pub(crate) async fn up(
     connector: &Connector,
     steps: &StepSet,
@@ -289,7 +344,7 @@ pub(crate) async fn up(
 ) -> Result<Outcome, MigrationError> {
     let Applied { schema, steps: applied, standby } = applied(connector, ledger).await?;
     let mut outcome = Outcome { schema, done: Vec::new(), standby };
-    // If all is applied, as mostly, no lock is waited for.
+    // Usually all steps are applied. Then this takes no lock.
     if pending(steps, &applied)?.is_empty() {
         return Ok(outcome);
     }
@@ -309,7 +364,7 @@ pub(crate) async fn up(
     Ok(outcome)
 }
 
-/// What all steps of one run have in common.
+/// The parameters that all steps of one run share.
 struct Run<'a> {
     connector: &'a Connector,
     steps: &'a StepSet,
@@ -317,10 +372,10 @@ struct Run<'a> {
     lock_wait: Duration,
 }
 
-/// What one session of a run did.
+/// The outcome of one session of a run.
 struct Next<'a> {
     schema: String,
-    /// `None` if there was none left.
+    /// `None` if no step was pending.
     step: Option<&'a Step>,
 }
 
@@ -335,13 +390,14 @@ impl<'a> Run<'a> {
         let is_own = session.is_own;
         let transaction = begin(&mut session.client, self.lock_wait, self.connector).await?;
         let place = self.lock(&transaction).await?;
-        // What others did while this one waited counts.
+        // Another process may have applied steps while this one waited for the lock.
         let applied = place.applied(&transaction).await?;
         let next = pending(self.steps, &applied)?.first();
         self.check_goes_on(&place, next, before)?;
         let schema = place.schema.clone();
         let Some(step) = next else { return Ok(Next { schema, step: None }) };
-        // The table is made only if it is missing: a role that may not make tables can use what another has made.
+        // The table is created only if it is missing, because the role may lack the privilege to
+        // create tables.
         if !place.has_ledger {
             transaction.batch_execute(&place.create_ledger()).await.map_err(Failure::from)?;
         }
@@ -352,7 +408,7 @@ impl<'a> Run<'a> {
         place.record(&transaction, step).await?;
         place.hold_search_path(&transaction).await?;
         match self.ledger == &Ledger::larder() {
-            // It takes no transaction apart, so it does without PL/pgSQL.
+            // larder's own steps contain no transaction commands, so they need no PL/pgSQL.
             true => transaction.batch_execute(step.sql()).await.map_err(Failure::from)?,
             false => run(&transaction, step, next_statement).await?,
         }
@@ -367,8 +423,10 @@ impl<'a> Run<'a> {
         Ok(Next { schema, step: Some(step) })
     }
 
-    /// Checks that a step follows those that this run has applied: a step, or another process, can change where new sessions
-    /// look for the ledger, and what is in it.
+    /// Checks that a step follows those that this run has applied.
+    ///
+    /// A step or another process can change the schema in which new sessions look for the ledger,
+    /// and the contents of the ledger.
     fn check_goes_on(
         &self,
         place: &Place,
@@ -386,14 +444,16 @@ impl<'a> Run<'a> {
             });
         }
         if next.is_some_and(|next| next.number() <= last.number()) {
-            let lost = format!("{} no longer holds steps that were just applied", place.table());
+            let lost = format!("{} no longer contains the steps that were just applied", place.table());
             return Err(Error::Corrupt(lost).into());
         }
         Ok(())
     }
 
-    /// Takes the lock of the schema in which the ledger is or is made. Another host may have made a schema meanwhile that
-    /// comes first, so the ledger is looked for again.
+    /// Takes the lock of the schema that holds the ledger or will hold it.
+    ///
+    /// Meanwhile another host may have created a schema that comes first in the path. So this looks
+    /// for the ledger again after it has the lock.
     async fn lock(&self, transaction: &Transaction<'_>) -> Result<Place, MigrationError> {
         let mut place = Place::find(transaction, self.ledger).await?;
         loop {
@@ -408,8 +468,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Begins a transaction for one step. The server notices by itself that a host which was killed in the middle is not there
-/// any more. A query that a cursor runs is planned for all its rows.
+/// Begins a transaction for one step.
+///
+/// `client_connection_check_interval` lets the server notice that a host was killed during the
+/// step. `cursor_tuple_fraction` makes the planner assume that all rows of a cursor are read.
 async fn begin<'c>(
     client: &'c mut Client,
     lock_wait: Duration,
@@ -441,8 +503,10 @@ pub(crate) async fn with_connection<T>(
     Ok(outcome.await??)
 }
 
-/// Runs work on a connection that is nobody else's, and closed afterwards in any case: also where it fails, and where
-/// this future is dropped. The work is also told which statement of a step comes next.
+/// Runs work on a connection of its own.
+///
+/// The connection is closed afterwards, even if the work fails or this future is dropped. The work
+/// also receives the index of the step's next statement.
 async fn pinned<T>(
     connector: &Connector,
     work: impl AsyncFnOnce(&mut Pinned, &AtomicUsize) -> T,
@@ -470,15 +534,15 @@ async fn pinned<T>(
     Ok(outcome)
 }
 
-/// A connection of its own.
+/// A connection that only one piece of work uses.
 struct Pinned {
     client: Client,
     host: String,
-    /// Whether its session is its own too, and not shared by a pooler.
+    /// Whether the session belongs to this connection alone, and a pooler does not share it.
     is_own: bool,
 }
 
-/// Sets the search path to the schema that the options name, if any.
+/// Returns the statement that sets the search path to the schema in the options, if there is one.
 fn set_schema(set: &str, connector: &Connector) -> String {
     let schema = connector.options().schema.as_deref();
     schema.map_or_else(String::new, |schema| format!("{set} search_path = {}; ", quoted(schema)))
@@ -486,24 +550,25 @@ fn set_schema(set: &str, connector: &Connector) -> String {
 
 async fn connect(connector: &Connector) -> Result<Connected> {
     let connecting = timeout(CONNECT_MAX, while_crowded(|| connector.connect()));
-    connecting.await.map_err(|_| Failure::Stalled("the database could not be connected to in time"))?
+    connecting.await.map_err(|_| Failure::Stalled("timed out while connecting to the database"))?
 }
 
-/// Takes away what a session holds that others would notice: its locks, its temporary tables. The server does so by itself
-/// once the connection is closed, at a moment that this process does not hear of. If it can't be done, the session is broken,
-/// and ends.
+/// Releases what a session holds that others would notice, such as locks and temporary tables.
+///
+/// The server does so itself when the connection closes, but this process does not learn when. If
+/// this fails, the session is broken and ends anyway.
 async fn clear(client: &Client) {
-    // The user of a connection may have left a transaction open. The second command can't stand beside others.
+    // The caller's work may have left a transaction open. `DISCARD ALL` must be sent alone.
     let ready = client.batch_execute("ROLLBACK; SET statement_timeout = 0");
     let cleared = timeout(CLEAR_MAX, join(ready, client.batch_execute("DISCARD ALL"))).await;
     if !matches!(cleared, Ok((Ok(()), Ok(())))) {
-        tracing::debug!("a session was closed without being cleared");
+        tracing::debug!("closed a session without releasing its resources first");
     }
 }
 
 fn hear(notice: &DbError, next_statement: &AtomicUsize) {
     if notice.code().code() != NEXT_STATEMENT {
-        return tracing::debug!(message = notice.message(), "a step of the schema gave notice");
+        return tracing::debug!(message = notice.message(), "a schema step raised a notice");
     }
     if let Ok(number) = notice.message().parse() {
         next_statement.store(number, Ordering::Relaxed);
@@ -513,7 +578,7 @@ fn hear(notice: &DbError, next_statement: &AtomicUsize) {
 struct Connection(JoinHandle<()>);
 
 impl Connection {
-    /// Waits until the server has been told goodbye.
+    /// Waits until the connection has sent its termination message.
     async fn closed(&mut self) {
         drop(timeout(Duration::from_secs(1), &mut self.0).await);
     }
@@ -525,7 +590,7 @@ impl Drop for Connection {
     }
 }
 
-/// A wait as the server takes it. It would wait without end for 0.
+/// Converts a wait to `lock_timeout`. There, 0 would mean no limit.
 fn lock_millis(wait: Duration) -> i32 {
     i32::try_from(wait.as_millis()).unwrap_or(i32::MAX).max(1)
 }
@@ -533,7 +598,7 @@ fn lock_millis(wait: Duration) -> i32 {
 /// The ledger of one set of steps, in one schema.
 struct Place {
     schema: String,
-    /// The setting `search_path` in which it was found.
+    /// The setting `search_path` with which the ledger was found.
     search_path: String,
     ledger: Ledger,
     has_ledger: bool,
@@ -541,21 +606,21 @@ struct Place {
 }
 
 impl Place {
-    /// Finds the ledger in the first schema of the search path, where it may not be yet.
+    /// Looks for the ledger in the search path. It may not exist in the first schema yet.
     async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError> {
         let row = client.query_typed_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
         let path: String = column(&row, "path")?;
         let Some(first) = column::<Option<String>>(&row, "first")? else {
             return Err(Error::invalid_argument(format!(
-                "the search path {path:?} of the Postgres store names no schema that exists and that its role may use; \
-                 create the schema, or grant USAGE on it, first"
+                "the search path {path:?} of the Postgres store contains no schema that exists and that the role may use; \
+                 create a schema, or grant the role USAGE on one"
             ))
             .into());
         };
         if first.starts_with("pg_") || first == "information_schema" {
             return Err(Error::invalid_argument(format!(
-                "schema {first:?}, the first of the search path {path:?} of the Postgres store, belongs to the server; \
-                 name another one in the data-source name, as schema=public"
+                "schema {first:?}, the first in the search path {path:?} of the Postgres store, is a system schema; \
+                 name another schema in the data-source name, for example schema=public"
             ))
             .into());
         }
@@ -586,7 +651,7 @@ impl Place {
         };
         match (kind_in(&place.schema), schemas.into_iter().find(|schema| kind_in(schema).is_some())) {
             (Some(kind), _) if !is_table(kind) => Err(Error::other(format!(
-                "cannot use {} as the ledger of schema steps: it is not a table; rename it or drop it",
+                "cannot use {} as the ledger of schema steps: it is not a table; rename or drop it",
                 place.table()
             ))
             .into()),
@@ -599,23 +664,26 @@ impl Place {
         }
     }
 
-    /// The ledger's table, wherever a step may have set the search path to.
+    /// Returns the qualified name of the ledger's table, because a step may change the search path.
     fn table(&self) -> String {
         format!("{}.{}", quoted(&self.schema), quoted(self.ledger.name()))
     }
 
-    /// A key of its own for each ledger in each schema: FNV-1a. That of larder's ledger is the schema's alone, as all
-    /// releases have it.
+    /// Returns the advisory-lock key of the ledger in its schema, an FNV-1a hash.
+    ///
+    /// The key of larder's own ledger depends on the schema alone, as in all releases.
     fn lock_key(&self) -> i64 {
         let ledger = if self.ledger == Ledger::larder() { "" } else { self.ledger.name() };
-        // No schema's name holds NUL.
+        // Schema names cannot contain NUL.
         let separator = if ledger.is_empty() { "" } else { "\0" };
         let bytes = ["larder schema ", &self.schema, separator, ledger];
         fnv1a(bytes.iter().flat_map(|part| part.bytes())).cast_signed()
     }
 
-    /// Takes the lock for the rest of the transaction. The server ends the wait; the limit here, a little later, is for a
-    /// server that says nothing any more.
+    /// Takes the lock until the transaction ends.
+    ///
+    /// The server times out the wait. The limit here is a little longer, in case the server no
+    /// longer responds.
     async fn lock(&self, transaction: &Transaction<'_>, lock_wait: Duration) -> Result<(), MigrationError> {
         let held = |cause: Failure| MigrationError::LockHeld { waited: lock_wait, cause: cause.into() };
         let key = self.lock_key();
@@ -624,13 +692,13 @@ impl Place {
         match timeout(lock_wait.saturating_add(ANSWER_MAX), locked).await {
             Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(held(error.into())),
             Ok(locked) => Ok(locked.map(drop).map_err(Failure::from)?),
-            Err(_) => Err(held(Failure::Stalled(
-                "another process has been changing the database's schema for too long",
-            ))),
+            Err(_) => {
+                Err(held(Failure::Stalled("timed out while another process changed the database's schema")))
+            }
         }
     }
 
-    /// The steps that were applied: none if there is no ledger.
+    /// Returns the applied steps. Empty if there is no ledger.
     async fn applied(&self, client: &impl GenericClient) -> Result<Vec<AppliedStep>> {
         if self.has_ledger { self.read(client).await } else { Ok(Vec::new()) }
     }
@@ -639,8 +707,9 @@ impl Place {
         let sql = format!("SELECT number, name, checksum, applied_at FROM {} ORDER BY number", self.table());
         let rows = client.query_typed(&sql, &[]).await?;
         let steps = rows.iter().map(|row| {
-            let number = u32::try_from(column::<i32>(row, "number")?)
-                .map_err(|_| Failure::corrupt("the ledger of schema steps has a negative number"))?;
+            let number = u32::try_from(column::<i32>(row, "number")?).map_err(|_| {
+                Failure::corrupt("the ledger of schema steps contains a negative step number")
+            })?;
             Ok(AppliedStep {
                 number,
                 name: column(row, "name")?,
@@ -663,9 +732,10 @@ impl Place {
         )
     }
 
-    /// Keeps the step in the schema, also if another one that would come first is created while the step runs.
+    /// Keeps the step in this schema, even if a schema that would come first is created while the
+    /// step runs.
     async fn hold_search_path(&self, transaction: &Transaction<'_>) -> Result<()> {
-        // Without regard to the role, which the step may change.
+        // Does not resolve `$user` to the role, because the step may change the role.
         let is_first = search_path::names(&self.search_path, "$user").first() == Some(&self.schema);
         if is_first {
             return Ok(());
@@ -676,14 +746,16 @@ impl Place {
         Ok(())
     }
 
-    /// Checks that the ledger holds what was applied before a step and the step, and nothing else.
+    /// Checks that the ledger contains the previously applied steps and this step, and nothing
+    /// else.
     async fn check_kept(
         &self,
         transaction: &Transaction<'_>,
         step: &Step,
         before: &[AppliedStep],
     ) -> Result<(), MigrationError> {
-        // What the step has deferred could change the ledger too. It runs with the role that the step has set.
+        // Deferred triggers of the step could change the ledger too. They run with the role that
+        // the step has set.
         let deferred = transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
         deferred.map_err(|error| why_it_failed(step, None, error))?;
         let reset = transaction.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE").await;
@@ -714,7 +786,7 @@ impl Place {
         Ok(())
     }
 
-    /// Records the checksum of a step that is applied, in its present form.
+    /// Updates the checksum of an applied step to its current form.
     async fn record_anew(&self, transaction: &Transaction<'_>, step: &Step) -> Result<()> {
         let sql = format!("UPDATE {} SET checksum = $2 WHERE number = $1", self.table());
         let (number, checksum) = (number(step)?, step.checksum());
@@ -723,14 +795,14 @@ impl Place {
     }
 }
 
-/// Whether a kind of relation is that of a table, partitioned or not.
+/// Whether a relation kind is a table, partitioned or not.
 fn is_table(kind: &str) -> bool {
     matches!(kind, "r" | "p")
 }
 
-/// A step's number as the ledger keeps it.
+/// Converts a step's number to the type of the ledger's column.
 fn number(step: &Step) -> Result<i32> {
-    i32::try_from(step.number()).map_err(|_| Failure::corrupt("a schema step's number is too large"))
+    i32::try_from(step.number()).map_err(|_| Failure::corrupt("the number of a schema step is too large"))
 }
 
 async fn run(
@@ -755,7 +827,10 @@ async fn run(
     })
 }
 
-/// At which byte of a statement the server found an error. It counts characters, and may mean the text of a function.
+/// Returns the byte in a statement at which the server found an error.
+///
+/// The server counts characters. `None` if the position refers to other text, such as the body of a
+/// function.
 fn byte_of_error(error: &tokio_postgres::Error, statement: &str) -> Option<usize> {
     match error.as_db_error()?.position()? {
         ErrorPosition::Internal { position, query } if query == statement => {
@@ -778,24 +853,24 @@ fn why_it_failed(
     }
 }
 
-/// What a step did that it can't, where that is why it failed.
+/// Returns why a step is forbidden, if that is the reason for the error.
 fn reason_to_refuse(error: &tokio_postgres::Error) -> Option<&'static str> {
     let error = error.as_db_error()?;
     match *error.code() {
         SqlState::FEATURE_NOT_SUPPORTED if error.routine() == Some(EXECUTE_ROUTINE) => Some(
             "begins, ends or divides a transaction, copies from or to the client, or selects into a table; remove the \
-             command, as the runner begins and ends the transaction of each step",
+             command, because the runner begins and ends the transaction of each step",
         ),
         SqlState::INVALID_TRANSACTION_TERMINATION => Some(
-            "ends a transaction; remove the command, as the runner begins and ends the transaction of each step",
+            "ends a transaction; remove the command, because the runner begins and ends the transaction of each step",
         ),
-        // What sets up a transaction is refused with the same code.
+        // The server rejects commands that set up a transaction with the same code.
         SqlState::ACTIVE_SQL_TRANSACTION if error.routine() != Some(OUTSIDE_ROUTINE) => Some(
-            "sets up a transaction that has begun already; remove the command, as the runner begins the transaction of each \
-             step",
+            "sets up a transaction that has begun already; remove the command, because the runner begins the transaction of \
+             each step",
         ),
         SqlState::ACTIVE_SQL_TRANSACTION => Some(
-            "can't run within a transaction, as each step does; run the command beside the migrations, on a connection \
+            "can't run inside a transaction, as each step does; run the command outside the migrations, on a connection \
              of its own",
         ),
         _ => None,

@@ -1,16 +1,19 @@
-//! The moments of commits and snapshots: the server's, as several hosts share it.
+//! The time of commits and snapshots. It is the server's time, because several hosts share it.
 //!
-//! `now()` is when a transaction began; a moment has to be later than that: it is read in the statement that it is for.
+//! `now()` returns the time at which the transaction began, which is too early. So each statement
+//! reads `clock_timestamp()` itself.
 
-/// The server's time in milliseconds, moved by what a parameter says.
+/// SQL for the server's time in milliseconds, plus the offset in a parameter.
 macro_rules! moment {
     ($moved:literal) => {
         concat!("((extract(epoch FROM clock_timestamp()) * 1000)::bigint + ", $moved, "::bigint)")
     };
 }
 
-/// A read that gives the moment, taken once the snapshot is, beside each row, and once without a row where there is none.
-/// `$sql` uses it as `moment.now`.
+/// Wraps a read so that it also returns the time of the snapshot, read after the snapshot is taken.
+///
+/// Each row has the time in the column `moment`. If the read finds no rows, one row without data
+/// has it. `$sql` refers to the time as `moment.now`.
 macro_rules! with_moment {
     ($moved:literal, $sql:expr) => {
         concat!(
@@ -25,10 +28,10 @@ macro_rules! with_moment {
 
 pub(crate) use {moment, with_moment};
 
-/// A read, with where its moment comes from.
+/// The two forms of a read, which differ in how they get the time.
 pub(crate) struct Read<T = String> {
-    /// For the first read of a transaction: a parameter says how far to move the server's clock.
+    /// For the first read of a transaction. A parameter is the offset from the server's clock.
     pub(crate) first: T,
-    /// For a later one: the same parameter is the moment.
+    /// For later reads. The same parameter is the time.
     pub(crate) next: T,
 }

@@ -1,12 +1,14 @@
-//! Locks that stand for namespaces.
+//! Locks on namespaces.
 //!
-//! Every commit takes a shared lock of each namespace that it writes. If a commit depends on a range
-//! or an absent row, there is no row to lock, so it takes the exclusive lock of the namespace. Then
-//! no other commit that writes there is under way, and none begins until it ends.
+//! Every commit takes a shared lock on each namespace that it writes. If a commit depends on a
+//! range or an absent row, there is no row to lock, so it takes the namespace's lock in exclusive
+//! mode. Then no other commit that writes there is in progress, and none starts until this one
+//! ends.
 //!
-//! Each lock is an empty table. The server grants table locks in the order of the requests. It does
-//! not do so for rows: there, shared locks could starve an exclusive one. A commit takes its locks
-//! in the order of their numbers, before any row, so they cannot deadlock.
+//! Each lock is an empty table, and several namespaces may share one. The server grants table locks
+//! in the order of the requests. It does not do so for row locks, where shared locks could starve
+//! an exclusive one. A commit takes its table locks in the order of their numbers, before any row
+//! lock, so they cannot deadlock.
 
 use std::fmt::Write;
 
@@ -14,61 +16,64 @@ use larder_core::name::Namespace;
 
 use crate::fnv::fnv1a;
 
-/// How many there are.
+/// The number of lock tables.
 pub(crate) const COUNT: usize = 16;
 
-/// The beginning of the names of their tables; a number follows.
+/// The prefix of the names of the lock tables. The number follows.
 pub(crate) const TABLE: &str = "larder_namespace_lock_";
 
-/// How a commit takes a lock.
+/// The mode in which a commit takes a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Strength {
-    /// Together with other commits that write in its namespaces.
+    /// Allows other commits that write in the namespace.
     Shared,
-    /// Excluding all other commits that write there.
+    /// Excludes all other commits that write in the namespace.
     Exclusive,
 }
 
-/// The number of a namespace's lock. All hosts have to agree on it, so it must never change.
+/// Returns the number of a namespace's lock. All hosts have to agree on it, so it must never
+/// change.
 pub(crate) fn number(namespace: &Namespace) -> usize {
     let hash = fnv1a(namespace.as_bytes().iter().copied());
     // The low bits of the hash depend only on the low bits of the bytes.
     usize::try_from((hash ^ (hash >> 32)) % COUNT as u64).unwrap_or_default()
 }
 
-/// The locks that a commit takes.
+/// The namespace locks of a commit, with their modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NamespaceLocks([Option<Strength>; COUNT]);
 
 impl NamespaceLocks {
-    /// All locks, exclusive.
+    /// Returns all locks, in exclusive mode.
     pub(crate) fn all() -> Self {
         Self([Some(Strength::Exclusive); COUNT])
     }
 
-    /// Adds the lock of a namespace. The stronger of two demands counts.
+    /// Adds the lock of a namespace. If it is there already, the stronger mode wins.
     pub(crate) fn add(&mut self, namespace: &Namespace, strength: Strength) {
         if let Some(lock) = self.0.get_mut(number(namespace)) {
             *lock = (*lock).max(Some(strength));
         }
     }
 
-    /// The same locks, all exclusive.
+    /// Returns the same locks, all in exclusive mode.
     pub(crate) fn exclusive(&self) -> Self {
         Self(self.0.map(|lock| lock.map(|_| Strength::Exclusive)))
     }
 
-    /// Whether the lock of a namespace is exclusive.
+    /// Whether the lock of a namespace is taken in exclusive mode.
     pub(crate) fn is_exclusive(&self, namespace: &Namespace) -> bool {
         self.0.get(number(namespace)) == Some(&Some(Strength::Exclusive))
     }
 
-    /// Whether any lock is exclusive.
+    /// Whether any lock is taken in exclusive mode.
     pub(crate) fn has_exclusive(&self) -> bool {
         self.0.contains(&Some(Strength::Exclusive))
     }
 
-    /// The statements that take them, in the order of their numbers. `schema` is quoted.
+    /// Returns the statements that take the locks, in the order of their numbers.
+    ///
+    /// `schema` is a quoted identifier. The result begins with a semicolon if it is not empty.
     pub(crate) fn statements(&self, schema: &str) -> String {
         let mut sql = String::new();
         for (number, lock) in self.0.iter().enumerate() {
@@ -77,7 +82,7 @@ impl NamespaceLocks {
                 Some(Strength::Shared) => "ROW SHARE",
                 Some(Strength::Exclusive) => "EXCLUSIVE",
             };
-            // Writing to a string does not fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(sql, "; LOCK TABLE {schema}.{TABLE}{number} IN {mode} MODE");
         }
         sql

@@ -1,17 +1,19 @@
 //! The statements that begin transactions.
 //!
-//! A pooler may give a client another session for each transaction, with the settings of the role,
-//! the database or another client. So every transaction states its isolation level and the settings
-//! that it needs, by `SET LOCAL`, which ends with the transaction.
+//! A pooler may run each transaction of a client in another session, which has the settings of the
+//! role, the database or another client. So every transaction states its isolation level and the
+//! settings that it needs. `SET LOCAL` ends with the transaction.
 
 use crate::namespace_lock::{self, NamespaceLocks};
 
 /// Settings for larder's statements.
 ///
-/// - The planner underestimates sequential and bitmap scans of a table without statistics. Both read
-///   a whole range for its first row. Without them, every read walks along the primary key. As only
-///   one plan remains, planning again and compiling are a waste.
-/// - The timeout ends statements of a larder process that was stopped. larder's own are shorter.
+/// - Without table statistics, the planner underestimates the cost of sequential and bitmap scans,
+///   which read a whole range to return its first row. With both disabled, every read is an index
+///   scan of the primary key. Only one plan remains, so replanning and JIT compilation are wasted
+///   time.
+/// - `statement_timeout` ends the statements of a larder process that was stopped. larder's own
+///   timeouts are shorter.
 macro_rules! settings {
     () => {
         "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off; \
@@ -19,12 +21,12 @@ macro_rules! settings {
     };
 }
 
-/// Begins a transaction that writes.
+/// Begins a writing transaction.
 ///
-/// A standby refuses the second statement, which fails the transaction. If it refused the first one, the statements that follow
-/// would be transactions of their own.
+/// A standby refuses the second statement, which aborts the transaction. If it refused the first
+/// one, the statements after it would run as transactions of their own.
 ///
-/// Warnings must arrive: see [`Unreplicated`](crate::driver::Unreplicated).
+/// Warnings must reach the client: see [`Unreplicated`](crate::driver::Unreplicated).
 macro_rules! write {
     () => {
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET TRANSACTION READ WRITE; SET LOCAL client_min_messages = warning"
@@ -40,9 +42,9 @@ pub(crate) const SNAPSHOT: &str = concat!(
 
 /// Begins a commit.
 ///
-/// At this isolation level, each statement sees all commits that ended before it began. So a
-/// statement that runs under locks sees the current rows. Waiting for the lock of a namespace may
-/// take long, as other commits may be queued for it.
+/// At READ COMMITTED, each statement sees all commits that ended before it began. So a statement
+/// that runs after the locks are taken sees the current rows. Waiting for the lock of a namespace
+/// may take long, because other commits may be queued for it.
 const COMMIT: &str = concat!(
     write!(),
     settings!(),
@@ -64,20 +66,25 @@ pub(crate) const COUNT: &str =
 pub(crate) const READ: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'";
 
-/// Begins a commit and takes its locks. Later statements wait up to `row_wait_millis` for each row.
-/// `schema` is quoted.
+/// Begins a commit and takes its namespace locks.
+///
+/// Later statements wait up to `row_wait_millis` for each row lock. `schema` is a quoted
+/// identifier.
 pub(crate) fn commit(locks: &NamespaceLocks, schema: &str, row_wait_millis: u32) -> String {
     let row_wait = format!("; SET LOCAL lock_timeout = {row_wait_millis}");
     [COMMIT, &locks.statements(schema), &row_wait].concat()
 }
 
-/// Begins a transaction that moves the sequence of versions, and excludes others that do so. `schema` is quoted.
+/// Begins a transaction that advances the version sequence, and excludes other transactions that do
+/// so.
 ///
-/// Another session that does so needs a round trip, and is waited for: this session may draw the
-/// next version. A commit that excludes others can take long, so the wait ends after a second.
+/// The lock waits for such a transaction, because this session may draw the next version. It takes
+/// one round trip. A commit that excludes others can take longer, so the wait ends after a second.
 ///
-/// It does not wait for a standby. A commit that draws a version later stands behind it in the
-/// server's write-ahead log.
+/// The transaction does not wait for a standby. A commit that draws a version later comes after it
+/// in the server's write-ahead log.
+///
+/// `schema` is a quoted identifier.
 pub(crate) fn follow(schema: &str) -> String {
     let lock = format!(
         "; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = '1s'; \
@@ -87,5 +94,5 @@ pub(crate) fn follow(schema: &str) -> String {
     [SHORT, &lock].concat()
 }
 
-/// Lifts a timeout that the server has since release 17.
+/// Disables `transaction_timeout`, a setting since Postgres 17.
 pub(crate) const NO_TRANSACTION_TIMEOUT: &str = "; SET LOCAL transaction_timeout = 0";

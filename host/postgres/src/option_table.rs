@@ -1,10 +1,10 @@
-//! The table of options: their names, and what their values mean.
+//! The table of options, with a parser for the value of each.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The given options, without defaults and before files are read.
+/// The options that were given, before defaults are applied and files are read.
 #[derive(Default)]
 pub(crate) struct Draft {
     pub(crate) hosts: Vec<String>,
@@ -33,7 +33,7 @@ pub(crate) struct Draft {
     pub(crate) channel_binding: ChannelBinding,
 }
 
-/// The given options of TLS.
+/// The TLS options that were given.
 #[derive(Default)]
 pub(crate) struct TlsDraft {
     pub(crate) mode: Option<TlsMode>,
@@ -47,7 +47,7 @@ pub(crate) struct TlsDraft {
     pub(crate) max_version: Option<TlsVersion>,
 }
 
-/// The modes of `sslmode`, the weakest first.
+/// The values of `sslmode`, from the weakest to the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TlsMode {
     Disable,
@@ -58,7 +58,7 @@ pub(crate) enum TlsMode {
     VerifyFull,
 }
 
-/// Where the certificates of trusted authorities are.
+/// The source of trusted root certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {
     System,
@@ -91,21 +91,24 @@ pub(crate) enum Target {
     PreferStandby,
 }
 
-/// An option of data-source names.
-#[cfg_attr(not(test), expect(dead_code, reason = "a test compares the documentation with it"))]
+/// An option that a data-source name can have.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "only the test of docs/postgres.md reads some of the fields")
+)]
 pub(crate) struct OptionKind {
     pub(crate) name: &'static str,
-    /// The environment variable that gives it.
+    /// The environment variable that sets the option.
     pub(crate) variable: Option<&'static str>,
-    /// In the words of the documentation.
+    /// The default value, as the documentation describes it.
     pub(crate) default: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) meaning: &'static str,
-    /// Sets the value, or returns what would be valid.
+    /// Parses and sets the value. On failure, returns advice on valid values.
     pub(crate) apply: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
-/// The option that names a service, whose options are read before any other is applied.
+/// The option that names a service. The service's options are read before any option is applied.
 pub(crate) const SERVICE: &str = "service";
 
 const fn option(
@@ -118,13 +121,13 @@ const fn option(
     OptionKind { name, variable, default, unit, meaning, apply }
 }
 
-/// All options. `docs/postgres.md` has this table.
+/// All options, in the order of the table in `docs/postgres.md`, which a test compares with this.
 pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "host",
         Some("PGHOST"),
         ("", "list"),
-        "Host names, addresses, or folders of sockets, which begin with `/`. Tried in turn. Required, unless `hostaddr` is given.",
+        "Host names, IP addresses, or directories of Unix-domain sockets, which begin with `/`. larder tries them in order. Required unless `hostaddr` is given.",
         |draft, value| {
             draft.hosts = value.split(',').map(str::to_string).collect();
             Ok(())
@@ -133,15 +136,15 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "hostaddr",
         Some("PGHOSTADDR"),
-        ("looked up", "list"),
-        "Addresses to connect to, one for each host. `host` stays the name that certificates and password files are compared with.",
+        ("resolved from `host`", "list"),
+        "IP addresses to connect to, one for each host. Certificates and password files are still matched against `host`.",
         |draft, value| {
             let address = |text: &str| if text.is_empty() { Ok(None) } else { text.parse().map(Some) };
             draft.addresses = value
                 .split(',')
                 .map(address)
                 .collect::<Result<_, _>>()
-                .map_err(|_| "give IP addresses".to_string())?;
+                .map_err(|_| "use IP addresses".to_string())?;
             Ok(())
         },
     ),
@@ -149,56 +152,60 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "port",
         Some("PGPORT"),
         ("5432", "list"),
-        "Ports, once or one for each host. It also names the socket in a folder.",
+        "Port for all hosts, or one port for each host. Also part of the file name of a Unix-domain socket.",
         |draft, value| {
             let port = |text: &str| match text {
                 "" => Some(None),
                 text => text.parse().ok().filter(|port| *port != 0).map(Some),
             };
             draft.ports =
-                value.split(',').map(port).collect::<Option<_>>().ok_or("give numbers from 1 to 65535")?;
+                value.split(',').map(port).collect::<Option<_>>().ok_or("use numbers from 1 to 65535")?;
             Ok(())
         },
     ),
-    option("dbname", Some("PGDATABASE"), ("the user", ""), "Database.", |draft, value| {
+    option("dbname", Some("PGDATABASE"), ("same as `user`", ""), "Database name.", |draft, value| {
         text(&mut draft.database, value)
     }),
-    option("user", Some("PGUSER"), ("the user of the process", ""), "Role to log in as.", |draft, value| {
-        text(&mut draft.user, value)
-    }),
+    option(
+        "user",
+        Some("PGUSER"),
+        ("the operating-system user", ""),
+        "Role to log in as.",
+        |draft, value| text(&mut draft.user, value),
+    ),
     option(
         "password",
         Some("PGPASSWORD"),
         ("from `passfile`", ""),
-        "Password. Prefer PGPASSWORD or a password file on a command line, as other users of the machine see arguments.",
+        "Password. On a command line, use PGPASSWORD or a password file instead: other users of the machine can see arguments.",
         |draft, value| text(&mut draft.password, value),
     ),
     option(
         "passfile",
         Some("PGPASSFILE"),
         ("`~/.pgpass`", "path"),
-        "Password file with lines `host:port:database:user:password`. Ignored if its group or others have access.",
+        "Password file with lines `host:port:database:user:password`. Ignored if its group or others have any access.",
         |draft, value| path(&mut draft.password_file, value),
     ),
     option(
         SERVICE,
         Some("PGSERVICE"),
         ("", ""),
-        "Section of the service file that gives further options. The data-source name takes precedence over it, and it over the environment.",
+        "Section of the service file with further options. They override the environment, and the data-source name overrides them.",
         |_, _| Ok(()),
     ),
     option(
         "schema",
         None,
-        ("the first of the search path", ""),
-        "Schema of the store, which has to exist. Each schema has a store of its own.",
+        ("first schema of the search path", ""),
+        "Schema of the store. It must exist. Each schema holds a store of its own.",
         |draft, value| text(&mut draft.schema, value),
     ),
     option(
         "pool_size",
         None,
         ("25", "connections"),
-        "The most connections that the store opens, from 2 to 1000.",
+        "Maximum number of connections in the store's pool, from 2 to 1000.",
         |draft, value| {
             draft.pool_size = Some(number(value, POOL_SIZE_MIN, POOL_SIZE_MAX)?);
             Ok(())
@@ -207,8 +214,8 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "pool_snapshots",
         None,
-        ("four fifths of `pool_size`", "connections"),
-        "The most connections that open transactions hold, less than `pool_size`, so that commits find a connection.",
+        ("80 % of `pool_size`", "connections"),
+        "Maximum number of connections that open transactions hold. Must be less than `pool_size`, so that commits can get a connection.",
         |draft, value| {
             draft.pool_snapshots = Some(number(value, 1, POOL_SIZE_MAX - 1)?);
             Ok(())
@@ -218,28 +225,28 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "application_name",
         Some("PGAPPNAME"),
         ("`larder`", ""),
-        "Name that the server shows for the sessions.",
+        "Application name that the server shows for the sessions.",
         |draft, value| text(&mut draft.application_name, value),
     ),
     option(
         "fallback_application_name",
         None,
         ("`larder`", ""),
-        "The same, if `application_name` is not given.",
+        "Application name if `application_name` is not set.",
         |draft, value| text(&mut draft.fallback_application_name, value),
     ),
     option(
         "options",
         Some("PGOPTIONS"),
         ("", ""),
-        "Settings of the sessions, as `-c name=value`.",
+        "Session settings that are sent at connection start, as `-c name=value`.",
         |draft, value| text(&mut draft.options, value),
     ),
     option(
         "connect_timeout",
         Some("PGCONNECT_TIMEOUT"),
-        ("5, and 10 with the login", "s"),
-        "The longest time for one address to accept a connection and a login. 10 s are the bound for all hosts, which share it by default. 0 leaves only that bound.",
+        ("5 for TCP, 10 with TLS and the login", "s"),
+        "Time limit for connecting and logging in to one address. All hosts together have 10 s in any case, and share it equally by default. 0 sets no limit for one address.",
         |draft, value| {
             draft.connect_timeout = Some(duration(value, Duration::from_secs)?);
             Ok(())
@@ -249,13 +256,13 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "tcp_user_timeout",
         None,
         ("30000", "ms"),
-        "How long sent data may stay unacknowledged before the connection counts as dead. 0 is the system's default.",
+        "How long sent data may stay unacknowledged before the connection is closed. 0 uses the system default.",
         |draft, value| {
             draft.tcp_user_timeout = Some(duration(value, Duration::from_millis)?);
             Ok(())
         },
     ),
-    option("keepalives", None, ("1", "0 or 1"), "Whether idle connections are probed.", |draft, value| {
+    option("keepalives", None, ("1", "0 or 1"), "Whether TCP keepalives are used.", |draft, value| {
         draft.keepalives = Some(one_of(value, &[("1", true), ("0", false)])?);
         Ok(())
     }),
@@ -263,7 +270,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "keepalives_idle",
         None,
         ("30", "s"),
-        "How long a connection is idle before it is probed.",
+        "Idle time before the first keepalive probe is sent.",
         |draft, value| {
             draft.keepalives_idle = duration(value, Duration::from_secs)?;
             Ok(())
@@ -272,8 +279,8 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "keepalives_interval",
         None,
-        ("the system's", "s"),
-        "How long to wait for the answer to a probe.",
+        ("system default", "s"),
+        "Time after which an unacknowledged keepalive probe is sent again.",
         |draft, value| {
             draft.keepalives_interval = duration(value, Duration::from_secs)?;
             Ok(())
@@ -282,8 +289,8 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
     option(
         "keepalives_count",
         None,
-        ("the system's", "probes"),
-        "How many probes may stay unanswered.",
+        ("system default", "probes"),
+        "Number of lost keepalive probes after which the connection is closed.",
         |draft, value| {
             draft.keepalives_count = Some(number(value, 0, 127)?);
             Ok(())
@@ -293,7 +300,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "target_session_attrs",
         Some("PGTARGETSESSIONATTRS"),
         ("any", ""),
-        "Which servers are taken: `any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`. A store that is opened to be written needs a primary.",
+        "Which servers are accepted: `any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`. A store that is opened for writing needs a primary.",
         |draft, value| {
             draft.target = one_of(
                 value,
@@ -313,7 +320,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "load_balance_hosts",
         Some("PGLOADBALANCEHOSTS"),
         ("disable", ""),
-        "`random` tries the hosts in a random order.",
+        "`random` tries the hosts, and the addresses of each host, in random order.",
         |draft, value| {
             draft.shuffles_hosts = one_of(value, &[("disable", false), ("random", true)])?;
             Ok(())
@@ -323,7 +330,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "sslmode",
         Some("PGSSLMODE"),
         ("prefer", ""),
-        "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`; see TLS.",
+        "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`; see [TLS](#tls).",
         |draft, value| {
             draft.tls.mode = Some(one_of(
                 value,
@@ -343,7 +350,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "sslnegotiation",
         Some("PGSSLNEGOTIATION"),
         ("postgres", ""),
-        "`direct` begins with TLS at once, which Postgres 17 and later accept. It needs `sslmode=require` or stronger.",
+        "`direct` starts the TLS handshake without asking the server first. Needs Postgres 17 or later, and `sslmode=require` or stronger.",
         |draft, value| {
             draft.tls.is_direct = one_of(value, &[("postgres", false), ("direct", true)])?;
             Ok(())
@@ -353,7 +360,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "sslrootcert",
         Some("PGSSLROOTCERT"),
         ("`~/.postgresql/root.crt`", "path"),
-        "Certificates of trusted authorities, as PEM, or `system` for those that the system trusts.",
+        "PEM file with the certificates of trusted authorities (CAs), or `system` for the authorities that the operating system trusts.",
         |draft, value| {
             draft.tls.roots = Some(match value {
                 "system" => Roots::System,
@@ -366,21 +373,21 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "sslcert",
         Some("PGSSLCERT"),
         ("`~/.postgresql/postgresql.crt`", "path"),
-        "Certificate of the client, as PEM, with those of its intermediate authorities.",
+        "PEM file with the client certificate, followed by its intermediate certificates.",
         |draft, value| path(&mut draft.tls.certificate, value),
     ),
     option(
         "sslkey",
         Some("PGSSLKEY"),
         ("`~/.postgresql/postgresql.key`", "path"),
-        "Private key for `sslcert`, as PEM without a passphrase. Refused if its group or others have access; a file of root may be readable for its group.",
+        "PEM file with the private key for `sslcert`, without a passphrase. Refused if its group or others have any access; if root owns the file, its group may read it.",
         |draft, value| path(&mut draft.tls.key, value),
     ),
     option(
         "sslcertmode",
         Some("PGSSLCERTMODE"),
         ("allow", ""),
-        "`disable` sends no certificate of the client. `require` is refused.",
+        "`disable` sends no client certificate. `require` is refused.",
         |draft, value| {
             draft.tls.hides_certificate = one_of(value, &[("allow", false), ("disable", true)])?;
             Ok(())
@@ -390,7 +397,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "sslsni",
         Some("PGSSLSNI"),
         ("1", "0 or 1"),
-        "Whether TLS sends the host name in the clear, for proxies that route by it.",
+        "Whether TLS sends the host name in clear text (SNI), for proxies that route by it.",
         |draft, value| {
             draft.tls.hides_name = one_of(value, &[("1", false), ("0", true)])?;
             Ok(())
@@ -400,7 +407,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "ssl_min_protocol_version",
         Some("PGSSLMINPROTOCOLVERSION"),
         ("TLSv1.2", ""),
-        "The oldest version of TLS. Older ones than TLSv1.2 are not spoken, whatever is given.",
+        "Minimum TLS version. A version before `TLSv1.2` means `TLSv1.2`.",
         |draft, value| {
             draft.tls.min_version = Some(one_of(
                 value,
@@ -418,7 +425,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "ssl_max_protocol_version",
         Some("PGSSLMAXPROTOCOLVERSION"),
         ("TLSv1.3", ""),
-        "The newest version of TLS: `TLSv1.2` or `TLSv1.3`.",
+        "Maximum TLS version: `TLSv1.2` or `TLSv1.3`.",
         |draft, value| {
             draft.tls.max_version =
                 Some(one_of(value, &[("TLSv1.2", TlsVersion::Tls12), ("TLSv1.3", TlsVersion::Tls13)])?);
@@ -429,7 +436,7 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "channel_binding",
         Some("PGCHANNELBINDING"),
         ("prefer", ""),
-        "`require` logs in only by SCRAM that is bound to the server's certificate; `disable` never binds it.",
+        "`require` accepts only SCRAM authentication with channel binding; `disable` never uses channel binding.",
         |draft, value| {
             draft.channel_binding = one_of(
                 value,
@@ -446,12 +453,12 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "client_encoding",
         None,
         ("UTF8", ""),
-        "`UTF8` or `auto`. larder speaks UTF-8 with every server; others are refused.",
+        "`UTF8` or `auto`. larder uses UTF-8 with every server, and refuses other encodings.",
         |_, value| {
             let folded: String = value.chars().filter(|next| next.is_alphanumeric()).collect();
             match folded.to_ascii_lowercase().as_str() {
                 "utf8" | "unicode" | "auto" => Ok(()),
-                _ => Err("leave it out, or give UTF8 or auto".to_string()),
+                _ => Err("omit it, or use UTF8 or auto".to_string()),
             }
         },
     ),
@@ -459,71 +466,78 @@ pub(crate) const OPTIONS: &[OptionKind] = &[
         "gssencmode",
         Some("PGGSSENCMODE"),
         ("disable", ""),
-        "`disable` or `prefer`, which are the same, as GSSAPI is not supported. `require` is refused.",
+        "`disable` or `prefer`, which mean the same, because GSSAPI is not supported. `require` is refused.",
         |_, value| {
-            one_of(value, &[("disable", ()), ("prefer", ())])
-                .map_err(|right| format!("{right}, as larder has no GSSAPI encryption; use sslmode for TLS"))
+            one_of(value, &[("disable", ()), ("prefer", ())]).map_err(|right| {
+                format!("{right}: larder does not support GSSAPI encryption; set \"sslmode\" for TLS")
+            })
         },
     ),
     option(
         "sslcompression",
         Some("PGSSLCOMPRESSION"),
         ("0", ""),
-        "`0`. Compression within TLS is refused, as it is unsafe.",
+        "`0`. `1` is refused, because TLS compression is insecure.",
         |_, value| one_of(value, &[("0", ())]),
     ),
-    option("krbsrvname", Some("PGKRBSRVNAME"), ("", ""), "No effect, as GSSAPI is not supported.", |_, _| {
-        Ok(())
-    }),
-    option("gsslib", Some("PGGSSLIB"), ("", ""), "No effect, as GSSAPI is not supported.", |_, _| Ok(())),
+    option(
+        "krbsrvname",
+        Some("PGKRBSRVNAME"),
+        ("", ""),
+        "No effect, because GSSAPI is not supported.",
+        |_, _| Ok(()),
+    ),
+    option(
+        "gsslib",
+        Some("PGGSSLIB"),
+        ("", ""),
+        "No effect, because GSSAPI is not supported.",
+        |_, _| Ok(()),
+    ),
     option(
         "gssdelegation",
         Some("PGGSSDELEGATION"),
         ("0", ""),
-        "`0`. Delegation is refused, as GSSAPI is not supported.",
+        "`0`. `1` is refused, because GSSAPI is not supported.",
         |_, value| one_of(value, &[("0", ())]),
     ),
-    option(
-        "sslpassword",
-        None,
-        ("", ""),
-        "Refused: a private key has to be without a passphrase.",
-        |_, _| refused("decrypt the key of sslkey instead"),
-    ),
+    option("sslpassword", None, ("", ""), "Refused: a private key must not have a passphrase.", |_, _| {
+        refused("omit it, and decrypt the file of \"sslkey\"")
+    }),
     option(
         "sslcrl",
         Some("PGSSLCRL"),
         ("", ""),
-        "Refused: lists of revoked certificates are not supported.",
-        |_, _| refused("leave it out"),
+        "Refused: certificate revocation lists are not supported.",
+        |_, _| refused("omit it"),
     ),
     option(
         "sslcrldir",
         Some("PGSSLCRLDIR"),
         ("", ""),
-        "Refused: lists of revoked certificates are not supported.",
-        |_, _| refused("leave it out"),
+        "Refused: certificate revocation lists are not supported.",
+        |_, _| refused("omit it"),
     ),
     option(
         "require_auth",
         Some("PGREQUIREAUTH"),
         ("", ""),
-        "Refused: use `channel_binding=require` to accept SCRAM only.",
-        |_, _| refused("use channel_binding=require to accept SCRAM only"),
+        "Refused: use `channel_binding=require` to accept only SCRAM.",
+        |_, _| refused("omit it, and use channel_binding=require to accept only SCRAM"),
     ),
     option(
         "requirepeer",
         Some("PGREQUIREPEER"),
         ("", ""),
-        "Refused: the owner of a socket is not checked.",
-        |_, _| refused("leave it out"),
+        "Refused: larder does not check the owner of a socket.",
+        |_, _| refused("omit it"),
     ),
-    option("replication", None, ("", ""), "Refused: a store needs sessions that run SQL.", |_, _| {
-        refused("leave it out")
+    option("replication", None, ("", ""), "Refused: a store needs ordinary SQL sessions.", |_, _| {
+        refused("omit it")
     }),
 ];
 
-/// Names that other programs use for options.
+/// Names that other programs use for an option, and the option's name here.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("database", "dbname"),
     ("db", "dbname"),
@@ -540,18 +554,19 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("max_connections", "pool_size"),
 ];
 
-/// The fewest connections: one for a snapshot, and one for a commit.
+/// The minimum of `pool_size`: one connection for a snapshot and one for a commit.
 pub(crate) const POOL_SIZE_MIN: usize = 2;
 pub(crate) const POOL_SIZE_MAX: usize = 1_000;
 
-/// An option by its name.
+/// Returns the option with this name.
 pub(crate) fn find(name: &str) -> Option<&'static OptionKind> {
     OPTIONS.iter().find(|option| option.name == name)
 }
 
-/// The option that an unknown name most likely means.
+/// Returns the option that an unknown name most likely stands for.
 ///
-/// `None` if no option is near: the name may then be a part of a password, and must not be repeated.
+/// `None` if no option has a similar name. The unknown name may then be part of a password, so
+/// error messages must not repeat it.
 pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     if let Some((_, right)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
         return Some(right);
@@ -562,7 +577,7 @@ pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     (nearest.0 <= far).then_some(nearest.1)
 }
 
-/// The Levenshtein distance.
+/// Computes the Levenshtein distance.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -596,8 +611,8 @@ fn one_of<T: Copy>(value: &str, choices: &[(&str, T)]) -> Result<T, String> {
     chosen.ok_or_else(|| {
         let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
         match names.split_last() {
-            Some((last, names)) if !names.is_empty() => format!("give {} or {last}", names.join(", ")),
-            _ => format!("give {}", names.concat()),
+            Some((last, names)) if !names.is_empty() => format!("use {} or {last}", names.join(", ")),
+            _ => format!("use {}", names.concat()),
         }
     })
 }
@@ -607,13 +622,13 @@ where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
     let number = value.parse().ok().filter(|number| (&min..=&max).contains(&number));
-    number.ok_or_else(|| format!("give a number from {min} to {max}"))
+    number.ok_or_else(|| format!("use a number from {min} to {max}"))
 }
 
-/// `None` for 0 and for negative numbers, as for libpq.
+/// Parses a duration. Returns `None` for 0 and for negative numbers, as libpq does.
 fn duration(value: &str, of: fn(u64) -> Duration) -> Result<Option<Duration>, String> {
     let number: i32 =
-        number(value.trim(), i32::MIN, i32::MAX).map_err(|_| "give a whole number, or 0 for none")?;
+        number(value.trim(), i32::MIN, i32::MAX).map_err(|_| "use a whole number, without a unit")?;
     Ok(u64::try_from(number).ok().filter(|number| *number > 0).map(of))
 }
 
@@ -641,7 +656,11 @@ mod tests {
             row.replace("|  |", "| |").replace("|  |", "| |")
         });
         let right: Vec<_> = right.collect();
-        assert!(rows == right, "the table in docs/postgres.md has to be:\n{}", right.join("\n"));
+        assert!(
+            rows == right,
+            "the options table in docs/postgres.md is out of date; it has to be:\n{}",
+            right.join("\n")
+        );
     }
 
     #[test]
@@ -675,14 +694,14 @@ mod tests {
     fn values_outside_of_their_range_are_told_what_is_right() {
         let wrong =
             |name: &str, value: &str| (find(name).unwrap().apply)(&mut Draft::default(), value).unwrap_err();
-        assert_eq!(wrong("sslmode", "on"), "give disable, allow, prefer, require, verify-ca or verify-full");
-        assert_eq!(wrong("pool_size", "1"), "give a number from 2 to 1000");
-        assert_eq!(wrong("pool_snapshots", "-1"), "give a number from 1 to 999");
-        assert_eq!(wrong("sslcompression", "1"), "give 0");
-        assert_eq!(wrong("client_encoding", "LATIN1"), "leave it out, or give UTF8 or auto");
-        assert_eq!(wrong("connect_timeout", "1s"), "give a whole number, or 0 for none");
-        assert!(wrong("gssencmode", "require").contains("no GSSAPI encryption"));
-        assert_eq!(wrong("port", "0"), "give numbers from 1 to 65535");
+        assert_eq!(wrong("sslmode", "on"), "use disable, allow, prefer, require, verify-ca or verify-full");
+        assert_eq!(wrong("pool_size", "1"), "use a number from 2 to 1000");
+        assert_eq!(wrong("pool_snapshots", "-1"), "use a number from 1 to 999");
+        assert_eq!(wrong("sslcompression", "1"), "use 0");
+        assert_eq!(wrong("client_encoding", "LATIN1"), "omit it, or use UTF8 or auto");
+        assert_eq!(wrong("connect_timeout", "1s"), "use a whole number, without a unit");
+        assert!(wrong("gssencmode", "require").contains("GSSAPI encryption"));
+        assert_eq!(wrong("port", "0"), "use numbers from 1 to 65535");
         for encoding in ["UTF8", "utf-8", "auto", "UNICODE"] {
             (find("client_encoding").unwrap().apply)(&mut Draft::default(), encoding).unwrap();
         }

@@ -1,4 +1,4 @@
-//! The options of a Postgres store, read from the same sources as libpq's.
+//! The options of a Postgres store, read from the same sources as those of libpq.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,16 +21,18 @@ use crate::password_file::{Login, PasswordFile};
 use crate::service_file;
 use crate::tls::Tls;
 
-/// How to reach a Postgres store, and how many connections to open.
+/// Servers, login, TLS and pool size of a Postgres store.
 ///
-/// An option of the data-source name takes precedence over one of the service that `service` or `PGSERVICE` names, that over an
-/// environment variable of libpq, and that over the default. All files are read once, by the constructor.
+/// An option in the data-source name overrides the service that `service` or `PGSERVICE` names. The
+/// service overrides libpq's environment variables, and these override the defaults. The
+/// constructors read all files once.
 ///
 /// ```
 /// use larder_postgres::{Environment, PostgresOptions};
 ///
-/// // Without the environment of the process.
-/// let options = PostgresOptions::parse_with("postgres://ann:secret@db.internal/d", &Environment::empty())?;
+/// // Ignores the environment of the process.
+/// let name = "postgres://ann:secret@db.internal/d";
+/// let options = PostgresOptions::parse_with(name, &Environment::empty())?;
 /// let options = options.pool(10, 8)?;
 /// # drop(options); Ok::<(), larder_core::Error>(())
 /// ```
@@ -40,12 +42,13 @@ pub struct PostgresOptions {
     pub(crate) user: String,
     pub(crate) database: Option<String>,
     pub(crate) settings: Option<String>,
-    /// The only one of the search path. It is no setting of the session, as poolers refuse those.
+    /// The whole search path, if set. It is not sent as a session setting, because poolers refuse
+    /// those.
     pub(crate) schema: Option<String>,
     pub(crate) application_name: String,
-    /// Limit for TCP to connect to an address.
+    /// Time limit for the TCP connection to one address.
     pub(crate) tcp_timeout: Option<Duration>,
-    /// Limit for TCP, TLS and the login together.
+    /// Time limit for TCP, TLS and the login together, for one address.
     pub(crate) login_timeout: Option<Duration>,
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) keepalives: bool,
@@ -63,18 +66,18 @@ pub struct PostgresOptions {
     pub(crate) ignored_password_file: Option<&'static str>,
 }
 
-/// The limits of a connection pool.
+/// Limits of a connection pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolSize {
     pub(crate) connections: usize,
-    /// How many of them snapshots may hold.
+    /// How many of the connections snapshots may hold.
     pub(crate) snapshots: usize,
 }
 
-/// One of the servers that are tried.
+/// One server of the list.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Server {
-    /// A name, an address, or the folder of a socket.
+    /// A host name, an IP address, or the directory of a Unix-domain socket.
     pub(crate) host: String,
     pub(crate) address: Option<IpAddr>,
     pub(crate) port: u16,
@@ -87,26 +90,30 @@ impl Server {
     }
 }
 
-/// Default limit for TCP to connect to an address. A login may take longer, as it needs the server's processors.
+/// Default time limit for the TCP connection to one address. A login may take longer, because it
+/// needs CPU time of the server.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Default time without an answer of the peer after which a connection counts as dead. The system's default is hours.
+/// Default time without a response from the peer before a connection is closed. The operating
+/// system's default is hours.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// The default of `pool_size`: the most connections of one store.
+/// Default of `pool_size`, the maximum number of connections of one store.
 pub const CONNECTIONS_MAX: usize = 25;
 
-/// The default of `pool_snapshots`: the most connections that snapshots hold.
+/// Default of `pool_snapshots`, the maximum number of connections that snapshots hold.
 ///
-/// A snapshot keeps its connection while its guest computes. Commits of other transactions must not wait for that.
+/// A snapshot holds its connection while its guest computes. The limit keeps connections free for
+/// the commits of other transactions.
 pub const SNAPSHOTS_MAX: usize = 20;
 
 const PORT: u16 = 5432;
 
-/// The longest name in bytes. The server truncates a longer one, which could then name another schema.
+/// The longest schema name, in bytes. The server truncates a longer one, which could then name
+/// another schema.
 const SCHEMA_MAX: usize = 63;
 
-/// The source of a value, for errors.
+/// Where a value comes from, for error messages.
 #[derive(Clone, Copy)]
 enum Source {
     DataSourceName,
@@ -124,25 +131,29 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// The values that are given, by the option's name.
+/// The given values and their sources, by option name.
 type Given = BTreeMap<&'static str, (String, Source)>;
 
 impl PostgresOptions {
-    /// Reads a data-source name, and completes it from the environment of the process.
+    /// Parses a data-source name, with the process's environment as the fallback.
     ///
     /// # Errors
-    /// As [`PostgresOptions::parse_with`].
+    /// - [`Error::InvalidArgument`] if the name is malformed, an option is unknown, or a value is
+    ///   invalid or not supported.
+    /// - [`Error::Other`] if a service, certificate or key file cannot be read or is invalid.
     pub fn parse(dsn: &str) -> Result<Self> {
         Self::parse_with(dsn, &Environment::of_process())
     }
 
-    /// Reads a data-source name, and completes it from an environment.
+    /// Parses a data-source name, with the given environment as the fallback.
     ///
-    /// No error repeats a value: with a misplaced quote, any part of a name can be a password.
+    /// Error messages never repeat a value, because a misplaced quote can make any part of the name
+    /// a password.
     ///
     /// # Errors
-    /// - [`Error::InvalidArgument`] if the name is malformed, an option is unknown, or a value is not supported.
-    /// - [`Error::Other`] if a file of services, certificates or keys cannot be read or is not valid.
+    /// - [`Error::InvalidArgument`] if the name is malformed, an option is unknown, or a value is
+    ///   invalid or not supported.
+    /// - [`Error::Other`] if a service, certificate or key file cannot be read or is invalid.
     pub fn parse_with(dsn: &str, environment: &Environment) -> Result<Self> {
         let mut given = Given::new();
         add_all(&mut given, conninfo::pairs(dsn)?, Source::DataSourceName)?;
@@ -172,38 +183,44 @@ impl PostgresOptions {
         Self::complete(draft, environment)
     }
 
-    /// Sets how many connections the store opens at most, and how many of them open transactions hold.
+    /// Sets the size of the connection pool, and how many connections open transactions may hold.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] unless `connections` is from 2 to 1000, and `snapshots` at least 1 and less than
-    /// `connections`.
+    /// [`Error::InvalidArgument`] if `connections` is not from 2 to 1000, or `snapshots` is not
+    /// from 1 to `connections - 1`.
     pub fn pool(mut self, connections: usize, snapshots: usize) -> Result<Self> {
         let is_valid =
             (POOL_SIZE_MIN..=POOL_SIZE_MAX).contains(&connections) && (1..connections).contains(&snapshots);
         if !is_valid {
             return Err(Error::invalid_argument(format!(
-                "invalid pool of {connections} connections, {snapshots} of them for snapshots; give \"pool_size\" from \
-                 {POOL_SIZE_MIN} to {POOL_SIZE_MAX}, and \"pool_snapshots\" from 1 to one less than it"
+                "invalid pool of {connections} connections, {snapshots} of them for snapshots; set \"pool_size\" from \
+                 {POOL_SIZE_MIN} to {POOL_SIZE_MAX}, and \"pool_snapshots\" from 1 to \"pool_size\" - 1"
             )));
         }
         self.pool = PoolSize { connections, snapshots };
         Ok(self)
     }
 
-    /// Runs SQL on a connection of its own, and gives what `work` returns. The session ends with it.
+    /// Opens a connection, runs `work` with its client, and closes the connection.
+    ///
+    /// Returns what `work` returns.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// use larder_postgres::PostgresOptions;
     ///
-    /// let options = PostgresOptions::parse("postgres://ann@db.internal/d?sslmode=verify-full&sslrootcert=system")?;
-    /// options.with_connection(async |client| client.batch_execute("CREATE SCHEMA tenant_a").await).await??;
+    /// let options = PostgresOptions::parse("postgres://ann@db.internal/d")?;
+    /// let sql = "CREATE SCHEMA tenant_a";
+    /// options.with_connection(async |client| client.batch_execute(sql).await).await??;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// Those of [`Postgres::open`](crate::Postgres::open) if no server can be connected to. What `work` runs into is its own
-    /// result.
+    /// - [`Error::Unavailable`] if no server can be reached, or none matches
+    ///   `target_session_attrs`.
+    /// - [`Error::Other`] if the server refuses the login, or TLS fails.
+    ///
+    /// Errors of `work` are part of the value that it returns.
     pub async fn with_connection<T>(&self, work: impl AsyncFnOnce(&mut Client) -> T) -> Result<T> {
         migrator::with_connection(&Connector::new(self.clone()), work).await
     }
@@ -211,7 +228,7 @@ impl PostgresOptions {
     fn complete(draft: Draft, environment: &Environment) -> Result<Self> {
         let Some(user) = draft.user.as_deref().or(environment.user_name()) else {
             return Err(Error::invalid_argument(
-                "the data-source name of a Postgres store names no user; give \"user\", or set PGUSER",
+                "the data-source name of a Postgres store has no user; give \"user\" or set PGUSER",
             ));
         };
         let user = user.to_string();
@@ -219,14 +236,14 @@ impl PostgresOptions {
         let tls_mode = Tls::mode(&draft.tls)?;
         if draft.channel_binding == ChannelBinding::Require && tls_mode == TlsMode::Disable {
             return Err(Error::invalid_argument(
-                "\"channel_binding\" of a Postgres store is require, and \"sslmode\" is disable; only TLS has a channel to bind \
-                 to",
+                "\"channel_binding\" of a Postgres store is require, but \"sslmode\" is disable; channel binding needs TLS, so \
+                 set \"sslmode\" to require or stronger",
             ));
         }
-        // Sockets in the file system do not use TLS.
+        // Connections over Unix-domain sockets do not use TLS.
         let is_encrypted = tls_mode != TlsMode::Disable && !servers.iter().all(Server::is_socket);
         let tls = is_encrypted.then(|| Tls::read(&draft.tls, tls_mode, environment)).transpose()?;
-        // The last server of a list is reached even if no other one answers.
+        // Leaves time for the last server of the list, even if no other one answers.
         let for_each = WAIT_MAX / u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
         let connections = draft.pool_size.unwrap_or(CONNECTIONS_MAX);
         let snapshots = draft.pool_snapshots.unwrap_or((connections * 4 / 5).max(1));
@@ -258,7 +275,7 @@ impl PostgresOptions {
 }
 
 impl std::fmt::Debug for PostgresOptions {
-    /// Shows neither passwords nor settings, which may contain one.
+    /// Omits passwords, and `options`, whose settings may contain one.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hosts: Vec<_> = self.servers.iter().map(|server| &server.host).collect();
         formatter
@@ -273,26 +290,27 @@ impl std::fmt::Debug for PostgresOptions {
 fn add_all(given: &mut Given, pairs: Vec<(String, String)>, source: Source) -> Result<()> {
     for (name, value) in pairs {
         let Some(option) = find(&name) else { return Err(unknown(&name, source)) };
-        // As for libpq, an empty value counts as missing. An empty schema is refused later.
+        // As in libpq, an empty value counts as unset. An empty schema is refused later.
         if value.is_empty() && option.name != "schema" {
             continue;
         }
-        // As for libpq, the last value counts. A second schema is refused: it decides which data the store has.
+        // As in libpq, the last value wins. A second schema is refused, because it would select
+        // other data.
         let earlier = given.insert(option.name, (value, source));
         if earlier.is_some() && option.name == "schema" {
             return Err(Error::invalid_argument(format!(
-                "\"schema\" stands twice in {source}; give it once"
+                "\"schema\" is given twice in {source}; give it once"
             )));
         }
     }
     Ok(())
 }
 
-/// The error about an unknown option. It repeats the name only if it is close to an option's.
+/// The error about an unknown option. It repeats the name only if it resembles a known option.
 fn unknown(name: &str, source: Source) -> Error {
     Error::invalid_argument(match nearest(name) {
         Some(right) => format!("unknown option {name:?} in {source}; did you mean {right:?}?"),
-        None => format!("unknown option in {source}; docs/postgres.md lists the options that there are"),
+        None => format!("unknown option in {source}; docs/postgres.md lists the valid options"),
     })
 }
 
@@ -304,18 +322,18 @@ fn servers(
     let count = draft.hosts.len().max(draft.addresses.len());
     if count == 0 {
         return Err(Error::invalid_argument(
-            "the data-source name of a Postgres store names no host; give \"host\", or set PGHOST; a socket's folder is one \
-             too: host=/run/postgresql",
+            "the data-source name of a Postgres store has no host; give \"host\" or set PGHOST; for a Unix-domain socket, \
+             give its directory, for example host=/run/postgresql",
         ));
     }
     if !draft.hosts.is_empty() && !draft.addresses.is_empty() && draft.hosts.len() != draft.addresses.len() {
         return Err(Error::invalid_argument(
-            "the options of a Postgres store give \"host\" and \"hostaddr\" in different numbers",
+            "\"host\" and \"hostaddr\" of a Postgres store have different lengths; give one address for each host",
         ));
     }
     if draft.ports.len() > 1 && draft.ports.len() != count {
         return Err(Error::invalid_argument(
-            "the options of a Postgres store give \"port\" neither once nor for each host",
+            "\"port\" of a Postgres store does not match the number of hosts; give one port, or one for each host",
         ));
     }
     let mut servers = Vec::new();
@@ -323,7 +341,9 @@ fn servers(
         let address = draft.addresses.get(number).copied().flatten();
         let host = draft.hosts.get(number).filter(|host| !host.is_empty()).cloned();
         let Some(host) = host.or_else(|| address.map(|address| address.to_string())) else {
-            return Err(Error::invalid_argument("the list of hosts of a Postgres store has an empty entry"));
+            return Err(Error::invalid_argument(
+                "\"host\" of a Postgres store has an empty entry; remove the extra comma",
+            ));
         };
         let port = draft.ports.get(number).or(draft.ports.first()).copied().flatten().unwrap_or(PORT);
         servers.push(Server { host, address, port, password: draft.password.clone() });
@@ -335,7 +355,7 @@ fn servers(
     Ok((servers, ignored))
 }
 
-/// Sets passwords from the password file. Returns why the file was ignored, if it was.
+/// Looks up passwords in the password file. If it ignored the file, returns the reason.
 fn find_passwords(
     servers: &mut [Server],
     draft: &Draft,
@@ -355,12 +375,12 @@ fn find_passwords(
     }
 }
 
-/// Checks the name of a schema.
+/// Refuses a schema name that the server would truncate or expand.
 fn checked_schema(schema: Option<String>) -> Result<Option<String>> {
     match schema {
         Some(schema) if !(1..=SCHEMA_MAX).contains(&schema.len()) || schema == "$user" => {
             Err(Error::invalid_argument(format!(
-                "invalid \"schema\" of a Postgres store; give a name of 1 to {SCHEMA_MAX} bytes that is not `$user`"
+                "invalid \"schema\" of a Postgres store; use a name of 1 to {SCHEMA_MAX} bytes other than `$user`"
             )))
         }
         schema => Ok(schema),
@@ -440,7 +460,7 @@ mod tests {
             assert!(reason(&format!("postgres://h/d?schema={schema}")).contains("\"schema\""), "{schema}");
         }
         assert!(reason("host=h schema='' dbname=d").contains("\"schema\""));
-        assert!(reason("host=h schema=a schema=b").contains("\"schema\" stands twice"));
+        assert!(reason("host=h schema=a schema=b").contains("\"schema\" is given twice"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Parameters of statements.
+//! Parameters of SQL statements.
 
 use tokio_postgres::types::{ToSql, Type};
 
-/// A parameter with its SQL type, which a client must state for a statement that is not prepared.
+/// A parameter with its SQL type. For a statement that is not prepared, the client must send the
+/// types.
 pub(crate) trait Param: Sync {
     fn sql(&self) -> &(dyn ToSql + Sync);
     fn sql_type(&self) -> Type;
@@ -11,7 +12,7 @@ pub(crate) trait Param: Sync {
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a dyn Param];
 
-/// The parameters with their SQL types.
+/// Pairs the parameters with their SQL types.
 pub(crate) fn typed<'p>(params: &Params<'p>) -> Vec<(&'p (dyn ToSql + Sync), Type)> {
     params.iter().map(|param| (param.sql(), param.sql_type())).collect()
 }

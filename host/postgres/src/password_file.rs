@@ -1,11 +1,11 @@
-//! Passwords by host, port, database and user, in the form of libpq's `.pgpass`.
+//! Parser for the password file of libpq, `.pgpass`.
 
 use std::fs::{self, Metadata};
 use std::path::Path;
 
 /// A login that needs a password.
 pub(crate) struct Login<'a> {
-    /// The host, the address if there is no host, or the folder of a socket.
+    /// The host, the address if no host is given, or the directory of a Unix-domain socket.
     pub(crate) host: &'a str,
     pub(crate) port: u16,
     pub(crate) database: &'a str,
@@ -16,26 +16,26 @@ pub(crate) struct Login<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PasswordFile {
     Missing,
-    /// The file must not be used.
+    /// The file is not used, for this reason.
     Ignored(&'static str),
     Read(String),
 }
 
-/// The folders of sockets that count as `localhost`.
+/// Socket directories that match `localhost` in the file.
 const SOCKET_FOLDERS: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
 
 impl PasswordFile {
-    /// Reads a file that only its owner can access.
+    /// Reads the file, and ignores it if its group or others can access it.
     pub(crate) fn read(path: &Path) -> Self {
         let Ok(metadata) = fs::metadata(path) else { return Self::Missing };
         if let Some(reason) = reason_to_ignore(&metadata) {
-            tracing::warn!(path = %path.display(), reason, "ignored a password file");
+            tracing::warn!(path = %path.display(), reason, "ignored the password file");
             return Self::Ignored(reason);
         }
         fs::read_to_string(path).map_or(Self::Ignored("it cannot be read as UTF-8"), Self::Read)
     }
 
-    /// The password of the first line that matches.
+    /// Returns the password of the first line that matches.
     pub(crate) fn password(&self, login: &Login<'_>) -> Option<String> {
         let Self::Read(text) = self else { return None };
         text.lines().find_map(|line| password_of(line, login))
@@ -44,11 +44,11 @@ impl PasswordFile {
 
 fn reason_to_ignore(metadata: &Metadata) -> Option<&'static str> {
     if !metadata.is_file() {
-        return Some("it is not a plain file");
+        return Some("it is not a regular file");
     }
     #[cfg(unix)]
     if std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0 {
-        return Some("its group or others have access; set its permissions to 0600");
+        return Some("its group or others can access it; set its permissions to 0600");
     }
     None
 }
@@ -84,7 +84,7 @@ impl Field {
     }
 }
 
-/// Splits off a field at its colon. A backslash escapes the next character.
+/// Splits off a field at the first unescaped colon. A backslash escapes the next character.
 fn take_field(line: &str) -> Option<(Field, &str)> {
     if let Some(rest) = line.strip_prefix("*:") {
         return Some((Field::Any, rest));
@@ -105,7 +105,7 @@ fn unescaped(text: &str) -> String {
     let mut characters = text.chars();
     while let Some(next) = characters.next() {
         match next {
-            // A last backslash stands for itself.
+            // A backslash at the end of the line stands for itself.
             '\\' => password.push(characters.next().unwrap_or('\\')),
             next => password.push(next),
         }

@@ -1,4 +1,4 @@
-//! The pool's connections. Their sessions have no settings: see [openings](crate::opening).
+//! The connections of the pool. Their sessions have no settings: see [`opening`](crate::opening).
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,39 +22,41 @@ use crate::prober::Prober;
 pub(crate) type Pool = managed::Pool<Manager>;
 pub(crate) type PoolError = managed::PoolError<Failure>;
 
-/// A connection on loan from the pool.
+/// A connection that is checked out from the pool.
 pub(crate) type Object = managed::Object<Manager>;
 
-/// Makes the connections of a pool.
+/// Opens and tests the connections of a pool.
 pub(crate) struct Manager {
     pub(crate) connector: Connector,
     pub(crate) access: Access,
 }
 
-/// A connection of a pool, with its prepared statements.
+/// A pooled connection, with its prepared statements.
 pub(crate) struct Pooled {
     client: ClientWrapper,
     encryption: Encryption,
     prober: Arc<Prober>,
     made_at: Instant,
-    /// When the server last answered.
+    /// When the server last responded.
     used_at: Mutex<Instant>,
     unreplicated: Unreplicated,
     has_transaction_timeout: bool,
-    /// Whether no pooler stands in between. A pooler may serve each transaction by another session.
+    /// Whether no pooler is between larder and the server. A pooler may run each transaction in
+    /// another session.
     is_direct: bool,
 }
 
-/// Asks whether the server is a standby. `SHOW` needs no snapshot: a standby refuses one if the role's transactions are serializable.
+/// Asks whether the server is a standby. `SHOW` needs no snapshot, which a standby refuses if the
+/// role's default isolation level is serializable.
 const IS_STANDBY: &str = "SHOW in_hot_standby";
 
-/// How long after a use a connection is used again without a test.
+/// How long after its last use a connection is reused without a test.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// The longest time for the answer to a test.
+/// Time limit for a test.
 const TEST_MAX: Duration = Duration::from_secs(1);
 
-/// The first release with the setting `transaction_timeout`.
+/// The first major version with the setting `transaction_timeout`.
 const TRANSACTION_TIMEOUT_SINCE: u32 = 17;
 
 impl managed::Manager for Manager {
@@ -92,10 +94,14 @@ impl managed::Manager for Manager {
         })
     }
 
-    /// Tests a connection that was not used lately. A round trip for each use would double the cost of most transactions. A closed
-    /// connection is noticed without one, and a caller whose first statement finds the connection broken takes another.
+    /// Tests a connection before it is reused, unless it was used within the last second.
     ///
-    /// A pooler tests the server's connections itself. It may also have none for this question, and then does not answer.
+    /// A round trip before each use would double the cost of most transactions. A closed connection
+    /// is noticed without a test. If the first statement of a caller finds the connection broken,
+    /// the caller takes another one.
+    ///
+    /// Behind a pooler no test is sent. The pooler tests its server connections itself, and it may
+    /// have none free, so that the test would get no response.
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<Failure> {
         let is_usable = !pooled.client.is_closed()
             && !pooled.prober.silence().is_doubted(pooled.made_at)
@@ -104,19 +110,20 @@ impl managed::Manager for Manager {
     }
 }
 
-/// The major number of a server's release.
+/// Parses the major version from `server_version`.
 fn major(version: &str) -> Option<u32> {
     let digits = version.split(|next: char| !next.is_ascii_digit()).next()?;
     digits.parse().ok()
 }
 
 impl Pooled {
-    /// Whether the server can be told to end transactions after some time.
+    /// Whether the server has the setting `transaction_timeout`.
     pub(crate) fn has_transaction_timeout(&self) -> bool {
         self.has_transaction_timeout
     }
 
-    /// Whether no pooler stands in between, so that the session keeps the statements that are prepared in it.
+    /// Whether no pooler is between larder and the server, so that prepared statements stay in the
+    /// session.
     pub(crate) fn is_direct(&self) -> bool {
         self.is_direct
     }
@@ -126,17 +133,17 @@ impl Pooled {
         &self.unreplicated
     }
 
-    /// Sends a cancel request, on a new connection with the same encryption.
+    /// Sends a cancel request on a new connection with the same encryption.
     pub(crate) async fn cancel(&self) -> Result<()> {
         Ok(self.client.cancel_token().cancel_query(self.encryption.clone()).await?)
     }
 
-    /// Finds out whether the server answers, beside the use of the connection.
+    /// Returns the prober, which checks by a separate login whether the server responds.
     pub(crate) fn prober(&self) -> &Arc<Prober> {
         &self.prober
     }
 
-    /// Notes that the server has just answered.
+    /// Records that the server has just responded.
     pub(crate) fn note_use(&self) {
         *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -145,7 +152,7 @@ impl Pooled {
         self.used_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < TRUSTED
     }
 
-    /// Whether the server answers on the connection.
+    /// Whether the server responds on this connection.
     async fn answers(&self) -> bool {
         match timeout(TEST_MAX, self.client.simple_query("")).await {
             Ok(answer) => answer.is_ok(),

@@ -1,8 +1,8 @@
 //! Detects a pooler between larder and the server.
 //!
-//! A pooler may give a client another session for each transaction. A statement that was prepared
-//! in one session is unknown in another, or is a statement of another client with the same name. So
-//! larder prepares no statements behind a pooler.
+//! A pooler may run each transaction of a client in another session. A statement that was prepared
+//! in one session does not exist in another, or is another client's statement with the same name.
+//! So larder prepares no statements behind a pooler.
 
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio_postgres::tls::MakeTlsConnect;
@@ -11,14 +11,15 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::encryption::Encryption;
 use crate::error::Result;
 
-/// Returns the server process of the session. A standby refuses serializable transactions.
+/// Queries the process ID of the session's server process. A standby refuses serializable
+/// transactions, so the transaction states its isolation level.
 const PROCESS: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT pg_catalog.pg_backend_pid(); COMMIT";
 
-/// The first bytes of a cancel request: its length, its code and the process.
+/// The first bytes of a cancel request: its length, its code and the process ID.
 const CANCEL_HEAD: usize = 12;
 
-/// More than a cancel request takes, however long the secret behind the process is.
+/// Upper bound for the size of a cancel request, whose secret key has a variable length.
 const CANCEL_MAX: usize = 1_024;
 
 /// Whether the client is connected to the server itself.
@@ -31,9 +32,10 @@ pub(crate) async fn is_direct(client: &Client) -> Result<bool> {
     Ok(process.is_some() && named_process(client).await == process)
 }
 
-/// The process that the server, or a pooler in its place, named when the client connected.
+/// Returns the process ID that the server, or a pooler in front of it, sent at connection start.
 ///
-/// tokio-postgres exposes it only in cancel requests. So this writes one to a pipe.
+/// tokio-postgres exposes it only in cancel requests, so this function writes one to an in-memory
+/// pipe.
 async fn named_process(client: &Client) -> Option<i32> {
     let (near, mut far) = duplex(CANCEL_MAX);
     let handshake = MakeTlsConnect::<DuplexStream>::make_tls_connect(&mut Encryption::none(), "").ok()?;

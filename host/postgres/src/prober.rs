@@ -1,4 +1,4 @@
-//! Finds out whether a server that gives no answer is silent.
+//! Probes a server that has not responded to a call.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::connector::{Connector, ListedServer};
 use crate::silence::Silence;
 
-/// Asks the server of a connection.
+/// Probes the server of one connection.
 pub(crate) struct Prober {
     connector: Connector,
     server: Arc<ListedServer>,
@@ -17,7 +17,8 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// `is_direct` says that no pooler stands in between. A pooler may let a login wait for reasons of its own.
+    /// `is_direct` is `true` if no pooler is between larder and the server. A pooler may delay a
+    /// login for reasons of its own, so it is not probed.
     pub(crate) fn new(
         connector: Connector,
         server: Arc<ListedServer>,
@@ -27,7 +28,7 @@ impl Prober {
         Self { connector, server, address, is_direct }
     }
 
-    /// Whether another server could be used instead.
+    /// Whether the options list other servers.
     pub(crate) fn has_others(&self) -> bool {
         self.connector.servers_count() > 1
     }
@@ -36,8 +37,10 @@ impl Prober {
         &self.server.silence
     }
 
-    /// Finds out in the background whether the server accepts logins. If it does not, and there are other servers, all
-    /// connections to it close. One slow answer does not say as much, and guests can cause it.
+    /// Tests in the background whether the server accepts logins.
+    ///
+    /// If it does not, and there are other servers, all connections to it close. One slow response
+    /// does not justify that, and guests can cause one.
     pub(crate) fn probe(&self) {
         if !self.is_direct || !self.has_others() {
             return;
@@ -47,7 +50,7 @@ impl Prober {
         tokio::spawn(async move {
             let asked_at = Instant::now();
             if connector.is_silent(&server, address).await {
-                tracing::warn!(host = server.options.host, "the database server does not answer");
+                tracing::warn!(host = server.options.host, "the database server does not respond");
                 server.silence.begin(asked_at);
             } else {
                 server.silence.end_doubt(asked_at);

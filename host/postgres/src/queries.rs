@@ -1,7 +1,7 @@
-//! The statements that a store sends, with the schema of its tables in them.
+//! The statements of a store, with the schema of its tables filled in.
 //!
-//! A session's search path can change while a store is open, by `CREATE SCHEMA` or `ALTER ROLE`, for example. So a name
-//! without a schema could lead to other tables later: no statement has one.
+//! The search path of a session can change while a store is open, for example by `CREATE SCHEMA` or
+//! `ALTER ROLE`. An unqualified name could then refer to other tables, so every name is qualified.
 
 use std::sync::Once;
 
@@ -20,22 +20,22 @@ use crate::snapshot::{
 };
 use crate::versions::{ADVANCE, FOLLOW, IS_BEHIND};
 
-/// What stands for the schema in the template of a statement.
+/// The placeholder for the schema in the template of a statement.
 const SCHEMA: &str = "{schema}";
 
-/// What stands there for the sequence of versions.
+/// The placeholder for the version sequence.
 const SEQUENCE: &str = "{sequence}";
 
-/// What stands there for the lock of a namespace.
+/// The placeholder for the lock table of a namespace.
 const LOCK: &str = "{lock}";
 
-/// What stands there for how long to wait for a row.
+/// The placeholder for the row-lock timeout in milliseconds.
 const ROW_WAIT: &str = "{row_wait}";
 
-/// The schema of a store, as it is written in statements.
+/// The names that fill the placeholders.
 struct Names {
     schema: String,
-    /// The name of the sequence, as a literal.
+    /// The qualified name of the sequence, as a string literal.
     sequence: String,
 }
 
@@ -45,7 +45,8 @@ impl Names {
         parts.join(&self.sequence)
     }
 
-    /// The same statement with each of the locks. It is not in a transaction that says how long to wait.
+    /// Fills the template once for each lock table. Also sets the row-lock timeout, because these
+    /// statements run outside a transaction that could set it.
     fn fill_locks(&self, template: &str) -> Vec<String> {
         let template = template.replace(ROW_WAIT, &ROW_WAIT_MILLIS.to_string());
         let filled = |number| template.replace(LOCK, &format!("{}{number}", namespace_lock::TABLE));
@@ -61,11 +62,12 @@ macro_rules! queries {
     ($($fill:ident { $($name:ident: $type:ty = $template:expr),* $(,)? })*) => {
         /// The statements of a store. They are built when it is opened.
         pub(crate) struct Queries {
-            /// The schema of the tables, quoted.
+            /// The schema of the tables, as a quoted identifier.
             pub(crate) schema: String,
-            /// How commits in one pass fare.
+            /// Statistics on commits in one pass, which decide whether to attempt more.
             pub(crate) one_pass: OnePass,
-            /// Whether a warning was logged that the sequence of versions does not follow the clock.
+            /// Whether larder has already warned that it cannot move the version sequence up to the
+            /// clock.
             pub(crate) not_following: Once,
             $($(pub(crate) $name: $type,)*)*
         }

@@ -1,4 +1,4 @@
-//! Records of memory.
+//! Records of conversations.
 
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     let held = connections.clone();
     let work = async move {
         let mut session = held.session(&write.key.share()).await?;
-        // Others may have been abandoned meanwhile.
+        // Other commits may have been abandoned meanwhile.
         held.abandoned().check()?;
         match write_in(&mut session, &write).await {
             Err(failure) if failure.is_lost_before() => {
@@ -87,10 +87,11 @@ pub(crate) async fn write(connections: &Arc<Connections>, write: Arc<RecordWrite
     Ok(ToItsEnd::new(connections.runtime(), work).await?)
 }
 
-/// Makes a commit that finds the record at this version and changes nothing.
+/// Runs a commit that checks that the record has this version, and changes nothing.
 ///
-/// The server acknowledges it only after the commit that wrote the record, so the standby has that
-/// one too. Another server does not find the record if it lacks that commit.
+/// The server acknowledges it only after the commit that wrote the record, so the standby has
+/// received that commit too. A server without that commit does not find the record. Then this fails
+/// with [`Error::Conflict`].
 pub(crate) async fn confirm(connections: &Arc<Connections>, key: RecordKey, version: Version) -> Result<()> {
     connections.check_open()?;
     let held = connections.clone();
@@ -116,7 +117,7 @@ async fn confirm_in(session: &mut Session, key: &RecordKey, version: Version) ->
     let inserted: [&dyn Param; 11] =
         [&tenant, &user, &of, &run, &key.kind, &"", &empty, &any, &None::<i64>, &zero, &zero];
     let deleted: [&dyn Param; 6] = [&tenant, &user, &of, &run, &key.kind, &any];
-    // If the record is absent, there is no row to find. So this inserts one and deletes it again.
+    // If the record is absent, there is no row to touch. So this inserts one and deletes it again.
     let calls: Vec<Call<'_>> = match version {
         Version::ABSENT => vec![(&queries.insert_record, &inserted), (&queries.delete_record, &deleted)],
         _ => vec![(&queries.touch_record, &touched)],
@@ -135,7 +136,7 @@ pub(crate) async fn list(
     max: u32,
 ) -> error::Result<Vec<RecordKey>> {
     let [tenant, user, session, run] = after.map_or([&[][..]; 4], |after| parts(&after.identity));
-    // No kind is empty: nothing is left out at the beginning.
+    // No kind is empty, so the list starts with the first record.
     let (kind, max) = (after.map_or("", |after| &after.kind), i64::from(max));
     keys(connections, &connections.queries().list_records, &[&tenant, &user, &session, &run, &kind, &max])
         .await
@@ -149,7 +150,8 @@ pub(crate) async fn due(
     keys(connections, &connections.queries().due_records, &[&saturating(now), &i64::from(max)]).await
 }
 
-/// A statement that writes nothing found the record at another version.
+/// Writes a record. If no row matched, the record has another version, and this fails with
+/// [`Error::Conflict`].
 async fn write_in(session: &mut Session, write: &RecordWrite) -> error::Result<()> {
     let written = in_time(session, async |session| execute(session, write).await).await?;
     if written.is_empty() { Err(Error::Conflict.into()) } else { Ok(()) }

@@ -1,10 +1,11 @@
-//! The schemas that a session looks for tables in.
+//! Parser for the setting `search_path`, and quoting of identifiers and literals.
 
-/// The most bytes of a name. The server cuts off what is longer.
+/// The maximum length of an identifier in bytes. The server truncates longer ones.
 const NAME_BYTES_MAX: usize = 63;
 
-/// The names in the setting `search_path`, whether there are schemas of these names and the role may use them or not.
-/// `$user` stands for the role.
+/// Returns the names in the setting `search_path`, with `$user` replaced by the role.
+///
+/// The schemas need not exist, and the role need not have access to them.
 pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut rest = setting.chars().peekable();
@@ -15,7 +16,7 @@ pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
         if first == '"' {
             rest.next();
             while let Some(next) = rest.next() {
-                // A quote within is doubled.
+                // A quote inside a name is doubled.
                 if next == '"' && rest.next_if_eq(&'"').is_none() {
                     break;
                 }
@@ -31,12 +32,12 @@ pub(crate) fn names(setting: &str, role: &str) -> Vec<String> {
     }
 }
 
-/// A name as it stands in a statement or a setting.
+/// Quotes an identifier for a statement or a setting.
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text as it stands in a statement, whatever the server takes a backslash for.
+/// Quotes a string literal. The result does not depend on `standard_conforming_strings`.
 pub(crate) fn literal(text: &str) -> String {
     let quoted = format!("'{}'", text.replace('\'', "''").replace('\\', "\\\\"));
     if text.contains('\\') { format!("E{quoted}") } else { quoted }

@@ -1,4 +1,4 @@
-//! Named sets of options, in the form of libpq's `pg_service.conf`.
+//! Parser for the connection service file of libpq, `pg_service.conf`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,11 @@ use larder_core::{Error, Result};
 
 use crate::environment::Environment;
 
-/// The options of a service. The file of the user takes precedence over that of the system.
+/// Returns the options of a service. The user's file takes precedence over the system-wide file.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if no file defines the service or the file that does is malformed.
+/// - [`Error::InvalidArgument`] if no file defines the service, or its section is malformed.
+/// - [`Error::Other`] if a file cannot be read.
 pub(crate) fn options_of(service: &str, environment: &Environment) -> Result<Vec<(String, String)>> {
     let own = match environment.get("PGSERVICEFILE") {
         Some(path) => Some(PathBuf::from(path)),
@@ -19,19 +20,19 @@ pub(crate) fn options_of(service: &str, environment: &Environment) -> Result<Vec
     let systems = environment.get("PGSYSCONFDIR").map(|folder| Path::new(folder).join("pg_service.conf"));
     for path in own.into_iter().chain(systems.filter(|path| path.exists())) {
         let text = fs::read_to_string(&path).map_err(|error| {
-            Error::caused("the service file of Postgres could not be read; check PGSERVICEFILE", error)
+            Error::caused("cannot read the service file of Postgres; check PGSERVICEFILE", error)
         })?;
         if let Some(options) = section(&text, service).map_err(Error::invalid_argument)? {
             return Ok(options);
         }
     }
     Err(Error::invalid_argument(
-        "no service file defines the service that \"service\" or PGSERVICE names; define it in PGSERVICEFILE, \
+        "no service file defines the service in \"service\" or PGSERVICE; define it in the file PGSERVICEFILE, \
          ~/.pg_service.conf or PGSYSCONFDIR/pg_service.conf",
     ))
 }
 
-/// The options under a heading `[service]`. `None` if there is no such heading.
+/// Returns the options in the section `[service]`, or `None` if there is no such section.
 fn section(text: &str, service: &str) -> Result<Option<Vec<(String, String)>>, String> {
     let mut found: Option<Vec<(String, String)>> = None;
     for (number, line) in (1..).zip(text.lines()) {
@@ -40,7 +41,7 @@ fn section(text: &str, service: &str) -> Result<Option<Vec<(String, String)>>, S
             continue;
         }
         if let Some(heading) = line.strip_prefix('[') {
-            // The first section of a name counts.
+            // The first section with this name wins.
             if found.is_some() {
                 break;
             }
@@ -51,10 +52,10 @@ fn section(text: &str, service: &str) -> Result<Option<Vec<(String, String)>>, S
         let wrong = |what: &str| format!("line {number} of the service file of Postgres {what}");
         match line.split_once('=') {
             Some(("service" | "servicefile", _)) => {
-                return Err(wrong("names another service; remove the line"));
+                return Err(wrong("refers to another service; remove the line"));
             }
             Some((name, value)) => options.push((name.to_string(), value.to_string())),
-            None => return Err(wrong("is not of the form option=value")),
+            None => return Err(wrong("is not of the form `option=value`")),
         }
     }
     Ok(found)

@@ -1,4 +1,4 @@
-//! A connection on loan, and what is known of the state that it is in.
+//! A connection that is checked out from the pool, and the state of its transaction.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,14 +24,15 @@ use crate::queries::Queries;
 /// A statement with its parameters.
 pub(crate) type Call<'a> = (&'a str, &'a Params<'a>);
 
-/// What becomes of a transaction after the statements that are sent at once.
+/// What happens to the transaction after a batch of statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// More follow.
+    /// It stays open.
     Open,
-    /// It is committed with them.
+    /// It is committed in the same batch.
     Commit,
-    /// It is committed with them, and all of it may run again if the answer is lost.
+    /// It is committed in the same batch. If the response is lost, the caller may run the whole
+    /// transaction again.
     Finish,
 }
 
@@ -49,60 +50,64 @@ impl From<Failure> for Stopped {
     }
 }
 
-/// How long a rollback may take before the connection is given up instead.
+/// Time limit for a rollback. After it, the connection is closed instead.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 
-/// How long to wait for the answer to a commit that no caller waits for, and how often to find out whether the server is silent.
+/// How long to wait for the response to an abandoned commit, and how often to probe the server
+/// meanwhile.
 const ABANDONED_MAX: Duration = Duration::from_secs(600);
 const ABANDONED_PROBES: Duration = Duration::from_secs(10);
 
-/// How long a cancel request may take to reach the server.
+/// Time limit for sending a cancel request.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Ready for the next.
+    /// No transaction is open.
     Idle,
     /// A transaction is open.
     InTransaction,
-    /// A transaction is open in which a statement has failed. The server would take its `COMMIT` for a rollback, and
-    /// call it a success.
+    /// A transaction is open, and a statement in it has failed. The server would roll back on
+    /// `COMMIT`, but report success.
     Failed,
-    /// An answer is awaited. A future that is dropped leaves it so.
+    /// A response is pending. The session stays in this state if the future that waits for it is
+    /// dropped.
     Busy,
-    /// The same, and what was sent can commit.
+    /// A response is pending, and the statements that were sent may commit.
     Committing,
-    /// Nothing can be sent any more.
+    /// The connection is unusable.
     Broken,
 }
 
-/// A connection on loan. Dropping it gives it back with nothing left behind: what is open is rolled back, and where
-/// that isn't certain the connection is closed.
+/// A connection that is checked out from the pool.
 ///
-/// The statements that are sent at once are answered in their order; a later one that fails because of an earlier one
-/// says less, so the first error counts.
+/// Dropping it returns the connection in a clean state: an open transaction is rolled back. If its
+/// state is uncertain, the connection is closed.
+///
+/// The server responds to a batch of statements in order. Errors after the first one only follow
+/// from it, so the first one is reported.
 pub(crate) struct Session {
     client: Option<Object>,
     state: State,
     runtime: Handle,
     queries: Arc<Queries>,
-    /// None once the session is replaced.
+    /// `None` once the session is replaced.
     held: Option<Held>,
 }
 
-/// What a session holds as long as its connection is not back in the pool.
+/// What a session holds until its connection is back in the pool.
 pub(crate) struct Held {
     pub(crate) _turn: FairPermit,
-    /// Among the snapshots.
+    /// The permit of a snapshot.
     pub(crate) _place: Option<FairPermit>,
-    /// Whom it works for.
+    /// The share that the session works for.
     pub(crate) share: Share,
     pub(crate) abandoned: AbandonedCommits,
-    /// Dropped last, once the connection is back in the pool or closed.
+    /// Dropped last, when the connection is back in the pool or closed.
     pub(crate) _returned: Returned,
 }
 
-/// Tells a wait for a connection of the pool that one has come back, when it is dropped.
+/// Wakes a caller that waits for a connection to return to the pool, when it is dropped.
 pub(crate) struct Returned(pub(crate) Arc<Notify>);
 
 impl Drop for Returned {
@@ -116,20 +121,21 @@ impl Session {
         Self { client: Some(client), state: State::Idle, runtime, queries, held: Some(held) }
     }
 
-    /// The statements of the store that the session is for.
+    /// Returns the statements of the store.
     pub(crate) fn queries(&self) -> Arc<Queries> {
         self.queries.clone()
     }
 
-    /// Closes a connection that is gone, so that the pool has room for another one. Gives what the session that replaces this
-    /// one is to hold.
+    /// Closes a broken connection, so that the pool has room for another one.
+    ///
+    /// Returns what the session held, for the session that replaces it.
     pub(crate) fn give_up(&mut self) -> Option<Held> {
         self.state = State::Broken;
         self.client.take().map(Object::take);
         self.held.take()
     }
 
-    /// Whether it has not been used yet.
+    /// Whether no transaction is open and no response is pending.
     pub(crate) fn is_idle(&self) -> bool {
         self.state == State::Idle
     }
@@ -138,17 +144,17 @@ impl Session {
         self.state == State::InTransaction
     }
 
-    /// Finds out whether the server answers, beside the use of the session.
+    /// Returns the prober of the connection's server.
     pub(crate) fn prober(&self) -> Option<Arc<Prober>> {
         self.client.as_ref().map(|client| client.prober().clone())
     }
 
-    /// Whether a commit is under way that nobody has heard the end of.
+    /// Whether a commit was sent and its outcome is unknown.
     pub(crate) fn is_committing(&self) -> bool {
         self.state == State::Committing
     }
 
-    /// Runs a statement that is a transaction by itself, and only reads.
+    /// Runs a read-only statement outside a transaction.
     pub(crate) async fn read_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Busy)?;
@@ -156,7 +162,7 @@ impl Session {
         self.settle(rows, State::Idle)
     }
 
-    /// Runs a statement of an open transaction.
+    /// Runs a statement in the open transaction.
     pub(crate) async fn query(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::InTransaction).await?;
         let client = ready(&self.client, &mut self.state, State::InTransaction, State::Busy)?;
@@ -171,10 +177,11 @@ impl Session {
         self.settle(committed, State::Idle)
     }
 
-    /// Runs statements in a transaction, all sent at once.
+    /// Runs a batch of statements in a transaction, in one round trip.
     ///
-    /// `opening` begins the transaction. If a snapshot's transaction is open, which wrote nothing, it
-    /// is rolled back first. With `None`, the statements belong to the open transaction.
+    /// `opening` begins the transaction. If the transaction of a snapshot is open, which wrote
+    /// nothing, it is rolled back first. If `opening` is `None`, the statements run in the open
+    /// transaction.
     pub(crate) async fn run(
         &mut self,
         opening: Option<&str>,
@@ -197,12 +204,13 @@ impl Session {
         let queries =
             statements.iter().zip(calls).map(|(statement, (_, params))| statement.query(client, params));
         let ended = simple(client, (end != End::Open).then_some("COMMIT"));
-        // They are sent in the order in which they are polled first.
+        // They are sent in the order in which they are first polled.
         let (begun, rows, ended) = join3(begun, join_all(queries), ended).await;
         self.settle_all(begun, rows, ended, end)
     }
 
-    /// Takes the answers of [`Session::run`]. The first error counts: later ones follow from it.
+    /// Evaluates the responses to [`Session::run`]. The first error is reported, because later ones
+    /// follow from it.
     fn settle_all(
         &mut self,
         begun: Result<(), tokio_postgres::Error>,
@@ -228,7 +236,7 @@ impl Session {
         }
         let after = if end == End::Open { State::InTransaction } else { State::Idle };
         match (stopped, ended) {
-            // The server answers COMMIT of a failed transaction as a success, and rolls back.
+            // The server reports success for COMMIT of a failed transaction, but rolls back.
             (Some((step, error)), ended) if end != End::Commit || self.is_definite(&error) => {
                 let failure = self.settle::<()>(Err(error), after).err().unwrap_or(Failure::Gone);
                 if ended.is_err_and(|error| breaks_connection(&error)) {
@@ -248,7 +256,7 @@ impl Session {
         }
     }
 
-    /// Rolls back the transaction if a statement of it has failed.
+    /// Rolls back the open transaction if one of its statements has failed.
     pub(crate) async fn roll_back_failed(&mut self) -> Result<()> {
         if self.state != State::Failed {
             return Ok(());
@@ -258,18 +266,18 @@ impl Session {
         self.settle(ended, State::Idle)
     }
 
-    /// Runs a statement that is a transaction by itself, and writes.
+    /// Runs a writing statement outside a transaction. It commits by itself.
     pub(crate) async fn commit_alone(&mut self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>> {
         let statement = self.prepare(sql, State::Idle).await?;
         let client = ready(&self.client, &mut self.state, State::Idle, State::Committing)?;
         let mut executed = false;
         match statement.query_watched(client, params, &mut executed).await {
-            // The server says that a statement is executed before it commits. As long as it hasn't, an error
-            // that it sends is the statement's own, also where it takes the session with it.
+            // The server reports the completion of a statement before it commits. Until then, an
+            // error is one of the statement itself, even if it ends the session.
             Err(error) if !self.is_definite(&error) || executed && leaves_commit_open(&error) => {
                 self.lose(error)
             }
-            // The settings of the session may forbid it. What a transaction says for itself overrides them.
+            // Settings of the session may forbid the statement. A transaction can override them.
             Err(error) if is_refusal(&error) => {
                 self.state = State::Idle;
                 Err(error.into())
@@ -282,12 +290,12 @@ impl Session {
         }
     }
 
-    /// Runs a statement in a transaction of its own, as [`Session::run`] does, and commits it.
+    /// Runs one statement in a transaction, as [`Session::run`] does, and commits it.
     pub(crate) async fn commit_one(&mut self, opening: &str, call: Call<'_>) -> Result<Vec<Row>> {
         self.run_one(opening, call, End::Commit).await
     }
 
-    /// Runs a statement in a transaction of its own that may run again if the connection is lost.
+    /// Runs one statement in a transaction that may run again if the connection is lost.
     pub(crate) async fn finish_one(&mut self, opening: &str, call: Call<'_>) -> Result<Vec<Row>> {
         self.run_one(opening, call, End::Finish).await
     }
@@ -299,7 +307,8 @@ impl Session {
         }
     }
 
-    /// Prepared statements stay with the connection: this costs a round trip once.
+    /// Prepares a statement, which costs a round trip the first time. Prepared statements stay with
+    /// the connection.
     async fn prepare<'s>(&mut self, sql: &'s str, state: State) -> Result<Ready<'s>> {
         let client = ready(&self.client, &mut self.state, state, State::Busy)?;
         if !client.is_direct() {
@@ -307,12 +316,13 @@ impl Session {
             return Ok(Ready::Text(sql));
         }
         let statement = match client.prepare_cached(sql).await {
-            // Outside a transaction, the role's settings apply: the server may refuse to prepare, or
-            // to wait for a lock. The opening of the transaction overrides these settings.
+            // Outside a transaction, the settings of the role apply. The server may refuse to
+            // prepare the statement, or time out while it waits for a lock. The opening of the
+            // transaction overrides these settings.
             Err(error) if state == State::Idle && is_refusal(&error) => Ok(Ready::Text(sql)),
             statement => statement.map(Ready::Prepared),
         };
-        // A transaction that can't do what it was asked for ends, also where it has not begun.
+        // A transaction that cannot prepare its statement has failed, even if it has not begun.
         let state = if statement.is_ok() { state } else { State::Failed };
         self.settle(statement, state)
     }
@@ -326,14 +336,17 @@ impl Session {
         Ok(result?)
     }
 
-    /// Whether an error of a statement says that a commit which was sent after it was not made. If a pooler ends the session, it
-    /// may have lost the server's answer.
+    /// Whether an error of a statement proves that a commit in the same batch was not made.
+    ///
+    /// If a pooler ends the session, it may have lost the server's response, so only a refusal by
+    /// the server proves it.
     fn is_definite(&self, error: &tokio_postgres::Error) -> bool {
         let is_direct = self.client.as_ref().is_some_and(|client| client.is_direct());
         if is_direct { error.as_db_error().is_some() } else { is_refusal(error) }
     }
 
-    /// A commit is not certain if the server stopped waiting for a synchronous standby.
+    /// Fails if the server stopped waiting for a synchronous standby, because a failover may lose
+    /// the commit.
     fn check_replicated(&self) -> Result<()> {
         match self.client.as_ref().is_some_and(|client| client.unreplicated().take()) {
             true => Err(Failure::NotReplicated),
@@ -347,7 +360,7 @@ impl Session {
     }
 }
 
-/// The connection, where it is in the state that is expected, and in the next state from here on.
+/// Returns the connection if the session is in state `expected`, and sets the state to `next`.
 fn ready<'a>(
     client: &'a Option<Object>,
     state: &mut State,
@@ -355,7 +368,8 @@ fn ready<'a>(
     next: State,
 ) -> Result<&'a Object> {
     match client {
-        // What was not sent was not done, which can't be told afterwards.
+        // Noticed before anything is sent, so it is certain that nothing was done. Afterwards that
+        // could not be known.
         Some(client) if *state == expected && client.is_closed() => {
             *state = State::Broken;
             Err(Failure::Gone)
@@ -367,11 +381,14 @@ fn ready<'a>(
             *state = next;
             Ok(client)
         }
-        _ => Err(Error::other("an earlier call ended this use of the database connection").into()),
+        _ => Err(Error::other(
+            "the database connection is unusable after an earlier call failed or was cancelled",
+        )
+        .into()),
     }
 }
 
-/// The statements that begin a transaction on this connection.
+/// Returns the statements that begin a transaction on this connection.
 fn opened(client: &Object, before: &str, opening: &str) -> String {
     let lifted = if client.has_transaction_timeout() { opening::NO_TRANSACTION_TIMEOUT } else { "" };
     match opening.split_once(';') {
@@ -388,11 +405,11 @@ async fn simple(client: &Object, sql: Option<&str>) -> Result<(), tokio_postgres
     }
 }
 
-/// A statement that can be sent.
+/// A statement that is ready to be sent.
 enum Ready<'s> {
-    /// The server knows it.
+    /// It is prepared on the server.
     Prepared(Statement),
-    /// It is sent whole.
+    /// Its text is sent.
     Text(&'s str),
 }
 
@@ -410,7 +427,7 @@ impl Ready<'_> {
         self.stream(client, params).await?.try_collect().await
     }
 
-    /// The same, which also tells whether the server has said that it was executed.
+    /// Like `query`, and sets `executed` once the server has reported that the statement completed.
     async fn query_watched(
         &self,
         client: &Object,
@@ -458,16 +475,18 @@ async fn roll_back(client: Object, held: Option<Held>) {
     }
 }
 
-/// Waits up to [`ABANDONED_MAX`] for the answer to a commit that no caller waits for, and closes the connection.
+/// Waits up to [`ABANDONED_MAX`] for the response to an abandoned commit, and closes the
+/// connection.
 ///
-/// The commit is not cancelled: the server would show it before a synchronous standby has it. Closing the connection at once
-/// would not end the server's session either. It would only hide it from [`AbandonedCommits`], which bounds such sessions.
+/// The commit is not cancelled, because the server would then show it before a synchronous standby
+/// has received it. Closing the connection at once would not end the server's session either, but
+/// only hide it from [`AbandonedCommits`], which limits such sessions.
 async fn wait_for_commit(client: Object, held: Option<Held>) {
     let _abandoned = held.as_ref().map(|held| held.abandoned.add());
-    // The pool has room for another connection.
+    // Leaves the pool room for another connection.
     let client = Object::take(client);
     drop(held);
-    // Answered after all that was sent before.
+    // The server responds to it after everything that was sent before.
     let mut answer = pin!(client.batch_execute("ROLLBACK"));
     let until = Instant::now() + ABANDONED_MAX;
     while Instant::now() < until {
@@ -476,17 +495,20 @@ async fn wait_for_commit(client: Object, held: Option<Held>) {
             return;
         }
     }
-    tracing::warn!("closed a connection to the database while a commit waits there without a caller");
+    tracing::warn!("closed a connection to the database whose abandoned commit has not ended");
 }
 
-/// Closes a connection whose server may be at work for nobody: it would notice only once it has something to send.
+/// Cancels the running statement and closes the connection.
+///
+/// Without the cancel request, the server would notice that the client is gone only when it sends a
+/// response.
 async fn abandon(client: Object, held: Option<Held>) {
     if !client.is_closed() {
         client.prober().probe();
         let heard = timeout(CANCEL_MAX, client.cancel()).await;
         tracing::debug!(
             heard = matches!(heard, Ok(Ok(()))),
-            "closed a connection to the database in mid-query"
+            "closed a connection to the database while a statement was running"
         );
     }
     drop(Object::take(client));

@@ -1,4 +1,4 @@
-//! Whether a server answers.
+//! Tracks whether a server responds.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,50 +8,54 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The longest time for a server to accept a login before it counts as silent, if there are other servers.
+/// Time limit for a server to respond to a login. After it the server counts as silent, if there
+/// are other servers.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(3);
 
-/// How long the other servers are tried first.
+/// How long a suspected server is tried after the others.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// When a server last failed to answer.
+/// Times at which a server failed to respond.
 #[derive(Debug, Default)]
 pub(crate) struct Silence {
-    /// Connections that were made before close, whatever waits for them.
+    /// Connections that were opened before this time close, even if a call waits for a response on
+    /// them.
     silent: watch::Sender<Option<Instant>>,
-    /// Connections that were made before are not used again.
+    /// Connections that were opened before this time are not reused.
     doubted: Mutex<Option<Instant>>,
-    /// The server is tried after the others.
+    /// Since this time, the server is tried after the others.
     suspected: Mutex<Option<Instant>>,
     is_probed: AtomicBool,
 }
 
 impl Silence {
-    /// Notes that the server did not answer a login that began at `asked_at`.
+    /// Records that the server did not respond to a login that began at `asked_at`.
     ///
-    /// All connections that were made before close. Otherwise each call on them would wait for its own deadline.
+    /// All connections that were opened before then close. Otherwise each call on them would wait
+    /// until its own deadline.
     pub(crate) fn begin(&self, asked_at: Instant) {
         self.suspect();
         self.silent.send_replace(Some(asked_at));
     }
 
-    /// Notes that an idle connection got no answer. The other ones were made on the same network.
+    /// Records that an idle connection got no response. Other idle connections are likely broken
+    /// too, because they use the same network.
     pub(crate) fn doubt(&self) {
         set_now(&self.doubted);
     }
 
-    /// Notes that the server answered a login that began at `asked_at`.
+    /// Records that the server responded to a login that began at `asked_at`.
     pub(crate) fn end_doubt(&self, asked_at: Instant) {
         let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
         *doubted = doubted.filter(|doubted| *doubted > asked_at);
     }
 
-    /// Notes that a connection was not made in time.
+    /// Records that a connection could not be opened in time.
     pub(crate) fn suspect(&self) {
         set_now(&self.suspected);
     }
 
-    /// Whether not to use a connection that was made at this time and is idle.
+    /// Whether an idle connection that was opened at `made_at` must not be reused.
     pub(crate) fn is_doubted(&self, made_at: Instant) -> bool {
         get(&self.doubted).is_some_and(|doubted| made_at <= doubted)
     }
@@ -61,7 +65,7 @@ impl Silence {
         get(&self.suspected).is_some_and(|suspected| suspected.elapsed() < REMEMBERED)
     }
 
-    /// Ends when a connection that was made at this time must close.
+    /// Completes when a connection that was opened at `made_at` must close.
     pub(crate) fn closes(&self, made_at: Instant) -> impl Future<Output = ()> + use<> {
         let mut silent = self.silent.subscribe();
         async move {
@@ -71,14 +75,15 @@ impl Silence {
         }
     }
 
-    /// Lets one caller at a time find out whether the server answers, until it drops what it gets.
+    /// Returns a guard that allows one caller at a time to probe the server. `None` if another
+    /// caller holds it.
     pub(crate) fn begin_probe(self: &Arc<Self>) -> Option<Probing> {
         let is_free = !self.is_probed.swap(true, Ordering::AcqRel);
         is_free.then(|| Probing(self.clone()))
     }
 }
 
-/// The right to probe a server.
+/// A guard that holds the right to probe a server.
 pub(crate) struct Probing(Arc<Silence>);
 
 impl Drop for Probing {

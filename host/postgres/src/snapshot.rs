@@ -1,4 +1,4 @@
-//! Snapshots: read from within one transaction, the first row of an update aside.
+//! Snapshots. All reads run in one transaction, except the first read of an update.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,30 +27,34 @@ use crate::session::Session;
 /// A snapshot. Postgres takes it at the first read.
 pub(crate) struct PostgresSnapshot {
     connections: Arc<Connections>,
-    /// None once it was given back.
+    /// `None` once the session is released.
     session: Option<Session>,
-    /// A read was dropped before its end, and took the session with it: what was read before can't be read on.
+    /// A read was dropped before it completed, and its session was lost. Later reads would see
+    /// another state, so they fail.
     is_lost: bool,
     options: SnapshotOptions,
-    /// The moment at which rows are live, once there is a transaction.
+    /// The time at which rows are tested for expiration. Set when the transaction begins.
     now: i64,
-    /// What was read before there is a transaction.
+    /// The row that was read before the transaction began.
     first: Option<FirstRead>,
-    /// When the row expires that was read before there was a transaction: the moment must be before that, too.
+    /// When that row expires. The time of the snapshot must be earlier.
     first_expires_at: Option<UnixMillis>,
 }
 
-/// How a session that has no transaction yet reads.
+/// How a session without an open transaction reads.
 #[derive(Clone, Copy)]
 enum Reading {
-    /// A statement that is a transaction by itself.
+    /// By a statement outside a transaction.
     Alone,
-    /// It begins the snapshot's.
+    /// By a statement that begins the snapshot's transaction.
     Transaction,
 }
 
-/// `LIMIT` keeps the planner from turning the look-ups into a join that would read more; so it might with `key = ANY ($2)`. A value that is larger than its share of what may be sent is not sent. The length of a value is
-/// known without reading it.
+/// Reads several rows by key.
+///
+/// `LIMIT` keeps the planner from turning the lookups into a join that reads more rows. `key = ANY
+/// ($2)` could become such a join too. If a value is larger than its share of the bytes that may be
+/// sent, the server does not send it. Postgres knows the length of a value without reading it.
 macro_rules! get_many {
     ($now:literal) => {
         concat!(
@@ -72,7 +76,8 @@ macro_rules! get_many {
 pub(crate) const GET_MANY: Read<&str> =
     Read { first: with_moment!("$3", get_many!("moment.now")), next: get_many!("$3") };
 
-/// The same where values are of very different sizes: it adds them up before it sends any.
+/// Reads several rows whose values differ much in size. The server adds up the sizes before it
+/// sends a value.
 macro_rules! get_many_counted {
     ($now:literal) => {
         concat!(
@@ -96,7 +101,7 @@ macro_rules! get_many_counted {
 pub(crate) const GET_MANY_COUNTED: Read<&str> =
     Read { first: with_moment!("$3", get_many_counted!("moment.now")), next: get_many_counted!("$3") };
 
-/// A further row is looked for and not sent: it tells whether the range ends.
+/// Scans a range. The server looks up one more row than it sends, to tell whether the range ends.
 macro_rules! scan {
     ($now:literal, $order:literal, $end:literal) => {
         concat!(
@@ -134,13 +139,13 @@ macro_rules! scan_read {
     };
 }
 
-// One statement that is also for ranges without an end would be planned without using the end.
+// If one statement also served ranges without an end, its plan would not use the end.
 pub(crate) const SCAN: Read<&str> = scan_read!("ASC", "");
 pub(crate) const SCAN_TO: Read<&str> = scan_read!("ASC", " AND key < $7");
 pub(crate) const SCAN_REVERSE: Read<&str> = scan_read!("DESC", "");
 pub(crate) const SCAN_REVERSE_TO: Read<&str> = scan_read!("DESC", " AND key < $7");
 
-/// The statement for a range.
+/// Returns the statement for a range.
 fn scan_of(queries: &Queries, reverse: bool, has_end: bool) -> &Read {
     match (reverse, has_end) {
         (false, false) => &queries.scan,
@@ -238,9 +243,9 @@ impl PostgresSnapshot {
         self.take_moment(rows)
     }
 
-    /// Takes the moment of the snapshot, and leaves the rows.
+    /// Takes the time of the snapshot from the first row, and returns the rows.
     fn take_moment(&mut self, mut rows: Vec<Row>) -> error::Result<Vec<Row>> {
-        let first = rows.first().ok_or_else(|| Failure::corrupt("the database gave no moment"))?;
+        let first = rows.first().ok_or_else(|| Failure::corrupt("the database returned no time"))?;
         self.now = column(first, "moment")?;
         if column::<Option<bool>>(first, "is_found")?.is_none() {
             rows.clear();
@@ -279,7 +284,7 @@ impl PostgresSnapshot {
         Ok(rows)
     }
 
-    /// Reads the first row of an update.
+    /// Reads the first row of an update, outside a transaction.
     async fn read_first(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
         let (namespace, key, moved) = (row.namespace.as_bytes(), row.key.as_bytes(), self.moment());
         let rows = self.read_in(Reading::Alone, &self.queries().get, &[&namespace, &key, &moved]).await?;
@@ -292,7 +297,7 @@ impl PostgresSnapshot {
         self.connections.queries().clone()
     }
 
-    /// What a [`Read`] is to be told.
+    /// Returns the time parameter of a [`Read`].
     fn moment(&self) -> i64 {
         if self.is_in_transaction() { self.now } else { self.options.clock.moved_millis() }
     }
@@ -305,7 +310,7 @@ impl PostgresSnapshot {
         if self.is_lost { Err(Failure::Gone) } else { Ok(()) }
     }
 
-    /// Whether nothing was begun at the server.
+    /// Whether no transaction has begun on the server.
     fn is_idle(&self) -> bool {
         !self.is_lost && self.session.as_ref().is_none_or(Session::is_idle)
     }
@@ -347,7 +352,7 @@ impl Snapshot for PostgresSnapshot {
 
     async fn scan(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Chunk> {
         let (namespace, start, now) = (range.namespace().as_bytes(), range.start(), self.moment());
-        // One row more is asked for than may be given.
+        // The statement looks up one more row.
         let max_rows = i64::try_from(options.max_rows).unwrap_or(i64::MAX).min(i64::MAX - 1);
         let max_bytes = saturating(options.max_bytes);
         let queries = self.queries();
@@ -377,7 +382,8 @@ impl Snapshot for PostgresSnapshot {
         self.session.is_some()
     }
 
-    /// As long as no transaction is open at the server, any session does.
+    /// Gives up the session if no transaction is open. Any other session can then continue the
+    /// snapshot.
     fn release(&mut self) -> bool {
         let is_idle = self.is_idle();
         if is_idle {
@@ -393,7 +399,7 @@ impl Snapshot for PostgresSnapshot {
     }
 }
 
-/// The least name after one: no name lies between it and itself with a NUL.
+/// Returns the smallest name after `namespace`, which is the name followed by a NUL.
 fn first_after(namespace: Option<&Namespace>) -> Vec<u8> {
     let mut first = namespace.map_or(Vec::new(), |namespace| namespace.as_bytes().to_vec());
     if namespace.is_some() {
@@ -402,7 +408,7 @@ fn first_after(namespace: Option<&Namespace>) -> Vec<u8> {
     first
 }
 
-/// What [`GET_MANY`] found; none where it left a value out.
+/// Decodes the rows of [`GET_MANY`]. Returns `None` if the server left out a value.
 fn many(rows: &[Row], asked: usize) -> error::Result<Option<Vec<Option<StoredValue>>>> {
     for row in rows {
         if column::<Option<&[u8]>>(row, "value")?.is_none() {
@@ -412,7 +418,7 @@ fn many(rows: &[Row], asked: usize) -> error::Result<Option<Vec<Option<StoredVal
     in_places(rows, asked).map(Some)
 }
 
-/// What [`GET_MANY_COUNTED`] found.
+/// Decodes the rows of [`GET_MANY_COUNTED`].
 fn many_counted(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Many> {
     let total = rows.first().map_or(Ok(0), |row| unsigned(row, "total"))?;
     if total > max_bytes {
@@ -421,14 +427,14 @@ fn many_counted(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Man
     in_places(rows, asked).map(Many::Rows)
 }
 
-/// The rows in the places of the keys that were asked for.
+/// Puts the rows in the order of the requested keys. A missing row is `None`.
 fn in_places(rows: &[Row], asked: usize) -> error::Result<Vec<Option<StoredValue>>> {
     let mut found = vec![None; asked];
     for row in rows {
         let place =
             usize::try_from(unsigned(row, "position")?).ok().and_then(|position| position.checked_sub(1));
         let place = place.and_then(|place| found.get_mut(place));
-        *place.ok_or_else(|| Failure::corrupt("the database answered for a key that was not asked"))? =
+        *place.ok_or_else(|| Failure::corrupt("the database returned a key that was not requested"))? =
             Some(stored_value(row)?);
     }
     Ok(found)
@@ -437,7 +443,7 @@ fn in_places(rows: &[Row], asked: usize) -> error::Result<Vec<Option<StoredValue
 fn chunk(rows: &[Row], options: ScanOptions) -> error::Result<Chunk> {
     let exhausted = match rows.last() {
         Some(last) => column(last, "is_last")?,
-        // Where no row may be given, nothing is known.
+        // If `max_rows` is 0, it is unknown whether the range ends.
         None => options.max_rows > 0,
     };
     let mut chunk = Chunk::default();

@@ -1,23 +1,25 @@
-//! Where the statements of a text begin and end.
+//! Splits SQL text into statements.
 //!
-//! The server tells which statement failed only if it is sent alone. The rules are those of the server's lexer, and of `psql`
-//! for the bodies of functions, under the default of `standard_conforming_strings`.
+//! The server reports which statement failed only if each one is sent alone. The rules are those of
+//! the server's lexer and, for function bodies, of `psql`. They assume that
+//! `standard_conforming_strings` is on, which is the default.
 //!
-//! What stands between two statements is never sent: blanks, semicolons and closed comments, by the server's own rules. All
-//! else reaches the server, a comment or literal that does not end too, so that it refuses what it can't read.
+//! Text between statements is not sent. It consists of white space, semicolons and closed comments,
+//! as the server defines them. Everything else reaches the server, including an unterminated
+//! comment or literal, so that the server can reject it.
 
 use std::ops::Range;
 
-/// A statement of a text.
+/// A statement of the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Statement {
-    /// Where it stands, without the semicolon.
+    /// Its byte range in the text, without the semicolon.
     pub(crate) range: Range<usize>,
     /// Whether it only returns rows, so that a cursor can run it.
     pub(crate) is_query: bool,
 }
 
-/// The statements of a text in their order.
+/// Returns the statements of a text in order.
 pub(crate) fn statements(sql: &str) -> Vec<Statement> {
     let mut scanner = Scanner::new(sql);
     let mut statements = Vec::new();
@@ -33,9 +35,9 @@ struct Scanner<'a> {
     at: usize,
 }
 
-/// What counts for where a statement ends.
+/// The tokens that determine where a statement ends.
 enum Token {
-    /// A closed comment or a blank.
+    /// A closed comment or white space.
     Nothing,
     Semicolon,
     Open,
@@ -104,20 +106,20 @@ impl<'a> Scanner<'a> {
         token
     }
 
-    /// Moves behind the next occurrence of a text, or to the end.
+    /// Moves past the next occurrence of `end`, or to the end of the text.
     fn skip_past(&mut self, end: &str) {
         let found = self.sql.get(self.at..).and_then(|rest| rest.find(end));
         self.at = found.map_or(self.sql.len(), |found| self.at + found + end.len());
     }
 
-    /// Moves to the end of the line, which a carriage return ends as well.
+    /// Moves to the end of the line. A carriage return ends it too.
     fn line_comment(&mut self) {
         while self.byte(0).is_some_and(|byte| !matches!(byte, b'\n' | b'\r')) {
             self.at += 1;
         }
     }
 
-    /// A name or a literal. A quote within is doubled.
+    /// Consumes a quoted identifier or a literal. A quote inside it is doubled.
     fn quoted(&mut self, quote: u8, has_escapes: bool) -> Token {
         self.at += 1;
         while let Some(byte) = self.byte(0) {
@@ -126,7 +128,7 @@ impl<'a> Scanner<'a> {
                 break;
             }
         }
-        // An escape may be the last byte, and a character of several bytes may follow it.
+        // The last byte may be a backslash, and a multi-byte character may follow one.
         self.at = self.sql.ceil_char_boundary(self.at);
         Token::Other
     }
@@ -137,8 +139,10 @@ impl<'a> Scanner<'a> {
         is_doubled
     }
 
-    /// Goes on with a literal that continues in a later line, with the escapes that it began with. A literal without escapes
-    /// needs no care: its continuation is read as another one.
+    /// Continues a literal on a later line, with the escapes of its beginning.
+    ///
+    /// A literal without escapes needs no special treatment: its continuation is scanned as another
+    /// literal.
     fn take_continuation(&mut self) -> bool {
         let end = self.at;
         let mut has_newline = false;
@@ -149,7 +153,8 @@ impl<'a> Scanner<'a> {
                     return true;
                 }
                 b'-' if self.byte(1) == Some(b'-') => self.line_comment(),
-                // Releases since 16 take the vertical tab for a blank; others refuse it here.
+                // Postgres 16 and later treat the vertical tab as white space. Earlier versions
+                // reject it here.
                 b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c' => {
                     has_newline |= matches!(byte, b'\n' | b'\r');
                     self.at += 1;
@@ -161,7 +166,7 @@ impl<'a> Scanner<'a> {
         false
     }
 
-    /// Comments can stand in comments. One that does not end is for the server to refuse.
+    /// Consumes a comment. Comments nest. An unterminated one is left for the server to reject.
     fn comment(&mut self) -> Token {
         let mut depth = 0_u32;
         loop {
@@ -198,7 +203,7 @@ impl<'a> Scanner<'a> {
         Token::Other
     }
 
-    /// The digits that begin a number. Unlike a word's, they can be followed by a dollar quote.
+    /// Consumes the leading digits of a number. Unlike in a word, a dollar quote may follow them.
     fn digits(&mut self) -> Token {
         while self.byte(0).is_some_and(|byte| byte.is_ascii_digit()) {
             self.at += 1;
@@ -206,7 +211,7 @@ impl<'a> Scanner<'a> {
         Token::Other
     }
 
-    /// A key word, a name, or the prefix of a literal.
+    /// Consumes a keyword, an identifier, or the prefix of a literal.
     fn word(&mut self) -> Token {
         let begin = self.at;
         while self.byte(0).is_some_and(is_in_word) {
@@ -223,17 +228,18 @@ fn is_in_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$') || !byte.is_ascii()
 }
 
-/// Whether a statement is within the body of a function, between `BEGIN ATOMIC` and its `END`.
+/// Tracks whether the scanner is inside a function body, between `BEGIN ATOMIC` and its `END`.
 #[derive(Default)]
 struct Body {
-    /// How many words there were, as far as they can be those before a function's name.
+    /// The number of words so far, while they may be the words before a function's name.
     words: usize,
     is_function: bool,
     depth: u32,
 }
 
 impl Body {
-    /// The words that begin the definition of a function; its kind comes at last.
+    /// The words that begin the definition of a function. The word `FUNCTION` or `PROCEDURE`
+    /// follows.
     const BEGINS: [&str; 3] = ["create", "or", "replace"];
 
     fn is_open(&self) -> bool {
@@ -257,12 +263,12 @@ impl Body {
     }
 }
 
-/// What a statement does, as far as its words tell.
+/// What a statement does, judged by its words.
 #[derive(Default)]
 struct Kind {
     begins_query: bool,
     has_words: bool,
-    /// Whether it may write by itself, or into a table that it makes.
+    /// Whether it may write, or create a table for its result.
     may_write: bool,
 }
 
@@ -273,7 +279,7 @@ impl Kind {
             self.begins_query = is_one_of(&["select", "values", "table", "with"]);
             self.has_words = true;
         }
-        // INSERT and MERGE have INTO.
+        // INSERT and MERGE contain INTO.
         self.may_write |= is_one_of(&["into", "update", "delete"]);
     }
 
@@ -332,7 +338,7 @@ mod tests {
         ] {
             assert_eq!(split(&format!("{};SELECT 2", sql.trim_end_matches(';'))).len(), 2, "{sql:?}");
         }
-        // Blanks without the end of a line, and comments of the other kind, end a literal.
+        // White space without a line break, and block comments, end a literal.
         for sql in ["SELECT E'one' 'two\\'", "SELECT E'one' /* */\n'two\\'", "SELECT E'one'\n/* */ 'two\\'"] {
             assert_eq!(split(&format!("{sql};SELECT 2")), [sql, "SELECT 2"]);
         }
@@ -363,7 +369,8 @@ mod tests {
         }
     }
 
-    /// What of a text that stands between statements would have been lost, read anew character by character.
+    /// Returns the part of a gap between statements that would be lost. An independent
+    /// implementation, character by character.
     fn lost(gap: &str) -> &str {
         let mut rest = gap;
         loop {

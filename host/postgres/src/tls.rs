@@ -1,4 +1,4 @@
-//! TLS by rustls. Which certificates are accepted follows libpq.
+//! TLS configuration for rustls. Certificates are verified by the rules of libpq.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,38 +24,40 @@ use crate::certificate::Certificate;
 use crate::environment::Environment;
 use crate::option_table::{Roots, TlsDraft, TlsMode, TlsVersion};
 
-/// Postgres's protocol name for ALPN.
+/// The ALPN protocol name of Postgres.
 pub(crate) const PROTOCOL: &[u8] = b"postgresql";
 
-/// The configuration of TLS.
+/// TLS configuration of a store.
 pub(crate) struct Tls {
     pub(crate) config: Arc<ClientConfig>,
-    /// Whether TLS starts without Postgres's `SSLRequest`.
+    /// Whether the TLS handshake starts without an `SSLRequest` (`sslnegotiation=direct`).
     pub(crate) is_direct: bool,
 }
 
 impl Tls {
-    /// The given `sslmode`, or the default for the other options.
+    /// Returns `sslmode` if it is given, and otherwise the default that goes with the other
+    /// options.
     pub(crate) fn mode(draft: &TlsDraft) -> Result<TlsMode> {
         let trusts_system = draft.roots == Some(Roots::System);
         let mode = draft.mode.unwrap_or(if trusts_system { TlsMode::VerifyFull } else { TlsMode::Prefer });
-        // Any owner of a domain can get a certificate that the system trusts, so the name has to be checked.
+        // The owner of any domain can get a certificate that the system trusts, so the host name
+        // has to be verified too.
         if trusts_system && mode < TlsMode::VerifyFull {
             return Err(Error::invalid_argument(
-                "\"sslrootcert\" of a Postgres store is system, and \"sslmode\" is weaker than verify-full; leave \"sslmode\" \
-                 out, or name a file in \"sslrootcert\"",
+                "\"sslrootcert\" of a Postgres store is system, but \"sslmode\" is weaker than verify-full; omit \"sslmode\", or \
+                 name a file in \"sslrootcert\"",
             ));
         }
         if draft.is_direct && mode < TlsMode::Require {
             return Err(Error::invalid_argument(
-                "\"sslnegotiation\" of a Postgres store is direct, and \"sslmode\" is weaker than require; direct TLS has no way \
-                 back to none",
+                "\"sslnegotiation\" of a Postgres store is direct, but \"sslmode\" is weaker than require; set \"sslmode\" to \
+                 require or stronger",
             ));
         }
         Ok(mode)
     }
 
-    /// Reads certificates and keys.
+    /// Reads the certificates and the key, and builds the configuration.
     pub(crate) fn read(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result<Self> {
         let provider = CryptoProvider::get_default().cloned();
         let provider = provider.unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()));
@@ -65,7 +67,7 @@ impl Tls {
             names: mode == TlsMode::VerifyFull,
             trusted,
         };
-        let failed = |error| Error::caused("TLS with the Postgres server could not be set up", error);
+        let failed = |error| Error::caused("cannot set up TLS for a Postgres store", error);
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions(draft)?)
             .map_err(failed)?
@@ -74,7 +76,10 @@ impl Tls {
         let mut config = match client_certificate(draft, environment)? {
             None => config.with_no_client_auth(),
             Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| {
-                Error::caused("\"sslcert\" and \"sslkey\" of a Postgres store do not belong together", error)
+                Error::caused(
+                    "\"sslkey\" of a Postgres store is not the key of the certificate in \"sslcert\"",
+                    error,
+                )
             })?,
         };
         config.enable_sni = !draft.hides_name;
@@ -88,7 +93,7 @@ fn versions(draft: &TlsDraft) -> Result<Vec<&'static SupportedProtocolVersion>> 
         (draft.min_version.unwrap_or(TlsVersion::Tls12), draft.max_version.unwrap_or(TlsVersion::Tls13));
     if min > max {
         return Err(Error::invalid_argument(
-            "\"ssl_min_protocol_version\" of a Postgres store is newer than \"ssl_max_protocol_version\"",
+            "\"ssl_min_protocol_version\" of a Postgres store is higher than \"ssl_max_protocol_version\"",
         ));
     }
     let all = [(TlsVersion::Tls13, &TLS13), (TlsVersion::Tls12, &TLS12)];
@@ -99,9 +104,11 @@ fn versions(draft: &TlsDraft) -> Result<Vec<&'static SupportedProtocolVersion>> 
         .collect())
 }
 
-/// The authorities that may sign a server's certificate. `None` if every certificate is accepted.
+/// Returns the certificate authorities to verify against, or `None` if every certificate is
+/// accepted.
 ///
-/// As with libpq, every mode checks the chain if authorities are known. Unlike libpq, larder fails if a named file is missing.
+/// As in libpq, every mode verifies the chain if root certificates are available. Unlike libpq,
+/// larder fails if the file in `sslrootcert` is missing.
 fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result<Option<Trusted>> {
     const USUAL: &str = ".postgresql/root.crt";
     let certificates = match &draft.roots {
@@ -112,8 +119,8 @@ fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result
             None if mode < TlsMode::VerifyCa => return Ok(None),
             None => {
                 return Err(Error::invalid_argument(
-                    "\"sslmode\" of a Postgres store checks certificates, and no authority is trusted; name a file in \
-                     \"sslrootcert\", or give sslrootcert=system and sslmode=verify-full",
+                    "\"sslmode\" of a Postgres store verifies certificates, but no root certificate is given; name a file in \
+                     \"sslrootcert\", or set sslrootcert=system and sslmode=verify-full",
                 ));
             }
         },
@@ -121,10 +128,10 @@ fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result
     let mut roots = RootCertStore::empty();
     for certificate in &certificates {
         let added = roots.add(certificate.clone());
-        // rustls cannot read every certificate that systems trust.
+        // rustls cannot parse every certificate that an operating system trusts.
         if draft.roots != Some(Roots::System) {
             added.map_err(|error| {
-                Error::caused("\"sslrootcert\" of a Postgres store holds an invalid certificate", error)
+                Error::caused("\"sslrootcert\" of a Postgres store contains an invalid certificate", error)
             })?;
         }
     }
@@ -134,10 +141,12 @@ fn trusted(draft: &TlsDraft, mode: TlsMode, environment: &Environment) -> Result
 fn systems_roots() -> Result<Vec<CertificateDer<'static>>> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        let reason = "\"sslrootcert\" of a Postgres store is system, and the system trusts no authority";
+        let reason = "\"sslrootcert\" of a Postgres store is system, but the system trusts no authority";
         return Err(match found.errors.into_iter().next() {
             Some(error) => Error::caused(reason, error),
-            None => Error::other(format!("{reason}; install its certificates, or name a file")),
+            None => {
+                Error::other(format!("{reason}; install CA certificates, or name a file in \"sslrootcert\""))
+            }
         });
     }
     Ok(found.certs)
@@ -147,11 +156,11 @@ fn certificates(path: &Path, option: &str) -> Result<Vec<CertificateDer<'static>
     let bytes = read(path, option)?;
     let certificates = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.map_err(|error| {
-        Error::caused(format!("the file of {option:?} of a Postgres store is not a valid PEM file"), error)
+        Error::caused(format!("the file in {option:?} of a Postgres store is not a valid PEM file"), error)
     })?;
     match certificates.is_empty() {
         true => Err(Error::invalid_argument(format!(
-            "the file of {option:?} of a Postgres store holds no certificate; give certificates as PEM"
+            "the file in {option:?} of a Postgres store contains no PEM certificate"
         ))),
         false => Ok(certificates),
     }
@@ -159,13 +168,13 @@ fn certificates(path: &Path, option: &str) -> Result<Vec<CertificateDer<'static>
 
 fn read(path: &Path, option: &str) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| {
-        Error::caused(format!("the file of {option:?} of a Postgres store could not be read"), error)
+        Error::caused(format!("cannot read the file in {option:?} of a Postgres store"), error)
     })
 }
 
 type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// The certificate and the key of this client.
+/// Returns the client certificate with its chain, and the private key.
 fn client_certificate(draft: &TlsDraft, environment: &Environment) -> Result<Option<ClientCertificate>> {
     let usual = |name: &str| environment.at_home(&format!(".postgresql/{name}"));
     let certificate: Option<PathBuf> =
@@ -173,34 +182,34 @@ fn client_certificate(draft: &TlsDraft, environment: &Environment) -> Result<Opt
     let Some(certificate) = certificate.filter(|_| !draft.hides_certificate) else { return Ok(None) };
     let Some(key) = draft.key.clone().or_else(|| usual("postgresql.key")) else {
         return Err(Error::invalid_argument(
-            "a Postgres store has \"sslcert\", and no private key; give its file in \"sslkey\"",
+            "\"sslcert\" of a Postgres store has no private key; name its file in \"sslkey\"",
         ));
     };
     check_key_permissions(&key)?;
     let parsed = PrivateKeyDer::from_pem_slice(&read(&key, "sslkey")?).map_err(|error| {
         Error::caused(
-            "the file of \"sslkey\" of a Postgres store is not a private key; give it as PEM without a passphrase",
+            "the file in \"sslkey\" of a Postgres store is not a PEM private key without a passphrase",
             error,
         )
     })?;
     Ok(Some((certificates(&certificate, "sslcert")?, parsed)))
 }
 
-/// Checks as libpq does: the group may read the file if root owns it.
+/// Applies libpq's rule: only the owner may access the file, but its group may read it if root owns
+/// it.
 #[cfg(unix)]
 fn check_key_permissions(path: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
 
-    let metadata = fs::metadata(path).map_err(|error| {
-        Error::caused("the file of \"sslkey\" of a Postgres store could not be read", error)
-    })?;
+    let metadata = fs::metadata(path)
+        .map_err(|error| Error::caused("cannot read the file in \"sslkey\" of a Postgres store", error))?;
     let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.is_file() && metadata.mode() & forbidden == 0 {
         return Ok(());
     }
     Err(Error::invalid_argument(
-        "the file of \"sslkey\" of a Postgres store is not a plain file that only its owner can use; set its permissions to \
-         0600, or to 0640 if root owns it",
+        "the file in \"sslkey\" of a Postgres store is not a regular file that only its owner can access; set its \
+         permissions to 0600, or to 0640 if root owns it",
     ))
 }
 
@@ -212,11 +221,11 @@ fn check_key_permissions(_: &Path) -> Result<()> {
 #[derive(Debug)]
 struct Trusted {
     roots: RootCertStore,
-    /// The certificates of the roots.
+    /// The root certificates in full, to find a trusted self-signed certificate among them.
     certificates: Vec<CertificateDer<'static>>,
 }
 
-/// Verifies a server's certificate.
+/// Verifier for the server's certificate.
 #[derive(Debug)]
 struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
@@ -227,8 +236,10 @@ struct Verifier {
 }
 
 impl Verifier {
-    /// Whether a self-signed certificate is itself one of the trusted ones. webpki refuses such a certificate if it is one of an
-    /// authority, as `openssl req -x509` makes it.
+    /// Whether the server's certificate is self-issued and is itself one of the trusted
+    /// certificates.
+    ///
+    /// webpki rejects such a certificate if it is marked as a CA, as `openssl req -x509` does.
     fn is_trusted_itself(
         trusted: &Trusted,
         shown: &CertificateDer<'_>,
@@ -282,8 +293,10 @@ impl ServerCertVerifier for Verifier {
         verify_tls12_signature(message, shown, signature, &self.algorithms)
     }
 
-    /// Verifies with the key of the certificate. webpki does not read X.509 version 1, which is accepted unless the chain is
-    /// checked.
+    /// Verifies the signature with the public key of the certificate.
+    ///
+    /// larder extracts the key itself, because webpki cannot parse X.509 version 1 certificates.
+    /// Such certificates are accepted if the chain is not verified.
     fn verify_tls13_signature(
         &self,
         message: &[u8],
@@ -306,7 +319,7 @@ mod tests {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
     use std::time::Duration;
 
-    /// A moment in 2025.
+    /// A time in June 2025.
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_750_000_000));
 
     fn self_signed(host: &str, is_authority: bool, years: (i32, i32)) -> CertificateDer<'static> {
@@ -361,7 +374,7 @@ mod tests {
         params.not_before = date_time_ymd(2020, 1, 1);
         let shown = params.signed_by(&KeyPair::generate().unwrap(), &authority).unwrap().der().clone();
         assert_eq!(verify(&[authority.der().clone()], &shown, true), Ok(()));
-        // As with libpq, a chain ends at an authority.
+        // As in libpq, a chain must end at a certificate authority.
         assert!(verify(std::slice::from_ref(&shown), &shown, true).is_err());
     }
 

@@ -1,11 +1,21 @@
-//! Servers of which one takes over from another.
+//! A cluster of servers for failover tests.
 
 use anyhow::{Context, Result};
 
 use crate::PostgresServer;
 
-/// A primary, a synchronous standby, and a server that takes the standby's place at the next failover. A commit is acknowledged
-/// once the standby has it, so a failover loses none that was acknowledged.
+/// A primary, a synchronous standby, and a spare server that becomes the next standby.
+///
+/// A commit is acknowledged once the standby has it, so a failover loses no acknowledged commit.
+///
+/// ```no_run
+/// use larder_postgres_server::{Cluster, Fall};
+///
+/// let mut cluster = Cluster::start()?;
+/// println!("{}", cluster.dsn());
+/// cluster.fail_over(Fall::Killed)?;
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Cluster {
     primary: PostgresServer,
@@ -13,26 +23,29 @@ pub struct Cluster {
     spare: PostgresServer,
 }
 
-/// How a primary ends before the standby takes over.
+/// How a primary ends before the standby is promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fall {
-    /// It is told to stop and cuts off its clients.
+    /// It shuts down and disconnects its clients (fast shutdown).
     Stopped,
-    /// It ends at once, without writing what it has in memory.
+    /// It shuts down without a checkpoint (immediate shutdown).
     Crashed,
     /// All its processes are killed.
     Killed,
-    /// All its processes are held: connections to it stay open and get no answer, until the next failover.
+    /// All its processes are stopped by `SIGSTOP`. Connections stay open without a response, until
+    /// the next failover.
     Held,
 }
 
 const SETTINGS: [&str; 2] = ["fsync=off", "synchronous_standby_names=*"];
 
 impl Cluster {
-    /// Starts a primary and a standby. To be called on a thread that lives as long, as [`PostgresServer::start`].
+    /// Starts a primary and a standby.
+    ///
+    /// Call this on a thread that outlives the servers, because they end with it.
     ///
     /// # Errors
-    /// Where a program of the server fails.
+    /// If a program of the server is missing or fails.
     pub fn start() -> Result<Self> {
         let primary = PostgresServer::start_with(&SETTINGS)?;
         let standby = PostgresServer::start_as_standby(&primary, &SETTINGS)?;
@@ -40,7 +53,7 @@ impl Cluster {
         Ok(Self { primary, standby, spare })
     }
 
-    /// The data-source name that finds whichever is primary. It stays the same.
+    /// Returns the data-source name that finds the current primary. It never changes.
     pub fn dsn(&self) -> String {
         let mut folders = [&self.primary, &self.standby, &self.spare].map(PostgresServer::folder);
         folders.sort();
@@ -48,20 +61,22 @@ impl Cluster {
         format!("host={first},{second},{third} user=larder dbname=postgres target_session_attrs=read-write")
     }
 
-    /// The server that accepts writes.
+    /// Returns the server that accepts writes.
     pub fn primary(&self) -> &PostgresServer {
         &self.primary
     }
 
-    /// The server that follows it.
+    /// Returns the standby of the primary.
     pub fn standby(&self) -> &PostgresServer {
         &self.standby
     }
 
-    /// Ends the primary, promotes the standby, and has the spare server follow it. The former primary is the next spare.
+    /// Ends the primary, promotes the standby, and makes the spare server its standby.
+    ///
+    /// The former primary becomes the spare server.
     ///
     /// # Errors
-    /// Where a program of the server fails.
+    /// If a program of the server fails.
     pub fn fail_over(&mut self, fall: Fall) -> Result<()> {
         match fall {
             Fall::Stopped => self.primary.stop(),
@@ -69,10 +84,10 @@ impl Cluster {
             Fall::Killed => self.primary.kill(),
             Fall::Held => self.primary.hold(),
         }
-        self.standby.promote().context("the standby was not promoted")?;
+        self.standby.promote().context("cannot promote the standby")?;
         std::mem::swap(&mut self.primary, &mut self.standby);
         std::mem::swap(&mut self.standby, &mut self.spare);
         self.standby.kill();
-        self.standby.follow(&self.primary).context("the new primary got no standby")
+        self.standby.follow(&self.primary).context("cannot start a standby of the new primary")
     }
 }

@@ -1,5 +1,17 @@
-//! A private Postgres server: own data, own socket, no port, gone with the program that started it. And a pooler in front of it,
-//! and several servers under Patroni.
+//! Private Postgres servers for tests and the benchmark.
+//!
+//! A server has its own data directory and Unix-domain socket, by default no TCP port, and ends
+//! with the program that started it. The crate can also start a PgBouncer in front of a server, and
+//! several servers under Patroni.
+//!
+//! ```no_run
+//! use larder_postgres_server::PostgresServer;
+//!
+//! let server = PostgresServer::start()?;
+//! server.execute("CREATE SCHEMA plugins")?;
+//! println!("{}", server.dsn());
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 mod cluster;
 mod link;
@@ -19,13 +31,15 @@ pub use supervisor::supervise_if_asked;
 
 use anyhow::Result;
 
-/// Names a server that is used instead of a private one.
+/// Environment variable with the URL of a server to use instead of a private one.
 pub const URL_VARIABLE: &str = "LARDER_TEST_POSTGRES_URL";
 
-/// The server that the environment names, or a private one, and its data-source name.
+/// Returns the data-source name of a server, and the server if this started it.
+///
+/// If [`URL_VARIABLE`] is set, that server is used. Otherwise this starts a private one.
 ///
 /// # Errors
-/// Where no server can be started.
+/// If a server cannot be started.
 pub fn server_or_url() -> Result<(Option<PostgresServer>, String)> {
     if let Ok(url) = std::env::var(URL_VARIABLE) {
         return Ok((None, url));

@@ -1,11 +1,11 @@
-//! A network between clients and a server, which can drop all packets.
+//! A network link between clients and a server, which can drop all packets.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A port of 127.0.0.1 whose connections lead to another port, as long as the link is up.
+/// Forwards the connections to a port of 127.0.0.1 to another port, while the link is up.
 #[derive(Debug)]
 pub(crate) struct Link {
     port: u16,
@@ -20,18 +20,18 @@ struct Shared {
     connections: Mutex<Vec<Weak<Connection>>>,
 }
 
-/// Both ends of a connection through the link. It closes them when its last thread ends.
+/// Both ends of a connection through the link. They close when the last thread that forwards ends.
 #[derive(Debug)]
 struct Connection {
     client: TcpStream,
-    /// If the link was down when the client connected, there is none.
+    /// `None` if the link was down when the client connected.
     server: Option<TcpStream>,
-    /// Whether something that was sent did not arrive. Such a connection must not go on.
+    /// Whether sent bytes were dropped. Such a connection must not continue.
     has_lost: AtomicBool,
 }
 
 impl Link {
-    /// Starts a link to a port of 127.0.0.1. A server can listen there later.
+    /// Starts a link to a port of 127.0.0.1. The server may start to listen later.
     pub(crate) fn start(target: u16) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
@@ -47,24 +47,25 @@ impl Link {
                 if accepting.ends.load(Ordering::SeqCst) {
                     return;
                 }
-                // A server that refuses the connection is seen by the client, which is cut off.
+                // If the server refuses the connection, the client's end is closed.
                 let _ = accepting.connect(client);
             }
         });
         Ok(Self { port, shared })
     }
 
-    /// The port that clients use.
+    /// Returns the port for clients.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Drops everything that is sent from now on. Connections stay open, and new ones get no answer.
+    /// Drops everything that is sent from now on. Connections stay open, and new ones get no
+    /// response.
     pub(crate) fn cut(&self) {
         self.shared.is_down.store(true, Ordering::SeqCst);
     }
 
-    /// Transmits again. Connections on which something was lost end.
+    /// Forwards again. Connections on which bytes were dropped are closed.
     pub(crate) fn heal(&self) {
         self.shared.is_down.store(false, Ordering::SeqCst);
         for connection in self.shared.connections() {
@@ -81,7 +82,7 @@ impl Drop for Link {
         for connection in self.shared.connections() {
             connection.close();
         }
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
@@ -100,13 +101,13 @@ impl Shared {
         let connection = Arc::new(Connection { client, server, has_lost: AtomicBool::new(is_down) });
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&connection));
         if is_down && !self.is_down.load(Ordering::SeqCst) {
-            // The link was healed before it knew of this connection.
+            // The link was healed before it recorded this connection.
             connection.close();
         }
         for is_request in [true, false] {
             let (shared, connection) = (self.clone(), connection.clone());
             std::thread::spawn(move || {
-                // A connection that ends with an error ends, as any other.
+                // An error ends the connection, as any other end does.
                 if shared.copy(&connection, is_request).is_err() {
                     connection.close();
                 }
@@ -121,7 +122,7 @@ impl Shared {
         Ok(server)
     }
 
-    /// Transmits one direction until it ends, or drops it while the link is down.
+    /// Forwards one direction until it ends. While the link is down, drops what it reads.
     fn copy(&self, connection: &Connection, is_request: bool) -> io::Result<()> {
         let Some(server) = &connection.server else {
             return if is_request { swallow(&connection.client) } else { Ok(()) };
@@ -134,7 +135,7 @@ impl Shared {
         loop {
             let read = from.read(&mut bytes);
             if self.is_down.load(Ordering::SeqCst) || connection.has_lost.load(Ordering::SeqCst) {
-                // The end of a connection is not transmitted either.
+                // The end of the stream is not forwarded either.
                 connection.has_lost.store(true, Ordering::SeqCst);
                 if !matches!(read, Ok(1..)) {
                     return Ok(());
@@ -150,7 +151,7 @@ impl Shared {
     }
 }
 
-/// Reads until the client gives up or the connection is closed.
+/// Reads and discards until the client gives up or the connection is closed.
 fn swallow(mut client: &TcpStream) -> io::Result<()> {
     let mut bytes = vec![0; 1 << 16];
     while client.read(&mut bytes)? > 0 {}
@@ -158,7 +159,7 @@ fn swallow(mut client: &TcpStream) -> io::Result<()> {
 }
 
 impl Connection {
-    /// Ends both directions of both ends.
+    /// Shuts down both directions of both ends.
     fn close(&self) {
         let _ = self.client.shutdown(Shutdown::Both);
         if let Some(server) = &self.server {

@@ -1,4 +1,4 @@
-//! One node of a cluster under Patroni.
+//! A node of a cluster under Patroni.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,20 +14,21 @@ use crate::programs::{binaries, installed, make_folder, program};
 use crate::server::run;
 use crate::supervisor::Supervised;
 
-/// The seconds that a leader's lock lasts without being renewed. Patroni's default is 30.
+/// Seconds after which a leader's lock expires if it is not renewed. Patroni's default is 30.
 const TIME_TO_LIVE: u32 = 10;
 
-/// How long Patroni's API has for an answer.
+/// Time limit for a response of Patroni's API.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// The seconds that `psql` has. A commit waits for its standby, possibly forever.
+/// Time limit for `psql`, in seconds. A commit waits for its standby without a limit.
 const STATEMENT_MAX: &str = "60";
 
-/// The lines of a log that an error shows.
+/// The number of log lines that an error message shows.
 const LOG_LINES: usize = 30;
 
-/// A machine with Patroni and the Postgres that it starts. Clients and other nodes reach it through links, and it reaches etcd
-/// through one.
+/// A machine with Patroni and the Postgres that it starts.
+///
+/// Clients and other nodes reach it through links, and it reaches etcd through a link.
 #[derive(Debug)]
 pub(crate) struct Node {
     patroni: Supervised,
@@ -44,7 +45,7 @@ pub(crate) struct Node {
     etcd: Link,
 }
 
-/// Where Postgres and Patroni's API listen, behind the links.
+/// The ports on which Postgres and Patroni's API listen, behind the links.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     pub(crate) postgres: u16,
@@ -52,7 +53,7 @@ pub(crate) struct Ports {
 }
 
 impl Node {
-    /// Starts a node in a folder of its own.
+    /// Starts a node in a directory of its own.
     pub(crate) fn start(folder: PathBuf, owner: Option<(u32, u32)>, ports: Ports, etcd: u16) -> Result<Self> {
         make_folder(&folder, owner)?;
         let (clients, replicas) = (Link::start(ports.postgres)?, Link::start(ports.postgres)?);
@@ -63,7 +64,7 @@ impl Node {
         Ok(Self { patroni, folder, owner, ports, clients, replicas, api, etcd })
     }
 
-    /// The port of 127.0.0.1 on which clients reach its Postgres.
+    /// Returns the port of 127.0.0.1 on which clients reach its Postgres.
     pub(crate) fn port(&self) -> u16 {
         self.clients.port()
     }
@@ -72,7 +73,7 @@ impl Node {
         self.patroni.kill();
     }
 
-    /// Starts it again after [`Node::kill`].
+    /// Starts the node again after [`Node::kill`].
     pub(crate) fn restart(&mut self) -> Result<()> {
         self.patroni = launch(&self.folder, self.owner)?;
         Ok(())
@@ -86,14 +87,14 @@ impl Node {
         self.patroni.resume();
     }
 
-    /// Cuts it off from the other nodes and from etcd.
+    /// Cuts the node off from the other nodes and from etcd.
     pub(crate) fn isolate(&self) {
         for link in [&self.replicas, &self.api, &self.etcd] {
             link.cut();
         }
     }
 
-    /// Cuts it off from clients too.
+    /// Cuts the node off from clients, the other nodes and etcd.
     pub(crate) fn cut_off(&self) {
         self.clients.cut();
         self.isolate();
@@ -109,7 +110,8 @@ impl Node {
         &mut self.patroni
     }
 
-    /// Whether Patroni's API affirms what a path asks, such as `/primary`. The request does not pass the link.
+    /// Whether Patroni's API returns status 200 for a path such as `/primary`. The request bypasses
+    /// the links.
     pub(crate) fn affirms(&self, path: &str) -> bool {
         self.status_line(path).is_ok_and(|line| line.split_whitespace().nth(1) == Some("200"))
     }
@@ -124,7 +126,8 @@ impl Node {
         Ok(answer.lines().next().unwrap_or_default().to_string())
     }
 
-    /// The answer of its Postgres. The statement does not pass the link.
+    /// Runs SQL on the node's Postgres, and returns the output of `psql`. The connection bypasses
+    /// the links.
     pub(crate) fn query(&self, sql: &str) -> Result<String> {
         let mut command = Command::new("timeout");
         command.arg(STATEMENT_MAX).arg(program(&binaries()?, "psql")).current_dir(&self.folder);
@@ -138,7 +141,7 @@ impl Node {
         Ok(String::from_utf8(run(command, "psql")?)?.trim().to_string())
     }
 
-    /// The end of what Patroni and Postgres logged.
+    /// Returns the last lines that Patroni and Postgres logged.
     pub(crate) fn end_of_log(&self) -> String {
         let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
@@ -150,7 +153,8 @@ fn launch(folder: &Path, owner: Option<(u32, u32)>) -> Result<Supervised> {
     Supervised::start(&installed("patroni")?, &["patroni.yml"], folder, owner)
 }
 
-/// Patroni's settings. Strict synchronous mode never empties `synchronous_standby_names`.
+/// Returns Patroni's configuration. In strict synchronous mode, Patroni never empties
+/// `synchronous_standby_names`.
 fn settings(folder: &Path, ports: Ports, [replicas, api, etcd]: [u16; 3]) -> Result<String> {
     let name = folder.file_name().unwrap_or_default().display();
     let (folder, binaries) = (folder.display(), binaries()?);
@@ -161,11 +165,11 @@ name: {name}
 restapi:
   listen: 127.0.0.1:{}
   connect_address: 127.0.0.1:{api}
-# Not `etcd3`: before release 3.1, a new leader can be left with an outdated copy of etcd's keys, and then never again
+# Not `etcd3`: before Patroni 3.1, a new leader can be left with an outdated copy of etcd's keys, and then never again
 # appoints a synchronous standby (patroni/patroni#2779). Debian 12 has release 3.0.2.
 etcd:
   hosts: 127.0.0.1:{etcd}
-  # If not, Patroni asks etcd for its address and no longer uses the link.
+  # Otherwise Patroni asks etcd for its address and bypasses the link.
   use_proxies: true
 bootstrap:
   dcs:

@@ -1,4 +1,4 @@
-//! Three nodes under Patroni, as people run it.
+//! A cluster of three nodes under Patroni, configured as in production.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,34 +13,47 @@ use crate::supervisor::Supervised;
 
 const NODES: u16 = 3;
 
-/// How long nodes have to agree on a leader, and a node has to become a replica again.
+/// Time limit for the nodes to elect a leader, and for a node to become a replica again.
 const AGREE_MAX: Duration = Duration::from_secs(120);
 
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How long all nodes have to stop in good order.
+/// Time limit for all nodes to shut down cleanly.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
-/// Below the ports that Linux gives to clients, which could take one while its server is down.
+/// Below the ephemeral ports of Linux, so that no client connection takes the port while its server
+/// is down.
 const FIRST_PORT: u32 = 20_000;
 
-/// A leader, a synchronous standby and a further replica, with Patroni in strict synchronous mode, and etcd.
+/// A leader, a synchronous standby and a further replica under Patroni, with etcd.
+///
+/// Patroni runs in strict synchronous mode.
+///
+/// ```no_run
+/// use larder_postgres_server::{Failure, PatroniCluster, supervise_if_asked};
+///
+/// supervise_if_asked();
+/// let mut cluster = PatroniCluster::start()?;
+/// cluster.fail(Failure::Killed)?;
+/// cluster.recover()?;
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct PatroniCluster {
     nodes: Vec<Node>,
     leader: usize,
     failed: Option<(usize, Failure)>,
     _etcd: Supervised,
-    /// Dropped last, as the others use it.
+    /// Dropped last, because the other fields use it.
     _folder: TempDir,
 }
 
-/// What becomes of the leader's node.
+/// How the leader's node fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// All its processes are killed.
     Killed,
-    /// All its processes are held, as a virtual machine that is paused.
+    /// All its processes are paused, like those of a paused virtual machine.
     Paused,
     /// Its packets to and from clients, other nodes and etcd are dropped.
     Partitioned,
@@ -49,8 +62,10 @@ pub enum Failure {
 }
 
 impl PatroniCluster {
-    /// Starts etcd and the nodes, and waits until the leader has both replicas. The program has to call
-    /// [`supervise_if_asked`](crate::supervise_if_asked) before anything else.
+    /// Starts etcd and the nodes, and waits until the leader has both replicas.
+    ///
+    /// The program has to call [`supervise_if_asked`](crate::supervise_if_asked) before anything
+    /// else.
     ///
     /// # Errors
     /// If Patroni or etcd is not installed, or does not start.
@@ -59,7 +74,7 @@ impl PatroniCluster {
         let folder = tempfile::Builder::new().prefix("larder-patroni-").tempdir()?;
         make_folder(folder.path(), owner)?;
         let mut ports = free_ports();
-        let mut port = || ports.next().context("no port is free");
+        let mut port = || ports.next().context("no free port was found");
         let etcd_port = port()?;
         let etcd = start_etcd(&folder.path().join("etcd"), owner, etcd_port, port()?)?;
         let mut nodes = Vec::new();
@@ -74,7 +89,7 @@ impl PatroniCluster {
         Ok(cluster)
     }
 
-    /// The data-source name that finds whichever node is the leader. It stays the same.
+    /// Returns the data-source name that finds the current leader. It never changes.
     pub fn dsn(&self) -> String {
         let ports: Vec<_> = self.nodes.iter().map(|node| node.port().to_string()).collect();
         let hosts = vec!["127.0.0.1"; ports.len()].join(",");
@@ -82,11 +97,12 @@ impl PatroniCluster {
         format!("host={hosts} port={} {options}", ports.join(","))
     }
 
-    /// Lets the leader's node fail, and waits until another node is the leader and acknowledges a commit that its
-    /// synchronous standby has.
+    /// Makes the leader's node fail, and waits until another node has taken over.
+    ///
+    /// That node is the leader and acknowledges a commit that its synchronous standby has.
     ///
     /// # Errors
-    /// If no other node does so in time.
+    /// If a node has failed already, or no other node takes over in time.
     pub fn fail(&mut self, failure: Failure) -> Result<()> {
         ensure!(self.failed.is_none(), "a node has failed already");
         self.failed = Some((self.leader, failure));
@@ -100,10 +116,10 @@ impl PatroniCluster {
         self.wait_for_leader()
     }
 
-    /// Ends the failure, and waits until the former leader is a replica of the present one.
+    /// Ends the failure, and waits until the former leader is a replica of the new one.
     ///
     /// # Errors
-    /// If it does not become a replica in time.
+    /// If no node has failed, or the node does not become a replica in time.
     pub fn recover(&mut self) -> Result<()> {
         let (failed, failure) = self.failed.take().context("no node has failed")?;
         let node = self.nodes.get_mut(failed).context("no such node")?;
@@ -124,7 +140,8 @@ impl PatroniCluster {
         Ok(())
     }
 
-    /// Patroni promotes only a node that it has appointed as a synchronous standby, so the next failure needs one.
+    /// Patroni promotes only a node that it has chosen as a synchronous standby, so the next
+    /// failure needs one.
     fn wait_for_replicas(&self) -> Result<()> {
         self.wait("the leader did not get both replicas", |cluster| {
             let replicas = cluster.nodes.iter().filter(|node| node.affirms("/replica"));
@@ -151,7 +168,7 @@ impl PatroniCluster {
 
 impl Drop for PatroniCluster {
     fn drop(&mut self) {
-        // A Postgres that is killed leaves shared memory behind, so they stop in good order.
+        // A killed Postgres would leave its shared memory behind, so the nodes shut down cleanly.
         for node in &mut self.nodes {
             node.resume();
             node.heal();
@@ -166,12 +183,13 @@ impl Drop for PatroniCluster {
 
 const STREAMING: &str = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
 
-/// Commits something that a standby gets.
+/// Commits a message, which is written to the write-ahead log and reaches a standby.
 const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'larder', 'commit')";
 
 const SYNCHRONOUS: &str = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
 
-/// Whether a node acknowledges a commit that its synchronous standby has. Patroni's API says so later than the node.
+/// Whether a node acknowledges a commit that its synchronous standby has. Patroni's API reports a
+/// new leader later than the node does.
 fn is_leader(node: &Node) -> bool {
     node.query("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f")
         && node.query(COMMIT).is_ok()
@@ -195,7 +213,7 @@ fn start_etcd(folder: &Path, owner: Option<(u32, u32)>, clients: u16, peers: u16
     Supervised::start(&program, &arguments, folder, owner)
 }
 
-/// Ports that no program listens on. Test programs that run side by side search from different ones.
+/// Returns ports without a listener. Concurrent test programs search from different start values.
 fn free_ports() -> impl Iterator<Item = u16> {
     let first = FIRST_PORT + std::process::id() % 1_000 * 10;
     let ports = (first..).map_while(|port| u16::try_from(port).ok());

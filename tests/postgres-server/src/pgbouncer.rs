@@ -1,4 +1,4 @@
-//! A PgBouncer in front of a server.
+//! Starts a PgBouncer in front of a server.
 
 use std::fs::{self, Permissions};
 use std::net::TcpStream;
@@ -18,22 +18,33 @@ use crate::PostgresServer;
 use crate::programs::owner;
 use crate::server::free_port;
 
-/// Names programs of PgBouncer besides the installed one, separated by colons.
+/// Environment variable with paths of further PgBouncer programs to test, separated by colons.
 const PROGRAMS_VARIABLE: &str = "LARDER_TEST_PGBOUNCER";
 
-/// Where Debian and its kin, and others, install it.
+/// Paths at which packages install PgBouncer.
 const INSTALLED: [&str; 3] = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
 
-/// For how long a session of the server belongs to a client.
+/// How long PgBouncer assigns a server session to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// As long as the client is connected.
+    /// Until the client disconnects.
     Session,
-    /// For each transaction.
+    /// For one transaction.
     Transaction,
 }
 
 /// A running PgBouncer, which ends with the thread that started it.
+///
+/// ```no_run
+/// use larder_postgres_server::{PgBouncer, PoolMode, PostgresServer};
+///
+/// let server = PostgresServer::start()?;
+/// for program in PgBouncer::programs()? {
+///     let bouncer = PgBouncer::start(&program, &server, PoolMode::Transaction)?;
+///     println!("{}", bouncer.dsn());
+/// }
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct PgBouncer {
     folder: TempDir,
@@ -42,25 +53,25 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// The programs to test with: the installed one, and those that the environment names.
+    /// Returns the programs to test: the installed one, and those in `LARDER_TEST_PGBOUNCER`.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there are none.
     pub fn programs() -> Result<Vec<PathBuf>> {
         let installed = INSTALLED.iter().map(PathBuf::from).find(|program| program.is_file());
         let named = std::env::var_os(PROGRAMS_VARIABLE).unwrap_or_default();
         let named = std::env::split_paths(&named).filter(|program| !program.as_os_str().is_empty());
         let programs: Vec<_> = installed.into_iter().chain(named).collect();
         if programs.is_empty() {
-            bail!("no PgBouncer was found: run `tests/run`, which installs one, or set {PROGRAMS_VARIABLE}");
+            bail!("no PgBouncer was found; run `tests/run`, which installs one, or set {PROGRAMS_VARIABLE}");
         }
         Ok(programs)
     }
 
-    /// Each of the programs with each mode.
+    /// Returns each program with each pool mode.
     ///
     /// # Errors
-    /// Where there is no program.
+    /// If there is no program.
     pub fn programs_and_modes() -> Result<Vec<(PathBuf, PoolMode)>> {
         let modes = [PoolMode::Session, PoolMode::Transaction];
         Ok(Self::programs()?
@@ -69,12 +80,13 @@ impl PgBouncer {
             .collect())
     }
 
-    /// Starts a program in front of a server. To be called on the program's main thread.
+    /// Starts a program in front of a server.
     ///
-    /// It has few sessions of the server, so that clients meet in them.
+    /// Call this on a thread that outlives the PgBouncer, such as the main thread. In transaction
+    /// mode it opens few server sessions, so that clients share them.
     ///
     /// # Errors
-    /// Where the program fails.
+    /// If the program does not start within 10 s.
     pub fn start(program: &Path, server: &PostgresServer, mode: PoolMode) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("larder-pgbouncer-").tempdir()?;
         let port = free_port()?;
@@ -82,7 +94,7 @@ impl PgBouncer {
             PoolMode::Session => ("session", 300),
             PoolMode::Transaction => ("transaction", 20),
         };
-        // Every client is logged in as the user of the database.
+        // Every client is logged in as the user in `[databases]`.
         let settings = format!(
             "[databases]\n* = user=larder host={}{}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = any\npool_mode = {mode}\ndefault_pool_size = {sessions}\nmax_client_conn = 2000\n\
@@ -111,13 +123,13 @@ impl PgBouncer {
         unsafe {
             command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
-        let child = command.spawn().with_context(|| format!("could not start {}", program.display()))?;
+        let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let mut bouncer = Self { folder, child, port };
         bouncer.wait_until_ready()?;
         Ok(bouncer)
     }
 
-    /// The data-source name of the server's database, through it.
+    /// Returns the data-source name of the server's database, through PgBouncer.
     pub fn dsn(&self) -> String {
         format!("host=127.0.0.1 port={} user=larder dbname=postgres", self.port)
     }
@@ -134,7 +146,7 @@ impl PgBouncer {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("pgbouncer was not ready within 10 s")
+        bail!("pgbouncer did not accept connections within 10 s")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The processes that descend from one, and signals to all of them.
+//! Finds the descendants of a process, and signals them.
 
 use std::collections::HashMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The processes that descend from one, parents before their children, without the one itself.
+/// Returns the descendants of a process without the process itself, parents before their children.
 pub(crate) fn descendants(ancestor: Pid) -> Vec<Pid> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -27,12 +27,12 @@ pub(crate) fn descendants(ancestor: Pid) -> Vec<Pid> {
 
 fn parent(process: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name of the program, in parentheses, can hold anything.
+    // The name of the program is in parentheses, and may contain any character.
     let after_name = stat.rsplit(')').next()?;
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Sends a signal to processes. Those that have ended meanwhile are passed over.
+/// Sends a signal to processes. Skips those that have ended.
 pub(crate) fn signal_all(processes: &[Pid], signal: Signal) {
     for process in processes {
         let _ = kill(*process, signal);

@@ -1,4 +1,4 @@
-//! The programs of a server, and who runs them.
+//! Locates the programs of Postgres, Patroni and etcd, and the user to run them as.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -8,20 +8,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, User};
 
-/// Where the server's programs are.
+/// Returns the directory with the server's programs.
 pub(crate) fn binaries() -> Result<PathBuf> {
     folders().into_iter().find(|folder| folder.join("initdb").is_file()).context(
-        "no Postgres was found: run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
+        "no Postgres was found; run `tests/run`, which installs one, or set LARDER_TEST_POSTGRES_BIN",
     )
 }
 
-/// A program in a folder, or the same of another release if the folder has only those of a server.
+/// Returns the path of a program in `folder`. If `folder` has only server programs, it is one of
+/// another release.
 pub(crate) fn program(folder: &Path, name: &str) -> PathBuf {
     let all = std::iter::once(folder.to_path_buf()).chain(folders());
     all.map(|folder| folder.join(name)).find(|path| path.is_file()).unwrap_or_else(|| folder.join(name))
 }
 
-/// Folders with programs: the one that the environment names, and those that Debian and its kin install, the newest first.
+/// Returns the directories with programs: the one in `LARDER_TEST_POSTGRES_BIN`, then those that
+/// Debian packages install, newest release first.
 fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("LARDER_TEST_POSTGRES_BIN").map(PathBuf::from).into_iter().collect();
@@ -35,21 +37,21 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// Where Debian and its kin, and others, install programs.
+/// Directories in which packages install Patroni and etcd.
 const INSTALLED: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
 
-/// A program of Patroni or etcd: an installed one, or one of the search path.
+/// Returns the path of an installed program of Patroni or etcd. Also searches `PATH`.
 pub(crate) fn installed(name: &str) -> Result<PathBuf> {
     let search = std::env::var_os("PATH").unwrap_or_default();
     let folders = INSTALLED.iter().map(PathBuf::from).chain(std::env::split_paths(&search));
     folders.map(|folder| folder.join(name)).find(|path| path.is_file()).with_context(|| {
         format!(
-            "cannot start {name:?}: it is not installed; on Debian run `apt-get install patroni etcd-server`"
+            "cannot start {name:?}: it is not installed; on Debian, run `apt-get install patroni etcd-server`"
         )
     })
 }
 
-/// Makes a folder that only the owner can use.
+/// Creates a directory that only its owner can access.
 pub(crate) fn make_folder(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     fs::create_dir_all(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o700))?;
@@ -59,7 +61,8 @@ pub(crate) fn make_folder(path: &Path, owner: Option<(u32, u32)>) -> Result<()> 
     Ok(())
 }
 
-/// Postgres refuses root: then the server belongs to somebody else.
+/// Returns the user and group to run the server as, if this process is root. Postgres refuses to
+/// run as root.
 pub(crate) fn owner() -> Result<Option<(u32, u32)>> {
     if !Uid::effective().is_root() {
         return Ok(None);
@@ -69,5 +72,8 @@ pub(crate) fn owner() -> Result<Option<(u32, u32)>> {
             return Ok(Some((user.uid.as_raw(), user.gid.as_raw())));
         }
     }
-    bail!("Postgres refuses to run as root, and there is neither a user `postgres` nor `nobody`")
+    bail!(
+        "Postgres refuses to run as root, and neither the user `postgres` nor `nobody` exists; create one, or \
+         run as another user"
+    )
 }

@@ -1,4 +1,4 @@
-//! Starting and ending a server.
+//! Starts, stops and controls a Postgres server.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,15 @@ use tempfile::TempDir;
 use crate::processes::{descendants, signal_all};
 use crate::programs::{binaries, owner, program};
 
-/// A running server.
+/// A Postgres server with a data directory of its own, which ends with the thread that started it.
+///
+/// ```no_run
+/// use larder_postgres_server::PostgresServer;
+///
+/// let server = PostgresServer::start_on_tcp(&["fsync=off"], &[])?;
+/// println!("{:?}", server.port());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct PostgresServer {
     folder: TempDir,
@@ -24,50 +32,53 @@ pub struct PostgresServer {
     owner: Option<(u32, u32)>,
     child: Option<Child>,
     settings: Vec<String>,
-    /// On 127.0.0.1, if it listens there too.
+    /// The TCP port on 127.0.0.1, if the server has one.
     port: Option<u16>,
 }
 
-/// What every server is set to: for clients of this machine that come and go.
+/// Settings of every server. Tests open many connections.
 const SETTINGS: [&str; 3] = ["listen_addresses=", "max_connections=400", "shared_buffers=64MB"];
 
 impl PostgresServer {
-    /// Makes a database cluster in a temporary folder and starts a server on it. To be called on the program's main
-    /// thread: the server ends with the thread that started it.
+    /// Creates a database cluster in a temporary directory, and starts a server on it.
     ///
-    /// It does not wait for the disk: for tests, whose data nobody needs after a power cut.
+    /// Call this on a thread that outlives the server, such as the main thread, because the server
+    /// ends with it. The server runs with `fsync=off`, because tests need no data after a power
+    /// failure.
     ///
     /// # Errors
-    /// Where there are no programs of a server, or they fail.
+    /// If a program of the server is missing or fails.
     pub fn start() -> Result<Self> {
         Self::start_with(&["fsync=off"])
     }
 
-    /// As [`PostgresServer::start`], with settings of the caller's own, which are stronger than the others.
+    /// Starts a server with further settings, which override the default ones.
     ///
     /// # Errors
-    /// As [`PostgresServer::start`].
+    /// If a program of the server is missing or fails.
     pub fn start_with(settings: &[&str]) -> Result<Self> {
         let mut server = Self::make(settings)?;
         server.launch()?;
         Ok(server)
     }
 
-    /// As [`PostgresServer::start_with`], as a standby of another server.
+    /// Starts a server with further settings as a standby of another server.
     ///
     /// # Errors
-    /// As [`PostgresServer::start`].
+    /// If a program of the server is missing or fails.
     pub fn start_as_standby(primary: &Self, settings: &[&str]) -> Result<Self> {
         let mut server = Self::without_cluster(settings)?;
         server.follow(primary)?;
         Ok(server)
     }
 
-    /// As [`PostgresServer::start_with`], on a port of 127.0.0.1 too, with files in its data folder that only its user can
-    /// read, such as `pg_hba.conf` and certificates.
+    /// Starts a server with further settings that also listens on a port of 127.0.0.1.
+    ///
+    /// `files` are written to its data directory, readable only for its user: for example
+    /// `pg_hba.conf` and certificates.
     ///
     /// # Errors
-    /// As [`PostgresServer::start`].
+    /// If a program of the server is missing or fails.
     pub fn start_on_tcp(settings: &[&str], files: &[(&str, &str)]) -> Result<Self> {
         let mut server = Self::make(settings)?;
         for (name, text) in files {
@@ -78,7 +89,7 @@ impl PostgresServer {
                 nix::unistd::chown(&path, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
             }
         }
-        // Another program can take a port that was free before the server does.
+        // Another program can take a free port before the server does.
         for _ in 0..2 {
             server.port = Some(free_port()?);
             if server.launch().is_ok() {
@@ -109,18 +120,18 @@ impl PostgresServer {
         Ok(Self { folder, binaries, owner, child: None, settings, port: None })
     }
 
-    /// The data-source name of its database.
+    /// Returns the data-source name of its database.
     pub fn dsn(&self) -> String {
         let port = self.port.map(|port| format!(" port={port}")).unwrap_or_default();
         format!("host={}{port} user=larder dbname=postgres", self.folder.path().display())
     }
 
-    /// Its port of 127.0.0.1, if it was started with one.
+    /// Returns the TCP port on 127.0.0.1, if the server has one.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Where its socket is.
+    /// Returns the directory of its Unix-domain socket.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -128,31 +139,31 @@ impl PostgresServer {
     /// Runs SQL in its database.
     ///
     /// # Errors
-    /// Where `psql` fails.
+    /// If `psql` fails.
     pub fn execute(&self, sql: &str) -> Result<()> {
         let mut command = self.command("psql");
         command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command", sql, &self.dsn()]);
         run(command, "psql").map(drop)
     }
 
-    /// What makes one of its databases anew, as statements that any client can send.
+    /// Returns a dump of one of its databases, as SQL statements that any client can run.
     ///
     /// # Errors
-    /// Where `pg_dump` fails.
+    /// If `pg_dump` fails.
     pub fn dump(&self, database: &str) -> Result<String> {
         let mut command = self.command("pg_dump");
         command.arg("--host").arg(self.folder.path()).args(["--username=larder", "--inserts", "--no-owner"]);
         command.args(["--no-privileges", database]);
         let dump = String::from_utf8(run(command, "pg_dump")?)?;
-        // Lines with a backslash are for `psql`.
+        // Lines with a backslash are `psql` commands.
         let is_sql = |line: &&str| !line.is_empty() && !line.starts_with("--") && !line.starts_with('\\');
         Ok(dump.lines().filter(is_sql).flat_map(|line| [line, "\n"]).collect())
     }
 
-    /// Starts it again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
+    /// Starts the server again after [`PostgresServer::crash`] or [`PostgresServer::stop`].
     ///
     /// # Errors
-    /// Where it ends at once, or does not answer in time.
+    /// If the server ends at once, or does not accept connections within 30 s.
     pub fn launch(&mut self) -> Result<()> {
         let data = self.data();
         let mut command = self.command("postgres");
@@ -169,16 +180,17 @@ impl PostgresServer {
         unsafe {
             command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGINT)?));
         }
-        self.child = Some(command.spawn().context("could not start postgres")?);
+        self.child = Some(command.spawn().context("cannot start postgres")?);
         self.wait_until_ready()
     }
 
-    /// Ends it in good order, cutting off its clients.
+    /// Shuts down cleanly, and disconnects clients (fast shutdown).
     pub fn stop(&mut self) {
         self.end(Signal::SIGINT);
     }
 
-    /// Kills its postmaster; what it had not written is lost to it.
+    /// Shuts down without a checkpoint (immediate shutdown), so that the next start runs crash
+    /// recovery.
     pub fn crash(&mut self) {
         self.end(Signal::SIGQUIT);
     }
@@ -189,13 +201,15 @@ impl PostgresServer {
         self.end(Signal::SIGKILL);
     }
 
-    /// Holds all its processes: connections stay open and nothing answers, until [`PostgresServer::resume`] or
+    /// Pauses all its processes with `SIGSTOP`, until [`PostgresServer::resume`] or
     /// [`PostgresServer::kill`].
+    ///
+    /// Connections stay open, and requests get no response.
     pub fn hold(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets its processes go on.
+    /// Resumes all its processes.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -204,17 +218,20 @@ impl PostgresServer {
         signal_all(&self.processes(), signal);
     }
 
-    /// The process that was started, and its children.
+    /// Returns the postmaster and its descendants.
     fn processes(&self) -> Vec<Pid> {
         let Some(child) = &self.child else { return Vec::new() };
         let server = Pid::from_raw(child.id() as i32);
         std::iter::once(server).chain(descendants(server)).collect()
     }
 
-    /// Takes a copy of another server's data in place of its own, and follows that server. It must not run.
+    /// Replaces its data with a base backup of another server, and starts it as a standby of that
+    /// server.
+    ///
+    /// The server must not be running.
     ///
     /// # Errors
-    /// As [`PostgresServer::start`].
+    /// If its data cannot be removed, or a program of the server fails.
     pub fn follow(&mut self, primary: &Self) -> Result<()> {
         if self.data().exists() {
             fs::remove_dir_all(self.data())?;
@@ -226,10 +243,10 @@ impl PostgresServer {
         self.launch()
     }
 
-    /// Makes a standby a primary.
+    /// Promotes a standby to a primary.
     ///
     /// # Errors
-    /// If it is not a standby, or does not become a primary in time.
+    /// If the server is not a standby, or is not promoted in time.
     pub fn promote(&self) -> Result<()> {
         let mut command = self.command("pg_ctl");
         command.args(["promote", "--pgdata"]).arg(self.data());
@@ -276,7 +293,7 @@ impl PostgresServer {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("postgres was not ready within 30 s: {}", self.log())
+        bail!("postgres did not accept connections within 30 s: {}", self.log())
     }
 
     fn log(&self) -> String {
@@ -297,23 +314,23 @@ impl PostgresServer {
     }
 }
 
-/// What a program says, once it has ended well.
+/// Runs a program, and returns its standard output.
 pub(crate) fn run(mut command: Command, name: &str) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("could not start {name}"))?;
+    let output = command.output().with_context(|| format!("cannot start {name}"))?;
     match output.status.success() {
         true => Ok(output.stdout),
         false => bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr)),
     }
 }
 
-/// A port that no program listens on.
+/// Returns a port without a listener.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
-        // Processes that are held would stay.
+        // A paused process would ignore the shutdown.
         self.resume();
         self.stop();
     }

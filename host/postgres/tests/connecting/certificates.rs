@@ -1,4 +1,4 @@
-//! Certificates that are made for a test.
+//! Certificates and files for a test.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use rcgen::{
     date_time_ymd,
 };
 
-/// An authority, which signs certificates.
+/// A certificate authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its private key, as PEM.
@@ -30,12 +30,12 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate of a server with this host name.
+    /// Returns a server certificate for this host name.
     pub(crate) fn server(&self, host: &str) -> Signed {
         self.sign(CertificateParams::new([host.to_string()]).unwrap(), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// The same, from the past.
+    /// Returns an expired server certificate for this host name.
     pub(crate) fn expired_server(&self, host: &str) -> Signed {
         let mut params = CertificateParams::new([host.to_string()]).unwrap();
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -43,7 +43,7 @@ impl Authority {
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A certificate of a client that is this user.
+    /// Returns a client certificate for this user.
     pub(crate) fn client(&self, user: &str) -> Signed {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
@@ -58,7 +58,7 @@ impl Authority {
     }
 }
 
-/// Files of one test.
+/// The files of one test, in a temporary directory.
 pub(crate) struct Files(tempfile::TempDir);
 
 impl Files {
@@ -70,7 +70,7 @@ impl Files {
         self.0.path()
     }
 
-    /// Writes a file that only its owner can read.
+    /// Writes a file that only its owner can read, and returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path: PathBuf = self.0.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! How servers are connected to: TLS, logins, standbys, full servers.
+//! Tests of connecting: TLS, authentication, standbys, and servers at their connection limit.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod certificates;
@@ -22,21 +22,23 @@ use libtest_mimic::{Arguments, Trial};
 use proxy::{Deed, Proxy, SSL_REQUEST, acceptor};
 use tokio::sync::Mutex;
 
-/// What the tests share. Servers end with the thread that started them, so all are started by the main one.
+/// The servers that the tests share. A server ends with the thread that started it, so the main
+/// thread starts all of them.
 struct Shared {
     authority: Authority,
-    /// Has TLS, with a certificate for `localhost`.
+    /// Supports TLS, with a certificate for `localhost`.
     secure: PostgresServer,
-    /// The same with a certificate of the past.
+    /// Supports TLS, with an expired certificate.
     expired: PostgresServer,
-    /// Has no TLS.
+    /// Does not support TLS.
     plain: PostgresServer,
     standby: PostgresServer,
-    /// Has room for few, so one test at a time.
+    /// Accepts few connections, so only one test at a time uses it.
     small: Mutex<PostgresServer>,
 }
 
-/// Roles are made for what is shown here: `user` needs TLS or its absence, or logs in by a method.
+/// `pg_hba.conf` of the servers. Some roles may connect only with TLS or only without it, and some
+/// need an authentication method.
 const HBA: &str = "
     local all all trust
     hostssl all scram 127.0.0.1/32 scram-sha-256
@@ -133,12 +135,13 @@ fn main() {
     conclusion.exit()
 }
 
-// What the tests share.
+// Helpers.
 
-/// larder's own.
+/// The files of larder's own steps.
 const STEPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/postgres");
 
-/// A connection beside larder. A small server may still be full of those that a test has just closed.
+/// Opens a connection that larder does not manage. Retries if the small server still counts
+/// connections that another test has just closed.
 async fn connect(dsn: &str) -> Client {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -175,24 +178,24 @@ fn handle(store: &Store) -> Arc<Handle> {
     Arc::new(store.handle(options))
 }
 
-/// A schema of its own for a test, as an option of a data-source name.
+/// Creates a schema for one test, and returns the option that selects it.
 async fn schema(server: &PostgresServer, name: &str) -> String {
     connect(&server.dsn()).await.batch_execute(&format!("CREATE SCHEMA {name}")).await.unwrap();
     format!("schema={name}")
 }
 
-/// What a data-source name reaches a server by, over the network.
+/// Returns a data-source name that reaches the server over TCP.
 fn over_tcp(server: &PostgresServer, user: &str) -> String {
     format!("host=localhost hostaddr=127.0.0.1 port={} dbname=postgres user={user}", server.port().unwrap())
 }
 
-/// Whether the server calls a connection encrypted.
+/// Whether the server reports that the connection is encrypted.
 async fn is_encrypted(options: PostgresOptions) -> Result<bool, Error> {
     let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     options.with_connection(async |client| client.query_one(sql, &[]).await.unwrap().get(0)).await
 }
 
-/// Why a server was not connected to.
+/// Returns the reason for which connecting failed.
 fn cause(error: &Error) -> &ConnectError {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<Cause>());
     let Some(cause) = cause.and_then(|cause| cause.downcast_ref()) else { panic!("{error:?}") };
@@ -211,7 +214,7 @@ async fn refused(dsn: &str) -> Error {
     is_encrypted(options(dsn)).await.expect_err(dsn)
 }
 
-/// Asks until it is so, for up to ten seconds.
+/// Polls a condition, for up to ten seconds.
 async fn until<F: Future<Output = bool>>(mut is_so: impl FnMut() -> F) {
     for _ in 0..1_000 {
         if is_so().await {
@@ -219,7 +222,7 @@ async fn until<F: Future<Output = bool>>(mut is_so: impl FnMut() -> F) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it did not come to be");
+    panic!("the condition did not become true within 10 s");
 }
 
 async fn put(handle: &Handle, key: &str, value: &str) -> Result<(), Error> {
@@ -232,7 +235,7 @@ async fn get(handle: &Handle, key: &str) -> Result<Option<Vec<u8>>, Error> {
     handle.begin(Mode::View)?.get("n".into(), key.into()).await
 }
 
-// Whether a connection is encrypted.
+// Encryption.
 
 async fn each_sslmode_encrypts_as_libpq_does(shared: &Shared) {
     let files = Files::new();
@@ -258,7 +261,7 @@ async fn each_sslmode_encrypts_as_libpq_does(shared: &Shared) {
                 }
             }
         }
-        // A socket is never encrypted, whatever is demanded.
+        // A Unix-domain socket is never encrypted, whatever `sslmode` is.
         let dsn = format!("{} sslmode={mode} sslrootcert={root}", shared.secure.dsn());
         assert!(!is_encrypted(options(&dsn)).await.unwrap(), "{dsn}");
     }
@@ -287,7 +290,7 @@ async fn a_server_that_refuses_one_kind_of_connection_is_asked_for_the_other(sha
             (None, found) => assert_eq!(code(&found.expect_err(&dsn)), "28000", "{dsn}"),
         }
     }
-    // Without TLS at the server, its own answer counts.
+    // If the server does not support TLS, its first error is reported.
     let dsn = format!("{} sslmode=allow", over_tcp(&shared.plain, "encrypted"));
     assert_eq!(code(&refused(&dsn).await), "28000");
 }
@@ -341,15 +344,18 @@ async fn a_certificate_of_an_unknown_authority_is_refused_where_authorities_are_
         let error = refused(&format!("{dsn} sslmode={mode} sslrootcert={root}")).await;
         assert_eq!(certificate_error(&error), rustls::CertificateError::UnknownIssuer, "{mode}");
     }
-    // As with libpq: what only prefers TLS goes on without it.
+    // As in libpq, `prefer` continues without TLS.
     assert!(!is_encrypted(options(&format!("{dsn} sslmode=prefer sslrootcert={root}"))).await.unwrap());
-    // A file in the home directory counts as one that is named.
+    // The file in the home directory is used as if `sslrootcert` named it.
     files.write(".postgresql/root.crt", &Authority::new("another").pem());
     let at_home = Environment::empty().home(files.folder());
     let at_home = PostgresOptions::parse_with(&format!("{dsn} sslmode=require"), &at_home).unwrap();
     let error = is_encrypted(at_home).await.unwrap_err();
     assert_eq!(certificate_error(&error), rustls::CertificateError::UnknownIssuer);
-    assert!(is_encrypted(options(&format!("{dsn} sslmode=require"))).await.unwrap(), "none is known");
+    assert!(
+        is_encrypted(options(&format!("{dsn} sslmode=require"))).await.unwrap(),
+        "without root certificates"
+    );
     let unread = PostgresOptions::parse_with(&format!("{dsn} sslmode=verify-ca"), &Environment::empty());
     assert!(matches!(unread, Err(Error::InvalidArgument(_))), "{unread:?}");
     let missing = format!("{dsn} sslmode=require sslrootcert={root}.missing");
@@ -366,7 +372,10 @@ async fn an_expired_certificate_is_refused_where_authorities_are_known(shared: &
         let cause = certificate_error(&error);
         assert!(matches!(cause, rustls::CertificateError::ExpiredContext { .. }), "{cause:?}");
     }
-    assert!(is_encrypted(options(&format!("{dsn} sslmode=require"))).await.unwrap(), "no authority is known");
+    assert!(
+        is_encrypted(options(&format!("{dsn} sslmode=require"))).await.unwrap(),
+        "without root certificates"
+    );
 }
 
 async fn the_authorities_of_the_system_do_not_sign_for_others(shared: &Shared) {
@@ -376,10 +385,10 @@ async fn the_authorities_of_the_system_do_not_sign_for_others(shared: &Shared) {
     assert!(reason.contains("verify-full"), "{reason}");
     match PostgresOptions::parse_with(&dsn, &Environment::empty()) {
         Ok(options) => {
-            let error = is_encrypted(options).await.expect_err("verify-full is what system means");
+            let error = is_encrypted(options).await.expect_err("sslrootcert=system implies verify-full");
             assert_eq!(certificate_error(&error), rustls::CertificateError::UnknownIssuer);
         }
-        // A machine without any.
+        // The machine has no root certificates.
         Err(Error::Other { reason, .. }) => assert!(reason.contains("no authority"), "{reason}"),
         Err(error) => panic!("{error:?}"),
     }
@@ -399,7 +408,7 @@ async fn a_role_that_needs_a_certificate_logs_in_with_one(shared: &Shared) {
     files.write(".postgresql/postgresql.crt", &certificate);
     files.write(".postgresql/postgresql.key", &key);
     let at_home = PostgresOptions::parse_with(&dsn, &Environment::empty().home(files.folder())).unwrap();
-    assert!(is_encrypted(at_home).await.unwrap(), "the usual files");
+    assert!(is_encrypted(at_home).await.unwrap(), "from the default files");
 
     let Signed { certificate, key } = shared.authority.client("other");
     let (crt, key) = (files.write("other.crt", &certificate), files.write("other.key", &key));
@@ -408,7 +417,8 @@ async fn a_role_that_needs_a_certificate_logs_in_with_one(shared: &Shared) {
     let apart = PostgresOptions::parse_with(&apart, &Environment::empty());
     assert!(matches!(apart, Err(Error::Other { .. })), "{apart:?}");
 
-    // The server ends TLS with one that it doesn't know, which the client sees when it reads.
+    // The server rejects a client certificate of an unknown CA. The client sees that only when it
+    // reads.
     let Signed { certificate, key } = Authority::new("another").client("certain");
     let (crt, key) = (files.write("strange.crt", &certificate), files.write("strange.key", &key));
     let error = refused(&format!("{dsn} sslcert={crt} sslkey={key}")).await;
@@ -431,7 +441,7 @@ async fn a_key_that_others_can_read_is_refused(shared: &Shared) {
     assert!(is_encrypted(options(&dsn)).await.unwrap());
 }
 
-// Machines in between.
+// Attackers on the network.
 
 async fn a_machine_in_between_that_denies_tls_is_found_out(shared: &Shared) {
     let files = Files::new();
@@ -446,7 +456,11 @@ async fn a_machine_in_between_that_denies_tls_is_found_out(shared: &Shared) {
         let error = refused(&through(proxy.port, mode)).await;
         assert!(matches!(cause(&error), ConnectError::TlsNotOffered { .. }), "{mode}: {error:?}");
     }
-    assert_eq!(proxy.seen(), [SSL_REQUEST; 3], "nothing was sent in the clear");
+    assert_eq!(
+        proxy.seen(),
+        [SSL_REQUEST; 3],
+        "the client sent something other than SSLRequest in clear text"
+    );
     assert!(!is_encrypted(options(&through(proxy.port, "prefer"))).await.unwrap());
 
     let proxy = Proxy::start(shared.secure.port().unwrap(), Deed::Error).await;
@@ -465,7 +479,7 @@ async fn a_machine_in_between_with_another_certificate_is_found_out_by_channel_b
             proxy.port
         )
     };
-    // Without it, the one in between reads all.
+    // Without channel binding, the attacker can read everything.
     assert!(is_encrypted(options(&through("disable"))).await.unwrap());
     for binding in ["prefer", "require"] {
         assert_eq!(code(&refused(&through(binding)).await), "28000", "{binding}");
@@ -498,7 +512,7 @@ async fn tls_begins_at_once_with_a_server_of_the_same_protocol(shared: &Shared) 
     if client.query_one(release, &[]).await.unwrap().get::<_, i32>(0) >= 170_000 {
         assert!(is_encrypted(options(&dsn)).await.unwrap());
     } else {
-        // It takes the beginning of TLS for a message that is too long.
+        // The server takes the start of the TLS handshake for a message that is too long.
         let error = refused(&dsn).await;
         assert!(matches!(cause(&error), ConnectError::TlsFailed { .. }), "{error:?}");
     }
@@ -571,7 +585,7 @@ async fn a_missing_password_is_named_with_its_user_and_host(shared: &Shared) {
     files.permit("pgpass", 0o644);
     let error = refused(&format!("{} passfile={path}", over_tcp(&shared.secure, "scram"))).await;
     assert!(cause(&error).to_string().contains("0600"), "{}", cause(&error));
-    // Nothing was sent that the server could call wrong.
+    // The client sent nothing that the server could reject.
     let bound = refused(&format!("{} channel_binding=require", over_tcp(&shared.secure, "md5"))).await;
     assert!(matches!(cause(&bound), ConnectError::MissingPassword { .. }), "{bound:?}");
 }
@@ -617,7 +631,7 @@ async fn a_driver_reads_the_environment_that_it_is_given(shared: &Shared) {
     assert!(reason.contains("PGUSER"), "{reason}");
 }
 
-// Standbys.
+// Standbys and lists of servers.
 
 async fn a_standby_is_refused_for_writing_and_can_be_read(shared: &Shared) {
     let dsn = over_tcp(&shared.standby, "larder");
@@ -665,10 +679,10 @@ async fn the_server_that_is_wanted_is_found_among_several(shared: &Shared) {
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     let ConnectError::OtherTarget { wanted, .. } = cause(&error) else { panic!("{error:?}") };
     assert_eq!(*wanted, "read-write");
-    // A server that is not there is passed over.
+    // A server that cannot be reached is skipped.
     assert_eq!(port(&format!("1,{primary}"), "any").await.unwrap(), primary);
 
-    // So is an address of a name on which none listens, and a name without an address.
+    // An address of a host without a listener, and a host name without an address, are skipped too.
     let by_name = format!("host=localhost port={primary} dbname=postgres user=larder");
     is_encrypted(options(&by_name)).await.unwrap();
     is_encrypted(options(&by_name.replace("host=localhost", "host=no..name,localhost"))).await.unwrap();
@@ -678,7 +692,7 @@ async fn the_server_that_is_wanted_is_found_among_several(shared: &Shared) {
     assert_eq!(host, "no..name");
 }
 
-// Settings and room of a server.
+// Settings and connection limits of a server.
 
 async fn settings_of_a_role_do_not_change_what_a_store_does(shared: &Shared) {
     let observer = connect(&shared.plain.dsn()).await;
@@ -703,13 +717,13 @@ async fn settings_of_a_role_do_not_change_what_a_store_does(shared: &Shared) {
         assert_eq!(update.get("n".into(), key.into()).await.unwrap().as_deref(), Some(&b"1"[..]));
         update.put("n".into(), key.into(), b"2".to_vec()).unwrap();
     }
-    // A deferrable view would wait until this one ends.
+    // A deferrable view would wait until the update ends.
     assert_eq!(get(&handle, "a").await.unwrap().as_deref(), Some(&b"1"[..]));
     update.commit().await.unwrap();
     assert_eq!(get(&handle, "b").await.unwrap().as_deref(), Some(&b"2"[..]));
     store.sweep().await.unwrap();
 
-    // A commit that waits for longer than the role's timeouts.
+    // A commit that waits longer than the role's timeouts.
     observer.batch_execute("BEGIN; LOCK TABLE odd.larder_entries").await.unwrap();
     let waiting = tokio::spawn({
         let handle = handle.clone();
@@ -735,7 +749,7 @@ async fn more_work_than_the_server_has_connections_for_waits_for_its_turn(shared
         tasks.spawn(async move {
             let key = format!("{number}");
             put(&handle, &key, "1").await?;
-            // Two reads keep a connection.
+            // After two reads, the update holds a connection.
             loop {
                 let mut update = handle.begin(Mode::Update)?;
                 let read = async {
@@ -768,7 +782,7 @@ async fn snapshots_that_have_all_connections_of_a_full_server_give_way_to_a_comm
     let store = open(&options(&format!("{} {schema}", server.dsn()))).await.unwrap();
     let handle = handle(&store);
     let mut views = Vec::new();
-    // More than the server takes.
+    // More than the server accepts.
     for _ in 0..12 {
         let mut view = handle.begin(Mode::View).unwrap();
         view.get("n".into(), "key".into()).await.unwrap();
@@ -801,12 +815,12 @@ async fn a_store_without_a_connection_waits_for_one_that_another_client_gives_up
         log.matches("too many clients").count()
     };
     let before = refusals();
-    // A read, as the outcome of a write on a connection that has just ended is unknown.
+    // A read, because the outcome of a write on a connection that has just been closed is unknown.
     let reading = tokio::spawn({
         let handle = handle.clone();
         async move { get(&handle, "key").await }
     });
-    // It asks more than once.
+    // larder retries.
     until(async || refusals() >= before + 3 || reading.is_finished()).await;
     drop(others);
     assert_eq!(reading.await.unwrap().unwrap().as_deref(), Some(&b"1"[..]));

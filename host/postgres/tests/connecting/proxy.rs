@@ -1,4 +1,4 @@
-//! Stands between a client and a server, on a port of its own.
+//! A proxy between a client and a server, on a port of its own.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -12,25 +12,25 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::Signed;
 
-/// What a proxy does to connections.
+/// How a proxy handles connections.
 #[derive(Clone)]
 pub(crate) enum Deed {
-    /// It passes them on.
+    /// Forwards them unchanged.
     Pass,
-    /// It says that there is no TLS, and passes on what comes then.
+    /// Answers that the server does not support TLS, and forwards everything after that.
     DenyTls,
-    /// It answers with an error message in the clear.
+    /// Answers with an error message in clear text.
     Error,
-    /// It ends TLS itself, with a certificate of its own, and begins TLS with the server.
+    /// Terminates TLS with a certificate of its own, and opens a TLS connection to the server.
     Intercept(TlsAcceptor),
-    /// The same, as a server that is asked for nothing before TLS.
+    /// Like `Intercept`, but expects the TLS handshake without an `SSLRequest`.
     Direct(TlsAcceptor),
 }
 
 /// A proxy that runs until the runtime ends.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
-    /// The first eight bytes of each connection, but for [`Deed::Direct`].
+    /// The first eight bytes of each connection. Not recorded for [`Deed::Direct`].
     seen: Arc<Mutex<Vec<[u8; 8]>>>,
 }
 
@@ -45,7 +45,8 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (deed, seen) = (deed.clone(), shared.clone());
-                // A connection that ends early ends in an error.
+                // If a connection is closed early, the result is an error, which does not matter
+                // here.
                 tokio::spawn(async move { serve(client, target, deed, &seen).await });
             }
         });
@@ -57,7 +58,7 @@ impl Proxy {
     }
 }
 
-/// What ends TLS with this certificate.
+/// Returns an acceptor that terminates TLS with this certificate.
 pub(crate) fn acceptor(signed: &Signed, protocols: &[&[u8]]) -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_slice(signed.certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
@@ -95,7 +96,7 @@ async fn serve(mut client: TcpStream, target: u16, deed: Deed, seen: &Mutex<Vec<
     }
 }
 
-/// An encrypted connection to the server.
+/// Opens an encrypted connection to the server.
 async fn encrypted(target: u16) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
     server.write_all(&SSL_REQUEST).await?;
@@ -110,7 +111,7 @@ async fn pass(
     copy_bidirectional(&mut client, &mut server).await.map(drop)
 }
 
-/// A client that takes every certificate.
+/// Returns a TLS client that accepts every certificate.
 fn trusting() -> tokio_rustls::TlsConnector {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider.clone());
