@@ -159,7 +159,7 @@ fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
         "{unbound}"
     );
     assert!(
-        unbound.ends_with("catalog: an identity is required: the host bound none to this component\n"),
+        unbound.ends_with("catalog: an identity is required: the host bound no identity to this component\n"),
         "{unbound}"
     );
     let half = error(&["--tenant", "acme"]);
@@ -168,7 +168,7 @@ fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
         "{half}"
     );
     let slug = error(&["--tenant", "Acme"]);
-    assert!(slug.starts_with("larder: --tenant: invalid argument: a name within a tenant is"), "{slug}");
+    assert!(slug.starts_with("larder: --tenant: invalid argument: a name within a tenant must be"), "{slug}");
     let usage = larder.error(2, &[&run, ["--user", "ann"].as_slice()].concat());
     assert!(usage.contains("--tenant <TENANT>"), "{usage}");
 
@@ -219,7 +219,7 @@ fn who_comes_while_another_has_the_tenant_is_told_who_and_for_how_long() {
     assert_eq!(second.status.code(), Some(1), "{error}");
     let expected = format!(
         "larder: the store \"default\" was not opened: the store is unavailable: another host has this tenant open: \
-         acme/users/ann: {holder:?} holds the lease, which is free once that stops renewing it for 15s\n"
+         acme/users/ann: {holder:?} holds the lease, which expires after 15s without a renewal\n"
     );
     assert!(error.contains(&expected), "{error}\n{expected}");
     assert!(
@@ -333,7 +333,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     assert!(larder.output(&["put", "--store", &dsn, "notes", "a", "won"]).starts_with("version "));
     let arguments = ["tenants", "checkpoint", "--cache-dir", "two", "--store", &larder.dsn()];
     let quarantined = larder.error(1, &arguments);
-    assert!(quarantined.contains("acme/users/ann could not be written back: another host had the tenant before this was sent; what it holds is in quarantine, in "), "{quarantined}");
+    assert!(quarantined.contains("acme/users/ann could not be written back: another host had the tenant before these commits were sent; what it holds is in quarantine, in "), "{quarantined}");
     let list = ["tenants", "quarantine", "--cache-dir", "two"];
     let object = json(&larder.output(&[list.as_slice(), &["--json"]].concat()));
     assert_eq!(object["tenant"], "acme/users/ann");
@@ -386,8 +386,11 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
     larder.output(&["put", "--store", &made, "notes", "a", "of the other"]);
     let refused = |arguments: &[&str]| {
         let error = larder.error(1, arguments);
-        let expected = format!("the cache folder {folder} is of other tenants: it belongs to the place ");
-        assert!(error.contains(&expected) && error.contains("give each place its own"), "{error}");
+        let expected = format!("the cache folder {folder} belongs to other tenants: those of location ");
+        assert!(
+            error.contains(&expected) && error.contains("a separate cache folder for each location"),
+            "{error}"
+        );
         error
     };
     let place = ["--cache-dir", folder, "--store", &other];
@@ -566,11 +569,13 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
     let error = |dsn: &str| larder.error(1, &["get", "--store", dsn, "n", "key"]);
     let forms = error("tenants+ftp://x");
     assert!(
-        forms.contains("tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`"),
+        forms.contains(
+            "a data-source name of tenants is `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`"
+        ),
         "{forms}"
     );
     let secret = error("tenants+s3://key:s3cret@bucket/");
-    assert!(secret.contains("holds no credentials") && !secret.contains("s3cret"), "{secret}");
+    assert!(secret.contains("has no credentials") && !secret.contains("s3cret"), "{secret}");
     let whose = error(&larder.dsn());
     assert!(whose.contains("say which with `tenant=ORG/users/USER`"), "{whose}");
     std::fs::create_dir_all(larder.path("place")).unwrap();
@@ -583,7 +588,7 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
     let migrate = larder.error(1, &["migrate", "up", "--store", &larder.dsn()]);
     assert!(migrate.contains("brought up to date when a tenant is opened"), "{migrate}");
     let list = larder.error(1, &["tenants", "list", "--store", "sqlite:a.db"]);
-    assert!(list.contains("tenants are named"), "{list}");
+    assert!(list.contains("a data-source name of tenants is"), "{list}");
 }
 
 #[test]

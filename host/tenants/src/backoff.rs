@@ -5,8 +5,8 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Attempts that are left, and the pause before the next. The pauses grow, and are drawn at random so that hosts that
-/// failed together don't come back together.
+/// The remaining attempts, and the pause before the next one. Pauses grow, and have jitter so that
+/// hosts that failed together do not retry together.
 pub(crate) struct Backoff {
     left: u32,
     pause: Duration,
@@ -17,7 +17,7 @@ impl Backoff {
         Self { left: attempts.saturating_sub(1), pause: FIRST_PAUSE }
     }
 
-    /// Waits before the next attempt; false where none is left.
+    /// Waits before the next attempt. Returns `false` if no attempt remains.
     pub(crate) async fn wait(&mut self) -> bool {
         let Some(left) = self.left.checked_sub(1) else { return false };
         self.left = left;
@@ -27,7 +27,7 @@ impl Backoff {
     }
 }
 
-/// Between half of a duration and all of it.
+/// A random duration between half of `duration` and all of it.
 pub(crate) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -1,4 +1,4 @@
-//! Which folder of a host is whose.
+//! Which cache folder belongs to which location.
 
 use std::path::{Path, PathBuf};
 
@@ -10,17 +10,19 @@ use crate::error::Result;
 use crate::local::{CacheFolder, TenantsBuilder};
 use crate::remote::Remote;
 
-/// Bytes of the hash that a place is named by.
+/// The bytes of the hash that names a location.
 const NAME_BYTES: usize = 8;
 
 impl TenantsDsn {
-    /// A short name of the place, the same for every data-source name that leads there and for no other. It is a hash,
-    /// and there is no secret in it.
+    /// A short, unique name of the location.
+    ///
+    /// Every data-source name of the location has the same one. It is a hash, so it reveals no
+    /// secret.
     pub fn place_name(&self) -> String {
         let text = |part: &str| Some(part.to_string());
         let place = match &self.place {
             Place::Folder(folder) => {
-                // Written with or without a slash at its end, it is one folder.
+                // With or without a slash at the end, it is the same folder.
                 let folder: PathBuf = folder.components().collect();
                 vec![text("file"), text(&folder.to_string_lossy())]
             }
@@ -42,29 +44,36 @@ impl TenantsDsn {
         hash.finalize().iter().take(NAME_BYTES).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The cache folder for this place: what the name's option `cache` says, or else `folder`, or else `larder/tenants`
-    /// in the user's folder for caches. Where that is no cache folder itself, it is one below it, which no other place
-    /// has.
+    /// The path of the cache folder for this location.
+    ///
+    /// The parent is the option `cache` of the data-source name, else `folder`, else
+    /// `larder/tenants` in the user's cache directory. If that is itself a cache folder, it is
+    /// used. Otherwise the result is a folder below it, which no other location uses.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where nothing says where it is.
+    /// [`Error::InvalidArgument`] if neither is set, and the environment names no cache directory.
     pub fn cache_folder(&self, folder: Option<&Path>) -> Result<PathBuf, Error> {
         let folder = match (self.cache.as_deref(), folder) {
             (Some(own), _) => own.to_path_buf(),
             (None, Some(folder)) => folder.to_path_buf(),
             (None, None) => CacheFolder::default_root().ok_or_else(|| {
                 Error::invalid_argument(
-                    "tenants need a folder for databases that are open: say `cache=FOLDER`, or set XDG_CACHE_HOME or HOME",
+                    "tenants need a cache folder for open databases; set `cache=FOLDER`, XDG_CACHE_HOME or HOME",
                 )
             })?,
         };
         Ok(if CacheFolder::is_at(&folder) { folder } else { folder.join(self.place_name()) })
     }
 
-    /// What is in object storage, to look at or to take leases of, without a cache folder. It is not probed.
+    /// Opens the tenants in object storage without a cache folder.
+    ///
+    /// Use it to read tenants or to take leases. The object storage is not probed.
     ///
     /// # Errors
-    /// As [`TenantsDsn::open_store`], and [`Error::InvalidArgument`] where options contradict each other.
+    /// - [`Error::InvalidArgument`] if this build does not support the object store, the settings
+    ///   in the environment are invalid, or options contradict each other.
+    /// - [`Error::NotFound`] if the folder does not exist and must not be created.
+    /// - [`Error::Unavailable`] if the folder cannot be used.
     pub fn open_remote(&self) -> Result<Remote, Error> {
         let TenantsBuilder { store, prefix, remote, .. } = TenantsBuilder::from_dsn(self)?;
         Ok(Remote::new(store, prefix, remote)?)
@@ -72,8 +81,10 @@ impl TenantsDsn {
 }
 
 impl CacheFolder {
-    /// Where the cache folders of a user's programs are where nothing else is said: below `larder/tenants` in the folder
-    /// for caches. None where the environment names none.
+    /// The default parent of a user's cache folders: `larder/tenants` in the user's cache
+    /// directory.
+    ///
+    /// `None` if neither `XDG_CACHE_HOME` nor `HOME` is an absolute path.
     pub fn default_root() -> Option<PathBuf> {
         let absolute =
             |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
@@ -82,10 +93,10 @@ impl CacheFolder {
         Some(caches.join("larder").join("tenants"))
     }
 
-    /// The cache folders that there are: `folder`, where it is one, or those right below it.
+    /// Finds cache folders: `folder` itself, if it is one, or those directly below it.
     ///
     /// # Errors
-    /// [`crate::TenantError::File`] where the folder can't be read.
+    /// [`TenantError::File`](crate::TenantError::File) if `folder` cannot be read.
     pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
         if Self::is_at(folder) {
             return Ok(vec![folder.to_path_buf()]);

@@ -1,10 +1,11 @@
-//! How a tenant is deleted: marked first, and removed for good after a grace period.
+//! Deletion of a tenant: it is marked first, and its objects are removed after a grace period.
 //!
-//! The head stays for ever, with its epoch, and each step is one swap of it. So a host that had the
-//! tenant is fenced, and versions go on growing if a tenant of the same name is made later. A purge
-//! lists objects, and then reads the head again: if it still has the same deletion, what was listed is
-//! of the deleted tenant, and is removed. Names of objects are never given again: those of snapshots are
-//! unique, and the log of a later tenant begins behind the last position.
+//! The head stays forever, with its epoch, and each step is one swap of the head. So a host that
+//! had the tenant is fenced, and versions keep increasing if a tenant with the same name is created
+//! later. A purge lists objects and then reads the head again. If the head still has the same
+//! deletion, the listed objects belong to the deleted tenant and are removed. Names of objects are
+//! never reused: those of snapshots are unique, and the log of a later tenant starts after the last
+//! position.
 
 use std::time::Duration;
 
@@ -22,55 +23,64 @@ use crate::objects::Written;
 use crate::remote::Remote;
 use crate::snapshots::{DELETIONS, millis};
 
-/// That a tenant is deleted, and how far.
+/// The deletion of a tenant, and its stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Deletion {
     /// When it was deleted, in milliseconds since 1970 by the clock of the object storage.
     pub at: UnixMillis,
-    /// From when on its objects may be removed, by the same clock.
+    /// When its objects may be removed, by the same clock.
     pub purge_at: UnixMillis,
-    /// How far it is.
+    /// The stage of the deletion.
     pub stage: DeletionStage,
     /// The last position of the tenant's log.
     log_end: u64,
 }
 
-/// How far a deletion is.
+/// The stage of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeletionStage {
     /// All objects exist, and the deletion can be undone.
     Marked,
-    /// Objects are being removed. This can't be undone.
+    /// Objects are being removed. The deletion can't be undone.
     Purging,
-    /// All objects but the head were removed. The next host that opens the tenant makes a new one.
+    /// All objects except the head were removed.
+    ///
+    /// The next host that opens the tenant creates a new one.
     Purged,
 }
 
-/// Swaps of a head that are tried if others change it meanwhile.
+/// The most attempts to swap a head that other hosts change meanwhile.
 const SWAPS: u32 = 20;
 
-/// Passes over the objects of a tenant, each of which removes as many as are listed at once.
+/// The most passes over the objects of a tenant. Each pass removes the objects of one listing.
 const PURGE_PASSES: u32 = 10_000;
 const PURGE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Objects that are listed at once.
+/// The most objects that one listing returns.
 const LISTED: usize = 10_000;
 
 impl Lease {
-    /// Marks the tenant as deleted, and ends the lease in the same swap. Its objects may be removed by
-    /// [`Remote::purge`] once `grace` has passed.
+    /// Marks the tenant as deleted, and ends the lease in the same swap.
     ///
-    /// What was not published is not in the tenant if the deletion is undone.
+    /// [`Remote::purge`] may remove its objects once `grace` has passed. Changes that were not
+    /// published are lost if the deletion is undone.
     ///
     /// # Errors
-    /// As [`Lease::publish`]. After [`TenantError::Unavailable`] it may be done all the same.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head is damaged or of a
+    ///   newer release.
+    /// - [`TenantError::File`] if a segment cannot be compressed.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached. The tenant may still
+    ///   have been deleted.
     pub async fn delete(&self, grace: Duration) -> Result<Deletion> {
         let _turn = self.publishing().await;
         self.check()?;
-        // No earlier holder can append after this, also if segments are missing.
+        // After this, no earlier holder can append, even if segments are missing.
         let log_end = self.seal_damaged().await?;
         let at = self.store_time().await?;
         let purge_at = at.saturating_add(millis(grace));
@@ -87,11 +97,17 @@ impl Lease {
 }
 
 impl Remote {
-    /// Undoes a deletion whose objects all exist. A tenant that is not deleted stays as it is.
+    /// Undoes a deletion, if all objects still exist.
+    ///
+    /// A tenant that is not deleted stays as it is.
     ///
     /// # Errors
-    /// [`TenantError::Deleted`] if its objects are being removed or were removed, and as
-    /// [`Remote::head`].
+    /// - [`TenantError::Deleted`] if its objects are being removed, or were removed.
+    /// - [`TenantError::NotFound`] if the tenant never existed.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head is damaged or of a
+    ///   newer release.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached, or if other hosts keep
+    ///   changing the head.
     pub async fn undelete(&self, key: &TenantKey) -> Result<()> {
         let undone = self.change_head(key, |head| match &head.deletion {
             None => Ok(false),
@@ -104,13 +120,14 @@ impl Remote {
         undone.await.map(drop)
     }
 
-    /// The deletion of a tenant whose objects were removed. `None` if a tenant of its name exists.
+    /// The deletion of a tenant whose objects were removed. `None` if the tenant exists, or never
+    /// existed.
     pub(crate) async fn purged(&self, key: &TenantKey) -> Result<Option<Deletion>> {
         let deletion = self.read_head(key).await?.and_then(|(head, _)| head.deletion);
         Ok(deletion.filter(Deletion::is_done))
     }
 
-    /// Ends the grace period of a deleted tenant earlier, if it then ends earlier.
+    /// Shortens the grace period of a deleted tenant. Never extends it.
     pub(crate) async fn shorten_grace(&self, key: &TenantKey, grace: Duration) -> Result<Deletion> {
         let shortened = self.change_head(key, |head| {
             let deletion = head.deletion.as_mut().ok_or_else(|| not_deleted(key))?;
@@ -120,31 +137,36 @@ impl Remote {
         shortened.await?.deletion.ok_or_else(|| not_deleted(key))
     }
 
-    /// Removes the objects of a tenant that was deleted, once its grace period has passed. The head
-    /// stays, with a few hundred bytes.
+    /// Removes the objects of a deleted tenant whose grace period has passed.
     ///
-    /// It may be called again after an error, by several hosts at once, and after it is done: then it
-    /// removes what a host that had the tenant has uploaded late.
+    /// The head stays, with a few hundred bytes. The caller may repeat this after an error, from
+    /// several hosts at once, and after it is done. It then removes objects that a host that had
+    /// the tenant has uploaded late.
     ///
     /// # Errors
-    /// [`TenantError::Deleted`] before the end of the grace period, [`TenantError::InvalidArgument`] if
-    /// the tenant is not deleted, [`TenantError::NotFound`], and as [`Remote::head`].
+    /// - [`TenantError::Deleted`] if the grace period has not passed.
+    /// - [`TenantError::InvalidArgument`] if the tenant is not deleted.
+    /// - [`TenantError::NotFound`] if the tenant never existed.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head is damaged or of a
+    ///   newer release.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached, or if other hosts keep
+    ///   changing the head.
     pub async fn purge(&self, key: &TenantKey) -> Result<Deletion> {
         let now = self.time_of_marked(key).await?;
         for _ in 0..PURGE_PASSES {
             let deletion = self.begin_purge(key, now).await?;
             match self.remove_some(key, &deletion).await? {
                 Pass::Empty => return self.end_purge(key, &deletion).await,
-                // Object storage may list for a while what was removed.
+                // Object storage may keep listing removed objects for a while.
                 Pass::Removed => tokio::time::sleep(PURGE_PAUSE).await,
                 Pass::HeadChanged => {}
             }
         }
-        let reason = format!("objects of {key} are still listed after they were removed");
+        let reason = format!("object storage still lists objects of {key} that were removed");
         Err(TenantError::Unavailable { reason, cause: None })
     }
 
-    /// Has the head name no object any more. From here on, the deletion can't be undone.
+    /// Removes all names of objects from the head. From here on, the deletion can't be undone.
     async fn begin_purge(&self, key: &TenantKey, now: Option<UnixMillis>) -> Result<Deletion> {
         let head = self.change_head(key, |head| {
             let deletion = head.deletion.clone().ok_or_else(|| not_deleted(key))?;
@@ -172,13 +194,13 @@ impl Remote {
             }
             _ => Ok(false),
         });
-        // Another tenant of the name may have been made by now.
+        // A new tenant with this name may have been created by now.
         let purged = Deletion { stage: DeletionStage::Purged, ..purged.clone() };
         Ok(head.await?.deletion.filter(|deletion| deletion.is_same(&purged)).unwrap_or(purged))
     }
 
-    /// What time it is by the clock of the object storage, if the tenant is marked: when a swap of the
-    /// head was made that changes nothing. No host has the lease of such a tenant.
+    /// The current time by the clock of the object storage, if the tenant is marked. It is the time
+    /// of a swap of the head that changes nothing. No host has the lease of such a tenant.
     async fn time_of_marked(&self, key: &TenantKey) -> Result<Option<UnixMillis>> {
         let is_marked = |head: &Head| {
             head.deletion.as_ref().is_some_and(|deletion| deletion.stage == DeletionStage::Marked)
@@ -187,8 +209,8 @@ impl Remote {
         if is_marked(&head) { self.objects().written_at(&self.head_path(key)).await } else { Ok(None) }
     }
 
-    /// Swaps the head of a tenant that need not be leased, unless `edit` says that it stays. `edit` runs
-    /// again if another swap was faster.
+    /// Swaps the head of a tenant without its lease. Does nothing if `edit` returns `false`. `edit`
+    /// runs again if another swap came first.
     async fn change_head(&self, key: &TenantKey, edit: impl Fn(&mut Head) -> Result<bool>) -> Result<Head> {
         let mut backoff = Backoff::new(SWAPS);
         loop {
@@ -216,7 +238,8 @@ impl Remote {
         if paths.is_empty() {
             return Ok(Pass::Empty);
         }
-        // What was listed is of the deleted tenant if no other one was made before it was listed.
+        // The listed objects belong to the deleted tenant, unless a new tenant was created before
+        // the listing.
         let now = self.read_head(key).await?.and_then(|(now, _)| now.deletion);
         if now.is_none_or(|now| !now.is_same(deletion)) {
             return Ok(Pass::HeadChanged);
@@ -229,12 +252,12 @@ impl Remote {
     }
 }
 
-/// What one pass over the objects of a tenant did.
+/// The outcome of one pass over the objects of a tenant.
 enum Pass {
-    /// There were none.
+    /// There were no objects.
     Empty,
     Removed,
-    /// Another tenant of the name was made.
+    /// A new tenant with this name was created.
     HeadChanged,
 }
 
@@ -243,12 +266,12 @@ fn not_deleted(key: &TenantKey) -> TenantError {
 }
 
 impl Deletion {
-    /// Whether both are of one tenant. Its stage and its grace period may differ.
+    /// Whether both are of the same tenant. The stage and the grace period may differ.
     fn is_same(&self, other: &Self) -> bool {
         (self.at, self.log_end) == (other.at, other.log_end)
     }
 
-    /// Whether the tenant is no more, so that another one of its name may be made.
+    /// Whether the tenant no longer exists, so that a new one with this name may be created.
     pub(crate) fn is_done(&self) -> bool {
         self.stage == DeletionStage::Purged
     }

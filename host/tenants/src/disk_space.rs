@@ -1,4 +1,4 @@
-//! Free space of a file system, of which a part is left to others.
+//! Checks the free space of a file system, and reserves a part of it.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use nix::sys::statvfs::statvfs;
 
 use crate::error::{Result, TenantError};
 
-/// The bytes of a file system.
+/// The size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DiskSpace {
     pub(crate) free: u64,
-    /// 0 if the file system does not tell.
+    /// 0 if the file system does not report it.
     pub(crate) total: u64,
 }
 
@@ -28,7 +28,8 @@ impl DiskSpace {
         Ok(Self { free: blocks(found.blocks_available()), total: blocks(found.blocks()) })
     }
 
-    /// What is never taken: 1 % of the file system, but 64 MiB at least, and a tenth of it at most.
+    /// The bytes that are never used: 1 % of the file system, but at least 64 MiB and at most a
+    /// tenth of it.
     fn reserve(self) -> u64 {
         (self.total / 100).max(LEAST_RESERVE).min(self.total / 10)
     }
@@ -38,7 +39,7 @@ impl DiskSpace {
     }
 }
 
-/// Makes sure that a folder's file system has room for so many bytes more.
+/// Checks that a folder's file system has room for `needed` more bytes.
 pub(crate) fn check(folder: &Path, needed: u64) -> Result<()> {
     let space = DiskSpace::of(folder)?;
     if space.holds(needed) {
@@ -64,7 +65,7 @@ mod tests {
         let space = DiskSpace { free: 3 * GIB, total: 200 * GIB };
         assert!(space.holds(GIB) && !space.holds(GIB + 1));
         assert!(!DiskSpace { free: GIB, ..space }.holds(1));
-        // One that tells nothing is not full.
+        // A file system that does not report its size is not full.
         assert!(DiskSpace { free: 0, total: 0 }.holds(GIB));
     }
 

@@ -1,4 +1,4 @@
-//! Opens one tenant by its data-source name.
+//! The driver that opens one tenant by its data-source name.
 
 use std::sync::Arc;
 
@@ -11,15 +11,31 @@ use crate::dsn::TenantsDsn;
 use crate::key::TenantKey;
 use crate::local::TenantsBuilder;
 
-/// Opens one tenant: `tenants+file:///FOLDER?tenant=acme/users/ann`, and whatever else [`TenantsDsn`] reads.
+/// Opens one tenant by a data-source name such as `tenants+file:///FOLDER?tenant=acme/users/ann`.
 ///
-/// As long as it is open, this process has the tenant's lease, and the cache folder: [`TenantsDsn::cache_folder`]. What
-/// is closed is written back first; where that fails it stays in the cache folder, for the next process that opens it,
-/// and the log says so. Who opens more than one tenant has [`Tenants`](crate::Tenants) for it.
+/// [`TenantsDsn`] has all forms and options. While the store is open, this process has the tenant's
+/// lease and the cache folder; see [`TenantsDsn::cache_folder`]. Closing the store writes the
+/// tenant back. If that fails, its database stays in the cache folder for the next process that
+/// opens the folder, and an error is logged. To open more than one tenant, use
+/// [`Tenants`](crate::Tenants).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use larder_core::{Driver, Store};
+/// use larder_tenants::TenantsDriver;
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let root = folder.path().display();
+/// let dsn = format!("tenants+file://{root}/tenants?tenant=acme/users/ann&cache={root}/cache");
+/// let store = Store::builder_shared(TenantsDriver.open(&dsn).await?).build()?;
+/// store.close().await;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TenantsDriver;
 
-/// Open at once: the tenant that is meant, and those that an earlier process left unsent.
+/// The most open tenants: the named one, and those that an earlier process did not send.
 const CAPACITY: usize = 8;
 
 #[async_trait]
@@ -36,8 +52,8 @@ impl Driver for TenantsDriver {
         open(&TenantsDsn::parse(dsn)?).await
     }
 
-    /// Opens what object storage has of a tenant that exists: see [`Remote::view`](crate::Remote::view).
-    /// The database is downloaded into the system's folder for temporary files.
+    /// Opens a read-only view of a tenant that exists; see [`Remote::view`](crate::Remote::view).
+    /// Downloads the database into the system's directory for temporary files.
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
         let dsn = TenantsDsn { create: false, ..TenantsDsn::parse(dsn)? };
         let key = tenant_of(&dsn)?;
@@ -50,7 +66,7 @@ impl Driver for TenantsDriver {
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
         TenantsDsn::parse(dsn)?;
         Err(Error::invalid_argument(
-            "the tables of tenants are brought up to date when a tenant is opened, and not apart from that",
+            "the tables of a tenant are brought up to date when a tenant is opened, and can't be migrated separately",
         ))
     }
 }
@@ -58,8 +74,8 @@ impl Driver for TenantsDriver {
 fn tenant_of(dsn: &TenantsDsn) -> Result<&TenantKey> {
     dsn.tenant.as_ref().ok_or_else(|| {
         Error::invalid_argument(
-            "a store of tenants is that of one of them: say which with `tenant=ORG/users/USER`, `tenant=ORG/org`, \
-             `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` behind the `?`",
+            "the data-source name of a store must name a tenant; say which with `tenant=ORG/users/USER`, \
+             `tenant=ORG/org`, `tenant=ORG/apps/APP` or `tenant=ORG/apps/APP/projects/PROJECT` after the `?`",
         )
     })
 }
@@ -68,7 +84,7 @@ fn missing(key: &TenantKey) -> Error {
     Error::NotFound { reason: format!("the tenant {key} does not exist"), cause: None }
 }
 
-/// A view does not show what this host has not sent yet.
+/// Warns of commits that this host has not sent, because a view does not show them.
 fn warn_of_local_database(dsn: &TenantsDsn, key: &TenantKey) {
     let Ok(folder) = dsn.cache_folder(None) else { return };
     let database = key.local_path(&folder);
@@ -76,7 +92,7 @@ fn warn_of_local_database(dsn: &TenantsDsn, key: &TenantKey) {
         let database = database.display();
         tracing::warn!(
             target: "larder",
-            "{database} may hold commits of {key} that were not sent yet, and they are not shown; \
+            "{database} may hold commits of {key} that were not sent yet and are not shown; \
              if no process has it open, `larder tenants checkpoint` sends them"
         );
     }
@@ -118,7 +134,7 @@ mod tests {
             Store::builder_shared(TenantsDriver.open(&dsn).await.unwrap()).build().unwrap()
         };
         let refused = TenantsDriver.open(&dsn("one", "&create=no")).await;
-        assert!(matches!(refused, Err(Error::NotFound { .. })), "it was made");
+        assert!(matches!(refused, Err(Error::NotFound { .. })), "it was created");
         let first = store(dsn("one", "")).await;
         let mut update = first.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
         update.put("n".into(), "key".into(), b"value".to_vec()).unwrap();

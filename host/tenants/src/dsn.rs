@@ -14,93 +14,113 @@ use url::Url;
 use crate::folder::FolderStore;
 use crate::key::{Scope, TenantKey};
 
-/// What a commit survives once it is acknowledged.
+/// What an acknowledged commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// The end of the process. What a lost disk can lose is what was committed since the last checkpoint.
+    /// The end of the process.
+    ///
+    /// The loss of the disk can lose the commits since the last checkpoint.
     #[default]
     Local,
-    /// The loss of the host: it is in object storage.
+    /// The loss of the host. The commit is in object storage.
     Object,
 }
 
-/// Where tenants are kept.
+/// The kind of object storage, and its bucket or folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
-    /// In a folder.
+    /// A folder of a file system.
     Folder(PathBuf),
-    /// In Amazon S3, or in what speaks its protocol.
+    /// Amazon S3 or an S3-compatible server.
     S3 {
         /// The bucket.
         bucket: String,
-        /// The server, where it is not Amazon's.
+        /// The server, if it is not Amazon's.
         endpoint: Option<String>,
-        /// The region.
+        /// The region. `None` for that of the environment.
         region: Option<String>,
     },
-    /// In Azure Blob Storage.
+    /// Azure Blob Storage.
     Azure {
         /// The container.
         container: String,
-        /// The storage account.
+        /// The storage account. `None` for that of the environment.
         account: Option<String>,
-        /// The server, where it is not Azure's.
+        /// The server, if it is not Azure's.
         endpoint: Option<String>,
     },
-    /// In Google Cloud Storage.
+    /// Google Cloud Storage.
     Gcs {
         /// The bucket.
         bucket: String,
     },
 }
 
-/// A data-source name of tenants, read:
+/// A parsed data-source name (DSN) of tenants.
+///
+/// These are the forms of a DSN:
 ///
 /// - `tenants+file:///FOLDER?scope=user`
 /// - `tenants+s3://BUCKET/PREFIX?endpoint=http://127.0.0.1:8333&region=eu-west-1&scope=org`
-/// - `tenants+az://CONTAINER/PREFIX?account=NAME` and `tenants+gs://BUCKET/PREFIX`, in builds that have them
+/// - `tenants+az://CONTAINER/PREFIX?account=NAME`, in builds with the feature `azure`
+/// - `tenants+gs://BUCKET/PREFIX`, in builds with the feature `gcs`
 ///
-/// Credentials are never in it: they are in the usual variables of the environment. Options of all: `scope` (`user`,
-/// `org`, `app`, `project`), `durability` (`local`, `object`), `checkpoint_writes`, `checkpoint_interval`, `lease_ttl`,
-/// `lease_wait`, `keep_for` and `max_database`; durations are written `500ms`, `15s`, `5m`, `2h` and `7d`, and sizes `4096`,
-/// `512MiB` and `16GiB`. Where one tenant alone is meant, `tenant` is
-/// its key, `acme/users/ann`. `cache` is the folder for databases that are open: see [`TenantsDsn::cache_folder`]. With
-/// `create=no` nothing is made that isn't there.
+/// A DSN never contains credentials. They come from the usual environment variables. All forms have
+/// these options:
+///
+/// - `scope`: `user`, `org`, `app` or `project`.
+/// - `durability`: `local` or `object`.
+/// - `checkpoint_writes`: a number of at least 1.
+/// - `checkpoint_interval`, `lease_ttl`, `lease_wait`, `keep_for`: durations such as `500ms`,
+///   `15s`, `5m`, `2h` and `7d`.
+/// - `max_database`: a size such as `4096`, `512MiB` and `16GiB`.
+/// - `tenant`: the key of a single tenant, such as `acme/users/ann`.
+/// - `cache`: the folder for open databases; see [`TenantsDsn::cache_folder`].
+/// - `create`: with `no`, neither a folder nor a tenant is created.
+///
+/// ```
+/// use larder_tenants::{Scope, TenantsDsn};
+///
+/// let dsn = TenantsDsn::parse("tenants+file:///srv/tenants?scope=org&lease_ttl=30s")?;
+/// assert_eq!(dsn.scope, Scope::Org);
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TenantsDsn {
-    /// Where tenants are kept.
+    /// The object storage that keeps the tenants.
     pub place: Place,
-    /// Below which path of it.
+    /// The path in it below which tenants are kept.
     pub prefix: ObjectPath,
-    /// Whose database is meant.
+    /// The scope of the tenants.
     pub scope: Scope,
-    /// What a commit survives.
+    /// What an acknowledged commit survives.
     pub durability: Durability,
-    /// After how many writes a tenant is written back.
+    /// The number of commits after which a tenant is written back.
     pub checkpoint_writes: Option<u64>,
-    /// How long after a write a tenant is written back.
+    /// The longest time from a commit until the tenant is written back.
     pub checkpoint_interval: Option<Duration>,
-    /// How long a lease holds.
+    /// How long a lease is valid without a renewal.
     pub lease_ttl: Option<Duration>,
     /// How long opening a tenant waits for another host's lease.
     pub lease_wait: Option<Duration>,
-    /// How long earlier snapshots are kept.
+    /// How long superseded snapshots are kept.
     pub keep_for: Option<Duration>,
-    /// The largest database, in bytes: see [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
+    /// The largest database file, in bytes; see
+    /// [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
     pub max_database: Option<u64>,
-    /// The one tenant that is meant, where one is; of the same scope.
+    /// The single tenant, if the DSN names one. It has the same scope.
     pub tenant: Option<TenantKey>,
-    /// Where databases are while they are open.
+    /// The folder for open databases.
     pub cache: Option<PathBuf>,
-    /// Whether a folder that isn't there is made, and a tenant that nobody ever had.
+    /// Whether to create a folder or a tenant that does not exist.
     pub create: bool,
 }
 
 const SCHEME: &str = "tenants+";
 
-const FORMS: &str = "tenants are named `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`, \
+const FORMS: &str = "a data-source name of tenants is `tenants+file:///FOLDER`, `tenants+s3://BUCKET/PREFIX`, \
                      `tenants+az://CONTAINER/PREFIX` or `tenants+gs://BUCKET/PREFIX`";
 
 const COMMON_OPTIONS: [&str; 11] = [
@@ -118,20 +138,22 @@ const COMMON_OPTIONS: [&str; 11] = [
 ];
 
 impl TenantsDsn {
-    /// Whether a data-source name is meant to be of tenants, right or wrong.
+    /// Whether a data-source name has the scheme of tenants. It may still be invalid.
     pub fn accepts(dsn: &str) -> bool {
         dsn.starts_with(SCHEME)
     }
 
-    /// Reads a data-source name.
+    /// Parses a data-source name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] says what is wrong, and never repeats what may be a secret.
+    /// [`Error::InvalidArgument`] if it is invalid. The message never repeats a value that may be a
+    /// secret.
     pub fn parse(dsn: &str) -> Result<Self, Error> {
         let url = Url::parse(dsn).map_err(|error| Error::invalid_argument(format!("{FORMS}; {error}")))?;
         if !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
             return Err(Error::invalid_argument(
-                "a name of tenants holds no credentials and no port: those are in the environment, and in `endpoint`",
+                "a data-source name of tenants has no credentials and no port; set credentials in the \
+                 environment, and a port in `endpoint`",
             ));
         }
         let scheme = url.scheme().strip_prefix(SCHEME).unwrap_or_default();
@@ -153,7 +175,7 @@ impl TenantsDsn {
             && scope != own
         {
             return Err(Error::invalid_argument(format!(
-                "the options `tenant` and `scope` contradict each other: this tenant is of scope `{own}`"
+                "the options `tenant` and `scope` contradict each other: the tenant has scope `{own}`"
             )));
         }
         Ok(Self {
@@ -173,13 +195,15 @@ impl TenantsDsn {
         })
     }
 
-    /// Opens the object store. A folder that isn't there is made, unless `create=no` was said; nothing else is called
-    /// yet.
+    /// Opens the object store. Sends no request.
+    ///
+    /// A folder that does not exist is created, unless the DSN has `create=no`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where this build has no such store, and where the environment's settings contradict
-    /// each other; [`Error::NotFound`] if the folder does not exist and must not be created, and
-    /// [`Error::Unavailable`] if it can't be used.
+    /// - [`Error::InvalidArgument`] if this build does not support the object store, or the
+    ///   settings in the environment are invalid.
+    /// - [`Error::NotFound`] if the folder does not exist and must not be created.
+    /// - [`Error::Unavailable`] if the folder cannot be used.
     pub fn open_store(&self) -> Result<Arc<dyn ObjectStore>, Error> {
         Ok(self.open()?.store)
     }
@@ -200,7 +224,7 @@ impl TenantsDsn {
     }
 }
 
-/// One object store, which takes the parts of an upload by their numbers too.
+/// An object store that also accepts parts of an upload by number.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) multipart: Arc<dyn MultipartStore>,
@@ -227,26 +251,27 @@ fn bucket_place(scheme: &str, url: &Url, options: &Options) -> Result<Place, Err
 fn folder(url: &Url) -> Result<PathBuf, Error> {
     if url.host_str().is_some_and(|host| !host.is_empty()) {
         return Err(Error::invalid_argument(
-            "a folder of tenants is named from its root: `tenants+file:///FOLDER`",
+            "the folder of tenants must be an absolute path: `tenants+file:///FOLDER`",
         ));
     }
     let path = percent_decode_str(url.path()).decode_utf8().map_err(|_| {
-        Error::invalid_argument("the path of a folder of tenants is no text once it is decoded")
+        Error::invalid_argument("the path of the folder of tenants is not UTF-8 after percent-decoding")
     })?;
     if path.len() < 2 || path.contains('\0') {
         return Err(Error::invalid_argument(
-            "a folder of tenants is not the root, and holds no NUL in its name",
+            "the folder of tenants must not be the root, and its path must not contain NUL",
         ));
     }
     Ok(PathBuf::from(path.as_ref()))
 }
 
 fn prefix(url: &Url) -> Result<ObjectPath, Error> {
-    ObjectPath::from_url_path(url.path())
-        .map_err(|error| Error::invalid_argument(format!("the prefix of tenants is no path: {error}")))
+    ObjectPath::from_url_path(url.path()).map_err(|error| {
+        Error::invalid_argument(format!("the prefix of tenants is not a valid path: {error}"))
+    })
 }
 
-/// The part behind `?`.
+/// The options after `?`.
 struct Options(Vec<(String, String)>);
 
 impl Options {
@@ -257,12 +282,14 @@ impl Options {
                 let known: Vec<_> =
                     own.iter().chain(&COMMON_OPTIONS).map(|name| format!("`{name}`")).collect();
                 return Err(Error::invalid_argument(format!(
-                    "unknown option {name:?} of tenants; there are {}",
+                    "unknown option {name:?} of tenants; use one of {}",
                     known.join(", ")
                 )));
             }
             if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
-                return Err(Error::invalid_argument(format!("the option `{name}` of tenants stands twice")));
+                return Err(Error::invalid_argument(format!(
+                    "the option `{name}` of tenants is set more than once"
+                )));
             }
         }
         Ok(Self(pairs))
@@ -284,7 +311,7 @@ impl Options {
 }
 
 fn cache(text: &str) -> Result<PathBuf, Error> {
-    let wrong = || Error::invalid_argument("it is a folder's path, and holds no NUL");
+    let wrong = || Error::invalid_argument("it must be the path of a folder, without NUL");
     (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text)).ok_or_else(wrong)
 }
 
@@ -292,7 +319,7 @@ fn yes_or_no(text: &str) -> Result<bool, Error> {
     match text {
         "yes" => Ok(true),
         "no" => Ok(false),
-        _ => Err(Error::invalid_argument("there are `yes` and `no`")),
+        _ => Err(Error::invalid_argument("it must be `yes` or `no`")),
     }
 }
 
@@ -300,13 +327,13 @@ fn durability(text: &str) -> Result<Durability, Error> {
     match text {
         "local" => Ok(Durability::Local),
         "object" => Ok(Durability::Object),
-        _ => Err(Error::invalid_argument("there are `local` and `object`")),
+        _ => Err(Error::invalid_argument("it must be `local` or `object`")),
     }
 }
 
 fn count(text: &str) -> Result<u64, Error> {
     let count = text.parse().ok().filter(|count| *count > 0);
-    count.ok_or_else(|| Error::invalid_argument("it is a number from 1 on"))
+    count.ok_or_else(|| Error::invalid_argument("it must be a number of at least 1"))
 }
 
 fn size(text: &str) -> Result<u64, Error> {
@@ -317,15 +344,16 @@ fn size(text: &str) -> Result<u64, Error> {
     let bytes = number.parse::<u64>().ok().filter(|_| is_number);
     let bytes = bytes.and_then(|number| number.checked_mul(1 << shift)).filter(|bytes| *bytes > 0);
     bytes.ok_or_else(|| {
-        Error::invalid_argument("a size is written as `4096`, `64KiB`, `512MiB`, `16GiB` or `1TiB`")
+        Error::invalid_argument("it must be a size such as `4096`, `64KiB`, `512MiB`, `16GiB` or `1TiB`")
     })
 }
 
-/// What a duration may be at most: a time that is added to any other without harm.
+/// The longest duration of an option. Any sum of such durations is safe from overflow.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 fn duration(text: &str) -> Result<Duration, Error> {
-    let wrong = || Error::invalid_argument("a duration is written as `500ms`, `15s`, `5m`, `2h` or `7d`");
+    let wrong =
+        || Error::invalid_argument("it must be a duration such as `500ms`, `15s`, `5m`, `2h` or `7d`");
     let digits = text.find(|found: char| !found.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -344,7 +372,7 @@ fn duration(text: &str) -> Result<Duration, Error> {
 fn endpoint(text: &str) -> Result<String, Error> {
     let wrong = || {
         Error::invalid_argument(
-            "it is `https://HOST` or `http://HOST`, with a port where needed, and no more",
+            "it must be `https://HOST` or `http://HOST`, with an optional port and nothing else",
         )
     };
     let url = Url::parse(text).map_err(|_| wrong())?;
@@ -364,13 +392,13 @@ mod cloud {
     use larder_core::Error;
     use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
-    /// The time limits are larder's own; a download has none as a whole.
+    /// larder has its own timeouts. A download has no overall timeout.
     pub(super) fn client() -> ClientOptions {
         ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(5))
     }
 
-    /// A few quick repetitions of what fails on its way. Those that matter are made above, where it is known what a
-    /// repetition means.
+    /// A few quick retries of transient errors. Retries whose meaning depends on the operation are
+    /// made by the callers.
     pub(super) fn retries() -> RetryConfig {
         let backoff = BackoffConfig {
             init_backoff: Duration::from_millis(50),
@@ -381,7 +409,7 @@ mod cloud {
     }
 
     pub(super) fn refused(error: object_store::Error) -> Error {
-        Error::invalid_argument(format!("the settings of the object storage contradict each other: {error}"))
+        Error::invalid_argument(format!("the settings of the object storage are invalid: {error}"))
     }
 }
 
@@ -403,7 +431,7 @@ fn s3_builder(
         .with_client_options(cloud::client())
         .with_retry(cloud::retries())
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        // Not every server has deletions of many objects, and each call deletes one.
+        // Not every server supports bulk deletion, and each call deletes one object.
         .with_disable_bulk_delete(true);
     if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
@@ -414,7 +442,7 @@ fn s3_builder(
     builder
 }
 
-/// The server that is really meant: where the name has none, the environment may.
+/// The effective server. If the DSN has none, the environment may.
 #[cfg(feature = "s3")]
 pub(crate) fn s3_endpoint(endpoint: Option<&str>) -> Option<String> {
     use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -430,7 +458,9 @@ pub(crate) fn s3_endpoint(endpoint: Option<&str>) -> Option<String> {
 
 #[cfg(not(feature = "s3"))]
 fn s3(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Opened, Error> {
-    Err(Error::invalid_argument("this build of larder has no S3: build larder-tenants with its feature `s3`"))
+    Err(Error::invalid_argument(
+        "this build of larder has no S3 support; build larder-tenants with its feature `s3`",
+    ))
 }
 
 #[cfg(feature = "azure")]
@@ -451,7 +481,7 @@ fn azure(container: &str, account: Option<&str>, endpoint: Option<&str>) -> Resu
     Ok(Opened::new(builder.build().map_err(cloud::refused)?))
 }
 
-/// The account and the server that are really meant: where the name has none, the environment may.
+/// The effective account and server. If the DSN lacks one, the environment may have it.
 #[cfg(feature = "azure")]
 pub(crate) fn azure_account(account: Option<&str>, endpoint: Option<&str>) -> [Option<String>; 2] {
     use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -469,7 +499,7 @@ pub(crate) fn azure_account(account: Option<&str>, endpoint: Option<&str>) -> [O
 #[cfg(not(feature = "azure"))]
 fn azure(_: &str, _: Option<&str>, _: Option<&str>) -> Result<Opened, Error> {
     Err(Error::invalid_argument(
-        "this build of larder has no Azure: build larder-tenants with its feature `azure`",
+        "this build of larder has no Azure support; build larder-tenants with its feature `azure`",
     ))
 }
 
@@ -485,7 +515,7 @@ fn gcs(bucket: &str) -> Result<Opened, Error> {
 #[cfg(not(feature = "gcs"))]
 fn gcs(_: &str) -> Result<Opened, Error> {
     Err(Error::invalid_argument(
-        "this build of larder has no Google Cloud: build larder-tenants with its feature `gcs`",
+        "this build of larder has no Google Cloud support; build larder-tenants with its feature `gcs`",
     ))
 }
 
@@ -555,15 +585,14 @@ mod tests {
         assert!(!reason("tenants+s3://b/?secret_access_key=s3cret").contains("s3cret"));
         let unknown = reason("tenants+s3://b/?regoin=x");
         assert!(
-            unknown
-                .starts_with("unknown option \"regoin\" of tenants; there are `endpoint`, `region`, `scope`")
+            unknown.starts_with(
+                "unknown option \"regoin\" of tenants; use one of `endpoint`, `region`, `scope`"
+            )
         );
         assert!(reason("tenants+file:///x?region=x").contains("unknown option"));
-        assert!(reason("tenants+file:///x?scope=user&scope=org").contains("stands twice"));
-        assert!(
-            reason("tenants+file:///x?scope=User").contains("there are `user`, `org`, `app` and `project`")
-        );
-        assert!(reason("tenants+file:///x?checkpoint_writes=0").contains("a number from 1 on"));
+        assert!(reason("tenants+file:///x?scope=user&scope=org").contains("set more than once"));
+        assert!(reason("tenants+file:///x?scope=User").contains("use `user`, `org`, `app` or `project`"));
+        assert!(reason("tenants+file:///x?checkpoint_writes=0").contains("a number of at least 1"));
         for wrong in ["15", "0s", "s", "1w", "-1s", "99999999999999999999s", "9999999999999999d", ""] {
             let said = reason(&format!("tenants+file:///x?lease_ttl={wrong}"));
             assert!(said.contains("`lease_ttl`") && said.contains("`500ms`"), "{wrong}: {said}");
@@ -572,17 +601,15 @@ mod tests {
             let said = reason(&format!("tenants+file:///x?max_database={}", wrong.replace('+', "%2b")));
             assert!(said.contains("`max_database`") && said.contains("`512MiB`"), "{wrong}: {said}");
         }
-        assert!(reason("tenants+file://host/x").contains("from its root"));
-        assert!(reason("tenants+file:///").contains("not the root"));
+        assert!(reason("tenants+file://host/x").contains("an absolute path"));
+        assert!(reason("tenants+file:///").contains("not be the root"));
         assert!(reason("tenants+s3://b/?endpoint=ftp://x").contains("`endpoint`"));
         assert!(
             reason("tenants+file:///x?tenant=ann").contains("`tenant` of tenants: a tenant is named ORG/org")
         );
-        assert!(
-            reason("tenants+file:///x?tenant=acme/org&scope=app").contains("this tenant is of scope `org`")
-        );
+        assert!(reason("tenants+file:///x?tenant=acme/org&scope=app").contains("the tenant has scope `org`"));
         assert!(reason("tenants+file:///x?cache=").contains("`cache`"));
-        assert!(reason("tenants+file:///x?create=maybe").contains("there are `yes` and `no`"));
+        assert!(reason("tenants+file:///x?create=maybe").contains("it must be `yes` or `no`"));
     }
 
     #[test]
@@ -605,7 +632,8 @@ mod tests {
         TenantsDsn { create: false, ..dsn }.open_store().unwrap();
     }
 
-    /// Answers `501 Not Implemented` to every `POST`, and `204 No Content` to all else. It gives what it was asked.
+    /// Starts a server that responds `501 Not Implemented` to every `POST`, and `204 No Content`
+    /// otherwise. Returns its address and the request lines it has received.
     #[cfg(feature = "s3")]
     async fn server_without_posts() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
         use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};

@@ -1,4 +1,4 @@
-//! Why something was not done with a tenant's objects.
+//! Errors of operations on tenants.
 
 use std::time::Duration;
 
@@ -7,234 +7,252 @@ use larder_core::error::Cause;
 use crate::deletion::DeletionStage;
 use crate::key::TenantKey;
 
-/// Why something was not done with a tenant's objects. Its kind decides, never its text.
+/// An error of an operation on a tenant.
+///
+/// Match on the variant; the text may change.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TenantError {
-    /// Object storage could not be reached, or gave no answer that settles anything. What was asked for may be tried
-    /// again.
+    /// Object storage cannot be reached, or its response leaves the outcome open.
+    ///
+    /// The caller may retry.
     #[error("object storage is unavailable: {reason}")]
     Unavailable {
-        /// What could not be done.
+        /// The operation that failed.
         reason: String,
-        /// The client's own error.
+        /// The error of the object storage client.
         #[source]
         cause: Option<Cause>,
     },
-    /// A segment was sent, and nothing is known of what became of it. It stays the first in line: the next append puts
-    /// it before anything else.
-    #[error("{key}: whether segment {position} was written is unknown")]
+    /// A segment was sent, and its outcome is unknown.
+    ///
+    /// The log settles it before it writes any other segment.
+    #[error("{key}: it is unknown whether segment {position} was written")]
     OutcomeUnknown {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// Its position.
+        /// The log position of the segment.
         position: u64,
-        /// Why.
+        /// The error that left the outcome open.
         #[source]
         cause: Option<Cause>,
     },
-    /// Another holder has taken the tenant over. The lease is lost for ever, and nothing of the other was overwritten.
-    #[error("{key}: lost to {by:?}, which took the tenant over with epoch {epoch}")]
+    /// Another holder has taken over the tenant.
+    ///
+    /// The lease is lost for good. Nothing that the other holder wrote was overwritten.
+    #[error("{key}: {by:?} took over the tenant with epoch {epoch}, so this host's lease is lost")]
     Fenced {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// The epoch of the other.
+        /// The epoch of the other holder's lease.
         epoch: u64,
-        /// The other; empty where it has already left.
+        /// The other holder. Empty if it has already released its lease.
         by: String,
     },
-    /// The lease was not renewed in time. Nobody else need have the tenant: a renewal may still succeed.
+    /// The lease was not renewed in time.
+    ///
+    /// A renewal still succeeds, unless another host has taken the lease meanwhile.
     #[error("{key}: the lease was not renewed in time")]
     LeaseLapsed {
-        /// Whose.
+        /// The tenant.
         key: String,
     },
-    /// Another holder has the tenant now.
-    #[error("{key}: {holder:?} holds the lease, which is free once that stops renewing it for {ttl:?}")]
+    /// Another holder has the lease.
+    #[error("{key}: {holder:?} holds the lease, which expires after {ttl:?} without a renewal")]
     LeaseHeld {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// Who has it.
+        /// The holder of the lease.
         holder: String,
-        /// How long it holds from a renewal on.
+        /// How long the lease is valid after a renewal.
         ttl: Duration,
     },
-    /// What is stored fails a check. It is left as it is.
+    /// Stored data failed a check. It was not changed.
     #[error("{key}: stored data is corrupt: {reason}")]
     Corrupt {
-        /// Whose.
+        /// The tenant, or the path of the object or file.
         key: String,
-        /// What is wrong with it.
+        /// The check that failed.
         reason: String,
     },
-    /// A newer release of larder wrote this.
-    #[error("{key}: written by a newer release of larder, in format {format}; this one reads {supported}")]
+    /// A newer release of larder wrote the data, in a format unknown to this release.
+    #[error(
+        "{key}: written by a newer release of larder, in format {format}; this release reads formats up to {supported}"
+    )]
     NewerFormat {
-        /// Whose.
+        /// The tenant, or the path of the object or file.
         key: String,
-        /// Its format.
+        /// The format of the data.
         format: u64,
-        /// The newest format that is understood.
+        /// The newest format that this release reads.
         supported: u64,
     },
-    /// The object storage does not honour the conditions of a put.
+    /// The object storage does not honour conditional puts.
     #[error(
-        "this object storage can't keep tenants, as it does not honour conditional writes: {reason}; larder needs \
-         If-None-Match and If-Match on puts, atomically"
+        "this object storage can't keep tenants, as it does not honour conditional writes: {reason}; use one \
+         that supports atomic puts with If-None-Match and If-Match"
     )]
     NoConditions {
-        /// What it did.
+        /// What the object storage did.
         reason: String,
     },
-    /// The lease was released.
+    /// The caller has released the lease.
     #[error("{key}: the lease was released")]
     Closed {
-        /// Whose.
+        /// The tenant.
         key: String,
     },
-    /// The tenant was deleted. Its objects exist until `purge_at`, and longer if nothing removes them.
+    /// The tenant is deleted.
+    ///
+    /// Its objects exist at least until `purge_at`, and until a purge removes them.
     #[error(
         "{key}: deleted at {at} (milliseconds since 1970); {}",
         deletion_hint(.key, *.stage, *.purge_at)
     )]
     Deleted {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// When, in milliseconds since 1970 by the clock of the object storage.
+        /// When it was deleted, in milliseconds since 1970 by the clock of the object storage.
         at: u64,
-        /// From when on its objects may be removed, by the same clock.
+        /// When its objects may be removed, by the same clock.
         purge_at: u64,
-        /// How far the deletion is.
+        /// The stage of the deletion.
         stage: DeletionStage,
     },
     /// The tenant does not exist.
     #[error("there is no tenant {key}")]
     NotFound {
-        /// Which.
+        /// The tenant.
         key: String,
     },
-    /// There is nothing from that time.
+    /// No snapshot is as old as the requested time.
     #[error("{key}: no snapshot was taken at or before {at} (milliseconds since 1970){}", oldest_hint(*.oldest))]
     NoSnapshot {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// The moment that was asked for, in milliseconds since 1970.
+        /// The requested time, in milliseconds since 1970.
         at: u64,
-        /// The oldest moment that can be restored.
+        /// When the oldest snapshot was taken. `None` if the tenant has no snapshot.
         oldest: Option<u64>,
     },
-    /// There is no snapshot of that generation.
-    #[error("{key}: there is no snapshot of generation {generation}")]
+    /// No snapshot has the requested generation.
+    #[error("{key}: no snapshot has generation {generation}")]
     NoGeneration {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// The generation that was asked for.
+        /// The requested generation.
         generation: u64,
     },
-    /// There is no snapshot of that version or before.
+    /// No snapshot has the requested version or an earlier one.
     #[error("{key}: no snapshot at version {version} or earlier{}", oldest_version_hint(*.oldest))]
     NoVersion {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// The version that was asked for.
+        /// The requested version.
         version: u64,
-        /// The smallest version of a snapshot.
+        /// The smallest known version of a snapshot. `None` if no snapshot has a known version.
         oldest: Option<u64>,
     },
-    /// Another process has the cache folder.
+    /// Another process is using the cache folder.
     #[error("the cache folder {folder} is in use by another process; give each process its own")]
     CacheInUse {
         /// The folder.
         folder: String,
     },
-    /// The cache folder was opened for the tenants of another bucket, prefix or folder. Nothing was done on either side.
+    /// The cache folder belongs to another bucket, prefix or folder. Nothing was changed in the
+    /// folder or in object storage.
     #[error(
-        "the cache folder {folder} is of other tenants: it belongs to the place {recorded}, and this is {}; give each \
-         place its own",
+        "the cache folder {folder} belongs to other tenants: those of location {recorded}, not of {}; use a \
+         separate cache folder for each location",
         place_name(found.as_deref())
     )]
     OtherPlace {
         /// The folder.
         folder: String,
-        /// The number of the place that it belongs to.
+        /// The id of the location that the folder belongs to.
         recorded: String,
-        /// The number of this one; none where it has none, as nobody has kept tenants there.
+        /// The id of the location that was opened. `None` if it has no id, because no host has kept
+        /// tenants there.
         found: Option<String>,
     },
-    /// Somebody on this host has the tenant open.
+    /// A caller on this host is using the tenant.
     #[error("{key} is in use on this host")]
     InUse {
-        /// Whose.
+        /// The tenant.
         key: String,
     },
-    /// As many tenants as can be open are in use.
-    #[error("all of the {capacity} tenants that can be open here are in use; raise the capacity")]
+    /// Every tenant that this host can keep open is in use.
+    #[error("all {capacity} tenants that this host can keep open are in use; raise the capacity")]
     Full {
-        /// How many can be open.
+        /// The most tenants that can be open.
         capacity: usize,
     },
-    /// The tenants of this host were closed.
+    /// [`Tenants::close`](crate::Tenants::close) was called.
     #[error("the tenants of this host are closed")]
     ShutDown,
-    /// Tenants that could not be written back when all were closed. They are still open, and on this host's disk.
+    /// [`Tenants::close`](crate::Tenants::close) could not write some tenants back.
+    ///
+    /// They are still open, and their databases are still on this host's disk.
     #[error("{} tenants could not be written back: {}", failed.len(), failures(failed))]
     NotWrittenBack {
-        /// Which, and why.
+        /// The tenants, each with its error.
         failed: std::sync::Arc<[(TenantKey, TenantError)]>,
     },
     /// The tenant's database failed.
     #[error("{key}: {error}")]
     Database {
-        /// Whose.
+        /// The tenant.
         key: String,
-        /// How.
+        /// The error of the database.
         #[source]
         error: larder_core::Error,
     },
-    /// An argument has no meaning here.
+    /// An argument is invalid.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
-    /// A database was not downloaded, as it would take the last of the disk. Nothing of it is left.
+    /// A database was not downloaded, because it would fill the disk.
+    ///
+    /// The partial file was removed.
     #[error(
-        "the disk of {folder} is too full: {needed} bytes are needed and {free} are free, of which {reserve} stay free; \
-         make room, or use a cache folder on a larger disk"
+        "not enough disk space in {folder}: {needed} bytes are needed, {free} bytes are free and {reserve} bytes stay \
+         reserved; free some space, or use a cache folder on a larger disk"
     )]
     DiskFull {
         /// The folder of the download.
         folder: String,
-        /// How many bytes it would still take.
+        /// The bytes that are still to be written.
         needed: u64,
-        /// How many bytes of the file system are free.
+        /// The free bytes of the file system.
         free: u64,
-        /// How many bytes of the file system larder does not take.
+        /// The bytes of the file system that larder never uses.
         reserve: u64,
     },
-    /// A file of this machine can't be read or written.
+    /// A file on this machine can't be read or written.
     #[error("{action}")]
     File {
-        /// What could not be done.
+        /// The operation that failed.
         action: String,
-        /// Why.
+        /// The error of the operation.
         #[source]
         cause: Cause,
     },
 }
 
-/// The result of something done with a tenant's objects.
+/// The result of an operation on a tenant.
 pub(crate) type Result<T, E = TenantError> = std::result::Result<T, E>;
 
 fn oldest_hint(oldest: Option<u64>) -> String {
-    oldest.map(|oldest| format!("; the oldest is of {oldest}")).unwrap_or_default()
+    oldest.map(|oldest| format!("; the oldest was taken at {oldest}")).unwrap_or_default()
 }
 
 fn oldest_version_hint(oldest: Option<u64>) -> String {
-    oldest.map(|oldest| format!("; the oldest is at {oldest}")).unwrap_or_default()
+    oldest.map(|oldest| format!("; the oldest has version {oldest}")).unwrap_or_default()
 }
 
 fn deletion_hint(key: &str, stage: DeletionStage, purge_at: u64) -> String {
     match stage {
         DeletionStage::Marked => format!(
-            "its objects may be removed from {purge_at} on; until they are, `larder tenants undelete {key}` brings it back"
+            "its objects may be removed from {purge_at} on; until they are, `larder tenants undelete {key}` restores it"
         ),
         DeletionStage::Purging => "its objects are being removed".to_string(),
         DeletionStage::Purged => "its objects were removed".to_string(),
@@ -242,10 +260,7 @@ fn deletion_hint(key: &str, stage: DeletionStage, purge_at: u64) -> String {
 }
 
 fn place_name(found: Option<&str>) -> String {
-    found.map_or_else(
-        || "one where nobody has kept tenants yet".to_string(),
-        |found| format!("the place {found}"),
-    )
+    found.map_or_else(|| "a location without tenants".to_string(), |found| format!("location {found}"))
 }
 
 fn failures(failed: &[(TenantKey, TenantError)]) -> String {
@@ -284,7 +299,8 @@ impl TenantError {
 }
 
 impl From<TenantError> for larder_core::Error {
-    /// Texts of `larder-core` reach guests: they say nothing of other hosts, keys and paths. Those are in the cause.
+    /// Converts to an error whose text a guest may see. The text names no other host, key or path;
+    /// the cause does.
     fn from(error: TenantError) -> Self {
         let cause = std::sync::Arc::new(error.clone());
         let unavailable =
@@ -295,7 +311,7 @@ impl From<TenantError> for larder_core::Error {
                 reason: "object storage did not answer in time".into(),
                 cause: Some(cause),
             },
-            TenantError::Fenced { .. } => unavailable("another host has taken this tenant over"),
+            TenantError::Fenced { .. } => unavailable("another host has taken over this tenant"),
             TenantError::LeaseLapsed { .. } => {
                 unavailable("the lease of this tenant could not be renewed in time")
             }
@@ -319,10 +335,14 @@ impl From<TenantError> for larder_core::Error {
             TenantError::NoSnapshot { .. }
             | TenantError::NoGeneration { .. }
             | TenantError::NoVersion { .. } => {
-                Self::Other { reason: "there is no such snapshot".into(), cause: Some(cause) }
+                Self::Other { reason: "the snapshot does not exist".into(), cause: Some(cause) }
             }
-            TenantError::CacheInUse { .. } => unavailable("another process has this host's cache folder"),
-            TenantError::OtherPlace { .. } => unavailable("this host's cache folder is of other tenants"),
+            TenantError::CacheInUse { .. } => {
+                unavailable("another process is using this host's cache folder")
+            }
+            TenantError::OtherPlace { .. } => {
+                unavailable("this host's cache folder belongs to other tenants")
+            }
             TenantError::InUse { .. } => unavailable("the tenant is in use"),
             TenantError::Full { .. } => unavailable("too many tenants are in use on this host"),
             TenantError::ShutDown => Self::Closed,
@@ -330,7 +350,7 @@ impl From<TenantError> for larder_core::Error {
             TenantError::Database { error, .. } => error,
             TenantError::InvalidArgument(reason) => Self::InvalidArgument(reason),
             TenantError::DiskFull { .. } => unavailable("the host's disk is too full for this tenant"),
-            TenantError::File { .. } => unavailable("a file of the host can't be read or written"),
+            TenantError::File { .. } => unavailable("a file on the host can't be read or written"),
         }
     }
 }

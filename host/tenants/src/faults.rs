@@ -1,4 +1,4 @@
-//! An object store that fails as a test tells it to, and cache folders that do.
+//! Injects faults into object stores and cache folders, for tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,49 +19,49 @@ use object_store::{
 use crate::disk_space::DiskSpace;
 use crate::objects::written_at;
 
-/// What is asked of a store.
+/// An operation of an object store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// A put with any condition.
+    /// A put, with or without a condition.
     Put,
-    /// The beginning of an upload in parts.
+    /// The start of a multipart upload.
     Multipart,
-    /// One part of an upload.
+    /// A part of a multipart upload.
     Part,
-    /// The end of an upload in parts.
+    /// The completion of a multipart upload.
     Complete,
-    /// The end of an upload in parts that makes no object.
+    /// The abort of a multipart upload.
     Abort,
     /// A read.
     Get,
-    /// A deletion of one object.
+    /// The deletion of one object.
     Delete,
-    /// A list.
+    /// A listing.
     List,
     /// A copy.
     Copy,
 }
 
-/// How a call goes wrong.
+/// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is not done, and an error says so.
+    /// The call is not done, and returns an error.
     Fail,
-    /// It is not done, and there is no answer.
+    /// The call is not done, and never returns.
     Hang,
-    /// It is done, and the answer is an error.
+    /// The call is done, but returns an error.
     LoseAnswer,
-    /// It is done, and there is no answer.
+    /// The call is done, but never returns.
     HangAfter,
-    /// It is done, and the answer is that its condition was not met.
+    /// The call is done, but reports that its condition was not met.
     DenyOwnSuccess,
-    /// It is done later, after the answer that it was not.
+    /// The call returns an error, and is done after this time.
     DoneLate(Duration),
-    /// It is done after a while.
+    /// The call is done after this time, and then returns.
     Delay(Duration),
 }
 
-/// Which calls go wrong, and how.
+/// Which calls fail, and how.
 #[derive(Clone, Debug)]
 pub struct Rule {
     operation: Operation,
@@ -72,17 +72,17 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The next call of `operation` on a path that holds `path_part`.
+    /// The next call of `operation` on a path that contains `path_part` fails.
     pub fn next(operation: Operation, path_part: impl Into<String>, fault: Fault) -> Self {
         Self { operation, path_part: path_part.into(), skip: 0, times: 1, fault }
     }
 
-    /// Lets so many of these calls through first.
+    /// Lets `skip` matching calls succeed first.
     pub fn after(self, skip: usize) -> Self {
         Self { skip, ..self }
     }
 
-    /// So many of them, and not only one.
+    /// Makes `times` matching calls fail instead of one.
     pub fn times(self, times: usize) -> Self {
         Self { times, ..self }
     }
@@ -93,15 +93,15 @@ struct State {
     rules: Vec<Rule>,
     faults: u64,
     calls: BTreeMap<Operation, u64>,
-    /// Parts on their way, and the most there ever were.
+    /// The parts in flight, and their maximum so far.
     parts: u64,
     most_parts: u64,
-    /// Uploads in parts that were begun, and neither completed nor aborted.
+    /// Multipart uploads that were started, and neither completed nor aborted.
     unfinished: u64,
     is_down: bool,
     random: Option<(fastrand::Rng, f64, Vec<Fault>)>,
     clock: Option<Arc<MovableClock>>,
-    /// When objects were written, by that clock.
+    /// When objects were written, by `clock`.
     written: BTreeMap<ObjectPath, UnixMillis>,
 }
 
@@ -112,7 +112,7 @@ impl State {
         }
     }
 
-    /// Gives an object the time at which it was written.
+    /// Sets the time of an object to that of its write.
     fn set_time(&self, meta: &mut ObjectMeta) {
         let Some(written) = self.written.get(&meta.location) else { return };
         let found = written_at(meta);
@@ -121,7 +121,9 @@ impl State {
     }
 }
 
-/// An object store that does what the one below it does, where no [`Rule`] says otherwise. Clones share their rules.
+/// An object store that passes calls on to another one, unless a [`Rule`] applies.
+///
+/// Clones share their rules.
 #[derive(Clone)]
 pub struct FaultyStore {
     store: Arc<dyn ObjectStore>,
@@ -136,22 +138,24 @@ impl std::fmt::Debug for FaultyStore {
 }
 
 impl FaultyStore {
-    /// Nothing fails yet.
+    /// Wraps a store, without any rule.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self { store, multipart: None, state: Arc::default() }
     }
 
-    /// The same for a store that takes the parts of an upload by their numbers.
+    /// Wraps a store that accepts parts of an upload by number, without any rule.
     pub fn with_parts(store: Arc<impl ObjectStore + MultipartStore>) -> Self {
         Self { multipart: Some(store.clone()), ..Self::new(store) }
     }
 
-    /// The same store, with rules and counts of its own: as another host sees it.
+    /// Wraps the same store with rules and counters of its own.
+    ///
+    /// It stands for another host's access to the store.
     pub fn another(&self) -> Self {
         Self { multipart: self.multipart.clone(), ..Self::new(self.store.clone()) }
     }
 
-    /// The same store, which gives objects the times of a clock.
+    /// Makes the store give objects the times of a clock.
     #[must_use]
     pub fn with_clock(self, clock: Arc<MovableClock>) -> Self {
         self.state().clock = Some(clock);
@@ -159,43 +163,45 @@ impl FaultyStore {
     }
 
     /// Adds a rule.
+    ///
+    /// Rules that match the same call apply in the order in which they were added.
     pub fn add(&self, rule: Rule) {
         self.state().rules.push(rule);
     }
 
-    /// Forgets all rules.
+    /// Removes all rules, and stops random faults.
     pub fn clear(&self) {
         let mut state = self.state();
         state.rules.clear();
         state.random = None;
     }
 
-    /// While it is down, every call fails.
+    /// Makes every call fail while `is_down` is `true`.
     pub fn set_down(&self, is_down: bool) {
         self.state().is_down = is_down;
     }
 
-    /// Calls fail at random, this share of them, the same for the same `seed`.
+    /// Makes a share of the calls fail at random, reproducibly for the same `seed`.
     pub fn fail_at_random(&self, seed: u64, share: f64, faults: &[Fault]) {
         self.state().random = Some((fastrand::Rng::with_seed(seed), share, faults.to_vec()));
     }
 
-    /// How often an operation was asked for.
+    /// How often an operation was called.
     pub fn calls(&self, operation: Operation) -> u64 {
         self.state().calls.get(&operation).copied().unwrap_or(0)
     }
 
-    /// The most parts of uploads that were ever on their way at once.
+    /// The most parts of uploads that were ever in flight at once.
     pub fn parts_at_once(&self) -> u64 {
         self.state().most_parts
     }
 
-    /// How many uploads in parts were begun, and neither completed nor aborted.
+    /// The number of multipart uploads that were started, and neither completed nor aborted.
     pub fn unfinished_uploads(&self) -> u64 {
         self.state().unfinished
     }
 
-    /// How many calls went wrong by a rule.
+    /// How many calls failed because of a rule.
     pub fn faults(&self) -> u64 {
         self.state().faults
     }
@@ -226,7 +232,7 @@ impl FaultyStore {
         if random.f64() < *share { random.choice(faults.iter()).copied() } else { None }
     }
 
-    /// Runs a call as its fault has it.
+    /// Runs a call with the fault that applies to it.
     async fn run<T>(
         &self,
         operation: Operation,
@@ -248,7 +254,7 @@ impl FaultyStore {
             }
             Some(Fault::DenyOwnSuccess) => {
                 call.await?;
-                let source = "the test denies it".into();
+                let source = "the test denies the success".into();
                 Err(StoreError::Precondition { path: path.to_string(), source })
             }
             Some(Fault::DoneLate(delay)) => {
@@ -264,7 +270,7 @@ impl FaultyStore {
 }
 
 fn broken() -> StoreError {
-    StoreError::Generic { store: "FaultyStore", source: "the test broke it".into() }
+    StoreError::Generic { store: "FaultyStore", source: "the test made this call fail".into() }
 }
 
 impl std::fmt::Display for FaultyStore {
@@ -286,7 +292,7 @@ impl ObjectStore for FaultyStore {
             let (store, path, payload, options) = late;
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                // Whether it is still done is the store's to say, and nobody hears it.
+                // The store decides whether this still succeeds. No caller sees the outcome.
                 drop(store.put_opts(&path, payload, options).await);
             });
         };
@@ -368,7 +374,7 @@ impl ObjectStore for FaultyStore {
     }
 }
 
-/// A part on its way.
+/// Counts a part that is in flight.
 struct PartOnItsWay(FaultyStore);
 
 impl Drop for PartOnItsWay {
@@ -389,7 +395,7 @@ impl FaultyStore {
             state.most_parts = state.most_parts.max(state.parts);
             PartOnItsWay(self.clone())
         };
-        // The others that are sent at once come before this one is done.
+        // Lets other parts that are sent at once start before this one ends.
         tokio::task::yield_now().await;
         let put = self.run(Operation::Part, path, call, |_| {}).await;
         drop(part);
@@ -415,7 +421,7 @@ impl FaultyStore {
     }
 
     fn multipart(&self) -> Result<Arc<dyn MultipartStore>> {
-        let none = || StoreError::NotSupported { source: "the store has no parts with numbers".into() };
+        let none = || StoreError::NotSupported { source: "the store does not support numbered parts".into() };
         self.multipart.clone().ok_or_else(none)
     }
 }
@@ -511,11 +517,12 @@ impl FaultyStore {
     }
 }
 
-/// Makes a copied cache folder the one that it was copied from, as far as leases are concerned. The original must not be used any
-/// more.
+/// Makes a copied cache folder replace the original as the holder of its leases.
+///
+/// The original must not be used any more.
 ///
 /// # Errors
-/// If there is no cache folder, or it can't be written.
+/// An I/O error if `copy` is not a cache folder, or cannot be written.
 pub fn replace_cache_folder(copy: &Path) -> std::io::Result<()> {
     let text = std::fs::read_to_string(copy.join(".holder"))?;
     crate::local::folder_owner::write(copy, text.lines().next().unwrap_or_default())
@@ -525,9 +532,10 @@ type LocalHook = Arc<dyn Fn(&Path) -> std::io::Result<()> + Send + Sync>;
 
 static LOCAL_HOOKS: RwLock<Vec<(PathBuf, LocalHook)>> = RwLock::new(Vec::new());
 
-/// Has `hook` called before each change of a file or folder below `root` that cache folders of this process make, with
-/// the path that is changed; syncing a folder is a change of its `.`. Where it fails, so does the change. SQLite's own
-/// changes are not told.
+/// Calls `hook` before each change of a cache folder of this process below `root`.
+///
+/// The argument is the path that changes. Syncing a folder is a change of its `.`. If the hook
+/// fails, so does the change. Changes that SQLite makes are not reported.
 pub fn before_local_changes(
     root: impl Into<PathBuf>,
     hook: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
@@ -544,7 +552,9 @@ type SpaceHook = Arc<dyn Fn() -> [u64; 2] + Send + Sync>;
 
 static SPACE_HOOKS: RwLock<Vec<(PathBuf, SpaceHook)>> = RwLock::new(Vec::new());
 
-/// Has `space` say how many bytes of the file system of `root` are free, and how many it has, each time that larder looks.
+/// Overrides the disk space of the file system of `root`.
+///
+/// `space` returns the free and the total bytes each time that larder checks.
 pub fn set_disk_space(root: impl Into<PathBuf>, space: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
     SPACE_HOOKS.write().unwrap_or_else(PoisonError::into_inner).push((root.into(), Arc::new(space)));
 }

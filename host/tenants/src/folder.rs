@@ -1,4 +1,4 @@
-//! Object storage in a folder, with the conditions that tenants need.
+//! An object store in a folder, with conditional puts.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,35 +23,51 @@ use tempfile::NamedTempFile;
 use crate::folder_upload::FolderUpload;
 use crate::write_id::WriteId;
 
-/// An object store in a folder, for development and for single machines.
+/// An object store in a folder, for development and single machines.
 ///
-/// It honours `PutMode::Create` and `PutMode::Update` between processes: who changes an object holds a lock on a file
-/// that stands for it, which the system gives back when its holder dies. An object is written aside, synced and
-/// renamed into place together with its ETag, which is random; so nobody ever sees half of one, and a write of the same
-/// bytes has another ETag.
+/// It honours `PutMode::Create` and `PutMode::Update` between processes. A writer of an object
+/// holds a lock on a file that stands for the object, and the system releases the lock when the
+/// process ends. An object is written to a temporary file, synced and renamed into place together
+/// with its ETag. The ETag is random, so two writes of the same bytes have different ETags. A
+/// reader never sees a partial object.
 ///
-/// Its own files are in `.larder`, and its objects begin with a few bytes of its own: other programs can list them, and
-/// should not write them. A file without these bytes is an empty object, which whoever reads it finds damaged.
+/// The store's own files are in `.larder`, and its objects begin with a header. Other programs can
+/// list the objects, but should not write them. A file without the header counts as an empty
+/// object, which larder then reports as damaged.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use larder_tenants::FolderStore;
+/// use object_store::ObjectStoreExt;
+///
+/// # let folder = tempfile::tempdir()?;
+/// let store = FolderStore::open(folder.path())?;
+/// let path = object_store::path::Path::from("acme/note");
+/// store.put(&path, "hello".into()).await?;
+/// assert_eq!(store.get(&path).await?.bytes().await?, "hello");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct FolderStore {
     folder: Arc<PathBuf>,
 }
 
-/// The folder of this store's own files.
+/// The folder of the store's own files.
 const OWN_FOLDER: &str = ".larder";
 const MAGIC: &[u8; 8] = b"larder\0\x01";
 pub(crate) const HEADER_BYTES: u64 = 24;
 const LOCKS: u8 = 64;
 const CHUNK_BYTES: u64 = 1 << 20;
 const LIST_BATCH: usize = 1000;
-/// Files that nobody finished are removed after so long.
+/// The age from which unfinished files are removed.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl FolderStore {
-    /// Opens a folder, and makes it where it isn't there.
+    /// Opens a folder, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Where the folder can't be made.
+    /// An I/O error if the folder cannot be created or read.
     pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
         let store = Self::at(folder.into())?;
         for own in [store.temporary_folder(), store.lock_folder()] {
@@ -61,10 +77,11 @@ impl FolderStore {
         Ok(store)
     }
 
-    /// Opens a folder that was opened before, and makes nothing.
+    /// Opens a folder that was opened before. Creates nothing.
     ///
     /// # Errors
-    /// Where it isn't there, or is no folder of this store.
+    /// An error of kind [`NotFound`](io::ErrorKind::NotFound) if the folder does not exist or was
+    /// never opened, and other I/O errors.
     pub fn open_existing(folder: impl Into<PathBuf>) -> io::Result<Self> {
         let store = Self::at(folder.into())?;
         for own in [store.temporary_folder(), store.lock_folder()] {
@@ -73,7 +90,8 @@ impl FolderStore {
         Ok(store)
     }
 
-    /// The working directory counts as it is now, wherever the process goes later.
+    /// Resolves the folder against the current directory once, so a later change of directory has
+    /// no effect.
     fn at(folder: PathBuf) -> io::Result<Self> {
         Ok(Self { folder: Arc::new(std::path::absolute(folder)?) })
     }
@@ -86,14 +104,15 @@ impl FolderStore {
         self.folder.join(OWN_FOLDER).join("locks")
     }
 
-    /// What a killed process left. Younger files may be another process's, at work.
+    /// Removes files that a killed process left. Younger files may belong to another process that
+    /// is running.
     fn remove_stale_files(&self) -> io::Result<()> {
         let oldest = SystemTime::now().checked_sub(STALE_AFTER);
         for entry in fs::read_dir(self.temporary_folder())? {
             let entry = entry?;
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             if modified.is_ok_and(|modified| oldest.is_some_and(|oldest| modified < oldest)) {
-                // Another process may have been faster.
+                // Another process may have removed it first.
                 drop(fs::remove_file(entry.path()));
             }
         }
@@ -112,7 +131,8 @@ impl FolderStore {
         Ok(file)
     }
 
-    /// The lock that whoever changes the object holds. It is freed when the file is closed, by the end of the process too.
+    /// Locks an object for a change. The lock is released when the file is closed, which includes
+    /// the end of the process.
     fn lock(&self, location: &ObjectPath) -> Result<File> {
         let hash = Sha256::digest(location.as_ref().as_bytes());
         let number = hash.first().copied().unwrap_or_default() % LOCKS;
@@ -122,7 +142,7 @@ impl FolderStore {
         Ok(lock)
     }
 
-    /// A file that will be an object, with its header. It is removed where it is dropped first.
+    /// Starts the file of an object, with its header. It is removed on drop, unless it is finished.
     pub(crate) fn begin(&self) -> Result<Unfinished> {
         let mut file = NamedTempFile::new_in(self.temporary_folder()).map_err(generic)?;
         let write_id = WriteId::random();
@@ -130,7 +150,7 @@ impl FolderStore {
         Ok(Unfinished { file, write_id })
     }
 
-    /// Puts a written file into its place, if the condition is met.
+    /// Renames a written file into place, if the condition is met.
     pub(crate) fn finish(
         &self,
         location: &ObjectPath,
@@ -159,12 +179,13 @@ impl FolderStore {
         match (mode, found) {
             (PutMode::Overwrite, _) | (PutMode::Create, None) => Ok(()),
             (PutMode::Create, Some(_)) => {
-                Err(StoreError::AlreadyExists { path, source: "there is an object of this name".into() })
+                Err(StoreError::AlreadyExists { path, source: "an object with this name exists".into() })
             }
             (PutMode::Update(expected), Some(found)) if expected.e_tag == found.e_tag => Ok(()),
-            (PutMode::Update(_), _) => {
-                Err(StoreError::Precondition { path, source: "the object is not of this ETag".into() })
-            }
+            (PutMode::Update(_), _) => Err(StoreError::Precondition {
+                path,
+                source: "the object does not exist, or its ETag differs".into(),
+            }),
         }
     }
 
@@ -181,7 +202,7 @@ impl FolderStore {
         let _lock = self.lock(location)?;
         match fs::remove_file(&target) {
             Ok(()) => sync_folder(target.parent().unwrap_or(&self.folder)).map_err(generic),
-            // Its name leads through what is no folder, so it names no object either.
+            // A part of its path is not a folder, so no such object exists.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(())
             }
@@ -208,7 +229,7 @@ impl FolderStore {
     }
 }
 
-/// A file that will be an object.
+/// The unfinished file of an object.
 pub(crate) struct Unfinished {
     pub(crate) file: NamedTempFile,
     write_id: WriteId,
@@ -229,13 +250,13 @@ fn open(location: &ObjectPath, path: &Path) -> Result<Opened> {
     let mut file = File::open(path).map_err(not_found)?;
     let metadata = file.metadata().map_err(generic)?;
     if metadata.is_dir() {
-        let source = "a folder of this name holds objects".into();
+        let source = "the name is that of a folder of objects".into();
         return Err(StoreError::NotFound { path: location.to_string(), source });
     }
     let modified = metadata.modified().map_err(generic)?;
     let (size, e_tag) = match read_id(&mut file).map_err(generic)? {
         Some(id) => (metadata.len().saturating_sub(HEADER_BYTES), e_tag(id)),
-        // It can be replaced, if it was not changed since.
+        // A damaged object can be replaced, if it has not changed since.
         None => {
             let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             (0, format!("\"damaged-{}-{}\"", metadata.len(), since.as_nanos()))
@@ -247,7 +268,8 @@ fn open(location: &ObjectPath, path: &Path) -> Result<Opened> {
     Ok(Opened { file, meta })
 }
 
-/// The number in the header of a file; none if the file is damaged, or another program wrote it.
+/// Reads the id in the header of a file. `None` if the file is damaged, or another program wrote
+/// it.
 fn read_id(file: &mut File) -> io::Result<Option<WriteId>> {
     let (mut magic, mut id) = ([0; 8], [0; 16]);
     match file.read_exact(&mut magic).and_then(|()| file.read_exact(&mut id)) {
@@ -262,7 +284,7 @@ fn e_tag(write_id: WriteId) -> String {
     format!("\"{write_id}\"")
 }
 
-/// The chunks of an open object. Whoever replaces it meanwhile leaves this file as it is.
+/// The chunks of an open object. A process that replaces the object leaves this file unchanged.
 fn chunks(file: File, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     futures_util::stream::try_unfold((file, range), |(mut file, range)| async move {
         let bytes = CHUNK_BYTES.min(range.end.saturating_sub(range.start));
@@ -280,10 +302,10 @@ fn chunks(file: File, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     .boxed()
 }
 
-/// Goes through a folder in the order of the objects' paths.
+/// Walks a folder in the order of the objects' paths.
 struct Walk {
     after: Option<ObjectPath>,
-    /// What is yet to be visited, the first of it last.
+    /// The paths that are still to be visited, in reverse order.
     pending: Vec<(PathBuf, ObjectPath)>,
 }
 
@@ -292,7 +314,7 @@ impl Walk {
         Self { after, pending: vec![(folder, prefix)] }
     }
 
-    /// The objects right in the folder, and the folders in it that hold any object.
+    /// The objects directly in the folder, and the folders in it that contain objects.
     fn one_level(mut self) -> Result<ListResult> {
         let mut result =
             ListResult { common_prefixes: Vec::new(), objects: Vec::new(), extensions: Default::default() };
@@ -320,7 +342,7 @@ impl Walk {
         {
             let metadata = match fs::symlink_metadata(&file) {
                 Ok(metadata) => metadata,
-                // Deleted since its folder was read.
+                // It was deleted after its folder was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(generic(error)),
             };
@@ -345,7 +367,8 @@ impl Walk {
                 continue;
             }
             let Ok(child) = ObjectPath::parse(join(location.as_ref(), &name)) else { continue };
-            // What is in a folder has its name and a slash before it: `a.b` comes before `a/b`.
+            // The paths of objects in a folder begin with its name and a slash, so `a.b` comes
+            // before `a/b`.
             let order = if is_folder { format!("{child}/") } else { child.to_string() };
             if !(is_folder && self.is_over(&order)) {
                 found.push((order, entry.path(), child));
@@ -356,7 +379,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Whether all that begins with this comes before what is asked for.
+    /// Whether all paths with this prefix come before the requested ones.
     fn is_over(&self, beginning: &str) -> bool {
         self.after
             .as_ref()
@@ -368,7 +391,7 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
 }
 
-/// Makes a folder and those above it, and makes sure that they are there after a power cut.
+/// Creates a folder and its parents durably.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -392,7 +415,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(not(unix))]
 fn sync_folder(_: &Path) -> io::Result<()> {
-    // Elsewhere a folder can't be opened, and the file system's journal keeps the order.
+    // On other systems a folder cannot be opened, and the journal of the file system keeps the
+    // order.
     Ok(())
 }
 
@@ -400,7 +424,7 @@ pub(crate) fn generic(error: io::Error) -> StoreError {
     StoreError::Generic { store: "FolderStore", source: Box::new(error) }
 }
 
-/// Runs what waits for files on a thread that may wait.
+/// Runs blocking file operations on a blocking thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

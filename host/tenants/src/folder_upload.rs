@@ -1,4 +1,4 @@
-//! An upload in parts to a folder.
+//! Multipart uploads to a folder.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -15,13 +15,13 @@ use tempfile::NamedTempFile;
 use crate::folder::{FolderStore, HEADER_BYTES, Unfinished, blocking, generic};
 use crate::write_id::WriteId;
 
-/// Parts are written to where they belong in one file, in any order.
+/// A multipart upload in order. Each part is written at its offset in one file.
 pub(crate) struct FolderUpload {
     store: FolderStore,
     location: ObjectPath,
-    /// None once it was completed or aborted.
+    /// `None` once the upload is complete or aborted.
     unfinished: Arc<Mutex<Option<Unfinished>>>,
-    /// Where the next part begins.
+    /// The offset of the next part.
     end: u64,
 }
 
@@ -36,7 +36,7 @@ impl FolderUpload {
 }
 
 fn over() -> object_store::Error {
-    generic(io::Error::other("the upload was completed or aborted"))
+    generic(io::Error::other("the upload is already completed or aborted"))
 }
 
 fn write_part(unfinished: &Mutex<Option<Unfinished>>, offset: u64, part: &PutPayload) -> Result<()> {
@@ -72,8 +72,8 @@ impl MultipartUpload for FolderUpload {
     }
 }
 
-/// The files of one upload of parts that have numbers: an empty one that stands for the upload, and one for each part. Those
-/// that are never completed go with the other stale files.
+/// The files of one upload of numbered parts: an empty file that stands for the upload, and one for
+/// each part. Those of an upload that is never completed are removed with the other stale files.
 struct PartFiles {
     store: FolderStore,
     id: WriteId,
@@ -96,7 +96,7 @@ impl PartFiles {
         if self.upload().try_exists().map_err(generic)? { Ok(()) } else { Err(over()) }
     }
 
-    /// A part is there as a whole or not at all.
+    /// Writes a part atomically.
     fn put(&self, index: usize, data: &PutPayload) -> Result<()> {
         self.check_begun()?;
         let mut file = NamedTempFile::new_in(self.store.temporary_folder()).map_err(generic)?;
@@ -113,7 +113,7 @@ impl PartFiles {
             io::copy(&mut part, unfinished.file.as_file_mut()).map_err(generic)?;
         }
         let result = self.store.finish(location, unfinished, &PutMode::Overwrite)?;
-        // What stays is stale: the object is there.
+        // The object exists, so files that stay are stale.
         drop(self.remove());
         Ok(result)
     }

@@ -1,4 +1,4 @@
-//! Names of tenants, checked when they are built.
+//! Validated names of tenants.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -6,35 +6,45 @@ use std::sync::Arc;
 
 use larder_core::Error;
 
-/// One part of a tenant's name: 1 to 128 bytes of `a-z`, `0-9`, `_` and `-`.
+/// A validated part of a tenant's name.
+///
+/// It has 1 to 128 bytes of `a-z`, `0-9`, `_` and `-`.
+///
+/// ```
+/// use larder_tenants::Slug;
+///
+/// assert_eq!(Slug::new("acme")?.as_str(), "acme");
+/// assert!(Slug::new("Acme/1").is_err());
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slug(Arc<str>);
 
 impl Slug {
-    /// The longest, in bytes.
+    /// The maximum length, in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// Checks a name.
+    /// Validates a name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] says what is wrong with it.
+    /// [`Error::InvalidArgument`] if the name is empty, too long or has another character.
     pub fn new(text: &str) -> Result<Self, Error> {
         let wrong = if text.is_empty() {
             "it is empty".to_string()
         } else if text.len() > Self::MAX_BYTES {
             format!("it has {} bytes", text.len())
         } else if let Some(found) = text.chars().find(|found| !is_allowed(*found)) {
-            format!("it holds {found:?}")
+            format!("it contains {found:?}")
         } else {
             return Ok(Self(text.into()));
         };
         Err(Error::invalid_argument(format!(
-            "a name within a tenant is 1 to {} bytes of a-z, 0-9, `_` and `-`; {wrong}",
+            "a name within a tenant must be 1 to {} bytes of a-z, 0-9, `_` and `-`; {wrong}",
             Self::MAX_BYTES
         )))
     }
 
-    /// The text.
+    /// The name as a string.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -64,10 +74,10 @@ impl FromStr for Slug {
     }
 }
 
-/// Whom a tenant's database belongs to.
+/// The kind of owner of a tenant's database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// One user of an organisation.
+    /// A user of an organisation.
     User,
     /// An organisation.
     Org,
@@ -78,10 +88,10 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// All of them.
+    /// All scopes.
     pub const ALL: [Self; 4] = [Self::User, Self::Org, Self::App, Self::Project];
 
-    /// Its name.
+    /// The lower-case name of the scope.
     pub const fn name(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -103,18 +113,25 @@ impl FromStr for Scope {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|scope| scope.name() == text).ok_or_else(|| {
-            Error::invalid_argument(format!(
-                "there is no scope {text:?}; there are `user`, `org`, `app` and `project`"
-            ))
+            Error::invalid_argument(format!("unknown scope {text:?}; use `user`, `org`, `app` or `project`"))
         })
     }
 }
 
-/// The name of a tenant. There is one value for each database, and one database for each value.
+/// The name of a tenant. Each database has exactly one key.
+///
+/// ```
+/// use larder_tenants::{Scope, TenantKey};
+///
+/// let key: TenantKey = "acme/users/ann".parse()?;
+/// assert_eq!(key.scope(), Scope::User);
+/// assert_eq!(key.object_path(), "acme/users/ann.db");
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TenantKey(Owner);
 
-/// Holds what the scope has, and nothing else: so two keys of one database are equal.
+/// Has only the parts that the scope needs, so that two keys of one database are equal.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Owner {
     User { org: Slug, user: Slug },
@@ -126,7 +143,7 @@ enum Owner {
 const DATABASE_SUFFIX: &str = ".db";
 
 impl TenantKey {
-    /// The database of one user.
+    /// The database of a user.
     pub fn user(org: Slug, user: Slug) -> Self {
         Self(Owner::User { org, user })
     }
@@ -146,7 +163,7 @@ impl TenantKey {
         Self(Owner::Project { org, app, project })
     }
 
-    /// Whom it belongs to.
+    /// The scope of the tenant.
     pub fn scope(&self) -> Scope {
         match self.0 {
             Owner::User { .. } => Scope::User,
@@ -166,35 +183,37 @@ impl TenantKey {
         }
     }
 
-    /// The user, where it is one's.
+    /// The user, for a key of scope [`Scope::User`].
     pub fn user_slug(&self) -> Option<&Slug> {
         if let Owner::User { user, .. } = &self.0 { Some(user) } else { None }
     }
 
-    /// The app, where it is one's or a project's.
+    /// The app, for a key of scope [`Scope::App`] or [`Scope::Project`].
     pub fn app_slug(&self) -> Option<&Slug> {
         if let Owner::App { app, .. } | Owner::Project { app, .. } = &self.0 { Some(app) } else { None }
     }
 
-    /// The project, where it is one's.
+    /// The project, for a key of scope [`Scope::Project`].
     pub fn project_slug(&self) -> Option<&Slug> {
         if let Owner::Project { project, .. } = &self.0 { Some(project) } else { None }
     }
 
-    /// Where its objects are, below the prefix of all tenants: `acme/org.db`, `acme/users/ann.db`, `acme/apps/shop.db`,
+    /// The path of the tenant's objects, below the prefix of all tenants.
+    ///
+    /// Examples are `acme/org.db`, `acme/users/ann.db`, `acme/apps/shop.db` and
     /// `acme/apps/shop/projects/x.db`.
     pub fn object_path(&self) -> String {
         format!("{self}{DATABASE_SUFFIX}")
     }
 
-    /// Back from an object path; none where it is no tenant's.
+    /// Parses an object path. `None` if it is not the path of a tenant.
     pub fn from_object_path(path: &str) -> Option<Self> {
         path.strip_suffix(DATABASE_SUFFIX)?.parse().ok()
     }
 
-    /// Where its database file is, below a folder of all tenants: the object path, mirrored.
+    /// The path of the tenant's database file: the object path below the folder `root`.
     pub fn local_path(&self, root: &Path) -> PathBuf {
-        // Slugs hold no separator and no dot, so nothing of it leads out of the folder.
+        // A slug has no separator and no dot, so the path cannot leave the folder.
         self.object_path().split('/').fold(root.to_path_buf(), |path, part| path.join(part))
     }
 }
@@ -275,15 +294,15 @@ mod tests {
         let wrong = [
             ("", "it is empty"),
             (long.as_str(), "it has 129 bytes"),
-            ("..", "it holds '.'"),
-            ("a/b", "it holds '/'"),
-            ("a\0", "it holds '\\0'"),
-            ("Ann", "it holds 'A'"),
-            ("ä", "it holds 'ä'"),
-            ("a b", "it holds ' '"),
+            ("..", "it contains '.'"),
+            ("a/b", "it contains '/'"),
+            ("a\0", "it contains '\\0'"),
+            ("Ann", "it contains 'A'"),
+            ("ä", "it contains 'ä'"),
+            ("a b", "it contains ' '"),
         ];
         for (text, reason) in wrong {
-            let Err(Error::InvalidArgument(said)) = Slug::new(text) else { panic!("{text:?} was taken") };
+            let Err(Error::InvalidArgument(said)) = Slug::new(text) else { panic!("{text:?} was accepted") };
             assert!(said.ends_with(reason), "{said}");
             assert!(said.contains("1 to 128 bytes of a-z, 0-9, `_` and `-`"), "{said}");
         }

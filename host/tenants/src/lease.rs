@@ -1,4 +1,4 @@
-//! One writer a tenant.
+//! The lease of a tenant, which has one writer at a time.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,51 +18,73 @@ use crate::remote::Remote;
 use crate::segments::Log;
 use crate::write_id::WriteId;
 
-/// Who takes leases: the name of one cache folder of one host, 1 to 200 visible bytes.
+/// The holder of a lease: the name of one cache folder of one host.
 ///
-/// Who uses it must hold an exclusive lock on that cache folder: a lease of the same holder is taken over at once, as
-/// its earlier process must be dead.
+/// The name is 1 to 200 bytes of visible ASCII. The process that uses it must hold an exclusive
+/// lock on that cache folder. A lease of the same holder is taken over at once, because the lock
+/// proves that the earlier process has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     name: Arc<str>,
     folder: Option<Arc<str>>,
 }
 
-/// The longest path of a cache folder that a lease names, in bytes.
+/// The longest path of a cache folder that a lease records, in bytes.
 const FOLDER_BYTES_MAX: usize = 4_096;
 
 impl Holder {
-    /// Checks a name.
+    /// Validates a name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where it is empty, too long, or holds what can't be seen.
+    /// [`Error::InvalidArgument`] if the name is empty, longer than 200 bytes, or has a byte that
+    /// is not visible ASCII.
     pub fn new(name: &str) -> Result<Self, Error> {
         let is_visible = name.bytes().all(|byte| byte.is_ascii_graphic());
         if name.is_empty() || name.len() > 200 || !is_visible {
             return Err(Error::invalid_argument(
-                "the holder of a lease is named by 1 to 200 visible bytes of ASCII without spaces",
+                "the name of a lease holder must be 1 to 200 bytes of visible ASCII without spaces",
             ));
         }
         Ok(Self { name: name.into(), folder: None })
     }
 
-    /// Has leases name the cache folder, for an operator who looks for what a lost host did not send.
+    /// Records the cache folder in leases.
+    ///
+    /// An operator can then find commits that a lost host did not send. A path of more than 4,096
+    /// bytes is not recorded.
     #[must_use]
     pub fn in_folder(self, folder: &Path) -> Self {
         let folder = folder.to_string_lossy();
         Self { folder: (folder.len() <= FOLDER_BYTES_MAX).then(|| folder.into()), ..self }
     }
 
-    /// The name.
+    /// The name of the holder.
     pub fn as_str(&self) -> &str {
         &self.name
     }
 }
 
-/// The right to write a tenant, until it is released, lapses or is lost. Clones are the same lease.
+/// The exclusive right to write a tenant, until it is released, lapses or is lost.
 ///
-/// It doesn't renew itself: somebody has to call [`Lease::renew`] every [`Lease::renewal_interval`]. It isn't released
-/// where it is dropped.
+/// Clones are the same lease. A lease does not renew itself: the caller must call [`Lease::renew`]
+/// every [`Lease::renewal_interval`]. Dropping a lease does not release it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use larder_tenants::{Holder, Remote, RemoteOptions, TenantKey};
+///
+/// let objects = Arc::new(object_store::memory::InMemory::new());
+/// let remote = Remote::new(objects, Default::default(), RemoteOptions::default())?;
+/// let key: TenantKey = "acme/users/ann".parse()?;
+/// let lease = remote.acquire(&key, &Holder::new("host-1")?, Duration::ZERO).await?;
+/// lease.check()?;
+/// lease.renew().await?;
+/// lease.release().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Lease {
     inner: Arc<Inner>,
@@ -74,31 +96,32 @@ struct Inner {
     holder: Holder,
     epoch: u64,
     state: Mutex<State>,
-    /// Held through each swap of the head. Taken after `publishing` and `log` where those are held too.
+    /// Held during each swap of the head. Lock order: `publishing` and `log` before this one.
     swapping: tokio::sync::Mutex<()>,
-    /// Held by what adds snapshots to the head or removes them.
+    /// Held while snapshots are added to or removed from the head.
     publishing: tokio::sync::Mutex<()>,
     log: tokio::sync::Mutex<Log>,
 }
 
 struct State {
-    /// The head as it was last known, and its version.
+    /// The head as it was last known, with its version.
     head: Head,
     version: UpdateVersion,
-    /// Heads that were sent since the last one that is known to be stored, and that one: any of them may be stored by now.
+    /// The write ids of the last head that is known to be stored, and of every head sent since. Any
+    /// of them may be stored by now.
     sent: Vec<WriteId>,
-    /// When the lease ends, counted from before the last swap was sent.
+    /// When the lease expires, counted from before the last swap was sent.
     deadline: Instant,
     end: Option<TenantError>,
 }
 
-/// Races for a free lease that are lost before it is given up.
+/// Lost races for a free lease before [`Remote::acquire`] fails.
 const MAX_RACES: u32 = 20;
 
-/// How often a swap is made again that met an own, late one.
+/// Retries of a swap that finds an earlier swap of the same lease stored.
 const MAX_ADOPTIONS: u32 = 10;
 
-/// Whether a tenant that does not exist is made.
+/// Whether acquiring a lease creates a tenant that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Existence {
     Optional,
@@ -107,7 +130,7 @@ pub(crate) enum Existence {
 
 enum Attempt {
     Acquired(Lease),
-    /// Somebody else changed the head meanwhile.
+    /// Another host changed the head meanwhile.
     Raced,
     Held {
         record: LeaseRecord,
@@ -116,17 +139,25 @@ enum Attempt {
 }
 
 impl Remote {
-    /// Takes the lease of a tenant. Another's is waited for, up to `wait`: until it is released, or until its head has
-    /// been seen unchanged for as long as its lease holds, and the margin. What was seen counts for later calls too, so
-    /// that short tries come to an end as well.
+    /// Takes the lease of a tenant, and creates the tenant if it does not exist.
+    ///
+    /// If another holder has the lease, this waits up to `wait`: until the lease is released, or
+    /// until the head has been unchanged for the time to live of the lease plus the margin.
+    /// Observations count for later calls too, so repeated calls with a short `wait` succeed in the
+    /// end.
     ///
     /// # Errors
-    /// [`TenantError::LeaseHeld`] where another still has it, [`TenantError::Deleted`], and what [`Remote::head`] gives.
+    /// - [`TenantError::LeaseHeld`] if another holder still has the lease after `wait`.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Corrupt`] if the head is invalid, or is missing while other objects exist.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached, or if other hosts keep
+    ///   changing the head.
     pub async fn acquire(&self, key: &TenantKey, holder: &Holder, wait: Duration) -> Result<Lease> {
         self.acquire_of(key, holder, wait, Existence::Optional).await
     }
 
-    /// The same, with [`TenantError::NotFound`] if the tenant must exist and does not.
+    /// The same, but fails with [`TenantError::NotFound`] if the tenant must exist and does not.
     pub(crate) async fn acquire_of(
         &self,
         key: &TenantKey,
@@ -187,8 +218,8 @@ impl Remote {
         self.take(key, holder, found).await
     }
 
-    /// Swaps the head for one with a lease of a new epoch. It fails if the head is any other than the one that was
-    /// watched: so a renewal that came in between is never overruled.
+    /// Swaps the head for one with a new lease and a new epoch. The swap fails if the head is not
+    /// the one that was watched, so a renewal that came in between is never overruled.
     async fn take(&self, key: &TenantKey, holder: &Holder, found: Option<(Head, Found)>) -> Result<Attempt> {
         let (earlier, version) = match found {
             Some((head, found)) => (head, Some(found.version)),
@@ -227,10 +258,10 @@ impl Remote {
 }
 
 pub(crate) fn changes_all_the_time(key: &TenantKey) -> TenantError {
-    TenantError::Unavailable { reason: format!("the head of {key} changes all the time"), cause: None }
+    TenantError::Unavailable { reason: format!("the head of {key} keeps changing"), cause: None }
 }
 
-/// Whether stored bytes are this very write of the head.
+/// Whether stored bytes are exactly this write of the head.
 pub(crate) fn is_write(key: &TenantKey, found: &[u8], head: &Head) -> bool {
     Head::parse(key, found).is_ok_and(|found| found.write_id == head.write_id)
 }
@@ -250,38 +281,44 @@ impl Lease {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Where the tenant is.
+    /// The object storage of the tenant.
     pub fn remote(&self) -> &Remote {
         &self.inner.remote
     }
 
-    /// The tenant.
+    /// The tenant of the lease.
     pub fn key(&self) -> &TenantKey {
         &self.inner.key
     }
 
-    /// Who has the lease.
+    /// The holder of the lease.
     pub fn holder(&self) -> &Holder {
         &self.inner.holder
     }
 
-    /// The lease's number: larger than that of every earlier one.
+    /// The fencing epoch of the lease.
+    ///
+    /// It is larger than that of every earlier lease of the tenant.
     pub fn epoch(&self) -> u64 {
         self.inner.epoch
     }
 
-    /// The head as this lease last wrote it, or found it when it was taken.
+    /// The head as this lease last wrote it.
     pub fn head(&self) -> Head {
         self.state().head.clone()
     }
 
-    /// The lease that this one took over, if its holder had not released it.
+    /// The lease that this one took over.
+    ///
+    /// `None` if the earlier holder had released its lease.
     pub fn takeover(&self) -> Option<Takeover> {
         let before = self.epoch().checked_sub(1);
         self.head().takeovers.into_iter().rev().find(|takeover| Some(takeover.epoch) == before)
     }
 
-    /// How often it should be renewed: so often that two renewals may fail.
+    /// How often to call [`Lease::renew`].
+    ///
+    /// Two renewals in a row may fail before the lease lapses.
     pub fn renewal_interval(&self) -> Duration {
         (self.remote().options().lease_ttl - self.remote().options().lease_margin) / 3
     }
@@ -298,11 +335,15 @@ impl Lease {
         self.inner.log.lock().await
     }
 
-    /// Whether the lease is surely held now, and for as long as the margin. It asks nobody.
+    /// Checks that the lease is held, and will be for at least the margin.
+    ///
+    /// Sends no request.
     ///
     /// # Errors
-    /// [`TenantError::Fenced`] once it is known that another has taken over, [`TenantError::Closed`] once it was
-    /// released, and [`TenantError::LeaseLapsed`] where it was not renewed in time: a renewal may still succeed then.
+    /// - [`TenantError::Fenced`] if another holder is known to have taken over.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time. A renewal may still
+    ///   succeed.
     pub fn check(&self) -> Result<()> {
         let state = self.state();
         if let Some(end) = &state.end {
@@ -315,30 +356,43 @@ impl Lease {
         }
     }
 
-    /// Whether another has taken over.
+    /// Whether another holder is known to have taken over.
     pub fn is_fenced(&self) -> bool {
         matches!(self.state().end, Some(TenantError::Fenced { .. }))
     }
 
-    /// When [`Lease::check`] begins to fail if the lease isn't renewed.
+    /// When [`Lease::check`] starts to fail if the lease is not renewed.
     pub fn valid_until(&self) -> Instant {
         let deadline = self.state().deadline;
         deadline.checked_sub(self.remote().options().lease_margin).unwrap_or(deadline)
     }
 
-    /// Makes the lease hold for its whole time again. A lapsed one is valid again, unless another has taken over.
+    /// Extends the lease to its full time to live.
+    ///
+    /// A lapsed lease becomes valid again, unless another holder has taken over.
     ///
     /// # Errors
-    /// [`TenantError::Fenced`], [`TenantError::Closed`], and [`TenantError::Unavailable`].
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] if the head is missing or invalid.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn renew(&self) -> Result<()> {
         self.change(|_| Ok(())).await.map(drop)
     }
 
-    /// Gives the lease back. What was not published is not in the snapshot. Releasing again does nothing.
+    /// Releases the lease. Releasing it again does nothing.
+    ///
+    /// Changes that were not published are not in the snapshot.
     ///
     /// # Errors
-    /// [`TenantError::Fenced`], and [`TenantError::Unavailable`]: it may be called again. Until then the lease counts as
-    /// lapsed, as another may have it already.
+    /// After an error other than [`TenantError::Fenced`], the caller may retry. Until then the
+    /// lease counts as lapsed, because another host may already have it.
+    ///
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Corrupt`] if the head is missing or invalid.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn release(&self) -> Result<()> {
         let released = self.change(|head| {
             head.lease = None;
@@ -350,8 +404,8 @@ impl Lease {
         }
     }
 
-    /// Swaps the head for an edited one. `edit` runs again where an earlier swap of this lease, whose answer was lost,
-    /// comes to light.
+    /// Swaps the head for an edited one. `edit` runs again if an earlier swap of this lease, whose
+    /// response was lost, turns out to be stored.
     pub(crate) async fn change(&self, edit: impl Fn(&mut Head) -> Result<()>) -> Result<Head> {
         let _turn = self.inner.swapping.lock().await;
         for _ in 0..MAX_ADOPTIONS {
@@ -360,11 +414,12 @@ impl Lease {
             let (path, bytes) = (self.remote().head_path(self.key()), Bytes::from(head.to_bytes()?));
             let is_own = |found: &[u8]| is_write(self.key(), found, &head);
             let objects = self.remote().objects();
-            // Others count from when they see the write, which is later.
+            // Other hosts count from when they see the write, which is later.
             let sent = Instant::now();
             self.state().sent.push(head.write_id);
             if head.lease.is_none() {
-                // Once this is sent another may take the lease at any time, whether or not the answer comes.
+                // Once this is sent, another host may take the lease at any time, even if the
+                // response is lost.
                 self.state().deadline = sent;
             }
             match objects.swap(&path, bytes, &version, is_own, MAX_HEAD_BYTES).await? {
@@ -391,11 +446,12 @@ impl Lease {
         Ok((Head { lease, ..state.head.successor()? }, state.version.clone()))
     }
 
-    /// Takes a head that was found in place of the expected one. Every other lease has another epoch: so a head of this
-    /// one's was written by this lease, in a swap that seemed to have failed. Unless it was never sent: then a clone of this
-    /// machine has the same lease.
+    /// Adopts a head that was found instead of the expected one. Every lease has its own epoch, so
+    /// a head with this epoch was written by this lease, in a swap that seemed to fail. If this
+    /// process never sent that head, a clone of the machine has the same lease, and this one is
+    /// fenced.
     fn adopt(&self, found: Option<Found>) -> Result<()> {
-        let found = found.ok_or_else(|| TenantError::corrupt(self.key(), "the head is gone"))?;
+        let found = found.ok_or_else(|| TenantError::corrupt(self.key(), "the head no longer exists"))?;
         let head = Head::parse(self.key(), &found.bytes)?;
         let mut state = self.state();
         match head.epoch.cmp(&self.epoch()) {
@@ -410,7 +466,9 @@ impl Lease {
                 state.end = Some(fenced.clone());
                 Err(fenced)
             }
-            std::cmp::Ordering::Less => Err(TenantError::corrupt(self.key(), "the head's epoch went back")),
+            std::cmp::Ordering::Less => {
+                Err(TenantError::corrupt(self.key(), "the head's epoch has decreased"))
+            }
         }
     }
 }

@@ -1,31 +1,39 @@
 //! One SQLite database per tenant, kept in object storage.
 //!
-//! [`Tenants`] are those of one host: [`Tenants::get`] opens one, by taking its lease and hydrating its database into the
-//! host's cache folder, and gives a [`Tenant`] that stays open as long as somebody has it. Databases are written back after
-//! so many commits, after so much time, before they are closed, and when they are given up for others. A component gets the
-//! store of the identity that its host bound: [`Tenants::store_of`].
+//! [`Tenants`] manages the tenants of one host. [`Tenants::get`] opens a tenant: it takes the
+//! tenant's lease, downloads its database into the host's cache folder and returns a [`Tenant`].
+//! The tenant stays open for at least as long as a caller keeps that value. The host uploads a
+//! snapshot of the database after a number of commits, after an interval, before it closes the
+//! tenant and before it evicts the tenant to make room for another. A component gets the store of
+//! the identity that its host bound: [`Tenants::store_of`].
 //!
-//! The other half of the crate speaks with object storage. A tenant is, under the [`TenantKey::object_path`] that is its
-//! own:
+//! The other half of the crate, [`Remote`], reads and writes object storage. These are the objects
+//! of a tenant, below its [`TenantKey::object_path`]:
 //!
-//! - `head.json`, the [`Head`]: the one object that is ever changed, and only by compare-and-swap. It names the
-//!   current snapshot and those kept for restoring, and holds the lease of the one writer with its fencing epoch.
-//! - `snapshots/…`, immutable and compressed, named by content and by a number that is never used twice.
-//! - `segments/…`, the log of what was acknowledged since the snapshot, one object a position, never changed.
+//! - `head.json`, the [`Head`]: the only object that is modified, and only by compare-and-swap. It
+//!   names the current snapshot and the earlier snapshots that can be restored. It also holds the
+//!   lease of the one writer, with its fencing epoch.
+//! - `snapshots/…`: immutable, compressed database files. Their names consist of the hash of the
+//!   content and a write id, so no name is used twice.
+//! - `segments/…`: the log of the commits since the snapshot, if durability is
+//!   [`Object`](Durability::Object). Each position is one immutable object.
 //!
-//! Beside the tenants lies `larder.json`, with a number that the first host drew: cache folders note to which place they
-//! belong, and are refused by every other ([`TenantError::OtherPlace`]).
+//! Beside the tenants, `larder.json` holds a random id of the location, which the first host draws.
+//! A cache folder records the id of its location, and larder refuses to use the folder for any
+//! other location ([`TenantError::OtherPlace`]).
 //!
-//! # What holds
+//! # Invariants
 //!
-//! - After an answer that is lost, late or refused, the object is read again before anything is concluded: write ids
-//!   tell whose write it was. ETags don't, as those of equal bytes are equal.
-//! - Whoever takes a tenant over raises the epoch by swapping the head. So an earlier holder's swap fails, and a head
-//!   with a lease's own epoch was written by that lease.
-//! - A lease ends on its holder's monotonic clock before it ends on that of anybody who watches it.
-//! - A segment's position is given once. A new holder reads the log to its end and seals it with a segment of its
-//!   own, and from then on the earlier holder's next position is taken.
-//! - No text of an error decides anything.
+//! - If the response to a write is lost, late or an error, the object is read again before the
+//!   write counts as done or as failed. Its write id tells whose write the object holds. An ETag
+//!   cannot, because equal bytes may have equal ETags.
+//! - A host that takes over a tenant raises the epoch by swapping the head. Every later swap of the
+//!   earlier holder fails, and a head with the epoch of a lease was written by that lease.
+//! - A lease expires on the monotonic clock of its holder before it expires on the clock of any
+//!   host that watches it.
+//! - Each log position is assigned once. A new holder reads the log to its end and seals it with a
+//!   segment of its own. From then on, the next position of the earlier holder is taken.
+//! - Code decides by the variant of an error, never by its text.
 
 mod backoff;
 mod cache_place;

@@ -1,4 +1,4 @@
-//! The tenants that there are.
+//! Lists the tenants in object storage.
 
 use std::collections::BTreeSet;
 
@@ -6,18 +6,21 @@ use crate::error::Result;
 use crate::key::{Slug, TenantKey};
 use crate::remote::Remote;
 
-/// The most tenants that [`Remote::list`] gives at once.
+/// The most tenants that [`Remote::list`] returns.
 const MAX_PAGE: usize = 10_000;
 
 impl Remote {
-    /// The first tenants after `after`, up to `max` and not more than 10,000: by organisation, and within one in the
-    /// order of their object paths. A tenant is listed once anybody has had its lease.
+    /// Lists the first tenants after `after`: at most `max`, and at most 10,000.
     ///
-    /// It asks for the folders of an organisation, and not for what tenants hold. Servers list in different orders, so
-    /// none is relied upon.
+    /// They are ordered by organisation, and within an organisation by object path. A tenant is
+    /// listed once a host has taken its lease.
+    ///
+    /// This lists the folders of an organisation, and not the objects of tenants. It does not rely
+    /// on the order in which a server lists.
     ///
     /// # Errors
-    /// [`crate::TenantError::Unavailable`].
+    /// [`TenantError::Unavailable`](crate::TenantError::Unavailable) if object storage cannot be
+    /// reached.
     pub async fn list(&self, after: Option<&TenantKey>, max: usize) -> Result<Vec<TenantKey>> {
         let max = max.min(MAX_PAGE);
         let mut keys = Vec::new();
@@ -56,7 +59,7 @@ impl Remote {
         Ok(folders.iter().filter_map(|name| Slug::new(name).ok()).collect())
     }
 
-    /// The tenants right below a folder, and the names of the other folders.
+    /// The tenants directly below a folder, and the names of the other folders there.
     async fn folders_in(&self, relative: &str) -> Result<(Vec<TenantKey>, BTreeSet<String>)> {
         let objects = self.objects();
         let folder = if relative.is_empty() { objects.root().clone() } else { objects.path(relative) };

@@ -1,4 +1,4 @@
-//! What the log of a tenant holds, for who looks at it from outside.
+//! The size of a tenant's log, for operators.
 
 use crate::error::Result;
 use crate::head::Head;
@@ -6,26 +6,29 @@ use crate::key::TenantKey;
 use crate::remote::Remote;
 use crate::segments::{SEGMENTS, position_of};
 
-/// What is in a tenant's log behind its current snapshot.
+/// The size of a tenant's log after its current snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogOverview {
-    /// How many segments there are.
+    /// The number of segments.
     pub segments: usize,
-    /// Bytes of their objects.
+    /// The total size of their objects, in bytes.
     pub bytes: u64,
-    /// Whether there are more, which were not counted.
+    /// Whether there are more segments, which were not counted.
     pub has_more: bool,
 }
 
-/// Segments that are counted, at most.
+/// The most segments that are counted.
 const MAX_COUNTED: usize = 100_000;
 
 impl Remote {
-    /// What is in the log behind the snapshot of a head that was read before. A host that has the tenant may write to it
-    /// meanwhile.
+    /// Measures the log after the snapshot of a head that was read before.
+    ///
+    /// A host that has the tenant may append to the log meanwhile. At most 100,000 segments are
+    /// counted.
     ///
     /// # Errors
-    /// [`crate::TenantError::Unavailable`].
+    /// [`TenantError::Unavailable`](crate::TenantError::Unavailable) if object storage cannot be
+    /// reached.
     pub async fn log_overview(&self, key: &TenantKey, head: &Head) -> Result<LogOverview> {
         if !head.has_log {
             return Ok(LogOverview::default());
@@ -64,7 +67,7 @@ mod tests {
         lease.append("one".into()).await.unwrap();
         lease.append("two".into()).await.unwrap();
         let overview = remote.log_overview(&key, &lease.head()).await.unwrap();
-        // The seal that the log begins with is one too.
+        // The seal at the beginning of the log counts too.
         assert_eq!((overview.segments, overview.has_more), (3, false));
         assert!(overview.bytes > 0);
     }

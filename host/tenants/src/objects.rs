@@ -1,4 +1,4 @@
-//! Object storage, with time limits, bounded retries, and certainty about what became of a write.
+//! Object storage with timeouts, bounded retries and known outcomes of writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,31 +16,31 @@ use object_store::{
 use crate::backoff::Backoff;
 use crate::error::{Result, TenantError};
 
-/// Bounds on the calls.
+/// Limits of calls to object storage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallLimits {
-    /// How long one call may take that moves little.
+    /// The timeout of a call that moves little data.
     pub(crate) call_timeout: Duration,
-    /// How long one call may take that moves up to [`PART_BYTES`].
+    /// The timeout of a call that moves up to [`PART_BYTES`].
     pub(crate) transfer_timeout: Duration,
-    /// How often a call is made.
+    /// How often a call is attempted.
     pub(crate) attempts: u32,
 }
 
-/// What is moved by one call, at most.
+/// The most bytes that one call moves.
 pub(crate) const PART_BYTES: usize = 8 << 20;
 
-/// Why a call gave no result.
+/// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("there was no answer within {0:?}")]
+    #[error("there was no response within {0:?}")]
     TimedOut(Duration),
 }
 
 impl CallError {
-    /// Whether asking again can't help.
+    /// Whether a retry cannot help.
     pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
@@ -56,7 +56,7 @@ impl CallError {
     }
 }
 
-/// Runs a call for so long at most. What it began may still happen after.
+/// Runs a call with a timeout. After a timeout, the call may still take effect.
 pub(crate) async fn timed<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, StoreError>>,
@@ -67,23 +67,23 @@ pub(crate) async fn timed<T>(
     }
 }
 
-/// An object that was read.
+/// An object that was read, with its version.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) bytes: Bytes,
     pub(crate) version: UpdateVersion,
 }
 
-/// What became of a conditional write.
+/// The outcome of a conditional write.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// It is what the object holds.
+    /// The object holds this write.
     Done(UpdateVersion),
-    /// Another's write is there instead; or nothing, where there was to be something.
+    /// The object holds another write. `None` if an object was to be replaced and does not exist.
     Lost(Option<Found>),
 }
 
-/// Object storage below a prefix.
+/// The objects below a prefix.
 #[derive(Clone)]
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
@@ -108,7 +108,7 @@ impl Objects {
         Self { store, multipart, prefix, limits }
     }
 
-    /// The same object store, if it takes the parts of an upload by their numbers.
+    /// The same object store, if it accepts parts of an upload by number.
     pub(crate) fn multipart(&self) -> Option<&Arc<dyn MultipartStore>> {
         self.multipart.as_ref()
     }
@@ -125,23 +125,23 @@ impl Objects {
         Backoff::new(self.limits.attempts)
     }
 
-    /// The prefix.
+    /// The path of the prefix.
     pub(crate) fn root(&self) -> &ObjectPath {
         &self.prefix
     }
 
-    /// The full path of what lies at `relative` below the prefix. Its parts are larder's own names.
+    /// The full path of `relative`, which is below the prefix. Its parts are larder's own names.
     pub(crate) fn path(&self, relative: &str) -> ObjectPath {
         relative.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Where an object lies below the prefix.
+    /// The path of an object relative to the prefix. `None` if it is not below the prefix.
     pub(crate) fn relative<'a>(&self, path: &'a ObjectPath) -> Option<&'a str> {
         let rest = path.as_ref().strip_prefix(self.prefix.as_ref())?;
         Some(rest.strip_prefix('/').unwrap_or(rest))
     }
 
-    /// Reads an object of up to `max_bytes`; none where there is none.
+    /// Reads an object of up to `max_bytes`. `None` if it does not exist.
     pub(crate) async fn get(&self, path: &ObjectPath, max_bytes: u64) -> Result<Option<Found>> {
         let mut backoff = self.backoff();
         loop {
@@ -175,7 +175,7 @@ impl Objects {
         let mut chunks = result.into_stream();
         let mut bytes = BytesMut::new();
         while let Some(chunk) = timed(self.limits.call_timeout, chunks.try_next()).await? {
-            // The size was only announced.
+            // The size in the metadata is only a claim.
             let so_far = (bytes.len() + chunk.len()) as u64;
             if so_far > max_bytes {
                 return Err(ReadError::TooLarge(so_far));
@@ -185,7 +185,7 @@ impl Objects {
         Ok(bytes.freeze())
     }
 
-    /// When an object was written, by the clock of the object storage; none where there is none.
+    /// When an object was written, by the clock of the object storage. `None` if it does not exist.
     pub(crate) async fn written_at(&self, path: &ObjectPath) -> Result<Option<UnixMillis>> {
         let mut backoff = self.backoff();
         loop {
@@ -193,14 +193,14 @@ impl Objects {
                 Ok(meta) => return Ok(Some(written_at(&meta))),
                 Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(None),
                 Err(error) if error.is_final() || !backoff.wait().await => {
-                    return Err(TenantError::unavailable("an object can't be looked at", error));
+                    return Err(TenantError::unavailable("the metadata of an object can't be read", error));
                 }
                 Err(_) => {}
             }
         }
     }
 
-    /// Makes an object that must not be there. `is_own` knows the bytes of this very write.
+    /// Creates an object that must not exist. `is_own` recognises the bytes of this write.
     pub(crate) async fn create(
         &self,
         path: &ObjectPath,
@@ -211,9 +211,10 @@ impl Objects {
         self.write(path, bytes, None, is_own, max_bytes).await
     }
 
-    /// Replaces an object that must still be of `base`. `is_own` knows the bytes of this very write.
+    /// Replaces an object if its version is still `base`. `is_own` recognises the bytes of this
+    /// write.
     ///
-    /// Where this gives an error, the write may still happen later, as long as the object stays of `base`.
+    /// After an error, the write may still take effect later, while the version is `base`.
     pub(crate) async fn swap(
         &self,
         path: &ObjectPath,
@@ -225,8 +226,8 @@ impl Objects {
         self.write(path, bytes, Some(base), is_own, max_bytes).await
     }
 
-    /// Puts with a condition until it is settled whose bytes are there. Each attempt sends the same bytes, so one that
-    /// comes late does what this one would have done, or is refused.
+    /// Repeats a conditional put until it is known whose bytes are stored. Every attempt sends the
+    /// same bytes, so a late one does what this one would have done, or fails.
     async fn write(
         &self,
         path: &ObjectPath,
@@ -248,8 +249,8 @@ impl Objects {
                 }
                 Err(error) => Some(error),
             };
-            // A refusal may be the answer to a repetition of a put that was done, and an error that of one that was done
-            // as well: what is there now decides, and nothing else.
+            // A put that was done may be retried by the client and then refused, or it may return
+            // an error. So only the stored object decides.
             let unsettled = match self.read_once(path, max_bytes).await {
                 Ok(Some(found)) if is_own(&found.bytes) => return Ok(Written::Done(found.version)),
                 Ok(Some(found)) if base != Some(&found.version) => return Ok(Written::Lost(Some(found))),
@@ -260,7 +261,7 @@ impl Objects {
                 Err(ReadError::Call(read)) => Some(read),
             };
             if !backoff.wait().await {
-                let reason = "whether an object was written can't be learned".to_string();
+                let reason = "it is unknown whether an object was written".to_string();
                 let cause = unsettled.map(|error| Arc::new(error) as larder_core::error::Cause);
                 return Err(TenantError::Unavailable { reason, cause });
             }
@@ -268,14 +269,14 @@ impl Objects {
     }
 
     async fn put_once(&self, path: &ObjectPath, bytes: Bytes, mode: PutMode) -> Result<PutResult, CallError> {
-        // Most writes are small, and a lease waits for them.
+        // Most writes are small, and a lease depends on their speed.
         let is_small = bytes.len() <= PART_BYTES / 8;
         let limit = if is_small { self.limits.call_timeout } else { self.limits.transfer_timeout };
         let options = PutOptions { mode, ..PutOptions::default() };
         timed(limit, self.store.put_opts(path, PutPayload::from(bytes), options)).await
     }
 
-    /// Removes an object; one that isn't there is removed.
+    /// Deletes an object. An object that does not exist counts as deleted.
     pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
         let mut backoff = self.backoff();
         loop {
@@ -289,7 +290,8 @@ impl Objects {
         }
     }
 
-    /// The objects below `folder` with a path after `after`, in no certain order, up to `max` of them.
+    /// Lists up to `max` objects below `folder` whose path is after `after`, in no particular
+    /// order.
     pub(crate) async fn list(
         &self,
         folder: &ObjectPath,
@@ -308,7 +310,7 @@ impl Objects {
         }
     }
 
-    /// The folders right below a folder, in no certain order.
+    /// Lists the folders directly below a folder, in no particular order.
     pub(crate) async fn folders(&self, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
         let folder = (!folder.is_root()).then_some(folder);
         let mut backoff = self.backoff();
@@ -358,7 +360,10 @@ impl From<CallError> for ReadError {
 }
 
 fn too_large(path: &ObjectPath, bytes: u64, max_bytes: u64) -> TenantError {
-    TenantError::corrupt(path, format!("an object has {bytes} bytes or more, where {max_bytes} are the most"))
+    TenantError::corrupt(
+        path,
+        format!("an object has at least {bytes} bytes, and may have at most {max_bytes}"),
+    )
 }
 
 /// When an object was written, by the clock of the object storage.

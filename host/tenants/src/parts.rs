@@ -1,4 +1,4 @@
-//! Uploads of large files in parts, several side by side.
+//! Multipart uploads of large files.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,12 +19,13 @@ use crate::error::{Result, TenantError};
 use crate::objects::{CallError, Objects, PART_BYTES, timed};
 use crate::snapshot_transfer::{TransferError, blocking};
 
-/// Parts of one upload that are in memory and on their way at once.
+/// The most parts of one upload that are in memory and in flight.
 const PARTS_AT_ONCE: u32 = 4;
 
-/// Uploads a file to a name that nothing else is ever uploaded to.
+/// Uploads a file to a name that no other upload uses.
 ///
-/// Whatever ends this early, the parts that were sent are removed, as far as the object storage can be reached then.
+/// If this fails or its future is dropped, it removes the parts that were sent, as far as object
+/// storage can be reached.
 pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, file: File, bytes: u64) -> Result<()> {
     let parts = Parts { file: Arc::new(file), bytes, side_by_side: SideBySide::new() };
     let uploaded = match objects.multipart() {
@@ -37,7 +38,7 @@ pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, file: File, byt
     })
 }
 
-/// What is uploaded.
+/// The file that is uploaded.
 struct Parts {
     file: Arc<File>,
     bytes: u64,
@@ -62,8 +63,8 @@ impl Parts {
     }
 }
 
-/// Lets parts go side by side, until one takes too long: then they go one after another, as they may be what fills a slow
-/// connection.
+/// Sends parts in parallel until one times out, and then one at a time, because together they may
+/// be what saturates a slow connection.
 struct SideBySide {
     turns: Semaphore,
     is_slow: AtomicBool,
@@ -74,14 +75,14 @@ impl SideBySide {
         Self { turns: Semaphore::new(PARTS_AT_ONCE as usize), is_slow: AtomicBool::new(false) }
     }
 
-    /// Waits for its turn, which is not counted as time of the call.
+    /// Waits for its turn, which does not count towards the timeout.
     async fn send<T>(
         &self,
         limit: Duration,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, CallError> {
         let share = if self.is_slow.load(Ordering::Relaxed) { PARTS_AT_ONCE } else { 1 };
-        // It is never closed.
+        // The semaphore is never closed.
         let _turn = self.turns.acquire_many(share).await;
         let sent = timed(limit, call).await;
         if matches!(sent, Err(CallError::TimedOut(_))) {
@@ -91,13 +92,13 @@ impl SideBySide {
     }
 }
 
-/// Whether the object is there: the answer to its completion may be what was lost.
+/// Whether the object exists. The response to the completion of its upload may have been lost.
 async fn is_complete(objects: &Objects, path: &ObjectPath, parts: &Parts) -> bool {
     let found = timed(objects.limits().call_timeout, objects.store().head(path)).await;
     found.is_ok_and(|meta| meta.size == parts.bytes)
 }
 
-/// Uploads parts by their numbers: each is sent again alone.
+/// Uploads numbered parts. A part that fails is retried alone.
 async fn upload_numbered(
     objects: &Objects,
     store: &Arc<dyn MultipartStore>,
@@ -114,17 +115,18 @@ async fn upload_numbered(
     uploaded
 }
 
-/// An upload in parts that have numbers. One that is dropped before its end is aborted.
+/// An upload of numbered parts. It is aborted if it is dropped before its end.
 struct Numbered {
     objects: Objects,
     store: Arc<dyn MultipartStore>,
     path: ObjectPath,
-    /// `None` once it is complete or aborted.
+    /// `None` once the upload is complete or aborted.
     id: Option<MultipartId>,
 }
 
 impl Numbered {
-    /// Where the answer is lost, an upload without parts stays, of which only the object storage knows.
+    /// If the response is lost, an upload without parts stays behind, of which only the object
+    /// storage knows.
     async fn begin(
         objects: &Objects,
         store: &Arc<dyn MultipartStore>,
@@ -157,8 +159,9 @@ impl Numbered {
         parts: &Parts,
         number: u64,
     ) -> Result<(u64, PartId), TransferError> {
-        let index = usize::try_from(number)
-            .map_err(|_| TenantError::invalid_argument(format!("a file of {} bytes", parts.bytes)))?;
+        let index = usize::try_from(number).map_err(|_| {
+            TenantError::invalid_argument(format!("a file of {} bytes has too many parts", parts.bytes))
+        })?;
         let payload = parts.read(number).await?;
         let limit = self.objects.limits().transfer_timeout;
         let mut backoff = self.objects.backoff();
@@ -192,7 +195,7 @@ impl Numbered {
         }
     }
 
-    /// Removes the parts. Those that stay are the object storage's to clean up.
+    /// Removes the parts. The object storage must clean up those that stay.
     async fn abort(&mut self) {
         if let Some(id) = self.id.take() {
             abort_numbered(self.objects.clone(), self.store.clone(), self.path.clone(), id).await;
@@ -223,7 +226,7 @@ impl Drop for Numbered {
     }
 }
 
-/// Uploads parts that have no numbers: a part that fails can't be sent again, so the upload begins again.
+/// Uploads parts in order. A part that fails cannot be retried, so the upload starts again.
 async fn upload_in_order(objects: &Objects, path: &ObjectPath, parts: &Parts) -> Result<(), TransferError> {
     let mut backoff = objects.backoff();
     loop {
@@ -248,9 +251,9 @@ async fn try_in_order(objects: &Objects, path: &ObjectPath, parts: &Parts) -> Re
     if is_sent { Ok(()) } else { sent }
 }
 
-/// An upload in parts that follow each other. One that is dropped before its end is aborted.
+/// An upload of parts in order. It is aborted if it is dropped before its end.
 struct InOrder {
-    /// `None` once it is complete or aborted.
+    /// `None` once the upload is complete or aborted.
     upload: Option<Box<dyn MultipartUpload>>,
     limit: Duration,
 }
@@ -272,7 +275,7 @@ impl InOrder {
     }
 }
 
-/// Parts that stay are the object storage's to clean up.
+/// Aborts an upload. The object storage must clean up parts that stay.
 async fn abort_in_order(mut upload: Box<dyn MultipartUpload>, limit: Duration) {
     drop(timed(limit, upload.abort()).await);
 }

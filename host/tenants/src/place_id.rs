@@ -1,4 +1,4 @@
-//! Which place of which object storage this is: a number that is drawn once, by the first host that comes there.
+//! The id of a location in object storage, which the first host there draws.
 
 use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
@@ -13,13 +13,14 @@ use crate::write_id::WriteId;
 
 const FORMAT: u64 = 1;
 
-/// The object right below the prefix: no tenant's path begins with a name that has a dot in it.
+/// The object directly below the prefix. No tenant's path begins with a name that contains a dot.
 const NAME: &str = "larder.json";
 
-/// A note that is larger is none.
+/// The largest valid record, in bytes.
 pub(crate) const MAX_NOTE_BYTES: u64 = 1024;
 
-/// What is noted of a place, in the object storage and in each cache folder that belongs to it.
+/// The record of a location, in object storage and in each cache folder that belongs to the
+/// location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PlaceNote {
@@ -32,10 +33,10 @@ impl PlaceNote {
         Self { format: FORMAT, place }
     }
 
-    /// Reads a note; `whose` says where it lies.
+    /// Parses a record. `whose` is its path, for errors.
     pub(crate) fn parse(whose: &str, bytes: &[u8]) -> Result<WriteId> {
         let corrupt =
-            |error| TenantError::corrupt(whose, format!("the note of which place this is: {error}"));
+            |error| TenantError::corrupt(whose, format!("the record of the location is invalid: {error}"));
         let AnyFormat { format } = serde_json::from_slice(bytes).map_err(corrupt)?;
         if format > FORMAT {
             return Err(TenantError::NewerFormat { key: whose.to_string(), format, supported: FORMAT });
@@ -44,15 +45,19 @@ impl PlaceNote {
     }
 
     pub(crate) fn to_bytes(self) -> Result<Vec<u8>> {
-        let failed = |error| TenantError::corrupt(NAME, format!("the note can't be written: {error}"));
+        let failed = |error| {
+            TenantError::corrupt(NAME, format!("the record of the location can't be written: {error}"))
+        };
         serde_json::to_vec(&self).map_err(failed)
     }
 }
 
-/// Makes sure that a cache folder belongs to the tenants of `remote`. What is in a folder of others' is neither sent
-/// here nor taken for what is here, so nothing is written on either side before the two are compared.
+/// Makes sure that a cache folder belongs to the location of `remote`. A cache folder of another
+/// location must neither be sent here nor count as data of this location, so nothing is written on
+/// either side before both ids have been compared.
 ///
-/// `probe` runs between the comparison and the first write: a number can be given once only where conditions hold.
+/// `probe` runs between the comparison and the first write, because an id can only be created once
+/// if conditional puts work.
 pub(crate) async fn settle(
     remote: &Remote,
     cache: &CacheFolder,
@@ -84,14 +89,14 @@ impl Remote {
         self.objects().path(NAME)
     }
 
-    /// The number of the place; none where no host has given it one.
+    /// The id of the location. `None` if no host has created one.
     async fn place(&self) -> Result<Option<WriteId>> {
         let path = self.place_path();
         let found = self.objects().get(&path, MAX_NOTE_BYTES).await?;
         found.map(|found| PlaceNote::parse(path.as_ref(), &found.bytes)).transpose()
     }
 
-    /// Gives the place a number, unless another host was faster: then that is the number.
+    /// Creates the id of the location. Returns the existing one if another host came first.
     async fn make_place(&self) -> Result<WriteId> {
         let (path, place) = (self.place_path(), WriteId::random());
         let bytes = Bytes::from(PlaceNote::new(place).to_bytes()?);
@@ -100,7 +105,7 @@ impl Remote {
             Written::Done(_) => Ok(place),
             Written::Lost(Some(found)) => PlaceNote::parse(path.as_ref(), &found.bytes),
             Written::Lost(None) => {
-                let reason = format!("{path} can neither be made nor read");
+                let reason = format!("{path} can neither be created nor read");
                 Err(TenantError::Unavailable { reason, cause: None })
             }
         }

@@ -1,4 +1,4 @@
-//! Finds out whether an object store honours the conditions of a put.
+//! Tests whether an object store honours conditional puts.
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -10,21 +10,21 @@ use crate::error::{Result, TenantError};
 use crate::objects::{CallError, Found, Objects, timed};
 use crate::write_id::WriteId;
 
-/// Where the probe's objects are: no tenant's path begins with a dot.
+/// The folder of the probe's objects. No tenant's path begins with a dot.
 const FOLDER: &str = ".probe";
 
-/// Writers that want the same at once. Some servers let them wait for each other for seconds.
+/// The number of writers that race. Some servers make them wait for each other for seconds.
 const WRITERS: usize = 5;
 
-/// How often they do.
+/// The number of races of each kind.
 const ROUNDS: usize = 2;
 
-/// What a killed probe left is removed once it is so old.
+/// The age from which objects of a killed probe are removed.
 const STALE_MILLIS: u64 = 60 * 60 * 1000;
 
 const MAX_BYTES: u64 = 1024;
 
-/// Makes a few objects, and sees what is refused. They are removed after.
+/// Creates a few objects, checks which conditional puts are refused, and removes the objects.
 pub(crate) async fn probe(objects: &Objects) -> Result<()> {
     let probe = Probe { objects, run: WriteId::random() };
     let outcome = probe.run().await;
@@ -37,7 +37,7 @@ struct Probe<'a> {
     run: WriteId,
 }
 
-/// What a put with a condition was answered.
+/// The response to a conditional put.
 enum Answer {
     Done(UpdateVersion),
     Refused,
@@ -62,14 +62,14 @@ impl Probe<'_> {
         let limit = self.objects.limits().call_timeout;
         match timed(limit, self.objects.store().put_opts(path, payload, options)).await {
             Ok(PutResult { e_tag: None, version: None, .. }) => {
-                Err(no_conditions("it gives neither an ETag nor a version of what was put"))
+                Err(no_conditions("it returns neither an ETag nor a version for a put"))
             }
             Ok(result) => Ok(Answer::Done(UpdateVersion { e_tag: result.e_tag, version: result.version })),
             Err(CallError::Store(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })) => {
                 Ok(Answer::Refused)
             }
             Err(CallError::Store(StoreError::NotImplemented { .. } | StoreError::NotSupported { .. })) => {
-                Err(no_conditions("it says itself that it has none"))
+                Err(no_conditions("it says that it does not support them"))
             }
             Err(error) => Err(TenantError::unavailable("the object storage can't be probed", error)),
         }
@@ -77,23 +77,23 @@ impl Probe<'_> {
 
     async fn read(&self, path: &ObjectPath) -> Result<Found> {
         let found = self.objects.get(path, MAX_BYTES).await?;
-        found.ok_or_else(|| no_conditions("an object that was just put isn't there"))
+        found.ok_or_else(|| no_conditions("an object that was just put does not exist"))
     }
 
     async fn creates_once(&self) -> Result<()> {
         let path = self.path("once");
         let Answer::Done(first) = self.put(&path, "first", PutMode::Create).await? else {
-            return Err(no_conditions("it refuses to create an object that isn't there"));
+            return Err(no_conditions("it refuses to create an object that does not exist"));
         };
         if let Answer::Done(_) = self.put(&path, "second", PutMode::Create).await? {
             return Err(no_conditions("it created an object a second time"));
         }
         self.holds(&path, "first").await?;
         let Answer::Done(_) = self.put(&path, "third", PutMode::Update(first.clone())).await? else {
-            return Err(no_conditions("it refuses to replace an object whose ETag is given"));
+            return Err(no_conditions("it refuses to replace an object whose ETag matches"));
         };
         if let Answer::Done(_) = self.put(&path, "fourth", PutMode::Update(first)).await? {
-            return Err(no_conditions("it replaced an object whose ETag was another"));
+            return Err(no_conditions("it replaced an object whose ETag did not match"));
         }
         self.holds(&path, "third").await
     }
@@ -102,7 +102,7 @@ impl Probe<'_> {
         if self.read(path).await?.bytes == text.as_bytes() {
             Ok(())
         } else {
-            Err(no_conditions("it refused a write and did it"))
+            Err(no_conditions("it refused a write, but did it"))
         }
     }
 
@@ -121,9 +121,9 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Lets many write at once. One of them succeeds and is what is there; where a client repeats a put whose answer
-    /// was lost, the one that succeeded may hear that it was refused. Who got no answer says nothing, as long as
-    /// somebody got one.
+    /// Lets several writers put at once. Exactly one of them must succeed, and its bytes must be
+    /// stored. If a client retries a put whose response was lost, even the successful writer may be
+    /// refused. A writer without a response proves nothing, as long as another one got a response.
     async fn race(&self, path: &ObjectPath, mode: &PutMode) -> Result<()> {
         let texts: Vec<_> = (0..WRITERS).map(|_| WriteId::random().to_string()).collect();
         let answers = join_all(texts.iter().map(|text| self.put(path, text, mode.clone()))).await;
@@ -143,10 +143,10 @@ impl Probe<'_> {
         let found = self.read(path).await?.bytes;
         match winners.as_slice() {
             [] if texts.iter().any(|text| found == text.as_bytes()) => Ok(()),
-            [] => Err(no_conditions("it refused all of several writes at once")),
+            [] => Err(no_conditions("it refused all of several concurrent writes")),
             [winner] if found == winner.as_bytes() => Ok(()),
-            [_] => Err(no_conditions("of several writes at once, it kept another than it said")),
-            _ => Err(no_conditions("of several writes at once, it let more than one succeed")),
+            [_] => Err(no_conditions("of several concurrent writes, it kept another one than it reported")),
+            _ => Err(no_conditions("it let more than one of several concurrent writes succeed")),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The tenants of one object storage.
+//! The tenants in one object store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,31 +17,38 @@ use crate::segments::position_of;
 use crate::watch::Watches;
 use crate::{probe, snapshot_transfer};
 
-/// How object storage is used.
+/// Options for the use of object storage.
 #[derive(Clone)]
 pub struct RemoteOptions {
-    /// How long a lease holds from a renewal on.
+    /// How long a lease is valid after a renewal.
     pub lease_ttl: Duration,
-    /// By how much a holder stops before its lease ends, and by how much longer another waits. It covers clocks that
-    /// run at different speeds, and the time between a check and what it allows.
+    /// The safety margin of a lease.
+    ///
+    /// A holder stops this long before its lease expires, and another host waits this much longer.
+    /// It covers clocks that run at different speeds, and the time between a check and the action
+    /// that it allows.
     pub lease_margin: Duration,
-    /// How long one call may take that moves little.
+    /// The timeout of a call that moves little data.
     pub call_timeout: Duration,
-    /// How long one call may take that moves up to 8 MiB.
+    /// The timeout of a call that moves up to 8 MiB.
     pub transfer_timeout: Duration,
-    /// How often a call is made before it is given up, 1 to 100.
+    /// How often a call is attempted before it fails, 1 to 100.
     pub attempts: u32,
-    /// How long snapshots are kept after they were superseded.
+    /// How long a snapshot is kept after it was superseded.
     pub keep_for: Duration,
-    /// The largest database, in bytes; see [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
+    /// The largest database file, in bytes; see
+    /// [`TenantsBuilder::max_database`](crate::TenantsBuilder::max_database).
     pub max_snapshot_bytes: u64,
     /// The largest payload of a segment, in bytes.
     pub max_segment_bytes: u64,
-    /// The same object store, by which a part of an upload that failed is sent again alone. With `None`, such an upload begins
-    /// again with its first part. See [`TenantsBuilder::multipart_store`](crate::TenantsBuilder::multipart_store).
+    /// The same object store, to retry single parts of an upload.
+    ///
+    /// With `None`, an upload whose part fails starts again with its first part. See
+    /// [`TenantsBuilder::multipart_store`](crate::TenantsBuilder::multipart_store).
     pub multipart: Option<Arc<dyn MultipartStore>>,
-    /// Wall-clock time, for times to live. Snapshots have the times of the object storage, and leases are measured by tokio's
-    /// monotonic clock.
+    /// The wall clock for times to live of rows.
+    ///
+    /// Snapshots have the times of the object storage, and leases use tokio's monotonic clock.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -77,7 +84,8 @@ impl std::fmt::Debug for RemoteOptions {
 pub(crate) const MAX_LEASE_TTL: Duration = Duration::from_secs(60 * 60);
 
 impl RemoteOptions {
-    /// What is kept is kept for several leases, so that nothing late meets a place that was given free.
+    /// The shortest retention. It lasts for several leases, so that a late request cannot hit a
+    /// name or position that was freed.
     pub(crate) fn least_keep_for(&self) -> Duration {
         (self.lease_ttl + self.lease_margin) * 4
     }
@@ -85,29 +93,45 @@ impl RemoteOptions {
     fn check(&self) -> Result<()> {
         let wrong = |reason: String| Err(TenantError::InvalidArgument(reason));
         if self.lease_ttl < Duration::from_millis(10) || self.lease_ttl > MAX_LEASE_TTL {
-            return wrong(format!("a lease holds for 10 ms to one hour, and not for {:?}", self.lease_ttl));
+            return wrong(format!(
+                "the time to live of a lease must be 10 ms to 1 hour, and not {:?}",
+                self.lease_ttl
+            ));
         }
         if self.lease_margin * 2 >= self.lease_ttl {
             return wrong(format!(
-                "the margin of a lease is less than half of the {:?} that it holds, and not {:?}",
+                "the margin of a lease must be less than half of its time to live of {:?}, and not {:?}",
                 self.lease_ttl, self.lease_margin
             ));
         }
         if self.keep_for < self.least_keep_for() {
             return wrong(format!(
-                "snapshots are kept for at least {:?} with these leases, and not for {:?}",
+                "snapshots must be kept for at least {:?} with these leases, and not {:?}",
                 self.least_keep_for(),
                 self.keep_for
             ));
         }
         if self.attempts == 0 || self.attempts > 100 {
-            return wrong(format!("a call is attempted 1 to 100 times, and not {}", self.attempts));
+            return wrong(format!("a call must be attempted 1 to 100 times, and not {}", self.attempts));
         }
         Ok(())
     }
 }
 
-/// The tenants of one object storage. Clones are the same.
+/// The tenants below one prefix of an object store. Clones share the same state.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use larder_tenants::{Remote, RemoteOptions};
+///
+/// let objects = Arc::new(object_store::memory::InMemory::new());
+/// let remote = Remote::new(objects, Default::default(), RemoteOptions::default())?;
+/// remote.probe().await?;
+/// assert!(remote.head(&"acme/users/ann".parse()?).await?.is_none());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Remote {
     inner: Arc<Inner>,
@@ -121,22 +145,25 @@ struct Inner {
 
 const HEAD_NAME: &str = "head.json";
 
-/// Objects of a tenant without a head that are looked at.
+/// The most objects that are listed for a tenant without a head.
 const OBJECTS_LOOKED_AT: usize = 1_000;
 
-/// Whether larder made an object for a tenant: a snapshot or a segment.
+/// Whether an object is a snapshot or a segment.
 fn is_of_tenant(path: &ObjectPath) -> bool {
     let is_snapshot = || path.filename().is_some_and(|name| SnapshotRef::upload_of(name).is_some());
     position_of(path).is_some() || is_snapshot()
 }
 
-const LOST_HEAD: &str = "its head.json is missing, and other objects of it are there; `larder tenants repair` makes it anew of them";
+const LOST_HEAD: &str = "its head.json is missing, but other objects of it exist; \
+                         run `larder tenants repair` to rebuild it from them";
 
 impl Remote {
-    /// Uses what lies below `prefix` of an object store. Nothing is called yet: see [`Remote::probe`].
+    /// Uses the objects below `prefix` of an object store.
+    ///
+    /// Sends no request; call [`Remote::probe`] to test the store.
     ///
     /// # Errors
-    /// [`TenantError::InvalidArgument`] where options contradict each other.
+    /// [`TenantError::InvalidArgument`] if an option is invalid, or options contradict each other.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, options: RemoteOptions) -> Result<Self> {
         options.check()?;
         let limits = CallLimits {
@@ -148,7 +175,7 @@ impl Remote {
         Ok(Self { inner: Arc::new(Inner { objects, options, watches: Watches::default() }) })
     }
 
-    /// How it is used.
+    /// The options in use.
     pub fn options(&self) -> &RemoteOptions {
         &self.inner.options
     }
@@ -165,10 +192,13 @@ impl Remote {
         self.inner.options.clock.unix_millis()
     }
 
-    /// Finds out whether the object storage honours the conditions that tenants rest on. To be called at start.
+    /// Tests whether the object storage honours the conditional writes that tenants need.
+    ///
+    /// Call this at startup. It writes a few small objects below `.probe`, and removes them.
     ///
     /// # Errors
-    /// [`TenantError::NoConditions`] where it doesn't, [`TenantError::Unavailable`] where it can't be reached.
+    /// - [`TenantError::NoConditions`] if it does not honour conditional writes.
+    /// - [`TenantError::Unavailable`] if it cannot be reached.
     pub async fn probe(&self) -> Result<()> {
         probe::probe(self.objects()).await
     }
@@ -185,7 +215,8 @@ impl Remote {
         self.objects().path(&format!("{}/{folder}", key.object_path()))
     }
 
-    /// A tenant without a head has no objects. Others may have been made since it was looked for, so it is looked for again.
+    /// Reads the head of a tenant. `None` if the tenant has no objects. If it has some, the head is
+    /// read again, because another host may just have created the tenant.
     pub(crate) async fn read_head(&self, key: &TenantKey) -> Result<Option<(Head, Found)>> {
         if let Some(found) = self.find_head(key).await? {
             return Ok(Some((Head::parse(key, &found.bytes)?, found)));
@@ -204,32 +235,42 @@ impl Remote {
         self.objects().get(&self.head_path(key), MAX_HEAD_BYTES).await
     }
 
-    /// The head of a tenant. `None` if the tenant does not exist: no host ever had it, or it was deleted
-    /// and its objects were removed. [`Head::deletion`] tells that it is being deleted.
+    /// Reads the head of a tenant. `None` if the tenant does not exist.
+    ///
+    /// A tenant does not exist if no host ever had it, or if it was deleted and purged.
+    /// [`Head::deletion`] tells whether it is being deleted.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`], [`TenantError::NewerFormat`], [`TenantError::Unavailable`].
+    /// - [`TenantError::Corrupt`] if the head is invalid, or is missing while other objects exist.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn head(&self, key: &TenantKey) -> Result<Option<Head>> {
         let head = self.read_head(key).await?.map(|(head, _)| head);
         Ok(head.filter(|head| head.deletion.as_ref().is_none_or(|deletion| !deletion.is_done())))
     }
 
-    /// The snapshots that can be restored, the oldest first and the current one last.
+    /// Lists the snapshots that can be restored, oldest first. The current one is last.
     ///
     /// # Errors
-    /// As [`Remote::head`].
+    /// - [`TenantError::Corrupt`] if the head is invalid, or is missing while other objects exist.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn history(&self, key: &TenantKey) -> Result<Vec<SnapshotRef>> {
         Ok(self.head(key).await?.map(|head| head.snapshots().cloned().collect()).unwrap_or_default())
     }
 
-    /// Downloads a snapshot to the file `into`, and makes sure that it is whole: not more than `max_bytes`, of the size
-    /// and the hash that the head says, and of the size that the database's own header says. The file is synced; putting it
-    /// into its place is the caller's. After an error there is no file. Blocks of zeros take no disk.
+    /// Downloads a snapshot into the file `into`, and verifies it.
+    ///
+    /// The file must have at most `max_bytes`, the size and hash in the head, and the size in its
+    /// own SQLite header. It is synced, but not its folder; the caller renames it to its final
+    /// path. After an error, the file does not exist. Blocks of zeros become holes.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`] where the snapshot is missing, altered, too large or not a SQLite database,
-    /// [`TenantError::Unavailable`], [`TenantError::DiskFull`] if it would take the last of the disk, and
-    /// [`TenantError::File`] where `into` can't be written.
+    /// - [`TenantError::Corrupt`] if the snapshot is missing, altered, too large or not a SQLite
+    ///   database.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if the file would fill the disk.
+    /// - [`TenantError::File`] if `into` cannot be written.
     pub async fn fetch(
         &self,
         key: &TenantKey,

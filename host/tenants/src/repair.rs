@@ -1,4 +1,4 @@
-//! A head that is lost or damaged is made anew of the objects that are there.
+//! Rebuilds a lost or damaged head from the other objects of a tenant.
 
 use bytes::Bytes;
 use larder_core::backend::Backend;
@@ -15,32 +15,43 @@ use crate::segments::{SEGMENTS, position_of};
 use crate::snapshot_transfer::{Expected, fetch_expected};
 use crate::snapshots::SNAPSHOTS;
 
-/// A head for a tenant whose own one is lost or damaged.
+/// A planned head for a tenant whose own head is lost or damaged.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Repair {
-    /// The head that would be written. Its snapshots are all that are whole, in the order of their last commits. So a restore
-    /// that nothing followed is undone.
+    /// The head to write.
+    ///
+    /// It has all intact snapshots, ordered by their last commits. So if no commit followed a
+    /// restore, the repair undoes that restore.
     pub head: Head,
-    /// Snapshots that are damaged, and why. The repair leaves them where they are.
+    /// The names of damaged snapshots, each with its error. The repair does not remove them.
     pub damaged: Vec<(String, TenantError)>,
-    /// Segments that follow on the current snapshot, or that it holds already.
+    /// The number of consecutive segments at the end of the log. The current snapshot may contain
+    /// some of them.
     pub segments: u64,
 }
 
-/// Objects of one tenant that are looked at.
+/// The most objects of one tenant that are listed.
 const OBJECTS_MAX: usize = 1_000_000;
 
-/// Epochs that are left out, as those of the last leases are not known.
+/// The gap to the new epoch, because the epochs of the last leases are unknown.
 const EPOCHS_LEFT_OUT: u64 = 1 << 16;
 
 impl Remote {
-    /// Finds out what the head of a tenant should say, from its other objects. Nothing is written there. Every snapshot is
-    /// downloaded to see whether it is whole.
+    /// Plans a new head for a tenant from its other objects.
+    ///
+    /// Writes nothing to object storage.
+    ///
+    /// Downloads every snapshot to verify it.
     ///
     /// # Errors
-    /// [`TenantError::InvalidArgument`] if the head is intact, [`TenantError::Corrupt`] if no snapshot is whole,
-    /// [`TenantError::Unavailable`], and [`TenantError::File`] if the cache folder can't be written.
+    /// - [`TenantError::InvalidArgument`] if the head is intact.
+    /// - [`TenantError::Corrupt`] if no snapshot is intact.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if a snapshot would fill the disk.
+    /// - [`TenantError::File`] if the cache folder cannot be written.
+    /// - [`TenantError::Database`] if a snapshot cannot be opened.
     pub async fn plan_repair(&self, key: &TenantKey, cache: &CacheFolder) -> Result<Repair> {
         self.check_needs_repair(key).await?;
         let folder = self.folder_path(key, SNAPSHOTS);
@@ -55,7 +66,8 @@ impl Remote {
                 Err(error) => return Err(error),
             }
         }
-        // Positions grow from lease to lease. A host that lost its lease may have completed an upload late.
+        // Versions increase from lease to lease, but a host that lost its lease may have completed
+        // an upload late.
         whole.sort_by_key(|(_, version)| *version);
         let positions = self.segment_positions(key).await?;
         let mut head = Head::new(key);
@@ -66,9 +78,9 @@ impl Remote {
             head.generation = number;
         }
         let Some(current) = &mut head.snapshot else {
-            return Err(TenantError::corrupt(key, "none of its snapshots is whole"));
+            return Err(TenantError::corrupt(key, "the tenant has no intact snapshot"));
         };
-        // Whoever replays passes over what the snapshot holds.
+        // A replay skips the commits that the snapshot contains.
         let run = last_run(&positions);
         current.covers = run.first().map_or(0, |first| first.saturating_sub(1));
         head.has_log = !positions.is_empty();
@@ -76,10 +88,12 @@ impl Remote {
         Ok(Repair { head, damaged, segments: run.len() as u64 })
     }
 
-    /// Writes the head that was planned.
+    /// Writes the planned head.
     ///
     /// # Errors
-    /// [`TenantError::InvalidArgument`] if there is an intact head meanwhile, and [`TenantError::Unavailable`].
+    /// - [`TenantError::InvalidArgument`] if an intact head exists by now.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the head.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn repair(&self, key: &TenantKey, repair: &Repair) -> Result<Head> {
         let found = self.check_needs_repair(key).await?;
         let head = repair.head.successor()?;
@@ -96,7 +110,7 @@ impl Remote {
         }
     }
 
-    /// The damaged head, if there is one.
+    /// The damaged head. `None` if the head is missing.
     async fn check_needs_repair(&self, key: &TenantKey) -> Result<Option<Found>> {
         let Some(found) = self.find_head(key).await? else { return Ok(None) };
         match Head::parse(key, &found.bytes) {
@@ -106,7 +120,8 @@ impl Remote {
         }
     }
 
-    /// What the head said of a snapshot, as far as its object tells, and the version of the last commit in it.
+    /// The reference to a snapshot, as far as its object reveals it, and the version of its last
+    /// commit.
     async fn snapshot_of(
         &self,
         key: &TenantKey,
@@ -154,7 +169,7 @@ fn is_intact(key: &TenantKey) -> TenantError {
     TenantError::invalid_argument(format!("the head of {key} is intact, so there is nothing to repair"))
 }
 
-/// The positions at the end that follow on each other.
+/// The last run of consecutive positions.
 fn last_run(positions: &[u64]) -> &[u64] {
     let follow = |pair: &[u64]| matches!(pair, [one, next] if one.checked_add(1) == Some(*next));
     let gap = positions.windows(2).rposition(|pair| !follow(pair));

@@ -1,4 +1,4 @@
-//! Going back to an earlier snapshot.
+//! Restores a tenant to an earlier snapshot.
 
 use larder_core::clock::UnixMillis;
 
@@ -7,23 +7,29 @@ use crate::head::{Head, SnapshotRef, min_version};
 use crate::lease::Lease;
 use crate::snapshots::make_current;
 
-/// Which snapshot to go back to.
+/// Selects the snapshot to restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestorePoint {
-    /// The newest one that was taken at this moment or before, in milliseconds since 1970 by the clock of the object storage.
+    /// The newest snapshot that was taken at or before this time, in milliseconds since 1970 by the
+    /// clock of the object storage.
     At(UnixMillis),
-    /// The one with this [`SnapshotRef::generation`].
+    /// The snapshot with this [`SnapshotRef::generation`].
     Generation(u64),
-    /// The newest one with a [`SnapshotRef::version`] up to this version, which a client saw: no commit
-    /// of a later version is in it.
+    /// The newest snapshot whose [`SnapshotRef::version`] is at most this version, which a client
+    /// has seen.
+    ///
+    /// It contains no commit of a later version.
     Version(u64),
 }
 
 impl RestorePoint {
-    /// Finds the snapshot. Generations are the order of snapshots; a clock that was wrong may have given them other times.
+    /// Finds the snapshot. Snapshots are ordered by generation, because a wrong clock may have
+    /// given them other times.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::NoVersion`].
+    /// - [`TenantError::NoSnapshot`] if no snapshot is as old as the time.
+    /// - [`TenantError::NoGeneration`] if no snapshot has the generation.
+    /// - [`TenantError::NoVersion`] if no snapshot has the version or an earlier one.
     pub(crate) fn find(self, head: &Head) -> Result<SnapshotRef> {
         let key = || head.tenant().to_string();
         match self {
@@ -46,25 +52,35 @@ impl RestorePoint {
     }
 }
 
-/// Whether the log behind the current snapshot can be read.
+/// Whether the log after the current snapshot can be read.
 pub(crate) enum Log {
     Whole,
     Damaged,
 }
 
 impl Lease {
-    /// Makes a snapshot the current one again, and ends the lease in the same swap. It becomes a new entry of the history, so
-    /// that this can be undone in the same way; but what the log holds after the last snapshot is left behind: publish it
-    /// first where it may be wanted.
+    /// Makes an earlier snapshot the current one, and ends the lease in the same swap.
     ///
-    /// The epoch grows with it, as if another had had the tenant: what is open under this lease, or lies in a cache
-    /// folder, is not what the tenant is now, and is never taken for it. [`crate::Tenants::restore`] sees to all that.
+    /// The restored snapshot becomes a new entry of the history, so another restore can undo this
+    /// one. Commits in the log after the last snapshot are lost, so publish them first if they may
+    /// be needed.
+    ///
+    /// The restore raises the epoch, as if another host had had the tenant. A database that is open
+    /// under this lease, or in a cache folder, is then superseded and never used as the current
+    /// state. [`Tenants::restore`](crate::Tenants::restore) takes care of all this.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] and [`TenantError::NoVersion`] if there
-    /// is no such snapshot, and as [`Lease::publish`]: the lease holds on then. After
-    /// [`TenantError::Unavailable`] it may be done all the same; then a further attempt gets
-    /// [`TenantError::Fenced`].
+    /// If no snapshot matches `point`, the lease still holds.
+    ///
+    /// - [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] or [`TenantError::NoVersion`]
+    ///   if no snapshot matches `point`.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head or the log is damaged
+    ///   or of a newer release.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached. The restore may still
+    ///   have been done, and then another attempt fails with [`TenantError::Fenced`].
     pub async fn restore(&self, point: RestorePoint) -> Result<SnapshotRef> {
         self.restore_with(point, Log::Whole).await
     }
@@ -72,7 +88,7 @@ impl Lease {
     pub(crate) async fn restore_with(&self, point: RestorePoint, log: Log) -> Result<SnapshotRef> {
         let _turn = self.publishing().await;
         self.check()?;
-        // The log goes on behind what the restored state leaves out.
+        // The log continues after the segments that the restored state leaves out.
         let covers = match log {
             Log::Whole => self.log_end().await?,
             Log::Damaged => self.seal_damaged().await?,
@@ -86,6 +102,8 @@ impl Lease {
             head.lease = None;
             Ok(())
         });
-        head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
+        head.await?
+            .snapshot
+            .ok_or_else(|| TenantError::corrupt(self.key(), "the head has no current snapshot"))
     }
 }

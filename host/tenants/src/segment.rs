@@ -1,4 +1,4 @@
-//! The bytes of one segment.
+//! The encoding of a segment.
 
 use std::io::Read;
 
@@ -16,33 +16,34 @@ const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 16 + 8;
 const CHECKSUM_BYTES: usize = 32;
 const COMPRESSION: i32 = 1;
 
-/// What a segment is there for.
+/// The kind of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// It has a payload.
     Data,
-    /// It ends what the holders before could write.
+    /// It prevents earlier holders from appending.
     Seal,
 }
 
-/// What stands before the payload.
+/// The fields before the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) kind: Kind,
-    /// Of the lease that wrote it.
+    /// The epoch of the lease that wrote it.
     pub(crate) epoch: u64,
     pub(crate) position: u64,
     pub(crate) write_id: WriteId,
 }
 
-/// The most that a segment of such a payload takes.
+/// The most bytes that the segment of a payload of this size may have.
 pub(crate) fn max_stored_bytes(max_payload_bytes: u64) -> u64 {
-    // What can't be compressed grows a little: zstd's own bound is below this.
+    // Incompressible data grows a little. zstd's own bound is below this one.
     max_payload_bytes + max_payload_bytes / 128 + 4096
 }
 
-/// The stored bytes: format, kind, epoch, position, write id, bytes of the payload, the payload compressed, and a
-/// SHA-256 of all that and of the tenant's name, so that a segment of another tenant is none of this one.
+/// Encodes a segment: format, kind, epoch, position, write id, length of the payload, the
+/// compressed payload and a checksum. The checksum is a SHA-256 of all that and the tenant's name,
+/// so that a segment of one tenant is invalid for any other.
 pub(crate) fn encode(key: &TenantKey, header: &SegmentHeader, payload: &[u8]) -> std::io::Result<Bytes> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + payload.len() / 2);
     bytes.push(FORMAT);
@@ -64,7 +65,7 @@ fn checksum(key: &TenantKey, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     Sha256::new().chain_update(key.to_string()).chain_update([0]).chain_update(bytes).finalize().into()
 }
 
-/// Takes fields off the front.
+/// Takes fields off the front of a slice.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -75,7 +76,7 @@ impl Fields<'_> {
     }
 }
 
-/// Reads a segment and checks it, and gives its header and payload. No more than `max_payload_bytes` are made of it.
+/// Decodes and verifies a segment. Decompresses at most `max_payload_bytes`.
 pub(crate) fn decode(
     key: &TenantKey,
     position: u64,
@@ -89,12 +90,12 @@ pub(crate) fn decode(
             let (format, supported) = (format.into(), FORMAT.into());
             return Err(TenantError::NewerFormat { key: key.to_string(), format, supported });
         }
-        _ => return Err(corrupt("is of no format there is")),
+        _ => return Err(corrupt("has an unknown format")),
     }
     let (content, stored) =
         bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(|| corrupt("is cut short"))?;
     if *stored != checksum(key, content) {
-        return Err(corrupt("has another checksum than its bytes"));
+        return Err(corrupt("does not match its checksum"));
     }
     let mut fields = Fields(content);
     let mut header = || {
@@ -106,19 +107,19 @@ pub(crate) fn decode(
     };
     let (header, length) = header().ok_or_else(|| corrupt("is cut short"))?;
     if header.position != position {
-        return Err(corrupt("holds the segment of another position"));
+        return Err(corrupt("has the header of another position"));
     }
     if length > max_payload_bytes {
-        return Err(corrupt(&format!("has {length} bytes, where {max_payload_bytes} are the most")));
+        return Err(corrupt(&format!("has {length} bytes, and may have at most {max_payload_bytes}")));
     }
     let payload = decompress(fields.0, length).map_err(|_| corrupt("can't be decompressed"))?;
     if payload.len() as u64 != length {
-        return Err(corrupt("has more or fewer bytes than it says"));
+        return Err(corrupt("does not have the length in its header"));
     }
     Ok((header, payload))
 }
 
-/// Makes one byte more than `length` at most.
+/// Decompresses at most one byte more than `length`.
 fn decompress(compressed: &[u8], length: u64) -> std::io::Result<Vec<u8>> {
     let mut payload = Vec::new();
     zstd::stream::read::Decoder::new(compressed)?.take(length.saturating_add(1)).read_to_end(&mut payload)?;
@@ -174,13 +175,13 @@ mod tests {
         let bomb = encode(&key(), &header(Kind::Data), &vec![0; 1 << 20]).unwrap();
         let error = decode(&key(), 7, &bomb, 1000).unwrap_err();
         assert!(
-            error.to_string().ends_with("segment 7 has 1048576 bytes, where 1000 are the most"),
+            error.to_string().ends_with("segment 7 has 1048576 bytes, and may have at most 1000"),
             "{error}"
         );
         let mut lying = bomb[..bomb.len() - CHECKSUM_BYTES].to_vec();
         lying[34..42].copy_from_slice(&10u64.to_be_bytes());
         lying.extend_from_slice(&checksum(&key(), &lying));
         let error = decode(&key(), 7, &lying, 1000).unwrap_err();
-        assert!(error.to_string().ends_with("has more or fewer bytes than it says"), "{error}");
+        assert!(error.to_string().ends_with("does not have the length in its header"), "{error}");
     }
 }

@@ -1,15 +1,18 @@
-//! The log of a tenant: what was acknowledged since its snapshot.
+//! The redo log of a tenant: the commits since its snapshot.
 //!
-//! One line of positions from 1 on, through all epochs. A position is created once and never changed. A lease has one
-//! append in flight at a time, and goes to the next position only once the one before is settled: so a holder that was
-//! replaced can write to one position at most, the one after the last that is there. A new holder takes just that with
-//! its seal, or finds the old holder's segment there, reads it, and seals behind it. A holder that was replaced and
-//! doesn't know it can't seal in its turn: a seal is put only behind a segment of its own epoch or an earlier one.
+//! The positions of a log are a single sequence from 1 on, across all epochs. Each position is one
+//! segment, which is created once and never changed. A lease has one append in flight at a time,
+//! and uses the next position only after the previous one is settled. So a replaced holder can
+//! write at most one more position: the one directly after the last segment. A new holder takes
+//! exactly that position with its seal. If it finds the old holder's segment there, it reads that
+//! segment and seals after it. A replaced holder that does not know it was replaced cannot seal in
+//! turn, because a seal is only put after a segment of its own epoch or an earlier one.
 //!
-//! Segments that a snapshot covers are deleted, which frees positions. A put of an old holder that is stuck on its way
-//! could be done there; but an append is acknowledged only while the lease holds on the holder's own clock, or once the
-//! head shows that nobody took over, and positions are freed by later holders only, long after. So what lands there was
-//! never acknowledged, is covered by the snapshot, and is not read.
+//! Segments that a snapshot covers are deleted, which frees their positions. A put of an old holder
+//! that was delayed could then succeed at such a position. But an append is only acknowledged while
+//! the lease holds on the holder's own clock, or once the head shows that no other host took over.
+//! And positions are only freed by later holders, long after. So a segment that is put there late
+//! was never acknowledged, is covered by the snapshot, and is not read.
 
 use std::ops::RangeInclusive;
 
@@ -26,12 +29,12 @@ use crate::remote::Remote;
 use crate::segment::{Kind, SegmentHeader, decode, encode, max_stored_bytes};
 use crate::write_id::WriteId;
 
-/// What a lease knows of the log.
+/// The state of the log under a lease.
 #[derive(Default)]
 pub(crate) struct Log {
-    /// The first free position; none until this lease has sealed the log.
+    /// The first free position. `None` until this lease has sealed the log.
     next: Option<u64>,
-    /// A segment that was sent, and of which nothing is known.
+    /// A segment that was sent and whose outcome is unknown.
     unsettled: Option<Unsettled>,
 }
 
@@ -41,22 +44,23 @@ struct Unsettled {
     bytes: Bytes,
 }
 
-/// Segments since a snapshot that a log may have: a holder publishes long before.
+/// The most segments that a log may have after a snapshot. A holder publishes a snapshot long
+/// before.
 const MAX_SEGMENTS: usize = 1_000_000;
 
-/// Segments that are downloaded ahead.
+/// The number of segments that are downloaded ahead.
 const READ_AHEAD: usize = 4;
 
 pub(crate) const SEGMENTS: &str = "segments";
 
-/// The position that an object's name stands for.
+/// The position of a segment object. `None` if the name is not that of a segment.
 pub(crate) fn position_of(path: &ObjectPath) -> Option<u64> {
     let name = path.filename()?;
     let position = name.parse().ok()?;
     (name_of(position) == name).then_some(position)
 }
 
-/// Names are in the order of positions.
+/// The name of a segment. Names sort like positions.
 fn name_of(position: u64) -> String {
     format!("{position:020}")
 }
@@ -88,7 +92,7 @@ impl Remote {
         Ok(Some((header, payload.into())))
     }
 
-    /// The positions after `covers` that are in use, in order.
+    /// The positions after `covers` that are in use, in ascending order.
     pub(crate) async fn positions_after(&self, key: &TenantKey, covers: u64) -> Result<Vec<u64>> {
         let folder = self.folder_path(key, SEGMENTS);
         let after = self.segment_path(key, covers);
@@ -105,21 +109,31 @@ impl Lease {
         self.remote().segment_path(self.key(), position)
     }
 
-    /// Puts a payload at the end of the log, and gives its position once object storage has it. Appends of one lease are
-    /// made one after another, in the order in which they are called.
+    /// Appends a payload to the log. Returns its position once object storage has it.
     ///
-    /// Where the outcome is [`TenantError::OutcomeUnknown`], or this is dropped halfway, the segment stays the first in
-    /// line: [`Lease::settle`] or the next append goes on with it, and nothing comes before it.
+    /// Appends of one lease are made one after another, in the order of the calls. If this fails
+    /// with [`TenantError::OutcomeUnknown`] or its future is dropped, the segment stays first in
+    /// line. [`Lease::settle`] or the next append then settles it before anything else is written.
     ///
     /// # Errors
-    /// [`TenantError::OutcomeUnknown`]; after every other error the payload was not written, and won't be:
-    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`], [`TenantError::Unavailable`],
-    /// and [`TenantError::InvalidArgument`] where it is too large.
+    /// After any error but [`TenantError::OutcomeUnknown`], the payload was not written and never
+    /// will be.
+    ///
+    /// - [`TenantError::OutcomeUnknown`] if it is unknown whether the payload was written.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head or the log is damaged
+    ///   or of a newer release.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached, or an earlier segment is
+    ///   still unsettled.
+    /// - [`TenantError::InvalidArgument`] if the payload is too large.
+    /// - [`TenantError::File`] if the payload cannot be compressed.
     pub async fn append(&self, payload: Bytes) -> Result<u64> {
         let max = self.remote().options().max_segment_bytes;
         if payload.len() as u64 > max {
             return Err(TenantError::invalid_argument(format!(
-                "a segment has {max} bytes at most, and not {}",
+                "a segment may have at most {max} bytes, and not {}",
                 payload.len()
             )));
         }
@@ -128,9 +142,9 @@ impl Lease {
         let next = self.begin_log(&mut log).await?;
         let position = match self.settle_in(&mut log).await {
             Ok(settled) => settled.map_or(Ok(next), |earlier| self.after(earlier))?,
-            // What is unknown is the earlier one's outcome: this payload was not sent.
+            // Only the outcome of the earlier segment is unknown. This payload was not sent.
             Err(TenantError::OutcomeUnknown { cause, .. }) => {
-                let reason = "an earlier segment is not settled yet".to_string();
+                let reason = "the outcome of an earlier segment is still unknown".to_string();
                 return Err(TenantError::Unavailable { reason, cause });
             }
             Err(error) => return Err(error),
@@ -144,19 +158,32 @@ impl Lease {
         Ok(position)
     }
 
-    /// Goes on with a segment whose outcome was unknown; its position, or none where there is no such segment.
+    /// Settles a segment whose outcome is unknown.
+    ///
+    /// Returns its position, or `None` if there is no such segment.
     ///
     /// # Errors
-    /// As [`Lease::append`].
+    /// - [`TenantError::OutcomeUnknown`] if the outcome is still unknown.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] if the position has another segment although this lease holds.
     pub async fn settle(&self) -> Result<Option<u64>> {
         let mut log = self.log().await;
         self.settle_in(&mut log).await
     }
 
-    /// The last position in use, 0 for none: what a snapshot of the present state covers.
+    /// The last position in use, or 0 if there is none.
+    ///
+    /// A snapshot of the current state covers it.
+    ///
+    /// Seals the log if this lease has not done so.
     ///
     /// # Errors
-    /// As [`Lease::replay`].
+    /// - [`TenantError::Corrupt`] if a segment is missing or damaged.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote a segment.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn log_end(&self) -> Result<u64> {
         let mut log = self.log().await;
         if !self.head().has_log {
@@ -165,11 +192,16 @@ impl Lease {
         Ok(self.seal(&mut log).await?.saturating_sub(1))
     }
 
-    /// What was appended after the current snapshot, by all holders. It seals the log: after this, no earlier holder
-    /// can append.
+    /// Reads the payloads that all holders appended after the current snapshot.
+    ///
+    /// This seals the log first, so that no earlier holder can append from then on.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`] where a segment is missing, [`TenantError::Fenced`], [`TenantError::Unavailable`].
+    /// - [`TenantError::Corrupt`] if a segment is missing or damaged.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote a segment.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn replay(&self) -> Result<Replay> {
         let covers = self.head().covers();
         let end = self.log_end().await?;
@@ -189,11 +221,12 @@ impl Lease {
     }
 
     fn after(&self, position: u64) -> Result<u64> {
-        let exhausted = || TenantError::corrupt(self.key(), "the log is at the last position there is");
+        let exhausted = || TenantError::corrupt(self.key(), "the log has reached its last position");
         position.checked_add(1).ok_or_else(exhausted)
     }
 
-    /// Makes the log known to whoever comes next, and then seals it.
+    /// Records in the head that the log has segments, so that the next holder reads it, and then
+    /// seals it.
     async fn begin_log(&self, log: &mut Log) -> Result<u64> {
         if !self.head().has_log {
             self.change(|head| {
@@ -205,7 +238,7 @@ impl Lease {
         self.seal(log).await
     }
 
-    /// Makes sure that no earlier holder can append, and gives the first free position.
+    /// Makes sure that no earlier holder can append. Returns the first free position.
     async fn seal(&self, log: &mut Log) -> Result<u64> {
         if let Some(next) = log.next {
             return Ok(next);
@@ -225,7 +258,8 @@ impl Lease {
             let bytes = self.encoded(header, Bytes::new()).await?;
             match self.create(&header, bytes).await? {
                 Written::Done(_) => break,
-                // The last segment of the holder before, which was faster; or a seal of this lease, seen too late.
+                // The last segment of the previous holder, which was faster, or a seal of this
+                // lease whose response was lost.
                 Written::Lost(Some(found)) if self.read(position, &found)?.epoch <= self.epoch() => {
                     position = self.after(position)?;
                 }
@@ -237,8 +271,10 @@ impl Lease {
         Ok(next)
     }
 
-    /// Ends a log whose segments may be missing or damaged, and gives the last position in use. What the current snapshot does
-    /// not cover can't be replayed then, so the head has to go on to another snapshot.
+    /// Seals a log whose segments may be missing or damaged. Returns the last position in use.
+    ///
+    /// Commits after the current snapshot can no longer be replayed then, so the head must be
+    /// swapped for one with another snapshot.
     pub(crate) async fn seal_damaged(&self) -> Result<u64> {
         let mut log = self.log().await;
         if !self.head().has_log {
@@ -260,7 +296,7 @@ impl Lease {
         Ok(position)
     }
 
-    /// The positions behind the current snapshot, in order.
+    /// The positions after the current snapshot, in ascending order.
     async fn positions(&self) -> Result<Vec<u64>> {
         self.remote().positions_after(self.key(), self.head().covers()).await
     }
@@ -283,7 +319,7 @@ impl Lease {
 
     async fn create(&self, header: &SegmentHeader, bytes: Bytes) -> Result<Written> {
         let own = bytes.clone();
-        // The bytes hold the write id.
+        // The bytes contain the write id.
         let is_own = move |found: &[u8]| found == own;
         let objects = self.remote().objects();
         objects
@@ -291,8 +327,8 @@ impl Lease {
             .await
     }
 
-    /// Sends the unsettled segment until it is known to be there. It is never given up while the lease lasts: it may
-    /// be done late, and what comes after it in the log builds on it.
+    /// Sends the unsettled segment until it is known to be stored. While the lease lasts, it is
+    /// never given up: it may be stored late, and the segments after it build on it.
     async fn settle_in(&self, log: &mut Log) -> Result<Option<u64>> {
         let Some(Unsettled { header, bytes }) = log.unsettled.clone() else { return Ok(None) };
         let position = header.position;
@@ -304,14 +340,15 @@ impl Lease {
         match self.create(&header, bytes).await {
             Ok(Written::Done(_)) => {}
             Ok(Written::Lost(_)) => {
-                // Taken for ever by another: this segment was not written, and can't be.
+                // Another holder has the position for good, so this segment was not written and
+                // cannot be.
                 log.unsettled = None;
                 return Err(self.overtaken(position).await);
             }
             Err(error) => return Err(unknown(error)),
         }
-        // It may be the late success of a put that a new holder's log no longer reads. Only a lease that still holds
-        // tells that there is no such holder.
+        // This may be the late success of a put that a new holder's log no longer reads. Only a
+        // lease that still holds proves that there is no such holder.
         if self.check().is_err() {
             self.renew().await.map_err(unknown)?;
         }
@@ -320,17 +357,21 @@ impl Lease {
         Ok(Some(position))
     }
 
-    /// Why a position of this lease is another's.
+    /// The error for a position of this lease that another holder has taken.
     async fn overtaken(&self, position: u64) -> TenantError {
-        self.unless_fenced(format!("segment {position} is another's, and nobody took the tenant over")).await
+        self.unless_fenced(format!(
+            "segment {position} is of another holder, but no other host took over the tenant"
+        ))
+        .await
     }
 
-    /// Why there is no segment.
+    /// The error for a missing segment.
     async fn missing(&self, position: u64) -> TenantError {
         self.unless_fenced(format!("segment {position} is missing")).await
     }
 
-    /// What looks corrupt to a holder may be the work of the next one: the head tells.
+    /// Data that looks corrupt to a holder may be the work of the next holder, so this renews the
+    /// lease to find out.
     async fn unless_fenced(&self, reason: String) -> TenantError {
         match self.renew().await {
             Ok(()) => TenantError::corrupt(self.key(), reason),
@@ -339,7 +380,9 @@ impl Lease {
     }
 }
 
-/// The payloads of a log, one after another. It holds a few of them in memory at a time.
+/// The payloads of a log, in the order of their positions.
+///
+/// A few of them are in memory at a time.
 pub struct Replay {
     payloads: BoxStream<'static, Result<(SegmentHeader, Bytes)>>,
     last_epoch: u64,
@@ -347,7 +390,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Of the segments at these positions, each of which `download` reads.
+    /// Replays the segments at `positions`, each read by `download`.
     pub(crate) fn new<F>(
         key: &TenantKey,
         positions: RangeInclusive<u64>,
@@ -360,17 +403,21 @@ impl Replay {
         Self { payloads, last_epoch: 0, key: key.to_string() }
     }
 
-    /// The next payload and its position; none at the end. Positions grow, and seals leave gaps.
+    /// The next payload and its position.
+    ///
+    /// `None` at the end. Positions ascend, with gaps for seals.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`] where a segment is missing or altered, [`TenantError::NewerFormat`],
-    /// [`TenantError::Unavailable`].
+    /// - [`TenantError::Corrupt`] if a segment is missing or altered.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote a segment.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>> {
         while let Some(downloaded) = self.payloads.next().await {
             let (header, payload) = downloaded?;
             if header.epoch < self.last_epoch {
                 let reason =
-                    format!("segment {} is of an earlier epoch than the one before", header.position);
+                    format!("segment {} has an earlier epoch than the segment before it", header.position);
                 return Err(TenantError::corrupt(&self.key, reason));
             }
             self.last_epoch = header.epoch;

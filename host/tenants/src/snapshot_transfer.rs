@@ -1,4 +1,4 @@
-//! Database files on their way to object storage and back.
+//! Transfers database files to and from object storage.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -23,10 +23,10 @@ use crate::unpacked_file::{FileSize, UnpackedFile, too_large};
 const COMPRESSION: i32 = 3;
 const READ_BYTES: usize = 256 << 10;
 
-/// Chunks that wait for the thread that decompresses them.
+/// The most chunks that wait for the thread that decompresses them.
 const WAITING_CHUNKS: usize = 4;
 
-/// A compressed database file. It is removed where it is dropped.
+/// A compressed database file. Its file is removed on drop.
 pub(crate) struct Packed {
     file: NamedTempFile,
     pub(crate) bytes: u64,
@@ -39,11 +39,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(TenantError::file("a snapshot's work was stopped", error)),
+        Err(error) => Err(TenantError::file("the work on a snapshot was cancelled", error)),
     }
 }
 
-/// Compresses a file into another beside it.
+/// Compresses a file into a temporary file beside it.
 pub(crate) async fn pack(file: &Path, max_bytes: u64) -> Result<Packed> {
     let file = file.to_path_buf();
     blocking(move || pack_blocking(&file, max_bytes)).await
@@ -68,13 +68,15 @@ fn pack_blocking(path: &Path, max_bytes: u64) -> Result<Packed> {
         }
         bytes += chunk.len() as u64;
         if bytes > max_bytes {
-            return Err(TenantError::invalid_argument(format!("a database has {max_bytes} bytes at most")));
+            return Err(TenantError::invalid_argument(format!(
+                "a database may have at most {max_bytes} bytes"
+            )));
         }
         hash.update(chunk);
         encoder.write_all(chunk).map_err(failed)?;
     }
     if bytes == 0 {
-        return Err(TenantError::invalid_argument("an empty file is no database"));
+        return Err(TenantError::invalid_argument("an empty file is not a database"));
     }
     let file = encoder.finish().map_err(failed)?;
     let compressed_bytes = file.as_file().metadata().map_err(failed)?.len();
@@ -85,7 +87,8 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Uploads a compressed file to a name that nothing else is ever uploaded to: what is there is this file.
+/// Uploads a compressed file to a name that no other upload uses. An object that exists there is
+/// this file.
 pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, packed: &Packed) -> Result<()> {
     let handle =
         packed.file.reopen().map_err(|error| TenantError::file("a file can't be read again", error))?;
@@ -95,7 +98,7 @@ pub(crate) async fn upload(objects: &Objects, path: &ObjectPath, packed: &Packed
         return match objects.create(path, bytes, move |found| found == own, PART_BYTES as u64).await? {
             Written::Done(_) => Ok(()),
             Written::Lost(_) => {
-                Err(TenantError::corrupt(path, "an object of a name that is given once is another's"))
+                Err(TenantError::corrupt(path, "the unique name of an upload has another object"))
             }
         };
     }
@@ -112,7 +115,7 @@ async fn read_all(mut file: File, length: u64) -> Result<Bytes> {
     .await
 }
 
-/// Why a transfer did not happen.
+/// Why a transfer failed.
 pub(crate) enum TransferError {
     Call(CallError),
     Tenant(TenantError),
@@ -133,13 +136,13 @@ impl From<TenantError> for TransferError {
 /// What is known of a snapshot before it is downloaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
-    /// SHA-256 of the database file, in hexadecimal.
+    /// The SHA-256 of the database file, in hexadecimal.
     pub(crate) sha256: String,
-    /// Bytes of the object.
+    /// The size of the object, in bytes.
     pub(crate) compressed_bytes: u64,
-    /// The most bytes of the database file.
+    /// The maximum size of the database file, in bytes.
     pub(crate) max_bytes: u64,
-    /// Whether it has exactly so many.
+    /// Whether the database file has exactly that size.
     pub(crate) is_exact: bool,
 }
 
@@ -148,7 +151,7 @@ impl Expected {
         if self.is_exact { FileSize::Exact(self.max_bytes) } else { FileSize::UpTo(self.max_bytes) }
     }
 
-    /// What is known to be written.
+    /// The bytes that are certain to be written.
     fn least_bytes(&self) -> u64 {
         match self.size() {
             FileSize::Exact(bytes) => bytes,
@@ -174,7 +177,7 @@ pub(crate) async fn fetch(
     fetch_expected(objects, key, path, &expected, into).await.map(drop)
 }
 
-/// Downloads a snapshot, and gives the bytes of the database file.
+/// Downloads a snapshot. Returns the size of the database file.
 pub(crate) async fn fetch_expected(
     objects: &Objects,
     key: &TenantKey,
@@ -206,7 +209,7 @@ pub(crate) async fn fetch_expected(
     }
 }
 
-/// Removes a file that was not finished, also where the download is dropped halfway.
+/// Removes an incomplete file, even if the download's future is dropped.
 struct PartialFile {
     path: Option<std::path::PathBuf>,
 }
@@ -220,7 +223,7 @@ impl PartialFile {
 impl Drop for PartialFile {
     fn drop(&mut self) {
         if let Some(path) = self.path.take() {
-            // It may never have been made.
+            // It may not exist.
             drop(std::fs::remove_file(path));
         }
     }
@@ -237,7 +240,7 @@ async fn fetch_once(
     let result = timed(limit, objects.store().get(path)).await?;
     if result.meta.size != expected.compressed_bytes {
         let (found, expected) = (result.meta.size, expected.compressed_bytes);
-        let reason = format!("the snapshot's object has {found} bytes, and the head says {expected}");
+        let reason = format!("the snapshot's object has {found} bytes, but {expected} according to the head");
         return Err(TenantError::corrupt(key, reason).into());
     }
     let (sender, receiver) = mpsc::channel::<Bytes>(WAITING_CHUNKS);
@@ -247,7 +250,7 @@ async fn fetch_once(
     let received = loop {
         match timed(limit, chunks.try_next()).await {
             Ok(Some(chunk)) => {
-                // It ends early where it has found something wrong, and says so itself.
+                // The thread ends early if it finds a fault, which it returns.
                 if sender.send(chunk).await.is_err() {
                     break Ok(());
                 }
@@ -258,8 +261,8 @@ async fn fetch_once(
     };
     drop(sender);
     let unpacked =
-        unpacking.await.map_err(|error| TenantError::file("a snapshot's work was stopped", error))?;
-    // A download that broke off is not what is wrong with the object.
+        unpacking.await.map_err(|error| TenantError::file("the work on a snapshot was cancelled", error))?;
+    // A download that broke off says nothing about the object.
     received?;
     Ok(unpacked?)
 }
@@ -273,7 +276,7 @@ fn unpack(
     let output = UnpackedFile::create(key, into, expected.size())?;
     let failed = |error| TenantError::file("a database file can't be written", error);
     let mut decoder = zstd::stream::write::Decoder::new(output).map_err(failed)?;
-    // If it was not the file, the bytes are not zstd's.
+    // If the file had no fault, the bytes are not valid zstd.
     let fault_of = |file: &mut UnpackedFile| {
         let not_zstd = || TenantError::corrupt(key, "the snapshot can't be decompressed");
         file.take_fault().unwrap_or_else(not_zstd)
@@ -288,7 +291,7 @@ fn unpack(
     }
     let (bytes, sha256) = decoder.into_inner().finish()?;
     if hexadecimal(&sha256) != expected.sha256 {
-        return Err(TenantError::corrupt(key, "the snapshot has another hash than the head says"));
+        return Err(TenantError::corrupt(key, "the hash of the snapshot differs from that in the head"));
     }
     Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! Snapshots: how they become the current one, and how they go.
+//! Publishes snapshots, and removes superseded ones.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,47 +17,56 @@ use crate::segments::{SEGMENTS, position_of};
 use crate::snapshot_transfer::{pack, upload};
 use crate::write_id::WriteId;
 
-/// What [`Lease::collect`] removed.
+/// The number of objects that [`Lease::collect`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Snapshots that were superseded long ago, or that no head ever named.
     pub snapshots: usize,
     /// Segments that the current snapshot covers.
     pub segments: usize,
-    /// Whether there may be more, for another call.
+    /// Whether there may be more, which another call would remove.
     pub has_more: bool,
 }
 
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 
-/// Objects that one call of [`Lease::collect`] removes, of each kind, and those that it looks at together.
+/// The most objects of each kind that one call of [`Lease::collect`] removes, and the most that one
+/// listing returns.
 const MAX_COLLECTED: usize = 10_000;
 const LOOKED_AT_ONCE: usize = 10_000;
 
-/// Deletions at once.
+/// The most deletions at once.
 pub(crate) const DELETIONS: usize = 8;
 
-/// Snapshots that no head names, and segments that a snapshot covers, are of use to nobody. They wait only for who still reads
-/// them, and so that an append that is stuck on its way doesn't find its position free: for many leases, and at least so long.
+/// The least age of a removed object. Snapshots that no head names and segments that a snapshot
+/// covers are not needed. They are only kept for hosts that still read them, and so that a delayed
+/// append does not find its position free. Many leases fit into this time.
 const LEAST_AGE: Duration = Duration::from_secs(60 * 60);
 
 impl Lease {
-    /// Uploads a database file and makes it the current snapshot. `covers` is the last position of the log that the file
-    /// contains; [`Lease::log_end`] where it contains all.
+    /// Uploads a database file and makes it the current snapshot.
     ///
-    /// `file` is a complete database, and nobody writes to it. It is compressed into a temporary file beside it. A file
-    /// of the same bytes as the current snapshot is not uploaded again.
+    /// `covers` is the last log position whose commit the file contains. If it contains all, use
+    /// [`Lease::log_end`]. `file` must be a complete database to which no process writes. It is
+    /// compressed into a temporary file beside it. If its bytes equal those of the current
+    /// snapshot, it is not uploaded again.
     ///
     /// # Errors
-    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`]; [`TenantError::Unavailable`]
-    /// where it is unknown whether it is the current one: it may be published again.
-    /// [`TenantError::InvalidArgument`] where the file is empty or too large, or `covers` is no position of the log or
-    /// before that of the current snapshot, and [`TenantError::File`].
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::InvalidArgument`] if the file is empty or too large, or if `covers` is
+    ///   before that of the current snapshot or after the end of the log.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head or the log is damaged
+    ///   or of a newer release.
+    /// - [`TenantError::File`] if the file cannot be read or compressed.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached. The snapshot may still
+    ///   have become the current one, and the caller may publish it again.
     pub async fn publish(&self, file: &Path, covers: u64) -> Result<SnapshotRef> {
         self.publish_as(file, covers, WriteId::random(), 0).await
     }
 
-    /// The same with the number of the upload, which is new, and the version of the last commit.
+    /// The same with a new upload id, and the version of the last commit.
     pub(crate) async fn publish_as(
         &self,
         file: &Path,
@@ -70,7 +79,7 @@ impl Lease {
         let (from, end) = (self.head().covers(), self.log_end().await?);
         if covers < from || covers > end {
             return Err(TenantError::invalid_argument(format!(
-                "a snapshot covers a position from {from} to {end}, and not {covers}"
+                "a snapshot must cover a position from {from} to {end}, and not {covers}"
             )));
         }
         let packed = pack(file, self.remote().options().max_snapshot_bytes).await?;
@@ -78,13 +87,14 @@ impl Lease {
         if let Some(current) = same {
             return self.make_current(SnapshotRef { covers, ..current }).await;
         }
-        // The number makes the name of each upload its own. Were it the hash alone, a deletion that is under way for an
-        // object of the same bytes, which nothing named for long, could hit this one.
+        // The upload id makes each name unique. If the name were only the hash, a running deletion
+        // of an object with the same bytes, which no head has named for long, could hit this one.
         let name = SnapshotRef::object_name(&packed.sha256, upload_id);
         let path = self.snapshot_path(&name);
         upload(self.remote().objects(), &path, &packed).await?;
         let taken_at = self.remote().objects().written_at(&path).await?;
-        let taken_at = taken_at.ok_or_else(|| TenantError::corrupt(&path, "an upload is gone"))?;
+        let taken_at =
+            taken_at.ok_or_else(|| TenantError::corrupt(&path, "an uploaded object no longer exists"))?;
         let (bytes, compressed_bytes, sha256) =
             (packed.bytes, packed.compressed_bytes, packed.sha256.clone());
         let snapshot =
@@ -96,11 +106,11 @@ impl Lease {
         self.remote().folder_path(self.key(), &format!("{SNAPSHOTS}/{name}"))
     }
 
-    /// What time it is by the clock of the object storage, which all hosts share.
+    /// The current time by the clock of the object storage, which all hosts share.
     pub(crate) async fn store_time(&self) -> Result<UnixMillis> {
         self.renew().await?;
         let now = self.remote().objects().written_at(&self.remote().head_path(self.key())).await?;
-        now.ok_or_else(|| TenantError::corrupt(self.key(), "the head is gone"))
+        now.ok_or_else(|| TenantError::corrupt(self.key(), "the head no longer exists"))
     }
 
     /// Swaps a snapshot in as the current one, with the generation of this swap.
@@ -109,30 +119,43 @@ impl Lease {
             make_current(head, snapshot.clone());
             Ok(())
         });
-        head.await?.snapshot.ok_or_else(|| TenantError::corrupt(self.key(), "the head names no snapshot"))
+        head.await?
+            .snapshot
+            .ok_or_else(|| TenantError::corrupt(self.key(), "the head has no current snapshot"))
     }
 
-    /// Removes snapshots that were superseded longer ago than `keep_for`, those that no head names, and segments that the
-    /// current snapshot covers. What is younger than an hour, and than 16 leases, stays, unless `keep_for` is shorter. The
-    /// snapshot that was current `keep_for` ago stays.
+    /// Removes superseded snapshots, snapshots that no head names, and segments that the current
+    /// snapshot covers.
+    ///
+    /// A snapshot is removed if it was superseded longer ago than `keep_for`. The snapshot that was
+    /// current `keep_for` ago stays. Objects that are younger than an hour or 16 leases stay,
+    /// unless `keep_for` is shorter.
     ///
     /// # Errors
-    /// [`TenantError::Fenced`], [`TenantError::LeaseLapsed`], [`TenantError::Closed`], [`TenantError::Unavailable`]: what
-    /// is left is removed by the next call. [`TenantError::InvalidArgument`] where `keep_for` is less than four leases.
+    /// After an error, the next call removes the rest.
+    ///
+    /// - [`TenantError::InvalidArgument`] if `keep_for` is shorter than four leases.
+    /// - [`TenantError::Fenced`] if another holder has taken over.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head is damaged or of a
+    ///   newer release.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn collect(&self, keep_for: Duration) -> Result<Collected> {
         let least = self.remote().options().least_keep_for();
         if keep_for < least {
             return Err(TenantError::invalid_argument(format!(
-                "snapshots are kept for at least {least:?}, and not for {keep_for:?}"
+                "snapshots must be kept for at least {least:?}, and not {keep_for:?}"
             )));
         }
-        // No snapshot is on its way into the head while this is held.
+        // While this is held, no snapshot is about to enter the head.
         let _turn = self.publishing().await;
         self.check()?;
         let now = self.store_time().await?;
         let before = now.saturating_sub(millis(keep_for));
-        // The head lets go of them first, so that it never names what is gone. And once this swap is done, an earlier one
-        // that seemed to have failed can't be done any more: what this head doesn't name is never named again.
+        // The head drops the names first, so that it never names an object that was removed. Once
+        // this swap is done, an earlier swap that seemed to fail can no longer succeed, so a
+        // snapshot that this head does not name is never named again.
         let earlier = self.head();
         let head = self.change(|head| {
             head.forget_before(before);
@@ -149,7 +172,8 @@ impl Lease {
         })
     }
 
-    /// Those that neither head names: what the head has just let go of may be on its way to another host, and goes next time.
+    /// Snapshots that neither head names. One that the head has just dropped may still be read by
+    /// another host, so a later call removes it.
     async fn unnamed_snapshots(
         &self,
         heads: [&Head; 2],
@@ -171,8 +195,8 @@ impl Lease {
         self.find(SEGMENTS, is_covered).await
     }
 
-    /// Objects in a folder that are wanted, up to [`MAX_COLLECTED`], and whether there may be more. A server that lists in another
-    /// order than that of names may leave some out, until a later call.
+    /// Finds objects in a folder, up to [`MAX_COLLECTED`], and returns whether there may be more.
+    /// If a server does not list in the order of names, some may be left for a later call.
     async fn find(
         &self,
         folder: &str,
@@ -193,7 +217,7 @@ impl Lease {
             self.check()?;
             let last = found.into_iter().map(|meta| meta.location).max();
             if last <= after {
-                // A server that does not begin there gives the same again.
+                // A server that ignores the offset returns the same objects again.
                 return Ok((wanted, true));
             }
             after = last;
@@ -202,7 +226,7 @@ impl Lease {
 
     async fn delete_all(&self, paths: Vec<ObjectPath>) -> Result<usize> {
         let deletions = futures_util::stream::iter(paths).map(|path| async move {
-            // A later holder decides for itself.
+            // A later holder makes its own decisions.
             self.check()?;
             self.remote().objects().delete(&path).await
         });
@@ -210,7 +234,8 @@ impl Lease {
     }
 }
 
-/// Makes a snapshot the current one. One that is the current one already only covers more.
+/// Makes a snapshot the current one. If it already is, only updates the log position that it
+/// covers.
 pub(crate) fn make_current(head: &mut Head, snapshot: SnapshotRef) {
     match &mut head.snapshot {
         Some(current) if current.name == snapshot.name => current.covers = snapshot.covers,

@@ -1,4 +1,4 @@
-//! A database file that is written while its snapshot is unpacked, within what it may take.
+//! A database file that is written while its snapshot is decompressed, with limits on its size.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,40 +11,40 @@ use crate::disk_space;
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 
-/// What is known of a database file before it is unpacked.
+/// What is known of the size of a database file before it is decompressed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FileSize {
-    /// It has so many bytes.
+    /// It has exactly this many bytes.
     Exact(u64),
-    /// Its header tells, and it may have so many bytes.
+    /// Its header has the size, which may be at most this many bytes.
     UpTo(u64),
 }
 
-/// Bytes of the header with which every database of SQLite begins.
+/// The size of the header of a SQLite database.
 const HEADER_BYTES: usize = 100;
 
-/// File systems allocate blocks of this size, or of a multiple. A block of zeros is left out.
+/// File systems allocate blocks of this size or a multiple. A block of zeros becomes a hole.
 const BLOCK_BYTES: usize = 4096;
 
-/// After so many bytes the free space is looked at again.
+/// The number of written bytes after which the free space is checked again.
 const LOOK_BYTES: u64 = 16 << 20;
 
-/// Writes a database file, and hashes it.
+/// Writes and hashes a database file.
 ///
-/// Nothing is written before the header was compared with the expected size, and nothing beyond that size. Blocks of zeros take
-/// no disk.
+/// Nothing is written before the header has been compared with the expected size, and nothing
+/// beyond that size. Blocks of zeros become holes.
 pub(crate) struct UnpackedFile {
     key: TenantKey,
     file: File,
     folder: PathBuf,
     size: FileSize,
-    /// The header, as far as it has come.
+    /// The header, as far as it has been received.
     header: Vec<u8>,
-    /// The size of the file, once the header is known.
+    /// The size of the file. `None` until the header is complete.
     bytes: Option<u64>,
     position: u64,
     hash: Sha256,
-    /// Bytes that were written since the free space was looked at.
+    /// The bytes that were written since the free space was checked.
     written: u64,
     fault: Option<TenantError>,
 }
@@ -66,12 +66,12 @@ impl UnpackedFile {
         })
     }
 
-    /// Why a write failed; `None` if it was not the file.
+    /// Takes the reason why a write failed. `None` if the file was not the reason.
     pub(crate) fn take_fault(&mut self) -> Option<TenantError> {
         self.fault.take()
     }
 
-    /// Syncs the file, and gives its bytes and their SHA-256.
+    /// Syncs the file. Returns its size and its SHA-256.
     pub(crate) fn finish(self) -> Result<(u64, Vec<u8>)> {
         let Some(bytes) = self.bytes else { return Err(no_database(&self.key)) };
         let missing = bytes.saturating_sub(self.position);
@@ -82,7 +82,7 @@ impl UnpackedFile {
             };
             return Err(TenantError::corrupt(&self.key, reason));
         }
-        // The last block may be one that was left out.
+        // The last block may be a hole.
         self.file.set_len(bytes).and_then(|()| self.file.sync_all()).map_err(failed)?;
         Ok((bytes, self.hash.finalize().to_vec()))
     }
@@ -108,8 +108,9 @@ impl UnpackedFile {
         let bytes = database_bytes(&self.header).ok_or_else(|| no_database(&self.key))?;
         match self.size {
             FileSize::Exact(expected) if bytes != expected => {
-                let reason =
-                    format!("the database has {bytes} bytes by its header, and the head says {expected}");
+                let reason = format!(
+                    "the database has {bytes} bytes according to its header, but {expected} according to the head"
+                );
                 Err(TenantError::corrupt(&self.key, reason))
             }
             FileSize::UpTo(max_bytes) if bytes > max_bytes => Err(too_large(&self.key, bytes, max_bytes)),
@@ -128,7 +129,7 @@ impl UnpackedFile {
         self.hash.update(bytes);
         let (mut unwritten, mut at) = (0, 0);
         while at < bytes.len() {
-            // Blocks count from the beginning of the file.
+            // Blocks are aligned to the beginning of the file.
             let in_block = usize::try_from((self.position + at as u64) % BLOCK_BYTES as u64).unwrap_or(0);
             let end = bytes.len().min(at + BLOCK_BYTES - in_block);
             if is_zero(bytes.get(at..end).unwrap_or_default()) {
@@ -142,7 +143,7 @@ impl UnpackedFile {
         Ok(())
     }
 
-    /// Writes a range of bytes that are appended.
+    /// Writes a range of the appended bytes.
     fn write_at(&mut self, size: u64, bytes: &[u8], from: usize, to: usize) -> Result<()> {
         let range = bytes.get(from..to).unwrap_or_default();
         if range.is_empty() {
@@ -191,10 +192,11 @@ impl Write for UnpackedFile {
     }
 }
 
-/// The size of a database by its header; `None` if it is not SQLite's, or does not tell.
+/// The size of a database according to its header. `None` if it is not a SQLite database, or the
+/// size is not valid.
 ///
-/// SQLite 3.7 and later keep the number of pages. It counts if the number of the last change is also the one with which the pages
-/// were counted.
+/// SQLite 3.7 and later store the number of pages. It is valid if the file change counter equals
+/// the version-valid-for number.
 fn database_bytes(header: &[u8]) -> Option<u64> {
     let number = |at: usize| {
         let bytes = header.get(at..)?.first_chunk()?;

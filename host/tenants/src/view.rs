@@ -1,4 +1,4 @@
-//! A tenant as object storage has it, read without its lease.
+//! Read-only views of a tenant, without its lease.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +15,34 @@ use crate::local::hydrate::replay;
 use crate::remote::Remote;
 use crate::segments::Replay;
 
-/// What object storage had of a tenant at one moment; see [`Remote::view`].
+/// A tenant as object storage had it at one moment; see [`Remote::view`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use larder_tenants::{TenantKey, Tenants};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let cache = folder.path();
+/// let objects = Arc::new(object_store::memory::InMemory::new());
+/// let tenants = Tenants::builder(objects).cache_folder(cache).open().await?;
+/// let key: TenantKey = "acme/users/ann".parse()?;
+/// assert!(tenants.view(&key).await?.is_none());
+/// tenants.get(&key).await?;
+/// assert!(tenants.view(&key).await?.is_some());
+/// tenants.close().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct TenantView {
-    /// The tenant's rows and conversations. Every write fails with
-    /// [`AccessDenied`](larder_core::Error::AccessDenied). Closing it, or dropping its last clone,
-    /// removes the copy of the database.
+    /// The tenant's rows and conversations, read-only.
+    ///
+    /// Every write fails with [`AccessDenied`](larder_core::Error::AccessDenied). Closing the
+    /// backend or dropping its last clone removes the copy of the database.
     pub backend: Arc<dyn Backend>,
-    /// The snapshot that it was made of; `None` for a tenant that was never written back.
+    /// The snapshot that it was made from. `None` if the tenant was never written back.
     pub snapshot: Option<SnapshotRef>,
     /// The version of the last commit that it shows.
     pub version: Version,
@@ -35,25 +54,33 @@ impl std::fmt::Debug for TenantView {
     }
 }
 
-/// Heads that are tried if the host that has the tenant removes what each of them names.
+/// The most heads that are tried, if the host that has the tenant keeps removing the objects that
+/// they name.
 const ATTEMPTS: u32 = 5;
 
 const DATABASE: &str = "view.db";
 
 impl Remote {
-    /// Opens what object storage has of a tenant now, for reading only. `None` if the tenant does not
-    /// exist.
+    /// Opens a read-only view of a tenant as object storage has it now.
     ///
-    /// This takes no lease and writes nothing to object storage, so read access is enough, and another
-    /// host may have the tenant open. With durability `object`, the view shows every commit that was
-    /// acknowledged before the call. With `local`, it shows the last checkpoint. Later commits are not
-    /// shown: open another view for those.
+    /// `None` if the tenant does not exist.
+    ///
+    /// This takes no lease and writes nothing to object storage, so read access is enough, and
+    /// another host may have the tenant open. With durability `object`, the view shows every commit
+    /// that was acknowledged before the call. With durability `local`, it shows the last
+    /// checkpoint. It does not show later commits; open another view for those.
     ///
     /// The database is downloaded into a new folder in `folder`.
     ///
     /// # Errors
-    /// [`TenantError::Deleted`], [`TenantError::Corrupt`], [`TenantError::NewerFormat`],
-    /// [`TenantError::Unavailable`], and [`TenantError::File`] if `folder` can't be written.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Corrupt`] if stored data fails a check.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached, or if the named objects
+    ///   keep being replaced.
+    /// - [`TenantError::DiskFull`] if the database would fill the disk.
+    /// - [`TenantError::File`] if `folder` cannot be written.
+    /// - [`TenantError::Database`] if the copy of the database cannot be opened.
     pub async fn view(&self, key: &TenantKey, folder: &Path) -> Result<Option<TenantView>> {
         for _ in 0..ATTEMPTS {
             let Some(head) = self.head(key).await? else { return Ok(None) };
@@ -62,7 +89,8 @@ impl Remote {
             }
             match self.view_of(key, &head, folder).await {
                 Ok(Some(view)) => return Ok(Some(view)),
-                // What the head names may have been removed because another one is stored by now.
+                // The objects that the head names may have been removed, because a newer head is
+                // stored by now.
                 Ok(None) => {}
                 Err(damage @ TenantError::Corrupt { .. }) => {
                     if self.head(key).await?.is_some_and(|now| now.names_same(&head)) {
@@ -72,11 +100,12 @@ impl Remote {
                 Err(error) => return Err(error),
             }
         }
-        let reason = format!("what the head of {key} names is replaced all the time");
+        let reason = format!("the objects that the head of {key} names keep being replaced");
         Err(TenantError::Unavailable { reason, cause: None })
     }
 
-    /// `None` if the head has moved on, so that its log may not be whole any more.
+    /// Opens a view of one head. `None` if the head has been swapped since, so that its log may be
+    /// incomplete.
     async fn view_of(&self, key: &TenantKey, head: &Head, folder: &Path) -> Result<Option<TenantView>> {
         let failed = |error| TenantError::database(key, error);
         let folder = private_folder(folder)?;
@@ -85,7 +114,7 @@ impl Remote {
             self.fetch(key, snapshot, &file, self.options().max_snapshot_bytes).await?;
             Sqlite::verify(&file).await.map_err(failed)?;
         }
-        // The copy is worth nothing after a crash.
+        // The copy is worthless after a crash.
         let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let version = match self.log_of(key, head).await {
@@ -102,9 +131,9 @@ impl Remote {
         version.map(|_| None)
     }
 
-    /// The log after a head's snapshot, up to the last segment that exists now. `None` if segments may
-    /// have been removed before they were listed, as a later snapshot covers them, or as the tenant was
-    /// deleted.
+    /// The log after a head's snapshot, up to the last segment that exists now. `None` if segments
+    /// may have been removed before they were listed, because a later snapshot covers them or the
+    /// tenant was deleted.
     async fn log_of(&self, key: &TenantKey, head: &Head) -> Result<Option<Replay>> {
         let covers = head.covers();
         let last = match head.has_log {

@@ -1,4 +1,4 @@
-//! How long heads have been seen unchanged.
+//! Tracks how long heads have been unchanged.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use crate::key::TenantKey;
 use crate::write_id::WriteId;
 
-/// Heads that are watched at once, at most. Who is forgotten is watched anew, which only takes longer.
+/// The most heads that are watched. A forgotten head is watched again from the start, which only
+/// takes longer.
 const MAX_WATCHED: usize = 10_000;
 
-/// Since when heads have been seen unchanged, on this process's own clock.
+/// The times since when heads have been unchanged, on this process's monotonic clock.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     watched: Mutex<HashMap<TenantKey, Watched>>,
@@ -25,7 +26,7 @@ struct Watched {
 }
 
 impl Watches {
-    /// Takes note of a head as it was read just now; the moment since when it has been the same.
+    /// Records a head that was just read. Returns the time since when it has been unchanged.
     pub(crate) fn observe(&self, key: &TenantKey, write_id: WriteId) -> Instant {
         let now = Instant::now();
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,7 +43,7 @@ impl Watches {
         entry.since
     }
 
-    /// Stops watching.
+    /// Stops watching a head.
     pub(crate) fn forget(&self, key: &TenantKey) {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }

@@ -1,36 +1,37 @@
-//! Random numbers that tell one write from every other.
+//! Random ids that distinguish each write from every other.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// 128 random bits, new with every write: who reads an object sees by it whose write it holds.
+/// The id of a write: 128 random bits, new for each write.
+///
+/// A reader of an object learns from it which write the object holds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriteId(u128);
 
 static DRAWN: AtomicU64 = AtomicU64::new(0);
 
 impl WriteId {
-    /// A new one.
+    /// Draws a new id.
     ///
-    /// The numbers of two hosts must not meet, and a generator that is seeded by time could let them. The keys of
-    /// [`RandomState`] come from the operating system, and the count makes each draw of this process another.
+    /// Ids of two hosts must not collide, and a generator that is seeded by time could let them.
+    /// The keys of [`RandomState`] come from the operating system, and the counter makes each draw
+    /// of this process unique.
     pub(crate) fn random() -> Self {
         let drawn = (std::process::id(), DRAWN.fetch_add(1, Ordering::Relaxed));
         let halves = [RandomState::new().hash_one(drawn), RandomState::new().hash_one(drawn)];
         Self(halves.into_iter().fold(0, |bits, half| (bits << 64) | u128::from(half)))
     }
 
-    /// The 16 bytes.
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
 
-    /// Back from the 16 bytes.
     pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
 
-    /// Back from its text: 32 digits of `0-9a-f`.
+    /// Parses the text form: 32 digits of `0-9a-f`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let id = Self(u128::from_str_radix(text, 16).ok()?);
         (id.to_string() == text).then_some(id)

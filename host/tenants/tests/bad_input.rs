@@ -1,4 +1,4 @@
-//! What is stored is not what it should be, and disks that are full.
+//! Invalid stored data, and full disks.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -32,14 +32,14 @@ async fn put_object(world: &World, path: &ObjectPath, bytes: Vec<u8>) {
     world.objects.put(path, bytes.into()).await.unwrap();
 }
 
-/// One row in object storage, and nobody has the tenant.
+/// A tenant with one row in object storage that no host has open.
 async fn with_a_row(world: &World) {
     let a = world.host("a").await;
     put_in(&a, &ann(), "a", "1").await;
     a.close().await.unwrap();
 }
 
-/// Nothing of the tenant is on this host.
+/// Checks that the host has no file of the tenant.
 fn is_clean(tenants: &Tenants, world: &World, name: &str) {
     assert_eq!(tenants.cache().tenants().unwrap(), []);
     assert_eq!(tenants.cache().quarantined().unwrap(), []);
@@ -61,10 +61,10 @@ async fn a_head_that_is_none_is_refused_and_stays_as_it_is() {
     let text = String::from_utf8(good.clone()).unwrap();
     let b = world.host("b").await;
     let cases = [
-        (Vec::new(), "the head is no JSON"),
-        (b"no json".to_vec(), "the head is no JSON"),
-        (good[..good.len() / 2].to_vec(), "the head is no JSON"),
-        (text.replace("acme/users/ann", "acme/users/bob").into_bytes(), "the head is another tenant's"),
+        (Vec::new(), "the head is not JSON"),
+        (b"no json".to_vec(), "the head is not JSON"),
+        (good[..good.len() / 2].to_vec(), "the head is not JSON"),
+        (text.replace("acme/users/ann", "acme/users/bob").into_bytes(), "the head belongs to another tenant"),
         (text.replace("\"epoch\":", "\"epoc\":").into_bytes(), "the head is malformed"),
         (vec![b' '; 2 << 20], "an object has"),
     ];
@@ -81,7 +81,7 @@ async fn a_head_that_is_none_is_refused_and_stays_as_it_is() {
     let error = b.get(&ann()).await.unwrap_err();
     assert!(matches!(error, TenantError::NewerFormat { format: 7, supported: 2, .. }), "{error}");
     assert!(bytes_of(&world, &head_path()).await == newer);
-    // The first format lacks nothing that this head has.
+    // The first format lacks none of this head's fields.
     let first = text.replacen("\"format\":2", "\"format\":1", 1).into_bytes();
     assert_ne!(first, good);
     put_object(&world, &head_path(), first).await;
@@ -132,7 +132,7 @@ async fn a_snapshot_that_is_missing_altered_or_cut_is_refused_and_the_lease_is_g
     assert_eq!(get_in(&b, &ann(), "a").await.as_deref(), Some("1"));
 }
 
-/// A database as larder makes it, of so many bytes of rows.
+/// A database as larder creates it, with this many rows.
 async fn database(path: PathBuf, rows: usize) -> PathBuf {
     let store = Store::builder(Sqlite::open(&path, Default::default()).await.unwrap()).build().unwrap();
     for number in 0..rows {
@@ -229,17 +229,18 @@ fn names_that_could_lead_elsewhere_are_no_tenants() {
 
 const FOLDER: &str = "LARDER_TENANTS_FULL_DISK_FOLDER";
 
-/// No file of this process may grow beyond that, as on a disk that is full.
+/// Limits the size of all files of this process, as on a full disk.
 fn limit_files(bytes: Option<u64>) {
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
     setrlimit(Resource::RLIMIT_FSIZE, bytes.unwrap_or(hard), hard).unwrap();
 }
 
-/// A process of its own: the limit holds for all of it.
+/// A process of its own, because the limit applies to the whole process.
 #[tokio::test]
 async fn child_whose_disk_is_full() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
-    // SAFETY: no handler is installed; the signal is ignored, so that writing gives an error instead.
+    // SAFETY: no handler is installed. The signal is ignored, so that a write returns an error
+    // instead.
     unsafe {
         nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn)
     }
@@ -252,7 +253,7 @@ async fn child_whose_disk_is_full() {
     lease.release().await.unwrap();
     let a = world.host("a").await;
 
-    // While hydrating.
+    // While a database is downloaded.
     limit_files(Some(1 << 20));
     let error = a.get(&ann()).await.unwrap_err();
     assert!(matches!(error, TenantError::File { .. }), "{error:?}");
@@ -275,7 +276,7 @@ async fn child_whose_disk_is_full() {
     assert_eq!(a.resident(), [ann()]);
     assert_eq!(std::fs::read_dir(world.cache("a").join(".temporary")).unwrap().count(), 0);
 
-    // While the next process looks at what a killed one left.
+    // While the next process examines the leftovers of a killed one.
     limit_files(None);
     crash(&world, "a", "left").await;
     limit_files(Some(0));
@@ -311,7 +312,7 @@ fn a_full_disk_is_an_error_that_loses_nothing() {
     );
 }
 
-/// Files of the folder store that are no objects of it.
+/// Files in the folder that the folder store did not write.
 #[tokio::test]
 async fn a_file_that_the_folder_store_did_not_write_is_no_head() {
     let folder = tempfile::tempdir().unwrap();

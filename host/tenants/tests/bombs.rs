@@ -28,7 +28,7 @@ fn header(bytes: u64) -> Vec<u8> {
     header
 }
 
-/// A beginning and zeros after it, compressed: the frames of a file of zstd follow each other.
+/// A beginning followed by zeros, compressed. A zstd file is a sequence of frames.
 fn bomb(beginning: &[u8], bytes: u64) -> Vec<u8> {
     let zeros = zstd::encode_all(vec![0; 16 << 20].as_slice(), 3).unwrap();
     let rest = bytes - beginning.len() as u64;
@@ -51,7 +51,8 @@ fn sha256(beginning: &[u8], bytes: u64) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Puts an object where a snapshot of this hash lies, and gives what a head could say of it.
+/// Puts an object at the path of a snapshot with this hash. Returns a reference that a head could
+/// have.
 async fn put(
     store: &dyn ObjectStore,
     folder: &str,
@@ -82,7 +83,10 @@ async fn a_bomb_that_is_not_a_database_of_its_size_is_refused_at_its_first_bytes
     let cases = [
         (vec![0; 512], "the snapshot is not a SQLite database"),
         (b"SQLite format 3\0".repeat(32), "the snapshot is not a SQLite database"),
-        (header(8 * GIB), "the database has 8589934592 bytes by its header, and the head says 17179869184"),
+        (
+            header(8 * GIB),
+            "the database has 8589934592 bytes according to its header, but 17179869184 according to the head",
+        ),
     ];
     for (beginning, expected) in cases {
         let packed = bomb(&beginning, 16 * GIB);
@@ -113,7 +117,7 @@ async fn zeros_take_no_disk_and_the_file_is_as_it_was() {
     assert!(content[..512] == beginning && content[512..].iter().all(|byte| *byte == 0));
 }
 
-/// A tenant with one whole snapshot, and with objects that only look like one.
+/// A tenant with one intact snapshot, and with objects that only look like one.
 #[tokio::test]
 async fn a_repair_counts_bombs_as_damaged_and_spends_no_disk_on_them() {
     let world = World::new();
@@ -124,7 +128,7 @@ async fn a_repair_counts_bombs_as_damaged_and_spends_no_disk_on_them() {
     let large = header(1 << 40);
     let claims = [(vec![0; 512], GIB), (header(64 * MIB), 64 * MIB), (header(64 * MIB), GIB), (large, GIB)];
     for (beginning, bytes) in claims {
-        // The hash counts only for the one that is read to its end.
+        // Only the one that is read to its end needs the right hash.
         let hash = if bytes == 64 * MIB { sha256(&beginning, bytes) } else { hash_of(&beginning, bytes) };
         put(&world.objects, folder, &hash, bytes, bomb(&beginning, bytes)).await;
     }
@@ -148,7 +152,7 @@ async fn a_repair_counts_bombs_as_damaged_and_spends_no_disk_on_them() {
     assert_eq!(get_in(&b, &key(), "a").await.as_deref(), Some("1"));
 }
 
-/// A name for an object, one for each of what it claims to be.
+/// A unique object name for what the object claims to be.
 fn hash_of(beginning: &[u8], bytes: u64) -> String {
     let hash = Sha256::new_with_prefix(beginning).chain_update(bytes.to_be_bytes()).finalize();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -181,7 +185,7 @@ async fn a_snapshot_that_would_take_the_last_of_the_disk_is_not_downloaded() {
     let snapshot = publish(&lease, &files, random_bytes(1 << 20, 1)).await;
     let folder = tempfile::tempdir().unwrap();
     let into = folder.path().join("fetched");
-    // 2 GiB of 200 stay free.
+    // 2 GiB of 200 stay reserved.
     let total = 200 * GIB;
     set_space(folder.path(), 2 * GIB + snapshot.bytes - 1, total);
     let gets = store.calls(Operation::Get);
@@ -202,7 +206,7 @@ fn full_path(folder: &Path) -> &str {
     folder.to_str().unwrap()
 }
 
-/// Other downloads, and other programs, take space too.
+/// Other downloads and other programs use space too.
 #[tokio::test]
 async fn a_download_ends_when_the_disk_becomes_full_meanwhile() {
     let (store, files) = (FaultyStore::new(Arc::new(InMemory::new())), Files::new());
@@ -214,7 +218,7 @@ async fn a_download_ends_when_the_disk_becomes_full_meanwhile() {
     let looks = Arc::new(AtomicU64::new(0));
     let counted = looks.clone();
     set_disk_space(folder.path(), move || {
-        // Before the download, at the header, and after 16 MiB.
+        // The free space before the download, at the header and after 16 MiB.
         let is_full = counted.fetch_add(1, Ordering::Relaxed) >= 3;
         [if is_full { GIB } else { 10 * GIB }, 100 * GIB]
     });

@@ -1,4 +1,4 @@
-//! Hosts that are killed, and what the next process on their cache folder makes of it.
+//! Killed hosts, and how the next process handles their cache folders.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -22,14 +22,15 @@ use larder_tenants::{
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 
-/// What becomes of a file's bytes.
+/// An edit of a file's bytes.
 type Edit<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
 
 fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// A host with one row in object storage and one that is only here, and the folder that it leaves when it is killed.
+/// A host with one row in object storage and one that is only local. The folder `left` has what it
+/// leaves when it is killed.
 async fn killed_with_unsent(world: &World) -> Tenants {
     let a = world.host("a").await;
     let tenant = a.get(&ann()).await.unwrap();
@@ -50,7 +51,7 @@ async fn what_a_killed_host_never_sent_is_sent_by_the_next_process_at_its_start(
     let a = killed_with_unsent(&world).await;
     let before = generation(&a).await;
     let next = world.host("left").await;
-    // Nobody asks for the tenant.
+    // No caller asks for the tenant.
     eventually("the upload", async || generation(&next).await > before).await;
     assert_eq!(next.cache().quarantined().unwrap(), []);
     next.close().await.unwrap();
@@ -100,7 +101,7 @@ async fn a_killed_host_that_had_sent_everything_leaves_nothing_in_quarantine() {
 async fn a_process_that_is_killed_as_soon_as_it_took_the_lease_costs_no_data() {
     let world = World::new();
     let a = killed_with_unsent(&world).await;
-    // Twice: each takes the lease on behalf of this folder, and comes no further.
+    // Twice: each takes the lease for this folder, and gets no further.
     for (left, again) in [("left", "again"), ("again", "once more")] {
         a.remote().acquire(&ann(), a.cache().holder(), Duration::ZERO).await.unwrap();
         let next = world.host(left).await;
@@ -145,7 +146,7 @@ async fn what_was_acknowledged_locally_is_sent_before_a_host_acknowledges_by_obj
     let again = object("left again").await;
     let tenant = again.get(&ann()).await.unwrap();
     put(&tenant, "shipped", "3").await.unwrap();
-    // The disk is lost, and all that was acknowledged is in object storage.
+    // The disk is lost, and everything that was acknowledged is in object storage.
     again
         .remote()
         .acquire(&ann(), again.cache().holder(), Duration::ZERO)
@@ -168,7 +169,7 @@ async fn logs_of_an_earlier_database_are_gone_once_another_is_in_its_place() {
     let (users, left) = (world.cache("b").join("acme/users"), world.cache("left").join("acme/users"));
     a.close().await.unwrap();
     std::fs::create_dir_all(&users).unwrap();
-    // A log that holds commits of another file, and rubbish.
+    // A log with commits of another file, and garbage.
     assert!(std::fs::metadata(left.join("ann.db-wal")).unwrap().len() > 0);
     for name in ["ann.db-wal", "ann.db-shm"] {
         std::fs::copy(left.join(name), users.join(name)).unwrap();
@@ -266,7 +267,7 @@ async fn what_was_sent_is_not_put_into_quarantine_where_its_file_can_not_be_remo
     assert_eq!(a.cache().quarantined().unwrap(), []);
 }
 
-// Processes that are killed.
+// Killed processes.
 
 const FOLDER: &str = "LARDER_TENANTS_CRASH_FOLDER";
 const NAME: &str = "LARDER_TENANTS_CRASH_NAME";
@@ -290,7 +291,7 @@ fn folder_store(folder: &Path) -> FolderStore {
     FolderStore::open(folder.join("objects")).unwrap()
 }
 
-/// The process that is killed: it runs only as the child of the tests below.
+/// The process that is killed. It only runs as the child of the tests below.
 #[tokio::test]
 async fn child_that_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER).map(std::path::PathBuf::from) else { return };
@@ -331,7 +332,7 @@ async fn child_that_is_killed() {
     leave_after("all");
 }
 
-/// Ends as a crash does.
+/// Ends as after a crash.
 fn leave_after(what: &str) {
     if std::env::var(LEAVES).unwrap() == what {
         println!("at its end");
@@ -361,7 +362,8 @@ impl Child<'_> {
         command
     }
 
-    /// Runs it, until `kill_after` where there is that; the rows that it was told are kept, and how it ended.
+    /// Runs the child, and kills it after `kill_after` if set. Returns the acknowledged rows, the
+    /// exit status, and whether it reached its end.
     fn run(
         &self,
         mut command: Command,
@@ -372,7 +374,7 @@ impl Child<'_> {
         let reading = std::thread::spawn(move || lines.map_while(|line| line.ok()).collect::<Vec<_>>());
         if let Some(kill_after) = kill_after {
             std::thread::sleep(kill_after);
-            // It may be at its end already.
+            // It may have ended already.
             child.kill().ok();
         }
         let status = child.wait().unwrap();
@@ -382,7 +384,7 @@ impl Child<'_> {
     }
 }
 
-/// Whether all that was acknowledged is there, and nothing twice.
+/// Checks that every acknowledged row exists, and none twice.
 async fn check(tenants: &Tenants, kept: &BTreeSet<String>, what: &str) {
     let tenant = tenants.get(&ann()).await.unwrap();
     let mut view = handle(&tenant).begin(Mode::View).unwrap();
@@ -408,7 +410,8 @@ async fn check_folder(
     lost: bool,
 ) {
     if lost && durability == Durability::Object {
-        // The disk is lost with the host, and its lease ran out; one that was killed before it had a name had none.
+        // The disk is lost with the host, and its lease has expired. A host that was killed before
+        // it had a name had no lease.
         let name = std::fs::read_to_string(folder.join("cache/.holder")).unwrap_or_default();
         if let Ok(holder) = Holder::new(name.lines().next().unwrap_or_default()) {
             let objects = Arc::new(folder_store(folder));
@@ -431,11 +434,11 @@ async fn check_folder(
     }
 }
 
-/// Kills a process at each step that it makes on what `begun` holds, in turn.
+/// Kills a process that works on `begun` at each of its steps in turn.
 fn kill_at_every_step(durability: Durability, begun: Option<(&Path, &BTreeSet<String>)>) {
     let (runtime, mut kills) = (runtime(), 0);
     for at in 1.. {
-        assert!(at < 1_000, "it never ends");
+        assert!(at < 1_000, "the test never ends");
         let folder = tempfile::tempdir().unwrap();
         let mut kept = BTreeSet::new();
         if let Some((begun, begun_kept)) = begun {
@@ -446,7 +449,7 @@ fn kill_at_every_step(durability: Durability, begun: Option<(&Path, &BTreeSet<St
         let mut command = child.command("killed");
         command.env(KILL_AT, at.to_string());
         if begun.is_some() {
-            // From there on it is as every other.
+            // From here on, it does the same work as the others.
             command.env(LEAVES, "checkpoint");
         }
         let (told, status, is_at_end) = child.run(command, None);
@@ -502,14 +505,14 @@ fn hosts_that_are_killed_at_random_one_after_the_other_lose_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let child = Child { folder: folder.path(), durability };
         let (mut kept, mut killed) = (BTreeSet::new(), 0);
-        // How long one takes here to its end.
+        // How long one process takes to its end.
         let start = Instant::now();
         kept.extend(child.run(child.command("first"), None).0);
         let whole = start.elapsed();
         let mut started = 0;
         while killed < 25 {
             started += 1;
-            assert!(started < 1_000, "it is never killed in time");
+            assert!(started < 1_000, "no process is killed in time");
             let kill_after = whole.mul_f64(random.f64());
             let (told, status, _) = child.run(child.command(&format!("{started}")), Some(kill_after));
             killed += usize::from(!status.success());

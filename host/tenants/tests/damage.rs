@@ -1,4 +1,4 @@
-//! Objects that are lost or damaged: what is whole can be had again, and nothing takes its place in silence.
+//! Lost or damaged objects. Intact data can be restored, and nothing silently replaces lost data.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -14,8 +14,8 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// A tenant with three snapshots, of which each has one row more: `one`, `two`, `three`. With durability `object`, `four`
-/// and `five` are in the log, a segment each.
+/// A tenant with three snapshots, each with one more row: `one`, `two`, `three`. With durability
+/// `object`, `four` and `five` are in the log, one segment each.
 struct Stored {
     world: World,
     snapshots: Vec<SnapshotRef>,
@@ -167,5 +167,5 @@ async fn an_intact_tenant_is_not_repaired() {
     let plan = b.remote().plan_repair(&ann(), b.cache()).await;
     assert!(matches!(plan, Err(TenantError::InvalidArgument(_))), "{plan:?}");
     let none = b.remote().plan_repair(&key("acme/org"), b.cache()).await;
-    assert!(is_corrupt(none), "there is nothing to repair it from");
+    assert!(is_corrupt(none), "a tenant without objects cannot be repaired");
 }

@@ -1,4 +1,5 @@
-//! A tenant is deleted: no host opens it any more, nothing is gone before its time, and nothing of it is left in the end.
+//! Deletion: no host opens a deleted tenant, nothing is removed early, and nothing is left in the
+//! end.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -26,7 +27,7 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// A world whose object storage has a clock that can be moved.
+/// A world whose object storage has a clock that the test can move.
 fn world() -> (World, Arc<MovableClock>) {
     let mut world = World::new();
     let clock = Arc::new(MovableClock::default());
@@ -34,7 +35,7 @@ fn world() -> (World, Arc<MovableClock>) {
     (world, clock)
 }
 
-/// The objects of the tenant, without its folder.
+/// The names of the tenant's objects, without its folder.
 async fn objects(world: &World) -> Vec<String> {
     let folder = format!("{}/", ann().object_path());
     let metas: Vec<_> = world.objects.list(None).try_collect().await.unwrap();
@@ -105,10 +106,10 @@ async fn after_the_grace_period_a_purge_leaves_nothing_but_the_head() {
     assert!(matches!(a.undelete(&ann()).await, Err(TenantError::Deleted { .. })));
     assert!(a.remote().head(&ann()).await.unwrap().is_none());
     assert!(a.view(&ann()).await.unwrap().is_none());
-    // It is done, however often it is asked for.
+    // A purge that is done can be repeated.
     assert_eq!(a.delete(&ann(), WEEK).await.unwrap().stage, DeletionStage::Purged);
     assert!(matches!(a.get_existing(&ann()).await, Err(TenantError::NotFound { .. })));
-    assert!(a.remote().head(&ann()).await.unwrap().is_none(), "the tenant was made again");
+    assert!(a.remote().head(&ann()).await.unwrap().is_none(), "the tenant was created again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,7 +211,7 @@ async fn many_databases_that_wait_for_their_leases_are_all_recovered() {
     let events = Events::default();
     let left = builder("left").capacity(100).lease_wait(Duration::from_millis(100));
     let left = left.events(Arc::new(events.clone())).open().await.unwrap();
-    eventually("all of them", async || left.resident().len() == 60).await;
+    eventually("all tenants to be recovered", async || left.resident().len() == 60).await;
     assert!(events.of("recover").is_empty());
 }
 
@@ -264,7 +265,7 @@ async fn a_later_tenant_of_the_name_is_empty_and_gives_no_version_again() {
             .into_iter()
             .filter(|name| *name != "head.json" && positions.contains(name))
             .collect();
-        assert!(again.is_empty(), "names are given again: {again:?}");
+        assert!(again.is_empty(), "names are reused: {again:?}");
         a.close().await.unwrap();
         let b = world.host("b").await;
         assert_eq!(get_in(&b, &ann(), "row").await.as_deref(), Some("new"));
@@ -283,13 +284,13 @@ async fn a_purge_that_is_late_removes_nothing_of_a_later_tenant() {
     slow.add(Rule::next(Operation::List, ann().object_path(), Fault::Delay(Duration::from_millis(300))));
     let before = slow.calls(Operation::List);
     let purging = tokio::spawn(async move { late.purge(&ann()).await });
-    eventually("a slow list", async || slow.calls(Operation::List) > before).await;
+    eventually("the slow listing", async || slow.calls(Operation::List) > before).await;
     a.purge(&ann()).await.unwrap();
     let tenant = a.get(&ann()).await.unwrap();
     put(&tenant, "new", "2").await.unwrap();
     a.checkpoint(&ann()).await.unwrap();
     put(&tenant, "newer", "3").await.unwrap();
-    // It found no deleted tenant any more, or one that another host purges.
+    // It finds no deleted tenant any more, or one that another host purges.
     drop(purging.await.unwrap());
     drop(tenant);
     a.close().await.unwrap();
@@ -336,14 +337,14 @@ async fn a_database_that_was_never_sent_stays_until_the_tenant_is_purged() {
     drop(left);
     a.purge(&ann()).await.unwrap();
     let mut left = None;
-    eventually("a free cache folder", async || {
+    eventually("the cache folder to be free", async || {
         left = world.builder("left").open().await.ok();
         left.is_some()
     })
     .await;
     let left = left.unwrap();
-    eventually("an erased database", async || !left.cache().database(&ann()).exists()).await;
-    assert!(a.remote().head(&ann()).await.unwrap().is_none(), "the tenant was made again");
+    eventually("the database to be erased", async || !left.cache().database(&ann()).exists()).await;
+    assert!(a.remote().head(&ann()).await.unwrap().is_none(), "the tenant was created again");
 }
 
 #[tokio::test]
@@ -392,7 +393,8 @@ async fn a_damaged_tenant_can_be_deleted() {
     }
 }
 
-/// Texts that are found in a file if they are there, in rows and pages of their own, or in a row.
+/// Texts that can be found in a file if it has them, in rows and pages of their own or in a shared
+/// row.
 fn texts(what: &str) -> Vec<String> {
     let lengths = (0..20).map(|number| if number % 2 == 0 { 40 } else { 9_000 });
     let text = |(number, length)| format!("<{what}-{number:04}>{}", "x".repeat(length));
@@ -408,7 +410,7 @@ async fn found(tenants: &Tenants, texts: &[String]) -> (usize, usize) {
     let local = tenants.cache().database(&ann());
     let found = [file, local].map(|path| {
         let bytes = std::fs::read(path).unwrap();
-        // The beginning of each is its own.
+        // The beginning of each text is unique.
         let is_in = |text: &&String| bytes.windows(16).any(|window| text.as_bytes().starts_with(window));
         texts.iter().filter(is_in).count()
     });
@@ -456,7 +458,7 @@ async fn what_was_deleted_replaced_expired_or_forgotten_is_in_no_later_snapshot(
     for texts in &all {
         assert_eq!(found(&a, texts).await.0, 0, "{:.12}", texts[0]);
     }
-    // The local database is removed when it is closed, and its write-ahead log with it.
+    // The local database and its write-ahead log are removed when it is closed.
     a.evict(&ann()).await.unwrap();
     assert!(!a.cache().database(&ann()).exists());
     assert_eq!(count(&a.get(&ann()).await.unwrap()).await, 40);
@@ -497,7 +499,7 @@ async fn a_deletion_of_which_any_call_fails_is_done_or_not_and_is_done_by_the_ne
                     Err(TenantError::Unavailable { .. } | TenantError::Fenced { .. }) => failed += 1,
                     Err(error) => panic!("{operation:?} {fault:?} {skip}: {error:?}"),
                 }
-                // Another host goes on with it, or finds the tenant whole.
+                // Another host continues the deletion, or finds the tenant intact.
                 drop(a.close().await);
                 let b = host(&world, "b").open().await.unwrap();
                 let head = b.remote().head(&ann()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Durability `object`: nobody is shown what object storage may never have.
+//! With durability `object`, no reader sees a commit that object storage may never have.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -14,14 +14,14 @@ use larder_tenants::faults::{Fault, Operation, Rule};
 use larder_tenants::{Durability, RemoteOptions, Tenant, TenantKey, Tenants, TenantsBuilder};
 use tokio::task::JoinHandle;
 
-/// How late object storage answers: less than a call may take.
+/// The delay of object storage, which is shorter than the timeout of a call.
 const DELAY: Duration = Duration::from_millis(450);
 
 fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// A host whose lease runs out soon.
+/// A host with a short lease.
 fn host(world: &World, name: &str) -> TenantsBuilder {
     let options = RemoteOptions {
         lease_ttl: Duration::from_secs(2),
@@ -33,7 +33,7 @@ fn host(world: &World, name: &str) -> TenantsBuilder {
     world.builder(name).remote_options(options).durability(Durability::Object)
 }
 
-/// A row at `before`, and a commit of `after` whose segment hangs.
+/// A row with the value `before`, and a commit of `after` whose segment hangs.
 struct Hanging {
     world: World,
     a: Tenants,
@@ -42,7 +42,7 @@ struct Hanging {
     committing: JoinHandle<larder_core::Result<()>>,
 }
 
-/// With a row that is in the cache, or not.
+/// Puts the row into the cache or not.
 async fn hanging(is_cached: bool) -> Hanging {
     let world = World::new();
     let a = host(&world, "a").open().await.unwrap();
@@ -83,7 +83,7 @@ async fn a_view_waits_until_object_storage_has_what_it_reads() {
         assert!(matches!(short, Err(Error::TimedOut)), "{short:?}");
         assert!(!committing.is_finished());
         let (value, version) = read(&tenant, Duration::from_secs(10)).await.unwrap();
-        assert!(committing.is_finished(), "the view was answered first");
+        assert!(committing.is_finished(), "the view was answered before the commit");
         assert!(value == "after" && version > before, "{value} at {version:?}");
         committing.await.unwrap().unwrap();
     }
@@ -94,7 +94,7 @@ async fn a_commit_that_was_never_kept_is_not_seen_and_its_version_is_not_given_a
     let Hanging { world, a, tenant, before, committing } = hanging(true).await;
     let seen = read(&tenant, Duration::from_millis(150)).await;
     assert!(seen.is_err(), "{seen:?}");
-    // The host is lost. Its lease runs out, as nobody renews it.
+    // The host is lost. Its lease expires, because it is not renewed.
     world.objects.clear();
     drop((a, tenant));
     committing.abort();
@@ -104,7 +104,7 @@ async fn a_commit_that_was_never_kept_is_not_seen_and_its_version_is_not_given_a
     assert!(value == "before" && version == before || value == "after" && version > before);
     put(&tenant, "row", "of b").await.unwrap();
     let (_, given) = read(&tenant, Duration::from_secs(10)).await.unwrap();
-    assert!(given.0 > version.0 + 1, "{given:?} may have been given by the lost host");
+    assert!(given.0 > version.0 + 1, "{given:?} may have been assigned by the lost host");
 }
 
 #[tokio::test]

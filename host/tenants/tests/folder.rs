@@ -21,7 +21,7 @@ async fn every_scenario_holds_in_a_folder() {
     scenarios::all(new_store, "in-folder").await;
 }
 
-/// What the child processes of the test below run: it counts a number up, and says so.
+/// The child process of the test below: it increments a counter, and prints each count.
 #[tokio::test]
 async fn as_a_child_process_it_counts() {
     let Ok(folder) = std::env::var(FOLDER_VARIABLE) else { return };
@@ -32,11 +32,11 @@ async fn as_a_child_process_it_counts() {
             Ok(found) => {
                 let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: None };
                 let bytes = found.bytes().await.unwrap();
-                // Larger than a page, so that half of one would be seen.
-                assert_eq!(bytes.len(), 20_000, "half of an object");
+                // The object is larger than a page, so that a partial one would be noticed.
+                assert_eq!(bytes.len(), 20_000, "a partial object was read");
                 let words = bytes.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().unwrap()));
                 let words: BTreeSet<u64> = words.collect();
-                assert_eq!(words.len(), 1, "parts of two objects");
+                assert_eq!(words.len(), 1, "parts of two objects were read");
                 (words.into_iter().next().unwrap() + 1, PutMode::Update(version))
             }
             Err(Error::NotFound { .. }) => (1, PutMode::Create),
@@ -73,7 +73,7 @@ impl Counter {
         Self { child, output }
     }
 
-    /// Reads until so many were counted, kills it, and gives all that it said.
+    /// Reads `count` counts, kills the process, and returns all counts that it printed.
     fn kill_after(mut self, count: usize) -> Vec<u64> {
         let mut counted = Vec::new();
         let mut line = String::new();
@@ -90,7 +90,7 @@ impl Counter {
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(9),
-            "the child failed by itself"
+            "the child process failed on its own"
         );
         counted
     }
@@ -109,7 +109,7 @@ fn two_processes_count_together_through_kills_and_lose_nothing() {
         }
     }
     let distinct: BTreeSet<_> = counted.iter().copied().collect();
-    assert_eq!(distinct.len(), counted.len(), "two counted the same");
+    assert_eq!(distinct.len(), counted.len(), "two processes counted the same number");
     let store = FolderStore::open(folder.path()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let bytes =
@@ -117,7 +117,10 @@ fn two_processes_count_together_through_kills_and_lose_nothing() {
     let last = u64::from_be_bytes(bytes[..8].try_into().unwrap());
     assert!(*distinct.last().unwrap() <= last);
     let unheard = last as usize - counted.len();
-    assert!(unheard <= kills, "{unheard} counts were not heard of, and {kills} processes were killed");
+    assert!(
+        unheard <= kills,
+        "{unheard} counts were not printed, although only {kills} processes were killed"
+    );
     let listed: Vec<_> = runtime.block_on(futures_util::TryStreamExt::try_collect(store.list(None))).unwrap();
-    assert_eq!(listed.len(), 1, "a file that nobody finished is listed");
+    assert_eq!(listed.len(), 1, "an unfinished file is listed");
 }

@@ -1,4 +1,4 @@
-//! Databases in object storage whose schema computes for ever: none of it runs in a host.
+//! Databases in object storage whose schemas compute forever. A host must not run any of it.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -18,15 +18,15 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// How long a host may take for a tenant of a few rows.
+/// How long a host may take for a tenant with a few rows.
 const QUICKLY: Duration = Duration::from_secs(20);
 
-/// An expression that is computed at once, and one in its place that takes longer than any test: a single call of a function,
-/// which SQLite does not interrupt.
+/// An expression that is fast, and one that replaces it and takes longer than any test. It is a
+/// single function call, which SQLite does not interrupt.
 const QUICK: &str = "instr('x', 'y')";
 const SLOW: &str = "instr(hex(zeroblob(5000000)), hex(zeroblob(2000000)) || 'y')";
 
-/// Puts the slow expression into every definition. SQLite has not computed it then.
+/// Replaces the fast expression in all definitions. SQLite does not evaluate it then.
 fn slow_schema() -> String {
     let [quick, slow] = [QUICK, SLOW].map(|sql| sql.replace('\'', "''"));
     format!(
@@ -35,7 +35,7 @@ fn slow_schema() -> String {
     )
 }
 
-/// A database as larder makes it, with one row, after some SQL.
+/// A database as larder creates it, with one row, after running some SQL.
 async fn database(path: PathBuf, sql: &str) -> PathBuf {
     let store = Store::builder(Sqlite::open(&path, Default::default()).await.unwrap()).build().unwrap();
     let mut update = store.handle(Default::default()).begin(larder_core::Mode::Update).unwrap();
@@ -55,7 +55,7 @@ async fn publish(tenants: &Tenants, file: &Path) {
     lease.release().await.unwrap();
 }
 
-/// Runs a test in a runtime that does not wait for a thread that computes for ever.
+/// Runs a test in a runtime that does not wait for a thread that computes forever.
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let outcome = runtime.block_on(AssertUnwindSafe(test).catch_unwind());
@@ -65,10 +65,10 @@ fn run(test: impl Future<Output = ()>) {
 
 async fn quickly<T>(what: &str, work: impl Future<Output = T>) -> T {
     let outcome = tokio::time::timeout(QUICKLY, work).await;
-    outcome.unwrap_or_else(|_| panic!("the host computes for ever: {what}"))
+    outcome.unwrap_or_else(|_| panic!("the host computes forever: {what}"))
 }
 
-/// What is beside larder's tables stays as it is, and larder's own rows are used.
+/// Objects beside larder's tables stay unchanged, and larder's own rows are usable.
 #[test]
 fn a_tenant_whose_other_tables_and_triggers_compute_for_ever_is_used_without_running_them() {
     run(async {
@@ -129,7 +129,7 @@ fn a_tenant_whose_own_tables_compute_for_ever_is_corrupt() {
                  {row}"
             )
         };
-        // A step is pending, so opening writes to the ledger.
+        // A step is pending, so opening the database writes to the ledger.
         let ledger = |column: &str, more: &str| {
             format!(
                 "DROP TABLE larder_memory_state;

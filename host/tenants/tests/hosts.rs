@@ -1,4 +1,4 @@
-//! Tenants on whole hosts: opened, shared, written back, evicted, closed.
+//! Tenants on whole hosts: opened, shared, written back, evicted and closed.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -19,7 +19,7 @@ use larder_core::{Error, HandleOptions, Mode, MovableClock, PutOptions, Store, S
 use larder_tenants::faults::{Fault, Operation, Rule};
 use larder_tenants::{Durability, RemoteOptions, Scope, TenantError, TenantIdentity, Tenants};
 
-// A tenant is opened.
+// Opening.
 
 #[tokio::test]
 async fn a_tenant_that_nobody_had_is_made_and_has_a_file_at_its_path() {
@@ -39,7 +39,7 @@ async fn a_tenant_that_is_open_is_given_again_also_to_many_at_once() {
     let ann = key("acme/users/ann");
     let opened = futures_util::future::join_all((0..16).map(|_| tenants.get(&ann))).await;
     let epochs: Vec<_> = opened.iter().map(|tenant| tenant.as_ref().unwrap().epoch()).collect();
-    // One acquisition, and with it one hydration, for all of them.
+    // All of them share one lease and one download.
     assert_eq!(epochs, [1; 16]);
     put(opened[0].as_ref().unwrap(), "a", "1").await.unwrap();
     assert_eq!(get(opened[15].as_ref().unwrap(), "a").await.unwrap().as_deref(), Some("1"));
@@ -102,7 +102,7 @@ async fn a_component_gets_the_store_of_the_identity_that_its_host_bound() {
     assert_eq!(tenants.resident().len(), 3);
 }
 
-// Written back.
+// Writing back.
 
 #[tokio::test]
 async fn a_checkpoint_is_what_the_next_host_reads() {
@@ -132,7 +132,7 @@ async fn expired_rows_are_not_written_back() {
     update.commit().await.unwrap();
     clock.advance(Duration::from_secs(120));
     assert!(a.checkpoint(&ann).await.unwrap());
-    // Namespace, key and value of the row that is left.
+    // The namespace, key and value of the row that stays.
     assert_eq!(tenant.backend().stored_bytes().await.unwrap(), 3);
     drop(tenant);
     a.close().await.unwrap();
@@ -165,7 +165,7 @@ async fn tenants_past_the_capacity_are_written_back_and_come_again() {
     for (number, user) in keys.iter().enumerate() {
         assert_eq!(get_in(&tenants, user, "a").await, Some(number.to_string()));
     }
-    // Only those that are open are on this host's disk.
+    // Only open tenants are on this host's disk.
     assert_eq!(tenants.cache().tenants().unwrap(), tenants.resident());
 }
 
@@ -193,7 +193,7 @@ async fn a_tenant_in_use_is_not_evicted() {
     drop(store);
     let mut update = handle.begin(Mode::Update).unwrap();
     drop(handle);
-    // Nothing but a transaction is left, and that is enough.
+    // Only a transaction is left, which is enough.
     assert!(matches!(tenants.evict(&ann).await, Err(TenantError::InUse { .. })));
     assert!(matches!(tenants.get(&bob).await, Err(TenantError::Full { capacity: 1 })));
     update.put("n".into(), "a".into(), b"1".to_vec()).unwrap();
@@ -212,7 +212,8 @@ async fn who_waits_for_room_gets_it_once_somebody_leaves() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         put(&ann, "a", "1").await.unwrap();
     });
-    // It waits for a place that nobody gives back by itself: the one who leaves only lets its tenant go.
+    // No permit is released while it waits: the first user only drops its tenant, which can then be
+    // evicted.
     let bob = tenants.get(&key("acme/users/bob")).await;
     leaving.await.unwrap();
     bob.unwrap();
@@ -242,7 +243,7 @@ async fn a_write_is_sent_after_so_many_and_after_so_long() {
         async || after_time.remote().head(&ann).await.unwrap().unwrap().snapshot.unwrap().generation;
     let before = generation().await;
     put(&tenant, "d", "1").await.unwrap();
-    // It is in use all the time, and never idle.
+    // It is always in use, and never idle.
     eventually("the interval's checkpoint", async || generation().await > before).await;
 }
 
@@ -270,7 +271,8 @@ async fn a_checkpoint_beside_readers_and_writers_is_one_committed_state() {
     let world = World::new();
     let (a, ann) = (world.host("a").await, key("acme/users/ann"));
     let tenant = a.get(&ann).await.unwrap();
-    // A reader that holds a snapshot through all of it, as a busy checkpoint of SQLite's own would meet it.
+    // A reader that holds a snapshot all the time, which would block a checkpoint of SQLite's
+    // write-ahead log.
     let mut reader = handle(&tenant).begin(Mode::View).unwrap();
     assert_eq!(reader.get("n".into(), "left".into()).await.unwrap(), None);
     let writing = tokio::spawn({
@@ -311,7 +313,7 @@ async fn a_checkpoint_beside_readers_and_writers_is_one_committed_state() {
     assert_eq!(get_in(&a, &ann, "right").await.as_deref(), Some("199"));
 }
 
-// What fails.
+// Failures.
 
 #[tokio::test]
 async fn an_upload_that_fails_keeps_the_tenant_and_the_next_one_sends_it() {
@@ -323,7 +325,7 @@ async fn an_upload_that_fails_keeps_the_tenant_and_the_next_one_sends_it() {
     world.objects.add(Rule::next(Operation::Put, "snapshots", Fault::Fail).times(10));
     assert!(matches!(tenants.evict(&ann).await, Err(TenantError::Unavailable { .. })));
     assert!(matches!(tenants.checkpoint(&ann).await, Err(TenantError::Unavailable { .. })));
-    // It goes on working meanwhile.
+    // It stays usable meanwhile.
     assert_eq!(tenants.resident(), std::slice::from_ref(&ann));
     put_in(&tenants, &ann, "b", "2").await;
     world.objects.clear();
@@ -389,8 +391,8 @@ async fn a_tenant_whose_uploads_work_again_counts_among_those_that_are_open() {
     world.objects.clear();
     let in_use = tenants.get(&stuck).await.unwrap();
     assert!(tenants.checkpoint(&stuck).await.unwrap());
-    // One of the others goes for it, and from then on there is room for one beside it.
-    eventually("the place", async || tenants.resident() == [stuck.clone(), users[3].clone()]).await;
+    // One of the others is evicted for it. From then on, there is room for one tenant beside it.
+    eventually("the permit", async || tenants.resident() == [stuck.clone(), users[3].clone()]).await;
     put_in(&tenants, &users[0], "a", "2").await;
     assert_eq!(tenants.resident(), [stuck.clone(), users[0].clone()]);
     drop(in_use);
@@ -476,7 +478,7 @@ async fn an_upload_or_a_download_that_hangs_delays_no_other_tenant() {
         }),
     ];
     tokio::time::sleep(Duration::from_millis(50)).await;
-    // While both hang, others are opened, written, written back and evicted, to their end.
+    // While both hang, other tenants are opened, written, written back and evicted to the end.
     for number in 0..5 {
         let user = key(&format!("acme/users/u{number}"));
         put_in(&tenants, &user, "a", "1").await;
@@ -524,7 +526,7 @@ async fn with_durability_object_a_lost_host_loses_nothing_acknowledged() {
     let mut counting = handle(&tenant).begin(Mode::Update).unwrap();
     counting.increment("n".into(), "count".into(), 7).unwrap();
     counting.commit().await.unwrap();
-    // The host and its disk are gone; its lease runs out.
+    // The host and its disk are lost, and its lease expires.
     let b = world
         .builder("b")
         .durability(Durability::Object)
@@ -536,7 +538,7 @@ async fn with_durability_object_a_lost_host_loses_nothing_acknowledged() {
     let taken_over = b.get(&ann).await.unwrap();
     assert_eq!(count(&taken_over).await, 22);
     assert_eq!(get(&taken_over, "count").await.unwrap().as_deref(), Some("7"));
-    // The first host finds out at its next write, and what it wrote then is nowhere.
+    // The first host learns of it at its next write, which is not stored anywhere.
     let error = put(&tenant, "late", "1").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. } | Error::CommitUnknown { .. }), "{error}");
     put(&taken_over, "after", "1").await.unwrap();
@@ -600,7 +602,7 @@ async fn a_lease_is_renewed_as_long_as_its_tenant_is_open() {
     let tenant = a.get(&ann).await.unwrap();
     let start = Instant::now();
     let refused = b.get(&ann).await.unwrap_err();
-    // It waited for several times of the lease.
+    // It has waited for several lease times.
     assert!(is_lease_held(&refused), "{refused}");
     assert!(start.elapsed() >= Duration::from_secs(2));
     put(&tenant, "a", "1").await.unwrap();

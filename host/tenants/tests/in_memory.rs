@@ -1,4 +1,4 @@
-//! The scenarios, in memory.
+//! Runs the scenarios on the in-memory object store.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;

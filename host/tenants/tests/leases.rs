@@ -1,4 +1,4 @@
-//! One writer a tenant, through lost answers, outages and takeovers.
+//! One writer at a time, through lost responses, outages and takeovers.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -67,7 +67,7 @@ async fn what_was_watched_counts_for_later_tries_that_do_not_wait() {
     assert_eq!(start.elapsed(), TTL + MARGIN);
 }
 
-/// It has the same memory, so the same lease, and writes heads of its own.
+/// A clone has a copy of the memory, so it has the same lease and writes heads of its own.
 #[tokio::test(start_paused = true)]
 async fn of_a_machine_and_its_clone_one_loses_the_lease_at_the_next_renewal() {
     let (store, remote) = faulty();

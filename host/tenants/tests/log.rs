@@ -1,4 +1,4 @@
-//! The log: what was acknowledged is there, whatever gets stuck.
+//! The log keeps every acknowledged commit, even if requests are delayed.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -93,7 +93,7 @@ async fn a_put_of_the_old_holder_that_lands_before_the_seal_is_read() {
     old_store.add(Rule::next(Operation::Put, "segments", stuck).times(4));
     old.append(Bytes::from("late")).await.unwrap_err();
     let new = new_host.acquire(&key(), &holder("two"), DAY).await.unwrap();
-    // The list is read before it lands, and the seal is sent after.
+    // The list is read before the put takes effect, and the seal is sent after it.
     new_store.add(Rule::next(Operation::Put, "segments", Fault::Delay(Duration::from_secs(4))));
     assert_eq!(payloads(&new).await, ["a", "late"]);
 }
@@ -103,12 +103,13 @@ async fn an_append_is_not_acknowledged_once_another_may_have_taken_over() {
     let (old_store, old_host) = faulty();
     let old = old_host.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     old.append(Bytes::from("a")).await.unwrap();
-    // The lease lapses while the put is under way; nobody has taken over, so the renewal tells that it counts.
+    // The lease lapses while the put is in flight. No other host has taken over, so the renewal
+    // proves that the append counts.
     sleep(TTL - MARGIN - Duration::from_secs(1)).await;
     old_store.add(Rule::next(Operation::Put, "segments", Fault::Delay(Duration::from_secs(4))));
     assert_eq!(old.append(Bytes::from("b")).await.unwrap(), 3);
     old.check().unwrap();
-    // Now somebody takes over meanwhile.
+    // This time, another host takes over meanwhile.
     sleep(TTL - MARGIN - Duration::from_secs(1)).await;
     old_store.add(Rule::next(Operation::Put, "segments", Fault::Delay(Duration::from_secs(4))));
     let new_host = remote(Arc::new(old_store.another()));
@@ -138,7 +139,7 @@ async fn a_missing_or_altered_segment_is_corrupt_and_stays() {
     store.put(&segment(3), vec![1; 100].into()).await.unwrap();
     let mut replay = next.replay().await.unwrap();
     assert_eq!(replay.next().await.unwrap(), Some((2, Bytes::from("a"))));
-    assert_eq!(reason(replay.next().await.unwrap_err()), "segment 3 has another checksum than its bytes");
+    assert_eq!(reason(replay.next().await.unwrap_err()), "segment 3 does not match its checksum");
     store.put(&segment(3), original.into()).await.unwrap();
     assert_eq!(payloads(&next).await, ["a", "b", "c"]);
 }
@@ -193,7 +194,7 @@ async fn an_append_that_lands_where_a_segment_was_collected_is_not_acknowledged(
     publish(&new, &Files::new(), "a").await;
     clock.advance(DAY);
     assert_eq!(new.collect(DAY).await.unwrap().segments, 3);
-    // Its position is free again, so the put succeeds; but the head tells that it came too late.
+    // Its position is free again, so the put succeeds. But the head shows that it came too late.
     let unknown = old.settle().await.unwrap_err();
     assert!(matches!(unknown, TenantError::OutcomeUnknown { position: 3, .. }), "{unknown}");
     assert!(old.is_fenced());

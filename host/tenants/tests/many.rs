@@ -1,4 +1,4 @@
-//! More tenants than can be open.
+//! More tenants than a host can keep open.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -14,7 +14,7 @@ use larder_tenants::{TenantKey, Tenants};
 const TENANTS: usize = 10_000;
 const CAPACITY: usize = 200;
 const TASKS: usize = 8;
-/// So many are touched again after each was touched once.
+/// The touches after each tenant was touched once.
 const AGAIN: usize = 1_000;
 
 fn user(number: usize) -> TenantKey {
@@ -50,7 +50,7 @@ async fn ten_thousand_tenants_are_touched_in_random_order_through_a_cache_of_two
             while let Some(number) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let seen = touch(&tenants, *number).await;
                 assert!(seen >= 1);
-                // Each that is open has its file, from its opening to its end.
+                // An open tenant has its file from its opening to its end.
                 if random.u32(..50) == 0 {
                     let open = tenants.cache().tenants().unwrap().len();
                     most.fetch_max(open, Ordering::Relaxed);
@@ -67,7 +67,8 @@ async fn ten_thousand_tenants_are_touched_in_random_order_through_a_cache_of_two
     assert!(most > CAPACITY / 2 && most <= CAPACITY, "{most} were open");
     tenants.close().await.unwrap();
     assert_eq!(tenants.cache().tenants().unwrap(), []);
-    // Another host reads what is in object storage: all that were touched more than once, and some of the others.
+    // Another host reads from object storage all tenants that were touched more than once, and some
+    // of the others.
     let b = world.builder("b").capacity(CAPACITY).lease_ttl(Duration::from_secs(600)).open().await.unwrap();
     let mut read = 0;
     for (number, touches) in
@@ -77,7 +78,7 @@ async fn ten_thousand_tenants_are_touched_in_random_order_through_a_cache_of_two
         assert_eq!(found, Some(touches.to_string()), "{}", user(number));
         read += 1;
     }
-    // Of all others it is enough that they were written back, once.
+    // For the others it is enough that they were written back once.
     let mut listed = Vec::new();
     while let page = b.remote().list(listed.last(), 10_000).await.unwrap()
         && !page.is_empty()

@@ -1,4 +1,5 @@
-//! Several hosts write one tenant through a thousand lease changes, on an object store that fails all the time.
+//! Several hosts write one tenant through a thousand lease changes, on an object store that keeps
+//! failing.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -17,7 +18,7 @@ use support::*;
 const HOSTS: u64 = 5;
 const LEASE_CHANGES: u64 = 1000;
 
-/// What hosts were told of the steps that they appended.
+/// The results of the steps that hosts appended.
 #[derive(Default)]
 struct Told {
     acknowledged: BTreeSet<u64>,
@@ -32,7 +33,7 @@ struct World {
     lease_changes: AtomicU64,
 }
 
-/// The steps that the tenant holds, in order: those of its snapshot, and those of the log since.
+/// The steps of the tenant, in order: those of its snapshot, then those of the log.
 async fn content(lease: &Lease) -> Result<(Vec<u64>, u64), TenantError> {
     let mut steps = Vec::new();
     let mut covers = lease.head().covers();
@@ -81,7 +82,7 @@ impl World {
         }
     }
 
-    /// One host, until there were enough lease changes.
+    /// Runs one host until there were enough lease changes.
     async fn host(&self, remote: Remote, store: FaultyStore, number: u64, seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
         let holder = holder(&format!("host-{number}"));
@@ -98,15 +99,15 @@ impl World {
                     12..14 => self.publish(&lease).await,
                     14 => drop(lease.collect(Duration::from_secs(100)).await),
                     15 => drop(lease.settle().await),
-                    // The host stands still, and knows nothing of it.
+                    // The host is suspended, and does not know it.
                     16 => tokio::time::sleep(Duration::from_secs(random.u64(1..60))).await,
-                    // The way to the object storage is gone for a while.
+                    // Object storage is unreachable for a while.
                     17 => {
                         store.set_down(true);
                         self.append(&lease).await;
                         store.set_down(false);
                     }
-                    // Two at once.
+                    // Two appends at once.
                     _ => {
                         tokio::join!(self.append(&lease), lease.renew(), self.append(&lease)).1.ok();
                     }
@@ -114,10 +115,10 @@ impl World {
             }
             match random.u32(0..10) {
                 0..7 => drop(lease.release().await),
-                // It dies, and what it has sent is still under way.
+                // The host dies while its requests are still in flight.
                 7..9 => drop(lease),
                 _ => {
-                    // Its lease is taken meanwhile, and it goes on.
+                    // Another host takes the lease meanwhile, and this one continues.
                     tokio::time::sleep(TTL * 3).await;
                     self.append(&lease).await;
                 }
@@ -142,7 +143,7 @@ impl World {
             ];
             store.fail_at_random(seed + number, 0.04, &faults);
             let (remote, clock) = remote_with_clock(Arc::new(store.clone()));
-            // Everything is old to them, so what is collected is collected at once.
+            // To these hosts all objects are old, so a collection removes them at once.
             clock.advance(DAY * 30);
             let world = self.clone();
             hosts.spawn(async move { world.host(remote, store, number, seed * 100 + number).await });
@@ -160,18 +161,18 @@ impl World {
         let mut counts = BTreeMap::new();
         steps.iter().for_each(|step| *counts.entry(*step).or_insert(0) += 1);
         let told = self.told.lock().unwrap();
-        assert!(counts.values().all(|count| *count == 1), "a step is there twice");
+        assert!(counts.values().all(|count| *count == 1), "a step was applied twice");
         let lost: Vec<_> = told.acknowledged.iter().filter(|step| !counts.contains_key(step)).collect();
-        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        assert!(lost.is_empty(), "acknowledged, but lost: {lost:?}");
         let refused: Vec<_> = told.refused.iter().filter(|step| counts.contains_key(step)).collect();
-        assert!(refused.is_empty(), "refused and there: {refused:?}");
+        assert!(refused.is_empty(), "refused, but stored: {refused:?}");
         let unknown = told.unknown.iter().filter(|step| counts.contains_key(step)).count();
         assert_eq!(told.acknowledged.len() + unknown, steps.len());
         let changes = self.lease_changes.load(Ordering::Relaxed);
         assert!(changes >= LEASE_CHANGES && lease.epoch() > changes);
         assert!(told.acknowledged.len() > 500 && !told.unknown.is_empty() && !told.refused.is_empty());
         println!(
-            "{changes} leases, {} acknowledged and 0 lost, {} of {} unknown there, {} refused",
+            "{changes} leases, {} steps acknowledged and 0 lost, {} of {} unknown ones stored, {} refused",
             told.acknowledged.len(),
             unknown,
             told.unknown.len(),

@@ -1,4 +1,4 @@
-//! A cache folder belongs to one place: what it holds is never sent to another.
+//! A cache folder belongs to one location, and is never sent to another.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -23,7 +23,7 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// Every file below a folder.
+/// All files below a folder.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -37,7 +37,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Every object of a store.
+/// All objects of a store.
 async fn objects(store: &dyn ObjectStore) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for meta in store.list(None).try_collect::<Vec<_>>().await.unwrap() {
@@ -60,7 +60,7 @@ async fn of_place(world: &World) -> String {
     place(&world.objects.get(&NOTE.into()).await.unwrap().bytes().await.unwrap())
 }
 
-/// A world in which a host was killed that had not sent everything: its cache folder is `left`.
+/// A world with the cache folder `left` of a killed host that had not sent everything.
 async fn with_leftover() -> World {
     let world = World::new();
     let a = world.host("a").await;
@@ -76,7 +76,7 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
     let world = with_leftover().await;
     let own = of_place(&world).await;
     let left = files(&world.cache("left"));
-    // One where nobody was, and one with a tenant of the same name.
+    // A location without tenants, and one with a tenant of the same name.
     let other = World::new();
     let b = other.host("b").await;
     put_in(&b, &ann(), "of b", "1").await;
@@ -93,15 +93,16 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
         assert_eq!((recorded, found), (&own, &expected));
         let sentence = refused.to_string();
         assert!(
-            sentence.contains("is of other tenants") && sentence.contains("give each place its own"),
+            sentence.contains("belongs to other tenants")
+                && sentence.contains("a separate cache folder for each location"),
             "{sentence}"
         );
         assert_eq!(objects(&store).await, before);
-        assert!(files(&world.cache("left")) == left, "the cache folder was touched");
+        assert!(files(&world.cache("left")) == left, "the cache folder was changed");
     }
     let elsewhere = world.builder("left").prefix(ObjectPath::from("else/where")).open().await.unwrap_err();
     assert!(matches!(elsewhere, TenantError::OtherPlace { found: None, .. }), "{elsewhere}");
-    // At its own place what it holds is sent.
+    // At its own location, its commits are sent.
     let next = world.host("left").await;
     assert_eq!(get_in(&next, &ann(), "unsent").await.as_deref(), Some("2"));
     next.close().await.unwrap();
@@ -111,7 +112,7 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
 #[tokio::test]
 async fn hosts_that_come_first_and_at_once_agree_on_the_place() {
     let world = World::new();
-    // All of them have seen by then that there is none.
+    // By then, all of them have seen that there is no id.
     let slowly = Fault::Delay(Duration::from_millis(100));
     world.objects.add(Rule::next(Operation::Put, NOTE, slowly).times(8));
     let names: Vec<_> = (0..8).map(|number| format!("host-{number}")).collect();
@@ -148,7 +149,7 @@ async fn a_place_that_can_not_be_learned_is_unavailable_and_nothing_is_recorded(
         let world = World::new();
         world.objects.add(Rule::next(operation, NOTE, fault).times(100));
         if fault == Fault::HangAfter {
-            // It is made, and can't be read again after.
+            // The id is created, but cannot be read afterwards.
             world.objects.add(Rule::next(Operation::Get, NOTE, Fault::Hang).after(1).times(100));
         }
         let error = world.builder("a").open().await.unwrap_err();

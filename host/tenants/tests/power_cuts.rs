@@ -1,5 +1,5 @@
-//! A power cut takes the last commits of the local database away, and perhaps the last note about it. What was sent before is
-//! never undone by that, and no version is given twice.
+//! A power cut loses the last commits of the local database, and perhaps its last recorded state.
+//! It must never undo commits that were sent, and no version may be assigned twice.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -14,7 +14,7 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// Puts a number, and gives the version of the row.
+/// Puts a number. Returns the version of the row.
 async fn put_number(tenant: &Tenant, number: u32) -> Version {
     put(tenant, "v", &number.to_string()).await.unwrap();
     version(tenant).await
@@ -25,13 +25,13 @@ async fn version(tenant: &Tenant) -> Version {
     view.get_versioned("n".into(), "v".into()).await.unwrap().unwrap().1
 }
 
-/// What the disk holds of a host at one time.
+/// The disk of a host at different times.
 struct Disk {
     world: World,
-    /// Copies of the cache folder: when 3 was sent and 4 was not, and when 5 was sent.
+    /// Copies of the cache folder: when 3 was sent but 4 was not, and when 5 was sent.
     early: PathBuf,
     late: PathBuf,
-    /// The version of 5.
+    /// The version of the row when it was 5.
     newest: Version,
 }
 
@@ -47,7 +47,7 @@ async fn disk() -> Disk {
     let newest = put_number(&tenant, 5).await;
     a.checkpoint(&ann()).await.unwrap();
     crash(&world, "a", "late").await;
-    // The process goes on here, as if it were dead.
+    // The process continues as if it were dead.
     std::mem::forget((a, tenant));
     let (early, late) = (world.cache("early"), world.cache("late"));
     Disk { world, early, late, newest }
@@ -56,7 +56,8 @@ async fn disk() -> Disk {
 const DATABASE: [&str; 3] = ["ann.db", "ann.db-wal", "ann.db-shm"];
 
 impl Disk {
-    /// The folder after the power cut: what it notes is as late as can be, and the database is older.
+    /// The folder after the power cut: the recorded state is the latest possible one, and the
+    /// database is older.
     fn cut_database(&self) {
         for file in DATABASE {
             let place = |folder: &PathBuf| folder.join("acme/users").join(file);
@@ -84,7 +85,10 @@ async fn a_database_that_lost_what_was_sent_is_replaced_by_the_snapshot() {
     a.close().await.unwrap();
     let b = disk.restart("b").await;
     assert_eq!(get_in(&b, &ann(), "v").await.as_deref(), Some("6"));
-    assert!(a.cache().quarantined().unwrap().is_empty(), "all of it was sent");
+    assert!(
+        a.cache().quarantined().unwrap().is_empty(),
+        "everything was sent, so nothing belongs in quarantine"
+    );
 }
 
 #[tokio::test]
@@ -100,7 +104,8 @@ async fn as_many_commits_after_the_power_cut_as_were_lost_are_sent() {
     assert_eq!(get_in(&b, &ann(), "v").await.as_deref(), Some("50"));
 }
 
-/// The note about the last snapshot is lost too. What was not sent when it was written is kept for an operator.
+/// The recorded state of the last snapshot is lost too. Commits that were unsent in the older
+/// recorded state are kept for an operator.
 #[tokio::test]
 async fn a_folder_of_before_the_snapshot_does_not_undo_it() {
     for (folder, is_unsent) in [("sent", false), ("early", true)] {
@@ -111,7 +116,7 @@ async fn a_folder_of_before_the_snapshot_does_not_undo_it() {
         let quarantined = a.cache().quarantined().unwrap();
         assert_eq!(quarantined.len(), usize::from(is_unsent), "{folder}");
         if let [note] = quarantined.as_slice() {
-            assert_eq!(note.reason, "the current snapshot was not made of this database");
+            assert_eq!(note.reason, "the current snapshot was not made from this database");
         }
     }
 }

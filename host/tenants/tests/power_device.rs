@@ -1,11 +1,14 @@
-//! Power cuts on a real file system: the cache folder is on ext4 on a loop device, which is imaged while a host commits and
-//! makes checkpoints. The image is what a machine finds after the power was cut at that moment.
+//! Power cuts on a real file system. The cache folder is on ext4 on a loop device, which is copied
+//! while a host commits and uploads checkpoints. The copy is what a machine finds after a power cut
+//! at that moment.
 //!
-//! The image is of one moment. The host is stopped first, so that only the kernel could write. The device's own counters tell
-//! whether it did while the file behind the device was copied; then the copy is made again. What the host had written and the
-//! kernel had not is missing in it, as are the last commits of a database that is not synced.
+//! The copy shows a single moment. The host is stopped first, so that only the kernel could still
+//! write. The counters of the device tell whether it did so while the file behind the device was
+//! copied. If it did, the copy is made again. The copy lacks what the host had written and the
+//! kernel had not, such as the last commits of a database that is not synced.
 //!
-//! It needs to mount a loop device. If it may not, as in most containers, the tests are listed as ignored, and it says why.
+//! The tests need to mount a loop device. If that is not allowed, as in most containers, they are
+//! listed as ignored, with the reason.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -26,16 +29,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use object_store::path::Path as ObjectPath;
 
-/// Power cuts. `LARDER_POWER_CUTS` makes them more.
+/// The number of power cuts. Set `LARDER_POWER_CUTS` to override it.
 const CUTS: u64 = 3;
 
 const LEASE: Duration = Duration::from_millis(800);
 
-/// Where the started process keeps its database, and its objects.
+/// The folders of the child process for its database and its objects.
 const CACHE: &str = "LARDER_POWER_CACHE";
 const OBJECTS: &str = "LARDER_POWER_OBJECTS";
 
-/// Whether a started process without objects syncs its commits.
+/// Whether a child process without objects syncs its commits.
 const SYNCED: &str = "LARDER_POWER_SYNCED";
 
 fn main() {
@@ -79,21 +82,23 @@ fn cut_the_power() -> Result<(), String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let found = one_cut(folder.path(), &mut random);
         let Found { acknowledged, published, recovered, .. } = found;
-        println!("cut {cut}: {acknowledged} acknowledged, {published} published, {recovered} recovered");
+        println!(
+            "cut {cut}: {acknowledged} commits acknowledged, {published} published, {recovered} recovered"
+        );
         lost += found.lost;
         behind += u64::from(found.is_behind);
     }
     println!(
-        "{cuts} power cuts: {lost} acknowledged commits were lost, none that was published; {behind} databases were behind their snapshots"
+        "{cuts} power cuts: {lost} acknowledged commits were lost, none of them published; {behind} databases were behind their snapshots"
     );
-    if lost == 0 { Err("no commit was lost, so the images prove nothing".to_string()) } else { Ok(()) }
+    if lost == 0 { Err("no commit was lost, so the copies prove nothing".to_string()) } else { Ok(()) }
 }
 
 fn durability(is_synced: bool) -> larder_sqlite::Durability {
     if is_synced { larder_sqlite::Durability::Full } else { larder_sqlite::Durability::Normal }
 }
 
-/// A store on a file of SQLite, without tenants.
+/// A store on a SQLite file, without tenants.
 fn cut_the_power_of_sqlite(is_synced: bool) -> Result<(), String> {
     let (mut acknowledged, mut lost) = (0, 0);
     for _ in 0..cuts() {
@@ -118,16 +123,16 @@ fn cut_the_power_of_sqlite(is_synced: bool) -> Result<(), String> {
         let disk = Mounted::new(&cut_image, &folder.path().join("again")).unwrap();
         let found = runtime().block_on(rows_of_sqlite(&disk.path));
         let count = found.len() as u64;
-        assert!(found.keys().copied().eq(1..=count), "commits are missing between others: {found:?}");
+        assert!(found.keys().copied().eq(1..=count), "commits are missing between two others: {found:?}");
         assert!(found.iter().all(|(number, version)| told.get(number).is_none_or(|told| told == version)));
         acknowledged += told.len() as u64;
         lost += (told.len() as u64).saturating_sub(count);
     }
-    println!("synced: {is_synced}, {acknowledged} acknowledged, {lost} lost");
+    println!("synced: {is_synced}, {acknowledged} commits acknowledged, {lost} lost");
     match (is_synced, lost) {
         (true, 0) => Ok(()),
-        (true, _) => Err(format!("{lost} commits that were synced are lost")),
-        (false, 0) => Err("no commit was lost, so the images prove nothing".to_string()),
+        (true, _) => Err(format!("{lost} synced commits are lost")),
+        (false, 0) => Err("no commit was lost, so the copies prove nothing".to_string()),
         (false, _) => Ok(()),
     }
 }
@@ -155,13 +160,13 @@ fn cuts() -> u64 {
     std::env::var("LARDER_POWER_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(CUTS)
 }
 
-/// What a power cut left.
+/// The state after a power cut.
 struct Found {
     acknowledged: u64,
     published: u64,
     recovered: u64,
     lost: u64,
-    /// Whether the file on the device held less than the snapshot.
+    /// Whether the database on the device was behind the snapshot.
     is_behind: bool,
 }
 
@@ -197,32 +202,32 @@ async fn check(told: &Told, cache: &Path, objects: &Path, folder: &Path) -> Foun
     let count = recovered.len() as u64;
     let acknowledged = told.versions.len() as u64;
     for (number, version) in &recovered {
-        // The last commit may have been made and not been told.
+        // The last commit may have been made but not acknowledged.
         assert!(
             told.versions.get(number).is_none_or(|told| told == version),
-            "{number} is at another version"
+            "{number} has another version than the acknowledged one"
         );
     }
-    assert!(recovered.keys().copied().eq(1..=count), "commits are missing between others: {recovered:?}");
-    assert!(count >= published.rows, "{} were published, and {count} are there", published.rows);
-    // As many commits as were lost.
+    assert!(recovered.keys().copied().eq(1..=count), "commits are missing between two others: {recovered:?}");
+    assert!(count >= published.rows, "{} commits were published, but there are only {count}", published.rows);
+    // Commits as many as were lost, so that versions would be reused if they could.
     let lost = acknowledged.saturating_sub(count);
     let newest = told.versions.values().max().copied().unwrap_or(Version::ABSENT);
     for number in 0..lost.max(1) {
         let version = put_number(&tenant.store(), count + 1 + number, "again").await;
-        assert!(version > newest, "{version:?} may be that of a commit that was lost");
+        assert!(version > newest, "{version:?} may be the version of a lost commit");
     }
     drop(tenant);
     host.close().await.unwrap();
     assert_eq!(host.cache().quarantined().unwrap(), []);
     let other = open(&folder.join("other"), objects).await;
     let found = rows(&other.get(&ann()).await.unwrap()).await;
-    assert_eq!(found.len() as u64, count + lost.max(1), "what was committed after the power cut is lost");
+    assert_eq!(found.len() as u64, count + lost.max(1), "commits after the power cut are lost");
     other.close().await.unwrap();
     Found { acknowledged, published: published.rows, recovered: count, lost, is_behind }
 }
 
-/// A handle that has enough of everything.
+/// A handle with limits that no test reaches.
 fn unbound(store: &Store) -> Handle {
     let limits = Limits { result_bytes: 64 << 20, transaction_bytes: 64 << 20, ..Limits::default() };
     store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
@@ -233,7 +238,7 @@ struct Published {
     version: Version,
 }
 
-/// What any other host can have read at the moment of the power cut.
+/// What another host can have read at the moment of the power cut.
 async fn view(objects: &Path, folder: &Path) -> Published {
     let store = Arc::new(FolderStore::open(objects).unwrap());
     let remote = Remote::new(store, ObjectPath::default(), RemoteOptions::default()).unwrap();
@@ -244,7 +249,7 @@ async fn view(objects: &Path, folder: &Path) -> Published {
     Published { rows, version: view.version }
 }
 
-/// The last version in a database file with its log; 0 if there is none that can be opened.
+/// The last version in a database file with its log. 0 if the file cannot be opened.
 async fn position_in(file: &Path, folder: &Path) -> u64 {
     let copied = folder.join("looked-at.db");
     for suffix in ["", "-wal"] {
@@ -258,7 +263,7 @@ async fn position_in(file: &Path, folder: &Path) -> u64 {
     position
 }
 
-/// The numbers in the tenant, and the versions of their rows.
+/// The numbers in the tenant, with the versions of their rows.
 async fn rows(tenant: &Tenant) -> BTreeMap<u64, Version> {
     rows_of(&tenant.store()).await
 }
@@ -312,7 +317,7 @@ fn make_device(image: &Path) -> Result<(), String> {
     run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]).map(drop)
 }
 
-/// A file system on a loop device. It is unmounted when it is dropped, and the device with it.
+/// A file system on a loop device. Both are released on drop.
 struct Mounted {
     device: String,
     path: PathBuf,
@@ -323,13 +328,13 @@ impl Mounted {
         std::fs::create_dir(path).unwrap();
         let device = run("losetup", &["--find", "--show", image.to_str().unwrap()])?;
         let mounted = Self { device, path: path.to_path_buf() };
-        // The journal is written when something is synced, and not by time.
+        // The journal is only written on a sync, and not after an interval.
         let point = path.to_str().unwrap();
         run("mount", &["-t", "ext4", "-o", "commit=300", &mounted.device, point])?;
         Ok(mounted)
     }
 
-    /// What the kernel has read and written, and what is under way.
+    /// The kernel's counters of requests to the device, done and in flight.
     fn counters(&self) -> String {
         let name = self.device.rsplit('/').next().unwrap();
         let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
@@ -356,7 +361,7 @@ fn image_of_one_moment(disk: &Mounted, image: &Path, copy: &Path) {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    panic!("the device is written to all the time");
+    panic!("the device is never idle");
 }
 
 // The process that commits.
@@ -366,13 +371,16 @@ fn start(mut command: Command, told: &Path) -> Child {
         command.stdin(Stdio::null()).stdout(std::fs::File::create(told).unwrap()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while std::fs::metadata(told).unwrap().len() == 0 {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it tells nothing");
+        assert!(
+            Instant::now() < deadline && child.try_wait().unwrap().is_none(),
+            "the child process acknowledges no commit"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     child
 }
 
-/// Stops a process, and waits until none of its threads is in the kernel any more.
+/// Stops a process, and waits until none of its threads is in the kernel.
 fn stop(child: &Child) {
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGSTOP).unwrap();
     let tasks = format!("/proc/{}/task", child.id());
@@ -387,10 +395,10 @@ fn stop(child: &Child) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("it does not stop");
+    panic!("the child process does not stop");
 }
 
-/// The versions of the commits that were acknowledged.
+/// The versions of the acknowledged commits.
 struct Told {
     versions: BTreeMap<u64, Version>,
 }

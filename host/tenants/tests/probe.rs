@@ -1,4 +1,4 @@
-//! The probe refuses what does not honour conditions.
+//! The probe refuses object stores that do not honour conditional puts.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -19,17 +19,17 @@ use support::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flaw {
-    /// As several S3 servers do: every put succeeds.
+    /// Every put succeeds, as with several S3 servers.
     IgnoresAll,
-    /// As `localbucket` does: If-None-Match is honoured, and If-Match is ignored.
+    /// Honours If-None-Match and ignores If-Match, as `localbucket` does.
     IgnoresMatch,
-    /// As `s3s-fs` does: it looks first and puts then.
+    /// Checks the condition first and then puts, as `s3s-fs` does.
     LooksFirst,
-    /// It refuses, and puts all the same.
+    /// Refuses a put, but does it.
     RefusesAndPuts,
 }
 
-/// An object store that does not honour conditions.
+/// An object store that does not honour conditional puts.
 #[derive(Debug)]
 struct Flawed(InMemory, Flaw);
 
@@ -120,9 +120,9 @@ impl ObjectStore for Flawed {
 async fn a_store_that_ignores_conditions_is_refused_with_one_sentence() {
     let expected = [
         (Flaw::IgnoresAll, "it created an object a second time"),
-        (Flaw::IgnoresMatch, "it replaced an object whose ETag was another"),
-        (Flaw::LooksFirst, "of several writes at once, it let more than one succeed"),
-        (Flaw::RefusesAndPuts, "it refused a write and did it"),
+        (Flaw::IgnoresMatch, "it replaced an object whose ETag did not match"),
+        (Flaw::LooksFirst, "it let more than one of several concurrent writes succeed"),
+        (Flaw::RefusesAndPuts, "it refused a write, but did it"),
     ];
     for (flaw, why) in expected {
         let inner = InMemory::new();
@@ -134,7 +134,7 @@ async fn a_store_that_ignores_conditions_is_refused_with_one_sentence() {
         assert!(!sentence.contains('\n') && !sentence.contains(". "), "{sentence}");
         assert!(
             inner.list_with_delimiter(None).await.unwrap().common_prefixes.is_empty(),
-            "{flaw:?} leaves objects"
+            "{flaw:?} left objects"
         );
     }
 }
@@ -163,7 +163,8 @@ async fn a_store_that_is_down_is_unavailable_and_not_refused() {
     assert!(matches!(error, TenantError::Unavailable { .. }), "{error}");
 }
 
-/// The negative control: what tells good stores from bad ones would notice if it were the tests that are blind.
+/// A negative control: on a store that checks the condition first and puts then, several hosts do
+/// get the lease. So the tests can tell good stores from bad ones.
 #[tokio::test]
 async fn on_a_store_that_looks_first_two_hosts_do_get_the_same_lease() {
     let store: Arc<dyn ObjectStore> = Arc::new(Flawed(InMemory::new(), Flaw::LooksFirst));

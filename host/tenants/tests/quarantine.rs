@@ -1,4 +1,4 @@
-//! What is in quarantine can be read, compared with the live tenant, and applied to it.
+//! Quarantined databases can be read, compared with the live tenant, and applied to it.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -23,8 +23,8 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// A host whose database is in quarantine: `before` is in both, `lost` in the quarantined one alone, and `live` in the
-/// tenant alone.
+/// A host with a quarantined database: `before` is in both databases, `lost` only in the
+/// quarantined one, and `live` only in the live tenant.
 struct Begun {
     world: World,
     host: Tenants,
@@ -55,7 +55,7 @@ async fn begun(
     let b = builder("b").open().await.unwrap();
     live(&b.get(&ann()).await.unwrap().store()).await;
     b.close().await.unwrap();
-    // No host looks into the database then before it is in quarantine.
+    // No host opens the database before it goes into quarantine.
     std::fs::remove_file(world.cache("left").join("acme/users/ann.db.state.json")).unwrap();
     let host = builder("left").open().await.unwrap();
     eventually("the quarantine", async || host.cache().quarantined().unwrap().len() == 1).await;
@@ -109,7 +109,7 @@ async fn ordinary() -> Begun {
     .await
 }
 
-/// All files of the quarantine.
+/// All files in the quarantine.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     entries
@@ -122,7 +122,7 @@ async fn rows_in_quarantine_are_read_and_its_files_stay_as_they_are() {
     let begun = ordinary().await;
     let folder = begun.host.cache().quarantined().unwrap()[0].database.parent().unwrap().to_path_buf();
     let before = files(&folder);
-    // The last commits are in the write-ahead log alone.
+    // The last commits are only in the write-ahead log.
     assert!(before["database.db-wal"].len() > 4_096);
     let store = begun.open().await;
     let mut found = Vec::new();
@@ -147,7 +147,7 @@ async fn only_missing_rows_are_added_and_a_second_plan_is_empty() {
     let (store, tenant) = (begun.open().await, begun.tenant().await);
     let before = rows(&tenant).await;
     let plan = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
-    assert_eq!(rows(&tenant).await, before, "a plan has changed something");
+    assert_eq!(rows(&tenant).await, before, "a plan changed the tenant");
     assert_eq!(names(&plan.rows), ["lost"]);
     assert_eq!((plan.equal_rows, plan.kept_rows), (1, 1));
     let done = store.apply(&tenant.store(), &plan).await.unwrap();
@@ -156,7 +156,7 @@ async fn only_missing_rows_are_added_and_a_second_plan_is_empty() {
     assert_eq!(rows(&tenant).await, expected(&all));
     let again = store.plan(&tenant.store(), ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!((again.rows.len(), again.equal_rows), (0, 2));
-    // Another host has it, too.
+    // Another host sees it too.
     drop(tenant);
     begun.host.close().await.unwrap();
     assert_eq!(rows(&begun.world.host("c").await.get(&ann()).await.unwrap()).await, expected(&all));
@@ -234,7 +234,7 @@ async fn an_apply_that_fails_halfway_says_how_far_it_came_and_a_second_one_does_
     )
     .await;
     let (quarantined, tenant) = (begun.open().await, begun.tenant().await);
-    // As many bytes as two of the three transactions write.
+    // The limit has room for two of the three transactions.
     let small = Store::builder(tenant.backend()).sweep_interval(None).quota_bytes(12_000).build().unwrap();
     let plan = quarantined.plan(&small, ReapplyPolicy::OnlyMissing, ReapplyRows::All).await.unwrap();
     assert_eq!(plan.rows.len(), 1_500);

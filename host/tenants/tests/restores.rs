@@ -1,5 +1,5 @@
-//! Going back to an earlier moment: afterwards a tenant is as it was then or as it was before, never a mix, and nothing
-//! that was acknowledged is lost, whenever the process ends.
+//! Restores to an earlier snapshot. Whenever the process ends, the tenant has either the old or the
+//! restored state, never a mix, and no acknowledged commit is lost.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -23,8 +23,9 @@ fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// What a host leaves that is killed: the database as it was at the moment, one of later, and what came after the last
-/// snapshot, which with durability `object` is in the log and otherwise in the folder `left` only.
+/// The leftovers of a killed host: the snapshot at `moment`, a later one, and a commit after the
+/// last snapshot. With durability `object` that commit is in the log, otherwise only in the folder
+/// `left`.
 struct Left {
     world: World,
     moment: u64,
@@ -42,7 +43,7 @@ async fn left(durability: Durability) -> Left {
     a.checkpoint(&ann()).await.unwrap();
     put(&tenant, "last", "3").await.unwrap();
     crash(&world, "a", "left").await;
-    // The process goes on here, as if it were dead: nothing of it is sent any more.
+    // The process continues as if it were dead: it sends nothing from here on.
     std::mem::forget(a);
     std::mem::forget(tenant);
     Left { world, moment }
@@ -96,9 +97,10 @@ async fn is_kept(tenants: &Tenants) -> bool {
     false
 }
 
-// What fails.
+// Failures.
 
-/// A host on a copy of what was left, as `seen` by it and by who comes after it, whatever its restoring gave.
+/// Restores on a copy of the leftovers. Whatever the outcome, checks the state that this host and
+/// the next host see.
 async fn restore_and_check(
     begun: &Left,
     what: &str,
@@ -125,7 +127,7 @@ async fn restore_and_check(
             assert!(is_told || matches!(error, TenantError::LeaseHeld { .. }), "{what}: {error:?}");
         }
     }
-    assert!(is(&found, &BEFORE) || is_kept(&host).await, "{what}: {found:?}, and the rest is lost");
+    assert!(is(&found, &BEFORE) || is_kept(&host).await, "{what}: {found:?}, but the other rows are lost");
     host.close().await.unwrap();
     let next = world.host("next").await;
     assert_eq!(rows(&next).await, found, "{what}");
@@ -150,7 +152,7 @@ async fn a_tenant_goes_back_to_the_last_snapshot_up_to_a_version_that_a_client_s
     let restored = a.restore(&ann(), RestorePoint::Version(seen[1].0)).await.unwrap();
     assert_eq!(restored.found.version, seen[1].0);
     assert!(is(&rows(&a).await, &["one", "two"]));
-    // What comes now follows on the state that was restored, and not on the one that was left.
+    // Later commits follow the restored state, not the one that was left behind.
     for row in ["four", "five"] {
         let tenant = a.get(&ann()).await.unwrap();
         put(&tenant, row, row).await.unwrap();
@@ -173,12 +175,12 @@ async fn a_tenant_goes_back_to_the_last_snapshot_up_to_a_version_that_a_client_s
 async fn a_restore_of_which_any_call_fails_is_done_or_not_and_costs_nothing() {
     let begun = left(Durability::Local).await;
     let (mut failed, mut done) = (0, 0);
-    // So often that no repetition helps, or once.
+    // A fault that no retry survives, or a single one.
     for times in [10, 1] {
         for operation in [Operation::Put, Operation::Get] {
             for fault in [Fault::Fail, Fault::LoseAnswer, Fault::DenyOwnSuccess] {
                 for skip in 0.. {
-                    assert!(skip < 100, "it never ends");
+                    assert!(skip < 100, "the test never ends");
                     let what = format!("{times} times {operation:?} {fault:?} after {skip}");
                     let arm = |world: &World| {
                         world.objects.add(Rule::next(operation, "ann.db", fault).after(skip).times(times));
@@ -193,7 +195,7 @@ async fn a_restore_of_which_any_call_fails_is_done_or_not_and_costs_nothing() {
             }
         }
     }
-    println!("of calls that failed, {failed} failed the restoring, and {done} did not");
+    println!("of the failing calls, {failed} made the restore fail, and {done} did not");
     assert!(failed > 2 && done > 2, "{failed}, {done}");
 }
 
@@ -202,7 +204,7 @@ async fn a_restore_of_which_any_local_step_fails_is_done_or_not_and_costs_nothin
     let begun = left(Durability::Local).await;
     let (mut failed, mut done) = (0, 0);
     for skip in 0.. {
-        assert!(skip < 100, "it never ends");
+        assert!(skip < 100, "the test never ends");
         let steps = Arc::new(AtomicUsize::new(0));
         let arm = |world: &World| {
             let steps = steps.clone();
@@ -221,7 +223,7 @@ async fn a_restore_of_which_any_local_step_fails_is_done_or_not_and_costs_nothin
         }
         if is_done { done += 1 } else { failed += 1 }
     }
-    println!("of local steps that failed, {failed} failed the restoring, and {done} did not");
+    println!("of the failing local steps, {failed} made the restore fail, and {done} did not");
     assert!(failed > 2 && done > 2, "{failed}, {done}");
 }
 
@@ -240,9 +242,9 @@ async fn what_can_not_be_restored_stays_as_it_is_and_says_why() {
     );
     let never = host.restore_at(&key("acme/org"), u64::MAX).await.unwrap_err();
     assert!(matches!(never, TenantError::NotFound { .. }), "{never}");
-    assert!(host.remote().head(&key("acme/org")).await.unwrap().is_none(), "it was made");
+    assert!(host.remote().head(&key("acme/org")).await.unwrap().is_none(), "it was created");
     assert!(is(&rows(&host).await, &BEFORE));
-    // What is newest is what it goes back to: nothing changes.
+    // The newest snapshot is restored, so nothing changes.
     let now = host.restore_at(&ann(), u64::MAX).await.unwrap();
     assert_eq!(now.before, now.found);
     assert!(is(&rows(&host).await, &BEFORE));
@@ -270,7 +272,8 @@ async fn what_another_host_was_faster_than_is_in_quarantine_before_a_tenant_goes
     assert_eq!(next.cache().quarantined().unwrap().len(), 1);
 }
 
-/// The calls of before [`Tenants::restore_at`], made by hand: what lies in the folder is not taken for what is restored.
+/// Restores on the lease, without [`Tenants::restore_at`]. The database in the folder must not
+/// count as the restored state.
 #[tokio::test]
 async fn what_lies_in_a_cache_folder_does_not_follow_on_a_lease_that_went_back() {
     let begun = left(Durability::Local).await;
@@ -284,7 +287,7 @@ async fn what_lies_in_a_cache_folder_does_not_follow_on_a_lease_that_went_back()
     assert_eq!(next.cache().quarantined().unwrap().len(), 1);
 }
 
-// Processes that are killed.
+// Killed processes.
 
 const FOLDER: &str = "LARDER_TENANTS_RESTORE_FOLDER";
 const MOMENT: &str = "LARDER_TENANTS_RESTORE_MOMENT";
@@ -292,7 +295,7 @@ const KILL_AT: &str = "LARDER_TENANTS_RESTORE_AT";
 const KEEPS_COPY: &str = "LARDER_TENANTS_RESTORE_KEEPS_COPY";
 const IS_OBJECT: &str = "LARDER_TENANTS_RESTORE_OBJECT";
 
-/// The process that is killed: it runs only as the child of the tests below.
+/// The process that is killed. It only runs as the child of the tests below.
 #[tokio::test]
 async fn child_that_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER).map(std::path::PathBuf::from) else { return };
@@ -306,7 +309,7 @@ async fn child_that_is_killed() {
     let keeps_copy = std::env::var_os(KEEPS_COPY).is_some();
     before_local_changes(&folder, move |path| {
         pass(&passed, at);
-        // Nothing but removing it changes the file that is there already.
+        // Only the removal of the database file changes that path, because the file exists.
         let is_refused = keeps_copy && path.ends_with("left/acme/users/ann.db");
         if is_refused { Err(std::io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
     });
@@ -330,13 +333,14 @@ async fn open(folder: &Path, cache: &str, store: Arc<dyn ObjectStore>, durabilit
         .unwrap()
 }
 
-/// What a killed restore left, seen by a host: the one of the same cache folder, or first by another.
+/// Checks what a killed restore left, as a host with the same cache folder sees it, or another host
+/// first.
 async fn check(folder: &Path, durability: Durability, was_restored: bool, lost: bool, what: &str) -> bool {
     let store = || Arc::new(FolderStore::open(folder.join("objects")).unwrap());
     let mut seen = None;
     if lost {
         let elsewhere = open(folder, "elsewhere", store(), durability).await;
-        // Its lease ran out.
+        // Its lease has expired.
         let holder = holder_of(&folder.join("left"));
         let lease = elsewhere.remote().acquire(&ann(), &holder, Duration::ZERO).await.unwrap();
         lease.release().await.unwrap();
@@ -355,7 +359,7 @@ async fn check(folder: &Path, durability: Durability, was_restored: bool, lost: 
     if let Some(seen) = seen {
         assert_eq!(found, seen, "{what}");
     }
-    assert!(is(&found, &BEFORE) || is_kept(&next).await, "{what}: {found:?}, and the rest is lost");
+    assert!(is(&found, &BEFORE) || is_kept(&next).await, "{what}: {found:?}, but the other rows are lost");
     next.close().await.unwrap();
     let last = open(folder, "last", store(), durability).await;
     assert_eq!(rows(&last).await, found, "{what}");
@@ -368,7 +372,7 @@ fn kill_a_restore_at_every_step(durability: Durability, keeps_copy: bool) {
     let begun = runtime.block_on(left(durability));
     let (mut kills, mut restored) = (0, 0);
     for at in 1.. {
-        assert!(at < 1_000, "it never ends");
+        assert!(at < 1_000, "the test never ends");
         let folder = tempfile::tempdir().unwrap();
         for name in ["objects", "left"] {
             copy(&begun.world.cache(name), &folder.path().join(name));
@@ -404,7 +408,7 @@ fn kill_a_restore_at_every_step(durability: Durability, keeps_copy: bool) {
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(9), "{what}");
         kills += 1;
     }
-    println!("{durability:?}: a restore killed at {kills} steps, after which {restored} were restored");
+    println!("{durability:?}: a restore was killed at {kills} steps, and was done after {restored} of them");
     assert!(kills > 20 && restored > 1 && restored < kills, "{restored} of {kills}");
 }
 

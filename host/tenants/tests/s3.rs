@@ -1,4 +1,4 @@
-//! The scenarios on a real S3 server with conditional writes.
+//! Runs the scenarios on a real S3 server with conditional writes.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Snapshots: whole or not at all, kept for their time, and restored.
+//! Snapshots: published atomically, retained, and restored.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -42,7 +42,7 @@ async fn a_snapshot_is_read_back_as_it_was() {
         assert_eq!(published.bytes, database(&content).len() as u64);
         assert!(current(&remote).await == content);
     }
-    assert_eq!(files.names(), ["database"], "the compressed file is left");
+    assert_eq!(files.names(), ["database"], "the compressed file was not removed");
     assert_eq!(remote.history(&key()).await.unwrap().len(), 3);
 }
 
@@ -88,9 +88,12 @@ async fn files_and_positions_that_make_no_sense_are_refused() {
     let files = Files::new();
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     let empty = lease.publish(&files.write("empty", ""), 0).await.unwrap_err();
-    assert_eq!(empty.to_string(), "invalid argument: an empty file is no database");
+    assert_eq!(empty.to_string(), "invalid argument: an empty file is not a database");
     let beyond = lease.publish(&files.write("x", "x"), 1).await.unwrap_err();
-    assert_eq!(beyond.to_string(), "invalid argument: a snapshot covers a position from 0 to 0, and not 1");
+    assert_eq!(
+        beyond.to_string(),
+        "invalid argument: a snapshot must cover a position from 0 to 0, and not 1"
+    );
     assert!(matches!(lease.publish(&files.path("missing"), 0).await, Err(TenantError::File { .. })));
     assert_eq!(remote.history(&key()).await.unwrap(), []);
 }
@@ -115,7 +118,10 @@ async fn a_snapshot_that_is_missing_altered_or_a_bomb_is_corrupt_and_leaves_no_f
     let file = database(&content);
     let mut flipped = file.clone();
     flipped[5000] ^= 1;
-    assert_eq!(replaced(compressed(&flipped)).await, "the snapshot has another hash than the head says");
+    assert_eq!(
+        replaced(compressed(&flipped)).await,
+        "the hash of the snapshot differs from that in the head"
+    );
     let bomb = compressed(&[file.clone(), vec![0; 50 << 20]].concat());
     assert_eq!(replaced(bomb).await, "the snapshot is longer than the head says");
     let short = compressed(&file[..file.len() - 1]);
@@ -128,7 +134,7 @@ async fn a_snapshot_that_is_missing_altered_or_a_bomb_is_corrupt_and_leaves_no_f
     let larger = compressed(&database(vec![0; 1 << 20]));
     assert_eq!(
         replaced(larger).await,
-        "the database has 1049088 bytes by its header, and the head says 100352"
+        "the database has 1049088 bytes according to its header, but 100352 according to the head"
     );
     let cut = original.slice(..original.len() / 2).to_vec();
     assert!(replaced(cut).await.contains("shorter than the head says"));
@@ -182,11 +188,11 @@ async fn a_restored_snapshot_is_the_current_one_and_that_can_be_undone() {
         (taken[1].name.as_str(), true)
     );
     assert_eq!(current(&remote).await, b"two");
-    // What follows on this lease is not what the tenant is now.
+    // The restore ended this lease, because it is based on a superseded state.
     assert!(matches!(lease.check(), Err(TenantError::Closed { .. })));
     let lease = remote.acquire(&key(), &holder("two"), NO_WAIT).await.unwrap();
     assert_eq!(lease.epoch(), 3);
-    assert!(payloads(&lease).await.is_empty(), "the log is applied to what it doesn't belong to");
+    assert!(payloads(&lease).await.is_empty(), "the log was replayed on a snapshot that it does not follow");
     clock.advance(DAY);
     lease.restore(RestorePoint::At(taken[2].taken_at)).await.unwrap();
     assert_eq!(current(&remote).await, b"three");
@@ -195,8 +201,8 @@ async fn a_restored_snapshot_is_the_current_one_and_that_can_be_undone() {
     next.append(Bytes::from("new")).await.unwrap();
     assert_eq!(payloads(&next).await, ["new"]);
     assert_eq!(remote.history(&key()).await.unwrap().len(), 5);
-    // Only the first is named no more: what was current until just now has the bytes of the second.
-    // What a collection lets go of is removed by the next one.
+    // Only the first object is no longer named: the snapshot that was just superseded has the bytes
+    // of the second. The next collection removes what this one dropped from the head.
     for removed in [0, 1, 0] {
         assert_eq!(next.collect(Duration::from_secs(100)).await.unwrap().snapshots, removed);
     }
@@ -213,7 +219,8 @@ async fn snapshots_are_collected_once_they_were_superseded_for_their_time() {
     let first = publish(&lease, &files, "first").await;
     clock.advance(DAY * 10);
     let second = publish(&lease, &files, "second").await;
-    // What was current until just now stays, however old it is; what no head ever named goes.
+    // The snapshot that was current until just now stays, whatever its age. The object that no head
+    // ever named is removed.
     assert_eq!(lease.collect(DAY).await.unwrap().snapshots, 1);
     let mut both = [first.name, second.name.clone()];
     both.sort();
@@ -269,7 +276,8 @@ async fn a_host_with_a_wrong_clock_neither_misdates_snapshots_nor_collects_other
     }
 }
 
-/// Of a long history, the head names few snapshots. The others go after an hour, although snapshots are kept for a week.
+/// The head names few snapshots of a long history. The others are removed after an hour, although
+/// the retention is a week.
 #[tokio::test(start_paused = true)]
 async fn snapshots_that_a_long_history_leaves_out_are_collected_within_hours() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -339,7 +347,7 @@ async fn run(steps: Vec<Step>, seed: u64) {
     let mut lease = acquire().await.unwrap();
     store.fail_at_random(seed, 0.1, &[Fault::Fail, Fault::LoseAnswer, Fault::DenyOwnSuccess]);
     for step in steps {
-        // Each may fail; what counts is what is there then.
+        // Each step may fail. What counts is the final state.
         match step {
             Step::Publish(content) => {
                 let file = files.write("database", database([content]));
@@ -350,7 +358,7 @@ async fn run(steps: Vec<Step>, seed: u64) {
             Step::Append => drop(lease.append(Bytes::from("x")).await),
             Step::Restore(part) => {
                 let moment = start + (clock.unix_millis() - start) * u64::from(part) / 255;
-                // It ends the lease, where it is done.
+                // A restore that succeeds ends the lease.
                 drop(lease.restore(RestorePoint::At(moment)).await);
                 if let Ok(next) = acquire().await {
                     lease = next;

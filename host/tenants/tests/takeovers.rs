@@ -1,4 +1,4 @@
-//! Two hosts and one tenant: handed over, taken over, lost.
+//! Two hosts and one tenant: hand-over, takeover and loss of the lease.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -21,7 +21,7 @@ use object_store::memory::InMemory;
 
 const TTL: Duration = Duration::from_millis(600);
 
-/// Leases that run out while a test waits.
+/// Leases that expire during a test.
 fn short_leases(builder: TenantsBuilder) -> TenantsBuilder {
     leases_of(TTL, builder)
 }
@@ -30,7 +30,8 @@ fn leases_of(ttl: Duration, builder: TenantsBuilder) -> TenantsBuilder {
     let options = RemoteOptions {
         lease_ttl: ttl,
         lease_margin: ttl / 8,
-        // A slow server is none that hangs. Where a call takes longer than a lease, that is lost, and no data.
+        // A slow server is not one that hangs. If a call takes longer than a lease, the lease is
+        // lost, but no data is.
         call_timeout: if ttl > TTL { Duration::from_secs(5) } else { ttl / 3 },
         transfer_timeout: Duration::from_secs(5),
         attempts: 2,
@@ -39,7 +40,7 @@ fn leases_of(ttl: Duration, builder: TenantsBuilder) -> TenantsBuilder {
     builder.remote_options(options).lease_wait(Duration::from_secs(60))
 }
 
-/// A host whose way to the object storage can be cut.
+/// A host whose connection to object storage can be cut.
 struct Host {
     tenants: Tenants,
     objects: FaultyStore,
@@ -90,7 +91,8 @@ async fn the_second_host_is_told_who_holds_the_lease_and_sees_everything_after_a
     assert!(is_lease_held(&a.get(&ann).await.unwrap_err()));
 }
 
-/// A clone of a volume, or a folder in an image. Two writers would acknowledge commits of which one side is lost.
+/// A clone of a volume, or a folder in an image. If both copies wrote, acknowledged commits of one
+/// would be lost.
 #[tokio::test]
 async fn a_copy_of_a_cache_folder_waits_for_the_lease_like_any_other_host() {
     let world = World::new();
@@ -151,7 +153,7 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         let taken = b.tenants.get(&ann).await.unwrap();
         assert_eq!(get(&taken, "sent").await.unwrap().as_deref(), Some("1"));
         assert_eq!(get(&taken, "unsent").await.unwrap(), None);
-        // The operator is told where the rest is.
+        // The operator learns where the rest is.
         let folder = a.tenants.cache().folder().display().to_string();
         let told = b.events.of("tenant.taken_over");
         assert!(told.len() == 1 && told[0].contains(&folder), "{told:?}");
@@ -161,7 +163,7 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         put(&taken, "of b", "3").await.unwrap();
         b.tenants.checkpoint(&ann).await.unwrap();
         let before = b.tenants.remote().head(&ann).await.unwrap().unwrap().snapshot;
-        // It can't know who has the tenant, and knows that it does not.
+        // The host cannot know which host has the tenant, but knows that it has lost it.
         for error in [put(&tenant, "late", "4").await.unwrap_err(), get(&tenant, "sent").await.unwrap_err()] {
             assert!(matches!(error, Error::Unavailable { .. }), "{error}");
         }
@@ -178,14 +180,14 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
         eventually("the event", async || a.events.of("tenant.quarantined").len() == 1).await;
         let error = put(&tenant, "late", "4").await.unwrap_err();
         assert!(matches!(error, Error::Closed | Error::Unavailable { .. }), "{error}");
-        // Nothing of the other was touched, and nothing of this is left.
+        // Data of the other host is unchanged, and nothing of this host is left.
         assert_eq!(b.tenants.remote().head(&ann).await.unwrap().unwrap().snapshot, before);
         assert_eq!(a.tenants.cache().tenants().unwrap(), []);
         put(&taken, "of b", "5").await.unwrap();
         drop((tenant, taken));
         b.tenants.evict(&ann).await.unwrap();
         let again = a.tenants.get(&ann).await.unwrap();
-        assert!(a.events.of("tenant.taken_over").is_empty(), "the lease was released");
+        assert!(a.events.of("tenant.taken_over").is_empty(), "a released lease was reported as taken over");
         assert_eq!(get(&again, "of b").await.unwrap().as_deref(), Some("5"));
         assert_eq!(count(&again).await, 2);
         put(&again, "of a", "6").await.unwrap();
@@ -204,7 +206,7 @@ async fn who_was_fenced_may_have_it_open_while_it_comes_again_and_takes_no_place
     put(&old, "sent", "1").await.unwrap();
     a.tenants.checkpoint(&ann).await.unwrap();
     put(&old, "unsent", "1").await.unwrap();
-    // It keeps SQLite's own files of the old database open, all along.
+    // Its user keeps SQLite's files of the old database open all the time.
     let mut view = handle(&old).begin(Mode::View).unwrap();
     assert!(view.get("n".into(), "unsent".into()).await.unwrap().is_some());
     a.objects.set_down(true);
@@ -221,7 +223,7 @@ async fn who_was_fenced_may_have_it_open_while_it_comes_again_and_takes_no_place
     put(&new, "new 2", "1").await.unwrap();
     drop(new_view);
     assert_eq!(count(&new).await, 4);
-    // What a process would find that is started after this one is killed.
+    // The files that a process would find that starts after this one is killed.
     crash(&world, "a", "copy").await;
     let copy = world.cache("copy").join("acme/users/ann.db");
     assert!(row_of_file(&copy, "new 2").await.is_some());
@@ -246,7 +248,7 @@ async fn a_host_that_only_read_overwrites_nothing_once_it_was_replaced() {
     let before = b.tenants.remote().head(&ann).await.unwrap();
     let sent = a.objects.calls(Operation::Multipart);
     a.objects.set_down(false);
-    // The first may be what tells it.
+    // The first read may be what reveals the loss.
     drop(a.tenants.evict(&ann).await);
     drop(a.tenants.evict(&ann).await);
     a.tenants.close().await.unwrap();
@@ -281,9 +283,9 @@ async fn a_tenant_goes_back_to_an_earlier_moment_for_every_host() {
     assert_eq!(count(&a.get(&ann).await.unwrap()).await, 2);
 }
 
-// Through many lease changes.
+// Many lease changes.
 
-/// What writers were told.
+/// The results that writers got.
 #[derive(Default)]
 struct Told {
     acknowledged: BTreeSet<String>,
@@ -300,7 +302,7 @@ struct Race {
     taken_over: AtomicU64,
 }
 
-/// A row of its own and a count, together.
+/// Puts a row and increments a counter in one transaction.
 async fn step(tenants: &Tenants, row: &str) -> larder_core::Result<u64> {
     let tenant = tenants.get(&key("acme/users/ann")).await?;
     let handle = handle(&tenant);
@@ -333,7 +335,7 @@ impl Race {
             match random.u32(0..100) {
                 0..90 => drop(tenants.evict(&ann).await),
                 90..94 => {
-                    // Nothing reaches the object storage until another has the tenant.
+                    // Cuts the connection to object storage until another host has the tenant.
                     objects.set_down(true);
                     self.write(&tenants, &format!("{name}-{next}")).await;
                     tokio::time::sleep(self.ttl * 2).await;
@@ -345,7 +347,7 @@ impl Race {
                 94..97 => drop(tenants.checkpoint(&ann).await),
                 _ => {}
             }
-            // The other looks for the lease all the time.
+            // The other host keeps trying to take the lease.
             tokio::time::sleep(Duration::from_millis(random.u64(1..20))).await;
         }
         objects.clear();
@@ -371,7 +373,7 @@ impl Race {
         }
     }
 
-    /// Runs it on two views of one object storage.
+    /// Runs the race on two views of the same object storage.
     async fn run(
         durability: Durability,
         lease_changes: usize,
@@ -392,7 +394,7 @@ impl Race {
                     .lease_wait(Duration::from_secs(5));
                 match builder.open().await {
                     Ok(tenants) => break tenants,
-                    // A server that has only just begun is slow.
+                    // A server that has just started is slow.
                     Err(error) => assert!(attempts < 30, "{error}"),
                 }
                 attempts += 1;
@@ -428,9 +430,9 @@ impl Race {
             }
         }
         let counted = view.get("n".into(), "count".into()).await.unwrap().unwrap();
-        assert_eq!(String::from_utf8(counted).unwrap(), found.len().to_string(), "a step was made twice");
+        assert_eq!(String::from_utf8(counted).unwrap(), found.len().to_string(), "a step was applied twice");
         let refused: Vec<_> = told.refused.intersection(&found).collect();
-        assert!(refused.is_empty(), "refused and there: {refused:?}");
+        assert!(refused.is_empty(), "refused, but stored: {refused:?}");
         let mut missing: BTreeSet<_> = told.acknowledged.difference(&found).cloned().collect();
         let in_quarantine = missing.len();
         if self.durability == Durability::Local {
@@ -442,7 +444,7 @@ impl Race {
                 }
             }
         }
-        assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+        assert!(missing.is_empty(), "acknowledged, but lost: {missing:?}");
         let epochs = told.epochs.len();
         assert!(epochs >= self.lease_changes && tenant.epoch() > epochs as u64);
         println!(
@@ -458,7 +460,7 @@ impl Race {
     }
 }
 
-/// How often the lease changes. `LARDER_LEASES` changes it.
+/// The number of lease changes. Set `LARDER_LEASES` to override it.
 const LEASE_CHANGES: usize = 150;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! Uploads in parts: side by side, each part again alone, and nothing left of those that fail.
+//! Multipart uploads: parallel, with retries of single parts, and without leftovers of failed ones.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -11,10 +11,10 @@ use larder_tenants::{FolderStore, Lease, Remote, RemoteOptions, TenantError};
 use object_store::memory::InMemory;
 use support::*;
 
-/// A part is 8 MiB.
+/// The size of a part is 8 MiB.
 const PARTS: u64 = 6;
 
-/// A file of six parts, as its bytes can't be compressed.
+/// A file of six parts, whose bytes are incompressible.
 fn six_parts(files: &Files) -> std::path::PathBuf {
     files.write("database", database(random_bytes(41 << 20, 5)))
 }
@@ -27,7 +27,7 @@ fn remote_over(store: &FaultyStore, with_parts: bool) -> Remote {
     Remote::new(Arc::new(store.clone()), path("pre/fix"), options).unwrap()
 }
 
-/// A host over a store whose parts have numbers, or over one whose parts have none.
+/// A host over a store with or without numbered parts.
 async fn host(with_parts: bool) -> (FaultyStore, Remote, Lease) {
     let store = FaultyStore::with_parts(Arc::new(InMemory::new()));
     let remote = remote_over(&store, with_parts);
@@ -60,7 +60,7 @@ async fn a_part_that_fails_or_gives_no_answer_is_sent_again_alone() {
     let file = six_parts(&files);
     for fault in [Fault::Fail, Fault::Hang, Fault::LoseAnswer, Fault::HangAfter] {
         let (store, remote, lease) = host(true).await;
-        // Three of four attempts.
+        // Three of four attempts fail.
         store.add(Rule::next(Operation::Part, "", fault).after(1).times(3));
         lease.publish(&file, 0).await.unwrap();
         assert_eq!(counts(&store), [1, PARTS + 3, 1, 0], "{fault:?}");
@@ -84,7 +84,7 @@ async fn an_upload_whose_store_has_no_numbers_for_parts_begins_again() {
     }
 }
 
-/// On a slow connection, parts that go side by side may all take too long.
+/// On a slow connection, parallel parts may all time out.
 #[tokio::test(start_paused = true)]
 async fn after_a_part_that_took_too_long_parts_go_one_after_another() {
     let files = Files::new();
@@ -96,7 +96,7 @@ async fn after_a_part_that_took_too_long_parts_go_one_after_another() {
         store.add(Rule::next(Operation::Part, "", Fault::Delay(second)).times(100));
         let start = tokio::time::Instant::now();
         lease.publish(&file, 0).await.unwrap();
-        // The time limit of a call, and one second for each part.
+        // The timeout of a call, and one second for each part.
         let took = start.elapsed().as_secs();
         assert!((66..72).contains(&took), "{with_parts}: {took}");
         assert_eq!(store.calls(Operation::Part), PARTS + 4, "{with_parts}");

@@ -1,4 +1,4 @@
-//! What object storage has of a tenant can be read without its lease.
+//! A tenant in object storage can be read without its lease.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod host;
@@ -24,7 +24,7 @@ async fn host_of(world: &World, durability: Durability) -> Tenants {
     world.builder("a").durability(durability).open().await.unwrap()
 }
 
-/// Object storage as a client sees it that may only read.
+/// Object storage for a client with read access only.
 fn reading(world: &World) -> (Remote, FaultyStore) {
     let objects = world.objects.another();
     for operation in [Operation::Put, Operation::Multipart, Operation::Delete, Operation::Copy] {
@@ -67,7 +67,7 @@ async fn a_tenant_that_another_host_has_open_is_read_without_its_lease_and_nothi
     assert_eq!(view.snapshot, before.snapshot);
     assert_eq!((objects.calls(Operation::Put), objects.calls(Operation::Delete)), (0, 0));
     assert_eq!(a.remote().head(&ann()).await.unwrap().unwrap(), before);
-    // The view stays at its moment, and the host goes on.
+    // The view does not change while the host continues.
     put_in(&a, &ann(), "four", "4").await;
     assert_eq!(rows(&view).await.len(), 3);
     let later = a.view(&ann()).await.unwrap().unwrap();
@@ -194,7 +194,7 @@ async fn views_while_a_host_commits_and_checkpoints_show_every_commit_that_was_a
         let after = acknowledged.load(Ordering::SeqCst);
         let found = rows(&view).await;
         let expected: Vec<_> = (0..found.len()).map(|number| format!("{number:06}")).collect();
-        assert_eq!(found, expected, "a commit is missing between others");
+        assert_eq!(found, expected, "a commit is missing between two others");
         assert!((before..=after + 1).contains(&found.len()), "{before} {after} {}", found.len());
     }
     is_over.store(true, Ordering::SeqCst);

@@ -50,11 +50,11 @@ async fn child_that_opens_tenants() {
     let error = builder.cache_folder(cache.path()).open().await.unwrap_err();
     let TenantError::NoConditions { reason } = &error else { panic!("{error:?}") };
     // Which condition: not that of one writer after the other, which this server honours.
-    assert_eq!(reason, "of several writes at once, it let more than one succeed");
+    assert_eq!(reason, "it let more than one of several concurrent writes succeed");
     assert_eq!(
         error.to_string(),
-        "this object storage can't keep tenants, as it does not honour conditional writes: of several writes at once, it \
-         let more than one succeed; larder needs If-None-Match and If-Match on puts, atomically"
+        "this object storage can't keep tenants, as it does not honour conditional writes: it let more than one of \
+         several concurrent writes succeed; use one that supports atomic puts with If-None-Match and If-Match"
     );
     println!("\nrefused");
 }

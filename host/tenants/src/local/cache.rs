@@ -1,4 +1,4 @@
-//! The folder of one host in which databases are while they are open.
+//! The cache folder of a host, which has its open databases.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -14,29 +14,43 @@ use crate::local::state::LocalState;
 use crate::place_id::PlaceNote;
 use crate::write_id::WriteId;
 
-/// Names of the folder's own begin with a dot, which no slug does.
+/// Names of larder's own files begin with a dot, which no slug contains.
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".temporary";
 const QUARANTINE: &str = ".quarantine";
 const PLACE: &str = ".place.json";
 
-/// The cache folder of one host: one process at a time has it.
+/// The cache folder of one host. Only one process may use it at a time.
 ///
-/// Below it are the databases of open tenants, under [`TenantKey::local_path`], each with a note of where it came from,
-/// and what was put into quarantine.
+/// It has the databases of open tenants, at [`TenantKey::local_path`], each with a file that
+/// records its state. It also has the databases in quarantine.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use larder_tenants::CacheFolder;
+///
+/// # let folder = tempfile::tempdir()?;
+/// let cache = CacheFolder::open(&folder.path().join("cache"))?;
+/// assert!(cache.tenants()?.is_empty());
+/// assert!(cache.quarantined()?.is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct CacheFolder {
     root: PathBuf,
     holder: Holder,
-    /// Unlocked where it is dropped, and where the process ends.
+    /// Unlocked when it is dropped and when the process ends.
     _lock: File,
 }
 
 impl CacheFolder {
-    /// Opens a folder, makes it where it isn't there, and locks it. It blocks for as long as a few small files take.
+    /// Opens and locks a folder, and creates it if it does not exist.
+    ///
+    /// This blocks while it reads and writes a few small files.
     ///
     /// # Errors
-    /// [`TenantError::CacheInUse`] where another process has it, [`TenantError::File`] where it can't be used.
+    /// - [`TenantError::CacheInUse`] if another process is using the folder.
+    /// - [`TenantError::File`] if the folder cannot be read or written.
     pub fn open(root: &Path) -> Result<Self> {
         let failed =
             |error| TenantError::file(format!("the cache folder {} can't be used", root.display()), error);
@@ -64,29 +78,30 @@ impl CacheFolder {
         Ok(Self { root, holder, _lock: lock })
     }
 
-    /// Whether a folder is a cache folder: one was opened there.
+    /// Whether a cache folder was ever opened at this path.
     pub fn is_at(folder: &Path) -> bool {
         folder_owner::is_at(folder)
     }
 
-    /// The folder.
+    /// The path of the folder.
     pub fn folder(&self) -> &Path {
         &self.root
     }
 
-    /// Who takes leases for this folder.
+    /// The holder of the leases that are taken for this folder.
     pub fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// Whether a lease was of this folder, under a name that it had before the machine was started again.
+    /// Whether a lease was taken for this folder under an earlier name, before a restart of the
+    /// machine.
     pub(crate) fn is_earlier(&self, takeover: &Takeover) -> bool {
         let host = |name: &str| name.split('/').next().map(str::to_string);
         takeover.folder.as_deref() == Some(self.root.to_string_lossy().as_ref())
             && host(&takeover.holder) == host(self.holder.as_str())
     }
 
-    /// The place whose tenants these are; none where that was never recorded.
+    /// The id of the location whose tenants the folder has. `None` if it was never recorded.
     pub(crate) fn place(&self) -> Result<Option<WriteId>> {
         let path = self.root.join(PLACE);
         match fs::read(&path) {
@@ -96,20 +111,22 @@ impl CacheFolder {
         }
     }
 
-    /// Records whose tenants these are, for good.
+    /// Records the location whose tenants the folder has. It never changes.
     pub(crate) fn record_place(&self, place: WriteId) -> Result<()> {
         self.replace(&self.root.join(PLACE), &PlaceNote::new(place).to_bytes()?)
     }
 
-    /// Where the database of a tenant is while it is open.
+    /// The path of a tenant's database file while it is open.
     pub fn database(&self, key: &TenantKey) -> PathBuf {
         key.local_path(&self.root)
     }
 
-    /// The tenants of which there is a database: those that are open, and those that a process left that was killed.
+    /// The tenants whose databases are in the folder, sorted by key.
+    ///
+    /// These are the open tenants, and those that a killed process left.
     ///
     /// # Errors
-    /// [`TenantError::File`].
+    /// [`TenantError::File`] if the folder cannot be read.
     pub fn tenants(&self) -> Result<Vec<TenantKey>> {
         let mut found = Vec::new();
         let mut folders = vec![self.root.clone()];
@@ -136,12 +153,12 @@ impl CacheFolder {
         TenantKey::from_object_path(path.strip_prefix(&self.root).ok()?.to_str()?)
     }
 
-    /// The folder whose content is gone at the next start.
+    /// The folder whose content is removed at the next start.
     pub(crate) fn temporary_folder(&self) -> PathBuf {
         self.root.join(TEMPORARY)
     }
 
-    /// A new name for a file that is gone at the next start.
+    /// A new path for a file that is removed at the next start.
     pub(crate) fn temporary(&self) -> TemporaryFile {
         TemporaryFile(self.temporary_folder().join(WriteId::random().to_string()))
     }
@@ -154,7 +171,7 @@ impl CacheFolder {
         with_suffix(&self.database(key), ".state.json")
     }
 
-    /// What is known of a tenant's local database; none where nothing is, or it can't be read.
+    /// Reads the recorded state of a tenant's database. `None` if there is none or it is invalid.
     pub(crate) fn read_state(&self, key: &TenantKey) -> Result<Option<LocalState>> {
         let path = self.state_path(key);
         match fs::read(&path) {
@@ -164,12 +181,12 @@ impl CacheFolder {
         }
     }
 
-    /// Replaces what is known of a tenant's local database, so that it is there after a power cut.
+    /// Replaces the recorded state of a tenant's database durably.
     pub(crate) fn write_state(&self, key: &TenantKey, state: &LocalState) -> Result<()> {
         self.replace(&self.state_path(key), &state.to_bytes(key)?)
     }
 
-    /// Replaces a file: all of the old one or all of the new one is there, whenever it ends.
+    /// Replaces a file atomically and durably.
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let temporary = self.temporary();
         let written = || -> io::Result<()> {
@@ -181,7 +198,8 @@ impl CacheFolder {
         written().map_err(|error| TenantError::file(format!("{} can't be written", path.display()), error))
     }
 
-    /// Puts a complete file into the place of a tenant's database. No log of an earlier one is left beside it.
+    /// Moves a complete file to the path of a tenant's database. Removes logs of an earlier
+    /// database there.
     pub(crate) fn install(&self, key: &TenantKey, file: TemporaryFile) -> Result<()> {
         let path = self.database(key);
         let installed = || -> io::Result<()> {
@@ -194,16 +212,16 @@ impl CacheFolder {
             .map_err(|error| TenantError::file(format!("{} can't be put in place", path.display()), error))
     }
 
-    /// Whether there is a database file of a tenant.
+    /// Whether the folder has a database file of a tenant.
     pub(crate) fn has_database(&self, key: &TenantKey) -> bool {
         self.database(key).exists()
     }
 
-    /// Removes a tenant's database, and then what is known of it.
+    /// Removes a tenant's database, and then its recorded state.
     pub(crate) fn remove(&self, key: &TenantKey) -> Result<()> {
         let path = self.database(key);
         let removed = || -> io::Result<()> {
-            // The database is found again after a crash, and its log alone is not.
+            // After a crash, a database file is found again, but a log alone is not.
             remove_logs(&path)?;
             remove_file(&path)?;
             remove_file(&self.state_path(key))
@@ -211,8 +229,9 @@ impl CacheFolder {
         removed().map_err(|error| TenantError::file(format!("{} can't be removed", path.display()), error))
     }
 
-    /// Moves a tenant's database, closed or not, into a folder, with its logs. A database and its log are worth nothing
-    /// without each other, so nothing is gone here before all of it is there.
+    /// Moves a tenant's database and its logs into a folder, whether or not it is closed. A
+    /// database and its log are useless without each other, so no file is removed here before all
+    /// of them exist there.
     pub(crate) fn move_database(&self, key: &TenantKey, folder: &Path) -> io::Result<()> {
         let path = self.database(key);
         for suffix in ["", "-wal", "-shm"] {
@@ -229,7 +248,7 @@ impl CacheFolder {
     }
 }
 
-/// A file that is removed where this is dropped, if it is still there.
+/// A file that is removed on drop, if it still exists.
 pub(crate) struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
@@ -240,20 +259,21 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        // It was renamed, or never made; otherwise the next start removes it.
+        // It may have been renamed, or never created. If this fails, the next start removes it.
         let _ = remove_file(&self.0);
         let _ = remove_logs(&self.0);
     }
 }
 
-/// Before each change that a crash may come before: tests have it fail, or end the process.
+/// Called before each change that a crash may precede. Tests make it fail, or end the process.
 fn before_change(_path: &Path) -> io::Result<()> {
     #[cfg(feature = "testing")]
     crate::faults::before_local_change(_path)?;
     Ok(())
 }
 
-/// Makes a folder and those above it, so that they are there after a power cut. Databases hold what others must not read.
+/// Creates a folder and its parents durably. Only the user may read it, because databases hold
+/// private data.
 pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -262,7 +282,7 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     make_folder(parent)?;
     before_change(path)?;
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        // Another tenant's opening makes the same one.
+        // Opening another tenant creates the same folder.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         made => made?,
     }
@@ -282,7 +302,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Writes a file that isn't there yet.
+/// Creates a file that must not exist.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     before_change(path)?;
     let mut file = File::create_new(path)?;
@@ -330,7 +350,7 @@ mod tests {
         for name in names {
             fs::write(with_suffix(&database, name), name).unwrap();
         }
-        // The log can't be put there.
+        // The log cannot be put there.
         fs::create_dir_all(target.join("database.db-wal")).unwrap();
         cache.move_database(&key, &target).unwrap_err();
         for name in names {

@@ -1,4 +1,4 @@
-//! A tenant is deleted, with what this host has of it.
+//! Deletes a tenant, and what this host has of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,31 @@ use crate::local::slot::Slot;
 use crate::local::tenants::{Inner, SlotState, Surroundings, Tenants, give_up, to_its_end};
 
 impl Tenants {
-    /// Deletes a tenant. Its objects stay for the grace period, in which [`Tenants::undelete`] brings it
-    /// back with every commit that was acknowledged here; after it, [`Tenants::purge`] removes them.
+    /// Deletes a tenant. Its objects stay for the grace period.
     ///
-    /// From this call on, no host can open the tenant: they get [`TenantError::Deleted`]. A tenant that
-    /// is deleted already keeps the earlier end of its grace period. Databases of the tenant on other
-    /// hosts stay until it is purged.
+    /// During the grace period, [`Tenants::undelete`] restores the tenant with every commit that
+    /// was acknowledged here. After it, [`Tenants::purge`] removes the objects.
     ///
-    /// If it fails or this process ends, the tenant is deleted or not, and the call may be repeated.
+    /// From this call on, no host can open the tenant: opening fails with [`TenantError::Deleted`].
+    /// If the tenant is already deleted, its grace period can only become shorter. Databases of the
+    /// tenant on other hosts stay until it is purged.
+    ///
+    /// If this fails or the process ends, the tenant may or may not be deleted, and the caller may
+    /// repeat the call.
     ///
     /// # Errors
-    /// [`TenantError::NotFound`], [`TenantError::InUse`] if the tenant is in use on this host,
-    /// [`TenantError::LeaseHeld`] if another host has it, and what keeps it from being written back.
-    /// After [`TenantError::Unavailable`] it may be done all the same.
+    /// - [`TenantError::NotFound`] if the tenant does not exist.
+    /// - [`TenantError::InUse`] if the tenant is in use on this host.
+    /// - [`TenantError::LeaseHeld`] if another host has the tenant.
+    /// - [`TenantError::Fenced`] or [`TenantError::LeaseLapsed`] if the lease is lost meanwhile.
+    /// - [`TenantError::Full`] if every tenant that this host can keep open is in use.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head cannot be read.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached. The tenant may still
+    ///   have been deleted.
+    /// - [`TenantError::DiskFull`], [`TenantError::File`] or [`TenantError::Database`] if the local
+    ///   database cannot be written back.
+    /// - [`TenantError::InvalidArgument`] if the local database is too large to be written back.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn delete(&self, key: &TenantKey, grace: Duration) -> Result<Deletion> {
         let (slot, mut state) = self.inner.unused_slot(key).await?;
         let inner = self.inner.clone();
@@ -37,21 +49,33 @@ impl Tenants {
         .await
     }
 
-    /// Brings a tenant back that was deleted, if its objects all exist: see
-    /// [`Remote::undelete`](crate::Remote::undelete).
+    /// Undoes the deletion of a tenant, if all its objects still exist.
+    ///
+    /// A tenant that is not deleted stays as it is.
     ///
     /// # Errors
-    /// As [`Remote::undelete`](crate::Remote::undelete).
+    /// - [`TenantError::Deleted`] if its objects are being removed, or were removed.
+    /// - [`TenantError::NotFound`] if the tenant never existed.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head cannot be read.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     pub async fn undelete(&self, key: &TenantKey) -> Result<()> {
         self.remote().undelete(key).await
     }
 
-    /// Removes the objects of a tenant whose grace period has passed, and what this host has of it: the
-    /// local database, and databases in quarantine. Those of other hosts stay until they are removed
-    /// there. See [`Remote::purge`](crate::Remote::purge).
+    /// Removes the objects of a deleted tenant, and its data on this host.
+    ///
+    /// The grace period must have passed. The data on this host is its local database and its
+    /// databases in quarantine. Other hosts keep theirs until they are removed there. See
+    /// [`Remote::purge`](crate::Remote::purge).
     ///
     /// # Errors
-    /// As [`Remote::purge`](crate::Remote::purge), and [`TenantError::File`].
+    /// - [`TenantError::Deleted`] if the grace period has not passed.
+    /// - [`TenantError::InvalidArgument`] if the tenant is not deleted.
+    /// - [`TenantError::NotFound`] if the tenant never existed.
+    /// - [`TenantError::Corrupt`] or [`TenantError::NewerFormat`] if the head cannot be read.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::File`] if the cache folder cannot be written.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn purge(&self, key: &TenantKey) -> Result<Deletion> {
         let slot = self.inner.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
@@ -92,7 +116,8 @@ impl Inner {
         Ok(deletion)
     }
 
-    /// Writes a tenant back and closes it. `false` if it is damaged: then its database stays, or goes into quarantine.
+    /// Writes a tenant back and closes it. Returns `false` if it is damaged. Its database then
+    /// stays, or goes into quarantine.
     async fn send(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<bool> {
         let resident = match self.open_in(slot, state, Existence::Required).await {
             Err(TenantError::Corrupt { .. }) => return Ok(false),
@@ -112,7 +137,7 @@ impl Inner {
 
     async fn purge(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<Deletion> {
         let deletion = self.around.remote.purge(&slot.key).await?;
-        // A tenant that was made anew since is another one.
+        // If the tenant was created again meanwhile, it is another tenant.
         if self.around.remote.purged(&slot.key).await?.is_some() {
             give_up(state).await?;
             self.erase(&slot.key)?;
@@ -120,7 +145,7 @@ impl Inner {
         Ok(deletion)
     }
 
-    /// Removes what this host has of a tenant that does not exist any more.
+    /// Removes what this host has of a tenant that no longer exists.
     pub(crate) fn erase(&self, key: &TenantKey) -> Result<()> {
         let cache = &self.around.cache;
         cache.remove(key)?;
@@ -139,7 +164,7 @@ async fn delete(around: &Surroundings, key: &TenantKey, grace: Duration) -> Resu
     let deleted = lease.delete(grace).await;
     keeping.abort();
     if deleted.is_err() {
-        // If this fails, the lease runs out.
+        // If this fails, the lease expires.
         let _ = lease.release().await;
     }
     deleted

@@ -1,4 +1,4 @@
-//! The database of an open tenant as a backend: nothing is answered unless the lease is surely held.
+//! The database of an open tenant as a backend that answers only while the lease is held.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use crate::error::TenantError;
 use crate::lease::Lease;
 
-/// Whoever uses the database holds this, so that it is given up only once nobody does.
+/// Held by every running call, so that the database is given up only when no call is running.
 type Pass = OwnedRwLockReadGuard<()>;
 
 pub(crate) struct Engine {
@@ -41,25 +41,29 @@ impl Engine {
         &self.lease
     }
 
-    /// Lets nobody in any more, and waits for those who are in, up to `wait`; none where they stay longer.
+    /// Rejects new calls, and waits up to `wait` for the running ones. `None` if some are still
+    /// running then.
     pub(crate) async fn shut(&self, wait: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
         tokio::time::timeout(wait, self.gate.clone().write_owned()).await.ok()
     }
 
-    /// Before anything is answered: another host may have the tenant by now, with newer data.
+    /// Starts a call. Another host may have the tenant by now, with newer data, so the lease is
+    /// checked before anything is returned.
     fn enter(&self) -> Result<Pass> {
         let pass = self.gate.clone().try_read_owned().map_err(|_| Error::Closed)?;
         self.lease.check()?;
         Ok(pass)
     }
 
-    /// Before a write is acknowledged. A lapsed lease may be renewed: then nobody had the tenant in between.
+    /// Checks the lease before a write is acknowledged. A lapsed lease may be renewed: success
+    /// means that no other host had the tenant in between.
     async fn acknowledge<T>(&self, written: T) -> Result<T> {
         let held = match self.lease.check() {
             Err(TenantError::LeaseLapsed { .. }) => self.lease.renew().await,
             checked => checked,
         };
-        // It is in this host's database, and nobody knows whether it came into a snapshot in time.
+        // The commit is in this host's database, and it is unknown whether it got into a snapshot
+        // in time.
         held.map(|()| written).map_err(|error| Error::CommitUnknown {
             reason: "the lease of the tenant was lost during the commit".to_string(),
             cause: Some(Arc::new(error)),
@@ -67,7 +71,7 @@ impl Engine {
     }
 }
 
-/// The engine as stores and their snapshots have it.
+/// The engine as the backend of stores and their snapshots.
 #[derive(Clone)]
 pub(crate) struct SharedEngine(pub(crate) Arc<Engine>);
 
@@ -100,7 +104,7 @@ impl Backend for SharedEngine {
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
-        // Nobody asked for it, and the next one does the same.
+        // No caller waits for it, and the next sweep does the same work.
         let Ok(_pass) = self.0.enter() else { return Ok(Swept::default()) };
         self.0.database.sweep(options).await
     }
@@ -131,7 +135,7 @@ impl Backend for SharedEngine {
         self.0.database.ping().await
     }
 
-    /// A tenant is closed by whoever opened it, after it is written back.
+    /// Does nothing: the host closes a tenant after it has written the tenant back.
     async fn close(&self) {}
 }
 
@@ -180,7 +184,7 @@ impl Snapshot for HeldSnapshot {
         engine.lease.check()?;
         let committed = inner.commit(commit).await?;
         match committed.version {
-            // It wrote nothing, and read what was current when its snapshot was taken.
+            // It wrote nothing, and what it read was current when its snapshot was taken.
             Version::ABSENT => Ok(committed),
             _ => engine.acknowledge(committed).await,
         }

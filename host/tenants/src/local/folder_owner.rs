@@ -1,8 +1,9 @@
-//! The name under which a cache folder takes leases.
+//! The holder name under which a cache folder takes leases.
 //!
-//! A lease of the same name is taken over at once, as the process that had it must be dead. That does not hold for a copy of the
-//! folder: a clone of the machine, a snapshot of the volume, a folder in an image. So the name belongs to one file on one machine
-//! since one boot. Everywhere else a new name is drawn, which waits for the lease like any other host.
+//! A lease with the same name is taken over at once, because the process that had it must be dead.
+//! That does not hold for a copy of the folder: a clone of the machine, a snapshot of the volume or
+//! a folder in an image. So a name is bound to one file on one machine during one boot. In any
+//! other case a new name is drawn, which waits for the lease like any other host.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,12 +16,13 @@ use crate::write_id::WriteId;
 
 const FILE: &str = ".holder";
 
-/// Whether a folder is a cache folder: one was opened there.
+/// Whether a cache folder was ever opened at this path.
 pub(crate) fn is_at(folder: &Path) -> bool {
     folder.join(FILE).is_file()
 }
 
-/// The name of a folder, which is drawn if it has none, or has that of a folder that it was copied from.
+/// Returns the name of a folder. Draws a new one if it has none, or if the name is bound to another
+/// file, machine or boot.
 pub(crate) fn name(folder: &Path) -> io::Result<String> {
     let path = folder.join(FILE);
     match File::open(&path) {
@@ -42,7 +44,7 @@ pub(crate) fn name(folder: &Path) -> io::Result<String> {
     Ok(name)
 }
 
-/// Gives a folder a name, for as long as it is this folder.
+/// Gives a folder a name, bound to this folder.
 pub(crate) fn write(folder: &Path, name: &str) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     let text = format!("{name}\n{}\n", owner_of(file.as_file())?.unwrap_or_default());
@@ -53,8 +55,8 @@ pub(crate) fn write(folder: &Path, name: &str) -> io::Result<()> {
     sync_parent(&path)
 }
 
-/// The machine, its boot, and the place of the file there. None where the system does not tell boots apart: then each process has
-/// a name of its own.
+/// The machine, its boot, and the device and inode of the file. `None` if the system does not
+/// identify boots. Then each process gets a new name.
 fn owner_of(file: &File) -> io::Result<Option<String>> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_string();
     let (machine, boot) = (read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id"));
@@ -81,7 +83,7 @@ mod tests {
         let other = name(&copy).unwrap();
         assert_ne!(other, first);
         assert_eq!((name(&copy).unwrap(), name(&one).unwrap()), (other, first.clone()));
-        // It is the same folder wherever it is moved.
+        // A folder keeps its name when it is moved.
         let moved = folder.path().join("moved");
         fs::rename(&one, &moved).unwrap();
         assert_eq!(name(&moved).unwrap(), first);

@@ -1,4 +1,4 @@
-//! A tenant's store as a component gets it: by the identity that its host bound, never by a name of its own.
+//! The stores of tenants that components get. The identity that the host bound selects the tenant.
 
 use std::sync::Arc;
 
@@ -8,29 +8,41 @@ use larder_core::{Error, Event, Store, StoreSource};
 use crate::key::{Scope, Slug, TenantKey};
 use crate::local::tenants::Tenants;
 
-/// On whose behalf a component runs. The host binds it; a guest never says it.
+/// The identity on whose behalf a component runs.
+///
+/// The host binds it. A guest cannot choose it.
+///
+/// ```
+/// use larder_tenants::{Scope, Slug, TenantIdentity};
+///
+/// let org = TenantIdentity::org(Slug::new("acme")?);
+/// let identity = TenantIdentity { user: Some(Slug::new("ann")?), ..org };
+/// assert_eq!(identity.key(Scope::User)?.to_string(), "acme/users/ann");
+/// assert!(identity.key(Scope::App).is_err());
+/// # Ok::<(), larder_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantIdentity {
     /// The organisation.
     pub org: Slug,
-    /// The user, where there is one.
+    /// The user, if any.
     pub user: Option<Slug>,
-    /// The app, where there is one.
+    /// The app, if any.
     pub app: Option<Slug>,
-    /// The project of the app, where there is one.
+    /// The project of the app, if any.
     pub project: Option<Slug>,
 }
 
 impl TenantIdentity {
-    /// An organisation alone.
+    /// An identity of an organisation, without a user, app or project.
     pub fn org(org: Slug) -> Self {
         Self { org, user: None, app: None, project: None }
     }
 
-    /// The tenant of a scope.
+    /// The tenant of this identity in a scope.
     ///
     /// # Errors
-    /// [`Error::IdentityRequired`] where the identity lacks what the scope needs.
+    /// [`Error::IdentityRequired`] if the identity lacks a part that the scope needs.
     pub fn key(&self, scope: Scope) -> Result<TenantKey, Error> {
         let part = |part: &Option<Slug>, name: &str| {
             let missing = || Error::IdentityRequired(format!("a store of scope `{scope}` needs the {name}"));
@@ -47,7 +59,7 @@ impl TenantIdentity {
         })
     }
 
-    /// Whether a tenant is one of this identity's.
+    /// Whether a tenant belongs to this identity.
     fn owns(&self, key: &TenantKey) -> bool {
         self.key(key.scope()).is_ok_and(|own| own == *key)
     }
@@ -65,14 +77,17 @@ struct TenantStore {
 }
 
 impl Tenants {
-    /// The store of the tenant that an identity has in a scope, to be granted to a component. It is opened when the
-    /// component opens it.
+    /// Returns the store of an identity's tenant in a scope, for a component.
+    ///
+    /// The tenant is opened when the component opens the store.
     pub fn store_of(&self, identity: Option<TenantIdentity>, scope: Scope) -> Arc<dyn StoreSource> {
         Arc::new(TenantStore { tenants: self.clone(), identity, whose: Whose::Scope(scope) })
     }
 
-    /// The store of one tenant, to be granted to a component that runs for an identity. Another identity's tenant is
-    /// refused when the component opens it, with [`Error::AccessDenied`], and the platform is told.
+    /// Returns the store of one tenant, for a component that runs for an identity.
+    ///
+    /// If the tenant belongs to another identity, opening the store fails with
+    /// [`Error::AccessDenied`], and the host gets an [`Event::AccessDenied`].
     pub fn store_at(&self, identity: Option<TenantIdentity>, key: TenantKey) -> Arc<dyn StoreSource> {
         Arc::new(TenantStore { tenants: self.clone(), identity, whose: Whose::Key(key) })
     }
@@ -80,7 +95,7 @@ impl Tenants {
 
 impl TenantStore {
     fn key(&self) -> Result<TenantKey, Error> {
-        let unbound = || Error::IdentityRequired("the host bound none to this component".to_string());
+        let unbound = || Error::IdentityRequired("the host bound no identity to this component".to_string());
         let identity = self.identity.as_ref().ok_or_else(unbound)?;
         match &self.whose {
             Whose::Scope(scope) => identity.key(*scope),

@@ -1,4 +1,5 @@
-//! Brings a tenant's database into the cache folder, and finds out what becomes of one that is there.
+//! Hydration: brings the newest state of a tenant's database into the cache folder, and decides
+//! what to do with a database that is already there.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -21,21 +22,22 @@ use crate::local::state::{Leftover, LocalState};
 use crate::local::tenants::Surroundings;
 use crate::segments::Replay;
 
-/// A database that is open.
+/// A database that was opened.
 pub(crate) struct Hydrated {
     pub(crate) database: Sqlite,
-    /// Where commits are shipped, if they are.
+    /// Ships commits to object storage, with durability `object`.
     pub(crate) journal: Option<Arc<LogJournal>>,
-    /// Up to which position object storage has all of it.
+    /// The position up to which object storage has the database.
     pub(crate) sent: u64,
-    /// Whether an earlier process left more than that.
+    /// Whether an earlier process left later commits.
     pub(crate) is_ahead: bool,
-    /// What is known of it in the cache folder.
+    /// The recorded state of the database in the cache folder.
     pub(crate) state: LocalState,
 }
 
-/// Before a lease is taken: a process that was killed right after it took one has left a database that says nothing of
-/// it. Nobody else had the tenant meanwhile, and who comes next has to know.
+/// Runs before a lease is taken. A process that was killed right after it took a lease has left a
+/// database whose recorded state lacks that lease. No other host had the tenant meanwhile, and the
+/// next lease must build on that one.
 pub(crate) async fn adopt_leftover(around: &Surroundings, key: &TenantKey) -> Result<()> {
     let cache = &around.cache;
     if !cache.has_database(key) {
@@ -46,8 +48,9 @@ pub(crate) async fn adopt_leftover(around: &Surroundings, key: &TenantKey) -> Re
     state.adopted(&head, cache.holder()).map_or(Ok(()), |state| cache.write_state(key, &state))
 }
 
-/// After an opening that failed: whether the next one will find out that it follows on this lease, if there is anything
-/// to be found. Where that could not be noted, only the lease itself tells it.
+/// Runs after an opening that failed. Returns whether the recorded state, if there is a database,
+/// has this lease, so that the next lease directly follows it. If not, only the lease in the head
+/// tells.
 pub(crate) fn is_leftover_noted(around: &Surroundings, lease: &Lease) -> bool {
     let (cache, key) = (&around.cache, lease.key());
     let is_noted = |state: Option<LocalState>| state.is_none_or(|state| state.is_under(lease));
@@ -65,8 +68,9 @@ pub(crate) async fn hydrate(around: &Arc<Surroundings>, lease: &Lease) -> Result
     }
 }
 
-/// What an earlier process left: where it is the newest state, its database stays, and the answer is up to where object
-/// storage has it. Otherwise it is gone after this, into quarantine where it holds what was acknowledged.
+/// Examines the database that an earlier process left. If it is the newest state, it stays, and
+/// this returns the position up to which object storage has it. Otherwise it is removed, or goes
+/// into quarantine if it has acknowledged commits.
 async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option<u64>> {
     let (cache, key) = (&around.cache, lease.key());
     if !cache.has_database(key) {
@@ -74,7 +78,7 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
         return Ok(None);
     }
     let Some(state) = cache.read_state(key)? else {
-        quarantine(around, lease, "nothing tells where this database came from", None, None)?;
+        quarantine(around, lease, "the origin of this database is not recorded", None, None)?;
         return Ok(None);
     };
     let (position, superseded) = match state.leftover(lease) {
@@ -83,7 +87,7 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
             return Ok(None);
         }
         Leftover::Current { position } => {
-            // Should this fail further on, the next lease follows on this one.
+            // If opening fails further on, the next lease directly follows this one.
             cache.write_state(key, &state.under(lease))?;
             (position, None)
         }
@@ -92,11 +96,12 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
     match (position_of(cache, lease).await, superseded) {
         (Ok(found), None) if found >= position => return Ok(Some(position)),
         (Ok(found), None) => {
-            // A power cut took commits away that were sent before. All that is left is in the snapshot too.
+            // A power cut lost commits that had been sent before. The snapshot has all that is
+            // left.
             tracing::warn!(tenant = %key, found, sent = position, "the local database is older than its snapshot");
             cache.remove(key)?;
         }
-        // A power cut may have taken commits away that were sent.
+        // A power cut may have lost commits that had been sent.
         (Ok(found), Some(_)) if found <= position => cache.remove(key)?,
         (Ok(found), Some(reason)) => {
             quarantine(around, lease, reason, Some(position), Some(found))?;
@@ -105,13 +110,13 @@ async fn look_at_leftover(around: &Surroundings, lease: &Lease) -> Result<Option
             let reason = format!("the database that an earlier process left is damaged: {reason}");
             quarantine(around, lease, &reason, Some(position), None)?;
         }
-        // A disk that can't be read now may be readable later.
+        // A disk that cannot be read now may be readable later.
         (Err(error), _) => return Err(TenantError::database(key, error)),
     }
     Ok(None)
 }
 
-/// The position of a database that nobody has open, once it is found intact.
+/// Verifies a database that is not open, and returns its position.
 async fn position_of(cache: &CacheFolder, lease: &Lease) -> larder_core::Result<u64> {
     let path = cache.database(lease.key());
     Sqlite::verify(&path).await?;
@@ -125,7 +130,8 @@ pub(crate) fn existing() -> SqliteOptions {
     SqliteOptions { create: false, cache_bytes: 0, ..SqliteOptions::default() }
 }
 
-/// Rows that an open tenant keeps in memory: there may be hundreds of tenants.
+/// The bytes of rows that an open tenant caches in memory. A host may have hundreds of open
+/// tenants.
 const ROW_CACHE_BYTES: u64 = 2 << 20;
 
 pub(crate) fn quarantine(
@@ -150,7 +156,7 @@ pub(crate) fn quarantine(
     Ok(note)
 }
 
-/// Puts the current snapshot into its place; nothing for a tenant that has none.
+/// Downloads the current snapshot to the path of the database. Does nothing if the tenant has none.
 async fn fetch(around: &Surroundings, lease: &Lease) -> Result<()> {
     let (cache, key) = (&around.cache, lease.key());
     cache.write_state(key, &LocalState::hydrating(lease, around.options.durability))?;
@@ -162,7 +168,7 @@ async fn fetch(around: &Surroundings, lease: &Lease) -> Result<()> {
     cache.install(key, file)
 }
 
-/// Opens the database. A fetched one is brought up to date with the log first.
+/// Opens the database. One that was downloaded then replays the log.
 async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> Result<Hydrated> {
     let key = lease.key();
     let path = around.cache.database(key);
@@ -185,7 +191,8 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
     }
 }
 
-/// Up to which position object storage has the database, whether it holds more, and what is noted of that.
+/// Returns the position up to which object storage has the database, whether the database has more,
+/// and the recorded state.
 async fn bring_up_to_date(
     around: &Surroundings,
     lease: &Lease,
@@ -201,19 +208,19 @@ async fn bring_up_to_date(
         sync_new_log(&around.cache.database(lease.key()))?;
     }
     let is_ahead = database.redo_position().await.map_err(failed)?.0 != sent;
-    // What is ahead was acknowledged by this disk alone, also where later commits are not: its first checkpoint says
-    // that object storage has it.
+    // The commits that are ahead are only on this disk, even if later commits are not. The first
+    // checkpoint records that object storage has them.
     let durability = if is_ahead { Durability::Local } else { around.options.durability };
     let state = LocalState::open(lease, durability, sent);
     around.cache.write_state(lease.key(), &state)?;
     Ok((sent, is_ahead, state))
 }
 
-/// Syncs the write-ahead log of a new database, which alone has its tables. Otherwise a power cut leaves
-/// a database without tables, which looks damaged.
+/// Syncs the write-ahead log of a new database, because only the log has its tables. Without this,
+/// a power cut leaves a database without tables, which looks damaged.
 fn sync_new_log(database: &Path) -> Result<()> {
     let log = with_suffix(database, "-wal");
-    // SQLite has no lock on its log, so closing this descriptor drops none.
+    // SQLite takes no POSIX locks on its log, so closing this descriptor releases none.
     match File::open(&log).and_then(|log| log.sync_all()) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(TenantError::file(format!("{} can't be synced", log.display()), error))
@@ -222,7 +229,7 @@ fn sync_new_log(database: &Path) -> Result<()> {
     }
 }
 
-/// Makes the commits of a log in a database, and gives the position that it then has.
+/// Replays the commits of a log into a database, and returns its resulting position.
 pub(crate) async fn replay(key: &TenantKey, mut log: Replay, database: &Sqlite) -> Result<u64> {
     let failed = |error| TenantError::database(key, error);
     while let Some((_, redo)) = log.next().await? {

@@ -1,4 +1,4 @@
-//! Ships what commits wrote, where they are acknowledged only once object storage has it.
+//! Ships commits to object storage before they are acknowledged.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::backoff::jittered;
 use crate::error::TenantError;
 use crate::lease::Lease;
 
-/// Pause between two looks at a segment whose outcome is unknown.
+/// The pause before a segment whose outcome is unknown is sent again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The log of a tenant as the journal of its database.
+/// The log of a tenant, as the journal of its database.
 pub(crate) struct LogJournal {
     lease: Lease,
     shipped: AtomicU64,
@@ -27,19 +27,21 @@ impl LogJournal {
         Self { lease: lease.clone(), shipped: AtomicU64::new(0), failed: Notify::new() }
     }
 
-    /// The position up to which object storage has all commits, as far as this journal shipped them.
+    /// The position up to which this journal has shipped all commits.
     pub(crate) fn shipped(&self) -> u64 {
         self.shipped.load(Ordering::Acquire)
     }
 
-    /// Waits until something could not be shipped: the database then holds what was not acknowledged.
+    /// Waits until a commit could not be shipped. The database then has a commit that was not
+    /// acknowledged.
     pub(crate) async fn failed(&self) {
         self.failed.notified().await;
     }
 
     async fn ship(&self, redo: Bytes) -> Result<u64, TenantError> {
         let mut outcome = self.lease.append(redo).await;
-        // As long as the lease holds nobody else writes the log, and whoever waits is better told what happened.
+        // While the lease holds, no other host writes the log, and the caller is better off with a
+        // known outcome.
         while let Err(TenantError::OutcomeUnknown { .. }) = &outcome
             && self.lease.check().is_ok()
         {

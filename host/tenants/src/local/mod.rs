@@ -1,4 +1,4 @@
-//! The half of the crate that keeps databases on this host: hydrated, open, written back, given up again.
+//! The half of the crate that keeps open databases on this host.
 
 mod cache;
 mod delete;

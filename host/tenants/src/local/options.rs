@@ -1,4 +1,4 @@
-//! How a host keeps tenants.
+//! Options of the tenants of a host.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::error::{Result, TenantError};
 use crate::local::tenants::Tenants;
 use crate::remote::RemoteOptions;
 
-/// What the local half is told.
+/// The options of the half that keeps open databases on this host.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalOptions {
     pub(crate) capacity: usize,
@@ -29,7 +29,27 @@ pub(crate) struct LocalOptions {
     pub(crate) quota_bytes: Option<u64>,
 }
 
-/// Sets up [`Tenants`].
+/// Builds the [`Tenants`] of a host.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use larder_tenants::{Durability, Tenants};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let cache = folder.path();
+/// let objects = Arc::new(object_store::memory::InMemory::new());
+/// let tenants = Tenants::builder(objects)
+///     .cache_folder(cache)
+///     .durability(Durability::Object)
+///     .checkpoint_interval(Duration::from_secs(30))
+///     .open()
+///     .await?;
+/// tenants.close().await?;
+/// # Ok(()) }
+/// ```
 pub struct TenantsBuilder {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) prefix: ObjectPath,
@@ -63,10 +83,17 @@ impl TenantsBuilder {
         }
     }
 
-    /// As a data-source name says.
+    /// Creates a builder with the settings of a data-source name.
+    ///
+    /// The capacity, the cache folder and the other settings that a data-source name cannot have
+    /// keep their defaults.
     ///
     /// # Errors
-    /// As [`TenantsDsn::open_store`].
+    /// - [`Error::InvalidArgument`](larder_core::Error::InvalidArgument) if this build does not
+    ///   support the object store, or the settings in the environment are invalid.
+    /// - [`Error::NotFound`](larder_core::Error::NotFound) if the folder does not exist and
+    ///   `create=no` is set.
+    /// - [`Error::Unavailable`](larder_core::Error::Unavailable) if the folder cannot be used.
     pub fn from_dsn(dsn: &TenantsDsn) -> larder_core::Result<Self> {
         let Opened { store, multipart } = dsn.open()?;
         let mut builder =
@@ -92,46 +119,54 @@ impl TenantsBuilder {
         Ok(builder)
     }
 
-    /// Below which path of the object store tenants are kept. Default: its root.
+    /// The path in the object store below which tenants are kept. Default: the root.
     pub fn prefix(mut self, prefix: ObjectPath) -> Self {
         self.prefix = prefix;
         self
     }
 
-    /// The folder in which databases are while they are open; one process at a time has it. Default: `larder-cache` in
-    /// the working folder.
+    /// The folder for open databases. Default: `larder-cache` in the working directory.
+    ///
+    /// Only one process may use the folder at a time.
     pub fn cache_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = folder.into();
         self
     }
 
-    /// How many tenants are open at once, 1 at least. Where more are asked for, those that were used the longest ago
-    /// are written back and closed. Default: 1,000.
+    /// The most tenants that are open at once, at least 1. Default: 1,000.
+    ///
+    /// To open another one, the host writes the least recently used tenant back and closes it.
     pub fn capacity(mut self, tenants: usize) -> Self {
         self.local.capacity = tenants;
         self
     }
 
-    /// How long a tenant that nobody has stays open; none for as long as there is room. Default: 5 minutes.
+    /// How long a tenant stays open that is not in use. Default: 5 minutes.
+    ///
+    /// With `None`, it stays open until the capacity is needed.
     pub fn idle(mut self, idle: Option<Duration>) -> Self {
         self.local.idle = idle;
         self
     }
 
-    /// After how many commits a tenant is written back. Default: 100.
+    /// The number of commits after which a tenant is written back. Default: 100.
     pub fn checkpoint_writes(mut self, writes: u64) -> Self {
         self.local.checkpoint_writes = writes;
         self
     }
 
-    /// How long after a commit a tenant is written back at the latest: with durability `local`, this is what a lost disk
-    /// can lose. Default: 60 seconds.
+    /// The longest time from a commit until the tenant is written back. Default: 60 seconds.
+    ///
+    /// With [`Durability::Local`], the commits of this interval are what the loss of the disk can
+    /// lose.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.local.checkpoint_interval = interval;
         self
     }
 
-    /// How many bytes each tenant's database may hold, keys and values: [`StoreBuilder::quota_bytes`]. Default: no bound.
+    /// The bytes of keys and values that each tenant's database may hold. Default: no limit.
+    ///
+    /// See [`StoreBuilder::quota_bytes`].
     ///
     /// [`StoreBuilder::quota_bytes`]: larder_core::StoreBuilder::quota_bytes
     pub fn quota_bytes(mut self, bytes: u64) -> Self {
@@ -139,22 +174,28 @@ impl TenantsBuilder {
         self
     }
 
-    /// The largest database of a tenant, in bytes of its file. A larger one is neither downloaded nor uploaded: opening it fails
-    /// with [`TenantError::Corrupt`], and writing it back with [`TenantError::InvalidArgument`], so
-    /// [`TenantsBuilder::quota_bytes`] should stay well below. Default: 16 GiB.
+    /// The largest database file of a tenant, in bytes. Default: 16 GiB.
+    ///
+    /// A larger file is neither downloaded nor uploaded. Opening it fails with
+    /// [`TenantError::Corrupt`], and writing it back with [`TenantError::InvalidArgument`]. Set
+    /// [`TenantsBuilder::quota_bytes`] well below this size.
     pub fn max_database(mut self, bytes: u64) -> Self {
         self.remote.max_snapshot_bytes = bytes;
         self
     }
 
-    /// What a commit survives once it is acknowledged. Default: [`Durability::Local`].
+    /// What an acknowledged commit survives. Default: [`Durability::Local`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.local.durability = durability;
         self
     }
 
-    /// How long a lease holds without being renewed: so long others wait for a host that died. Each open tenant is a
-    /// write every third of it. Default: 15 seconds, of which 2 are the margin.
+    /// How long a lease is valid without a renewal.
+    ///
+    /// Default: 15 seconds, with a margin of 2.
+    ///
+    /// Other hosts wait this long after a host has died. Each open tenant writes its head every
+    /// third of this time. The margin is an eighth of it, at most 2 seconds.
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.remote.lease_ttl = ttl;
         self.remote.lease_margin = (ttl / 8).min(Duration::from_secs(2));
@@ -167,42 +208,56 @@ impl TenantsBuilder {
         self
     }
 
-    /// Waits for another host's lease for as long as one of these lasts, so that the lease of a host that died is free
-    /// before: for a process that would end otherwise, as what it has seen of a lease ends with it.
+    /// Sets the lease wait so that the lease of a host that died expires meanwhile.
+    ///
+    /// Use it for a short-lived process: how long it has seen a lease unchanged is lost when it
+    /// ends. It assumes that other hosts use the same time to live.
     pub fn outwait_lease(self) -> Self {
         let RemoteOptions { lease_ttl, lease_margin, .. } = self.remote;
         self.lease_wait(lease_ttl + lease_margin + Duration::from_secs(2))
     }
 
-    /// How long opening a tenant waits where all that are open are in use. Default: 10 seconds.
+    /// How long opening a tenant waits if all open tenants are in use.
+    ///
+    /// Default: 10 seconds.
     pub fn room_wait(mut self, wait: Duration) -> Self {
         self.local.room_wait = wait;
         self
     }
 
-    /// How often expired rows of an open tenant are removed; none for never. Default: every minute.
+    /// How often expired rows of an open tenant are removed. Default: every minute.
+    ///
+    /// With `None`, they are not removed at intervals.
     pub fn sweep_interval(mut self, interval: Option<Duration>) -> Self {
         self.local.sweep_interval = interval;
         self
     }
 
-    /// Whether the databases of tenants that were written back and closed stay in the cache folder. They are used by the
-    /// next process that opens the folder, where no other host had the tenant since. Default: no.
+    /// Whether databases of closed tenants stay in the cache folder. Default: `false`.
+    ///
+    /// The next process that opens the folder reuses such a database, unless another host had the
+    /// tenant since.
     pub fn keep_copies(mut self, keep: bool) -> Self {
         self.local.keep_copies = keep;
         self
     }
 
-    /// How object storage is used. What [`TenantsBuilder::multipart_store`] set stays, unless `options` has another one.
+    /// Replaces all options of object storage.
+    ///
+    /// A store set with [`TenantsBuilder::multipart_store`] stays, unless `options` has one.
     pub fn remote_options(mut self, options: RemoteOptions) -> Self {
         let multipart = options.multipart.clone().or(self.remote.multipart);
         self.remote = RemoteOptions { multipart, ..options };
         self
     }
 
-    /// The same object store as a [`MultipartStore`], which `AmazonS3`, `MicrosoftAzure`, `GoogleCloudStorage`, `InMemory` and
-    /// [`FolderStore`](crate::FolderStore) are. A part of an upload that fails is then sent again alone. Default: none, so
-    /// that such an upload begins again with its first part; a builder [from a data-source name](Self::from_dsn) sets it.
+    /// The same object store as a [`MultipartStore`], to retry single parts of an upload.
+    ///
+    /// Default: `None`.
+    ///
+    /// `AmazonS3`, `MicrosoftAzure`, `GoogleCloudStorage`, `InMemory` and
+    /// [`FolderStore`](crate::FolderStore) implement it. Without it, an upload whose part fails
+    /// starts again with its first part. [`TenantsBuilder::from_dsn`] sets it.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -215,30 +270,39 @@ impl TenantsBuilder {
         self
     }
 
-    /// What times to live, and the times of snapshots, are measured with. Leases are measured with the machine's own.
+    /// The clock for times to live of rows. Default: the system clock.
+    ///
+    /// Snapshots have the times of the object storage, and leases use tokio's monotonic clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.remote.clock = clock;
         self
     }
 
-    /// Who is told of what goes wrong where nobody waits for an answer. Default: `tracing`.
+    /// The sink for events of background work. Default: [`tracing`].
     pub fn events(mut self, events: Arc<dyn EventSink>) -> Self {
         self.events = events;
         self
     }
 
-    /// Locks the cache folder and tries the object storage. It is called within a tokio runtime.
+    /// Locks the cache folder, probes the object storage and starts background tasks.
+    ///
+    /// Call this within a tokio runtime.
     ///
     /// # Errors
-    /// [`TenantError::NoConditions`] where the object storage does not honour conditional writes,
-    /// [`TenantError::Unavailable`] where it can't be reached, [`TenantError::CacheInUse`] where another process has
-    /// the cache folder, [`TenantError::OtherPlace`] where that is of other tenants, [`TenantError::Corrupt`] where the
-    /// note of whose it is can't be read, and [`TenantError::InvalidArgument`] for options that can't be, and where the
-    /// process may not open as many files as the capacity needs.
+    /// - [`TenantError::NoConditions`] if the object storage does not honour conditional writes.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::CacheInUse`] if another process is using the cache folder.
+    /// - [`TenantError::OtherPlace`] if the cache folder belongs to another location.
+    /// - [`TenantError::Corrupt`] if the record of the location is invalid, in the cache folder or
+    ///   in object storage.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote that record.
+    /// - [`TenantError::File`] if the cache folder cannot be used.
+    /// - [`TenantError::InvalidArgument`] if an option is invalid, or the process may not open as
+    ///   many files as the capacity needs.
     pub async fn open(self) -> Result<Tenants> {
         if self.local.capacity == 0 || self.local.checkpoint_writes == 0 {
             return Err(TenantError::invalid_argument(
-                "the capacity, and the writes after which a tenant is written back, are 1 at least",
+                "the capacity and `checkpoint_writes` must be at least 1",
             ));
         }
         Tenants::open(self).await

@@ -1,4 +1,5 @@
-//! Databases that could not be kept: what they hold was never sent, and another host's data is in their place.
+//! Quarantine: databases with commits that were not sent and that another host's data has
+//! superseded.
 
 use std::fs;
 use std::io;
@@ -14,34 +15,35 @@ use crate::write_id::WriteId;
 
 const NOTE: &str = "note.json";
 
-/// So much of a tenant's name is in the name of its folder.
+/// The most characters of the tenant's name in the name of its folder.
 const MAX_NAMED: usize = 150;
 
-/// A database in quarantine, for an operator to look into.
+/// A database in quarantine, kept for an operator to inspect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// What it is called in the quarantine.
+    /// The name of the database in the quarantine.
     #[serde(skip)]
     pub name: String,
-    /// The database file.
+    /// The path of the database file.
     #[serde(skip)]
     pub database: PathBuf,
-    /// Whose it is.
+    /// The key of the tenant. Empty if the record is unreadable.
     pub tenant: String,
-    /// Why it is here.
+    /// Why it is in quarantine.
     pub reason: String,
-    /// When it was put here, in milliseconds since 1970.
+    /// When it was put into quarantine, in milliseconds since 1970.
     pub at: UnixMillis,
-    /// The position up to which object storage had it.
+    /// The position up to which object storage had the database, if known.
     pub sent_position: Option<u64>,
-    /// The position of its last commit, where that can be read.
+    /// The position of its last commit, if it could be read.
     pub position: Option<u64>,
 }
 
 impl CacheFolder {
-    /// Puts a tenant's local database into quarantine.
+    /// Moves a tenant's local database into quarantine.
     pub(crate) fn put_into_quarantine(&self, key: &TenantKey, mut note: Quarantined) -> Result<Quarantined> {
-        // The note says it in full: a file system takes 255 bytes of a name, and a key may have more.
+        // The note has the full name. File systems allow 255 bytes in a name, and a key can be
+        // longer.
         let tenant: String = key.to_string().replace('/', ".").chars().take(MAX_NAMED).collect();
         let name = format!("{tenant}-{}-{}", note.at, WriteId::random());
         let folder = self.quarantine().join(&name);
@@ -56,10 +58,10 @@ impl CacheFolder {
         Ok(note)
     }
 
-    /// What is in quarantine, the oldest first.
+    /// Lists the databases in quarantine, oldest first.
     ///
     /// # Errors
-    /// [`TenantError::File`].
+    /// [`TenantError::File`] if the quarantine cannot be read.
     pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
         let folder = self.quarantine();
         let read = || -> io::Result<Vec<Quarantined>> {
@@ -78,13 +80,14 @@ impl CacheFolder {
         read().map_err(|error| TenantError::file("the quarantine can't be read", error))
     }
 
-    /// Removes a database from quarantine for good.
+    /// Removes a database from quarantine permanently.
     ///
     /// # Errors
-    /// [`TenantError::InvalidArgument`] where there is none of this name, [`TenantError::File`].
+    /// - [`TenantError::InvalidArgument`] if no quarantined database has this name.
+    /// - [`TenantError::File`] if it cannot be removed.
     pub fn remove_from_quarantine(&self, name: &str) -> Result<()> {
         let name = self.in_quarantine(name)?.name;
-        // A crash leaves all of it in quarantine, or in a folder that the next start removes.
+        // After a crash, all of it is in quarantine, or in a folder that the next start removes.
         let removed = self.temporary_folder().join(WriteId::random().to_string());
         fs::rename(self.quarantine().join(name), &removed)
             .and_then(|()| fs::remove_dir_all(removed))

@@ -1,9 +1,9 @@
-//! What a database in quarantine holds is read, compared with the live tenant, and applied to it.
+//! Reads a quarantined database, compares it with the live tenant, and applies it.
 //!
-//! Rows that were sent before the database went into quarantine are left out, as the live tenant had them
-//! and may have deleted or changed them since. A row that was deleted in the quarantined database can't
-//! be told from one that was added to the live tenant later. So rows that only the live tenant has stay
-//! as they are.
+//! Rows that were sent before the database went into quarantine are left out, because the live
+//! tenant had them and may have deleted or changed them since. A row that was deleted in the
+//! quarantined database cannot be told from one that was added to the live tenant later. So rows
+//! that only the live tenant has stay.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,11 +27,11 @@ use crate::local::cache::{CacheFolder, with_suffix};
 use crate::local::quarantine::Quarantined;
 use crate::local::tenants::{Tenants, blocking};
 
-/// A database in quarantine, to be read.
+/// A quarantined database that is open for reading.
 ///
-/// It is a copy, so the files in quarantine stay as they are. Dropping this removes the copy.
+/// It is a copy, so the files in quarantine do not change. Dropping this value removes the copy.
 pub struct QuarantinedStore {
-    /// What is known of it.
+    /// The record of the quarantined database.
     pub quarantined: Quarantined,
     store: Store,
     backend: Arc<dyn Backend>,
@@ -43,118 +43,123 @@ pub struct QuarantinedStore {
 pub struct QuarantinedRow {
     /// The row's namespace.
     pub namespace: String,
-    /// The row's key.
+    /// The key of the row.
     pub key: String,
-    /// Its value.
+    /// The value of the row.
     pub value: Vec<u8>,
-    /// The version at which it was written.
+    /// The version of the commit that wrote the row.
     pub version: Version,
-    /// When it expires, in milliseconds since 1970; `None` for a permanent row.
+    /// When the row expires, in milliseconds since 1970. `None` for a permanent row.
     pub expires_at: Option<UnixMillis>,
 }
 
-/// What becomes of rows and conversations that the live tenant has in another form.
+/// How to handle rows and conversations that differ in the live tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReapplyPolicy {
-    /// They stay. Only what the live tenant lacks is added.
+    /// Keep them. Only add what the live tenant lacks.
     OnlyMissing,
-    /// They are replaced.
+    /// Replace them.
     Overwrite,
 }
 
-/// Which rows of a database in quarantine count.
+/// Which rows of a quarantined database to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReapplyRows {
-    /// Those that were written after the position that object storage has. If the live tenant lacks an
-    /// older row, or has it in another form, it was deleted or changed there since.
+    /// Rows that were written after the position that object storage has.
+    ///
+    /// If the live tenant lacks or differs in an older row, it has deleted or changed that row
+    /// since.
     Unsent,
-    /// All.
+    /// All rows.
     All,
 }
 
-/// A row that would be written.
+/// A row that a plan writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedRow {
     /// The row's namespace.
     pub namespace: String,
-    /// The row's key.
+    /// The key of the row.
     pub key: String,
-    /// The version of the live row that is replaced; [`Version::ABSENT`] if there is none.
+    /// The version of the live row that is replaced. [`Version::ABSENT`] if there is none.
     pub live: Version,
 }
 
-/// A conversation that would be written.
+/// A conversation that a plan writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedSession {
-    /// Whose it is.
+    /// The identity whose conversation it is.
     pub identity: IdentityParts,
-    /// A hash of the live one that is replaced; `None` if there is none.
+    /// A hash of the live conversation that is replaced. `None` if there is none.
     live: Option<[u8; 32]>,
 }
 
 impl PlannedSession {
-    /// Whether the live tenant lacks it.
+    /// Whether the live tenant lacks the conversation.
     pub fn is_missing(&self) -> bool {
         self.live.is_none()
     }
 }
 
-/// What applying a database in quarantine would do, and what it would leave.
+/// The effects of applying a quarantined database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReapplyPlan {
-    /// Rows that are written.
+    /// Rows to write.
     pub rows: Vec<PlannedRow>,
-    /// Conversations that are written.
+    /// Conversations to write.
     pub sessions: Vec<PlannedSession>,
-    /// Rows that were sent before, and do not count.
+    /// The number of rows that are left out because they were sent before.
     pub sent_rows: u64,
-    /// Rows that are in the live tenant with the same value.
+    /// The number of rows that have the same value in the live tenant.
     pub equal_rows: u64,
-    /// Rows that differ, and that the policy leaves.
+    /// The number of rows that differ, and that the policy keeps.
     pub kept_rows: u64,
-    /// Conversations that are the same in the live tenant.
+    /// The number of conversations that are the same in the live tenant.
     pub equal_sessions: u64,
-    /// Conversations that differ, and that the policy leaves.
+    /// The number of conversations that differ, and that the policy keeps.
     pub kept_sessions: u64,
-    /// Components whose migrations differ between the two. Rows of one layout must not be mixed with
-    /// those of another.
+    /// Components whose guest migrations differ between the two databases. Rows of different
+    /// layouts must not be mixed.
     pub other_layouts: Vec<String>,
 }
 
-/// What [`QuarantinedStore::apply`] did.
+/// The result of [`QuarantinedStore::apply`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reapplied {
-    /// Rows that were written.
+    /// The number of rows that were written.
     pub rows: u64,
-    /// Conversations that were written.
+    /// The number of conversations that were written.
     pub sessions: u64,
-    /// Rows that another client has changed since the plan was made, and that stay.
+    /// Rows that changed in the live tenant after the plan was made. They were not written.
     pub changed_rows: Vec<PlannedRow>,
-    /// Conversations that were changed since the plan was made, and that stay.
+    /// Conversations that changed in the live tenant after the plan was made. They were not
+    /// written.
     pub changed_sessions: Vec<PlannedSession>,
 }
 
-/// Rows that a plan may hold. Each takes some hundred bytes of memory.
+/// The most rows of a plan. Each takes a few hundred bytes of memory.
 const PLANNED_ROWS_MAX: usize = 1_000_000;
 
-/// Rows and bytes that are read at once.
+/// The most rows and bytes that one read returns.
 const PAGE_ROWS: usize = 200;
 const PAGE_BYTES: u64 = 1 << 20;
 
-/// Rows and bytes that one transaction writes.
+/// The rows and bytes after which a transaction commits.
 const COMMIT_ROWS: usize = 500;
 const COMMIT_BYTES: usize = 4 << 20;
 
 const DATABASE: &str = "database.db";
 
 impl CacheFolder {
-    /// Opens a database in quarantine to read it, with the system's clock for times to live.
+    /// Opens a quarantined database for reading, with the system clock for times to live.
     ///
     /// # Errors
-    /// [`TenantError::InvalidArgument`] if nothing in quarantine has this name, [`TenantError::Corrupt`] if the database
-    /// is damaged, and [`TenantError::File`] if it can't be copied.
+    /// - [`TenantError::InvalidArgument`] if no quarantined database has this name.
+    /// - [`TenantError::Corrupt`] if the database is damaged.
+    /// - [`TenantError::File`] if it cannot be copied.
+    /// - [`TenantError::Database`] if the copy cannot be opened.
     pub async fn open_quarantined(&self, name: &str) -> Result<QuarantinedStore> {
         self.open_quarantined_at(name, ForwardClock::default()).await
     }
@@ -178,7 +183,7 @@ impl CacheFolder {
     }
 }
 
-/// Copies a database with its write-ahead log. SQLite makes the index of the log anew.
+/// Copies a database with its write-ahead log. SQLite rebuilds the WAL-index.
 fn copy_database(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
     match fs::copy(with_suffix(from, "-wal"), with_suffix(to, "-wal")) {
@@ -188,10 +193,15 @@ fn copy_database(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 impl Tenants {
-    /// Opens a database in the quarantine of this host to read it.
+    /// Opens a database in this host's quarantine for reading.
+    ///
+    /// Times to live use the clock of the host.
     ///
     /// # Errors
-    /// As [`CacheFolder::open_quarantined`].
+    /// - [`TenantError::InvalidArgument`] if no quarantined database has this name.
+    /// - [`TenantError::Corrupt`] if the database is damaged.
+    /// - [`TenantError::File`] if it cannot be copied.
+    /// - [`TenantError::Database`] if the copy cannot be opened.
     pub async fn open_quarantined(&self, name: &str) -> Result<QuarantinedStore> {
         let clock = ForwardClock::new(self.remote().options().clock.clone());
         self.cache().open_quarantined_at(name, clock).await
@@ -199,11 +209,14 @@ impl Tenants {
 }
 
 impl QuarantinedStore {
-    /// Gives each row that has not expired to `each`, in the order of namespaces and keys. Rows of
-    /// larder's own namespaces are left out.
+    /// Calls `each` with every row that has not expired, ordered by namespace and key.
+    ///
+    /// Rows in larder's reserved namespaces are left out.
     ///
     /// # Errors
-    /// Those of reading, and those of `each`, which end it.
+    /// - [`TenantError::Corrupt`] if a row is damaged.
+    /// - [`TenantError::Database`] if a row cannot be read.
+    /// - The first error of `each`.
     pub async fn for_each_row<E: From<TenantError>>(
         &self,
         mut each: impl AsyncFnMut(QuarantinedRow) -> Result<(), E>,
@@ -230,11 +243,12 @@ impl QuarantinedStore {
         Ok(())
     }
 
-    /// Gives each conversation to `each`, in the order of identities.
+    /// Calls `each` with every conversation, ordered by identity.
     ///
     /// # Errors
-    /// [`TenantError::Corrupt`] for a conversation that can't be read, other errors of reading, and
-    /// those of `each`. Each of them ends it.
+    /// - [`TenantError::Corrupt`] if a conversation is damaged.
+    /// - [`TenantError::Database`] if a conversation cannot be read.
+    /// - The first error of `each`.
     pub async fn for_each_session<E: From<TenantError>>(
         &self,
         mut each: impl AsyncFnMut(IdentityParts, MemorySnapshot) -> Result<(), E>,
@@ -257,10 +271,12 @@ impl QuarantinedStore {
         }
     }
 
-    /// Compares it with the live tenant. Nothing is changed.
+    /// Compares this database with the live tenant, and changes nothing.
     ///
     /// # Errors
-    /// Those of reading either, and [`TenantError::InvalidArgument`] if more than a million rows would be written.
+    /// - [`TenantError::InvalidArgument`] if the plan would write more than a million rows.
+    /// - [`TenantError::Corrupt`] if either database is damaged.
+    /// - [`TenantError::Database`] if either database cannot be read.
     pub async fn plan(&self, live: &Store, policy: ReapplyPolicy, rows: ReapplyRows) -> Result<ReapplyPlan> {
         let sent = self.quarantined.sent_position.filter(|_| rows == ReapplyRows::Unsent);
         let handle = operator(live);
@@ -286,7 +302,7 @@ impl QuarantinedStore {
             };
             if plan.rows.len() >= PLANNED_ROWS_MAX {
                 return Err(TenantError::invalid_argument(format!(
-                    "more than {PLANNED_ROWS_MAX} rows would be written; export them, and write them in parts"
+                    "a plan can't write more than {PLANNED_ROWS_MAX} rows; export the rows, and write them in parts"
                 )));
             }
             plan.rows.push(PlannedRow { namespace: row.namespace, key: row.key, live: version });
@@ -308,7 +324,7 @@ impl QuarantinedStore {
         Ok(plan)
     }
 
-    /// Components that have applied other steps here than in the live tenant.
+    /// Components whose applied migration steps differ between this database and the live tenant.
     async fn other_layouts(&self, live: &Store) -> Result<Vec<String>> {
         let (own, live) = (self.layouts(&self.store).await?, self.layouts(live).await?);
         let differ = own.iter().filter(|layout| !live.contains(layout));
@@ -319,7 +335,7 @@ impl QuarantinedStore {
         Ok(names)
     }
 
-    /// Each component, with what its ledger says of each step.
+    /// All components, each with the keys and checksums of the steps in its ledger.
     async fn layouts(&self, store: &Store) -> Result<Vec<Layout>> {
         let ledger = MigrationLedger::new(operator(store));
         let mut layouts = Vec::new();
@@ -334,13 +350,18 @@ impl QuarantinedStore {
         Ok(layouts)
     }
 
-    /// Does what a plan says. What has changed in the live tenant since the plan was made stays. A
-    /// row keeps the moment at which it expires.
+    /// Writes the rows and conversations of a plan.
     ///
-    /// If it fails or the process ends, part of the plan is done, and a new plan holds the rest.
+    /// What has changed in the live tenant since the plan was made is not written. A row keeps its
+    /// expiry time. If this fails or the process ends, part of the plan is done, and a new plan has
+    /// the rest.
     ///
     /// # Errors
-    /// Those of reading and committing, such as [`Error::LimitExceeded`] over a quota.
+    /// The error comes with what was done before it.
+    ///
+    /// - [`TenantError::Corrupt`] if either database is damaged.
+    /// - [`TenantError::Database`] if either database cannot be read, or a commit fails. Its cause
+    ///   may be [`Error::LimitExceeded`] if the commit exceeds a quota.
     pub async fn apply(
         &self,
         live: &Store,
@@ -383,7 +404,7 @@ impl QuarantinedStore {
         Ok(())
     }
 
-    /// Writes rows in one transaction; one by one if one of them was changed since.
+    /// Writes rows in one transaction. If one of them has changed since, writes them one by one.
     async fn write(
         &self,
         handle: &Handle,
@@ -446,10 +467,10 @@ impl QuarantinedStore {
     }
 }
 
-/// A component, and the keys and checksums of its steps.
+/// A component, with the keys and checksums of its steps.
 type Layout = (String, Vec<(Vec<u8>, Option<String>)>);
 
-/// How long all rows may be read.
+/// How long reading all rows may take.
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 const PAGE: ScanOptions =
@@ -474,7 +495,7 @@ fn hash(snapshot: &MemorySnapshot) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// A handle that no limit of a guest bounds.
+/// A handle without the limits of a guest.
 fn operator(store: &Store) -> Handle {
     let limits = Limits {
         value_bytes: Limits::VALUE_BYTES_MAX,

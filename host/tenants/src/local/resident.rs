@@ -18,7 +18,7 @@ use crate::local::journal::LogJournal;
 use crate::local::state::LocalState;
 use crate::local::tenants::Surroundings;
 
-/// How long giving up a tenant waits for who uses it.
+/// How long giving up a tenant waits for its users.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Resident {
@@ -27,40 +27,42 @@ pub(crate) struct Resident {
     pub(crate) engine: Arc<Engine>,
     pub(crate) journal: Option<Arc<LogJournal>>,
     pub(crate) store: Store,
-    /// Up to which position a snapshot in object storage has the database.
+    /// The position of the database up to which snapshots in object storage contain it.
     pub(crate) sent: AtomicU64,
-    /// One at a time; what is known of the database in the cache folder.
+    /// Lets one checkpoint run at a time, and has the recorded state of the database in the cache
+    /// folder.
     pub(crate) checkpointing: tokio::sync::Mutex<LocalState>,
-    /// Why it is to be given up, if it is.
+    /// Why the tenant must be given up, if it must.
     end: watch::Sender<Option<End>>,
-    /// Its place among those that may be open; none while its uploads fail, so that it takes no other's.
+    /// The permit of the open tenant. `None` while its uploads fail, so that it does not keep other
+    /// tenants from being opened.
     pub(crate) place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
     pub(crate) is_stuck: AtomicBool,
-    /// Told once its uploads work again.
+    /// Notified when uploads work again.
     pub(crate) recovered: Notify,
 }
 
-/// What of a tenant that was just opened is to be sent.
+/// The changes of a newly opened tenant that are still to be sent.
 pub(crate) struct Unsent {
-    /// An earlier process left more than object storage has.
+    /// Whether an earlier process left commits that object storage does not have.
     pub(crate) is_ahead: bool,
-    /// Changes from its opening on.
+    /// Counts the changes since the tenant was opened.
     pub(crate) changes: watch::Receiver<u64>,
 }
 
-/// Why a tenant can't stay open.
+/// Why a tenant cannot stay open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It is closed in order.
+    /// It was closed normally.
     Closed,
     /// Another host took it over.
     Fenced,
-    /// Its database holds what was not acknowledged.
+    /// Its database contains commits that were not acknowledged.
     Failed,
 }
 
 impl Resident {
-    /// Takes the lease and hydrates the database.
+    /// Takes the lease and opens the newest state of the database.
     pub(crate) async fn open(
         around: Arc<Surroundings>,
         key: TenantKey,
@@ -69,7 +71,7 @@ impl Resident {
     ) -> Result<(Arc<Self>, Unsent)> {
         hydrate::adopt_leftover(&around, &key).await?;
         let lease = acquire(&around, &key, existence).await?;
-        // A large database takes longer than a lease.
+        // Downloading a large database takes longer than a lease is valid.
         let keeping = tokio::spawn(keep(lease.clone()));
         let hydrated = hydrate::hydrate(&around, &lease).await;
         let opened = match hydrated {
@@ -78,7 +80,7 @@ impl Resident {
         };
         keeping.abort();
         if opened.is_err() && hydrate::is_leftover_noted(&around, &lease) {
-            // Others may do better. Where this fails, the lease runs out.
+            // Another host may succeed. If the release fails, the lease expires.
             let _ = lease.release().await;
         }
         opened
@@ -117,7 +119,7 @@ impl Resident {
             recovered: Notify::new(),
         };
         if unsent.is_ahead && resident.journal.is_some() {
-            // The log can't go on from what object storage doesn't have.
+            // The log cannot continue from commits that object storage does not have.
             if let Err(error) = resident.checkpoint().await {
                 resident.end(End::Closed);
                 resident.store.close().await;
@@ -129,17 +131,17 @@ impl Resident {
         Ok((Arc::new(resident), unsent))
     }
 
-    /// Whether it can be given to somebody.
+    /// Whether a caller may use it.
     pub(crate) fn is_usable(&self) -> bool {
         self.end.borrow().is_none() && !self.engine.lease().is_fenced() && !self.has_failed()
     }
 
-    /// Whether its database may hold what was not acknowledged.
+    /// Whether its database may contain commits that were not acknowledged.
     pub(crate) fn has_failed(&self) -> bool {
         self.engine.database().has_failed()
     }
 
-    /// Says that it can't stay open. The first reason counts.
+    /// Marks that it cannot stay open. The first reason counts.
     pub(crate) fn end(&self, end: End) {
         self.end.send_if_modified(|known| {
             let is_first = known.is_none();
@@ -152,7 +154,7 @@ impl Resident {
         self.end.subscribe()
     }
 
-    /// Writes it back and closes it. Where that fails it stays open as it was.
+    /// Writes it back and closes it. If that fails, it stays open.
     pub(crate) async fn leave(&self) -> Result<()> {
         let _shut = self.shut().await?;
         self.checkpoint().await?;
@@ -165,36 +167,37 @@ impl Resident {
         Ok(())
     }
 
-    /// Lets nobody in any more, for as long as the answer is kept.
+    /// Rejects new calls while the returned guard exists, and waits for the running ones to end.
     pub(crate) async fn shut(&self) -> Result<OwnedRwLockWriteGuard<()>> {
         let in_use = || TenantError::InUse { key: self.key.to_string() };
         self.engine.shut(LEAVE_WAIT).await.ok_or_else(in_use)
     }
 
-    /// Closes the database of which object storage has everything.
+    /// Closes the database, all of which is in object storage.
     pub(crate) async fn finish(&self) {
         self.end(End::Closed);
         self.store.close().await;
         if let Err(error) = self.engine.database().finish().await {
-            // It is in object storage already; what is left here is removed.
+            // The commits are in object storage already, and the local file is removed.
             self.report("close", error);
         }
     }
 
-    /// Removes the closed database of which object storage has everything.
+    /// Removes the closed database, all of which is in object storage.
     pub(crate) fn remove_copy(&self) {
         if let Err(error) = self.around.cache.remove(&self.key) {
-            // The next opening finds that it is all in object storage.
+            // The next opening finds that all of it is in object storage.
             self.report("remove", error.into());
         }
     }
 
-    /// Its users may keep it for long after it is over, and others must not wait for them.
+    /// Releases the permit. Users may keep a closed tenant for long, and other tenants must not
+    /// wait for them.
     pub(crate) fn give_place_back(&self) {
         drop(self.lock_place().take());
     }
 
-    /// Takes a place again, unless it has one, is stuck again, or is over.
+    /// Takes a permit again, unless it has one, its uploads fail again, or it has ended.
     pub(crate) fn take_place(&self, place: OwnedSemaphorePermit) {
         let mut own = self.lock_place();
         if self.lacks_place(&own) {
@@ -202,7 +205,7 @@ impl Resident {
         }
     }
 
-    /// Whether it is to have a place, and has none.
+    /// Whether it should have a permit and has none.
     pub(crate) fn needs_place(&self) -> bool {
         self.lacks_place(&self.lock_place())
     }
@@ -220,28 +223,30 @@ impl Resident {
         self.store.close().await;
     }
 
-    /// Gives it up: another has taken it over, or it holds what was not acknowledged. What was acknowledged and never
-    /// sent goes into quarantine.
+    /// Gives it up, because another host took it over or because it contains commits that were not
+    /// acknowledged.
+    ///
+    /// Acknowledged commits that were not sent go into quarantine.
     pub(crate) async fn give_up(&self, end: End) -> Result<()> {
         self.end(end);
         self.store.close().await;
         self.give_place_back();
-        // Whoever is still in gets an error from the database; snapshots in use end it a little later.
+        // Running calls get an error from the database. An open snapshot ends a little later.
         let _shut = self.engine.shut(LEAVE_WAIT).await;
         let position = self.engine.database().redo_position().await;
         let finished = self.engine.database().finish().await;
         let sent = self.sent_position();
         let unsent = match (&position, &self.journal) {
             (Ok(position), None) => position.0 > sent,
-            // What a journal did not ship was not acknowledged.
+            // A commit that the journal did not ship was not acknowledged.
             (_, Some(_)) => false,
             (Err(_), None) => true,
         };
         if unsent {
             let position = position.ok().map(|position| position.0);
             let reason = match end {
-                End::Fenced => "another host took the tenant over before this was sent",
-                End::Closed | End::Failed => "the tenant was given up before this could be sent",
+                End::Fenced => "another host took over the tenant before these commits were sent",
+                End::Closed | End::Failed => "the tenant was given up before these commits could be sent",
             };
             hydrate::quarantine(&self.around, self.engine.lease(), reason, Some(sent), position)?;
         } else {
@@ -258,7 +263,7 @@ impl Resident {
 
     pub(crate) async fn release(&self) {
         if let Err(error) = self.engine.lease().release().await {
-            // It runs out, or this host takes it again at once.
+            // The lease expires, or this host soon takes it again.
             self.report("release the lease", error.into());
         }
     }
@@ -274,11 +279,12 @@ impl Resident {
     }
 }
 
-/// Takes the lease of a tenant, and reports a host that had it and did not release it.
+/// Takes the lease of a tenant, and reports the earlier holder if it had not released its lease.
 pub(crate) async fn acquire(around: &Surroundings, key: &TenantKey, existence: Existence) -> Result<Lease> {
     let (holder, wait) = (around.cache.holder(), around.options.lease_wait);
     let lease = around.remote.acquire_of(key, holder, wait, existence).await?;
-    // After a restart of the machine, this folder has another name, and goes on with its own database.
+    // After a restart of the machine, this folder has a new holder name, and continues with its own
+    // database.
     if let Some(Takeover { holder, folder, .. }) =
         lease.takeover().filter(|takeover| !around.cache.is_earlier(takeover))
     {

@@ -1,4 +1,4 @@
-//! An open tenant goes back to an earlier moment.
+//! Restores an open tenant to an earlier snapshot.
 
 use std::sync::Arc;
 
@@ -14,43 +14,76 @@ use crate::local::resident::{Resident, acquire, keep};
 use crate::local::tenants::{Surroundings, Tenants, give_up, to_its_end};
 use crate::restore::{Log, RestorePoint};
 
-/// What [`Tenants::restore_at`] did.
+/// The result of [`Tenants::restore`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Restored {
-    /// The snapshot that holds all there was before: it stays in the history, and going back to its time undoes this.
+    /// The snapshot of the state before. It stays in the history, so restoring it undoes this
+    /// restore.
     pub before: SnapshotRef,
-    /// The snapshot that the tenant went back to, as the history had it. It may be the same.
+    /// The snapshot that was restored, as the history has it. It may be the same as `before`.
     pub found: SnapshotRef,
-    /// Why the state before could not be opened. Then `before` holds all there was only if it is whole itself.
+    /// Why the state before could not be opened. If set, `before` may lack some of it, or be
+    /// damaged.
     pub damage: Option<TenantError>,
 }
 
 impl Tenants {
-    /// Goes back to the newest snapshot that was taken at `moment` or before, in milliseconds since 1970 by the clock of the object
-    /// storage; see [`Tenants::restore`].
+    /// Restores the newest snapshot that was taken at or before `moment`; see [`Tenants::restore`].
+    ///
+    /// `moment` is in milliseconds since 1970, by the clock of the object storage.
     ///
     /// # Errors
-    /// As [`Tenants::restore`].
+    /// - [`TenantError::NoSnapshot`] if no snapshot is that old.
+    /// - [`TenantError::NotFound`] if the tenant does not exist.
+    /// - [`TenantError::InUse`] if the tenant is in use on this host.
+    /// - [`TenantError::LeaseHeld`] if another host has the tenant.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Corrupt`] if the snapshot is damaged.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached. The restore may still
+    ///   have been done.
+    /// - [`TenantError::Fenced`] or [`TenantError::LeaseLapsed`] if the lease is lost meanwhile.
+    /// - [`TenantError::Full`] if every tenant that this host can keep open is in use.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::DiskFull`], [`TenantError::File`] or [`TenantError::Database`] if the local
+    ///   database cannot be opened, read or written back.
+    /// - [`TenantError::InvalidArgument`] if the database is too large to be written back.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn restore_at(&self, key: &TenantKey, moment: UnixMillis) -> Result<Restored> {
         self.restore(key, RestorePoint::At(moment)).await
     }
 
-    /// Goes back to a snapshot.
+    /// Restores a tenant to a snapshot.
     ///
-    /// What there is of the tenant becomes a snapshot first: what an earlier process of this cache folder left, and what
-    /// is in the log only. What can't be kept, as another host had the tenant since, is in quarantine then. After that
-    /// the tenant is closed here, and one swap of its head goes back: whenever this ends, the tenant is as it was before
-    /// or as it was at that moment.
+    /// All newer data of the tenant becomes a snapshot first, including the database that an
+    /// earlier process of this cache folder left, and commits that are only in the log. Data that
+    /// cannot be kept because another host had the tenant since goes into quarantine. The tenant is
+    /// then closed here, and a single swap of its head restores the snapshot. Whenever the process
+    /// ends, the tenant has either the old or the restored state.
     ///
-    /// If the newest state is damaged, so that it can't be opened, the tenant goes back all the same, and
-    /// [`Restored::damage`] says why. A snapshot that is itself damaged is never made the current one.
+    /// If the newest state is damaged and cannot be opened, the snapshot is restored all the same,
+    /// and [`Restored::damage`] has the reason. A damaged snapshot is never made the current one.
     ///
     /// # Errors
-    /// [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`], [`TenantError::NoVersion`],
-    /// [`TenantError::NotFound`], [`TenantError::InUse`] if the tenant is in use on this host, what
-    /// [`Tenants::get`] gives, and what keeps it from being written back: nothing was changed then.
-    /// After [`TenantError::Unavailable`] it may be done all the same.
+    /// After any error but [`TenantError::Unavailable`], the tenant was not restored. After that
+    /// one, it may have been.
+    ///
+    /// - [`TenantError::NoSnapshot`], [`TenantError::NoGeneration`] or [`TenantError::NoVersion`]
+    ///   if no snapshot matches `point`.
+    /// - [`TenantError::NotFound`] if the tenant does not exist.
+    /// - [`TenantError::InUse`] if the tenant is in use on this host.
+    /// - [`TenantError::LeaseHeld`] if another host has the tenant.
+    /// - [`TenantError::Fenced`] or [`TenantError::LeaseLapsed`] if the lease is lost meanwhile.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Full`] if every tenant that this host can keep open is in use.
+    /// - [`TenantError::Corrupt`] if the snapshot is damaged.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if a database would fill the disk.
+    /// - [`TenantError::File`] if the cache folder cannot be read or written.
+    /// - [`TenantError::Database`] if the database cannot be opened or read.
+    /// - [`TenantError::InvalidArgument`] if the database is too large to be written back.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
         let (slot, mut state) = self.inner.unused_slot(key).await?;
         let inner = self.inner.clone();
@@ -80,7 +113,8 @@ impl Tenants {
 }
 
 impl Resident {
-    /// Lets nobody in any more, and makes a snapshot of all there is: so going back can be undone.
+    /// Rejects new calls and makes a snapshot of the current state, so that the restore can be
+    /// undone.
     async fn prepare_restore(&self, point: RestorePoint) -> Result<(Restored, OwnedRwLockWriteGuard<()>)> {
         let found = point.find(&self.engine.lease().head())?;
         check_whole(&self.around, &self.key, &found).await?;
@@ -89,14 +123,15 @@ impl Resident {
         Ok((restorable(&self.engine.lease().head(), point)?, shut))
     }
 
-    /// Ends it, and goes back.
+    /// Closes the tenant and restores the snapshot.
     async fn restore(&self, found: &SnapshotRef) -> Result<()> {
         self.finish().await;
         let outcome = self.engine.lease().restore(RestorePoint::Generation(found.generation)).await;
         if outcome.is_err() {
             self.release().await;
         }
-        // Should it stay, its epoch tells the next opening that it is not the newest.
+        // If the local copy stays, its epoch tells the next opening that it is not the newest
+        // state.
         self.remove_copy();
         self.give_place_back();
         outcome.map(drop)
@@ -105,12 +140,13 @@ impl Resident {
 
 fn restorable(head: &Head, point: RestorePoint) -> Result<Restored> {
     let found = point.find(head)?;
-    let none = || TenantError::corrupt(head.tenant(), "the head has a history and no snapshot");
+    let none = || TenantError::corrupt(head.tenant(), "the head has a history but no current snapshot");
     let before = head.snapshot.clone().ok_or_else(none)?;
     Ok(Restored { before, found, damage: None })
 }
 
-/// Goes back if the newest state can't be opened. What lay in the cache folder is gone by now, or in quarantine.
+/// Restores a snapshot although the newest state cannot be opened. The database in the cache folder
+/// is gone by now, or in quarantine.
 async fn restore_past_damage(
     around: &Arc<Surroundings>,
     key: &TenantKey,
@@ -118,7 +154,7 @@ async fn restore_past_damage(
     damage: TenantError,
 ) -> Result<Restored> {
     let lease = acquire(around, key, Existence::Required).await?;
-    // A large snapshot takes longer than a lease.
+    // Downloading a large snapshot takes longer than a lease is valid.
     let keeping = tokio::spawn(keep(lease.clone()));
     let outcome = async {
         let restored = restorable(&lease.head(), point)?;
@@ -130,13 +166,13 @@ async fn restore_past_damage(
     let outcome = outcome.await;
     keeping.abort();
     if outcome.is_err() {
-        // Where this fails, the lease runs out.
+        // If this fails, the lease expires.
         let _ = lease.release().await;
     }
     outcome
 }
 
-/// Downloads a snapshot to see that it can be opened.
+/// Downloads a snapshot to verify that it can be opened.
 async fn check_whole(around: &Surroundings, key: &TenantKey, snapshot: &SnapshotRef) -> Result<()> {
     let file = around.cache.temporary();
     let max_bytes = around.remote.options().max_snapshot_bytes;

@@ -1,4 +1,4 @@
-//! The place of one tenant in a host, whether or not it is open.
+//! The slot of one tenant on a host, whether or not it is open.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,12 +11,13 @@ use crate::local::resident::Resident;
 
 pub(crate) struct Slot {
     pub(crate) key: TenantKey,
-    /// Held by whoever opens the tenant or gives it up: others of the same tenant wait, and nobody else.
+    /// Held while the tenant is opened or given up. Other calls for the same tenant wait, and calls
+    /// for other tenants do not.
     pub(crate) state: Arc<tokio::sync::Mutex<Option<Arc<Resident>>>>,
-    /// How many have it. It grows only while `state` is held.
+    /// The number of pins. It only grows while `state` is held.
     pins: AtomicUsize,
     last_used: Mutex<Instant>,
-    /// Told whenever nobody has the tenant any more.
+    /// Notified when the last pin is dropped.
     left: Arc<Notify>,
 }
 
@@ -44,11 +45,11 @@ impl Slot {
     }
 }
 
-/// Keeps a tenant open.
+/// Keeps a tenant open while it exists.
 pub(crate) struct Pin(Arc<Slot>);
 
 impl Pin {
-    /// To be called while the slot's state is held.
+    /// Pins the tenant. The caller must hold the slot's state.
     pub(crate) fn new(slot: &Arc<Slot>) -> Self {
         slot.pins.fetch_add(1, Ordering::AcqRel);
         slot.touch();

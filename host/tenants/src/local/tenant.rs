@@ -1,4 +1,4 @@
-//! An open tenant as somebody has it.
+//! An open tenant, as its users see it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +15,9 @@ use crate::local::resident::Resident;
 use crate::local::slot::Pin;
 use crate::local::tenants::Tenants;
 
-/// A tenant that is open on this host, and stays so as long as this, or anything made from it, is there.
+/// A tenant that is open on this host.
+///
+/// It stays open for at least as long as this value, or a store or backend made from it, exists.
 #[derive(Clone)]
 pub struct Tenant {
     resident: Arc<Resident>,
@@ -27,27 +29,32 @@ impl Tenant {
         Self { resident, pin: Arc::new(pin) }
     }
 
-    /// Whose it is.
+    /// The key of the tenant.
     pub fn key(&self) -> &TenantKey {
         &self.resident.key
     }
 
-    /// The fencing epoch under which this host has it.
+    /// The fencing epoch of the lease under which this host has the tenant.
     pub fn epoch(&self) -> u64 {
         self.resident.engine.lease().epoch()
     }
 
-    /// Its store, which all who have the tenant share. It must not be closed: that ends it for the others too.
+    /// The store of the tenant, which all its users on this host share.
+    ///
+    /// Do not close it: that closes it for all other users too.
     pub fn store(&self) -> Store {
         self.resident.store.guarded(self.pin.clone())
     }
 
-    /// A backend of one's own, for a store of one's own. Closing it lets the tenant go, and leaves it open for others.
+    /// A backend for a store of the caller's own.
+    ///
+    /// Closing the backend releases the tenant, and leaves it open for other users.
     pub fn backend(&self) -> TenantBackend {
         self.backend_with(None)
     }
 
-    /// The backend of who has nothing else open on a host: closing it writes back, and closes the host.
+    /// A backend for the only tenant that the caller uses on a host. Closing it writes the tenant
+    /// back and closes the host.
     pub(crate) fn backend_closing(&self, host: Tenants) -> TenantBackend {
         self.backend_with(Some(host))
     }
@@ -67,12 +74,12 @@ impl std::fmt::Debug for Tenant {
     }
 }
 
-/// One user's backend on an open tenant; see [`Tenant::backend`].
+/// A backend of one user of an open tenant; see [`Tenant::backend`].
 pub struct TenantBackend {
     engine: SharedEngine,
-    /// None once it is closed.
+    /// `None` once the backend is closed.
     pin: Mutex<Option<Arc<Pin>>>,
-    /// Closed with it.
+    /// The host that is closed with the backend.
     host: Option<Tenants>,
 }
 

@@ -24,28 +24,30 @@ use crate::place_id;
 use crate::remote::Remote;
 use crate::view::TenantView;
 
-/// Tenants that are written back at once when all are closed.
+/// The most tenants that are written back at once by [`Tenants::close`] or idle eviction.
 const CLOSED_AT_ONCE: usize = 16;
 
-/// Tenants that are recovered side by side, and how long those whose leases are held wait for another attempt.
+/// The most tenants that are recovered at once, and the pause before those whose leases are held
+/// are retried.
 const RECOVERED_AT_ONCE: usize = 16;
 const RECOVER_AGAIN: Duration = Duration::from_secs(1);
 
-/// How often it is looked for somebody who can make room, where nobody could.
+/// How often to look for a tenant to evict when none could be evicted.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long a tenant that lost its place looks for one at a time.
+/// How long one attempt of a recovered tenant to get its permit back may take.
 const RETAKE: Duration = Duration::from_secs(1);
 
-/// Files that an open tenant has open, at most for long: the writer's, a few readers', a copy under way.
+/// The most files that an open tenant keeps open for long: those of the writer, a few readers and a
+/// running copy.
 const FILES_A_TENANT: u64 = 12;
 
-/// Files that everything else may have open.
+/// The files that the rest of the process may have open.
 const FILES_BESIDE: u64 = 256;
 
 pub(crate) type SlotState = OwnedMutexGuard<Option<Arc<Resident>>>;
 
-/// What every open tenant needs.
+/// What all open tenants share.
 pub(crate) struct Surroundings {
     pub(crate) remote: Remote,
     pub(crate) cache: CacheFolder,
@@ -53,12 +55,13 @@ pub(crate) struct Surroundings {
     pub(crate) events: Arc<dyn EventSink>,
 }
 
-/// The tenants of one host. Clones are the same.
+/// The tenants of one host. Clones share the same state.
 ///
-/// No call waits for another tenant: not for its download, its upload, or its lock.
+/// Below the capacity, no call waits for another tenant's download, upload or lock.
 ///
-/// End it with [`Tenants::close`]. Where it is only dropped, what was not written back stays in the cache folder, for the
-/// next process that has it, and leases run out.
+/// Call [`Tenants::close`] at the end. If the last clone is dropped without it, changes that were
+/// not written back stay in the cache folder for the next process that opens it, and leases expire.
+/// See [`Tenants::builder`] for an example.
 #[derive(Clone)]
 pub struct Tenants {
     pub(crate) inner: Arc<Inner>,
@@ -68,16 +71,17 @@ pub(crate) struct Inner {
     pub(crate) around: Arc<Surroundings>,
     slots: Mutex<HashMap<TenantKey, Arc<Slot>>>,
     places: Arc<Semaphore>,
-    /// Told whenever an open tenant is in nobody's use any more.
+    /// Notified when the last user of an open tenant drops it.
     left: Arc<Notify>,
     closed: AtomicBool,
 }
 
 impl Tenants {
-    /// Tenants in an object store.
+    /// Returns a builder for the tenants of a host, over an object store.
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::sync::Arc;
     /// use larder_core::{HandleOptions, Mode};
     /// use larder_tenants::{Tenants, TenantKey};
@@ -121,12 +125,12 @@ impl Tenants {
         Ok(Self { inner })
     }
 
-    /// What is in object storage.
+    /// The tenants in object storage.
     pub fn remote(&self) -> &Remote {
         &self.inner.around.remote
     }
 
-    /// What is on this host.
+    /// The cache folder of this host.
     pub fn cache(&self) -> &CacheFolder {
         &self.inner.around.cache
     }
@@ -135,20 +139,46 @@ impl Tenants {
         self.inner.around.events.emit(event);
     }
 
-    /// Opens a tenant, or gives the one that is open. It stays open as long as somebody has it.
+    /// Opens a tenant, or returns it if it is already open.
+    ///
+    /// Creates it if it does not exist.
+    ///
+    /// The tenant stays open for at least as long as the caller keeps the returned value or
+    /// anything made from it.
     ///
     /// # Errors
-    /// [`TenantError::LeaseHeld`] where another host has it, [`TenantError::Full`] where as many as can be are in use,
-    /// [`TenantError::Corrupt`] where what is stored fails a check, [`TenantError::ShutDown`], and
-    /// [`TenantError::Unavailable`].
+    /// - [`TenantError::LeaseHeld`] if another host has the tenant.
+    /// - [`TenantError::Fenced`] or [`TenantError::LeaseLapsed`] if the lease is lost meanwhile.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Full`] if every tenant that this host can keep open is in use.
+    /// - [`TenantError::Corrupt`] if stored data fails a check.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if the database would fill the disk.
+    /// - [`TenantError::File`] if the cache folder cannot be read or written.
+    /// - [`TenantError::Database`] if the database cannot be opened.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn get(&self, key: &TenantKey) -> Result<Tenant> {
         self.get_of(key, Existence::Optional).await
     }
 
-    /// The same for a tenant that exists: no host makes it by this call.
+    /// Opens a tenant that exists, or returns it if it is already open.
+    ///
+    /// Never creates it.
     ///
     /// # Errors
-    /// As [`Tenants::get`], and [`TenantError::NotFound`].
+    /// - [`TenantError::NotFound`] if the tenant does not exist.
+    /// - [`TenantError::LeaseHeld`] if another host has the tenant.
+    /// - [`TenantError::Fenced`] or [`TenantError::LeaseLapsed`] if the lease is lost meanwhile.
+    /// - [`TenantError::Deleted`] if the tenant is deleted and not yet purged.
+    /// - [`TenantError::Full`] if every tenant that this host can keep open is in use.
+    /// - [`TenantError::Corrupt`] if stored data fails a check.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if the database would fill the disk.
+    /// - [`TenantError::File`] if the cache folder cannot be read or written.
+    /// - [`TenantError::Database`] if the database cannot be opened.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn get_existing(&self, key: &TenantKey) -> Result<Tenant> {
         self.get_of(key, Existence::Required).await
     }
@@ -164,20 +194,29 @@ impl Tenants {
         to_its_end(async move { inner.open(slot, state, existence).await }).await
     }
 
-    /// Opens what object storage has of a tenant, for reading only; see [`Remote::view`]. `None` if the
-    /// tenant does not exist.
+    /// Opens a read-only view of a tenant as object storage has it.
     ///
-    /// It needs no lease, so another host may have the tenant open. It counts for no capacity: each view
-    /// has a copy of the database in the cache folder until its backend is closed or dropped.
+    /// `None` if the tenant does not exist.
+    ///
+    /// A view needs no lease, so another host may have the tenant open; see [`Remote::view`]. It
+    /// does not count towards the capacity. Each view keeps a copy of the database in the cache
+    /// folder until its backend is closed or dropped.
     ///
     /// # Errors
-    /// As [`Remote::view`], and [`TenantError::ShutDown`].
+    /// - [`TenantError::Deleted`] if the tenant is deleted.
+    /// - [`TenantError::Corrupt`] if stored data fails a check.
+    /// - [`TenantError::NewerFormat`] if a newer release of larder wrote the tenant.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::DiskFull`] if the database would fill the disk.
+    /// - [`TenantError::File`] if the cache folder cannot be written.
+    /// - [`TenantError::Database`] if the copy of the database cannot be opened.
+    /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn view(&self, key: &TenantKey) -> Result<Option<TenantView>> {
         self.inner.check_open()?;
         self.remote().view(key, &self.cache().temporary_folder()).await
     }
 
-    /// The tenants that are open.
+    /// The tenants that are open on this host, sorted by key.
     pub fn resident(&self) -> Vec<TenantKey> {
         let slots = self.inner.lock_slots();
         let is_open = |slot: &&Arc<Slot>| slot.state.try_lock().map_or(true, |state| state.is_some());
@@ -186,10 +225,22 @@ impl Tenants {
         keys
     }
 
-    /// Writes a tenant back now, if it is open and has changed; says whether it did.
+    /// Uploads a snapshot of a tenant now, if it is open and has changed.
+    ///
+    /// Returns whether a snapshot was uploaded. This is the checkpoint of a tenant, not that of
+    /// SQLite's write-ahead log.
     ///
     /// # Errors
-    /// What keeps it from being written back: it stays open and is tried again.
+    /// After any error but [`TenantError::Fenced`], the tenant stays open and the host retries.
+    ///
+    /// - [`TenantError::Fenced`] if another host has taken over the tenant.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Closed`] if the lease was released meanwhile.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::InvalidArgument`] if the database is larger than
+    ///   [`TenantsBuilder::max_database`].
+    /// - [`TenantError::Corrupt`] or [`TenantError::Database`] if the database cannot be read.
+    /// - [`TenantError::File`] if the cache folder cannot be written.
     pub async fn checkpoint(&self, key: &TenantKey) -> Result<bool> {
         let Some(slot) = self.inner.known_slot(key) else { return Ok(false) };
         let resident = slot.state.lock().await.clone();
@@ -206,10 +257,21 @@ impl Tenants {
         }
     }
 
-    /// Writes a tenant back and closes it, if it is open; says whether it was.
+    /// Writes a tenant back and closes it, if it is open.
+    ///
+    /// Returns whether it was open.
     ///
     /// # Errors
-    /// [`TenantError::InUse`] where somebody has it, and as [`Tenants::checkpoint`]: it stays open.
+    /// After any error but [`TenantError::Fenced`], the tenant stays open.
+    ///
+    /// - [`TenantError::InUse`] if a caller on this host is using the tenant.
+    /// - [`TenantError::Fenced`] if another host has taken over the tenant.
+    /// - [`TenantError::LeaseLapsed`] if the lease was not renewed in time.
+    /// - [`TenantError::Unavailable`] if object storage cannot be reached.
+    /// - [`TenantError::InvalidArgument`] if the database is larger than
+    ///   [`TenantsBuilder::max_database`].
+    /// - [`TenantError::Corrupt`] or [`TenantError::Database`] if the database cannot be read.
+    /// - [`TenantError::File`] if the cache folder cannot be written.
     pub async fn evict(&self, key: &TenantKey) -> Result<bool> {
         match self.inner.known_slot(key) {
             None => Ok(false),
@@ -217,11 +279,14 @@ impl Tenants {
         }
     }
 
-    /// Writes every tenant back and closes it, many side by side, and takes no further calls. It may be called again for
-    /// those that could not be written back.
+    /// Writes all tenants back and closes them. Later calls that open a tenant fail.
+    ///
+    /// Several tenants are closed at once. The caller may call this again to retry those that could
+    /// not be written back.
     ///
     /// # Errors
-    /// [`TenantError::NotWrittenBack`] names each of them and says why. They stay as they are, on this host's disk too.
+    /// [`TenantError::NotWrittenBack`] if some tenants could not be written back. They stay open,
+    /// and their databases stay on this host's disk.
     pub async fn close(&self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Release);
         let slots: Vec<_> = self.inner.lock_slots().values().cloned().collect();
@@ -236,11 +301,12 @@ impl Tenants {
         if failed.is_empty() { Ok(()) } else { Err(TenantError::NotWrittenBack { failed: failed.into() }) }
     }
 
-    /// Closes where nobody can be told what could not be written back.
+    /// Closes, and logs an error, for callers that cannot return one.
     pub(crate) async fn close_or_log(&self) {
         if let Err(error) = self.close().await {
             let folder = self.cache().folder().display();
-            tracing::error!(target: "larder", "{error}; it stays in {folder}, and is sent when that is opened again");
+            tracing::error!(target: "larder", "{error}; the databases stay in {folder}, and \
+                 are sent when that folder is opened again");
         }
     }
 }
@@ -252,7 +318,7 @@ impl std::fmt::Debug for Tenants {
 }
 
 impl Drop for Inner {
-    /// Nobody renews a lease, or writes back, for tenants that nobody can ask for any more.
+    /// Ends the tasks of open tenants. No caller can reach those tenants any more.
     fn drop(&mut self) {
         for slot in self.lock_slots().values() {
             if let Ok(state) = slot.state.try_lock()
@@ -265,7 +331,7 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    /// Opens a tenant that is not open, or can't stay so.
+    /// Opens a tenant that is not open, or that cannot stay open.
     async fn open(
         self: Arc<Self>,
         slot: Arc<Slot>,
@@ -276,7 +342,8 @@ impl Inner {
         Ok(Tenant::new(resident, Pin::new(&slot)))
     }
 
-    /// What is open in a slot whose state is held; it is opened where it is not, or can't stay so.
+    /// Returns the open tenant of a slot whose state the caller holds. Opens it if it is not open
+    /// or cannot stay open.
     pub(crate) async fn open_in(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -298,8 +365,11 @@ impl Inner {
         Ok(resident)
     }
 
-    /// Opens what was left of a tenant, unless a caller has opened it by now. It does not pin the tenant,
-    /// so it can be evicted. What is left of a tenant that was deleted for good is erased.
+    /// Opens a tenant that an earlier process left in the cache folder, unless a caller has opened
+    /// it meanwhile.
+    ///
+    /// The tenant is not pinned, so it can be evicted. If it was deleted and purged, what this host
+    /// still has of it is erased.
     async fn recover(self: &Arc<Self>, key: &TenantKey) -> Result<()> {
         let slot = self.slot(key)?;
         let mut state = slot.state.clone().lock_owned().await;
@@ -317,7 +387,7 @@ impl Inner {
     async fn recover_in(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<()> {
         let opened = match self.around.cache.has_database(&slot.key) {
             true => self.open_in(slot, state, Existence::Required).await.map(drop),
-            // Something of it is in quarantine.
+            // The cache folder has only a quarantined database of the tenant.
             false => Err(TenantError::NotFound { key: slot.key.to_string() }),
         };
         match opened {
@@ -335,7 +405,8 @@ impl Inner {
         if self.closed.load(Ordering::Acquire) { Err(TenantError::ShutDown) } else { Ok(()) }
     }
 
-    /// A panic elsewhere can't have left the map half changed: each use is one insert, remove or look.
+    /// A panic elsewhere cannot leave the map inconsistent: each use is a single insert, removal or
+    /// lookup.
     fn lock_slots(&self) -> MutexGuard<'_, HashMap<TenantKey, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,7 +417,7 @@ impl Inner {
         Ok(self.lock_slots().entry(key.clone()).or_insert_with(make).clone())
     }
 
-    /// The slot of a tenant that is not in use on this host, with its state, which is held.
+    /// Returns the slot of a tenant that is not in use on this host, with its locked state.
     pub(crate) async fn unused_slot(&self, key: &TenantKey) -> Result<(Arc<Slot>, SlotState)> {
         let slot = self.slot(key)?;
         let state = slot.state.clone().lock_owned().await;
@@ -361,17 +432,18 @@ impl Inner {
         self.lock_slots().get(key).cloned()
     }
 
-    /// Forgets a slot that nobody uses. Whoever has it has it from the map, so nobody can come by it meanwhile.
+    /// Removes a slot that is not in use. All clones come from the map, so no new one can appear
+    /// while the map is locked.
     pub(crate) fn forget(&self, slot: Arc<Slot>) {
         let mut slots = self.lock_slots();
         let is_closed = slot.state.try_lock().is_ok_and(|state| state.is_none());
-        // The map's and this one.
+        // One in the map, and this one.
         if is_closed && Arc::strong_count(&slot) == 2 {
             slots.remove(&slot.key);
         }
     }
 
-    /// A place for one more open tenant.
+    /// Acquires the permit for one more open tenant.
     async fn place(self: &Arc<Self>) -> Result<OwnedSemaphorePermit> {
         let options = &self.around.options;
         let full = |_| TenantError::Full { capacity: options.capacity };
@@ -382,7 +454,7 @@ impl Inner {
         loop {
             let left = self.left.notified();
             tokio::pin!(left);
-            // From here on nobody leaves unheard.
+            // From here on, no notification is missed.
             left.as_mut().enable();
             if let Ok(place) = self.places.clone().try_acquire_owned() {
                 return place;
@@ -391,14 +463,16 @@ impl Inner {
                 let key = slot.key.clone();
                 match self.evict(slot).await {
                     Ok(_) | Err(TenantError::InUse { .. }) => {}
-                    // It stays, and its place is free for others: they must not fail with it.
+                    // The tenant stays open, but its permit is free for another tenant, which must
+                    // not fail because of it.
                     Err(error) => self.note_failed_eviction(&key, error).await,
                 }
                 continue;
             }
             tokio::select! {
                 () = left => {}
-                // Somebody may have looked at one in passing, so that it was not among those that can be evicted.
+                // A tenant whose state was locked for a moment does not count as evictable, so look
+                // again.
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
                 Ok(place) = self.places.clone().acquire_owned() => return place,
             }
@@ -425,12 +499,12 @@ impl Inner {
         }
     }
 
-    /// Writes a tenant back and closes it; false where it was not open.
+    /// Writes a tenant back and closes it. Returns `false` if it was not open.
     async fn evict(self: &Arc<Self>, slot: Arc<Slot>) -> Result<bool> {
         let inner = self.clone();
         to_its_end(async move {
             let was_open = slot.evict().await?;
-            // Nothing else of this call may have it by now.
+            // This call keeps no other clone of the slot now.
             inner.forget(slot);
             Ok(was_open)
         })
@@ -453,7 +527,7 @@ impl Slot {
         Ok(true)
     }
 
-    /// Also where somebody has it: that is over then.
+    /// Closes the tenant even if it is in use, which ends that use.
     async fn close(&self) -> Result<()> {
         let mut state = self.state.lock().await;
         let Some(resident) = state.as_ref() else { return Ok(()) };
@@ -467,7 +541,7 @@ impl Slot {
     }
 }
 
-/// Does what must not stop halfway, whether or not somebody goes on waiting for it.
+/// Runs work that must not stop halfway, even if the caller drops its future.
 pub(crate) async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
@@ -475,7 +549,7 @@ pub(crate) async fn to_its_end<T: Send + 'static>(
     tokio::spawn(work).await.map_err(failed)?
 }
 
-/// Gives up a tenant that can't stay open. After this it is not there any more, also where something went wrong.
+/// Gives up a tenant that cannot stay open. Afterwards it is closed, even if this returns an error.
 pub(crate) async fn give_up(state: &mut Option<Arc<Resident>>) -> Result<()> {
     let Some(resident) = state.take() else { return Ok(()) };
     let end = *resident.watch_end().borrow();
@@ -483,7 +557,7 @@ pub(crate) async fn give_up(state: &mut Option<Arc<Resident>>) -> Result<()> {
     resident.give_up(end.unwrap_or(if is_failed { End::Failed } else { End::Fenced })).await
 }
 
-/// Gives a tenant up as soon as it can't stay open, also where nobody asks for it any more.
+/// Gives up a tenant as soon as it cannot stay open, even if no caller asks for it.
 async fn await_end(inner: Weak<Inner>, resident: Arc<Resident>) {
     let mut end = resident.watch_end();
     let shipping_failed = async {
@@ -509,8 +583,8 @@ async fn await_end(inner: Weak<Inner>, resident: Arc<Resident>) {
     }
 }
 
-/// Has a tenant whose uploads failed, and work again, count among those that are open: it takes its place as one that is
-/// opened does, and another may have to go for it.
+/// Acquires a permit again for a tenant whose uploads failed and have recovered. As for a tenant
+/// that is opened, another one may have to be evicted.
 async fn retake_place(inner: Weak<Inner>, resident: Arc<Resident>) {
     let mut end = resident.watch_end();
     loop {
@@ -520,7 +594,8 @@ async fn retake_place(inner: Weak<Inner>, resident: Arc<Resident>) {
         }
         while resident.needs_place() {
             let Some(inner) = inner.upgrade() else { return };
-            // Not for long at a time: as long as this looks for room, nobody notices that the host was dropped.
+            // Each attempt is short. While it runs it keeps the host alive, so it would delay
+            // noticing a drop of the last handle.
             if let Ok(place) = tokio::time::timeout(RETAKE, inner.make_room()).await {
                 resident.take_place(place);
             }
@@ -540,7 +615,7 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
         let evicted = futures_util::stream::iter(slots).map(|slot| {
             let inner = inner.clone();
             async move {
-                // It may have been used since: whoever has it now keeps it.
+                // It may have been used since, and then it stays open.
                 if slot.last_used().elapsed() < idle {
                     return;
                 }
@@ -555,7 +630,7 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
     }
 }
 
-/// Opens what a process left that was killed: what was acknowledged and never sent is sent.
+/// Opens the tenants that a killed process left, and sends what it acknowledged and did not send.
 async fn recover(inner: Weak<Inner>) {
     let report = |inner: &Inner, key: String, error: TenantError| {
         let store = format!("tenant {key}");
@@ -575,7 +650,7 @@ async fn recover(inner: Weak<Inner>) {
     }
     let at_once = upgraded.around.options.capacity.clamp(1, RECOVERED_AT_ONCE);
     drop(upgraded);
-    // Each with when its lease was first found to be held.
+    // Each tenant, with the time when its lease was first found to be held.
     let mut left: Vec<(TenantKey, Option<Instant>)> = keys.into_iter().map(|key| (key, None)).collect();
     while !left.is_empty() {
         let recovered = futures_util::stream::iter(left).map(|(key, held_since)| {
@@ -584,8 +659,9 @@ async fn recover(inner: Weak<Inner>) {
                 let inner = inner.upgrade()?;
                 match inner.recover(&key).await {
                     Ok(()) | Err(TenantError::ShutDown) => None,
-                    // After a restart of the machine, the lease of this folder is waited for like that of another
-                    // host. It ends after its time to live; one that goes on is that of a live host.
+                    // After a restart of the machine, this folder's own lease counts as another
+                    // host's and expires after its time to live. A lease that lasts longer belongs
+                    // to a live host.
                     Err(error @ TenantError::LeaseHeld { ttl, .. }) => {
                         let since = held_since.unwrap_or_else(Instant::now);
                         if since.elapsed() < ttl + inner.around.remote.options().lease_margin * 2 {
@@ -608,7 +684,7 @@ async fn recover(inner: Weak<Inner>) {
     }
 }
 
-/// Makes sure that the process may open the files of as many tenants.
+/// Raises the limit of open files to what the capacity needs.
 fn raise_file_limit(capacity: usize) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let needed = (capacity as u64).saturating_mul(FILES_A_TENANT).saturating_add(FILES_BESIDE);
@@ -619,7 +695,7 @@ fn raise_file_limit(capacity: usize) -> Result<()> {
     }
     let refused = || {
         TenantError::invalid_argument(format!(
-            "{capacity} open tenants need {needed} open files, and this process may have {hard}: lower the capacity, or \
+            "{capacity} open tenants need {needed} open files, and this process may open {hard}; lower the capacity, or \
              raise the limit (`ulimit -n`)"
         ))
     };

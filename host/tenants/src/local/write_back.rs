@@ -1,4 +1,4 @@
-//! Writes a tenant back to object storage, and keeps its lease.
+//! Uploads checkpoints of a tenant to object storage, and renews its lease.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,24 +15,27 @@ use crate::local::resident::{End, Resident, Unsent};
 use crate::local::state::LocalState;
 use crate::write_id::WriteId;
 
-/// The longest pause between two attempts to write back what could not be written back.
+/// The longest pause between two attempts of a checkpoint that fails.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// How often some expired rows are removed before a copy is sent, and how many at once, so that commits get in between.
+/// How many times expired rows are removed before a copy is sent, and the limits of each time.
+/// Commits run in between.
 const SWEEP_STEPS: usize = 40;
 const SWEEP_ROWS: u32 = 256;
 const SWEEP_BYTES: u64 = 1 << 20;
 
-/// How often superseded snapshots are looked for, in checkpoints.
+/// The number of checkpoints between two searches for superseded snapshots.
 const COLLECT_EVERY: u64 = 16;
 
 impl Resident {
-    /// Makes the database the current snapshot, unless object storage has all of it already; says which.
+    /// Makes the database the current snapshot, unless object storage already has all of it.
+    ///
+    /// Returns whether a snapshot was published.
     pub(crate) async fn checkpoint(&self) -> Result<bool> {
         self.write_back(false).await
     }
 
-    /// The same also where object storage has a part of it in the log alone.
+    /// The same, but also publishes if object storage has a part of the database only in the log.
     pub(crate) async fn checkpoint_with_log(&self) -> Result<bool> {
         self.write_back(true).await
     }
@@ -48,27 +51,30 @@ impl Resident {
             return Ok(false);
         }
         self.sweep_before_copy().await;
-        // Every segment up to here was written by a commit that the copy will have.
+        // The commits of all segments up to here are in the copy.
         let covers = lease.log_end().await?;
         let file = self.around.cache.temporary();
         let copy = database.backup(file.path()).await.map_err(failed)?;
         if self.journal.is_some() {
-            // The copy may be ahead of the log. What is never shipped must not get into a snapshot.
+            // The copy may be ahead of the log. A commit that is never shipped must not get into a
+            // snapshot.
             database.settled().await.map_err(failed)?;
         }
-        // A page may keep remains of rows that were deleted: those must not be sent.
+        // Pages may still contain parts of deleted rows, which must not be sent.
         let compacted = self.around.cache.temporary();
         Sqlite::compact(file.path(), compacted.path()).await.map_err(failed)?;
         drop(file);
         let (sent, upload) = (copy.position.0, WriteId::random());
         lease.check()?;
-        // Whoever finds this copy published has to know what it holds, whenever this process ends.
+        // Whenever this process ends, the next one that finds this copy published must know its
+        // position.
         *state = state.uploading(upload, sent);
         self.around.cache.write_state(&self.key, &state)?;
         lease.publish_as(compacted.path(), covers, upload, sent).await?;
         self.sent.store(sent, Ordering::Release);
         *state = LocalState::open(lease, self.around.options.durability, sent);
-        // Should this fail, the next start finds more to send than there is: it sends the same again.
+        // If this fails, the next process finds more to send than there is, and sends the same data
+        // again.
         self.around.cache.write_state(&self.key, &state)?;
         let head = lease.head();
         if head.generation.is_multiple_of(COLLECT_EVERY) {
@@ -80,7 +86,7 @@ impl Resident {
         Ok(true)
     }
 
-    /// Removes expired rows, so that they are not sent. What does not go quickly is for a later time.
+    /// Removes expired rows, so that they are not sent. Rows beyond the limits stay for later.
     async fn sweep_before_copy(&self) {
         let clock = ForwardClock::new(self.around.remote.options().clock.clone());
         let options = SweepOptions { clock, max_rows: SWEEP_ROWS, max_bytes: SWEEP_BYTES, is_closing: true };
@@ -98,7 +104,7 @@ impl Resident {
         position.is_ok_and(|position| position.0 != self.sent.load(Ordering::Acquire))
     }
 
-    /// Notes whether the last attempt to write it back worked.
+    /// Records whether the last checkpoint succeeded.
     pub(crate) fn note_write_back(&self, worked: bool) {
         let was_stuck = self.is_stuck.swap(!worked, Ordering::AcqRel);
         if !worked {
@@ -109,7 +115,7 @@ impl Resident {
     }
 }
 
-/// Renews the lease until the tenant ends or another has it.
+/// Renews the lease until the tenant ends or another host takes it over.
 pub(crate) async fn keep_lease(resident: Arc<Resident>) {
     let mut end = resident.watch_end();
     let lease = resident.engine.lease().clone();
@@ -131,7 +137,7 @@ pub(crate) async fn keep_lease(resident: Arc<Resident>) {
     }
 }
 
-/// Writes the tenant back after so many changes, and after so much time since the first of them.
+/// Writes the tenant back after a number of changes, and after an interval since the first of them.
 pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
     let Unsent { is_ahead, mut changes } = unsent;
     let options = &resident.around.options;
@@ -139,7 +145,7 @@ pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
     let mut end = resident.watch_end();
     let mut written_back = 0;
     let mut retry = Duration::from_secs(1);
-    // What an earlier process left is written back at once.
+    // Commits that an earlier process left are sent at once.
     let mut due = is_ahead.then(Instant::now);
     let mut failed = false;
     loop {

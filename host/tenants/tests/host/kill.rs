@@ -15,7 +15,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-/// Kills its own process before and after its calls: at the n-th of these moments.
+/// Kills its own process before or after the n-th call. Each call counts twice.
 #[derive(Debug)]
 pub(crate) struct KillingStore {
     pub(crate) store: FolderStore,
@@ -25,7 +25,7 @@ pub(crate) struct KillingStore {
 
 impl KillingStore {
     fn pass(&self, path: &ObjectPath) {
-        // What is tried at the start is of no tenant.
+        // The probe's objects belong to no tenant.
         if !path.as_ref().starts_with(".probe") {
             pass(&self.passed, self.at);
         }
@@ -47,7 +47,7 @@ impl KillingStore {
     }
 }
 
-/// One more of these moments: at the one that is meant, the process ends.
+/// Counts one step, and kills the process at step `at`.
 pub(crate) fn pass(passed: &AtomicUsize, at: usize) {
     if passed.fetch_add(1, Ordering::AcqRel) + 1 == at {
         nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests of whole hosts share.
+//! Helpers shared by the tests of whole hosts.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -20,7 +20,7 @@ pub(crate) fn key(text: &str) -> TenantKey {
     text.parse().unwrap()
 }
 
-/// Object storage, and the folders of hosts that use it.
+/// Object storage, and the cache folders of hosts that use it.
 pub(crate) struct World {
     pub(crate) objects: FaultyStore,
     pub(crate) folder: tempfile::TempDir,
@@ -46,7 +46,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// A host that does nothing on its own: no interval ends, nobody is idle.
+    /// A host without background work: no interval ends, and no tenant becomes idle.
     pub(crate) fn builder(&self, name: &str) -> TenantsBuilder {
         self.builder_over(&self.objects, name)
     }
@@ -73,8 +73,8 @@ impl World {
     }
 }
 
-/// Ends a host as a crash does, but for its lock: nothing is sent, nothing is released. The cache folder is copied, as
-/// this process still has the files open.
+/// Simulates a crash, except that the lock stays: nothing is sent or released. Copies the cache
+/// folder, because this process still has its files open.
 pub(crate) async fn crash(world: &World, name: &str, into: &str) {
     copy(&world.cache(name), &world.cache(into));
 }
@@ -95,14 +95,15 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The name under which a folder takes leases.
+/// The holder name of a cache folder.
 pub(crate) fn holder_of(folder: &Path) -> Holder {
     let text = std::fs::read_to_string(folder.join(".holder")).unwrap();
     Holder::new(text.lines().next().unwrap()).unwrap()
 }
 
 pub(crate) fn handle(tenant: &Tenant) -> Handle {
-    // A shipment that fails is to fail the commit, and not the transaction's deadline.
+    // If a segment cannot be shipped, the commit must fail for that reason and not because of a
+    // timeout.
     let limits = Limits { transaction_timeout: Duration::from_secs(300), ..Limits::default() };
     tenant.store().handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
 }
@@ -129,7 +130,7 @@ pub(crate) async fn version_of(tenant: &Tenant, row: &str) -> Version {
     view.get_versioned("n".into(), row.into()).await.unwrap().unwrap().1
 }
 
-/// Puts one row, and lets the tenant go.
+/// Puts one row, and drops the tenant.
 pub(crate) async fn put_in(tenants: &Tenants, name: &TenantKey, row: &str, value: &str) {
     put(&tenants.get(name).await.unwrap(), row, value).await.unwrap();
 }
@@ -138,12 +139,12 @@ pub(crate) async fn get_in(tenants: &Tenants, name: &TenantKey, row: &str) -> Op
     get(&tenants.get(name).await.unwrap(), row).await.unwrap()
 }
 
-/// Remembers what it is told.
+/// Records the events it gets.
 #[derive(Clone, Default)]
 pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 
 impl Events {
-    /// What was reported of this kind of work, or under this name.
+    /// The events of this kind of background work, or with this name.
     pub(crate) fn of(&self, what: &str) -> Vec<String> {
         let events = self.0.lock().unwrap();
         let is_it = |event: &&Event| match event {
@@ -160,7 +161,7 @@ impl EventSink for Events {
     }
 }
 
-/// Waits until something holds, for as long as no machine takes.
+/// Waits until a condition holds. The limit is longer than any machine needs.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..3_000 {
         if holds().await {
@@ -168,7 +169,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what} never came");
+    panic!("timed out waiting for {what}");
 }
 
 pub(crate) fn is_lease_held(error: &TenantError) -> bool {

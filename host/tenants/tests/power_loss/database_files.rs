@@ -1,11 +1,11 @@
-//! Power cuts by the files of the database: what SQLite has written since its last sync of a file
-//! is there in part.
+//! Power cuts at the level of the database files: SQLite's writes since its last sync of a file
+//! survive only in part.
 //!
 //! All changes that SQLite makes to the database and its log are recorded, and so are the changes
-//! that the host makes to the folder. At a power cut, a file holds all that was written before its
-//! last sync began, and any part of what came later: none of it, all of it, a prefix with a torn
-//! end, or any of its sectors. The host's own files are synced before it goes on, so they are as
-//! the host left them.
+//! that the host makes to the folder. After a power cut, a file has everything that was written
+//! before its last sync began, and any part of later writes: none, all, a prefix with a torn end,
+//! or any of its sectors. The host syncs its own files before it continues, so they are as the host
+//! left them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -20,13 +20,13 @@ use crate::restart::{Cut, Newest, SEQUENCES};
 use crate::work::{DATABASE, FOLDER, Worked, work};
 use crate::{Moment, now};
 
-/// What a disk writes as a whole.
+/// The unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// Power cuts in the short form.
+/// The number of power cuts in the short form.
 const CUTS: usize = 90;
 
-/// A change of the tenant's folder, and when it was made.
+/// A change of the tenant's folder, with its time.
 struct Recorded {
     at: Moment,
     event: Event,
@@ -35,7 +35,7 @@ struct Recorded {
 enum Event {
     /// SQLite changed the database or its log.
     File(Which, FileEvent),
-    /// The folder is synced, and holds these.
+    /// The folder was synced, and has these files.
     Folder { state: Option<Vec<u8>>, exists: [bool; 2], installed: Option<Vec<u8>> },
 }
 
@@ -57,12 +57,12 @@ enum FileEvent {
     SyncEnds,
 }
 
-/// The tenant's folder, recorded.
+/// The recorded folder of the tenant.
 #[derive(Clone)]
 struct Recording {
     folder: PathBuf,
     events: Arc<Mutex<Vec<Recorded>>>,
-    /// Keeps SQLite's VFS watching.
+    /// Keeps SQLite's VFS recording.
     _disk: Arc<Disk>,
 }
 
@@ -96,7 +96,7 @@ impl Recording {
         recording
     }
 
-    /// Makes the tenant's folder as the power cut may leave it.
+    /// Builds the tenant's folder as the power cut may leave it.
     fn build(&self, moment: Moment, loss: &mut Loss, folder: &Path) {
         let mut files = [File::default(), File::default()];
         let (mut state, mut is_new) = (None, true);
@@ -104,8 +104,8 @@ impl Recording {
             match &recorded.event {
                 Event::File(which, event) => files[*which as usize].apply(event),
                 Event::Folder { state: found, exists, installed } => {
-                    // The host syncs the log of a new database without SQLite, so the VFS does not
-                    // see it. `power_device.rs` would find a database whose log was not synced.
+                    // The host syncs the log of a new database itself, so the VFS does not see it.
+                    // `power_device.rs` would find a database whose log was not synced.
                     if is_new && found.as_deref().is_some_and(is_open) {
                         files[1].apply(&FileEvent::SyncBegins);
                         files[1].apply(&FileEvent::SyncEnds);
@@ -131,12 +131,12 @@ impl Recording {
     }
 }
 
-/// Whether a note of the host says that the database was opened.
+/// Whether a recorded state of the host says that the database was opened.
 fn is_open(state: &[u8]) -> bool {
     String::from_utf8_lossy(state).contains(r#""stage":"open""#)
 }
 
-/// The time is that of the record, so times are in order.
+/// Takes the time while it holds the lock, so that events are in order.
 fn push(events: &Mutex<Vec<Recorded>>, event: Event) {
     let mut events = events.lock().unwrap();
     events.push(Recorded { at: now(), event });
@@ -159,9 +159,9 @@ impl From<Change<'_>> for FileEvent {
 /// A file on the disk.
 #[derive(Default)]
 struct File {
-    /// What it holds for certain; `None` if it is absent.
+    /// The content that is certain. `None` if the file does not exist.
     synced: Option<Vec<u8>>,
-    /// What was done to it since, and may be lost.
+    /// Later changes, which may be lost.
     pending: Vec<FileEvent>,
     /// Syncs that have begun, and how many of the pending changes each of them includes.
     syncs: Option<(usize, usize)>,
@@ -185,7 +185,7 @@ impl File {
         }
     }
 
-    /// The folder was synced, so whether the file exists is certain.
+    /// After a sync of the folder, whether the file exists is certain.
     fn settle(&mut self, exists: bool) {
         let removed = self.pending.iter().rposition(|event| matches!(event, FileEvent::Removed));
         if let Some(removed) = removed {
@@ -199,7 +199,7 @@ impl File {
         }
     }
 
-    /// What it holds after the power cut.
+    /// The content after the power cut.
     fn after(mut self, loss: &mut Loss) -> Option<Vec<u8>> {
         let last = self.pending.len();
         let kept = match loss.kind {
@@ -220,7 +220,7 @@ impl File {
     }
 }
 
-/// Changes what a file holds, but for sectors of the change that are not kept.
+/// Applies a change to the content of a file, except for sectors that are lost.
 fn change(content: &mut Option<Vec<u8>>, event: &FileEvent, mut keeps: impl FnMut(usize) -> bool) {
     match event {
         FileEvent::Opened => drop(content.get_or_insert_default()),
@@ -245,7 +245,7 @@ fn change(content: &mut Option<Vec<u8>>, event: &FileEvent, mut keeps: impl FnMu
     }
 }
 
-/// What the power cut takes of changes that no sync has followed.
+/// What the power cut loses of changes that were not synced.
 struct Loss {
     kind: Kind,
     random: fastrand::Rng,
@@ -273,7 +273,7 @@ async fn record() -> Recorder {
     let recording = Recording::start(&cache);
     let store = RecordedStore::new(Arc::new(InMemory::new()));
     let worked = work(store, cache, 32).await;
-    // The host has removed the database, and the rest of its folder stays as it is.
+    // The host has removed the database, and the rest of its folder stays.
     assert_eq!(std::fs::read_dir(&recording.folder).unwrap().count(), 0);
     Recorder { root, recording, worked }
 }
@@ -288,7 +288,7 @@ impl Recorder {
         self.recording.build(at, &mut loss, &cache.join(FOLDER));
         let store = Arc::new(InMemory::new());
         put_all(&objects_at(&self.worked.puts, at, random), store.as_ref()).await;
-        let what = format!("cut {number}, which loses {kind:?}");
+        let what = format!("cut {number}, losing {kind:?}");
         let cut = Cut { history: &self.worked.history, at, cache: &cache, store, what };
         cut.check(SEQUENCES[number / KINDS.len() % SEQUENCES.len()]).await
     }
@@ -311,6 +311,6 @@ async fn a_power_cut_that_loses_unsynced_writes_of_sqlite_undoes_nothing_that_wa
     }
     let behind = cuts.iter().filter(|cut| cut.local < cut.published).count();
     let ahead = cuts.iter().filter(|cut| cut.local > cut.published).count();
-    println!("{} power cuts: {behind} disks were behind what was published, {ahead} ahead", cuts.len());
+    println!("{} power cuts: {behind} disks were behind the published commits, {ahead} ahead", cuts.len());
     assert!(behind > 0 && ahead > 0, "{behind} and {ahead} of {cuts:?}");
 }

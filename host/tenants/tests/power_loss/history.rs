@@ -1,4 +1,4 @@
-//! What a host committed, and what a database holds of it.
+//! The commits of a host, and the part of them that a database has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use larder_sqlite::rusqlite::{Connection, OpenFlags};
 
 use crate::Moment;
 
-/// Rows by key: the value and the version.
+/// Rows by key, with value and version.
 pub(crate) type Rows = BTreeMap<String, (String, u64)>;
 
 /// The row that each commit overwrites.
@@ -21,7 +21,7 @@ pub(crate) fn own_row(number: u64) -> String {
 /// The commits of one writer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// Those that are there, in their order and numbered from 1.
+    /// The commits in their order, numbered from 1.
     pub(crate) commits: Vec<Acknowledged>,
 }
 
@@ -33,25 +33,25 @@ pub(crate) struct Acknowledged {
 }
 
 impl History {
-    /// How many commits were acknowledged by then.
+    /// How many commits were acknowledged by this time.
     pub(crate) fn acknowledged_by(&self, moment: Moment) -> u64 {
         self.commits.partition_point(|commit| commit.at <= moment) as u64
     }
 
-    /// The rows after a commit, and after none for 0.
+    /// The rows after this number of commits.
     pub(crate) fn rows_after(&self, number: u64) -> Rows {
         let numbered = (1..=number).zip(&self.commits);
         let own = numbered.map(|(number, commit)| (own_row(number), (number.to_string(), commit.version)));
         let mut rows: Rows = own.collect();
-        assert_eq!(rows.len() as u64, number, "there is no commit {number}");
+        assert_eq!(rows.len() as u64, number, "commit {number} does not exist");
         if let Some((_, last)) = rows.last_key_value() {
             rows.insert(NEWEST.into(), last.clone());
         }
         rows
     }
 
-    /// The last commit that a database holds. It is one of those that were made, and the database
-    /// holds all those before.
+    /// The last commit in a database. It must be one that was made, and the database must have all
+    /// earlier ones.
     pub(crate) fn newest_in(&self, rows: &Rows, what: &str) -> u64 {
         let newest = rows.get(NEWEST).map_or(0, |(value, _)| value.parse().unwrap());
         assert_eq!(*rows, self.rows_after(newest), "{what}");
@@ -64,7 +64,7 @@ impl History {
     }
 }
 
-/// All rows of a database file that is intact; none if it is absent or was not set up yet.
+/// All rows of an intact database file. Empty if the file does not exist or was not set up yet.
 pub(crate) fn rows_of(database: &Path) -> Rows {
     if !database.exists() {
         return Rows::new();
@@ -82,7 +82,7 @@ pub(crate) fn rows_of(database: &Path) -> Rows {
     rows.map(|row| row.unwrap()).collect()
 }
 
-/// The same of the files in a folder, which stay as they are.
+/// The same for the files in a folder, which do not change.
 pub(crate) fn rows_in(folder: &Path, name: &str) -> Rows {
     let copies = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {

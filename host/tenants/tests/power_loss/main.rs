@@ -1,10 +1,10 @@
-//! Power cuts by a recording of what a host does to its files.
+//! Power cuts based on a recording of what a host does to its files.
 //!
 //! A host commits, checkpoints and evicts. Every change is recorded with its time: what SQLite does
-//! to the files of the database (through a VFS), the objects in object storage, and the commits
-//! that were acknowledged. One recording gives any number of power cuts. For each, the test builds
-//! a disk that the power cut may leave and object storage as it was at that time, and starts a host
-//! on both. `power_device.rs` cuts the power of a real file system.
+//! to the files of the database (through a VFS), the objects in object storage, and the
+//! acknowledged commits. One recording serves for any number of power cuts. For each, the test
+//! builds a disk that the power cut may leave and object storage as it was at that time, and starts
+//! a host on both. `power_device.rs` cuts the power of a real file system.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 #![cfg(target_os = "linux")]
 
@@ -19,7 +19,7 @@ mod work;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A time by the clock that all processes of the machine share, in nanoseconds.
+/// A time in nanoseconds, by the clock that all processes of the machine share.
 type Moment = u64;
 
 fn now() -> Moment {

@@ -16,13 +16,13 @@ use object_store::{
 
 use crate::{Moment, now};
 
-/// Object storage at one time.
+/// The objects at one time.
 pub(crate) type Objects = BTreeMap<ObjectPath, Bytes>;
 
-/// One change.
+/// A change of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Put {
-    /// It is made at some time between these.
+    /// It takes effect at some time between these two.
     pub(crate) began: Moment,
     pub(crate) done: Moment,
     pub(crate) path: ObjectPath,
@@ -30,12 +30,12 @@ pub(crate) struct Put {
     bytes: Option<Bytes>,
 }
 
-/// Passes everything on, and records what has changed.
+/// Forwards all calls, and records the changes.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordedStore {
     store: Arc<dyn ObjectStore>,
     puts: Arc<Mutex<Vec<Put>>>,
-    /// One put at a time, so that they are recorded in the order in which they are made.
+    /// Allows one put at a time, so that puts are recorded in the order in which they take effect.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -49,8 +49,7 @@ impl RecordedStore {
     }
 }
 
-/// What object storage held at a time. A put that was under way may have been made, and its answer
-/// is lost.
+/// The objects at a time. A put in flight may have taken effect, with its response lost.
 pub(crate) fn objects_at(puts: &[Put], moment: Moment, random: &mut fastrand::Rng) -> Objects {
     let mut objects = Objects::new();
     for put in puts.iter().filter(|put| put.began <= moment) {

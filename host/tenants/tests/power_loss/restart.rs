@@ -1,4 +1,4 @@
-//! What a host makes of the folder after a power cut.
+//! A host that starts on the folder after a power cut.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,16 +16,16 @@ use crate::history::{History, NEWEST, Rows, rows_in, rows_of};
 use crate::host::handle;
 use crate::work::{DATABASE, FOLDER, ann, builder};
 
-/// What follows the power cut.
+/// The sequence of events after the power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sequence {
-    /// The host is started and reads, and then another host reads.
+    /// The host starts and reads, and then another host reads.
     Read,
-    /// The host is started and makes as many commits as the disk has lost. If none was lost, it
-    /// makes a few.
+    /// The host starts and makes as many commits as the disk has lost. If none was lost, it makes a
+    /// few.
     Commit,
-    /// Another host opens the tenant first, and makes as many commits as the disk holds beyond the
-    /// snapshot. Then the host is started.
+    /// Another host opens the tenant first, and makes as many commits as the disk has beyond the
+    /// snapshot. Then the host starts.
     Overtaken,
 }
 
@@ -38,11 +38,11 @@ pub(crate) struct Cut<'a> {
     /// The cache folder.
     pub(crate) cache: &'a Path,
     pub(crate) store: Arc<dyn ObjectStore>,
-    /// The cut, in words.
+    /// A description of the cut, for messages.
     pub(crate) what: String,
 }
 
-/// The last commit that is in the current snapshot, and on the disk.
+/// The last commit in the current snapshot, and the last one on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Newest {
     pub(crate) published: u64,
@@ -50,7 +50,7 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    /// The last commit that has to be there after the power cut.
+    /// The last commit that must survive the power cut.
     pub(crate) fn kept(self) -> u64 {
         self.published.max(self.local)
     }
@@ -75,21 +75,20 @@ impl Cut<'_> {
         let published = self.history.newest_in(&self.published().await, &format!("published, {}", self.what));
         let local = rows_in(&self.cache.join(FOLDER), DATABASE);
         let local = self.history.newest_in(&local, &format!("on the disk, {}", self.what));
-        // What is there was committed, and one commit may have been under way.
+        // Every commit that is found was made. One may have been in flight at the power cut.
         let most = self.history.acknowledged_by(self.at) + 1;
         assert!(published <= most && local <= most, "{published} and {local} of {most}, {}", self.what);
         Newest { published, local }
     }
 
-    /// Starts the host on what the power cut has left, and checks what it then makes of it. Nothing
-    /// that was published is undone, nothing that the disk still holds is lost, and no version is
-    /// given twice.
+    /// Starts the host on what the power cut left, and checks the result. No published commit is
+    /// undone, no commit that the disk still has is lost, and no version is assigned twice.
     pub(crate) async fn check(&self, sequence: Sequence) -> Newest {
         let newest = self.newest().await;
         let what = format!("{sequence:?} after {newest:?}, {}", self.what);
         let elsewhere = tempfile::tempdir().unwrap();
         let kept = newest.kept();
-        // Its callers were told of these commits, or readers have seen them.
+        // Callers got these commits acknowledged, or readers have seen them.
         let given = self.history.versions(kept.max(self.history.acknowledged_by(self.at)));
         let mut expected = Expected { rows: self.history.rows_after(kept), versions: given, commits: 0 };
         if sequence == Sequence::Overtaken {
@@ -101,7 +100,7 @@ impl Cut<'_> {
             other.close().await.unwrap();
         }
 
-        // The process of before is dead, and this folder is still its own.
+        // The earlier process is dead, and this folder is still its own.
         replace_cache_folder(self.cache).unwrap();
         let host = builder(self.store.clone(), self.cache).open().await.unwrap();
         let commits = match sequence {
@@ -120,7 +119,7 @@ impl Cut<'_> {
         newest
     }
 
-    /// The lease that the dead host had runs out.
+    /// Makes the lease of the dead host expire.
     async fn expire_lease(&self) {
         let remote = self.remote();
         let Some(lease) = remote.head(&ann()).await.unwrap().and_then(|head| head.lease) else { return };
@@ -128,7 +127,7 @@ impl Cut<'_> {
         remote.acquire(&ann(), &holder, Duration::ZERO).await.unwrap().release().await.unwrap();
     }
 
-    /// Only what cannot go on is in quarantine, and then as a whole.
+    /// Only a database that was superseded is in quarantine, and all of it.
     async fn check_quarantine(&self, host: &Tenants, sequence: Sequence, newest: Newest, what: &str) {
         let notes = host.cache().quarantined().unwrap();
         if sequence != Sequence::Overtaken {
@@ -139,18 +138,18 @@ impl Cut<'_> {
             assert_eq!(notes.len(), 1, "{what}");
         }
         for note in notes {
-            assert_eq!(note.reason, "another host had the tenant before this was sent", "{what}");
+            assert_eq!(note.reason, "another host had the tenant before these commits were sent", "{what}");
             assert_eq!(rows_of(&note.database), self.history.rows_after(newest.local), "{what}");
         }
     }
 }
 
-/// What every host has to show.
+/// What every host must show.
 struct Expected {
     rows: Rows,
-    /// Versions that were given so far, also of commits that are lost.
+    /// The versions that were assigned so far, including those of lost commits.
     versions: BTreeSet<u64>,
-    /// Commits since the power cut.
+    /// The number of commits since the power cut.
     commits: u64,
 }
 
@@ -164,7 +163,7 @@ impl Expected {
         }
     }
 
-    /// Has a host show what there is, and commit more.
+    /// Checks what a host shows, and makes it commit more.
     async fn commit(&mut self, tenants: &Tenants, commits: u64, what: &str) {
         let tenant = tenants.get(&ann()).await.unwrap();
         self.check(&tenant, what).await;
@@ -176,7 +175,7 @@ impl Expected {
                 update.put("n".into(), row.into(), value.clone().into()).unwrap();
             }
             let version = update.commit().await.unwrap().0;
-            assert!(self.versions.insert(version), "version {version} was given twice, {what}");
+            assert!(self.versions.insert(version), "version {version} was assigned twice, {what}");
             for row in [NEWEST, &row] {
                 self.rows.insert(row.into(), (value.clone(), version));
             }

@@ -1,4 +1,4 @@
-//! What the host does that the power cuts come to.
+//! The work of the host during which the power cuts happen.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ pub(crate) fn ann() -> TenantKey {
     key("acme/users/ann")
 }
 
-/// The folder of her database below a cache folder, and its name there.
+/// The folder of Ann's database below a cache folder, and its name there.
 pub(crate) const FOLDER: &str = "acme/users";
 pub(crate) const DATABASE: &str = "ann.db";
 
-/// A host that does nothing on its own.
+/// A host without background work.
 pub(crate) fn builder(store: Arc<dyn ObjectStore>, cache: &Path) -> TenantsBuilder {
     Tenants::builder(store)
         .cache_folder(cache)
@@ -34,7 +34,7 @@ pub(crate) fn builder(store: Arc<dyn ObjectStore>, cache: &Path) -> TenantsBuild
         .sweep_interval(None)
 }
 
-/// Commits the number, and gives the version.
+/// Commits the number. Returns the version.
 pub(crate) async fn commit(tenant: &Tenant, number: u64) -> u64 {
     let mut update = handle(tenant).begin(Mode::Update).unwrap();
     for row in [NEWEST.into(), own_row(number)] {
@@ -43,18 +43,18 @@ pub(crate) async fn commit(tenant: &Tenant, number: u64) -> u64 {
     update.commit().await.unwrap().0
 }
 
-/// What was recorded beside the disk.
+/// The recordings other than the disk.
 pub(crate) struct Worked {
     pub(crate) history: History,
     pub(crate) puts: Vec<Put>,
-    /// When the log of the database was on the disk as a whole.
+    /// When all of the database's log was on the disk.
     synced: Vec<Moment>,
     start: Moment,
     end: Moment,
 }
 
-/// Makes commits while the tenant is checkpointed, evicted and opened again. Beside that, the log is
-/// synced at random times.
+/// Commits while the tenant is checkpointed, evicted and opened again, and while the log is synced
+/// at random times.
 pub(crate) async fn work(store: RecordedStore, cache: PathBuf, steps: usize) -> Worked {
     let tenants = Arc::new(builder(Arc::new(store.clone()), &cache).open().await.unwrap());
     let is_done = Arc::new(AtomicBool::new(false));
@@ -77,7 +77,8 @@ pub(crate) async fn work(store: RecordedStore, cache: PathBuf, steps: usize) -> 
         async move {
             let mut synced = Vec::new();
             while !is_done.load(Ordering::Acquire) {
-                // The log has no locks. Those of the database would go as this file is closed.
+                // SQLite takes no POSIX locks on the log. Closing a file of the database would
+                // release its locks.
                 if let Ok(log) = File::open(cache.join(FOLDER).join(format!("{DATABASE}-wal"))) {
                     log.sync_all().unwrap();
                     synced.push(now());
@@ -97,7 +98,7 @@ pub(crate) async fn work(store: RecordedStore, cache: PathBuf, steps: usize) -> 
     is_done.store(true, Ordering::Release);
     let (history, synced, end) = (writer.await.unwrap(), syncing.await.unwrap(), now());
     tenants.close().await.unwrap();
-    // The folder of a new host is set up once it has a tenant.
+    // A new host sets up its folder when it has its first tenant.
     let start = history.commits[0].at;
     Worked { history, puts: store.puts(), synced, start, end }
 }
@@ -106,7 +107,7 @@ async fn pause(milliseconds: u64) {
     tokio::time::sleep(Duration::from_micros(fastrand::u64(0..milliseconds * 1_000))).await;
 }
 
-/// The writer has it most of the time.
+/// Retries, because the writer has the tenant most of the time.
 async fn evict(tenants: &Tenants) {
     for _ in 0..100 {
         match tenants.evict(&ann()).await {
@@ -118,13 +119,13 @@ async fn evict(tenants: &Tenants) {
 }
 
 impl Worked {
-    /// When the host was at work.
+    /// When the host started and ended its work.
     pub(crate) fn times(&self) -> (Moment, Moment) {
         (self.start, self.end)
     }
 
-    /// The time of a power cut: around a put, soon after one or after the log was synced or the
-    /// start, or any.
+    /// A random time for a power cut: during or soon after a put, soon after a sync of the log or
+    /// the start, or at any time.
     pub(crate) fn moment(&self, random: &mut fastrand::Rng) -> Moment {
         let (first, last) = self.times();
         let soon = random.u64(0..4_000_000);

@@ -1,4 +1,4 @@
-//! What the tests of tenants share.
+//! Helpers shared by the tests of tenants.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -34,7 +34,7 @@ pub(crate) fn path(text: &str) -> ObjectPath {
     ObjectPath::parse(text).unwrap()
 }
 
-/// A host, and an object storage whose clock can be moved.
+/// A host, and object storage whose clock the test can move.
 pub(crate) fn remote_with_clock(store: Arc<dyn ObjectStore>) -> (Remote, Arc<MovableClock>) {
     let clock = Arc::new(MovableClock::default());
     let options = RemoteOptions {
@@ -51,7 +51,7 @@ pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Remote {
     remote_with_clock(store).0
 }
 
-/// A folder with files in it.
+/// A folder for the files of a test.
 pub(crate) struct Files(tempfile::TempDir);
 
 impl Files {
@@ -79,7 +79,7 @@ impl Files {
     }
 }
 
-/// A file with a header as SQLite's, which says how long the file is, and with this content.
+/// A file with this content and a SQLite header that has the size of the file.
 pub(crate) fn database(content: impl AsRef<[u8]>) -> Vec<u8> {
     const PAGE: usize = 512;
     let content = content.as_ref();
@@ -94,13 +94,13 @@ pub(crate) fn database(content: impl AsRef<[u8]>) -> Vec<u8> {
     file
 }
 
-/// What such a file holds.
+/// The content of such a file.
 pub(crate) fn content_of(file: &[u8]) -> Vec<u8> {
     let length = u64::from_be_bytes(file[100..108].try_into().unwrap());
     file[108..][..length as usize].to_vec()
 }
 
-/// Publishes all that the log holds.
+/// Publishes a snapshot that covers the whole log.
 pub(crate) async fn publish(lease: &Lease, files: &Files, content: impl AsRef<[u8]>) -> SnapshotRef {
     let file = files.write("database", database(content));
     let end = lease.log_end().await.unwrap();
@@ -115,7 +115,7 @@ pub(crate) async fn fetch(
     let into = files.path("fetched");
     let fetched = remote.fetch(&key(), snapshot, &into, 1 << 30).await;
     if fetched.is_err() {
-        assert!(files.names().is_empty(), "a failed download leaves a file");
+        assert!(files.names().is_empty(), "a failed download left a file");
     }
     fetched.map(|()| content_of(&std::fs::read(into).unwrap()))
 }
@@ -143,7 +143,7 @@ pub(crate) fn random_bytes(count: usize, seed: u64) -> Vec<u8> {
     (0..count).map(|_| random.u8(..)).collect()
 }
 
-/// The name of every object below a folder of the tenant.
+/// The names of all objects below a folder of the tenant.
 pub(crate) async fn objects_in(store: &dyn ObjectStore, folder: &str) -> Vec<String> {
     use futures_util::TryStreamExt;
     let folder = path(&format!("pre/fix/acme/users/ann.db/{folder}"));

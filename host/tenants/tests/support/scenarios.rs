@@ -1,4 +1,5 @@
-//! What must hold on every object store. No waiting for leases: a takeover by the same holder needs none.
+//! Scenarios that every object store must pass. No test waits for a lease, because a takeover by
+//! the same holder needs no wait.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use object_store::ObjectStore;
 
 use super::*;
 
-/// Every scenario, one after another.
+/// Runs all scenarios in turn.
 pub(crate) async fn all(new_store: impl Fn() -> Arc<dyn ObjectStore>, prefixes: &str) {
     remote_at(new_store(), prefixes, "probe").probe().await.unwrap();
     of_many_hosts_one_takes_the_lease(&new_store, prefixes).await;

