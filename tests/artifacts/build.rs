@@ -1,4 +1,4 @@
-//! Builds the guests, once for all who test with them.
+//! Builds the guests once for all crates that test with them.
 
 use std::env;
 use std::error::Error;
@@ -21,7 +21,7 @@ const PACKAGES: [&str; 8] = [
     "keyword-summarizer",
 ];
 
-/// What a guest is made of, from the root of the workspace.
+/// The sources of the guests, relative to the root of the workspace.
 const SOURCES: [&str; 14] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     ensure_target()?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // One folder for every profile and tool, beside the folder of the profile: target/guests.
+    // All profiles and tools share one folder, next to that of the profile: target/guests.
     let guests = out.ancestors().nth(4).ok_or("OUT_DIR is not within a target folder")?.join("guests");
     build(&root, &guests)?;
     let built = guests.join(TARGET).join(PROFILE);
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The standard library for guests is not part of a plain Rust installation.
+/// Installs the target's standard library, which a plain Rust installation lacks.
 fn ensure_target() -> Result<(), Box<dyn Error>> {
     if has_target()? {
         return Ok(());
@@ -102,13 +102,13 @@ fn build(root: &Path, target_folder: &Path) -> Result<(), Box<dyn Error>> {
     for package in PACKAGES {
         cargo.args(["--package", package]);
     }
-    // What is set for the host's build (flags, clippy's wrapper) is not meant for the guests.
+    // Flags and wrappers of the host's build, such as clippy's, must not apply to the guests.
     for (name, _) in env::vars_os() {
         if is_of_the_outer_build(&name) {
             cargo.env_remove(name);
         }
     }
-    if cargo.status()?.success() { Ok(()) } else { Err("building the guests failed".into()) }
+    if cargo.status()?.success() { Ok(()) } else { Err("cannot build the guests".into()) }
 }
 
 fn is_of_the_outer_build(name: &OsStr) -> bool {

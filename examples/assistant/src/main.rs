@@ -1,6 +1,8 @@
-//! An assistant that holds a conversation: it reads a transcript from standard input, adds its turns to the memory of a
-//! session, and prints after each one what a model would be given for the next: the health of the memory, its tokens,
-//! the summary and the recent turns, shortened.
+//! Holds a conversation: reads a transcript from standard input and adds its turns to the memory of
+//! a session.
+//!
+//! After each turn it prints the context that a model would get for the next one: the health of the
+//! memory, its tokens, the summary, and the recent turns, shortened.
 //!
 //! ```text
 //! larder run assistant.wasm --store default=sqlite:assistant.db --memory sqlite:assistant.db \
@@ -8,8 +10,8 @@
 //!     --tenant acme --user ann -- acme ann ticket-4711 < sample/transcript.txt
 //! ```
 //!
-//! Run again, it goes on where it stopped, so a transcript may grow; with
-//! `--reset` it forgets the session. A transcript is plain text:
+//! Each run continues where the last one stopped, so a transcript may grow. `--reset` forgets the
+//! session. A transcript is plain text:
 //!
 //! ```text
 //! user: The printer blinks.
@@ -19,18 +21,23 @@
 //! assistant: Then it is out of paper.
 //! ```
 //!
-//! Lines that name no speaker go on with what was said before. A mistake ends the program with the line's number; the
-//! turns before it are kept, and nothing of its own turn is.
+//! A line that names no speaker continues the message before it. An error in the transcript ends
+//! the program with the line's number. The turns before that line stay in the memory; the turn with
+//! the error is not added.
 //!
-//! # Where it stopped
+//! # Progress
 //!
-//! The memory can't tell how many turns it was given: a summary hides that. So the number of turns that were added is
-//! kept in the store, in the namespace `assistant` under the identity of the session, and written after each turn. The
-//! memory and the store are no one transaction: killed between both, the program finds the turn in the memory and not
-//! in the number. Therefore the time of the last counted turn is kept with the number, each turn is later than the one
-//! before it, and the first turn that is not counted is compared with the newest one of the memory: if that says the
-//! same and is later than the last counted one, it is only counted. The newest turn is always a recent one, so no
-//! summary hides it; a memory that keeps nothing has none, and there adding it again does no harm.
+//! The memory cannot tell how many turns it was given, because a summary replaces old turns. So the
+//! program counts the turns that it added in the store, in the namespace `assistant` under the
+//! identity of the session, and writes the count after each turn.
+//!
+//! The memory and the store do not share a transaction. If the program is killed between the two
+//! writes, the memory has a turn that the count lacks. To find such a turn, the program also stores
+//! the time of the last counted turn, and gives each turn a later time than the one before it. It
+//! compares the first uncounted turn with the newest turn in the memory: if both have the same text
+//! and the one in the memory is later than the last counted turn, the program only counts it. The
+//! newest turn is always a recent one, so a summary never hides it. A memory that keeps nothing has
+//! no newest turn; there, adding the turn again does no harm.
 
 mod progress;
 mod report;
@@ -46,11 +53,11 @@ use transcript::{Exchange, Transcript};
 const USAGE: &str = "\
 Holds a conversation in the memory of a session, and counts its turns in the store `default`.
 
-  assistant TENANT USER SESSION          adds the turns of the transcript on standard input that are not yet added
+  assistant TENANT USER SESSION          adds the new turns of the transcript on standard input
   assistant --reset TENANT USER SESSION  forgets the session
-  assistant --help                       prints this
+  assistant --help                       prints this help
 
-A transcript has lines `user: …` and `assistant: …`; other lines go on with what was said before.
+A transcript has lines `user: …` and `assistant: …`; any other line continues the message before it.
 ";
 
 fn main() -> ExitCode {
@@ -73,17 +80,17 @@ fn main() -> ExitCode {
 }
 
 fn misused() -> ExitCode {
-    eprintln!(
-        "assistant: it takes TENANT USER SESSION, after `--reset` to forget the session; `--help` tells more"
-    );
-    // WASI 0.2 tells its host success or failure and no number: there this comes out as 1.
+    eprintln!("assistant: expected TENANT USER SESSION, or --reset TENANT USER SESSION; see --help");
+    // A WASI 0.2 guest reports only success or failure, so its host exits with 1 instead of 2.
     ExitCode::from(2)
 }
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// Killed between both, the session is forgotten and its turns still count as added: resetting again forgets them too.
-/// The other way round, they would be added to a memory that has them.
+/// Forgets the session and then its progress.
+///
+/// If the program is killed in between, its turns still count as added, and a second reset
+/// completes the work. In the other order, turns would be added to a memory that already has them.
 fn reset(identity: Identity) -> Outcome {
     let store = Store::open("default")?;
     Memory::open(identity.clone())?.flush()?;
@@ -96,7 +103,7 @@ fn converse(identity: Identity, transcript: impl BufRead) -> Outcome {
     let memory = Memory::open(identity.clone())?;
     let mut progress = Progress::load(&store, &identity)?;
     let before = progress.turns;
-    // Only the first turn that is not counted can be there already.
+    // Only the first uncounted turn can be in the memory already.
     let mut newest = memory.context()?.recent_turns.pop();
     for (number, exchange) in (1..).zip(Transcript::new(transcript)) {
         let exchange = exchange?;
@@ -110,20 +117,20 @@ fn converse(identity: Identity, transcript: impl BufRead) -> Outcome {
         };
         progress.count(timestamp_ms);
         progress.save(&store, &identity)?;
-        show(&memory, &format!("turn {number} is kept"))?;
+        show(&memory, &format!("turn {number} is stored"))?;
     }
     if progress.turns == before {
-        show(&memory, &format!("nothing is new; {before} turns are kept"))?;
+        show(&memory, &format!("no new turns; {before} turns are stored"))?;
     }
     Ok(())
 }
 
-/// Adds a turn, and gives its time.
+/// Adds a turn and returns its time.
 fn add(memory: &Memory, progress: &Progress, exchange: Exchange) -> Result<u64, String> {
     let line = exchange.line;
     let turn = progress.turn(exchange);
     let timestamp_ms = turn.timestamp_ms;
-    memory.add_turn(turn).map_err(|error| format!("the turn of line {line} can't be kept: {error}"))?;
+    memory.add_turn(turn).map_err(|error| format!("cannot store the turn at line {line}: {error}"))?;
     Ok(timestamp_ms)
 }
 

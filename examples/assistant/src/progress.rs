@@ -1,4 +1,4 @@
-//! How much of a session's transcript is in its memory.
+//! The number of turns of a transcript that the memory of its session already has.
 
 use larder_guest::{Error, Identity, Store, Turn};
 use serde::{Deserialize, Serialize};
@@ -7,17 +7,17 @@ use crate::transcript::Exchange;
 
 const NAMESPACE: &str = "assistant";
 
-/// What of a transcript was added. The memory itself can't tell: a summary hides how many turns it stands for.
+/// How much of a transcript was added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// The turns that were added.
+    /// Turns that were added.
     pub(crate) turns: u64,
-    /// The time of the last of them.
+    /// Time of the last of them.
     newest_ms: u64,
 }
 
 impl Progress {
-    /// What was written of a session; nothing was added where nothing was written.
+    /// Loads the progress of a session, which is zero if none was stored.
     pub(crate) fn load(store: &Store, identity: &Identity) -> Result<Self, Error> {
         Ok(store.view(|tx| tx.get_value(NAMESPACE, &key(identity)))?.unwrap_or_default())
     }
@@ -30,16 +30,16 @@ impl Progress {
         store.update(|tx| tx.delete(NAMESPACE, &key(identity)))
     }
 
-    /// The turn of an exchange. It is later than every turn that was counted, whatever the clock says: that tells it
-    /// from an earlier one that says the same.
+    /// Makes the turn of an exchange. It is later than every counted turn, whatever the clock says,
+    /// so that it differs from an earlier turn with the same text.
     pub(crate) fn turn(&self, exchange: Exchange) -> Turn {
         let mut turn = Turn::new(exchange.user, exchange.assistant);
         turn.timestamp_ms = turn.timestamp_ms.max(self.newest_ms.saturating_add(1));
         turn
     }
 
-    /// Whether `newest`, the newest turn that the memory has, is this exchange: added by a run that was killed before
-    /// it could count it.
+    /// Whether `newest`, the newest turn in the memory, is this exchange: a run added it and was
+    /// killed before it could count it.
     pub(crate) fn has_missed(&self, newest: &Turn, exchange: &Exchange) -> bool {
         newest.timestamp_ms > self.newest_ms && exchange.is_said_by(newest)
     }
@@ -51,7 +51,7 @@ impl Progress {
     }
 }
 
-/// The lengths keep apart what would be one text otherwise: `a`, `bc` and `ab`, `c`.
+/// Prefixes each part with its length, so that `a`, `bc` and `ab`, `c` give different keys.
 fn key(identity: &Identity) -> String {
     let Identity { tenant, user, session, run } = identity;
     let part = |part: &String| format!("{}:{part}", part.len());
@@ -86,7 +86,10 @@ mod tests {
         assert!(progress.has_missed(&added, &exchange("Next one.")));
         assert!(!progress.has_missed(&added, &exchange("Another.")));
         progress.count(added.timestamp_ms);
-        assert!(!progress.has_missed(&added, &exchange("Next one.")), "the same words are not the same turn");
+        assert!(
+            !progress.has_missed(&added, &exchange("Next one.")),
+            "a counted turn is not counted again for a repeat of its text"
+        );
         assert_eq!(progress.turns, 2);
     }
 

@@ -1,11 +1,11 @@
-//! What a model would be given, as text.
+//! The context of a model as text.
 
 use larder_guest::{Context, Health, Strategy};
 
-/// The characters of a line that are shown.
+/// Characters shown of a line.
 const LINE_CHARACTERS: usize = 90;
 
-/// The context, each part shortened to a line.
+/// Formats the context, each part shortened to a line.
 pub(crate) fn report(context: &Context, health: Health) -> String {
     let over_budget = if context.over_budget { ", over the budget" } else { "" };
     let first = format!(

@@ -1,4 +1,4 @@
-//! Transcripts: who said what, as text.
+//! Transcripts: lines of text, each with its speaker.
 
 use std::io::BufRead;
 
@@ -7,20 +7,20 @@ use larder_guest::Turn;
 /// A message and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exchange {
-    /// Where the message begins.
+    /// The line where the message begins.
     pub(crate) line: usize,
     pub(crate) user: String,
     pub(crate) assistant: String,
 }
 
 impl Exchange {
-    /// Whether a turn says the same.
+    /// Whether a turn has the same text.
     pub(crate) fn is_said_by(&self, turn: &Turn) -> bool {
         self.user == turn.user_message && self.assistant == turn.assistant_response
     }
 }
 
-/// Reads exchange by exchange, so that those before a mistake are read, and a file of any size needs the memory of one.
+/// Reads one exchange at a time: those before an error are returned, and memory holds one only.
 pub(crate) struct Transcript<R> {
     speeches: Speeches<R>,
 }
@@ -35,10 +35,7 @@ impl<R: BufRead> Transcript<R> {
             return Ok(None);
         };
         if message.speaker == Speaker::Assistant {
-            return Err(format!(
-                "line {} answers no message; a line `user: …` has to come first",
-                message.line
-            ));
+            return Err(format!("line {} answers no message; put a line `user: …` before it", message.line));
         }
         match self.speeches.read()? {
             Some(answer) if answer.speaker == Speaker::Assistant => {
@@ -46,12 +43,12 @@ impl<R: BufRead> Transcript<R> {
                 Ok(Some(Exchange { line, user: text, assistant: answer.text }))
             }
             Some(second) => Err(format!(
-                "line {} is a second message, and the one of line {} has no answer; a line `assistant: …` has to come \
-                 between",
+                "line {} is a second message, and the one at line {} has no answer; put a line `assistant: …` \
+                 between them",
                 second.line, message.line
             )),
             None => Err(format!(
-                "the message of line {} has no answer; a line `assistant: …` has to follow",
+                "the message at line {} has no answer; add a line `assistant: …` after it",
                 message.line
             )),
         }
@@ -72,7 +69,7 @@ enum Speaker {
     Assistant,
 }
 
-/// What one speaker says until the next one begins.
+/// What one speaker says until the next speaker.
 struct Speech {
     line: usize,
     speaker: Speaker,
@@ -80,7 +77,7 @@ struct Speech {
 }
 
 impl Speech {
-    /// None for a line that goes on with the speech before it.
+    /// `None` for a line that continues the speech before it.
     fn begin(text: &str, line: usize) -> Option<Self> {
         let (name, text) = text.split_once(':')?;
         let speaker = match name {
@@ -96,7 +93,7 @@ impl Speech {
         self.text.push_str(text);
     }
 
-    /// Blank lines part what is within a speech, and mean nothing around it.
+    /// Removes blank lines at both ends; those inside are kept.
     fn end(mut self) -> Self {
         self.text = self.text.trim().to_string();
         self
@@ -106,7 +103,7 @@ impl Speech {
 struct Speeches<R> {
     input: R,
     line: usize,
-    /// It ends where the next one begins.
+    /// Ends at the first line of the next speech.
     begun: Option<Speech>,
 }
 
@@ -123,10 +120,7 @@ impl<R: BufRead> Speeches<R> {
                 (None, Some(begun)) => begun.go_on(text),
                 (None, None) if text.is_empty() => {}
                 (None, None) => {
-                    return Err(format!(
-                        "line {} is nobody's; a line `user: …` has to come first",
-                        self.line
-                    ));
+                    return Err(format!("line {} has no speaker; put a line `user: …` before it", self.line));
                 }
             }
         }
@@ -140,11 +134,11 @@ impl<R: BufRead> Speeches<R> {
         let count = self
             .input
             .read_until(b'\n', &mut bytes)
-            .map_err(|error| format!("could not read line {line}: {error}"))?;
+            .map_err(|error| format!("cannot read line {line}: {error}"))?;
         if count == 0 {
             return Ok(None);
         }
-        String::from_utf8(bytes).map(Some).map_err(|_| format!("line {line} is no UTF-8 text"))
+        String::from_utf8(bytes).map(Some).map_err(|_| format!("line {line} is not UTF-8"))
     }
 }
 
@@ -183,22 +177,22 @@ mod tests {
     #[test]
     fn what_is_no_transcript_is_refused_with_its_line() {
         let refused: [(&[u8], &str); 6] = [
-            (b"\nhello\n", "line 2 is nobody's; a line `user: \u{2026}` has to come first"),
-            (b"assistant: 1\n", "line 1 answers no message; a line `user: \u{2026}` has to come first"),
+            (b"\nhello\n", "line 2 has no speaker; put a line `user: \u{2026}` before it"),
+            (b"assistant: 1\n", "line 1 answers no message; put a line `user: \u{2026}` before it"),
             (
                 b"user: 1\nassistant: 1\nassistant: 2\n",
-                "line 3 answers no message; a line `user: \u{2026}` has to come first",
+                "line 3 answers no message; put a line `user: \u{2026}` before it",
             ),
             (
                 b"user: 1\n\nuser: 2\nassistant: 2\n",
-                "line 3 is a second message, and the one of line 1 has no answer; a line `assistant: \u{2026}` has to come \
-                 between",
+                "line 3 is a second message, and the one at line 1 has no answer; put a line `assistant: \u{2026}` \
+                 between them",
             ),
             (
                 b"user: 1\nmore\n",
-                "the message of line 1 has no answer; a line `assistant: \u{2026}` has to follow",
+                "the message at line 1 has no answer; add a line `assistant: \u{2026}` after it",
             ),
-            (b"user: 1\nassistant: \xff\n", "line 2 is no UTF-8 text"),
+            (b"user: 1\nassistant: \xff\n", "line 2 is not UTF-8"),
         ];
         for (text, expected) in refused {
             assert_eq!(read(text).unwrap_err(), expected);

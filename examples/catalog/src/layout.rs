@@ -1,5 +1,4 @@
-//! How the catalog's rows came to their layout. A store that an earlier release wrote is brought up to date when it is
-//! opened.
+//! The layout of the catalog's rows, and the migrations to it from the layouts of earlier releases.
 
 use larder_guest::{Error, MigrationSet, Store, Table, migration};
 
@@ -9,7 +8,7 @@ pub(crate) fn packages() -> Table<Package> {
     Table::new("packages")
 }
 
-/// Opens the store and brings it to the newest layout.
+/// Opens the store and applies the pending migrations.
 pub(crate) fn open() -> Result<Store, Box<dyn std::error::Error>> {
     let store = Store::open("default")?;
     store.migrate(&migrations()?)?;
@@ -18,8 +17,8 @@ pub(crate) fn open() -> Result<Store, Box<dyn std::error::Error>> {
 
 fn migrations() -> Result<MigrationSet, Error> {
     let mut set = MigrationSet::new("catalog");
-    // What the first release wrote: packages, and the index from a package to those that depend on it. There were no
-    // migrations then, and nothing is to be done.
+    // The first release wrote packages and the index from a package to those that depend on it. It
+    // had no migrations, so this step has nothing to do.
     set.add(migration!("0001_packages", |_| Ok(())))?;
     set.add(migration!("0002_index_by_architecture", |tx| {
         packages().build_index(tx, "architecture")?;

@@ -9,15 +9,15 @@ use larder_guest::{Error, LimitKind, Store, Table};
 use crate::package::Package;
 use crate::stanza::Stanzas;
 
-/// Rows and index entries of one transaction, about; the host's default allows 10,000.
+/// Rows and index entries of one transaction, approximately. The host allows 10,000 by default.
 const BATCH_ROWS: usize = 2_000;
 
-/// Bytes of one transaction, about; the host's default allows 4 MiB.
+/// Bytes of one transaction, approximately. The host allows 4 MiB by default.
 const BATCH_BYTES: usize = 2 << 20;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// What was loaded.
+/// Totals of a load.
 pub(crate) struct Loaded {
     packages: usize,
     dependencies: usize,
@@ -38,8 +38,8 @@ impl fmt::Display for Loaded {
     }
 }
 
-/// Stores every package of `input`, in the place of those of the same name and architecture. A batch is stored
-/// whole or not at all; those before it stay.
+/// Stores every package of `input` and replaces packages of the same name and architecture. Each
+/// batch is atomic; if one fails, the batches before it stay.
 pub(crate) fn load(store: &Store, table: &Table<Package>, input: impl BufRead) -> Outcome<Loaded> {
     let start = Instant::now();
     let mut loaded = Loaded { packages: 0, dependencies: 0, transactions: 0, time: Duration::ZERO };
@@ -77,8 +77,9 @@ impl Batch {
 }
 
 impl Loaded {
-    /// Puts packages in one transaction, or in several where one can't hold them: what of the rows that they replace is
-    /// to be deleted is known only then, and a host may have smaller bounds than the default ones.
+    /// Puts packages in one transaction, or in several if one cannot hold them. A batch may exceed
+    /// the limits: only the put finds out which index entries of replaced rows it has to delete,
+    /// and a host may have smaller limits than the default.
     fn add(
         &mut self,
         packages: &[Package],
@@ -89,7 +90,7 @@ impl Loaded {
             Ok(()) => self.count(packages),
             Err(error) if !is_too_much(&error) => return Err(error.into()),
             Err(error) if packages.len() == 1 => {
-                return Err(format!("the package {:?} can't be stored: {error}", first.name).into());
+                return Err(format!("cannot store the package {:?}: {error}", first.name).into());
             }
             Err(_) => {
                 let (front, back) = packages.split_at(packages.len() / 2);
@@ -175,7 +176,7 @@ mod tests {
         let error = loaded().add(&packages, &mut put).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the package \"b\" can't be stored: limit exceeded: transaction-mutations is at most 2, 3 were asked for"
+            "cannot store the package \"b\": limit exceeded: transaction-mutations is at most 2, 3 were asked for"
         );
     }
 

@@ -1,5 +1,5 @@
-//! A catalog of packages: reads Debian control stanzas, keeps one typed row a package, and answers what a package is
-//! and who needs it.
+//! A catalog of packages: reads Debian control stanzas, keeps one typed row per package, and prints
+//! packages and the packages that depend on them.
 
 mod layout;
 mod load;
@@ -18,10 +18,10 @@ Keeps a catalog of packages in the store `default`.
 
   catalog              reads control stanzas from standard input and stores them
   catalog show NAME    prints a package
-  catalog list PREFIX  prints the packages whose name begins so; all without PREFIX
+  catalog list PREFIX  prints the packages whose names begin with PREFIX; all by default
   catalog needs NAME   prints the packages that depend on NAME
   catalog of ARCH      prints the packages of an architecture
-  catalog --help       prints this
+  catalog --help       prints this help
 ";
 
 fn main() -> ExitCode {
@@ -37,7 +37,8 @@ fn main() -> ExitCode {
         ["--help" | "-h"] => print(USAGE),
         [command, ..] => {
             eprintln!("catalog: {}", misuse(command));
-            // WASI 0.2 tells its host success or failure and no number: there this comes out as 1.
+            // A WASI 0.2 guest reports only success or failure, so its host exits with 1 instead of
+            // 2.
             return ExitCode::from(2);
         }
     };
@@ -50,14 +51,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is wrong with the arguments, and what would be right.
+/// Describes the usage error.
 fn misuse(command: &str) -> String {
     match command {
         "show" | "needs" => format!("`{command}` takes one NAME"),
         "of" => "`of` takes one ARCH".to_string(),
-        "list" => "`list` takes one PREFIX or none".to_string(),
+        "list" => "`list` takes at most one PREFIX".to_string(),
         "--help" | "-h" => format!("`{command}` takes no arguments"),
-        _ => format!("there is no command {command:?}; `--help` lists them"),
+        _ => format!("unknown command {command:?}; see --help"),
     }
 }
 
@@ -75,7 +76,7 @@ fn show(name: &str) -> Outcome {
         found.collect::<Result<Vec<_>, Error>>()
     })?;
     if found.is_empty() {
-        return Err(format!("there is no package {name:?}").into());
+        return Err(format!("package {name:?} not found").into());
     }
     for package in found {
         print(&package.to_string())?;
@@ -95,7 +96,7 @@ fn list(prefix: &str) -> Outcome {
     print(&lines)
 }
 
-/// The names of the packages that an index has under a value.
+/// Prints the names of the packages that an index has under a value.
 fn print_names(index: &str, value: &str) -> Outcome {
     let found = layout::open()?.view(|tx| packages().find(tx, index, value))?;
     for package in &found {

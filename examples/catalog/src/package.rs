@@ -1,4 +1,4 @@
-//! What the catalog keeps of a package.
+//! The packages of the catalog.
 
 use std::fmt;
 
@@ -14,27 +14,27 @@ pub(crate) struct Package {
     pub(crate) architecture: String,
     pub(crate) version: String,
     pub(crate) summary: String,
-    /// The names of all packages that it can depend on, alternatives included, sorted.
+    /// Names of all packages that it can depend on, sorted. Includes alternatives.
     pub(crate) depends: Vec<String>,
 }
 
 impl Package {
-    /// The index from a package to those that depend on it.
+    /// The index from a package to the packages that depend on it.
     pub(crate) const NEEDS: &'static str = "needs";
 
     /// The index from an architecture to its packages.
     pub(crate) const ARCHITECTURE: &'static str = "architecture";
 
-    /// What the keys of all architectures of a package begin with. No name holds a space, and every character of a
-    /// name comes after it: keys are in the order of names.
+    /// Prefix of the keys of a package, for all architectures. A name has no space, and each of its
+    /// characters sorts after a space, so keys are in the order of names.
     pub(crate) fn key_prefix(name: &str) -> String {
         format!("{name} ")
     }
 
-    /// Takes from a stanza what the catalog keeps.
+    /// Takes the catalog's fields from a stanza.
     ///
     /// # Errors
-    /// Where the stanza names no package, or where its name has a space: no package has such a name.
+    /// If the stanza has no package name, or a name with spaces.
     pub(crate) fn from_stanza(stanza: &Stanza) -> Result<Self, String> {
         let field = |name: &str| stanza.get(name).unwrap_or_default();
         let name = field("Package").trim();
@@ -43,7 +43,7 @@ impl Package {
         }
         if name.contains(char::is_whitespace) {
             return Err(format!(
-                "the stanza at line {} names a package {name:?}; a name has no spaces",
+                "the stanza at line {} has the package name {name:?}; a name cannot have spaces",
                 stanza.line()
             ));
         }
@@ -60,7 +60,8 @@ impl Package {
         })
     }
 
-    /// The bytes of its row and its index entries, about. A dependency and the architecture stand in both.
+    /// Bytes of the row and its index entries, approximately. Dependencies and the architecture
+    /// count twice, as both the row and an index entry hold them.
     pub(crate) fn stored_bytes(&self) -> usize {
         let Self { name, architecture, version, summary, depends } = self;
         let key = "packages".len() + name.len() + architecture.len() + 8;
@@ -99,7 +100,7 @@ impl fmt::Display for Package {
     }
 }
 
-/// The package names in a relation: `a (>= 1) | b, c:any [amd64]` names a, b and c.
+/// Extracts the package names of a relation: `a (>= 1) | b, c:any [amd64]` has a, b and c.
 fn names(relation: &str) -> Vec<String> {
     let name = |alternative: &str| {
         let end = |character: char| character.is_whitespace() || "(:[<".contains(character);
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_name_with_spaces_is_refused() {
-        let expected = "the stanza at line 1 names a package \"two words\"; a name has no spaces";
+        let expected = "the stanza at line 1 has the package name \"two words\"; a name cannot have spaces";
         assert_eq!(package("Package: two words\n").unwrap_err(), expected);
     }
 }

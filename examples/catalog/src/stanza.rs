@@ -1,8 +1,8 @@
-//! Stanzas of fields, as Debian's control files hold them.
+//! Stanzas of fields, the format of Debian's control files.
 
 use std::io::BufRead;
 
-/// Fields that belong together.
+/// A group of fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stanza {
     line: usize,
@@ -10,7 +10,7 @@ pub(crate) struct Stanza {
 }
 
 impl Stanza {
-    /// The value of a field, whose name is in any letter case.
+    /// The value of a field. The case of its name does not matter.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.fields
             .iter()
@@ -18,22 +18,24 @@ impl Stanza {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The line of its first field.
+    /// The line of the first field.
     pub(crate) fn line(&self) -> usize {
         self.line
     }
 
     fn add(&mut self, text: &str, line: usize) -> Result<(), String> {
         if text.starts_with([' ', '\t']) {
-            let (_, value) =
-                self.fields.last_mut().ok_or_else(|| format!("line {line} continues no field"))?;
+            let (_, value) = self
+                .fields
+                .last_mut()
+                .ok_or_else(|| format!("line {line} is indented, but continues no field"))?;
             value.push('\n');
             value.push_str(text.trim());
             return Ok(());
         }
         let (name, value) = text.split_once(':').ok_or_else(|| format!("line {line} has no colon"))?;
         if self.get(name).is_some() {
-            return Err(format!("line {line} has a second field {name:?} in one stanza"));
+            return Err(format!("line {line} repeats the field {name:?} of its stanza"));
         }
         if self.fields.is_empty() {
             self.line = line;
@@ -43,7 +45,7 @@ impl Stanza {
     }
 }
 
-/// Reads stanza by stanza, so that a file of any size needs the memory of one.
+/// Reads one stanza at a time, so that memory holds one only.
 pub(crate) struct Stanzas<R> {
     input: R,
     line: usize,
@@ -74,11 +76,11 @@ impl<R: BufRead> Stanzas<R> {
         let count = self
             .input
             .read_until(b'\n', &mut bytes)
-            .map_err(|error| format!("could not read line {line}: {error}"))?;
+            .map_err(|error| format!("cannot read line {line}: {error}"))?;
         if count == 0 {
             return Ok(None);
         }
-        String::from_utf8(bytes).map(Some).map_err(|_| format!("line {line} is no UTF-8 text"))
+        String::from_utf8(bytes).map(Some).map_err(|_| format!("line {line} is not UTF-8"))
     }
 }
 
@@ -115,9 +117,9 @@ mod tests {
     #[test]
     fn what_is_no_stanza_is_refused_with_its_line() {
         assert_eq!(read(b"A: 1\nno colon\n").unwrap_err(), "line 2 has no colon");
-        assert_eq!(read(b" indented\n").unwrap_err(), "line 1 continues no field");
-        assert_eq!(read(b"A: 1\na: 2\n").unwrap_err(), "line 2 has a second field \"a\" in one stanza");
-        assert_eq!(read(b"A: \xff\n").unwrap_err(), "line 1 is no UTF-8 text");
+        assert_eq!(read(b" indented\n").unwrap_err(), "line 1 is indented, but continues no field");
+        assert_eq!(read(b"A: 1\na: 2\n").unwrap_err(), "line 2 repeats the field \"a\" of its stanza");
+        assert_eq!(read(b"A: \xff\n").unwrap_err(), "line 1 is not UTF-8");
     }
 
     #[test]

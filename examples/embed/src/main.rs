@@ -1,8 +1,9 @@
-//! A plugin platform in one file: two plugins, each with the stores that it was granted and no others.
+//! A plugin platform in one file: three plugins, each with the stores that the platform grants to
+//! it.
 //!
-//! Both plugins are the component of `examples/catalog`, which opens the store `default`. The platform decides what that is:
-//! for `inventory` a store of its own, to read and write; for `audit` the store of `inventory`, to read only; and for
-//! `stranger` nothing at all.
+//! All plugins are the component of `examples/catalog`, which opens the store `default`. The
+//! platform decides which store that is. `inventory` gets a store to read and write. `audit` gets
+//! the same store, but may only read it. `stranger` gets no store of that name.
 
 use std::thread;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p2::pipe::{MemoryInputPipe, MemoryOutputPipe};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-/// What one running plugin has.
+/// The state of one plugin instance.
 struct Plugin {
     table: ResourceTable,
     wasi: WasiCtx,
@@ -36,13 +37,13 @@ impl StorageView for Plugin {
     }
 }
 
-/// What is the same for every plugin: compiled and linked once.
+/// Compiled and linked once, and shared by all plugins.
 struct Platform {
     engine: Engine,
     catalog: CommandPre<Plugin>,
 }
 
-/// What a plugin said.
+/// The outcome of a plugin.
 struct Said {
     succeeded: bool,
     output: String,
@@ -52,7 +53,8 @@ struct Said {
 impl Platform {
     fn new() -> Result<Self> {
         let mut config = engine_config();
-        // A plugin that computes is interrupted at every tick, so that others get on and its time can end.
+        // A computing plugin yields to the executor at every tick, so that other plugins run and
+        // its timeout takes effect.
         config.epoch_interruption(true);
         let engine = Engine::new(&config)?;
         let ticking = engine.weak();
@@ -65,7 +67,8 @@ impl Platform {
         Ok(Self { engine, catalog })
     }
 
-    /// Runs a plugin once: an instance of its own, gone afterwards with all that it left open.
+    /// Runs a plugin once, in an instance of its own. All that it left open is dropped with the
+    /// instance.
     async fn run(&self, storage: StorageCtx, arguments: &[&str], input: &'static str) -> Result<Said> {
         let (output, errors) = (MemoryOutputPipe::new(1 << 16), MemoryOutputPipe::new(1 << 16));
         let mut wasi = WasiCtx::builder();
@@ -83,16 +86,17 @@ impl Platform {
     }
 }
 
-/// How long a plugin computes before others get their turn.
+/// The longest time that a plugin computes before other plugins run.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long a plugin may run.
+/// The timeout of a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What one call may hand over: a transaction of the default limits, and the lists around it.
+/// The most bytes that a guest may pass in one call: a transaction within the default limits, and
+/// its lists.
 const HOSTCALL_BYTES: usize = 8 << 20;
 
-/// Ticks until the engine is gone.
+/// Increments the epoch until the engine is dropped.
 fn tick(engine: &EngineWeak) {
     while let Some(engine) = engine.upgrade() {
         engine.increment_epoch();
@@ -102,7 +106,7 @@ fn tick(engine: &EngineWeak) {
 }
 
 fn text(pipe: &MemoryOutputPipe) -> Result<String> {
-    String::from_utf8(pipe.contents().to_vec()).context("a plugin printed what is no text")
+    String::from_utf8(pipe.contents().to_vec()).context("the output of a plugin is not UTF-8")
 }
 
 const STANZAS: &str = "Package: shell\nVersion: 5.3\nDepends: libcore\n\nPackage: libcore\nVersion: 2.38\n";
@@ -112,14 +116,14 @@ async fn main() -> Result<()> {
     let platform = Platform::new()?;
     let shelf = Store::builder(InMemory::new()).name("shelf").quota_bytes(1 << 20).build()?;
 
-    // The catalog declares the steps of its layout under a name that the platform binds to the instance.
+    // The catalog declares its migrations under a name that the platform binds to the instance.
     let catalog = MigrationScope::only(["catalog"])?;
     let inventory = StorageCtx::builder().grant("default", &shelf).migrations(catalog.clone()).build()?;
     let loaded = platform.run(inventory, &[], STANZAS).await?;
     print!("inventory: {}", loaded.output);
-    ensure!(loaded.succeeded, "inventory could not load: {}", loaded.errors);
+    ensure!(loaded.succeeded, "inventory failed to load packages: {}", loaded.errors);
 
-    // The same store under the same name, with fewer rights and tighter limits.
+    // The same store under the same name, with fewer rights and a tighter limit.
     let limits = || Limits { open_transactions: 1, ..Limits::default() };
     let audit = || {
         let builder = StorageCtx::builder().grant_read_only("default", &shelf);
@@ -127,17 +131,23 @@ async fn main() -> Result<()> {
     };
     let needs = platform.run(audit()?, &["needs", "libcore"], "").await?;
     print!("audit: libcore is needed by {}", needs.output);
-    ensure!(needs.output == "shell\n", "audit read something else: {}", needs.output);
+    ensure!(needs.output == "shell\n", "audit printed {}", needs.output);
     let refused = platform.run(audit()?, &[], STANZAS).await?;
     print!("audit: {}", refused.errors);
-    ensure!(!refused.succeeded && refused.errors.contains("granted read-only"), "audit could write");
+    ensure!(
+        !refused.succeeded && refused.errors.contains("granted read-only"),
+        "the write of audit was not refused"
+    );
 
-    // A plugin that was granted a store under another name can't open this one.
+    // A plugin that was granted a store under another name cannot open this one.
     let own = Store::builder(InMemory::new()).name("own").build()?;
     let stranger = StorageCtx::builder().grant("own", &own).build()?;
     let refused = platform.run(stranger, &["list"], "").await?;
     print!("stranger: {}", refused.errors);
-    ensure!(!refused.succeeded && refused.errors.contains("granted no store"), "stranger could read");
+    ensure!(
+        !refused.succeeded && refused.errors.contains("granted no store"),
+        "the read of stranger was not refused"
+    );
 
     shelf.close().await;
     own.close().await;

@@ -1,5 +1,6 @@
-//! Makes summaries for a host without a model: what the user asked, a line for each turn. The same conversation always
-//! has the same summary, so it suits tests, and hosts that may not send a conversation anywhere.
+//! Summarizes conversations without a model: one line for each turn, with the question of the user.
+//! The same conversation always has the same summary, so it suits tests, and hosts that must not
+//! send a conversation elsewhere.
 
 mod summary;
 

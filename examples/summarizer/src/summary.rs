@@ -1,17 +1,18 @@
-//! The summary itself: text in, text out.
+//! The summary: text in, text out.
 
 use larder_guest::SummaryRequest;
 
-/// What the line of a turn begins with.
+/// Prefix of the line of a turn.
 const ASKED: &str = "- user asked: ";
 
-/// The characters of a question that are kept.
+/// Characters kept of a question.
 const QUESTION_CHARACTERS: usize = 120;
 
-/// The bytes of a token, as the host counts them by default.
+/// Bytes of a token, by the default estimate of the host.
 const TOKEN_BYTES: u64 = 4;
 
-/// The sentences of the previous summary and a line for each new turn, the newest of them that fit.
+/// Joins the lines of the previous summary and a line for each new turn, as many of the newest as
+/// fit.
 pub(crate) fn summarize(request: &SummaryRequest) -> String {
     let kept = request.previous_summary.lines().flat_map(units);
     let asked = request.turns.iter().filter_map(|turn| line(&turn.user_message));
@@ -24,8 +25,9 @@ pub(crate) fn summarize(request: &SummaryRequest) -> String {
     }
 }
 
-/// What can be dropped of a previous summary without harm to the rest: its lines, and where a line is no question, as
-/// another summarizer may have written it, its sentences.
+/// Splits a line of the previous summary into parts that can be dropped separately. A question is
+/// one part. Any other line, which another summarizer may have written, is split into its
+/// sentences.
 fn units(line: &str) -> Vec<String> {
     let mut rest = line.trim();
     if rest.starts_with(ASKED) {
@@ -40,14 +42,15 @@ fn units(line: &str) -> Vec<String> {
     units
 }
 
-/// The line of a turn; none for a message that says nothing.
+/// The line of a turn; `None` if the message is blank.
 fn line(message: &str) -> Option<String> {
     let first = message.lines().map(str::trim).find(|line| !line.is_empty())?;
     let (sentence, _) = split_sentence(first);
     Some(format!("{ASKED}{}", cut_characters(sentence, QUESTION_CHARACTERS)))
 }
 
-/// The first sentence, and what follows it. A sentence ends after `.`, `!` or `?` before a space: `3.5` ends none.
+/// Splits after the first sentence. A sentence ends after `.`, `!` or `?` if a space follows: not
+/// within `3.5`.
 fn split_sentence(text: &str) -> (&str, &str) {
     let mut characters = text.char_indices().peekable();
     while let Some((_, character)) = characters.next() {
@@ -69,13 +72,13 @@ fn cut_characters(text: &str, most: usize) -> String {
     format!("{}…", kept.trim_end())
 }
 
-/// The newest lines that fit in so many bytes. Where not even the newest does, its beginning: a summary that is too
-/// long is not taken, and an empty one would say nothing.
+/// Joins the newest lines that fit in `bytes`. If the newest line alone does not fit, it is cut:
+/// the host rejects a summary that is too long, and an empty one would lose everything.
 fn newest(lines: &[String], bytes: usize) -> String {
     let mut left = bytes;
     let mut first = lines.len();
     for line in lines.iter().rev() {
-        // Every line but the last has its end of line.
+        // Every line but the last has a line end.
         let taken = line.len() + usize::from(first < lines.len());
         let Some(rest) = left.checked_sub(taken) else { break };
         left = rest;
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn the_oldest_lines_are_dropped_where_the_tokens_do_not_hold_all() {
         let messages = ["aa", "bb", "cc"];
-        // Each line has 16 bytes, and one more for each end of line.
+        // Each line has 16 bytes, and one more for its line end.
         assert_eq!(summary("", &messages, Some(13)).lines().count(), 3);
         assert_eq!(summary("", &messages, Some(12)), "- user asked: bb\n- user asked: cc");
         assert_eq!(summary("Before.", &messages, Some(8)), "- user asked: cc");

@@ -2,5 +2,5 @@
 
 include!(concat!(env!("OUT_DIR"), "/artifacts.rs"));
 
-/// The conformance suite, to carry along in a program.
+/// The bytes of the conformance suite, for embedding in a program.
 pub const CONFORMANCE_COMPONENT: &[u8] = include_bytes!(env!("LARDER_CONFORMANCE_COMPONENT"));

@@ -1,4 +1,4 @@
-//! What the benchmark is asked for.
+//! Command-line arguments.
 
 use std::path::PathBuf;
 
@@ -7,26 +7,26 @@ use clap::Parser;
 use crate::form::Form;
 use crate::groups::Group;
 
-/// Measure larder, through a guest, beside what a platform engineer would write by hand
+/// Compare larder, called by a guest, with what a platform engineer would write by hand
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tests/bench/run")]
 pub(crate) struct Arguments {
-    /// Only the rows that have a bound, and shorter measurements
+    /// Measure only the rows that have a bound, and for a shorter time
     #[arg(long)]
     pub(crate) short: bool,
-    /// Only this group; may be given several times
+    /// Measure only this group; repeat for several
     #[arg(long = "filter", value_name = "GROUP", value_parser = group)]
     pub(crate) groups: Vec<Group>,
-    /// Only rows whose name contains this
+    /// Measure only rows whose name contains TEXT
     #[arg(long = "row", value_name = "TEXT")]
     pub(crate) row: Option<String>,
-    /// Where report.json and report.html are written
+    /// Folder for report.json and report.html
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     pub(crate) output: PathBuf,
-    /// Fail where a ratio is more than FACTOR times its bound, each of three times, or a row can't be measured
+    /// Fail if a ratio exceeds FACTOR times its bound in each of three measurements, or a row fails
     #[arg(long, value_name = "FACTOR", value_parser = factor)]
     pub(crate) check: Option<f64>,
-    /// What a process of the benchmark's own is asked for
+    /// Role of a child process of the benchmark
     #[arg(long, value_name = "CASE", hide = true)]
     pub(crate) observe: Option<String>,
 }
@@ -34,23 +34,23 @@ pub(crate) struct Arguments {
 fn group(text: &str) -> Result<Group, String> {
     let names = || Group::ALL.map(Group::name).join(", ");
     let found = Group::ALL.into_iter().find(|group| group.name() == text);
-    found.ok_or_else(|| format!("the groups are {}", names()))
+    found.ok_or_else(|| format!("unknown group; use one of {}", names()))
 }
 
 fn factor(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(factor) if f64::is_finite(factor) && factor > 0.0 => Ok(factor),
-        _ => Err("it has to be a number greater than 0, for example 1.5".to_string()),
+        _ => Err("expected a number greater than 0, for example 1.5".to_string()),
     }
 }
 
 impl Arguments {
-    /// How thorough it is to be.
+    /// The form of the benchmark.
     pub(crate) fn form(&self) -> Form {
         if self.short { Form::short() } else { Form::full() }
     }
 
-    /// What is asked for by name is measured in either form.
+    /// The groups to measure. Groups that are named are measured in either form.
     pub(crate) fn groups(&self) -> Vec<Group> {
         let is_asked = |group: &Group| match self.groups.is_empty() {
             true => self.form().growth || !group.is_growth(),

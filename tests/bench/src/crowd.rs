@@ -1,4 +1,4 @@
-//! Many guests, or many native clients, that make updates of one database at once.
+//! Many guests or native clients that update one database at once.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +15,15 @@ use crate::native_sqlite::Native;
 use crate::row::{Side, Work};
 use crate::sqlite_fixture::Durability;
 
-/// The part of one client in the work of all.
+/// The share of one client in the work.
 fn part(work: Work, client: usize, clients: usize) -> Work {
     let (client, clients) = (client as u64, clients.max(1) as u64);
     let count = work.count / clients + u64::from(client < work.count % clients);
-    // All write the same value into a row, so that it does not matter who comes last.
+    // All clients write the same value into a row, so that the order of the writes does not matter.
     Work { count, seed: work.seed * 1_000 + client, salt: work.salt }
 }
 
-/// Guests that update one store, each in a task.
+/// Guests that update one store, each in its own task.
 pub(crate) struct Guests {
     guests: Vec<Guest>,
 }
@@ -62,7 +62,7 @@ impl Side for Guests {
     }
 }
 
-/// Guests that update, and one more that sleeps inside its own updates meanwhile.
+/// Guests that update, beside one more guest that sleeps inside its updates.
 pub(crate) struct WithSleeper {
     guests: Guests,
     sleeper: Option<Guest>,
@@ -70,7 +70,7 @@ pub(crate) struct WithSleeper {
     sleeping: Option<JoinHandle<Result<(Guest, u64)>>>,
 }
 
-/// How long it sleeps inside an update.
+/// How long the extra guest sleeps inside an update.
 const SLEEP_MILLISECONDS: u32 = 20;
 
 impl WithSleeper {
@@ -94,7 +94,7 @@ async fn sleep_until(stop: Arc<AtomicBool>, mut sleeper: Guest) -> Result<(Guest
 #[async_trait]
 impl Side for WithSleeper {
     async fn before(&mut self) -> Result<()> {
-        let sleeper = self.sleeper.take().context("the sleeper is not there")?;
+        let sleeper = self.sleeper.take().context("the sleeping guest is still running")?;
         self.stop.store(false, Ordering::Relaxed);
         self.sleeping = Some(tokio::spawn(sleep_until(self.stop.clone(), sleeper)));
         Ok(())
@@ -106,19 +106,19 @@ impl Side for WithSleeper {
 
     async fn after(&mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        let sleeping = self.sleeping.take().context("the sleeper was not started")?;
+        let sleeping = self.sleeping.take().context("the sleeping guest was not started")?;
         let (sleeper, commits) = sleeping.await??;
         self.sleeper = Some(sleeper);
-        ensure!(commits > 0, "the sleeper did not commit");
+        ensure!(commits > 0, "the sleeping guest did not commit");
         Ok(())
     }
 }
 
-/// Native clients, each a thread.
+/// Native clients, each in its own thread.
 pub(crate) enum NativeClients {
-    /// They take turns with one connection.
+    /// They share one connection.
     Mutex { connection: Mutex<Native>, clients: usize },
-    /// Each has its own, and waits for the others' locks.
+    /// Each has its own connection, and waits for the locks of the others.
     Competing(Vec<Native>),
 }
 

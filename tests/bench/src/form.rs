@@ -1,21 +1,21 @@
-//! How thorough the benchmark is.
+//! The forms of the benchmark, full and short.
 
 use std::time::Duration;
 
 use larder_bench_workload::Shape;
 
-/// How thorough the benchmark is.
+/// How thoroughly the benchmark measures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Form {
-    /// Its name, for the report.
+    /// The name of the form in the report.
     pub(crate) name: &'static str,
     /// How often every side of a row is measured.
     pub(crate) rounds: usize,
-    /// How long one measurement takes, about.
+    /// The approximate time of one measurement.
     pub(crate) target: Duration,
-    /// The pause before each measurement: what the one before left running in the background is over by then.
+    /// The pause before each measurement, in which background work of the last one ends.
     pub(crate) pause: Duration,
-    /// Whether the rows are measured that tell how cost grows.
+    /// Whether to measure the rows about the growth of cost.
     pub(crate) growth: bool,
 }
 
@@ -43,5 +43,5 @@ impl Form {
     }
 }
 
-/// What the rows with a bound are measured on.
+/// The data of the rows with a bound.
 pub(crate) const USUAL: Shape = Shape { rows: 100_000, namespaces: 1, value_bytes: 100 };

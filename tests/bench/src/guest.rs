@@ -11,7 +11,7 @@ use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx, WasiKeyValueCtxBuild
 use crate::row::Work;
 
 mod bindings {
-    #![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
+    #![allow(missing_docs, unreachable_pub, reason = "the WIT documents them")]
 
     wasmtime::component::bindgen!({
         path: "wit",
@@ -25,10 +25,10 @@ pub(crate) use bindings::exports::larder::bench::loops::Workload;
 use bindings::exports::larder::bench::loops::{Guest as Loops, Shape as GuestShape};
 use bindings::{Guest as Bindings, GuestPre as Linked};
 
-/// The name under which every guest has its store.
+/// The name under which every guest gets its store.
 const STORE: &str = "default";
 
-/// What one call may lift out of the guest, a little more than a transaction may hold.
+/// The most bytes that one call may lift from the guest, a little more than a transaction may hold.
 pub(crate) const HOSTCALL_BYTES: usize = 32 << 20;
 
 /// The data of one instance.
@@ -76,7 +76,7 @@ impl Program {
         Self::load(&engine_config(), larder_artifacts::LARDER_BENCH_KEYVALUE_GUEST)
     }
 
-    /// The loops through the SDK, on an engine that others use, too.
+    /// The loops through the SDK, on an engine that is shared.
     pub(crate) fn larder_on(engine: Engine) -> Result<Self> {
         Self::load_on(engine, larder_artifacts::LARDER_BENCH_GUEST)
     }
@@ -97,18 +97,18 @@ impl Program {
         Ok(Self { engine, linked })
     }
 
-    /// An instance that may open `store`.
+    /// Starts an instance that may open `store`.
     pub(crate) async fn instance(&self, store: &Store) -> Result<Guest> {
         self.instance_within(store, Limits::default()).await
     }
 
-    /// An instance with limits of its own.
+    /// Starts an instance with its own limits.
     pub(crate) async fn instance_within(&self, store: &Store, limits: Limits) -> Result<Guest> {
         let storage = StorageCtx::builder().limits(limits).grant(STORE, store).build()?;
         self.start(storage, WasiKeyValueCtxBuilder::new().build()).await
     }
 
-    /// An instance whose bucket holds `rows`.
+    /// Starts an instance whose bucket holds `rows`.
     pub(crate) async fn instance_with_bucket(
         &self,
         rows: impl IntoIterator<Item = (String, Vec<u8>)>,
@@ -122,7 +122,7 @@ impl Program {
         let instance = Instance { table: ResourceTable::new(), wasi, storage, keyvalue };
         let mut store = wasmtime::Store::new(&self.engine, instance);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
-        // On an engine with epochs it gives way at every tick.
+        // If the engine has epochs, the guest yields at every tick.
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
         let bindings = self.linked.instantiate_async(&mut store).await?;
@@ -146,12 +146,12 @@ fn guest_shape(shape: Shape) -> GuestShape {
 }
 
 impl Guest {
-    /// Opens the store that it was granted.
+    /// Opens the store that the instance was granted.
     pub(crate) async fn open(&mut self, shape: Shape) -> Result<()> {
         self.open_named(STORE, shape).await
     }
 
-    /// Opens the one bucket that there is.
+    /// Opens the only bucket.
     pub(crate) async fn open_bucket(&mut self, shape: Shape) -> Result<()> {
         self.open_named("", shape).await
     }
@@ -201,10 +201,10 @@ impl Guest {
     }
 }
 
-/// What a guest opens anew.
+/// The store that a guest opens again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StoreName {
-    /// The store that it was granted.
+    /// The store that the instance was granted.
     Granted,
     /// The bucket of `wasi:keyvalue`.
     Bucket,

@@ -1,4 +1,4 @@
-//! larder's side of the rows that one guest runs.
+//! larder's side of rows with one guest.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -8,7 +8,7 @@ use larder_host::Store;
 use crate::guest::{Guest, Program, Workload};
 use crate::row::{Side, Work};
 
-/// One guest, with its store open.
+/// One guest with an open store.
 pub(crate) struct OneGuest {
     guest: Guest,
     workload: Workload,

@@ -1,4 +1,4 @@
-//! Measures larder, through a guest, beside what a platform engineer would write by hand.
+//! Compares larder, called by a guest, with what a platform engineer would write by hand.
 
 mod arguments;
 mod crowd;
@@ -33,20 +33,20 @@ fn main() -> Result<ExitCode> {
         return played;
     }
     let arguments = Arguments::parse();
-    // The server ends with the thread that started it: this one.
+    // The server ends with the thread that started it, which is this one.
     let (server, postgres) = match arguments.observe {
         None if arguments.groups().iter().any(|group| group.needs_postgres()) => start_postgres(),
-        _ => (None, Err("it was not asked for".to_string())),
+        _ => (None, Err("no group needs it".to_string())),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // On a thread of the runtime, as the tasks of an embedder are.
+    // On a thread of the runtime, like the tasks of an embedder.
     let outcome = runtime.block_on(runtime.spawn(run(arguments, postgres)));
     drop(runtime);
     drop(server);
     outcome?
 }
 
-/// The server that the environment names, or a private one.
+/// Uses the server that the environment names, or starts a private one.
 fn start_postgres() -> (Option<PostgresServer>, Result<PostgresDatabase, String>) {
     if let Ok(dsn) = std::env::var(URL_VARIABLE) {
         return (None, Ok(PostgresDatabase { dsn, is_private: false }));
@@ -66,7 +66,7 @@ async fn run(arguments: Arguments, postgres: Result<PostgresDatabase, String>) -
         return Ok(ExitCode::SUCCESS);
     }
     let groups = arguments.groups();
-    ensure!(!cfg!(debug_assertions), "a debug build says nothing: run tests/bench/run");
+    ensure!(!cfg!(debug_assertions), "a debug build gives no useful figures; run tests/bench/run");
     let bench = Bench {
         form: arguments.form(),
         row: arguments.row.clone().unwrap_or_default(),
@@ -92,11 +92,11 @@ async fn run(arguments: Arguments, postgres: Result<PostgresDatabase, String>) -
     report.machine.note_end();
     report.write(&arguments.output)?;
     let (bounds, met) = report.met();
-    println!("{met} of {bounds} bounds are met; the report is in {}", arguments.output.display());
+    println!("{met} of {bounds} bounds are met; see the report in {}", arguments.output.display());
     Ok(verdict(&report, arguments.check))
 }
 
-/// The command line, which the benchmark's script builds beside this program.
+/// The program `larder`, which the benchmark's script builds next to this program.
 fn command() -> Option<PathBuf> {
     let path = std::env::current_exe().ok()?.with_file_name("larder");
     path.is_file().then_some(path)

@@ -1,4 +1,4 @@
-//! Runs a row: all sides, one after the other, round by round.
+//! Measures a row: runs all sides one after the other, round by round.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use crate::report::{FigureReport, RowReport, SideReport};
 use crate::row::{Comparison, Entrant, Goal, Pace, Row, Work};
 use crate::statistics::Summary;
 
-/// No side is asked for more at once.
+/// The most operations of one measurement.
 const COUNT_MAX: u64 = 100_000_000;
 
-/// Times of one side.
+/// The measurements of one side.
 struct Timed<'a> {
     entrant: &'a mut Entrant,
     count: u64,
-    /// Nanoseconds an operation, one for each round.
+    /// Nanoseconds per operation, one sample for each round.
     samples: Vec<f64>,
-    /// The sum of its last measurement.
+    /// The digest of the last measurement.
     sum: u64,
 }
 
@@ -26,13 +26,13 @@ impl Timed<'_> {
     async fn measure(&mut self, number: u64) -> Result<Duration> {
         let name = self.entrant.name;
         let work = Work { count: self.count, seed: number, salt: number };
-        self.entrant.side.before().await.with_context(|| format!("{name}, before"))?;
+        self.entrant.side.before().await.with_context(|| format!("{name}: preparing"))?;
         let since = Instant::now();
         let outcome = self.entrant.side.run(work).await;
         let elapsed = since.elapsed();
         let operations = u32::try_from(self.count).unwrap_or(u32::MAX);
         let elapsed = self.entrant.side.measured().map_or(elapsed, |time| time.saturating_mul(operations));
-        self.entrant.side.after().await.with_context(|| format!("{name}, after"))?;
+        self.entrant.side.after().await.with_context(|| format!("{name}: finishing"))?;
         self.sum = outcome.with_context(|| name.to_string())?;
         Ok(elapsed)
     }
@@ -48,7 +48,8 @@ pub(crate) async fn measure(row: &mut Row, form: &Form) -> Result<RowReport> {
     calibrate(&mut sides, form.target, &mut number).await?;
     for round in 0..form.rounds {
         number += 1;
-        // Who comes first differs from round to round, so that nobody always follows the same neighbour.
+        // The order of sides rotates from round to round, so that no side always follows the same
+        // one.
         let places = sides.len();
         for turn in 0..places {
             let Some(side) = sides.get_mut((turn + round) % places) else { continue };
@@ -61,12 +62,13 @@ pub(crate) async fn measure(row: &mut Row, form: &Form) -> Result<RowReport> {
     let figures = row.goals.iter().map(|goal| figure(goal, &sides)).collect::<Result<_>>()?;
     let reports = sides.iter().map(report).collect::<Result<_>>()?;
     if let Some(evidence) = &mut row.evidence {
-        evidence.check().await.context("the sides did not do the same work")?;
+        evidence.check().await.context("the sides did different work")?;
     }
     Ok(RowReport { name: row.name.clone(), sides: reports, figures })
 }
 
-/// Finds out how often the work is done in one measurement. All sides run as they will be measured, which also warms them up.
+/// Finds the number of operations for one measurement. All sides run as they will be measured,
+/// which also warms them up.
 async fn calibrate(sides: &mut [Timed<'_>], target: Duration, number: &mut u64) -> Result<()> {
     loop {
         *number += 1;
@@ -89,7 +91,7 @@ async fn calibrate(sides: &mut [Timed<'_>], target: Duration, number: &mut u64) 
     }
 }
 
-/// Has each side read so many rows.
+/// Lets each side read `gets` rows.
 async fn warm_up(sides: &mut [Timed<'_>], gets: u64, number: &mut u64) -> Result<()> {
     if gets == 0 {
         return Ok(());
@@ -101,24 +103,24 @@ async fn warm_up(sides: &mut [Timed<'_>], gets: u64, number: &mut u64) -> Result
     Ok(())
 }
 
-/// Sets a count for the target, and says whether the old one was far from it.
+/// Sets a count for the target time. Returns whether the old count was far below it.
 fn grow(count: &mut u64, elapsed: Duration, target: Duration) -> bool {
     let factor = target.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
-    // The first runs are slow, and short ones say little.
+    // The first runs are slow, and short runs are imprecise.
     let next = (*count as f64 * factor.min(20.0)).round().clamp(1.0, COUNT_MAX as f64) as u64;
     let was_far = factor > 1.5 && next > *count;
     *count = next;
     was_far
 }
 
-/// Sides that did the same work read the same.
+/// Checks that sides with a shared pace read the same.
 fn check_sums(sides: &[Timed<'_>]) -> Result<()> {
     let mut shared = sides.iter().filter(|side| side.entrant.pace == Pace::Shared);
     let Some(first) = shared.next() else { return Ok(()) };
     for other in shared {
         ensure!(
             other.sum == first.sum,
-            "{} and {} did not read the same in {} operations: {:#x} and {:#x}",
+            "{} and {} read different rows in {} operations: {:#x} and {:#x}",
             first.entrant.name,
             other.entrant.name,
             first.count,
@@ -130,14 +132,14 @@ fn check_sums(sides: &[Timed<'_>]) -> Result<()> {
 }
 
 fn report(side: &Timed<'_>) -> Result<SideReport> {
-    let time = Summary::of(&side.samples).context("nothing was measured")?;
+    let time = Summary::of(&side.samples).context("no round was measured")?;
     let (name, count) = (side.entrant.name.to_string(), side.count);
     Ok(SideReport { name, operations: count, nanoseconds: time, samples: side.samples.clone() })
 }
 
 fn figure(goal: &Goal, sides: &[Timed<'_>]) -> Result<FigureReport> {
     let samples = |place: usize| -> Result<&[f64]> {
-        Ok(&sides.get(place).context("a comparison names a side that is not there")?.samples)
+        Ok(&sides.get(place).context("a comparison names a missing side")?.samples)
     };
     let value = match goal.comparison {
         Comparison::Ratio { of, to } => Summary::ratio(samples(of)?, samples(to)?),
@@ -150,7 +152,7 @@ fn figure(goal: &Goal, sides: &[Timed<'_>]) -> Result<FigureReport> {
         }
         Comparison::Milliseconds { of } => Summary::of(samples(of)?).map(|time| time.divided_by(1e6)),
     };
-    let Some(value) = value else { bail!("{}: what was measured is no number", goal.label) };
+    let Some(value) = value else { bail!("{}: the measurement is not a finite number", goal.label) };
     Ok(FigureReport::new(goal, value))
 }
 
@@ -160,7 +162,7 @@ mod tests {
     use crate::row::Side;
     use async_trait::async_trait;
 
-    /// Takes as long as it is told, and sums up as it is told.
+    /// Takes the given time, and returns the given sum.
     struct Fake {
         nanoseconds: u64,
         sum: u64,
@@ -187,15 +189,15 @@ mod tests {
     async fn both_sides_are_measured_in_every_round() {
         let measured = measure(&mut row(1), &form()).await.unwrap();
         assert!(measured.sides.iter().all(|side| side.samples.len() == form().rounds));
-        let [figure] = measured.figures.as_slice() else { panic!("one comparison") };
-        // How long a sleep took is not for a test to say.
+        let [figure] = measured.figures.as_slice() else { panic!("expected one comparison") };
+        // The duration of a sleep is not checked.
         assert!(figure.value.minimum > 0.0 && figure.bound == Some(5.0), "{figure:?}");
     }
 
     #[tokio::test]
     async fn sides_that_read_something_else_fail() {
         let error = measure(&mut row(2), &form()).await.unwrap_err();
-        assert!(error.to_string().contains("did not read the same"), "{error}");
+        assert!(error.to_string().contains("read different rows"), "{error}");
     }
 
     #[tokio::test]
@@ -209,7 +211,7 @@ mod tests {
             }
         }
         let error = measure(&mut row(1).evidence(Missing), &form()).await.unwrap_err();
-        assert_eq!(format!("{error:#}"), "the sides did not do the same work: nothing was written");
+        assert_eq!(format!("{error:#}"), "the sides did different work: nothing was written");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The baseline: Postgres called by a careful engineer, with prepared statements on one connection.
+//! The baseline on Postgres: prepared statements on one connection.
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use tokio_postgres::{Client, NoTls, Statement};
 use crate::guest::Workload;
 use crate::row::{Side, Work};
 
-/// A connection, and the rows that its tables have.
+/// A connection, and the rows of its database.
 pub(crate) struct NativePostgres {
     client: Client,
     get: Statement,
@@ -23,7 +23,7 @@ impl NativePostgres {
     pub(crate) async fn connect(dsn: &str, shape: Shape, workload: Workload) -> Result<Self> {
         let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
         let connection = tokio::spawn(connection);
-        // What larder promises too; else the two would not do the same.
+        // larder guarantees the same isolation; otherwise the sides would do different work.
         client.batch_execute("SET default_transaction_isolation = 'serializable'").await?;
         let get = "SELECT value FROM larder_entries WHERE namespace = $1 AND key = $2";
         let put = "INSERT INTO larder_entries (namespace, key, value, version) VALUES ($1, $2, $3, 1)
@@ -69,7 +69,7 @@ impl NativePostgres {
     async fn get(&self, index: u64) -> Result<Vec<u8>> {
         let (namespace, key) = (self.rows.namespace(index).as_bytes(), Key::of(index));
         let found = self.client.query_opt(&self.get, &[&namespace, &key.as_bytes()]).await?;
-        Ok(found.with_context(|| format!("the row {index} is absent"))?.try_get(0)?)
+        Ok(found.with_context(|| format!("row {index} is missing"))?.try_get(0)?)
     }
 
     async fn put(&mut self, index: u64, salt: u64) -> Result<()> {

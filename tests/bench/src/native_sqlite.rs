@@ -1,4 +1,4 @@
-//! The baseline: SQLite called by a careful engineer.
+//! The baseline on SQLite: cached statements on one connection.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,13 +12,14 @@ use crate::guest::Workload;
 use crate::row::{Side, Work};
 use crate::sqlite_fixture::Durability;
 
-/// One connection, and the rows that its database has.
+/// A connection, and the rows of its database.
 pub(crate) struct Native {
     connection: Connection,
     rows: Rows,
 }
 
-/// The statements of the loops. They leave out what larder does besides: times to live, versions, and the commit's number.
+/// The statements of the loops. They omit what larder does in addition: times to live, versions and
+/// the commit number.
 const GET: &str = "SELECT value FROM larder_entries WHERE namespace = ?1 AND key = ?2";
 const PUT: &str = "INSERT INTO larder_entries (namespace, key, value, version) VALUES (?1, ?2, ?3, 1)
     ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value";
@@ -31,7 +32,7 @@ impl Native {
         connection.busy_timeout(Duration::from_secs(60))?;
         let mode: String =
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-        ensure!(mode == "wal", "the journal mode is {mode}");
+        ensure!(mode == "wal", "cannot set the journal mode to WAL; it is {mode}");
         connection.pragma_update(None, "synchronous", durability.synchronous())?;
         Ok(Self { connection, rows: Rows::new(shape) })
     }
@@ -48,7 +49,7 @@ impl Native {
         Ok(digest.sum())
     }
 
-    /// How many rows its database has.
+    /// The number of rows in the database.
     pub(crate) fn rows(&self) -> u64 {
         self.rows.count()
     }
@@ -82,7 +83,7 @@ impl Native {
         Ok(digest)
     }
 
-    /// One update of one row; gives what it was.
+    /// Updates one row, and returns the value before.
     pub(crate) fn get_and_put(&mut self, index: u64, salt: u64) -> Result<Vec<u8>> {
         self.execute("BEGIN IMMEDIATE")?;
         let before = self.get(index)?;
@@ -143,7 +144,7 @@ impl Native {
         let parameters = (self.rows.namespace(index).as_bytes(), Key::of(index));
         let parameters = (parameters.0, parameters.1.as_bytes());
         let found = statement.query_row(parameters, |row| row.get(0)).optional()?;
-        found.with_context(|| format!("the row {index} is absent"))
+        found.with_context(|| format!("row {index} is missing"))
     }
 
     fn put(&mut self, index: u64, salt: u64) -> Result<()> {
@@ -161,7 +162,7 @@ impl Native {
     }
 }
 
-/// One native program, on the thread that measures.
+/// A native program with one connection, on the measuring thread.
 pub(crate) struct OneNative {
     native: Native,
     workload: Workload,

@@ -1,79 +1,79 @@
-//! A row: several sides that do the same work, and how their times are held against each other.
+//! A row: several sides that do the same work, and the comparisons of their times.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
 
-/// What one measurement does.
+/// The work of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
-    /// How often.
+    /// The number of operations.
     pub(crate) count: u64,
-    /// Which rows are drawn.
+    /// The seed from which the rows are drawn.
     pub(crate) seed: u64,
-    /// What the written values are told from others' by; another one in each measurement.
+    /// Distinguishes the written values of one measurement from those of others.
     pub(crate) salt: u64,
 }
 
-/// Who does the work.
+/// One side of a row.
 #[async_trait]
 pub(crate) trait Side: Send {
-    /// Reads rows, so that it has in memory what it keeps there; nothing where it keeps nothing.
+    /// Reads rows, so that a side that caches rows has them cached.
     async fn read_rows(&mut self, gets: Work) -> Result<()> {
         let _ = gets;
         Ok(())
     }
 
-    /// What is to be ready and is not measured.
+    /// Prepares a measurement. Its time does not count.
     async fn before(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Does the work, and gives a sum of what it read. Only this is measured.
+    /// Does the work, and returns a digest of what it read. Only this is measured.
     async fn run(&mut self, work: Work) -> Result<u64>;
 
-    /// The time of one operation, if the side took it itself and the time of the whole run says something else.
+    /// The time of one operation, if the side measures it itself instead.
     fn measured(&self) -> Option<Duration> {
         None
     }
 
-    /// What ends with the measurement and is not a part of it.
+    /// Ends a measurement. Its time does not count.
     async fn after(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// How often a side does its work in one measurement.
+/// How many operations a side makes in one measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// As often as the other sides, with the same sums.
+    /// As many as the other sides, with the same digests.
     Shared,
-    /// As often as fits its time: it is too slow or too quick to do as much as the others.
+    /// As many as fit into its time, because it is much slower or faster than the others.
     Own,
 }
 
-/// One side of a row.
+/// A side and its name.
 pub(crate) struct Entrant {
     pub(crate) name: &'static str,
     pub(crate) pace: Pace,
     pub(crate) side: Box<dyn Side>,
 }
 
-/// How sides are held against each other, by their places in the row.
+/// A comparison of sides, which are given by their index in the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comparison {
-    /// The time of one, divided by that of another.
+    /// The time of one side divided by that of another.
     Ratio { of: usize, to: usize },
-    /// What one takes more than another, in microseconds.
+    /// How much longer one side takes than another, in microseconds.
     OnTop { of: usize, over: usize },
-    /// That, divided by the time of a third.
+    /// The same, divided by the time of a third side.
     OnTopRatio { of: usize, over: usize, to: usize },
-    /// The time of one, in milliseconds.
+    /// The time of one side, in milliseconds.
     Milliseconds { of: usize },
 }
 
-/// A comparison, and what it is to reach.
+/// A comparison and its bound.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
     pub(crate) label: &'static str,
@@ -81,32 +81,35 @@ pub(crate) struct Goal {
     pub(crate) bound: Option<f64>,
 }
 
-/// Looks whether the sides have really done the work, once all is measured.
+/// Checks after all measurements that the sides have done the work.
 #[async_trait]
 pub(crate) trait Evidence: Send {
+    /// Checks the work.
+    ///
     /// # Errors
-    /// Where they have not.
+    ///
+    /// If the sides did different work.
     async fn check(&mut self) -> Result<()>;
 }
 
-/// A row.
+/// A row of the benchmark.
 pub(crate) struct Row {
-    /// What is measured: `view with one get`.
+    /// What is measured, for example `view with one get`.
     pub(crate) name: String,
     pub(crate) sides: Vec<Entrant>,
     pub(crate) goals: Vec<Goal>,
-    /// Rows that each side reads before anything is measured: what is measured is a database in use.
+    /// How many rows each side reads before any measurement, as in a database in use.
     pub(crate) warm_up: u64,
     pub(crate) evidence: Option<Box<dyn Evidence>>,
 }
 
 impl Row {
-    /// A row without sides yet.
+    /// A row without sides.
     pub(crate) fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), sides: Vec::new(), goals: Vec::new(), warm_up: 0, evidence: None }
     }
 
-    /// A row of larder against one baseline.
+    /// A row that compares larder with one baseline.
     pub(crate) fn against(
         name: impl Into<String>,
         larder: impl Side + 'static,
@@ -122,7 +125,7 @@ impl Row {
         self.entrant(name, Pace::Shared, side)
     }
 
-    /// Adds a side that does its work as often as fits its time.
+    /// Adds a side that makes as many operations as fit into its time.
     pub(crate) fn side_at_own_pace(self, name: &'static str, side: impl Side + 'static) -> Self {
         self.entrant(name, Pace::Own, side)
     }
@@ -143,13 +146,13 @@ impl Row {
         self
     }
 
-    /// Has each side read so many rows before.
+    /// Lets each side read `gets` rows before any measurement.
     pub(crate) fn warm_up(mut self, gets: u64) -> Self {
         self.warm_up = gets;
         self
     }
 
-    /// What shows that the work was done.
+    /// Sets the check of the work.
     pub(crate) fn evidence(mut self, evidence: impl Evidence + 'static) -> Self {
         self.evidence = Some(Box::new(evidence));
         self

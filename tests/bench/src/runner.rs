@@ -1,4 +1,4 @@
-//! What groups measure with.
+//! The state of a run, and the runner of a group.
 
 use std::path::PathBuf;
 
@@ -10,29 +10,30 @@ use crate::measure::measure;
 use crate::report::{GroupReport, RowReport, print_row};
 use crate::row::Row;
 
-/// What every group has.
+/// What every group uses.
 pub(crate) struct Bench {
     pub(crate) form: Form,
-    /// What the names of rows have to contain.
+    /// The text that names of rows must contain.
     pub(crate) row: String,
-    /// Rows with a ratio of more than so many times its bound are measured again.
+    /// The factor of `--check`. A row with a ratio of more than this times its bound is measured
+    /// again.
     pub(crate) check: Option<f64>,
     pub(crate) larder: Program,
-    /// The Postgres database that is measured, or why there is none.
+    /// The Postgres database, or why there is none.
     pub(crate) postgres: Result<PostgresDatabase, String>,
-    /// The command line, built as this program is, where it lies beside it.
+    /// The program `larder`, built like this one, if it is in the same folder.
     pub(crate) command: Option<PathBuf>,
 }
 
-/// Where the rows on Postgres are measured.
+/// The database of the rows on Postgres.
 #[derive(Clone, Debug)]
 pub(crate) struct PostgresDatabase {
     pub(crate) dsn: String,
-    /// Nobody else has the server: its settings may be changed.
+    /// Whether the server is private, so that its settings may be changed.
     pub(crate) is_private: bool,
 }
 
-/// How often a row that fails the check is measured: a machine that was busy with something else is not so each time.
+/// How often a row that fails the check is measured, as the machine may have been disturbed.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
 
 /// Measures the rows of one group.
@@ -47,16 +48,15 @@ impl<'a> Runner<'a> {
         Self { bench, group: GroupReport { name, title, rows: Vec::new(), skipped: Vec::new() } }
     }
 
-    /// Measures a row, if it is asked for, and prints it.
+    /// Measures a row, if its name matches, and prints it.
     pub(crate) async fn measure(&mut self, mut row: Row) -> Result<()> {
         if !row.name.contains(&self.bench.row) {
             return Ok(());
         }
         let mut attempts = 1;
         loop {
-            let measured = measure(&mut row, &self.bench.form)
-                .await
-                .with_context(|| format!("the row `{}`", row.name))?;
+            let measured =
+                measure(&mut row, &self.bench.form).await.with_context(|| format!("row `{}`", row.name))?;
             let fails = self.bench.check.is_some_and(|factor| measured.fails(factor));
             if !fails || attempts == ATTEMPTS_MAX {
                 self.add(measured);
@@ -66,18 +66,18 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Adds what was looked at in another way.
+    /// Adds a row that was measured in another way.
     pub(crate) fn add(&mut self, row: RowReport) {
         print_row(&row);
         self.add_printed(row);
     }
 
-    /// Adds what its group has printed in its own way.
+    /// Adds a row that its group has printed itself.
     pub(crate) fn add_printed(&mut self, row: RowReport) {
         self.group.rows.push(row);
     }
 
-    /// The Postgres database. If there is none, the rows on it are skipped.
+    /// Returns the Postgres database. If there is none, skips the rows on it.
     pub(crate) fn postgres(&mut self) -> Option<PostgresDatabase> {
         match &self.bench.postgres {
             Ok(database) => Some(database.clone()),
@@ -88,7 +88,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Says what can't be measured here.
+    /// Notes and prints what cannot be measured.
     pub(crate) fn skip(&mut self, reason: String) {
         println!("  not measured: {reason}");
         self.group.skipped.push(reason);

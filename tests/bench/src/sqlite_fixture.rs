@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::row::Evidence;
 
-/// What a commit survives.
+/// The durability of commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     Normal,
@@ -44,7 +44,7 @@ pub(crate) struct SqliteFixture {
 }
 
 impl SqliteFixture {
-    /// Makes a database in larder's schema, by larder itself, and fills it.
+    /// Lets larder create a database with its schema, and fills it.
     pub(crate) async fn new(shape: Shape) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("larder-bench-").tempdir()?;
         let fixture = Self { folder: Arc::new(folder), shape };
@@ -52,18 +52,18 @@ impl SqliteFixture {
         let store = open(&path, Durability::Normal).await?;
         store.close().await;
         drop(store);
-        tokio::task::block_in_place(|| fill(&path, shape)).context("filling the database")?;
+        tokio::task::block_in_place(|| fill(&path, shape)).context("cannot fill the database")?;
         Ok(fixture)
     }
 
-    /// A copy of the database under a name.
+    /// Copies the database.
     pub(crate) fn copy(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
         std::fs::copy(self.path(TEMPLATE), &path)?;
         Ok(path)
     }
 
-    /// A copy that larder has open, and its path.
+    /// Copies the database and opens it in larder. Returns the store and the path.
     pub(crate) async fn store(&self, name: &str, durability: Durability) -> Result<(Store, PathBuf)> {
         let path = self.copy(name)?;
         Ok((open(&path, durability).await?, path))
@@ -82,7 +82,7 @@ async fn open(path: &Path, durability: Durability) -> Result<Store> {
     Ok(Store::builder_shared(backend).name("bench").build()?)
 }
 
-/// Puts the rows in, in the order of their keys, so that the file is packed.
+/// Inserts the rows in the order of their keys, so that the file is packed.
 fn fill(path: &Path, shape: Shape) -> Result<()> {
     let mut connection = Connection::open(path)?;
     let mut rows = Rows::new(shape);
@@ -99,27 +99,27 @@ fn fill(path: &Path, shape: Shape) -> Result<()> {
         transaction.execute("UPDATE larder_commit_sequence SET last = 1", [])?;
     }
     transaction.commit()?;
-    // One file, without a log beside it: then a copy of the file is a copy of the database.
+    // Empties the write-ahead log, so that a copy of the file is a copy of the database.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))?;
     connection.close().map_err(|(_, error)| error)?;
     Ok(())
 }
 
-/// Two databases have the same rows, and where the row writes, other ones than before.
+/// Checks that two databases have the same rows, and if the row writes, other rows than before.
 pub(crate) struct SameRows {
     larder: PathBuf,
     native: PathBuf,
-    /// What they had before, where they must have changed.
+    /// The digest before, if the rows must have changed.
     before: Option<u64>,
 }
 
 impl SameRows {
-    /// Both are read only.
+    /// For rows that only read.
     pub(crate) fn unchanged(larder: &Path, native: &Path) -> Self {
         Self { larder: larder.to_path_buf(), native: native.to_path_buf(), before: None }
     }
 
-    /// Both are written.
+    /// For rows that write.
     pub(crate) fn changed(larder: &Path, native: &Path) -> Result<Self> {
         let before = Some(tokio::task::block_in_place(|| contents(native))?.1);
         Ok(Self { before, ..Self::unchanged(larder, native) })
@@ -132,16 +132,16 @@ impl Evidence for SameRows {
         let read = || -> Result<_> { Ok((contents(&self.larder)?, contents(&self.native)?)) };
         let (larder, native) = tokio::task::block_in_place(read)?;
         ensure!(larder.0 == native.0, "larder has {} rows, the baseline {}", larder.0, native.0);
-        ensure!(larder.1 == native.1, "larder's rows are not the baseline's");
+        ensure!(larder.1 == native.1, "the rows of larder differ from those of the baseline");
         ensure!(self.before != Some(native.1), "nothing was written");
         Ok(())
     }
 }
 
-/// How many rows there are, and a sum of what they hold. Versions are larder's own and no part of it.
+/// The number of rows and a digest of them. Omits versions, which only larder assigns.
 fn contents(path: &Path) -> Result<(u64, u64)> {
     let connection = Connection::open(path)?;
-    // What a sleeper or the host writes besides lies behind the rows.
+    // Namespaces from `s` on hold what a sleeping guest or the host writes in addition.
     let mut statement = connection.prepare(
         "SELECT namespace, key, value FROM larder_entries WHERE namespace < x'73' ORDER BY namespace, key",
     )?;

@@ -1,8 +1,8 @@
-//! What several rounds come to.
+//! Statistics of several rounds.
 
 use serde::Serialize;
 
-/// The middle and the ends of what was measured.
+/// The median, the minimum and the maximum of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
@@ -11,7 +11,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// None where nothing was measured, or something that is no number.
+    /// `None` if there are no samples, or if one is not a finite number.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         if samples.iter().any(|sample| !sample.is_finite()) {
             return None;
@@ -24,18 +24,18 @@ impl Summary {
         Some(Self { median: f64::midpoint(lower, upper), minimum, maximum })
     }
 
-    /// The ratio of two sides: its median is that of the medians, its ends are those of the rounds, in each of which both
-    /// sides ran one after the other.
+    /// The ratio of two sides. The median is the ratio of the medians; minimum and maximum are of
+    /// the ratios of single rounds, in which both sides ran one after the other.
     pub(crate) fn ratio(of: &[f64], to: &[f64]) -> Option<Self> {
         let rounds: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
         let ends = Self::of(&rounds)?;
         let median = Self::of(of)?.median / Self::of(to)?.median;
-        // A ratio of medians may lie beyond all of the rounds.
+        // A ratio of medians may be outside the range of all rounds.
         Some(Self { median, minimum: ends.minimum.min(median), maximum: ends.maximum.max(median) })
             .filter(|summary| summary.median.is_finite())
     }
 
-    /// What one side takes more than another, in the same way.
+    /// The difference of two sides, computed in the same way.
     pub(crate) fn difference(of: &[f64], over: &[f64]) -> Option<Self> {
         let rounds: Vec<f64> = of.iter().zip(over).map(|(of, over)| of - over).collect();
         let ends = Self::of(&rounds)?;
@@ -43,7 +43,7 @@ impl Summary {
         Some(Self { median, minimum: ends.minimum.min(median), maximum: ends.maximum.max(median) })
     }
 
-    /// The same in another unit.
+    /// Converts to another unit.
     pub(crate) fn divided_by(self, unit: f64) -> Self {
         let Self { median, minimum, maximum } = self;
         Self { median: median / unit, minimum: minimum / unit, maximum: maximum / unit }

@@ -1,4 +1,4 @@
-//! What cases are written with: short ways to reach the store, and checks that say what they expected.
+//! Helpers for cases: short calls of the store, and checks whose failures state what was expected.
 
 use std::fmt::{self, Debug, Display};
 use std::hash::{BuildHasher, RandomState};
@@ -13,15 +13,15 @@ pub(crate) use crate::bindings::larder::storage::types::{Error, LimitExceeded, L
 /// The namespace of cases that need only one.
 pub(crate) const NS: &str = "shelf";
 
-/// Why a case fails.
+/// Why a case failed.
 pub(crate) enum Failure {
-    /// A call that should have worked gave an error.
+    /// A call that should have succeeded returned an error.
     Refused { error: Error, at: &'static Location<'static> },
-    /// Something else came than was expected.
+    /// A check failed.
     Wrong(String),
 }
 
-/// How a case, or a part of it, ends.
+/// The result of a case or of a part of it.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Display for Failure {
@@ -40,7 +40,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Errors of the probe are text.
+/// The probe returns errors as text.
 impl From<String> for Failure {
     #[track_caller]
     fn from(text: String) -> Self {
@@ -65,25 +65,25 @@ pub(crate) fn expect_eq<T: Debug + PartialEq>(got: T, expected: T) -> Outcome {
     Err(wrong(format!("expected {}, got {}", shortened(&expected), shortened(&got))))
 }
 
-/// Expects that something holds; the text says what.
+/// Expects a condition. `what` completes the sentence "expected that".
 #[track_caller]
 pub(crate) fn expect(holds: bool, what: impl Display) -> Outcome {
     if holds { Ok(()) } else { Err(wrong(format!("expected that {what}"))) }
 }
 
-/// Expects that a row is there, with this value.
+/// Expects that a row exists with this value.
 #[track_caller]
 pub(crate) fn expect_value(got: Option<Vec<u8>>, expected: impl AsRef<[u8]>) -> Outcome {
     expect_eq(got.as_deref().map(readable), Some(readable(expected.as_ref())))
 }
 
-/// Expects that a row is absent.
+/// Expects that a row does not exist.
 #[track_caller]
 pub(crate) fn expect_absent(got: Option<Vec<u8>>) -> Outcome {
     expect_eq(got.as_deref().map(readable), None)
 }
 
-/// Expects keys and values, in order.
+/// Expects keys and values in order.
 #[track_caller]
 pub(crate) fn expect_entries(got: &[Entry], expected: &[(&str, &str)]) -> Outcome {
     let got: Vec<_> = got.iter().map(|entry| (entry.key.clone(), readable(&entry.value))).collect();
@@ -92,7 +92,7 @@ pub(crate) fn expect_entries(got: &[Entry], expected: &[(&str, &str)]) -> Outcom
     expect_eq(got, expected)
 }
 
-/// Expects keys, in order.
+/// Expects keys in order.
 #[track_caller]
 pub(crate) fn expect_keys<K: AsRef<str>>(got: &[Entry], expected: &[K]) -> Outcome {
     let got: Vec<_> = got.iter().map(|entry| entry.key.as_str()).collect();
@@ -130,7 +130,7 @@ pub(crate) fn expect_invalid_argument<T: Debug>(got: Result<T, Error>) -> Outcom
     expect_error(got, "invalid-argument", |error| matches!(error, Error::InvalidArgument(_)))
 }
 
-/// Expects that a bound was run into, by exactly so much.
+/// Expects `limit-exceeded` with exactly these numbers.
 #[track_caller]
 pub(crate) fn expect_limit<T: Debug>(
     got: Result<T, Error>,
@@ -142,7 +142,7 @@ pub(crate) fn expect_limit<T: Debug>(
     expect_error(got, &format!("{expected:?}"), |error| *error == expected)
 }
 
-/// Expects that a bound was run into where the host need not count what was asked for to its end.
+/// Expects `limit-exceeded` if the host need not determine the exact amount requested.
 #[track_caller]
 pub(crate) fn expect_limit_passed<T: Debug>(got: Result<T, Error>, kind: LimitKind, max: u64) -> Outcome {
     expect_error(got, &format!("limit-exceeded, {kind:?} over {max}"), |error| {
@@ -151,7 +151,7 @@ pub(crate) fn expect_limit_passed<T: Debug>(got: Result<T, Error>, kind: LimitKi
     })
 }
 
-/// Expects an error that the text describes.
+/// Expects an error. `expected` describes it.
 #[track_caller]
 pub(crate) fn expect_error<T: Debug>(
     got: Result<T, Error>,
@@ -164,7 +164,7 @@ pub(crate) fn expect_error<T: Debug>(
     }
 }
 
-/// Values as they can be read in a message.
+/// A value in a form for messages.
 fn readable(value: &[u8]) -> String {
     value.escape_ascii().to_string()
 }
@@ -178,15 +178,15 @@ fn shortened(value: &impl Debug) -> String {
     }
 }
 
-// Ways to the store
+// Access to the store
 
-/// A handle on `main`.
+/// Opens `main`.
 #[track_caller]
 pub(crate) fn main() -> Outcome<Store> {
     Ok(Store::open("main")?)
 }
 
-/// A handle on the same data in another host.
+/// Opens `other`: the same data in another host.
 #[track_caller]
 pub(crate) fn other() -> Outcome<Store> {
     Ok(Store::open("other")?)
@@ -202,13 +202,13 @@ pub(crate) fn view(store: &Store) -> Outcome<Tx> {
     Ok(store.begin(Mode::View)?)
 }
 
-/// Runs one update of `main` and commits it; gives the version.
+/// Commits one update of `main` and returns its version.
 #[track_caller]
 pub(crate) fn write(work: impl FnOnce(&Tx) -> Outcome) -> Outcome<u64> {
     write_in(&main()?, work)
 }
 
-/// Runs one update and commits it; gives the version.
+/// Commits one update and returns its version.
 #[track_caller]
 pub(crate) fn write_in(store: &Store, work: impl FnOnce(&Tx) -> Outcome) -> Outcome<u64> {
     let tx = update(store)?;
@@ -228,19 +228,19 @@ pub(crate) fn put(key: &str, value: impl AsRef<[u8]>) -> Outcome<u64> {
     write(|tx| Ok(tx.put(NS, key, value.as_ref())?))
 }
 
-/// Commits one row that expires.
+/// Commits one row with a time to live.
 #[track_caller]
 pub(crate) fn put_for(key: &str, value: &str, ttl_ms: u64) -> Outcome<u64> {
     write(|tx| Ok(tx.put_with(NS, key, value.as_bytes(), ttl(ttl_ms))?))
 }
 
-/// Commits rows that have their key for a value.
+/// Commits rows whose values are their keys.
 #[track_caller]
 pub(crate) fn put_keys(keys: &[&str]) -> Outcome<u64> {
     write(|tx| stage_keys(tx, keys))
 }
 
-/// Stages rows that have their key for a value.
+/// Stages rows whose values are their keys.
 #[track_caller]
 pub(crate) fn stage_keys(tx: &Tx, keys: &[&str]) -> Outcome {
     keys.iter().try_for_each(|key| Ok(tx.put(NS, key, key.as_bytes())?))
@@ -251,23 +251,23 @@ pub(crate) fn get(key: &str) -> Outcome<Option<Vec<u8>>> {
     read(|tx| Ok(tx.get(NS, key)?))
 }
 
-/// Reads one committed row's version; 0 where it is absent.
+/// Reads the version of one committed row; 0 if the row does not exist.
 pub(crate) fn version(key: &str) -> Outcome<u64> {
     read(|tx| Ok(tx.get_versioned(NS, key)?.map_or(0, |(_, version)| version)))
 }
 
-/// Reads committed rows.
+/// Reads committed rows by prefix.
 pub(crate) fn scan(prefix: &str) -> Outcome<Vec<Entry>> {
     read(|tx| Ok(tx.scan(NS, prefix)?))
 }
 
-/// Removes all rows of the cases' namespace, so that an attempt can start over.
+/// Deletes all rows of [`NS`], so that a scenario can start over.
 #[track_caller]
 pub(crate) fn clear() -> Outcome<u64> {
     write(|tx| Ok(tx.delete_range(NS, &range("")).map(drop)?))
 }
 
-/// Each way to read, on `ns`.
+/// Calls every read method on `ns`.
 pub(crate) fn read_calls(tx: &Tx, ns: &str) -> [(&'static str, Result<(), Error>); 6] {
     [
         ("get", tx.get(ns, "key").map(drop)),
@@ -279,7 +279,7 @@ pub(crate) fn read_calls(tx: &Tx, ns: &str) -> [(&'static str, Result<(), Error>
     ]
 }
 
-/// Each way to write, on `key` of `ns`.
+/// Calls every write method on `key` of `ns`.
 pub(crate) fn write_calls(tx: &Tx, ns: &str, key: &str) -> [(&'static str, Result<(), Error>); 9] {
     [
         ("put", tx.put(ns, key, b"1")),
@@ -294,7 +294,7 @@ pub(crate) fn write_calls(tx: &Tx, ns: &str, key: &str) -> [(&'static str, Resul
     ]
 }
 
-/// Expects one error of each call.
+/// Expects the same outcome of each call.
 pub(crate) fn expect_each<const N: usize>(
     calls: [(&'static str, Result<(), Error>); N],
     expected: fn(Result<(), Error>) -> Outcome,
@@ -318,7 +318,7 @@ pub(crate) fn keys(keys: &[&str]) -> Vec<String> {
     keys.iter().map(ToString::to_string).collect()
 }
 
-/// The range of a prefix, without any other bound.
+/// The range of a prefix, without other bounds.
 pub(crate) fn range(prefix: &str) -> Range {
     Range {
         prefix: prefix.to_string(),
@@ -338,7 +338,7 @@ pub(crate) fn if_version(version: u64) -> PutOptions {
     PutOptions { ttl_ms: None, if_version: Some(version) }
 }
 
-/// Keys and values whose bytes, with those of `ns` once for each row, are together exactly `total`.
+/// Rows whose keys and values, with `ns` counted once for each row, have exactly `total` bytes.
 pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, Vec<u8>)> {
     let key = |number: usize| format!("{prefix}{number:03}");
     let names = ns.len() + key(0).len();
@@ -346,7 +346,8 @@ pub(crate) fn rows_of_size(ns: &str, prefix: &str, total: u64) -> Vec<(String, V
     sizes.map(|(number, size)| (key(number), vec![b'x'; (size as usize).saturating_sub(names)])).collect()
 }
 
-/// Rows that cost exactly `total`, where `cost` is what a row with names of so many bytes costs beside its value.
+/// Rows that cost exactly `total`. `cost` takes the bytes of a row's names and returns its cost
+/// without the value.
 pub(crate) fn rows_of_cost(
     ns: &str,
     prefix: &str,
@@ -359,37 +360,37 @@ pub(crate) fn rows_of_cost(
     sizes.map(|(number, size)| (key(number), vec![b'x'; size.saturating_sub(beside) as usize])).collect()
 }
 
-/// What a staged row costs beside its value.
+/// The cost of a staged row without its value, from the bytes of its names.
 pub(crate) fn in_transaction(names: u64) -> u64 {
     names + 256
 }
 
-/// What a stored row costs beside its value.
+/// The cost of a stored row without its value, from the bytes of its names.
 pub(crate) fn in_store(names: u64) -> u64 {
     let limits = limits();
     names * limits.name_copies + limits.row_overhead
 }
 
-/// What each entry of a list counts for `result-bytes` beside its key and value.
+/// What each entry of a list adds to `result-bytes` in addition to its key and value.
 pub(crate) const LIST_ENTRY_BYTES: u64 = 256;
 
-/// What each entry of a packed page counts.
+/// What each entry of a packed page adds to `result-bytes` in addition to its key and value.
 pub(crate) const PACKED_ENTRY_BYTES: u64 = 8;
 
-/// Keys and values that are together exactly `result-bytes` in one answer that counts so much more for each.
+/// Rows that fill `result-bytes` exactly in one answer that adds `entry_bytes` for each.
 pub(crate) fn rows_of_a_result(prefix: &str, entry_bytes: u64) -> Vec<(String, Vec<u8>)> {
     let limits = limits();
     let count = limits.result_bytes.div_ceil(limits.value_bytes + entry_bytes);
     rows_of_size("", prefix, limits.result_bytes - count * entry_bytes)
 }
 
-/// `total` in equal parts that are at most `max`.
+/// Splits `total` into parts of nearly equal size, each at most `max`.
 pub(crate) fn shares(total: u64, max: u64) -> Vec<u64> {
     let count = total.div_ceil(max);
     (0..count).map(|number| total / count + u64::from(number < total % count)).collect()
 }
 
-/// Entries as `packed-page` has them.
+/// Encodes entries in the format of `packed-page`.
 pub(crate) fn packed(entries: &[Entry]) -> Vec<u8> {
     let mut packed = Vec::new();
     for Entry { key, value } in entries {
@@ -401,7 +402,7 @@ pub(crate) fn packed(entries: &[Entry]) -> Vec<u8> {
     packed
 }
 
-/// The entries of a `packed-page`; none behind a place that is packed wrongly.
+/// Decodes the entries of a `packed-page`. Stops at the first invalid entry.
 pub(crate) fn unpacked(mut packed: &[u8]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let length = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes) as usize;
@@ -416,13 +417,13 @@ pub(crate) fn unpacked(mut packed: &[u8]) -> Vec<Entry> {
 
 // Time and instances
 
-/// Runs a scenario again where it gives `conflict`: transactions that overlap may conflict though they need
-/// not.
+/// Runs a scenario again if it fails with `conflict`: overlapping transactions may conflict even if
+/// a serial order exists.
 pub(crate) fn retrying<T>(attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
     retry(20, attempt)
 }
 
-/// The same among many instances that want the same rows.
+/// The same for scenarios in which many instances contend for the same rows.
 pub(crate) fn retrying_in_a_crowd<T>(attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
     retry(2_000, attempt)
 }
@@ -437,13 +438,13 @@ fn retry<T>(attempts: u64, attempt: impl Fn() -> Outcome<T>) -> Outcome<T> {
     attempt()
 }
 
-/// Waits for a random time, longer after more attempts.
+/// Sleeps for a random time, which grows with the attempts.
 fn pause(attempt: u64) {
     let random = RandomState::new().hash_one(attempt);
     std::thread::sleep(Duration::from_millis(random % attempt.min(16)));
 }
 
-/// Runs workers at once and expects that all succeed.
+/// Runs workers in parallel, and expects all of them to succeed.
 #[track_caller]
 pub(crate) fn in_parallel(worker: &str, instances: u32) -> Outcome {
     let ended = probe::parallel(worker, instances);
@@ -455,7 +456,7 @@ pub(crate) fn in_parallel(worker: &str, instances: u32) -> Outcome {
     Err(wrong(format!("{} of {instances} workers failed: {}", failed.len(), shortened(&failed))))
 }
 
-/// Ends the instance in the middle of what it does.
+/// Traps, which ends the instance.
 pub(crate) fn trap() -> ! {
     #[cfg(target_arch = "wasm32")]
     core::arch::wasm32::unreachable();
@@ -463,7 +464,7 @@ pub(crate) fn trap() -> ! {
     std::process::abort();
 }
 
-/// How many events of this name were reported since the last call.
+/// Counts the events with this name since the last call.
 pub(crate) fn count_events(name: &str) -> usize {
     probe::events().iter().filter(|event| event.name == name).count()
 }

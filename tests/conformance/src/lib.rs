@@ -1,7 +1,8 @@
-//! The conformance suite of `larder:storage`: a component whose exports are the cases.
+//! The conformance suite of `larder:storage`, as a component that exports its cases.
 //!
-//! Each case runs in a host of its own with an empty store, and says what it expected and what came. A
-//! sentence of the specification stands behind each; what the specification leaves open, no case asks.
+//! Each case runs in its own host with an empty store, and reports what it expected and what it
+//! got. Each case checks a sentence of the specification. No case depends on behaviour that the
+//! specification leaves open.
 
 mod cases;
 mod check;
@@ -34,14 +35,14 @@ impl bindings::Guest for Suite {
     fn run(name: String) -> Result<(), String> {
         let mut known = cases::GROUPS.iter().copied().flatten().copied().flatten().chain(cases::PLANTED);
         let found: Option<&Case> = known.find(|(known, _)| *known == name);
-        let (_, case) = found.ok_or_else(|| format!("no case is named {name:?}"))?;
+        let (_, case) = found.ok_or_else(|| format!("unknown case {name:?}"))?;
         case().map_err(|failure| failure.to_string())
     }
 
     fn work(worker: String, index: u32) -> Result<(), String> {
         let mut known = cases::WORKERS.iter().copied().flatten().copied().flatten();
         let found: Option<&Worker> = known.find(|(known, _)| *known == worker);
-        let (_, work) = found.ok_or_else(|| format!("no worker is named {worker:?}"))?;
+        let (_, work) = found.ok_or_else(|| format!("unknown worker {worker:?}"))?;
         work(index).map_err(|failure| failure.to_string())
     }
 }

@@ -1,4 +1,4 @@
-//! What the guests share.
+//! Hostile guests for larder's tests, and the code that they share.
 
 pub mod attacks;
 
@@ -6,18 +6,24 @@ use larder_guest::raw::store::Store;
 use larder_guest::raw::tx::{Mode, Tx};
 use larder_guest::raw::types::Error;
 
-/// The store `default`.
+/// Opens the store `default`.
 ///
 /// # Errors
-/// Where it was not granted.
+///
+/// - [`Error::NoSuchStore`] if the store is not granted.
+/// - [`Error::LimitExceeded`] if the instance has too many open stores.
+/// - [`Error::Closed`] if the host has closed the store.
 pub fn open() -> Result<Store, Error> {
     Store::open("default")
 }
 
-/// An update that has read and written.
+/// Begins an update, and reads and writes a row in it.
 ///
 /// # Errors
-/// Those of the calls.
+///
+/// - [`Error::LimitExceeded`] if the instance has too many open transactions.
+/// - [`Error::Unavailable`] if the backend cannot read the row.
+/// - Any other error of the calls `begin`, `get` and `put`.
 pub fn update_under_way(store: &Store) -> Result<Tx, Error> {
     let tx = store.begin(Mode::Update)?;
     tx.get("n", "key")?;

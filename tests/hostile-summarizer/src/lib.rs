@@ -1,4 +1,4 @@
-//! A summariser that does what the first turn tells it to.
+//! A summariser that misbehaves as the first turn tells it to.
 
 use larder_guest::{Summarizer, SummaryRequest, export_summarizer};
 

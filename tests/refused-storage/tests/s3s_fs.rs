@@ -1,5 +1,5 @@
-//! The negative control of the probe: `s3s-fs`, a real S3 server, honours conditions as long as one writer comes after
-//! the other, and lets several of those that come at once succeed.
+//! The negative control of the storage probe. `s3s-fs`, a real S3 server, honours conditions of
+//! writes that come one after the other, but lets several concurrent writes succeed.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ const BUCKET: &str = "tenants";
 
 const STARTS: usize = 10;
 
-/// Where the child finds the server.
+/// Names the server for the child process.
 const STORE: &str = "LARDER_REFUSED_STORE";
 
-/// The server on a port of the loopback, as long as the runtime lasts; its address.
+/// Starts the server on a loopback port. It lives as long as the runtime. Returns its address.
 async fn serve(folder: &Path) -> String {
-    // A bucket is a folder of it.
+    // A bucket is a subfolder.
     std::fs::create_dir(folder.join(BUCKET)).unwrap();
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder).unwrap());
     builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
@@ -36,12 +36,12 @@ async fn serve(folder: &Path) -> String {
 async fn accept(listener: TcpListener, service: S3Service) {
     while let Ok((connection, _)) = listener.accept().await {
         let served = http1::Builder::new().serve_connection(TokioIo::new(connection), service.clone());
-        // A client that leaves ends its own connection only.
+        // A client that disconnects ends only its own connection.
         tokio::spawn(async { drop(served.await) });
     }
 }
 
-/// Opens a host on the server: credentials are in the environment, and a process has one of that.
+/// Opens a host on the server. It needs its own process, as credentials come from the environment.
 #[tokio::test]
 async fn child_that_opens_tenants() {
     let Ok(dsn) = std::env::var(STORE) else { return };
@@ -49,7 +49,8 @@ async fn child_that_opens_tenants() {
     let builder = TenantsBuilder::from_dsn(&TenantsDsn::parse(&dsn).unwrap()).unwrap();
     let error = builder.cache_folder(cache.path()).open().await.unwrap_err();
     let TenantError::NoConditions { reason } = &error else { panic!("{error:?}") };
-    // Which condition: not that of one writer after the other, which this server honours.
+    // The probe must fail on the condition of concurrent writes, as the server honours sequential
+    // ones.
     assert_eq!(reason, "it let more than one of several concurrent writes succeed");
     assert_eq!(
         error.to_string(),
@@ -78,7 +79,7 @@ async fn a_server_that_lets_two_writers_at_once_succeed_is_refused_at_every_star
             .output()
             .unwrap()
     };
-    // Whether two writers meet is chance, and none of several starts may miss it.
+    // Whether two writers overlap is chance, and none of several starts may miss it.
     for number in 0..STARTS {
         let output = tokio::task::block_in_place(start);
         let said = String::from_utf8_lossy(&output.stdout);

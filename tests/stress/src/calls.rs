@@ -1,4 +1,4 @@
-//! Random calls.
+//! Generates random calls.
 
 use std::collections::HashMap;
 
@@ -12,16 +12,16 @@ const WIDE_PREFIXES: [&str; 3] = ["a", "b", "c"];
 const COUNTER_ROWS: u32 = 3;
 const LEASE_ROWS: u32 = 4;
 
-/// A time to live that no round reaches: such a row behaves as a permanent one.
+/// A time to live that no round reaches, so the row behaves as a permanent one.
 pub(crate) const FAR: Millis = 3_600_000;
 
-/// Makes up calls.
+/// A generator of calls.
 pub(crate) struct Calls {
     pub(crate) random: Rng,
-    /// Versions that rows had, for conditions. They may have changed since.
+    /// The last known versions of rows, for conditions. They may be outdated.
     pub(crate) versions: HashMap<Row, u64>,
     values: u64,
-    /// Whether there are rows that expire soon.
+    /// Whether rows that expire soon are used.
     leases: bool,
 }
 
@@ -30,12 +30,12 @@ impl Calls {
         Self { random: Rng::with_seed(seed), versions: HashMap::new(), values: 0, leases }
     }
 
-    /// One time in so many.
+    /// True once in `times` calls, on average.
     pub(crate) fn one_in(&mut self, times: u32) -> bool {
         self.random.u32(0..times) == 0
     }
 
-    /// The write that says which update of its task was last.
+    /// The write that marks an update as the last one of its task.
     pub(crate) fn marker(id: Id) -> Call {
         let row = Row(TASKS.to_string(), id.task.to_string());
         Call::Put { row, value: id.to_string(), ttl: None, if_version: None }
@@ -85,7 +85,7 @@ impl Calls {
         }
     }
 
-    /// Takes a lease, which the transaction should have found free.
+    /// Takes a lease. The transaction must have found it free.
     pub(crate) fn take_lease(&mut self, id: Id) -> Call {
         let ttl = Some(self.random.u64(1..800));
         Call::Put { row: self.lease(), value: self.value(id), ttl, if_version: None }
@@ -97,7 +97,8 @@ impl Calls {
         Call::Put { row, value: self.value(id), ttl, if_version }
     }
 
-    /// A value that no other write has, of some bytes mostly, and longer than a page of the file now and then.
+    /// A value that no other write has. It is mostly short, and sometimes longer than a page of the
+    /// file.
     fn value(&mut self, id: Id) -> String {
         self.values += 1;
         let number = self.values;

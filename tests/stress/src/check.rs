@@ -1,9 +1,10 @@
-//! Whether a history is that of a serializable, durable store.
+//! Checks whether a serializable, durable store could have produced a history.
 //!
-//! Versions say in which order the updates committed. Run one after the other in that order, each must have seen what it
-//! did see in the state just before its version, and the last state must be what lies in the file. The snapshot of every
-//! transaction, whatever became of it, must be one of those states. That state has every commit that was acknowledged
-//! before the snapshot was taken, and no commit that was asked for after that.
+//! Versions give the order in which updates committed. Replayed one after the other in that order,
+//! each must have read the state just before its version, and the last state must be the one in the
+//! file. The snapshot of every transaction, whatever its outcome, must be one of these states. That
+//! state has every commit that was acknowledged before the snapshot was taken, and no commit that
+//! was requested after it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,28 +19,28 @@ use crate::model::{Expiry, Reader, Run, Staged, Stored, Timeline};
 #[cfg(test)]
 mod tests;
 
-/// Violations that a report names.
+/// The number of violations that a report lists.
 const VIOLATIONS_MAX: usize = 8;
 
-/// How much the machine's clock may be moved while a round runs.
+/// How far the machine's clock may be adjusted during a round.
 const CLOCK_SLACK: Millis = 100;
 
-/// How long the commit of a process that was killed can have taken.
+/// The longest time that a commit of a killed process can have taken.
 const OPEN_COMMIT_MAX: Millis = 30_000;
 
-/// What all processes of a round reported, and what lies in the file after it.
+/// What all processes of a round reported, and the content of the file after the round.
 pub(crate) struct History {
     pub(crate) records: Vec<Record>,
     pub(crate) dumps: Vec<Dump>,
     pub(crate) broken: Vec<String>,
     pub(crate) last: Dump,
-    /// What the machine's wall clock said when its monotonic clock began.
+    /// The machine's wall-clock time at the zero of its monotonic clock.
     pub(crate) wall_zero: Millis,
-    /// Whether all stores had the machine's clock.
+    /// Whether all stores used the machine's clock.
     pub(crate) one_clock: bool,
 }
 
-/// A transaction and what became of it.
+/// A transaction and its outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) transaction: Transaction,
@@ -47,7 +48,7 @@ pub(crate) struct Record {
     pub(crate) answered: Option<(Nanos, Millis, Outcome)>,
 }
 
-/// How many of each there were.
+/// Totals of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) acknowledged: u64,
@@ -59,7 +60,7 @@ pub(crate) struct Counts {
     pub(crate) dumps: u64,
 }
 
-/// A commit at its place in the order.
+/// A commit in the order of versions.
 struct Commit<'a> {
     version: u64,
     record: &'a Record,
@@ -69,7 +70,7 @@ struct Commit<'a> {
 }
 
 impl History {
-    /// Puts the events of all processes together.
+    /// Collects the events of all processes.
     pub(crate) fn of(events: &[Event], last: Dump, wall_zero: Millis, one_clock: bool) -> Self {
         let (records, dumps, broken) = (Vec::new(), Vec::new(), Vec::new());
         let mut history = Self { records, dumps, broken, last, wall_zero, one_clock };
@@ -85,7 +86,7 @@ impl History {
                 }
                 Event::Answered { id, at, now, outcome } => match places.get(&id) {
                     Some(place) => history.records[*place].answered = Some((at, now, outcome)),
-                    None => history.broken.push(format!("{id} was answered and never asked")),
+                    None => history.broken.push(format!("{id} was answered without a request")),
                 },
                 Event::Dumped(dump) => history.dumps.push(dump),
                 Event::Did(_) => {}
@@ -98,7 +99,8 @@ impl History {
     /// Checks the history.
     ///
     /// # Errors
-    /// The first violations, as text.
+    ///
+    /// If the history has violations. The text lists the first ones.
     pub(crate) fn check(&self) -> Result<Counts, String> {
         let mut checker =
             Checker { history: self, violations: self.broken.clone(), timeline: Timeline::default() };
@@ -113,7 +115,7 @@ impl History {
         }
     }
 
-    /// What the clock of any store can have said by then, at most.
+    /// The latest time that the clock of any store can have shown at a moment.
     fn latest_anywhere_at(&self, at: Nanos) -> Millis {
         self.wall_zero + at / 1_000_000 + JUMP_MAX + CLOCK_SLACK
     }
@@ -161,7 +163,8 @@ impl<'a> Checker<'a> {
         for record in &self.history.records {
             let Some((asked, earliest)) = record.asked else { continue };
             let id = record.transaction.id.to_string();
-            // The last update of a task whose outcome is open left its id in the task's row, or was not made.
+            // The marker row of a task holds the id of its last update, so it tells whether an
+            // update with an unknown outcome was made.
             let marked = markers.get(id.as_str()).copied();
             let latest = self.history.latest_anywhere_at(asked) + OPEN_COMMIT_MAX;
             let open = Commit { version: 0, record, asked, answered: None, now: Moment { earliest, latest } };
@@ -185,7 +188,7 @@ impl<'a> Checker<'a> {
                     }
                     if let Some(version) = marked {
                         self.violations.push(format!(
-                            "{id} was answered {refused:?}, and is there at version {version}"
+                            "{id} was answered {refused:?}, but is stored at version {version}"
                         ));
                     }
                 }
@@ -195,7 +198,7 @@ impl<'a> Checker<'a> {
         commits
     }
 
-    /// Versions are unique, and grow in the order of real time.
+    /// Checks that versions are unique and grow in real time.
     fn check_versions(&mut self, commits: &[Commit<'_>]) {
         for pair in commits.windows(2) {
             if pair[0].version == pair[1].version {
@@ -210,7 +213,7 @@ impl<'a> Checker<'a> {
                 && commit.answered.is_some_and(|answered| answered < before.asked)
             {
                 self.violations.push(format!(
-                    "{} has version {} and was acknowledged before {} was asked for, which has version {}",
+                    "{} has version {} and was acknowledged before {} was requested, which has version {}",
                     commit.record.transaction.id,
                     commit.version,
                     before.record.transaction.id,
@@ -223,7 +226,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Runs a commit in the state just before it, and makes its writes.
+    /// Replays a commit on the state just before it, and applies its writes.
     fn replay(&mut self, before: usize, commit: &Commit<'_>) {
         let Transaction { id, steps, .. } = &commit.record.transaction;
         let by = commit.answered.unwrap_or(commit.asked + OPEN_COMMIT_MAX * 1_000_000);
@@ -253,16 +256,17 @@ impl<'a> Checker<'a> {
     fn check_file(&mut self, commits: &[Commit<'_>]) {
         let last = &self.history.last;
         if let Err(error) = self.holds(last, commits.len()) {
-            // Whatever else went wrong, this says what is lost.
-            self.violations.insert(0, format!("the file at the end: {error}"));
+            // Listed first: it tells which commits are lost.
+            self.violations.insert(0, format!("the file after the round: {error}"));
         }
         let newest = commits.last().map_or(0, |commit| commit.version);
         if last.reserved < newest {
-            self.violations.push(format!("version {newest} was given, and the file says {}", last.reserved));
+            self.violations
+                .push(format!("version {newest} was assigned, but the file reserves only {}", last.reserved));
         }
     }
 
-    /// Whether a file with these rows holds the state that the first `commits` commits left.
+    /// Checks that a file with these rows holds the state after the first `commits` commits.
     fn holds(&self, dump: &Dump, commits: usize) -> Result<(), String> {
         let mut found: BTreeMap<&Row, &FileRow> = dump.rows.iter().map(|found| (&found.row, found)).collect();
         let anywhere = self.history.latest_anywhere_at(dump.window.to);
@@ -273,21 +277,22 @@ impl<'a> Checker<'a> {
                 match found.remove(&row) {
                     Some(found) => same_row(found, stored)?,
                     None if reader.may_be_swept(stored) => {}
-                    None => return Err(format!("{row} is gone; it was {stored:?}")),
+                    None => return Err(format!("{row} is missing; it was {stored:?}")),
                 }
             }
         }
-        found.values().next().map_or(Ok(()), |found| Err(format!("{found:?} should not be there")))
+        found.values().next().map_or(Ok(()), |found| Err(format!("{found:?} must not be stored")))
     }
 
     fn check_dump(&mut self, dump: &Dump, order: &Order) {
         let outcome = self.one_of(order, dump.window, |commits| self.holds(dump, commits).map(drop));
         if let Err(error) = outcome {
-            self.violations.push(format!("a foreign process read, {}: {error}", show(dump.window)));
+            self.violations.push(format!("a read of the whole file, {}: {error}", show(dump.window)));
         }
         let newest = dump.rows.iter().map(|found| found.version).max().unwrap_or_default();
         if dump.reserved < newest {
-            self.violations.push(format!("a row has version {newest}, and the file says {}", dump.reserved));
+            self.violations
+                .push(format!("a row has version {newest}, but the file reserves only {}", dump.reserved));
         }
     }
 
@@ -309,8 +314,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Finds the one state, of those that a snapshot may show which was taken in this time, that fits. Gives it, if no
-    /// other one fits.
+    /// Finds the state that fits, among those that a snapshot taken within `window` may show.
+    /// `None` if several states fit.
     fn one_of(
         &self,
         order: &Order,
@@ -319,7 +324,7 @@ impl<'a> Checker<'a> {
     ) -> Result<Option<usize>, String> {
         let (least, most) = order.states(window);
         if least > most {
-            return Err(format!("it needs {least} commits, and may show {most}"));
+            return Err(format!("it must show at least {least} commits and at most {most}"));
         }
         let mut fitting = (least..=most).filter(|commits| fits(*commits).is_ok());
         match (fitting.next(), fitting.next()) {
@@ -334,15 +339,16 @@ impl<'a> Checker<'a> {
         let stale = (0..least).rev().find(|commits| fits(*commits).is_ok());
         let early = (most + 1..=order.len()).find(|commits| fits(*commits).is_ok());
         let instead = match (stale, early) {
-            (Some(stale), _) => format!("it shows the state of {stale} commits, which is stale"),
-            (None, Some(early)) => format!("it shows the state of {early} commits, which is too new"),
-            (None, None) => "it shows no state at all".to_string(),
+            (Some(stale), _) => format!("it shows the state after {stale} commits, which is stale"),
+            (None, Some(early)) => format!("it shows the state after {early} commits, which is too new"),
+            (None, None) => "it shows no single state".to_string(),
         };
         Err(format!("states {least} to {most} are possible; {instead}; {why}"))
     }
 }
 
-/// When a row expires that was written then. For one that no round sees expire it is enough to know that it does not.
+/// When a row expires that was written at a moment. If no round reaches the expiry, wide bounds
+/// suffice.
 fn expiry(written: Moment, ttl: Millis) -> Expiry {
     let slack = if ttl >= FAR { 2 * JUMP_MAX } else { 0 };
     Expiry { earliest: written.earliest + ttl - slack, latest: written.latest + ttl }
@@ -356,7 +362,7 @@ fn same_row(found: &FileRow, stored: &Stored) -> Result<(), String> {
     };
     match found.value == stored.value && found.version == stored.version && same_expiry {
         true => Ok(()),
-        false => Err(format!("{found:?}, and it was written as {stored:?}")),
+        false => Err(format!("found {found:?}, but it was written as {stored:?}")),
     }
 }
 
@@ -367,9 +373,11 @@ fn show(window: Window) -> String {
 
 /// The commits in real time.
 struct Order {
-    /// When a commit was acknowledged, and how many commits a state has at least that holds all acknowledged by then.
+    /// For the time of each acknowledgement, the least number of commits in a state that has all
+    /// commits acknowledged by then.
     acknowledged: Vec<(Nanos, usize)>,
-    /// When a commit was asked for, and how many commits a state has at most that holds none asked for from then on.
+    /// For the time of each request, the largest number of commits in a state that has none of the
+    /// commits requested from then on.
     asked: Vec<(Nanos, usize)>,
     commits: usize,
 }
@@ -399,7 +407,8 @@ impl Order {
         self.commits
     }
 
-    /// The states that a snapshot may show which was taken in this time: at least, and at most so many commits.
+    /// The states that a snapshot taken within `window` may show: the least and the largest number
+    /// of commits.
     fn states(&self, window: Window) -> (usize, usize) {
         let before = self.acknowledged.partition_point(|(at, _)| *at < window.from);
         let after = self.asked.partition_point(|(at, _)| *at <= window.to);

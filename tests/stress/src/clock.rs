@@ -7,24 +7,24 @@ use larder_core::{Clock, SystemClock};
 
 use crate::history::Millis;
 
-/// How far the clock of a store is from the machine's, at most and in either direction.
+/// The largest difference between the clock of a store and the machine's, in either direction.
 pub(crate) const JUMP_MAX: Millis = 300;
 
-/// How far the clock that a store measures its pace with may be behind, with some room.
+/// How far a store's coarse monotonic clock may lag behind, with a margin.
 const TICK: Millis = 20;
 
-/// The machine's clock, with wall-clock time moved forth and back.
+/// The machine's clock, with its wall-clock time moved forward and back.
 #[derive(Debug)]
 pub(crate) struct JumpingClock {
     system: SystemClock,
     ahead: AtomicI64,
-    /// The furthest that it ever was ahead.
+    /// The largest lead so far.
     ahead_max: AtomicI64,
     highest: AtomicU64,
 }
 
 impl JumpingClock {
-    /// A clock that agrees with the machine's until its first jump.
+    /// A clock that agrees with the machine's until the first jump.
     pub(crate) fn new() -> Self {
         let system = SystemClock::default();
         // The first reading may follow a jump back.
@@ -32,7 +32,7 @@ impl JumpingClock {
         Self { system, ahead: AtomicI64::new(0), ahead_max: AtomicI64::new(0), highest }
     }
 
-    /// Moves wall-clock time by a random amount, which replaces the one before.
+    /// Moves wall-clock time by a new random amount, which replaces the last one.
     pub(crate) fn jump(&self, random: &mut fastrand::Rng) {
         let max = JUMP_MAX as i64;
         let ahead = random.i64(-max..=max);
@@ -40,13 +40,13 @@ impl JumpingClock {
         self.ahead.store(ahead, Ordering::SeqCst);
     }
 
-    /// The earliest time that it can be for a store, which does not go back behind what the clock has given. The clock
-    /// may not have been read yet: then it is the machine's time less the longest jump.
+    /// The earliest time for a store, whose time never goes back behind a reading of the clock.
+    /// Before the first reading, it is the machine's time minus the longest jump.
     pub(crate) fn earliest(&self) -> Millis {
         self.highest.load(Ordering::SeqCst)
     }
 
-    /// The latest time that it can be for a store: after a jump back, time goes on from where it was.
+    /// The latest time for a store, whose time continues from its latest reading after a jump back.
     pub(crate) fn latest(&self) -> Millis {
         let now = self.system.unix_millis().saturating_add_signed(self.ahead_max.load(Ordering::SeqCst));
         now.max(self.earliest()) + TICK

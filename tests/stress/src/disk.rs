@@ -1,19 +1,19 @@
-//! A disk that fails: limits of this process under which writing a file, or opening one, gives an error.
+//! Simulates a failing disk, by process limits under which writing or opening a file fails.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-/// Has writes beyond the limit give an error instead of ending the process.
+/// Makes writes beyond the limit return an error instead of ending the process.
 pub(crate) fn prepare() {
     // SAFETY: no handler is installed; the signal is ignored.
-    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.expect("the signal can be ignored");
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.expect("cannot ignore SIGXFSZ");
 }
 
-/// What fails until it is dropped.
+/// A fault that lasts until it is dropped.
 pub(crate) struct Fault(Resource);
 
 impl Fault {
-    /// No file may be longer than so many bytes. A write across the bound is torn.
+    /// No file may exceed `bytes`. A write across that length is torn.
     pub(crate) fn full_at(bytes: u64) -> Self {
         Self::limit(Resource::RLIMIT_FSIZE, bytes)
     }
@@ -24,15 +24,15 @@ impl Fault {
     }
 
     fn limit(resource: Resource, soft: u64) -> Self {
-        let (_, hard) = getrlimit(resource).expect("limits can be read");
-        setrlimit(resource, soft, hard).expect("limits can be lowered");
+        let (_, hard) = getrlimit(resource).expect("cannot read a limit");
+        setrlimit(resource, soft, hard).expect("cannot lower a limit");
         Self(resource)
     }
 }
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        let (_, hard) = getrlimit(self.0).expect("limits can be read");
-        setrlimit(self.0, hard, hard).expect("limits can be raised again");
+        let (_, hard) = getrlimit(self.0).expect("cannot read a limit");
+        setrlimit(self.0, hard, hard).expect("cannot restore a limit");
     }
 }

@@ -1,4 +1,4 @@
-//! What a run came to.
+//! The figures of a run.
 
 use std::collections::BTreeMap;
 
@@ -73,6 +73,6 @@ impl std::fmt::Display for Figures {
             did(Deed::Checkpoint),
             did(Deed::Vacuum)
         )?;
-        write!(formatter, "looks by an older SQLite       {}", did(Deed::OlderRelease))
+        write!(formatter, "reads by an older SQLite       {}", did(Deed::OlderRelease))
     }
 }

@@ -1,7 +1,8 @@
-//! A foreign SQLite: a process that knows the tables and nothing of larder.
+//! A foreign SQLite: a process that knows the tables, but does not use larder.
 //!
-//! It reads the whole file in one transaction, keeps transactions open, makes checkpoints and VACUUMs, opens and closes.
-//! It is the SQLite that larder is built with: releases before 3.51.3 can corrupt a database by a checkpoint.
+//! It reads the whole file in one transaction, keeps transactions open, makes checkpoints and
+//! VACUUMs, opens and closes. It uses the SQLite that larder is built with, because releases before
+//! 3.51.3 can corrupt a database by a checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -13,15 +14,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::{Deed, Dump, Event, FileRow, Row, Window, nanos, report, shorten};
 
-/// What a foreign process is told.
+/// The instructions of a foreign process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Foreign {
     pub(crate) file: PathBuf,
     pub(crate) seed: u64,
 }
 
-/// Another release of SQLite, that of Python. It opens the file, looks, and closes it: an operating system drops the locks
-/// of a process that opens and closes a file besides, and the next process that closes it then takes away its log.
+/// A different release of SQLite, Python's, which opens the file, reads, and closes it.
+///
+/// The close is the hazard: if a process opens and closes a file a second time, the operating
+/// system drops all its locks on it. Then the next process that closes the database deletes the
+/// write-ahead log under the others.
 pub(crate) const OLDER_RELEASE: &str = r#"
 import os, random, sqlite3, sys, threading, time
 
@@ -48,7 +52,7 @@ pub(crate) fn run(foreign: &Foreign) {
     let stop = crate::round::stop_at_end_of_input();
     let mut random = Rng::with_seed(foreign.seed);
     while !stop.load(Ordering::SeqCst) {
-        let mut connection = open(&foreign.file).expect("the file can be opened");
+        let mut connection = open(&foreign.file).expect("cannot open the file");
         for _ in 0..random.u32(1..8) {
             if let Err(error) = act(&mut connection, &mut random)
                 && !is_busy(&error)
@@ -79,7 +83,7 @@ fn act(connection: &mut Connection, random: &mut Rng) -> rusqlite::Result<()> {
         0..5 => {
             let transaction = connection.transaction()?;
             report(&Event::Dumped(dump(&transaction)?));
-            // A reader that stays keeps the log from beginning anew.
+            // A reader that stays open keeps SQLite from restarting the write-ahead log.
             if random.u32(0..4) == 0 {
                 std::thread::sleep(Duration::from_millis(random.u64(0..200)));
             }
@@ -100,7 +104,7 @@ fn act(connection: &mut Connection, random: &mut Rng) -> rusqlite::Result<()> {
     }
 }
 
-/// All rows that a transaction sees.
+/// Reads all rows in a transaction.
 fn dump(transaction: &Connection) -> rusqlite::Result<Dump> {
     let from = nanos();
     let reserved = transaction.query_row("SELECT last FROM larder_commit_sequence", [], |row| row.get(0))?;
@@ -122,12 +126,12 @@ fn dump(transaction: &Connection) -> rusqlite::Result<Dump> {
     Ok(Dump { window: Window { from, to }, rows: rows.collect::<rusqlite::Result<_>>()?, reserved })
 }
 
-/// All rows of a file.
+/// Reads all rows of a file.
 pub(crate) fn dump_file(file: &Path) -> rusqlite::Result<Dump> {
     dump(&open(file)?)
 }
 
-/// What `PRAGMA integrity_check` says.
+/// Returns the result of `PRAGMA integrity_check`.
 pub(crate) fn integrity(file: &Path) -> rusqlite::Result<String> {
     open(file)?.query_row("PRAGMA integrity_check", [], |row| row.get(0))
 }

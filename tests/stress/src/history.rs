@@ -1,4 +1,4 @@
-//! What the processes of a round report: each line of their output is one event.
+//! The events that the processes of a round report, one for each line of output.
 
 use std::io::Write;
 
@@ -7,19 +7,20 @@ use serde::{Deserialize, Serialize};
 /// Nanoseconds of the monotonic clock, which all processes of a machine share.
 pub(crate) type Nanos = u64;
 
-/// Milliseconds since 1970, as the clock of one store gives them.
+/// Milliseconds since 1970, by the clock of one store.
 pub(crate) type Millis = u64;
 
-/// Namespaces of the rows. Each name says which rules its rows follow.
+/// Namespaces of rows. Each has its own rules.
 pub(crate) const HOT: &str = "hot";
 pub(crate) const WIDE: &str = "wide";
 pub(crate) const COUNTERS: &str = "counters";
-/// Rows with a time to live: whether one is there depends on the clock of the process that reads it.
+/// Rows with a time to live. Whether one exists depends on the clock of the reading process.
 pub(crate) const LEASES: &str = "leases";
-/// One row for each task. Every update of the task writes its own id there.
+/// One row for each task, into which every update of the task writes its id.
 pub(crate) const TASKS: &str = "tasks";
 
-/// One transaction of one task. A task runs one transaction after the other, and ends with one whose outcome is open.
+/// A transaction of a task. A task runs its transactions one after the other, and ends after one
+/// with an unknown outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Id {
     pub(crate) task: u64,
@@ -32,14 +33,14 @@ impl std::fmt::Display for Id {
     }
 }
 
-/// The time in which something happened.
+/// The time within which something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Window {
     pub(crate) from: Nanos,
     pub(crate) to: Nanos,
 }
 
-/// What the clock of a store said at some moment: not less, and not more.
+/// Bounds of the time that a store's clock showed at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Moment {
     pub(crate) earliest: Millis,
@@ -66,13 +67,13 @@ pub(crate) struct Range {
     pub(crate) keys_only: bool,
 }
 
-/// A call of a transaction.
+/// A call on a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Call {
     Get(Row),
     GetVersioned(Row),
     GetMany(String, Vec<String>),
-    /// A page of a range: the first, or the one after this key.
+    /// A page of a range: the first page, or the page after this key.
     Page(String, Range, Option<String>),
     Put {
         row: Row,
@@ -88,14 +89,14 @@ pub(crate) enum Call {
     Increment(Row, i64),
 }
 
-/// What a call returned.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Nothing,
     Value(Option<String>),
     Versioned(Option<(String, u64)>),
     Values(Vec<Option<String>>),
-    /// The entries, and whether there are more.
+    /// The entries, and whether more follow.
     Page(Vec<(String, String)>, bool),
     Count(u64),
 }
@@ -117,10 +118,10 @@ pub(crate) struct Taken {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Transaction {
     pub(crate) id: Id,
-    /// Which opening of the store it ran in: times never go back within one.
+    /// The opening of the store in which it ran. Within one opening, time never goes back.
     pub(crate) opening: u64,
     pub(crate) steps: Vec<Step>,
-    /// `None` if it read nothing that is committed.
+    /// `None` if it read no committed state.
     pub(crate) snapshot: Option<Taken>,
 }
 
@@ -128,13 +129,14 @@ pub(crate) struct Transaction {
 pub(crate) enum Outcome {
     Committed(u64),
     Conflict,
-    /// Nothing was written; the error's text says why.
+    /// Nothing was written. The text is the error.
     Refused(String),
-    /// It may have been written: the store says so, or the task did not wait for the answer.
+    /// It may have been written: the store returned `CommitUnknown`, or the task did not wait for
+    /// the answer.
     Open(String),
 }
 
-/// A row as it lies in the database file.
+/// A row in the database file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileRow {
     pub(crate) row: Row,
@@ -143,16 +145,16 @@ pub(crate) struct FileRow {
     pub(crate) expires_at: Option<Millis>,
 }
 
-/// All rows that one transaction of a foreign SQLite saw.
+/// All rows that one transaction of a foreign SQLite read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Dump {
     pub(crate) window: Window,
     pub(crate) rows: Vec<FileRow>,
-    /// The version that no row may be above.
+    /// The highest version that is reserved. No row may exceed it.
     pub(crate) reserved: u64,
 }
 
-/// What else a process did, for the figures.
+/// Other actions of a process, counted for the figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Deed {
     Opened,
@@ -169,15 +171,15 @@ pub(crate) enum Deed {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// A transaction that ended without a commit that writes.
+    /// A transaction that ended without writing.
     Looked(Transaction),
-    /// A commit is about to be asked for, and the store's clock says at least this.
+    /// A commit was requested. The store's clock showed at least `now`.
     Asked {
         transaction: Transaction,
         at: Nanos,
         now: Millis,
     },
-    /// The commit was answered, and the store's clock said at most this.
+    /// The commit was answered. The store's clock showed at most `now`.
     Answered {
         id: Id,
         at: Nanos,
@@ -186,11 +188,11 @@ pub(crate) enum Event {
     },
     Dumped(Dump),
     Did(Deed),
-    /// Something that must never be: an error of the wrong kind, a torn value.
+    /// An impossible observation, for example an unexpected kind of error or a torn value.
     Broken(String),
 }
 
-/// The monotonic clock now.
+/// The time of the monotonic clock.
 pub(crate) fn nanos() -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -198,17 +200,17 @@ pub(crate) fn nanos() -> Nanos {
 
 /// Reports an event. Ends the process if its output is no longer read.
 pub(crate) fn report(event: &Event) {
-    let mut line = serde_json::to_vec(event).expect("an event is JSON");
+    let mut line = serde_json::to_vec(event).expect("cannot encode an event");
     line.push(b'\n');
     if std::io::stdout().lock().write_all(&line).is_err() {
         std::process::exit(1);
     }
 }
 
-/// The filler of values, which history leaves out.
+/// The filler of values. The history stores only its length.
 const FILLER: u8 = b'.';
 
-/// A value as it is stored: the text, and so many bytes of filler as it says behind a `+`.
+/// Decodes a value: the text before `+`, followed by as many filler bytes as the number after it.
 pub(crate) fn expand(text: &str) -> Vec<u8> {
     let (head, filler) =
         text.split_once('+').map_or((text, 0), |(head, count)| (head, count.parse().unwrap()));
@@ -217,7 +219,7 @@ pub(crate) fn expand(text: &str) -> Vec<u8> {
     value
 }
 
-/// The text that [`expand`] makes this value of.
+/// Encodes a value as the text from which [`expand`] restores it.
 pub(crate) fn shorten(value: &[u8]) -> String {
     let head = value.iter().rposition(|byte| *byte != FILLER).map_or(0, |last| last + 1);
     let text = String::from_utf8_lossy(&value[..head]);

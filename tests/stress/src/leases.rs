@@ -1,19 +1,22 @@
-//! Rows that have expired stay away: a commit that relied on one comes before every transaction that found it gone.
+//! Checks that expired rows do not come back: a commit that relied on a lease comes before every
+//! transaction that found the lease gone.
 //!
-//! One exception is allowed. While an update commits, a view of another process may still find the lease gone in the state
-//! before: the update judges time under the write lock, and readers do not wait for that lock. Views of the update's own
-//! process see the lease as long as it commits. Once a view has found the lease gone, no update may begin its commit and rely
-//! on it.
+//! There is one exception. While an update commits, a view of another process may find the lease
+//! gone although the update relies on it. The update reads its clock under the write lock, and
+//! readers do not wait for that lock. Views of the update's own process see the lease until the
+//! commit ends. Once a view has found the lease gone, no update may request a commit and rely on
+//! it.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::history::{Answer, Call, Id, LEASES, Nanos, Row, Step, Transaction, Window};
 use crate::model::Timeline;
 
-/// The machine's clock, which is that of all stores unless clocks jump. Otherwise each opening of a store has its own.
+/// The machine's clock, which all stores share unless clocks jump. Otherwise each opening of a
+/// store has its own clock.
 const MACHINE: u64 = 0;
 
-/// A row as one commit wrote it, as seen by transactions with the same clock.
+/// A row as written by one commit, for transactions with the same clock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Lease {
     clock: u64,
@@ -21,27 +24,28 @@ struct Lease {
     version: u64,
 }
 
-/// Which transactions saw a lease, and which found it gone.
+/// The transactions that saw a lease, and those that found it gone.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// The last update that relied on it, and how many commits there were before that.
+    /// The last update that relied on it, and the number of commits before that update.
     relied_on: Option<(usize, Id)>,
-    /// The last update that relied on it, and when its commit was asked for.
+    /// The last update that relied on it, and when its commit was requested.
     relied_on_at: Option<(Nanos, Id)>,
-    /// The first transaction that found it gone, and after how many commits.
+    /// The first transaction that found it gone, and the number of commits before that.
     gone: Option<(usize, Id)>,
-    /// The snapshots that show it: of which opening of a store, and when they were taken.
+    /// The snapshots that show it: the opening of the store, and when they were taken.
     shown: Vec<(u64, Window, Id)>,
-    /// When updates that relied on it were under way, made or not, and in which opening of a store.
+    /// When commits of updates that relied on it were in progress, whatever their outcome, and in
+    /// which opening of the store.
     relied_on_in: Vec<(u64, Window)>,
-    /// The first snapshot in which it is gone, and when that had been taken.
+    /// The first snapshot in which it is gone, and by when that was taken.
     hidden: Option<(Nanos, Id)>,
 }
 
 #[derive(Default)]
 pub(crate) struct Leases {
     seen: HashMap<Lease, Seen>,
-    /// Whether all stores have the same clock.
+    /// Whether all stores use the same clock.
     one_clock: bool,
 }
 
@@ -50,7 +54,7 @@ impl Leases {
         Self { seen: HashMap::new(), one_clock }
     }
 
-    /// An update committed, as the one that follows `commits` others.
+    /// Records an update that committed after `commits` others.
     pub(crate) fn relied_on(
         &mut self,
         transaction: &Transaction,
@@ -70,8 +74,8 @@ impl Leases {
         }
     }
 
-    /// A snapshot showed the state that `commits` commits left. Its transaction asked for its commit, if it did, and was
-    /// answered within `committing`.
+    /// Records a snapshot that showed the state after `commits` commits. `committing` is when the
+    /// commit of its transaction was in progress, if it requested one.
     pub(crate) fn saw(
         &mut self,
         transaction: &Transaction,
@@ -95,7 +99,7 @@ impl Leases {
         }
     }
 
-    /// What came back.
+    /// The violations: leases that came back.
     pub(crate) fn returned(&self) -> Vec<String> {
         let mut returned = Vec::new();
         for (Lease { row, version, .. }, seen) in &self.seen {
@@ -103,21 +107,22 @@ impl Leases {
                 && gone <= relied_on
             {
                 returned.push(format!(
-                    "{who} found {row} of version {version} gone, and {id}, which committed after that, relied on it"
+                    "{who} found {row} of version {version} gone, but {id} committed after that and relied on it"
                 ));
             }
             let Some((hidden, who)) = seen.hidden else { continue };
-            let again = seen.shown_after(hidden).map(|id| (id, "saw it again"));
+            let again = seen.shown_after(hidden).map(|id| (id, "saw it later"));
             let relied_on = seen.relied_on_at.filter(|(at, _)| hidden < *at);
-            let after = relied_on.map(|(_, id)| (id, "relied on it after that"));
+            let after = relied_on.map(|(_, id)| (id, "relied on it later"));
             for (id, did) in again.into_iter().chain(after) {
-                returned.push(format!("{who} found {row} of version {version} gone, and {id} {did}"));
+                returned.push(format!("{who} found {row} of version {version} gone, but {id} {did}"));
             }
         }
         returned
     }
 
-    /// The leases that a transaction looked for, and whether they were there. Those that it wrote itself are left out.
+    /// The leases that a transaction read, and whether each was found. Omits those that it wrote
+    /// itself.
     fn looks(&self, transaction: &Transaction, commits: usize, timeline: &Timeline) -> Vec<(Lease, bool)> {
         let clocks = [Some(transaction.opening), self.one_clock.then_some(MACHINE)];
         let mut written = HashSet::new();
@@ -152,7 +157,8 @@ impl Leases {
 }
 
 impl Seen {
-    /// A snapshot that shows it and was begun after a moment, while no update of its process that relied on it committed.
+    /// The first snapshot that shows the lease although it was taken after `hidden`, unless an
+    /// update of its process that relied on the lease was committing.
     fn shown_after(&self, hidden: Nanos) -> Option<Id> {
         let is_beside_update = |opening: u64, window: &Window| {
             let mut updates = self.relied_on_in.iter().filter(|(of, _)| *of == opening);

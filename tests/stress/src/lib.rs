@@ -1,13 +1,15 @@
-//! A stress test of larder's SQLite backend: several processes use one file at once, and are killed; a foreign SQLite
-//! reads it, makes checkpoints and VACUUMs; clocks jump and disks fail. Every process reports what it asked and what it was
-//! answered, and a checker that shares no code with larder finds out whether a serializable, durable store can have
-//! answered so. `README.md` says how to run it.
+//! A stress test of larder's SQLite backend.
+//!
+//! Several processes use one file at once and are killed. A foreign SQLite reads it, makes
+//! checkpoints and VACUUMs. Clocks jump and disks fail. Every process reports its calls and
+//! answers, and a checker that shares no code with larder decides whether a serializable, durable
+//! store could have given these answers. `README.md` describes how to run it.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "it is a test, and all that it reads comes from itself"
+    reason = "a test, which reads only its own data"
 )]
 
 mod calls;
@@ -30,29 +32,31 @@ use figures::Figures;
 use libtest_mimic::{Arguments, Trial};
 use round::{Plan, ROLE, Role};
 
-/// For how many seconds rounds are begun: the long form is any number that is larger.
+/// How many seconds the test begins new rounds, instead of the short form.
 const SECONDS: &str = "LARDER_STRESS_SECONDS";
 
-/// The seed of the first round; each further round has the next number.
+/// The seed of the first round. Each further round uses the next number.
 const SEED: &str = "LARDER_STRESS_SEED";
 
-/// How long the short form runs: without leases, and with them.
+/// Durations of the short form, without leases and with them.
 const SHORT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(20)];
 
 /// How long the processes of one round run.
 const ROUND: Duration = Duration::from_secs(6);
 
-/// Runs the stress test, or the process that this program was started as. What is kept of a failure goes to `folder`.
+/// Runs the stress test, or the role of a child process.
+///
+/// The events of a failed round are written to `folder`.
 pub fn main(folder: &str) {
     if let Ok(role) = std::env::var(ROLE) {
-        match serde_json::from_str(&role).expect("a role") {
+        match serde_json::from_str(&role).expect("cannot decode the role") {
             Role::Worker(worker) => worker::run(worker),
             Role::Foreign(foreign) => foreign::run(&foreign),
         }
         return;
     }
     let mut arguments = Arguments::from_args();
-    // Each of them needs the whole machine.
+    // Each test needs the whole machine.
     arguments.test_threads = Some(1);
     let [order, leases] = SHORT;
     let trials = vec![
@@ -67,7 +71,7 @@ fn trial(name: &str, folder: &str, short: Duration, leases: bool) -> Trial {
     Trial::test(name, move || Ok(rounds(folder.as_ref(), short, leases)?))
 }
 
-/// Runs rounds, with a fresh file each, until the time is over.
+/// Runs rounds, each on a fresh file, until the time is over.
 fn rounds(folder: &Path, short: Duration, leases: bool) -> Result<(), String> {
     let duration = number(SECONDS)?.map_or(short, Duration::from_secs);
     let first = number(SEED)?.unwrap_or_else(|| fastrand::u64(0..1 << 32));
@@ -89,5 +93,5 @@ fn rounds(folder: &Path, short: Duration, leases: bool) -> Result<(), String> {
 
 fn number(variable: &str) -> Result<Option<u64>, String> {
     let Ok(text) = std::env::var(variable) else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| format!("{variable} is {text:?}: give a whole number"))
+    text.parse().map(Some).map_err(|_| format!("{variable} is {text:?}; set it to a whole number"))
 }

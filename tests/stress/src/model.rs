@@ -1,12 +1,13 @@
-//! What each commit left, and what a transaction has to see on top of it.
+//! The state after each commit, and what a transaction must observe on it.
 //!
-//! Nothing here is shared with larder: the states are plain maps, and each call is answered by looking at every row.
+//! Shares no code with larder: states are plain maps, and each call is answered by scanning every
+//! row.
 
 use std::collections::BTreeMap;
 
 use crate::history::{Answer, Call, LEASES, Millis, Moment, Range, Row, Step};
 
-/// When a row expires: not before, and not after.
+/// Bounds of the time at which a row expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Expiry {
     pub(crate) earliest: Millis,
@@ -20,23 +21,23 @@ pub(crate) struct Stored {
     pub(crate) expiry: Option<Expiry>,
 }
 
-/// The states of a database, by how many commits made them. A row that has expired stays: [`Reader`] says
-/// whether a transaction may see it.
+/// The states of a database, by the number of commits. Expired rows stay in it; [`Reader`] decides
+/// whether a transaction may see them.
 #[derive(Debug, Default)]
 pub(crate) struct Timeline {
     rows: BTreeMap<String, BTreeMap<String, Writes>>,
 }
 
-/// The writes of one row, in the order of their commits: how many commits there were before, and what was left.
+/// The writes of one row in commit order: the number of commits before each, and the row after it.
 type Writes = Vec<(usize, Option<Stored>)>;
 
 impl Timeline {
-    /// A row as the first `commits` commits left it.
+    /// A row after the first `commits` commits.
     pub(crate) fn get(&self, row: &Row, commits: usize) -> Option<&Stored> {
         at(self.rows.get(&row.0)?.get(&row.1)?, commits)
     }
 
-    /// All rows of a namespace as the first `commits` commits left them.
+    /// All rows of a namespace after the first `commits` commits.
     pub(crate) fn namespace(&self, name: &str, commits: usize) -> impl Iterator<Item = (&str, &Stored)> {
         let rows = self.rows.get(name).into_iter().flatten();
         rows.filter_map(move |(key, writes)| Some((key.as_str(), at(writes, commits)?)))
@@ -46,7 +47,7 @@ impl Timeline {
         self.rows.keys().map(String::as_str)
     }
 
-    /// The commit that follows `commits` others writes a row, or deletes it.
+    /// Records that the commit after `commits` others puts or deletes a row.
     pub(crate) fn write(&mut self, row: &Row, commits: usize, stored: Option<Stored>) {
         let writes = self.rows.entry(row.0.clone()).or_default().entry(row.1.clone()).or_default();
         writes.push((commits, stored));
@@ -58,7 +59,7 @@ fn at(writes: &[(usize, Option<Stored>)], commits: usize) -> Option<&Stored> {
     writes[..made].last()?.1.as_ref()
 }
 
-/// Whether a row that expires is there for a reader.
+/// Whether a row that expires exists for a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Live,
@@ -66,12 +67,13 @@ enum Life {
     Either,
 }
 
-/// Whose clock decides what a transaction sees.
+/// The clocks that decide what a transaction sees.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader {
-    /// What the clock of its own store said.
+    /// The time of its own store's clock.
     pub(crate) now: Moment,
-    /// The latest that the clock of any store can have said: any process may have swept a row that has expired by it.
+    /// The latest time of any store's clock. Any process may have swept a row that had expired by
+    /// then.
     pub(crate) anywhere: Millis,
 }
 
@@ -98,7 +100,7 @@ pub(crate) enum Staged {
     Delete,
 }
 
-/// One transaction, run alone on one state.
+/// One transaction, replayed alone on one state.
 pub(crate) struct Run<'a> {
     timeline: &'a Timeline,
     commits: usize,
@@ -108,10 +110,11 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Runs a transaction on the state that the first `commits` commits left.
+    /// Replays a transaction on the state after the first `commits` commits.
     ///
     /// # Errors
-    /// Says which answer it can't have got there.
+    ///
+    /// If the transaction cannot have got one of its answers in that state.
     pub(crate) fn of(
         steps: &[Step],
         timeline: &'a Timeline,
@@ -123,11 +126,11 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// The writes that these steps stage, whatever was answered.
+    /// Replays only the writes of these steps, whatever the answers were.
     pub(crate) fn writes_of(steps: &[Step], timeline: &'a Timeline, commits: usize, reader: Reader) -> Self {
         let mut run = Self::new(timeline, commits, reader);
         for step in steps {
-            // A wrong answer was reported already, and stages the same.
+            // A wrong answer was reported before, and does not change what is staged.
             let _ = run.step(step);
         }
         run
@@ -137,12 +140,12 @@ impl<'a> Run<'a> {
         Self { timeline, commits, reader, staged: BTreeMap::new(), conditions: Vec::new() }
     }
 
-    /// Whether the conditions hold at its commit.
+    /// Checks that the conditions hold at the commit.
     pub(crate) fn check_conditions(&self) -> Result<(), String> {
         for (row, expected) in &self.conditions {
             let possible = self.committed_versions(row);
             if !possible.contains(expected) {
-                return Err(format!("{row} had to be at version {expected}, and is at {possible:?}"));
+                return Err(format!("{row} must have version {expected}, but has one of {possible:?}"));
             }
         }
         Ok(())
@@ -153,7 +156,7 @@ impl<'a> Run<'a> {
             (Call::Get(row), Answer::Value(found)) => self.sees(row, found.as_deref()),
             (Call::GetMany(namespace, keys), Answer::Values(found)) => {
                 if keys.len() != found.len() {
-                    return Err(format!("{} values for {} keys", found.len(), keys.len()));
+                    return Err(format!("got {} values for {} keys", found.len(), keys.len()));
                 }
                 keys.iter().zip(found).try_for_each(|(key, found)| {
                     self.sees(&Row(namespace.clone(), key.clone()), found.as_deref())
@@ -165,7 +168,7 @@ impl<'a> Run<'a> {
                 let possible = self.committed_versions(row);
                 match possible.contains(version) {
                     true => Ok(()),
-                    false => Err(format!("{row} was at version {version}, and is at {possible:?}")),
+                    false => Err(format!("{row} was read at version {version}, but has one of {possible:?}")),
                 }
             }
             (Call::Page(namespace, range, after), Answer::Page(entries, more)) => {
@@ -190,12 +193,12 @@ impl<'a> Run<'a> {
                 }
                 match expected == *count {
                     true => Ok(()),
-                    false => {
-                        Err(format!("{count} rows of {namespace} {range:?} were deleted, not {expected}"))
-                    }
+                    false => Err(format!(
+                        "{count} rows of {namespace} {range:?} were deleted instead of {expected}"
+                    )),
                 }
             }
-            _ => Err(format!("{call:?} was answered by {answer:?}")),
+            _ => Err(format!("{call:?} was answered with {answer:?}")),
         }
     }
 
@@ -210,12 +213,12 @@ impl<'a> Run<'a> {
             Some(Staged::Delete) => "0",
             None => self.timeline.get(row, self.commits).map_or("0", |stored| stored.value.as_str()),
         };
-        let before: i64 = before.parse().map_err(|_| format!("{row} is no counter: {before}"))?;
+        let before: i64 = before.parse().map_err(|_| format!("{row} is not a counter: {before}"))?;
         self.stage(row, Staged::Put { value: (before + delta).to_string(), ttl: None }, None);
         Ok(())
     }
 
-    /// Whether the transaction can have found this value, or no row.
+    /// Checks that the transaction can have read this value of a row, or found no row.
     fn sees(&self, row: &Row, found: Option<&str>) -> Result<(), String> {
         let (value, is_optional) = match self.staged.get(row) {
             Some(Staged::Put { value, .. }) => (Some(value.as_str()), false),
@@ -227,11 +230,11 @@ impl<'a> Run<'a> {
         };
         match found == value || found.is_none() && is_optional {
             true => Ok(()),
-            false => Err(format!("{row} was {found:?}, and is {value:?}")),
+            false => Err(format!("{row} was read as {found:?}, but is {value:?}")),
         }
     }
 
-    /// The row as it is committed, unless it is certainly gone.
+    /// The committed row, unless it has certainly expired.
     fn committed(&self, row: &Row) -> Option<(&'a Stored, Life)> {
         let stored = self.timeline.get(row, self.commits)?;
         let life = self.reader.life(stored);
@@ -246,7 +249,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The entries of a range, in its order, those that only may be there among them.
+    /// The entries of a range in its order, including those that may have expired.
     fn entries(&self, namespace: &str, range: &Range, after: Option<&str>) -> Vec<Entry> {
         let mut entries = BTreeMap::new();
         for (key, stored) in self.timeline.namespace(namespace, self.commits) {
@@ -290,7 +293,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), String> {
         let expected = self.entries(namespace, range, after);
         let max = range.limit.map_or(usize::MAX, |limit| limit as usize);
-        let wrong = |what: String| Err(format!("a page of {namespace} {range:?} after {after:?}: {what}"));
+        let wrong = |what: String| Err(format!("the page of {namespace} {range:?} after {after:?}: {what}"));
         let (mut left, mut behind) = (found.iter().peekable(), 0);
         let mut taken = 0;
         for entry in &expected {
@@ -302,16 +305,21 @@ impl<'a> Run<'a> {
                 Some(_) => taken += 1,
                 None if entry.is_optional => {}
                 None => {
-                    return wrong(format!("it has {:?}, and not {}={}", left.peek(), entry.key, entry.value));
+                    return wrong(format!(
+                        "found {:?} instead of {}={}",
+                        left.peek(),
+                        entry.key,
+                        entry.value
+                    ));
                 }
             }
         }
         if let Some(further) = left.next() {
-            return wrong(format!("it has {further:?}, which is not there"));
+            return wrong(format!("found {further:?}, which does not exist"));
         }
         let is_certain = namespace != LEASES;
         if is_certain && more != (behind > 0) {
-            return wrong(format!("more: {more}, with {behind} rows behind it"));
+            return wrong(format!("`more` is {more}, but {behind} rows follow"));
         }
         Ok(())
     }
@@ -321,6 +329,6 @@ impl<'a> Run<'a> {
 struct Entry {
     key: String,
     value: String,
-    /// Whether it is missing for a reader whose clock is as late as it may be.
+    /// Whether the row may have expired for the reader.
     is_optional: bool,
 }

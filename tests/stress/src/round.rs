@@ -1,4 +1,5 @@
-//! A round: processes on one fresh file, which are killed and started again, and the check of all that they reported.
+//! A round: processes on one fresh file, which are killed and restarted, and the check of their
+//! reports.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -17,23 +18,23 @@ use crate::foreign::{self, Foreign, OLDER_RELEASE};
 use crate::history::{Event, Millis, nanos};
 use crate::worker::Worker;
 
-/// What a process that this program starts is told to be, as JSON.
+/// The role of a child process, as JSON.
 pub(crate) const ROLE: &str = "LARDER_STRESS_ROLE";
 
-/// How long a process may take to end once it is told to.
+/// How long a process may take to exit after it was told to.
 const END_MAX: Duration = Duration::from_secs(30);
 
-/// Caches of stores: none, one with room for a few rows, and two that hold all of them.
+/// Cache sizes in bytes: no cache, one for a few rows, and two that hold all rows.
 const CACHES: [u64; 4] = [0, 4_000, 1 << 20, 64 << 20];
 
-/// What a process is.
+/// The role of a child process.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Role {
     Worker(Worker),
     Foreign(Foreign),
 }
 
-/// What takes part in a round.
+/// The participants of a round.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -47,7 +48,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Two or three processes, of which one or more are larder's.
+    /// Draws a plan: one to three processes, of which at least one uses larder.
     pub(crate) fn new(seed: u64, leases: bool) -> Self {
         let mut random = Rng::with_seed(seed);
         let (workers, foreign) =
@@ -64,10 +65,12 @@ impl Plan {
         }
     }
 
-    /// Runs the processes for so long, and checks what they did.
+    /// Runs the processes for `duration`, and checks their reports.
     ///
     /// # Errors
-    /// What was violated. The events are then kept in `folder`.
+    ///
+    /// If the check finds a violation or a process fails. After a violation, the events are written
+    /// to `folder`.
     pub(crate) fn run(&self, duration: Duration, folder: &Path) -> Result<Figures, String> {
         let database = tempfile::Builder::new().prefix("larder-stress-").tempdir().map_err(text)?;
         let file = database.path().join("store.db");
@@ -94,17 +97,17 @@ impl Plan {
     }
 }
 
-/// Writes all events to a file, so that a failure can be examined. Gives its path as text.
+/// Writes all events to a file, so that a failure can be examined. Returns a line with its path.
 fn keep(events: &[Event], path: &Path) -> String {
     let lines = events.iter().filter_map(|event| serde_json::to_string(event).ok());
     let lines: String = lines.map(|line| line + "\n").collect();
     match std::fs::write(path, lines) {
         Ok(()) => format!("all events: {}", path.display()),
-        Err(error) => format!("the events can't be kept: {error}"),
+        Err(error) => format!("cannot write the events: {error}"),
     }
 }
 
-/// Makes the file with larder's tables in it.
+/// Creates the file with larder's tables.
 fn make(file: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
     runtime.block_on(async {
@@ -136,7 +139,7 @@ struct Process {
     events: JoinHandle<Vec<Event>>,
 }
 
-/// What was started at a place, to be started again after a kill.
+/// The kind of a process, to restart it after a kill.
 #[derive(Clone, Copy)]
 enum Kind {
     Worker,
@@ -146,12 +149,12 @@ enum Kind {
 
 impl<'a> Processes<'a> {
     fn new(plan: &'a Plan, file: &'a Path) -> Self {
-        // Not the numbers that the plan was made of.
+        // A different sequence from the one that drew the plan.
         let random = Rng::with_seed(plan.seed.wrapping_add(1 << 32));
         Self { plan, file, random, started: 0, ended: Vec::new() }
     }
 
-    /// Gives all events, and why a process ended that should not have.
+    /// Runs the processes. Returns all events, and why a process failed, if one did.
     fn run(mut self, duration: Duration) -> Result<(Vec<Event>, Figures, Option<String>), String> {
         let mut figures = Figures::default();
         let mut kinds = vec![Kind::Worker; self.plan.workers];
@@ -170,7 +173,7 @@ impl<'a> Processes<'a> {
             for (place, kind) in kinds.iter().enumerate().filter(|(other, _)| all || *other == place) {
                 let process = &mut processes[place];
                 if let Some(status) = process.child.try_wait().map_err(text)? {
-                    failure = Some(format!("a process ended by itself with {status}"));
+                    failure = Some(format!("a process exited before it was told to, with {status}"));
                 }
                 process.child.kill().map_err(text)?;
                 process.child.wait().map_err(text)?;
@@ -181,12 +184,12 @@ impl<'a> Processes<'a> {
             }
         }
         for mut process in processes.into_iter().chain(older) {
-            // The end of its input tells it to end.
+            // The end of its input tells the process to exit.
             drop(process.child.stdin.take());
             match wait(&mut process.child)? {
                 Some(status) if status.success() => {}
-                Some(status) => failure = Some(format!("a process ended with {status}")),
-                None => failure = Some(format!("a process did not end within {END_MAX:?}")),
+                Some(status) => failure = Some(format!("a process exited with {status}")),
+                None => failure = Some(format!("a process did not exit within {END_MAX:?}")),
             }
             self.ended.push(process.events);
         }
@@ -224,7 +227,7 @@ impl<'a> Processes<'a> {
             let program = command.get_program().display();
             format!("cannot start {program}: {error}; the stress test needs Python 3 with its module sqlite3")
         })?;
-        let output = child.stdout.take().ok_or("its output goes elsewhere")?;
+        let output = child.stdout.take().ok_or("the output of the process is not piped")?;
         Ok(Process { child, events: std::thread::spawn(move || read_events(output)) })
     }
 }
@@ -236,7 +239,7 @@ fn program(role: &Role) -> Result<Command, String> {
     Ok(command)
 }
 
-/// The events that a process reports until it ends. The last line of one that was killed may be torn.
+/// Reads the events of a process until it exits. The last line of a killed process may be torn.
 fn read_events(output: impl Read) -> Vec<Event> {
     let (mut output, mut events, mut line) = (BufReader::new(output), Vec::new(), Vec::new());
     while output.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) && line.ends_with(b"\n") {
@@ -250,7 +253,7 @@ fn read_events(output: impl Read) -> Vec<Event> {
     events
 }
 
-/// Waits for a process, and kills it if that takes too long.
+/// Waits for a process to exit, and kills it after [`END_MAX`].
 fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
     let begun = Instant::now();
     while begun.elapsed() < END_MAX {
@@ -264,12 +267,12 @@ fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
     Ok(None)
 }
 
-/// A flag that is set when the process that started this one wants it to end, or has ended itself.
+/// A flag that is set when the parent process closes the input, or has exited.
 pub(crate) fn stop_at_end_of_input() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let set = stop.clone();
     std::thread::spawn(move || {
-        // An error is an end too.
+        // A read error ends the input as well.
         drop(std::io::stdin().read_to_end(&mut Vec::new()));
         set.store(true, Ordering::SeqCst);
     });

@@ -1,4 +1,4 @@
-//! One transaction, and what it reports.
+//! A transaction that reports its calls and answers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::history::{
     expand, nanos, report, shorten,
 };
 
-/// A transaction that is open.
+/// An open transaction.
 pub(crate) struct Session {
     transaction: larder_core::Transaction,
     clock: Arc<JumpingClock>,
     record: Transaction,
-    /// Whether a row is written or deleted as a whole, so that a read of it needs nothing that is committed.
+    /// Rows that are staged as a whole, so that a read of them needs no committed state.
     staged: HashMap<Row, Staged>,
-    /// Before the first call that may have taken the snapshot.
+    /// The time before the first call that may have taken the snapshot.
     before: Option<(Nanos, Millis)>,
     page: Option<NextPage>,
 }
@@ -30,7 +30,7 @@ enum Staged {
     Delete,
 }
 
-/// What to ask for to get the page that follows the last one.
+/// The arguments that read the page after the last one.
 struct NextPage {
     namespace: String,
     range: Range,
@@ -51,13 +51,13 @@ impl Session {
         Ok(Self { transaction, clock, record, staged: HashMap::new(), before: None, page: None })
     }
 
-    /// The call that reads the page that follows the last one, if there is one.
+    /// The call that reads the page after the last one, if there is one.
     pub(crate) fn next_page(&self) -> Option<Call> {
         let page = self.page.as_ref()?;
         Some(Call::Page(page.namespace.clone(), page.range.clone(), Some(page.last.clone())))
     }
 
-    /// Makes a call.
+    /// Makes a call, and records its answer.
     pub(crate) async fn call(&mut self, call: Call) -> Result<Answer> {
         let reads = self.reads(&call);
         if reads != Reads::Nothing && self.before.is_none() {
@@ -86,7 +86,7 @@ impl Session {
                 let is_staged = |key: &String| self.staged.contains_key(&Row(namespace.clone(), key.clone()));
                 if keys.iter().all(is_staged) { Reads::Maybe } else { Reads::Committed }
             }
-            // An empty range asks nothing of what is committed.
+            // An empty range reads no committed state.
             Call::Page(_, range, _) | Call::DeleteRange(_, range) => {
                 let is_bounded = range.end.is_some();
                 if is_bounded { Reads::Maybe } else { Reads::Committed }
@@ -148,23 +148,25 @@ impl Session {
         Ok(Answer::Page(entries, more))
     }
 
-    /// Ends it without a commit, or after an error.
+    /// Ends the transaction without a commit, or after an error.
     pub(crate) fn leave(self) {
         report(&Event::Looked(self.record));
     }
 
-    /// Ends a transaction that wrote nothing with a commit.
+    /// Commits a transaction that wrote nothing.
     pub(crate) async fn commit_view(self) {
         let id = self.record.id;
         report(&Event::Looked(self.record));
         match self.transaction.commit().await {
             Ok(Version::ABSENT) => {}
-            Ok(version) => report(&Event::Broken(format!("{id} wrote nothing and got version {version:?}"))),
+            Ok(version) => report(&Event::Broken(format!(
+                "{id} wrote nothing, but its commit returned version {version:?}"
+            ))),
             Err(error) => check_kind(&error, id),
         }
     }
 
-    /// Commits, and does not wait for the answer longer than it is told.
+    /// Commits, and waits for the answer at most `longest`.
     pub(crate) async fn commit(self, longest: Option<Duration>) -> Outcome {
         let id = self.record.id;
         let (at, now) = (nanos(), self.clock.earliest());
@@ -192,7 +194,7 @@ impl Session {
     }
 }
 
-/// What a call asks of the committed state.
+/// Whether a call reads the committed state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reads {
     Nothing,
@@ -205,7 +207,7 @@ fn core_range(range: Range) -> larder_core::Range {
     larder_core::Range { prefix, start, end, reverse, limit, keys_only }
 }
 
-/// Reports an error that no call of a worker may get.
+/// Reports an error that no call of a worker may return.
 pub(crate) fn check_kind(error: &Error, id: Id) {
     let is_expected = matches!(
         error,
@@ -216,6 +218,6 @@ pub(crate) fn check_kind(error: &Error, id: Id) {
             | Error::Closed
     );
     if !is_expected {
-        report(&Event::Broken(format!("{id} got an error that it can't get: {error:?}")));
+        report(&Event::Broken(format!("{id} got an unexpected kind of error: {error:?}")));
     }
 }

@@ -1,4 +1,5 @@
-//! A process that uses the database through larder: several tasks with random transactions on one store.
+//! A process that uses the database through larder: several tasks run random transactions on one
+//! store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,50 +19,50 @@ use crate::foreign;
 use crate::history::{Answer, Call, Deed, Event, Id, Outcome, report};
 use crate::session::{Session, check_kind};
 
-/// What a worker is told.
+/// The instructions of a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Worker {
     pub(crate) file: PathBuf,
-    /// A number that no other process of the round has.
+    /// A number that is unique in the round.
     pub(crate) process: u64,
     pub(crate) seed: u64,
     pub(crate) cache_bytes: u64,
     pub(crate) full_durability: bool,
     pub(crate) tasks: u32,
-    /// Whether its disk fails now and then.
+    /// Whether its disk fails from time to time.
     pub(crate) failing_disk: bool,
     /// Whether the clocks of its stores jump.
     pub(crate) jumping_clock: bool,
-    /// Whether it uses rows that expire while it runs.
+    /// Whether it uses rows that expire during the round.
     pub(crate) leases: bool,
 }
 
-/// Ids of tasks and openings that one process gives.
+/// Ids for the tasks and openings of one process.
 const IDS: u64 = 1_000_000;
 
-/// Errors in a row after which a store is opened again.
+/// Consecutive errors after which a store is reopened.
 const FAILURES_MAX: u32 = 20;
 
-/// What the tasks of a store do at present.
+/// What the tasks of a store currently do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
     Busy,
-    /// Views only, as long as rows are cached.
+    /// Only views, so that rows stay cached.
     Reading,
     Asleep,
 }
 
-/// What the tasks of one opening share.
+/// State that the tasks of one opening share.
 struct Shared {
     worker: Worker,
     next_id: Arc<AtomicU64>,
     opening: u64,
     clock: Arc<JumpingClock>,
     phase: AtomicU8,
-    /// Errors without a success in between.
+    /// Errors since the last success.
     failures: AtomicU32,
-    /// The tasks are to end.
+    /// Tells the tasks to end.
     ending: AtomicBool,
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn run(worker: Worker) {
         .worker_threads(2)
         .enable_all()
         .build()
-        .expect("a runtime");
+        .expect("cannot start a runtime");
     let stop = crate::round::stop_at_end_of_input();
     runtime.block_on(async {
         let next_id = Arc::new(AtomicU64::new(worker.process * IDS));
@@ -108,7 +109,7 @@ async fn open_and_use(worker: &Worker, next_id: &Arc<AtomicU64>, random: &mut Rn
         store.close().await;
     }
     while let Some(ended) = tasks.join_next().await {
-        ended.expect("a task does not panic");
+        ended.expect("a task panicked");
     }
     store.close().await;
 }
@@ -120,7 +121,7 @@ async fn open(worker: &Worker, clock: Arc<JumpingClock>) -> Option<(Arc<Sqlite>,
         Ok(sqlite) => {
             let sqlite = Arc::new(sqlite);
             let store = Store::builder_shared(sqlite.clone()).clock(clock).sweep_interval(None).build();
-            Some((sqlite, store.expect("a store within a runtime")))
+            Some((sqlite, store.expect("cannot build the store")))
         }
         Err(error) => {
             check_kind(&error, Id { task: worker.process, number: 0 });
@@ -130,7 +131,8 @@ async fn open(worker: &Worker, clock: Arc<JumpingClock>) -> Option<(Arc<Sqlite>,
     }
 }
 
-/// Lets phases follow each other, and does what is done to a store from time to time, until it is to be closed.
+/// Switches phases, and sometimes sweeps, verifies, backs up or injects a fault, until the store is
+/// to be closed.
 async fn direct(shared: &Shared, sqlite: &Sqlite, store: &Store, random: &mut Rng, stop: &AtomicBool) {
     loop {
         let phase = match random.u32(0..8) {
@@ -191,7 +193,7 @@ async fn fail_disk(file: &Path, random: &mut Rng) {
     drop(fault);
 }
 
-/// A copy of the file is one of its states.
+/// Reports a backup, which must be one of the file's states.
 async fn back_up(shared: &Shared, sqlite: &Sqlite) {
     let name = format!("copy-{}.db", shared.next_id.fetch_add(1, Ordering::SeqCst));
     let copy = shared.worker.file.with_file_name(name);
@@ -199,10 +201,10 @@ async fn back_up(shared: &Shared, sqlite: &Sqlite) {
     match sqlite.backup(&copy).await {
         Ok(_) => {
             let to = crate::history::nanos();
-            let mut dump = foreign::dump_file(&copy).expect("a copy can be read");
+            let mut dump = foreign::dump_file(&copy).expect("cannot read the copy");
             dump.window = crate::history::Window { from, to };
             report(&Event::Dumped(dump));
-            std::fs::remove_file(&copy).expect("a copy can be removed");
+            std::fs::remove_file(&copy).expect("cannot remove the copy");
             report(&Event::Did(Deed::Backup));
         }
         Err(error) => check_kind(&error, shared.own_id()),
@@ -231,7 +233,7 @@ impl Shared {
     }
 }
 
-/// Random transactions, one after the other.
+/// Runs random transactions, one after the other.
 struct Task {
     shared: Arc<Shared>,
     handle: larder_core::Handle,
@@ -274,13 +276,13 @@ impl Task {
         }
     }
 
-    /// Pauses for a random time.
+    /// Sleeps for a random time of up to `millis`.
     async fn rest(&mut self, millis: u64) {
         let micros = self.calls.random.u64(0..millis * 1_000);
         tokio::time::sleep(Duration::from_micros(micros)).await;
     }
 
-    /// Pauses within a transaction: mostly not at all, and long enough for others to commit now and then.
+    /// Pauses within a transaction: mostly not at all, sometimes long enough for others to commit.
     async fn pause(&mut self) {
         match self.calls.random.u32(0..30) {
             0..4 => tokio::task::yield_now().await,
@@ -328,7 +330,8 @@ impl Task {
             Outcome::Conflict => Err(Error::Conflict),
             Outcome::Refused(reason) => Err(Error::Unavailable { reason, cause: None }),
             Outcome::Open(_) => {
-                // Its row must go on to say what became of this update.
+                // The task's row must keep the id of this update, so that the checker learns its
+                // outcome. A new id starts a new task.
                 let task = self.shared.next_id.fetch_add(1, Ordering::SeqCst);
                 self.id = Id { task, number: 0 };
                 self.shared.failed();
@@ -337,7 +340,7 @@ impl Task {
         }
     }
 
-    /// The calls of an update before its commit.
+    /// Makes the calls of an update before its commit.
     async fn stage(&mut self, session: &mut Session) -> Result<(), Error> {
         if self.shared.worker.leases && self.calls.one_in(8) {
             self.take_lease(session).await?;

@@ -1,4 +1,4 @@
-//! Fresh stores, one for each case.
+//! Benches: factories of fresh stores, one store for each case.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,46 +16,63 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tempfile::TempDir;
 
-/// Makes fresh stores of one kind.
+/// A factory of fresh stores of one kind of backend.
 #[async_trait]
 pub trait Bench: Send + Sync + 'static {
-    /// What the kind is called in reports: `sqlite`.
+    /// The name of the kind in reports, for example `sqlite`.
     fn name(&self) -> &'static str;
 
     /// Makes an empty store.
     ///
     /// # Errors
-    /// A backend that can't be had fails every case.
+    ///
+    /// If the backend is not available. Every case then fails.
     async fn scratch(&self) -> Result<Box<dyn Scratch>>;
 
-    /// Removes what all its stores had in common, after the last of them is removed.
+    /// Removes what the stores had in common, after the last of them is removed.
     ///
     /// # Errors
-    /// What is left could not be removed.
+    ///
+    /// If something could not be removed.
     async fn end(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// One store, which can be opened again and by several hosts at once.
+/// A store that can be opened again, and by several hosts at once.
 #[async_trait]
 pub trait Scratch: Send + Sync + 'static {
-    /// Opens it as another process would.
+    /// Opens the store as another process would.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be opened.
     async fn open(&self) -> Result<Arc<dyn Backend>>;
 
-    /// The data-source name by which another process opens it; none where none can.
+    /// The data-source name by which another process opens the store.
+    ///
+    /// `None` if no other process can open it.
     fn dsn(&self) -> Option<&str> {
         None
     }
 
-    /// Removes it, after every backend of it is closed.
+    /// Removes the store. Every backend that was opened on it must be closed.
+    ///
+    /// # Errors
+    ///
+    /// If something could not be removed.
     async fn remove(self: Box<Self>) -> Result<()>;
 }
 
-/// Makes the bench of a data-source name: fresh stores beside the one that it names, which is never touched.
+/// Makes a bench for the kind of store that a data-source name describes.
+///
+/// Its fresh stores are next to the named store, which is never touched.
 ///
 /// # Errors
-/// Where the name is of no kind that the suite can make fresh stores of.
+///
+/// - If the suite cannot make fresh stores of this kind.
+/// - For tenants, the errors of [`TenantsBench::beside`]: if the object storage cannot be reached
+///   or does not honour conditional writes.
 pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
     let sqlite = dsn.strip_prefix("sqlite:");
     Ok(match (dsn, sqlite) {
@@ -71,13 +88,13 @@ pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
         _ if PostgresDriver::new().accepts(dsn) => Arc::new(PostgresBench { dsn: dsn.to_string(), drivers }),
         _ => {
             bail!(
-                "the suite makes fresh stores for `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres and `tenants+…`"
+                "the suite cannot make fresh stores for this name; use `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres or `tenants+…`"
             )
         }
     })
 }
 
-/// Stores in memory.
+/// A bench of in-memory stores.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryBench;
 
@@ -105,19 +122,19 @@ impl Scratch for MemoryScratch {
     }
 }
 
-/// SQLite files in temporary folders.
+/// A bench of SQLite files, each in its own temporary folder.
 #[derive(Clone, Debug)]
 pub struct SqliteBench {
-    /// Where the temporary folders are made.
+    /// The folder for the temporary folders.
     pub folder: PathBuf,
-    /// Options of the data-source name: `durability=full`.
+    /// Options of the data-source name, for example `durability=full`.
     pub options: String,
-    /// Has the driver `sqlite`.
+    /// The drivers, which must include `sqlite`.
     pub drivers: Drivers,
 }
 
 impl SqliteBench {
-    /// In the system's folder for temporary files.
+    /// Makes a bench in the system's folder for temporary files.
     pub fn in_temporary_folder(drivers: Drivers) -> Self {
         Self { folder: std::env::temp_dir(), options: String::new(), drivers }
     }
@@ -133,9 +150,9 @@ impl Bench for SqliteBench {
         let folder = tempfile::Builder::new()
             .prefix("larder-conformance-")
             .tempdir_in(&self.folder)
-            .with_context(|| format!("could not make a temporary folder in {}", self.folder.display()))?;
+            .with_context(|| format!("cannot make a temporary folder in {}", self.folder.display()))?;
         let path = folder.path().join("case.db");
-        let path = path.to_str().context("the temporary folder's path is no text")?;
+        let path = path.to_str().context("the path of the temporary folder is not UTF-8")?;
         let dsn = format!("sqlite:{}?{}", path.replace('%', "%25").replace('?', "%3F"), self.options);
         Ok(Box::new(SqliteScratch { folder, dsn, drivers: self.drivers.clone() }))
     }
@@ -162,16 +179,16 @@ impl Scratch for SqliteScratch {
     }
 }
 
-/// Stores of a Postgres database, each a schema of its own.
+/// A bench of stores in one Postgres database, each in its own schema.
 #[derive(Clone)]
 pub struct PostgresBench {
-    /// The database.
+    /// The data-source name of the database.
     pub dsn: String,
-    /// Has the driver `postgres`.
+    /// The drivers, which must include `postgres`.
     pub drivers: Drivers,
 }
 
-/// Schemas of one process differ by number, those of two by process.
+/// Numbers the schemas of this process. The process id in their names tells processes apart.
 static SCHEMAS: AtomicU64 = AtomicU64::new(1);
 
 #[async_trait]
@@ -217,7 +234,7 @@ impl Scratch for PostgresScratch {
     }
 }
 
-/// Tenants of one host, each a store.
+/// A bench of the tenants of one host. Each tenant is a store.
 #[derive(Clone, Debug)]
 pub struct TenantsBench {
     host: Arc<TenantsHost>,
@@ -229,15 +246,16 @@ struct TenantsHost {
     objects: Arc<dyn ObjectStore>,
     prefix: ObjectPath,
     next: AtomicU64,
-    /// The cache folder.
+    /// The cache folder, which lives as long as the host.
     _folder: TempDir,
 }
 
 impl TenantsBench {
-    /// Below a prefix of an object store.
+    /// Makes a bench below a prefix of an object store.
     ///
     /// # Errors
-    /// As [`TenantsBench::beside`].
+    ///
+    /// If the object store cannot be reached or does not honour conditional writes.
     pub async fn on(
         objects: Arc<dyn ObjectStore>,
         prefix: ObjectPath,
@@ -247,10 +265,12 @@ impl TenantsBench {
         Self::of(builder, objects, prefix).await
     }
 
-    /// In object storage, beside what a data-source name names.
+    /// Makes a bench below a new prefix, next to the tenants of a data-source name.
     ///
     /// # Errors
-    /// Where the object storage can't be reached, or does not honour conditions.
+    ///
+    /// - If the name is invalid.
+    /// - If the object storage cannot be reached or does not honour conditional writes.
     pub async fn beside(dsn: &str) -> Result<Self> {
         let dsn = TenantsDsn::parse(dsn)?;
         let name = format!("conformance-{}-{:016x}", std::process::id(), fastrand::u64(..));
@@ -260,7 +280,8 @@ impl TenantsBench {
 
     async fn of(builder: TenantsBuilder, objects: Arc<dyn ObjectStore>, prefix: ObjectPath) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("larder-conformance-").tempdir()?;
-        // So few places and writes that tenants come and go, and are written back, under the cases.
+        // The capacity and the checkpoint interval are so small that tenants are evicted and
+        // written back while cases run.
         let builder = builder.capacity(16).checkpoint_writes(5).sweep_interval(None);
         let tenants = builder.prefix(prefix.clone()).cache_folder(folder.path()).open().await?;
         let next = AtomicU64::new(1);
@@ -304,8 +325,8 @@ struct TenantScratch {
 
 #[async_trait]
 impl Scratch for TenantScratch {
-    /// A tenant has one host at a time: two that open it share what is open there. Where nobody has it any more, it
-    /// comes out of object storage.
+    /// Only one host may hold a tenant at a time, so two opens of it share the open database. If no
+    /// handle uses the tenant, it is evicted first and loaded from object storage again.
     async fn open(&self) -> Result<Arc<dyn Backend>> {
         match self.host.tenants.evict(&self.key).await {
             Ok(_) | Err(TenantError::InUse { .. }) => {}
@@ -327,7 +348,7 @@ impl Scratch for TenantScratch {
     }
 }
 
-/// The data-source name with a schema, in the form that it has.
+/// Adds the schema to a data-source name, as a URL parameter or a libpq keyword.
 fn with_schema(dsn: &str, schema: &str) -> String {
     if !dsn.contains("://") {
         return format!("{dsn} schema={schema}");
@@ -336,7 +357,7 @@ fn with_schema(dsn: &str, schema: &str) -> String {
     format!("{dsn}{separator}schema={schema}")
 }
 
-/// Connects as a store does.
+/// Connects with the same options as a store.
 async fn execute(dsn: &str, sql: &str) -> Result<()> {
     let options = PostgresOptions::parse(dsn)?;
     Ok(options.with_connection(async |client| client.batch_execute(sql).await).await??)

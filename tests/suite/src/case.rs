@@ -1,4 +1,4 @@
-//! The host of one case, and its instances of the component.
+//! The hosts of one case, and the instances of the component that they run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +19,7 @@ use crate::probe::HostName;
 use crate::probe::bindings::SuitePre;
 use crate::{STORE_BYTES, limits};
 
-/// What all instances of one case share.
+/// The state that all instances of a case share.
 pub(crate) struct Case {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) component: SuitePre<Instance>,
@@ -30,11 +30,11 @@ pub(crate) struct Case {
     other: Store,
     pub(crate) summarizer: Arc<ScriptedSummarizer>,
     memory: Mutex<Option<DeclaredMemory>>,
-    /// Beside both hosts, to look at what they wrote.
+    /// A third open of the store, to inspect and damage the records that both hosts wrote.
     records: Arc<dyn Backend>,
 }
 
-/// How memory is kept, and the stores that keep it.
+/// The memory stores of both hosts, on the options that the case declared.
 struct DeclaredMemory {
     main: MemoryStore,
     other: MemoryStore,
@@ -49,7 +49,7 @@ pub(crate) struct Instance {
     wasi: WasiCtx,
 }
 
-/// What one instance may do.
+/// The rights of one instance.
 pub(crate) struct Rights {
     pub(crate) memory_of: HostName,
     pub(crate) identities: IdentityScope,
@@ -58,7 +58,7 @@ pub(crate) struct Rights {
 }
 
 impl Default for Rights {
-    /// All that a case can have.
+    /// All rights.
     fn default() -> Self {
         Self {
             memory_of: HostName::Main,
@@ -69,7 +69,7 @@ impl Default for Rights {
     }
 }
 
-/// Keeps what the host reports.
+/// Collects the events of the host.
 #[derive(Default)]
 pub(crate) struct Events(Mutex<Vec<Event>>);
 
@@ -111,12 +111,12 @@ impl Case {
         }))
     }
 
-    /// How the backend counts rows for a quota.
+    /// How the backend counts rows towards a quota.
     pub(crate) fn stored_cost(&self) -> StoredCost {
         self.records.stored_cost()
     }
 
-    /// A fresh instance's store.
+    /// Makes the wasmtime store of a new instance.
     pub(crate) fn instance(self: &Arc<Self>) -> Result<wasmtime::Store<Instance>> {
         let rights = Rights::default();
         let instance = Instance {
@@ -127,7 +127,7 @@ impl Case {
             wasi: WasiCtx::builder().inherit_stderr().build(),
         };
         let mut store = wasmtime::Store::new(&self.engine, instance);
-        // Enough for the largest argument that a case sends, a list of 100 kB texts.
+        // Enough for the largest argument of a case, a list of texts of 100 kB.
         store.set_hostcall_fuel(16 << 20);
         Ok(store)
     }
@@ -165,7 +165,7 @@ impl Case {
     pub(crate) fn declare_memory(&self, options: MemoryOptions) -> Result<()> {
         let keep = |store: &Store| {
             let builder = MemoryStore::builder(store, options.clone()).summarizer(self.summarizer.clone());
-            // Cases do what is due when they want to.
+            // Cases run due work themselves.
             builder.background(false).build()
         };
         let (main, other) = (keep(&self.main())?, keep(&self.other)?);
@@ -184,7 +184,7 @@ impl Case {
         let key = RecordKey::conversation(Identity::new(identity.into(), &limits())?);
         let stored = self.records.load_record(&key).await?;
         let expected = stored.as_ref().map_or(Version::ABSENT, |stored| stored.version);
-        let stored = stored.context("nothing is stored of this session")?;
+        let stored = stored.context("the session has no stored record")?;
         let record = Some(StoredRecord { bytes, version: Version(expected.0 ^ 1), ..stored });
         Ok(self.records.write_record(Arc::new(RecordWrite { key, expected, record })).await?)
     }
@@ -194,7 +194,7 @@ impl Case {
         Ok(self.records.load_record(&key).await?.map(|stored| stored.bytes))
     }
 
-    /// Closes everything and removes the store.
+    /// Closes the hosts and removes the store.
     pub(crate) async fn end(self: Arc<Self>) -> Result<()> {
         for host in [HostName::Main, HostName::Other] {
             if let Some(memories) = self.memory(host) {
@@ -206,7 +206,8 @@ impl Case {
         self.records.close().await;
         match Arc::try_unwrap(self) {
             Ok(case) => case.scratch.remove().await,
-            // An instance that was cut off still has it; what is left is removed with it.
+            // An instance whose call timed out still holds the case. When it drops the case, the
+            // store's temporary folder is removed.
             Err(_) => Ok(()),
         }
     }
@@ -217,7 +218,7 @@ impl Case {
 }
 
 impl Instance {
-    /// Lets the instance open what the case has by now.
+    /// Rebuilds the storage context from the current state and rights of the case.
     pub(crate) fn renew_storage(&mut self) -> Result<()> {
         self.storage = self.case.storage(&self.rights)?;
         Ok(())
@@ -235,7 +236,7 @@ fn open(
     quota: Option<u64>,
 ) -> Result<Store> {
     let builder = Store::builder_shared(backend).name("main").clock(clock.clone()).events(events.clone());
-    // Cases see expired rows before any sweep, and sweep when they want to.
+    // Cases read expired rows before any sweep, and sweep themselves.
     let builder = builder.sweep_interval(None);
     let builder = match quota {
         Some(bytes) => builder.quota_bytes(bytes),

@@ -1,7 +1,20 @@
 //! Runs the conformance suite, which is a guest component, on any backend.
 //!
-//! Each case gets a host of its own over a fresh store. A backend joins by implementing [`Bench`], which makes
-//! such stores: those of larder's own are [`MemoryBench`], [`SqliteBench`], [`PostgresBench`] and [`TenantsBench`].
+//! Each case gets its own hosts on a fresh store. To test a backend, implement [`Bench`], which
+//! makes the stores. The benches of larder's own backends are [`MemoryBench`], [`SqliteBench`],
+//! [`PostgresBench`] and [`TenantsBench`].
+//!
+//! ```no_run
+//! use larder_suite::{MemoryBench, Suite};
+//!
+//! # async fn run() -> anyhow::Result<()> {
+//! let suite = Suite::load().await?;
+//! for name in suite.cases() {
+//!     suite.run(name, &MemoryBench).await.map_err(anyhow::Error::msg)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod bench;
 mod case;
@@ -12,8 +25,10 @@ mod suite;
 pub use bench::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench, TenantsBench, bench_for};
 pub use suite::{CaseResult, Suite, TIMEOUT};
 
-/// The bounds under which every case runs: small, so that reaching them is quick. Time alone is ample: cases reach it by
-/// the clock that they move, and no disk is so slow that one runs into it.
+/// The limits of every case.
+///
+/// They are small, so that cases reach them quickly. Only the transaction timeout is longer than a
+/// case: cases reach it by moving the clock, and a slow disk must not.
 pub fn limits() -> larder_host::Limits {
     larder_host::Limits {
         namespace_bytes: 64,
@@ -32,5 +47,5 @@ pub fn limits() -> larder_host::Limits {
     }
 }
 
-/// The quota of the store `main`.
+/// The quota of the store `main`, in bytes.
 pub const STORE_BYTES: u64 = 1 << 20;

@@ -1,4 +1,4 @@
-//! How a case's hosts keep memory, and the summariser that it gives orders to.
+//! The memory options of a case, and the summariser that it controls.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::probe::bindings::larder::conformance::probe;
 use crate::probe::bindings::larder::conformance::probe::{Summaries, SummaryCall};
 
-/// What a case declared.
+/// Converts the options that a case declared.
 pub(crate) fn options(declared: probe::MemoryOptions) -> Result<MemoryOptions> {
     Ok(MemoryOptions {
         budget_tokens: declared.budget_tokens,
@@ -26,7 +26,7 @@ pub(crate) fn options(declared: probe::MemoryOptions) -> Result<MemoryOptions> {
     })
 }
 
-/// Does what the case says, and keeps what it was asked for.
+/// Behaves as the case sets it, and records its calls.
 pub(crate) struct ScriptedSummarizer {
     does: Mutex<Summaries>,
     calls: Mutex<Vec<SummaryCall>>,
@@ -56,7 +56,7 @@ impl ScriptedSummarizer {
     }
 
     pub(crate) async fn called(&self, count: u32) {
-        // It only fails where the sender is gone, which this holds.
+        // Fails only if the sender is dropped, and `self` holds it.
         let _ = self.called.subscribe().wait_for(|calls| *calls >= count).await;
     }
 
@@ -79,8 +79,8 @@ impl Summarizer for ScriptedSummarizer {
         self.called.send_modify(|calls| *calls += 1);
         match does {
             Summaries::Echo => {}
-            Summaries::Fail => return Err(SummaryError::new("the case wants it to fail")),
-            Summaries::Panic => std::panic::resume_unwind(Box::new("the case wants it to panic")),
+            Summaries::Fail => return Err(SummaryError::new("the case set the summariser to fail")),
+            Summaries::Panic => std::panic::resume_unwind(Box::new("the case set the summariser to panic")),
             Summaries::Empty => return Ok(String::new()),
             Summaries::Long => return Ok("x".repeat(1_000)),
             Summaries::Hang => std::future::pending().await,

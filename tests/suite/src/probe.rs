@@ -1,4 +1,4 @@
-//! What a case may do to its host.
+//! Implements the interface `probe`, by which a case controls its host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(crate) use bindings::larder::conformance::probe::WhichHost as HostName;
 use bindings::larder::conformance::probe::{Bounds, Event, Host, MemoryOptions, Summaries, SummaryCall};
 
 pub(crate) mod bindings {
-    #![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
+    #![allow(missing_docs, unreachable_pub, reason = "the WIT documents them")]
     wasmtime::component::bindgen!({
         path: ["../../wit", "../conformance/wit"],
         world: "larder:conformance/suite",
@@ -124,7 +124,7 @@ impl Host for Instance {
     async fn await_summary_calls(&mut self, count: u32) -> wasmtime::Result<Result<(), String>> {
         let called = self.case.summarizer.called(count);
         let waited = tokio::time::timeout(Duration::from_secs(60), called).await;
-        Ok(waited.map_err(|_| format!("the summariser was not called {count} times")))
+        Ok(waited.map_err(|_| format!("the summariser was called fewer than {count} times")))
     }
 
     async fn release_summaries(&mut self) -> wasmtime::Result<()> {
@@ -137,7 +137,7 @@ impl Host for Instance {
             Some(memories) => {
                 memories.run_due().await.map(|count| count as u32).map_err(|error| error.to_string())
             }
-            None => Err("no memory was declared".to_string()),
+            None => Err("no memory is declared; call declare-memory first".to_string()),
         })
     }
 
@@ -192,7 +192,8 @@ impl Host for Instance {
     }
 }
 
-/// Runs a worker in so many instances at once, and gives their outcomes in the order of their indexes.
+/// Runs a worker in `instances` instances at once. Returns the outcomes in the order of their
+/// indexes.
 async fn work(case: &Arc<Case>, worker: &str, instances: u32) -> Vec<wasmtime::Result<Result<(), String>>> {
     let mut running = JoinSet::new();
     for index in 0..instances {

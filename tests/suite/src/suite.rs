@@ -1,4 +1,4 @@
-//! The suite: its component, its cases, and how one is run.
+//! The suite: loads the component, lists its cases, and runs them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::bench::{Bench, MemoryBench};
 use crate::case::{Case, Instance};
 use crate::probe::bindings::{Suite as SuiteInstance, SuitePre, larder::conformance::probe};
 
-/// How long a case may take before it has failed.
+/// The longest time that a case may run before it fails.
 pub const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What came of one case: nothing, or what was expected and what came.
+/// `Ok` if the case passed; otherwise what it expected and what it found.
 pub type CaseResult = Result<(), String>;
 
-/// The compiled suite. Clones share it.
+/// The compiled suite. Clones share one compilation.
 #[derive(Clone)]
 pub struct Suite {
     engine: wasmtime::Engine,
@@ -27,10 +27,11 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Compiles the suite and asks it for its cases.
+    /// Compiles the suite and lists its cases.
     ///
     /// # Errors
-    /// Where the component is not one of this release.
+    ///
+    /// If the component does not compile or link, or was built by another release.
     pub async fn load() -> Result<Self> {
         let engine = wasmtime::Engine::new(&engine_config())?;
         let component = Component::new(&engine, larder_artifacts::CONFORMANCE_COMPONENT)?;
@@ -48,22 +49,28 @@ impl Suite {
         Ok(suite)
     }
 
-    /// The names of the cases: `group::sentence_in_words`.
+    /// The names of the cases, in the form `group::sentence_in_words`.
     pub fn cases(&self) -> &[String] {
         &self.cases
     }
 
-    /// The names of cases that are wrong on purpose, and have to fail.
+    /// The names of cases that are wrong on purpose. They must fail.
     pub fn planted(&self) -> &[String] {
         &self.planted
     }
 
     /// Runs one case on a fresh store.
+    ///
+    /// # Errors
+    ///
+    /// - If the case fails or traps.
+    /// - If the store cannot be made or removed.
+    /// - If the case takes longer than [`TIMEOUT`].
     pub async fn run(&self, name: &str, bench: &dyn Bench) -> CaseResult {
         match tokio::time::timeout(TIMEOUT, self.run_in_host(name, bench)).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(format!("{error:#}")),
-            Err(_) => Err(format!("it took longer than {} s", TIMEOUT.as_secs())),
+            Err(_) => Err(format!("the case took longer than {} s", TIMEOUT.as_secs())),
         }
     }
 
@@ -73,8 +80,8 @@ impl Suite {
         let instance = self.instantiate(&mut store).await?;
         let result = instance.call_run(&mut store, name).await;
         drop(store);
-        case.end().await.context("the store could not be removed")?;
-        result.map_err(|trap| anyhow!("it trapped: {trap:?}"))
+        case.end().await.context("cannot remove the store")?;
+        result.map_err(|trap| anyhow!("the case trapped: {trap:?}"))
     }
 
     async fn instantiate(&self, store: &mut wasmtime::Store<Instance>) -> Result<SuiteInstance> {

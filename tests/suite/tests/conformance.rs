@@ -1,5 +1,6 @@
-//! The conformance suite on every backend, each case a test: `sqlite::tx::a_lost_update_is_a_conflict`. And the suite
-//! on trial: what is wrong on purpose has to fail.
+//! Runs the conformance suite on every backend. Each case is a test, for example
+//! `sqlite::tx::a_lost_update_is_a_conflict`. The group `self_check` tests the suite itself: cases
+//! that are wrong on purpose and backends with a defect must fail.
 #![allow(clippy::expect_used, reason = "tests")]
 
 #[path = "../../../host/tenants/tests/support/seaweed.rs"]
@@ -20,7 +21,7 @@ use support::{harness, postgres_server};
 use tenants_benches::{LazyTenants, Objects, Places};
 use tokio::runtime::Runtime;
 
-/// Backends that break a promise, and a case that has to notice.
+/// Defects of backends, and for each a case that must catch it.
 const CAUGHT: &[(Defect, &str)] = &[
     (Defect::ForgetsReads, "tx::a_lost_update_is_a_conflict"),
     (Defect::ForgetsReads, "tx::a_lost_update_is_found_through_every_read"),
@@ -50,7 +51,7 @@ const CAUGHT: &[(Defect, &str)] = &[
     ),
 ];
 
-/// How often a case may miss a defect before the suite has.
+/// How often a case may miss a defect before the self-check fails.
 const ATTEMPTS: u32 = 5;
 
 const TENANTS: [(&str, Objects, Durability); 5] = [
@@ -64,7 +65,7 @@ const TENANTS: [(&str, Objects, Durability); 5] = [
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
-    let suite = runtime.block_on(Suite::load()).expect("the suite can't be loaded");
+    let suite = runtime.block_on(Suite::load()).expect("cannot load the suite");
     let mut trials = self_check(&runtime, &suite);
     trials.extend(cases(&runtime, &suite, "memory", Ok(Arc::new(MemoryBench))));
     for (backend, options) in [("sqlite", ""), ("sqlite_uncached", "cache_bytes=0")] {
@@ -85,7 +86,7 @@ fn main() {
     });
 }
 
-/// Every case on one backend. One that can't run fails them all.
+/// All cases on one backend. If the bench is an error, every case fails with it.
 fn cases(
     runtime: &Arc<Runtime>,
     suite: &Suite,
@@ -106,7 +107,7 @@ fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
         let (suite, case) = (suite.clone(), name.clone());
         harness::trial(runtime, format!("self_check::{name}_is_seen_failing"), || async move {
             match suite.run(&case, &MemoryBench).await {
-                Ok(()) => Err(format!("{case} passed, and is wrong on purpose")),
+                Ok(()) => Err(format!("{case} is wrong on purpose, but passed")),
                 Err(_) => Ok(()),
             }
         })
@@ -115,7 +116,7 @@ fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
         let suite = suite.clone();
         harness::trial(runtime, format!("self_check::{defect:?}_is_caught_by_{case}"), move || async move {
             suite.run(case, &MemoryBench).await?;
-            // Some defects are races, which a case runs into mostly, and not always.
+            // Some defects are races, which a case hits in most runs, but not in all.
             for _ in 0..ATTEMPTS {
                 if suite.run(case, &BrokenBench(*defect)).await.is_err() {
                     return Ok(());

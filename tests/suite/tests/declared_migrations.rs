@@ -1,4 +1,4 @@
-//! Migrations that components declare, by many processes at once, and by processes that are killed.
+//! Guest migrations that many processes apply at once, and that killed processes apply.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -17,7 +17,7 @@ use support::{harness, postgres_server};
 
 type Outcome = Result<(), String>;
 
-/// How many steps a started process is to apply, and to which store.
+/// The number of migrations that a child process applies, and the store to which it applies them.
 const STEPS: &str = "LARDER_MIGRATION_STEPS";
 const STORE: &str = "LARDER_MIGRATION_STORE";
 
@@ -45,10 +45,10 @@ fn main() {
     harness::run(&arguments, trials, || drop(server));
 }
 
-/// Runs a test on an empty database, named by its data-source name.
+/// Runs a test on an empty database.
 async fn on(bench: Arc<dyn Bench>, test: impl AsyncFnOnce(&Database) -> Outcome) -> Outcome {
     let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
-    let dsn = scratch.dsn().ok_or("no other process can open it")?.to_string();
+    let dsn = scratch.dsn().ok_or("no other process can open the store")?.to_string();
     let outcome = test(&Database { dsn }).await;
     scratch.remove().await.map_err(|error| format!("{error:#}"))?;
     outcome
@@ -65,7 +65,7 @@ impl Database {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
     }
 
-    /// The steps that were applied, and how often.
+    /// The applied migrations, and how often each ran.
     async fn applied(&self) -> (Vec<AppliedMigration>, Vec<String>) {
         let (store, handle) = open(&self.dsn).await;
         let mut view = handle.begin(Mode::View).unwrap();
@@ -81,7 +81,7 @@ impl Database {
         (steps, counts.into_iter().map(count).collect())
     }
 
-    /// Expects that just the first steps are applied, each once, and gives their number.
+    /// Checks that exactly the first migrations are applied, each once, and returns their number.
     async fn expect_prefix(&self) -> Result<usize, String> {
         let (steps, counts) = self.applied().await;
         let expected: Vec<_> = (0..steps.len()).map(id).collect();
@@ -90,7 +90,7 @@ impl Database {
         if found == expected && counts == once {
             return Ok(found.len());
         }
-        Err(format!("{found:?} are applied, with {counts:?}"))
+        Err(format!("found {found:?} applied, with the counts {counts:?}"))
     }
 }
 
@@ -106,7 +106,7 @@ async fn open(dsn: &str) -> (Store, Handle) {
     (store, handle)
 }
 
-/// What a host does at its start. It says each step that it applied.
+/// Migrates as a host does at startup, and prints each migration that it applied.
 async fn migrate(dsn: &str, steps: usize) {
     let (store, handle) = open(dsn).await;
     while let Some(id) = apply_next(&handle, steps).await {
@@ -124,7 +124,7 @@ async fn apply_next(handle: &Handle, steps: usize) -> Option<String> {
             Ok(None) => return None,
             Ok(Some(NextMigration { id, mut transaction })) => {
                 transaction.increment("counts".into(), id.clone(), 1).unwrap();
-                // Long enough that kills hit it.
+                // Long enough that a kill can hit it.
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 transaction.commit().await.map(|_| id)
             }
@@ -152,11 +152,11 @@ async fn migrate_at_once(database: &Database) -> Outcome {
     said.sort();
     let expected: Vec<_> = (0..COUNT).map(id).collect();
     if said != expected {
-        return Err(format!("the hosts say that they applied {said:?}"));
+        return Err(format!("the hosts printed {said:?} instead of each migration once"));
     }
     match database.expect_prefix().await? {
         COUNT => Ok(()),
-        other => Err(format!("{other} steps are applied")),
+        other => Err(format!("{other} steps are applied instead of {COUNT}")),
     }
 }
 
@@ -170,7 +170,9 @@ async fn migrate_through_kills(database: &Database) -> Outcome {
         let acknowledged = last.and_then(|id| id.parse::<usize>().ok()).map_or(0, |number| number + 1);
         let kept = database.expect_prefix().await?;
         if kept < acknowledged.max(applied) {
-            return Err(format!("round {round}: {kept} steps, after {acknowledged} were acknowledged"));
+            return Err(format!(
+                "round {round}: {kept} steps are applied, after {acknowledged} were acknowledged"
+            ));
         }
         applied = kept;
         interrupted += usize::from(kept < (round + 1) * STEPS_A_ROUND);

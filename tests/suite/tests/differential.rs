@@ -1,8 +1,9 @@
-//! The same random transactions on several backends have to answer the same.
+//! Runs the same random transactions on several backends and compares the answers.
 //!
-//! In memory and on SQLite whole schedules of overlapping transactions are compared, with their conflicts and versions.
-//! Postgres may refuse more, and numbers versions otherwise: there transactions follow one another, and what is compared
-//! are answers. A failure prints the seed, and with it the whole script can be run again.
+//! The in-memory backend and SQLite run whole schedules of overlapping transactions and must agree
+//! on conflicts and versions too. Postgres may return more conflicts and numbers versions
+//! differently. There transactions run one after the other, and only the answers are compared. A
+//! failure prints its seed, which reproduces the whole script.
 #![allow(clippy::expect_used, reason = "tests")]
 
 mod support;
@@ -24,14 +25,14 @@ use larder_suite::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench};
 use support::broken::{BrokenBench, Defect};
 use support::{harness, postgres_server};
 
-/// Schedules that are compared, and calls in each.
+/// The number of schedules, and of calls in each.
 const SCHEDULES: u64 = 150;
 const CALLS: usize = 120;
 
-/// SQLite with its cache, without it, and with one that has room for a few rows.
+/// SQLite with its row cache, without it, and with one that holds a few rows.
 const SQLITE: [&str; 3] = ["", "cache_bytes=0", "cache_bytes=4000"];
 
-/// Defects that the schedules have to find, or they prove nothing.
+/// Defects that the schedules must detect, or they prove nothing.
 const DEFECTS: [Defect; 8] = [
     Defect::ForgetsReads,
     Defect::ForgetsConditions,
@@ -71,8 +72,9 @@ fn main() {
     let mut poolers = Vec::new();
     for (program, mode) in poolers_and_modes() {
         let name = format!("the_same_through_{}_in_{mode:?}_mode", program.display());
-        let through =
-            server.as_ref().map(|server| PgBouncer::start(&program, server, mode).expect("no PgBouncer"));
+        let through = server
+            .as_ref()
+            .map(|server| PgBouncer::start(&program, server, mode).expect("cannot start PgBouncer"));
         let dsn = through.as_ref().map(PgBouncer::dsn).unwrap_or_default();
         poolers.push(through);
         trials.push(harness::trial(&runtime, name, || async {
@@ -87,7 +89,7 @@ fn main() {
                     return Ok(());
                 }
             }
-            Err(format!("{SCHEDULES} schedules did not tell {defect:?} apart"))
+            Err(format!("{SCHEDULES} schedules did not detect {defect:?}"))
         })
     }));
     harness::run(&arguments, trials, || {
@@ -96,15 +98,15 @@ fn main() {
     });
 }
 
-/// None if the environment names a server, as a pooler is configured for a private one.
+/// Empty if the environment names a server, as PgBouncer can only be configured for a private one.
 fn poolers_and_modes() -> Vec<(PathBuf, PoolMode)> {
     if std::env::var_os(URL_VARIABLE).is_some() {
         return Vec::new();
     }
-    PgBouncer::programs_and_modes().expect("no PgBouncer")
+    PgBouncer::programs_and_modes().expect("cannot find PgBouncer")
 }
 
-/// Compares transactions that follow one another.
+/// Compares transactions that run one after the other.
 async fn compare_sequences(seeds: std::ops::Range<u64>, postgres: &PostgresBench) -> Result<(), String> {
     for seed in seeds {
         compare(seed, &MemoryBench, postgres, 1).await?;
@@ -117,7 +119,8 @@ fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, Postgres
     Ok((server, PostgresBench { dsn, drivers: drivers() }))
 }
 
-/// Moves only when it is told: a backend that takes longer must not see rows expire earlier.
+/// A clock that only moves when it is told to, so that rows do not expire earlier on a slow
+/// backend.
 #[derive(Debug, Default)]
 struct StandingClock(AtomicU64);
 
@@ -137,16 +140,16 @@ impl Clock for StandingClock {
     }
 }
 
-/// A store that is driven by a script, and the versions that it gave to rows.
+/// A store that a script drives, with the script's state on it.
 struct Driven {
     handle: Handle,
     store: Store,
     scratch: Box<dyn Scratch>,
     clock: Arc<StandingClock>,
     open: Vec<Option<Transaction>>,
-    /// The last version that was read, for conditions.
+    /// The last version that was read, for conditional writes.
     seen: Version,
-    /// Whether versions are part of the answers.
+    /// Whether answers include versions.
     compares_versions: bool,
 }
 
@@ -160,7 +163,7 @@ impl Driven {
         let limits = Limits {
             value_bytes: 40,
             key_bytes: 20,
-            // Five entries of a list, and 90 bytes.
+            // Five entries and 90 bytes.
             result_bytes: 1_370,
             transaction_bytes: 5_000,
             transaction_mutations: 12,
@@ -184,14 +187,15 @@ impl Driven {
         })
     }
 
-    /// Makes the next call of the script, and says what came of it.
+    /// Makes the next call of the script and returns the answer as text.
     async fn step(&mut self, random: &mut Rng) -> String {
         if random.u8(..) < 8 {
             self.clock.advance(Duration::from_secs(random.u64(1..40)));
             return "time passes".to_string();
         }
         if random.u8(..) < 3 {
-            // On a server a sweep is one more transaction: an update that writes a row which it removed gets `conflict`.
+            // On a server, a sweep is a transaction: an update that writes a row which the sweep
+            // removed conflicts.
             let is_alone = self.compares_versions || self.open.iter().all(Option::is_none);
             return if is_alone { shown(self.store.sweep().await) } else { "no sweep".to_string() };
         }
@@ -231,7 +235,7 @@ impl Driven {
     }
 }
 
-/// One call of a transaction, with small names so that transactions meet.
+/// One call of a transaction. Its names are short, so that transactions touch the same rows.
 struct Call {
     namespace: String,
     key: String,
@@ -267,7 +271,8 @@ impl Call {
             }
             4 => shown(tx.put(namespace, key, value(random))),
             5 => {
-                // Half a second aside of where the clock stands: a server's clock goes on meanwhile.
+                // Half a second off the times at which the clock stands, as a server's clock keeps
+                // running.
                 let ttl_millis = random.bool().then(|| random.u64(0..60) * 1_000 + 500);
                 let if_version = random.bool().then_some(*seen);
                 shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_millis, if_version }))
@@ -287,7 +292,7 @@ impl Call {
     }
 }
 
-/// Every page of a range.
+/// Reads every page of a range.
 async fn pages(tx: &mut Transaction, namespace: String, range: Range) -> String {
     let (mut said, mut after) = (String::new(), None);
     loop {
@@ -324,7 +329,7 @@ fn range(random: &mut Rng) -> Range {
     }
 }
 
-/// Often a counter, sometimes other bytes, and now and then one too many.
+/// Returns mostly a counter, sometimes other bytes, and rarely a value that is too long.
 fn value(random: &mut Rng) -> Vec<u8> {
     match random.u8(..10) {
         0..6 => random.i64(-5..100).to_string().into_bytes(),
@@ -337,7 +342,7 @@ fn shown<T: Debug>(outcome: Result<T, Error>) -> String {
     format!("{outcome:?}")
 }
 
-/// Runs one script on both, call by call.
+/// Runs one script on both backends, call by call.
 async fn compare(
     seed: u64,
     first: &dyn Bench,
@@ -353,7 +358,9 @@ async fn compare(
         let same = other.step(&mut random_other).await;
         if answer != same {
             let before = said.join("\n");
-            return Err(format!("seed {seed}, call {call}: {answer} and {same}, after\n{before}"));
+            return Err(format!(
+                "seed {seed}, call {call}: the answers {answer} and {same} differ, after\n{before}"
+            ));
         }
         said.push(answer);
     }

@@ -1,4 +1,4 @@
-//! Stores on servers of which one takes over from another, and behind a network that fails.
+//! Stores on Postgres servers that fail over to a standby, and behind a network that fails.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
@@ -16,12 +16,13 @@ use support::proxy::{Network, Proxy};
 use support::{harness, postgres_server};
 use tokio::task::JoinHandle;
 
-/// How often a standby takes over. `LARDER_FAILOVERS` changes it.
+/// The number of failovers. `LARDER_FAILOVERS` overrides it.
 const FAILOVERS: usize = 20;
 
 const WRITERS_PER_STORE: u64 = 6;
 
-/// The longest time until a store works again: longer than `docs/hosts.md` says, as other tests run at the same time.
+/// The longest outage of a store. It is longer than the bound in `docs/hosts.md`, as other tests
+/// run at the same time.
 const OUTAGE_MAX: Duration = Duration::from_secs(20);
 
 const FALLS: [Fall; 4] = [Fall::Crashed, Fall::Held, Fall::Killed, Fall::Stopped];
@@ -82,7 +83,11 @@ async fn no_acknowledged_commit_is_lost_when_a_standby_takes_over() -> Outcome {
         let mut outages: Vec<_> =
             outages.iter().filter(|(of, _)| *of == fall).map(|(_, outage)| outage).collect();
         outages.sort();
-        println!("{fall:?}: every writer went on after {:?} to {:?}", outages.first(), outages.last());
+        println!(
+            "{fall:?}: every writer committed again after {:?} to {:?}",
+            outages.first(),
+            outages.last()
+        );
     }
     println!("{tally:?}");
     for store in stores {
@@ -101,7 +106,8 @@ fn name(network: Network) -> &'static str {
     }
 }
 
-/// The store has two ways to one server, of which the first one fails. There are more writers than connections.
+/// The store has two network paths to one server, and the first one fails. It has more writers than
+/// connections.
 async fn a_store_goes_on_if_the_network_fails(network: Network) -> Outcome {
     let server = PostgresServer::start().map_err(in_full)?;
     let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
@@ -109,11 +115,11 @@ async fn a_store_goes_on_if_the_network_fails(network: Network) -> Outcome {
     let mut load = Load::start(std::slice::from_ref(&store), WRITERS_PER_STORE);
     load.progress(OUTAGE_MAX).await?;
     proxy.network(network);
-    // What the server was asked before is answered first.
+    // The server first answers the requests that it already has.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let since = Instant::now();
     load.progress(OUTAGE_MAX).await?;
-    println!("{network:?}: every writer went on after {:?}", since.elapsed());
+    println!("{network:?}: every writer committed again after {:?}", since.elapsed());
     tokio::time::sleep(Duration::from_millis(500)).await;
     proxy.network(Network::Works);
     load.progress(OUTAGE_MAX).await?;
@@ -124,7 +130,7 @@ async fn a_store_goes_on_if_the_network_fails(network: Network) -> Outcome {
     Ok(())
 }
 
-/// Commits of one statement, of one pass, and in steps.
+/// Commits by one statement, in one pass, and in steps.
 const KINDS: [Kind; 3] = [Kind::Put, Kind::Puts, Kind::Range];
 
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +152,8 @@ async fn commit(store: Store, kind: Kind) -> Result<(), Error> {
     transaction.commit().await.map(drop)
 }
 
-/// Begins a commit, and waits until its session waits for a standby. Evaluates an expression for this session, such as its `pid`.
+/// Begins a commit, and waits until its session waits for a standby. Evaluates `expression` for
+/// this session, for example `pid`.
 async fn begin_commit(
     store: &Store,
     kind: Kind,
@@ -158,7 +165,7 @@ async fn begin_commit(
     Ok(committing)
 }
 
-/// Waits until a session waits for a standby, and evaluates an expression for it.
+/// Waits until a session waits for a standby, and evaluates `expression` for it.
 async fn wait_for_commit(server: &PostgresServer, expression: &str) -> Outcome {
     let client = postgres_server::connect(&server.dsn()).await;
     let sql = format!("SELECT {expression} FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
@@ -173,7 +180,7 @@ async fn wait_for_commit(server: &PostgresServer, expression: &str) -> Outcome {
     Err("no session waits for a standby".to_string())
 }
 
-/// The outcome of a commit has to be unknown.
+/// Expects the outcome of a commit to be unknown.
 async fn expect_unknown(committing: JoinHandle<Result<(), Error>>) -> Outcome {
     match committing.await.unwrap() {
         Err(Error::CommitUnknown { .. }) => Ok(()),
@@ -188,7 +195,7 @@ async fn a_commit_that_stops_waiting_for_the_standby_is_unknown() -> Outcome {
         cluster.standby().hold();
         let committing = begin_commit(&store, kind, cluster.primary(), "pg_cancel_backend(pid)").await?;
         expect_unknown(committing).await.map_err(|error| format!("{kind:?}: {error}"))?;
-        // The session is used on, and the next commit is not blamed.
+        // The session stays in use, and the next commit succeeds.
         cluster.standby().resume();
         commit(store.clone(), kind).await.map_err(|error| format!("{kind:?}: {error:?}"))?;
     }
@@ -205,7 +212,7 @@ async fn a_commit_is_unknown_if_its_server_is_killed() -> Outcome {
     Ok(())
 }
 
-/// The pooler says that it lost the server, as an error of the database.
+/// The pooler reports the lost server as a database error.
 async fn a_commit_is_unknown_if_its_server_is_killed_behind_a_pooler() -> Outcome {
     for program in PgBouncer::programs().map_err(in_full)? {
         for kind in KINDS {
@@ -229,7 +236,7 @@ async fn the_server_is_killed_during_a_commit(mut server: PostgresServer, dsn: &
     outcome.map_err(|error| format!("{kind:?}: {error}"))
 }
 
-/// A guest that saw it could rely on it, and a failover could lose it.
+/// A guest that read the commit could rely on it, and a failover could lose it.
 async fn a_commit_without_a_caller_is_not_shown_before_the_standby_has_it() -> Outcome {
     let cluster = Cluster::start().map_err(in_full)?;
     let store = postgres_server::open(&cluster.dsn()).await;
@@ -240,7 +247,7 @@ async fn a_commit_without_a_caller_is_not_shown_before_the_standby_has_it() -> O
     tokio::time::sleep(GIVEN_UP).await;
     let shown_before = rows(&store).await?;
     cluster.standby().resume();
-    // The commit that waited for the standby is made.
+    // The commit that waited for the standby completes.
     let until = Instant::now() + OUTAGE_MAX;
     while rows(&store).await? != 10 && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -249,7 +256,7 @@ async fn a_commit_without_a_caller_is_not_shown_before_the_standby_has_it() -> O
     store.close().await;
     match (shown_before, shown_after) {
         (1, 10) => Ok(()),
-        shown => Err(format!("{shown:?} rows are shown")),
+        shown => Err(format!("{shown:?} rows are visible before and after the standby resumes, not (1, 10)")),
     }
 }
 
@@ -258,10 +265,11 @@ async fn rows(store: &Store) -> Result<usize, String> {
     Ok(view.scan("n".into(), "row".into()).await.map_err(in_debug)?.len())
 }
 
-/// By then, the host no longer waits for a commit itself.
+/// After this time, the host no longer waits for a commit itself.
 const GIVEN_UP: Duration = Duration::from_secs(32);
 
-/// If not, the server waits for a standby that does not exist.
+/// Turns acknowledgement of commits on or off. If off, the server waits for a standby that does not
+/// exist.
 async fn acknowledge_commits(server: &PostgresServer, acknowledges: bool) -> Outcome {
     let standbys = if acknowledges { "" } else { "missing" };
     let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
@@ -272,7 +280,7 @@ async fn acknowledge_commits(server: &PostgresServer, acknowledges: bool) -> Out
     Ok(())
 }
 
-/// Abandoned commits keep no permit of the pool, and there is a bound to how many there are.
+/// Abandoned commits hold no permit of the pool, and their number is bounded.
 async fn views_go_on_if_no_commit_is_answered() -> Outcome {
     let server = PostgresServer::start().map_err(in_full)?;
     let store = postgres_server::open(&format!("{} pool_size=4", server.dsn())).await;
@@ -304,7 +312,8 @@ async fn views_go_on_if_no_commit_is_answered() -> Outcome {
     Ok(())
 }
 
-/// The connection is lost after the caller's time, before the commit was sent. The store would make it again on another one.
+/// The connection is lost after the caller's timeout, before the commit was sent. A store that
+/// retries would make it on another connection.
 async fn a_commit_is_not_made_again_after_its_caller_gave_up() -> Outcome {
     let server = PostgresServer::start().map_err(in_full)?;
     let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
@@ -315,14 +324,15 @@ async fn a_commit_is_not_made_again_after_its_caller_gave_up() -> Outcome {
     if !matches!(outcome, Err(Error::CommitUnknown { .. } | Error::TimedOut)) {
         return Err(format!("{outcome:?}"));
     }
-    // By now the connection is closed, and another one was there for the commit.
+    // By now the connection is closed, and the store had time to use another one.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let found = rows(&store).await?;
     store.close().await;
     if found == 0 { Ok(()) } else { Err("the commit was made after its caller gave up".to_string()) }
 }
 
-/// The store looks at the conversation when its write stops waiting for the standby. What it finds there could still be lost.
+/// When its write stops waiting for the standby, the store reads the conversation. A failover could
+/// still lose what it finds there.
 async fn a_turn_is_acknowledged_once_the_standby_has_it() -> Outcome {
     let cluster = Cluster::start().map_err(in_full)?;
     let store = postgres_server::open(&cluster.dsn()).await;
@@ -345,7 +355,9 @@ async fn a_turn_is_acknowledged_once_the_standby_has_it() -> Outcome {
     store.close().await;
     match (is_early, outcome, turns) {
         (false, Ok(()), 2) => Ok(()),
-        (is_early, outcome, turns) => Err(format!("early: {is_early}, {outcome:?}, {turns} turns")),
+        (is_early, outcome, turns) => {
+            Err(format!("acknowledged early: {is_early}, outcome {outcome:?}, {turns} turns"))
+        }
     }
 }
 
@@ -372,14 +384,14 @@ async fn sweeps_and_reads_of_conversations_give_up_if_the_only_server_hangs() ->
     let server = PostgresServer::start().map_err(in_full)?;
     let proxy = Proxy::start(server.folder()).map_err(|error| error.to_string())?;
     let dsn = format!("host={} user=larder dbname=postgres", proxy.folder().display());
-    // A statement has half a minute.
+    // The statement timeout is 30 seconds.
     match sweep_and_read(&dsn, &proxy, Duration::from_secs(40)).await? {
         (Err(Error::Unavailable { .. }), Err(Error::Unavailable { .. })) => Ok(()),
         outcomes => Err(format!("{outcomes:?}")),
     }
 }
 
-/// Sweeps, and reads a conversation, when nothing arrives any more by way of the proxy.
+/// Sweeps and reads a conversation while nothing passes the proxy.
 async fn sweep_and_read(
     dsn: &str,
     proxy: &Proxy,
@@ -388,7 +400,7 @@ async fn sweep_and_read(
     let store = postgres_server::open(dsn).await;
     let memories = MemoryStore::builder(&store, MemoryOptions::new(Strategy::Truncation)).build().unwrap();
     let session = open_session(&memories);
-    // Each has a connection of its own that was just used, so that it is not tested first.
+    // Each uses a connection that was just used, so that the pool does not test it first.
     let both = async || {
         let (swept, read) = tokio::join!(store.sweep(), session.context());
         (swept.map(drop), read.map(drop))
@@ -404,7 +416,7 @@ async fn sweep_and_read(
     outcomes.map_err(|_| format!("no answer after {max:?}"))
 }
 
-/// A data-source name for one server, by way of a proxy and directly.
+/// A data-source name with two paths to one server: through a proxy, and directly.
 fn two_ways(proxy: &Proxy, server: &PostgresServer) -> String {
     let (first, second) = (proxy.folder().display(), server.folder().display());
     let options = "user=larder dbname=postgres target_session_attrs=read-write pool_size=4";

@@ -1,4 +1,4 @@
-//! Hostile and odd guests: none may hurt the host, delay others, or leave anything behind.
+//! Hostile guests. None may harm the host, delay other guests, or leave anything behind.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 mod support;
@@ -18,7 +18,7 @@ use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{I32Exit, WasiCtx};
 
-/// Guests that loop are interrupted by epochs, one every 10 ms.
+/// The engine of all tests. Its epoch advances every 10 ms, which interrupts guests that loop.
 fn engine() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     let make = || {
@@ -43,7 +43,7 @@ struct Guest {
     program: &'static str,
 }
 
-/// How long a guest may run, in epochs.
+/// The longest run of a guest, in epochs.
 const EPOCHS: u64 = 3_000;
 
 fn guest(program: &'static str, arguments: &[&str], storage: StorageCtx) -> Guest {
@@ -58,7 +58,7 @@ fn guest(program: &'static str, arguments: &[&str], storage: StorageCtx) -> Gues
 }
 
 impl Guest {
-    /// Runs it to its end; its data, with all that it left open, stays.
+    /// Runs the guest to its end. Its data, with everything that it left open, stays.
     async fn run(&mut self) -> wasmtime::Result<Result<(), ()>> {
         let component = Component::from_file(&engine(), self.program)?;
         let mut linker = Linker::new(&engine());
@@ -92,11 +92,15 @@ fn handle(store: &Store) -> Handle {
     store.handle(HandleOptions::default())
 }
 
-/// Writes and reads the row that the guests fight over.
+/// Writes and reads the row that the guest has used in its update.
 async fn others_go_on(store: &Store) {
     let handle = handle(store);
     let mut update = handle.begin(Mode::Update).unwrap();
-    assert_eq!(update.get("n".into(), "key".into()).await.unwrap(), None, "a guest's write was kept");
+    assert_eq!(
+        update.get("n".into(), "key".into()).await.unwrap(),
+        None,
+        "a write of the guest was committed"
+    );
     update.put("n".into(), "key".into(), b"another's".to_vec()).unwrap();
     update.commit().await.unwrap();
 }
@@ -115,7 +119,7 @@ async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     others_go_on(&database.store).await;
-    assert!(!running.is_finished(), "the guest had ended before the others went on");
+    assert!(!running.is_finished(), "the guest ended before the other update");
     let (_, outcome) = running.await.unwrap();
     assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&Trap::Interrupt));
 }
@@ -165,7 +169,7 @@ async fn leaked_transactions_are_bounded_and_end_with_their_instance() {
         let refused = "16: Error::LimitExceeded(LimitExceeded { kind: LimitKind::OpenTransactions, max: 16, requested: 17 })\n";
         assert_eq!(leaking.output(), refused);
     }
-    // 160 leaked snapshots are more than there are connections.
+    // 160 leaked snapshots are more than the number of connections.
     others_go_on(&database.store).await;
 }
 
@@ -262,11 +266,11 @@ async fn a_cancelled_call_rolls_back_and_frees_what_it_held() {
             }
         };
         tokio::select! {
-            outcome = holding.run() => panic!("it ended: {outcome:?}"),
+            outcome = holding.run() => panic!("the guest ended: {outcome:?}"),
             () = until_held => {}
         }
     }
-    // 80 abandoned snapshots are more than there are connections.
+    // 80 abandoned snapshots are more than the number of connections.
     others_go_on(&database.store).await;
 }
 
@@ -281,6 +285,6 @@ async fn a_guest_that_sleeps_in_an_update_delays_no_other() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     others_go_on(&database.store).await;
-    assert!(!running.is_finished(), "after {:?}", start.elapsed());
+    assert!(!running.is_finished(), "the guest ended after {:?}", start.elapsed());
     running.abort();
 }

@@ -1,5 +1,5 @@
-//! Many transactions at once have to be serializable: there is an order in which they could have been made one after the other.
-//! `support/serializable.rs` finds out whether there is one.
+//! Checks that many concurrent transactions are serializable, with `support/serializable.rs`, and
+//! that versions only grow.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
@@ -19,16 +19,16 @@ use support::counting::handle;
 use support::serializable::{Made, check};
 use support::{harness, postgres_server};
 
-/// How long each history is. `LARDER_HISTORY_SECONDS` makes it longer.
+/// The length of each history in seconds. `LARDER_HISTORY_SECONDS` overrides it.
 const SECONDS: u64 = 3;
 const TASKS: u64 = 16;
 
-/// Few rows, so that transactions meet. Half of them are in another namespace.
+/// Few rows, so that transactions conflict. Half of them are in another namespace.
 const ROWS: u64 = 8;
 
 type Outcome = Result<(), String>;
 
-/// A bench, or why there is none.
+/// A bench, or why it is not available.
 type MadeBench = Result<Arc<dyn Bench>, String>;
 
 fn main() {
@@ -46,7 +46,7 @@ fn main() {
     ];
     let mut trials = vec![harness::trial(&runtime, "a_backend_that_forgets_reads_is_found_out", || async {
         match transactions_at_once_are_serializable(&BrokenBench(Defect::ForgetsReads)).await {
-            Ok(()) => Err("its transactions were taken to be serializable".to_string()),
+            Ok(()) => Err("the check did not detect the defect".to_string()),
             Err(_) => Ok(()),
         }
     })];
@@ -76,8 +76,8 @@ fn until() -> Instant {
     Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS))
 }
 
-/// Lets other tasks have their turn. In memory, nothing that a transaction waits for does so, and a
-/// few tasks would keep the threads of the runtime to the end.
+/// Yields to other tasks and returns whether time is left. In-memory transactions never yield, so
+/// without it a few tasks would keep the threads of the runtime to the end.
 async fn goes_on(until: Instant) -> bool {
     tokio::task::yield_now().await;
     Instant::now() < until
@@ -134,7 +134,7 @@ async fn transactions_at_once_are_serializable(bench: &dyn Bench) -> Outcome {
 fn enough(made: &BTreeMap<u64, Made>) -> Outcome {
     let updates = made.values().filter(|one| !one.written.is_empty()).count();
     if updates < 100 || made.len() - updates < 20 {
-        return Err(format!("only {updates} updates of {} transactions were made", made.len()));
+        return Err(format!("too few transactions: {updates} updates of {}", made.len()));
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ async fn transact(handle: &Handle, random: &mut Rng, number: u64) -> Result<Made
             let value = transaction.get(namespace(row), key(row)).await?;
             one.note(row, value.as_deref(), number)?;
         }
-        // Some write between their reads.
+        // Some updates write between their reads.
         if !is_view && read == 0 && random.bool() {
             stage(&mut transaction, random.u64(0..ROWS), number, &mut one)?;
         }
@@ -196,7 +196,7 @@ async fn scan(
 async fn versions_of_a_row_only_grow_also_across_its_delete(bench: &dyn Bench) -> Outcome {
     let (store, scratch) = store(bench).await?;
     let until = until();
-    // The largest version of each row that somebody has heard of.
+    // The largest version of each row that any task knows.
     let heard: Arc<Vec<AtomicU64>> = Arc::new((0..ROWS).map(|_| AtomicU64::new(0)).collect());
     let commits = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..TASKS)
@@ -218,10 +218,11 @@ async fn versions_of_a_row_only_grow_also_across_its_delete(bench: &dyn Bench) -
     store.close().await;
     drop(scratch);
     let commits = commits.load(Ordering::Relaxed);
-    if commits < 200 { Err(format!("only {commits} commits were made")) } else { Ok(()) }
+    if commits < 200 { Err(format!("too few commits: {commits}")) } else { Ok(()) }
 }
 
-/// Puts and deletes a few rows, or one, and looks at one.
+/// Puts and deletes one or a few rows, and reads one. Their versions must exceed those known
+/// before.
 async fn change(handle: &Handle, random: &mut Rng, heard: &[AtomicU64]) -> Outcome {
     let known: Vec<u64> = heard.iter().map(|version| version.load(Ordering::SeqCst)).collect();
     let place = |row: u64| usize::try_from(row).unwrap_or_default();
@@ -240,7 +241,7 @@ async fn change(handle: &Handle, random: &mut Rng, heard: &[AtomicU64]) -> Outco
     for row in rows {
         if made <= known[place(row)] {
             return Err(format!(
-                "row {row} was written at {made}, after it was known at {}",
+                "row {row} was written at version {made}, but version {} was known before",
                 known[place(row)]
             ));
         }
@@ -252,7 +253,7 @@ async fn change(handle: &Handle, random: &mut Rng, heard: &[AtomicU64]) -> Outco
     let found = view.get_versioned(namespace(row), key(row)).await.map_err(|error| error.to_string())?;
     let Some((_, Version(found))) = found else { return Ok(()) };
     if found < known {
-        return Err(format!("row {row} is at {found}, after it was known at {known}"));
+        return Err(format!("row {row} is at version {found}, but version {known} was known before"));
     }
     heard[place(row)].fetch_max(found, Ordering::SeqCst);
     Ok(())

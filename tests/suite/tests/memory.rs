@@ -1,5 +1,5 @@
-//! Conversation memory as an embedder meets it: between backends, through kills, without calls, and with components that
-//! make the summaries.
+//! Conversation memory as an embedder uses it: snapshots between backends, background work, killed
+//! processes, and summariser components.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -25,7 +25,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 type Outcome = Result<(), String>;
 type Benches = Vec<Result<Arc<dyn Bench>, String>>;
 
-/// What a started process is to do, and on which store.
+/// The strategy and the store of a child process.
 const ROLE: &str = "LARDER_MEMORY_ROLE";
 const STORE: &str = "LARDER_MEMORY_STORE";
 
@@ -94,7 +94,7 @@ async fn in_memory() -> Store {
     Store::builder(larder_core::InMemory::new()).build().unwrap()
 }
 
-// Between backends.
+// Snapshots between backends.
 
 async fn snapshots_go(from: Arc<dyn Bench>, to: Arc<dyn Bench>) -> Outcome {
     let (from, to) = (from.scratch().await.unwrap(), to.scratch().await.unwrap());
@@ -138,13 +138,22 @@ async fn snapshot_goes([from, to]: &[Store; 2], strategy: Strategy, fails: bool)
     there.restore(taken.clone()).await.unwrap();
     let again = there.snapshot().await.unwrap();
     expect(again == taken, (&again, &taken))?;
-    expect(there.context().await.unwrap() == here.context().await.unwrap(), "the contexts differ")?;
-    expect(there.health().await.unwrap() == here.health().await.unwrap(), "the health differs")?;
-    // The same calls give the same bytes.
+    expect(
+        there.context().await.unwrap() == here.context().await.unwrap(),
+        "the contexts differ after the restore",
+    )?;
+    expect(
+        there.health().await.unwrap() == here.health().await.unwrap(),
+        "the health differs after the restore",
+    )?;
+    // The same further calls give the same bytes.
     for memory in [&here, &there] {
         memory.add_turn(turn("one more")).await.unwrap();
     }
-    expect(here.snapshot().await.unwrap() == there.snapshot().await.unwrap(), "they differ afterwards")
+    expect(
+        here.snapshot().await.unwrap() == there.snapshot().await.unwrap(),
+        "the snapshots differ after another turn",
+    )
 }
 
 struct Fails;
@@ -152,7 +161,7 @@ struct Fails;
 #[async_trait]
 impl Summarizer for Fails {
     async fn summarize(&self, _: SummaryRequest) -> Result<String, SummaryError> {
-        Err(SummaryError::new("it always does"))
+        Err(SummaryError::new("this summariser always fails"))
     }
 }
 
@@ -165,13 +174,13 @@ impl Summarizer for Hangs {
     }
 }
 
-// Without calls.
+// Background work.
 
 fn rolling(window_turns: usize) -> MemoryOptions {
     MemoryOptions { window_turns, ..MemoryOptions::new(Strategy::RollingSummary) }
 }
 
-/// Fails so often, then echoes.
+/// Fails as often as its counter says, then echoes.
 struct FailsAtFirst(Mutex<u32>);
 
 #[async_trait]
@@ -181,7 +190,7 @@ impl Summarizer for FailsAtFirst {
             let mut left = self.0.lock().unwrap();
             if *left > 0 {
                 *left -= 1;
-                return Err(SummaryError::new("not yet"));
+                return Err(SummaryError::new("this attempt fails"));
             }
         }
         EchoSummarizer.summarize(request).await
@@ -198,11 +207,11 @@ async fn what_is_due_is_done_without_a_call() -> Outcome {
     let memory = open(&memories, "monday");
     memory.add_turn(turn("a")).await.unwrap();
     memory.add_turn(turn("b")).await.unwrap();
-    // Two retries and a recovery, each of which is due by the clock alone.
+    // Two retries and a recovery. The clock alone makes each of them due.
     let until = Instant::now() + Duration::from_secs(60);
     while memory.context().await.unwrap().summary != "U:a A:" {
         if Instant::now() > until {
-            return Err(format!("it is still {:?}", memory.health().await));
+            return Err(format!("no summary after 60 s; the health is {:?}", memory.health().await));
         }
         clock.advance(Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -221,10 +230,14 @@ async fn closing_with_a_summariser_that_hangs_returns_in_time() -> Outcome {
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     expect(!adding.is_finished(), "the turn did not wait for its summary")?;
-    tokio::time::timeout(Duration::from_secs(10), memories.close()).await.map_err(|_| "close hangs")?;
-    let added = tokio::time::timeout(Duration::from_secs(10), adding).await.map_err(|_| "adding hangs")?;
+    tokio::time::timeout(Duration::from_secs(10), memories.close())
+        .await
+        .map_err(|_| "`close` did not return")?;
+    let added = tokio::time::timeout(Duration::from_secs(10), adding)
+        .await
+        .map_err(|_| "`add_turn` did not return")?;
     added.unwrap().map_err(|error| error.to_string())?;
-    // Another host takes it up at once.
+    // Another host continues the summary at once.
     let next = MemoryStore::builder(&store, rolling(1)).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
     next.run_due().await.unwrap();
     let context = open(&next, "monday").context().await.unwrap();
@@ -262,7 +275,7 @@ async fn a_subscriber_hears_of_health() -> Outcome {
     expect(heard == expected, heard)
 }
 
-// Components that make summaries.
+// Summariser components.
 
 struct Plugin {
     table: ResourceTable,
@@ -318,20 +331,20 @@ async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcom
 }
 
 async fn what_is_no_summariser_is_refused_with_a_reason() -> Outcome {
-    let Err(error) = component(larder_artifacts::CATALOG) else { return Err("it was taken".to_string()) };
+    let Err(error) = component(larder_artifacts::CATALOG) else { return Err("it was accepted".to_string()) };
     let reason = error.to_string();
     expect(reason == "it exports no `larder:storage/summarizer@0.1.0`", reason)?;
-    // The embedder's engine needs no special setting.
+    // An embedder's engine needs no special settings.
     wasmtime::Engine::new(&engine_config()).map(drop).map_err(|error| error.to_string())
 }
 
-// Processes that are killed.
+// Killed processes.
 
 const KILLS: u32 = 50;
 
 async fn survives_kills(bench: Arc<dyn Bench>, strategy: Strategy) -> Outcome {
     let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
-    let dsn = scratch.dsn().ok_or("no other process can open it")?.to_string();
+    let dsn = scratch.dsn().ok_or("no other process can open the store")?.to_string();
     let mut acknowledged = 0_u64;
     for round in 0..KILLS {
         let said = harness::kill(start(strategy, &dsn), Duration::from_millis(40)).await?;
@@ -340,11 +353,14 @@ async fn survives_kills(bench: Arc<dyn Bench>, strategy: Strategy) -> Outcome {
         let whole: Vec<u64> = (1..=kept.len() as u64).collect();
         expect(
             kept == whole && kept.len() as u64 >= acknowledged,
-            format!("round {round}: {} turns, not each once and in order, after {acknowledged}", kept.len()),
+            format!(
+                "round {round}: expected each turn once and in order, at least {acknowledged}; found {}",
+                kept.len()
+            ),
         )?;
     }
     scratch.remove().await.map_err(|error| format!("{error:#}"))?;
-    expect(acknowledged >= u64::from(KILLS), format!("only {acknowledged} turns in all"))
+    expect(acknowledged >= u64::from(KILLS), format!("only {acknowledged} turns were acknowledged"))
 }
 
 fn start(strategy: Strategy, dsn: &str) -> Child {
@@ -356,7 +372,7 @@ fn start(strategy: Strategy, dsn: &str) -> Child {
 async fn conversations(strategy: Strategy, dsn: &str) -> (Store, MemoryStore) {
     let backend = drivers().open(dsn).await.unwrap();
     let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
-    // A claim of a host that was killed must not hold the next one up.
+    // A claim of a killed host expires soon, so that it does not delay the next host.
     let options = MemoryOptions { summary_timeout: Duration::from_millis(20), ..rolling(2) };
     let memories = MemoryStore::builder(&store, MemoryOptions { strategy, ..options })
         .summarizer(Arc::new(Numbers))
@@ -366,7 +382,7 @@ async fn conversations(strategy: Strategy, dsn: &str) -> (Store, MemoryStore) {
     (store, memories)
 }
 
-/// Makes a summary of the numbers that turns have.
+/// Summarises turns as a list of their numbers.
 struct Numbers;
 
 #[async_trait]
@@ -379,7 +395,7 @@ impl Summarizer for Numbers {
     }
 }
 
-/// Adds the next number as a turn, and says so once it is acknowledged.
+/// Adds the next number as a turn, and prints it once the turn is acknowledged.
 async fn talk_until_killed(strategy: &str, dsn: &str) {
     let strategy = strategy.parse().unwrap();
     let mut next = 1 + kept(strategy, dsn).await.last().copied().unwrap_or_default();
@@ -387,14 +403,14 @@ async fn talk_until_killed(strategy: &str, dsn: &str) {
     let memory = open(&memories, "monday");
     loop {
         memory.add_turn(turn(&next.to_string())).await.unwrap();
-        // The full stop tells that the line is whole.
+        // A full stop marks a complete line.
         println!("{next}.");
         std::io::stdout().flush().unwrap();
         next += 1;
     }
 }
 
-/// The numbers that are there, in order, after everything that is due.
+/// The numbers in the conversation, in order, after all due work is done.
 async fn kept(strategy: Strategy, dsn: &str) -> Vec<u64> {
     let (store, memories) = conversations(strategy, dsn).await;
     let memory = open(&memories, "monday");
@@ -406,7 +422,7 @@ async fn kept(strategy: Strategy, dsn: &str) -> Vec<u64> {
         if !text.contains("pending") && !text.contains("backlog") {
             break memory.context().await.unwrap();
         }
-        assert!(Instant::now() < until, "the summaries never came: {text}");
+        assert!(Instant::now() < until, "turns still wait for a summary: {text}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     memories.close().await;

@@ -1,5 +1,5 @@
-//! Schemas that many bring up to date at once, that are killed in the middle, and that older releases have written. The
-//! program starts itself again for what needs a process of its own.
+//! Schema migrations: by many processes at once, by killed processes, and of stores that older
+//! releases wrote. The program runs itself as a child process where a test needs one.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
@@ -30,11 +30,12 @@ use tokio_postgres::{Client, NoTls};
 
 type Outcome = Result<(), String>;
 
-/// What a started process is to do, and with which database.
+/// The role and the database of a child process.
 const ROLE: &str = "LARDER_MIGRATIONS_ROLE";
 const STORE: &str = "LARDER_MIGRATIONS_STORE";
 
-/// Names the folder into which the fixtures of the newest schema are written, instead of running tests.
+/// The folder for fixtures of the newest schema. If it is set, the program writes them instead of
+/// running tests.
 const FIXTURES: &str = "LARDER_WRITE_FIXTURES";
 
 fn main() {
@@ -135,7 +136,7 @@ fn main() {
             }
         };
     }
-    // The others look at sessions, roles or options of a session, which a pooler has for itself, or use them.
+    // The other tests depend on sessions, roles or session options, which a pooler manages itself.
     through_poolers!(
         sixteen_processes_that_open_one_fresh_database_apply_each_step_once,
         a_migration_that_is_killed_leaves_a_prefix_and_the_next_goes_on,
@@ -171,7 +172,7 @@ fn expect(holds: bool, found: impl std::fmt::Debug) -> Outcome {
     if holds { Ok(()) } else { Err(format!("{found:?}")) }
 }
 
-// Databases, each of a test's own.
+// Databases, one for each test.
 
 fn sqlite() -> (TempDir, String) {
     let folder = tempfile::Builder::new().prefix("larder-migrations-").tempdir().unwrap();
@@ -179,7 +180,7 @@ fn sqlite() -> (TempDir, String) {
     (folder, dsn)
 }
 
-/// A database in the server, which ends with the program.
+/// A new database on the server. It lives as long as the server.
 async fn database(server: &str) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let name = format!("migrations_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -187,10 +188,10 @@ async fn database(server: &str) -> String {
     server.replace("dbname=postgres", &format!("dbname={name} application_name={name}"))
 }
 
-/// Data-source names that lead through a pooler, and the direct ones.
+/// Data-source names through a pooler, each with its direct counterpart.
 static DIRECT: OnceLock<Vec<(String, String)>> = OnceLock::new();
 
-/// A connection that leads through no pooler, so that its session keeps what a test sets and prepares.
+/// Connects without a pooler, so that the session keeps its settings and prepared statements.
 async fn connect(dsn: &str) -> Client {
     let mut dsn = dsn.to_string();
     for (pooled, direct) in DIRECT.get().into_iter().flatten() {
@@ -206,7 +207,7 @@ fn path_of(dsn: &str) -> Option<&Path> {
     dsn.strip_prefix("sqlite:").map(Path::new)
 }
 
-/// The numbers that a query finds, not through larder.
+/// The numbers that a query returns, on a direct connection.
 async fn found(dsn: &str, sql: &str) -> Vec<i64> {
     match path_of(dsn) {
         Some(path) => {
@@ -219,7 +220,7 @@ async fn found(dsn: &str, sql: &str) -> Vec<i64> {
     }
 }
 
-// A platform's own steps.
+// Schema migrations of a platform.
 
 fn ledger() -> Ledger {
     Ledger::new("platform_migrations").unwrap()
@@ -232,7 +233,7 @@ fn migrator(dsn: &str, steps: StepSet) -> Box<dyn SchemaMigrator> {
     }
 }
 
-/// As many steps as are wanted, each a table with rows and an index, which takes some milliseconds.
+/// `count` steps. Each makes a table with rows and an index, and takes some milliseconds.
 fn slow_steps(dsn: &str, count: u32) -> StepSet {
     let (rows, sleep) = if path_of(dsn).is_some() { (8_000, "") } else { (300, "SELECT pg_sleep(0.003);") };
     let step = |number: u32| -> (&'static str, &'static str) {
@@ -268,7 +269,7 @@ async fn play(role: &str, dsn: &str) {
         "climb" => {
             migrator(dsn, slow_steps(dsn, ENDLESS_STEPS)).up().await.unwrap();
         }
-        _ => panic!("there is no role {role:?}"),
+        _ => panic!("unknown role {role:?}"),
     }
 }
 
@@ -301,35 +302,39 @@ async fn a_migration_that_is_killed_leaves_a_prefix_and_the_next_goes_on(dsn: &s
     for round in 0..KILLS {
         let mut child = start("climb", dsn);
         let outcome = advance(dsn, whole).await;
-        // Somewhere in a later step.
+        // During a later step.
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
         child.kill().unwrap();
         child.wait().unwrap();
         outcome.map_err(|error| format!("in round {round}: {error}"))?;
         let prefix = prefix(dsn).await.map_err(|error| format!("after {round} kills: {error}"))?;
-        expect(prefix > whole && prefix < ENDLESS_STEPS, format!("of {whole} steps {prefix} are left"))?;
+        expect(
+            prefix > whole && prefix < ENDLESS_STEPS,
+            format!("{prefix} steps are applied, after {whole} before this round"),
+        )?;
         whole = prefix;
     }
     let last = whole + 5;
     let rest = numbers(&migrator(dsn, slow_steps(dsn, last)).up().await.unwrap());
-    // The server may have gone on with the last COMMIT of a host that was killed.
+    // The server may have completed the last COMMIT of a killed host.
     expect(rest.last() == Some(&last) && matches!(rest.len(), 4 | 5), &rest)?;
-    expect(prefix(dsn).await? == last, "steps are missing")
+    expect(prefix(dsn).await? == last, "not every step is applied")
 }
 
-/// Waits until a host has applied another step. What is seen meanwhile is a prefix too.
+/// Waits until a host has applied another step. Every state seen meanwhile must be a prefix too.
 async fn advance(dsn: &str, whole: u32) -> Outcome {
     let until = Instant::now() + Duration::from_secs(60);
     while prefix(dsn).await? <= whole {
-        expect(Instant::now() < until, format!("no step was applied after {whole}"))?;
+        expect(Instant::now() < until, format!("no step was applied after step {whole}"))?;
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }
 
-/// How many steps are applied, in the ledger and as tables: the first ones, each once and whole.
+/// How many steps are applied. Checks that they are the first ones, that each is complete, and that
+/// the ledger and the tables agree.
 async fn prefix(dsn: &str) -> Result<u32, String> {
-    // What is there at one moment. Another host's COMMIT may still be under way.
+    // One query reads the state at one moment, as another host's COMMIT may be in progress.
     let (ledger, tables) = match path_of(dsn) {
         Some(_) => (
             "SELECT count(*) FROM sqlite_schema WHERE name = 'platform_migrations'",
@@ -358,14 +363,14 @@ async fn prefix(dsn: &str) -> Result<u32, String> {
     u32::try_from(count).map_err(|error| error.to_string())
 }
 
-// Stores that older releases have written.
+// Stores that older releases wrote.
 
 fn fixture(engine: &str, version: u32) -> PathBuf {
     let ending = if engine == "sqlite" { "db" } else { "sql" };
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(engine).join(format!("{version:04}.{ending}"))
 }
 
-/// The number of the last step of larder's own schema, which differs between the engines.
+/// The number of the newest step of larder's own schema, which differs between the engines.
 fn newest(dsn: &str) -> u32 {
     newest_of(if path_of(dsn).is_some() { "sqlite" } else { "postgres" })
 }
@@ -382,7 +387,7 @@ fn every_schema_version_has_a_fixture() -> Outcome {
             expect(
                 path.is_file(),
                 format!(
-                    "{} is not there. What the release with schema {version} writes has to be kept: once its step is \
+                    "{} is missing. Every released schema needs a fixture; once the step of schema {version} is \
                      final, run `{FIXTURES}=fixtures cargo test --package larder-suite --test migrations`",
                     path.display()
                 ),
@@ -426,7 +431,7 @@ async fn open(dsn: &str) -> Store {
     Store::builder_shared(backend).sweep_interval(None).build().unwrap()
 }
 
-/// What every fixture holds. A release that stores more adds it here, and to what is read.
+/// Writes the content of every fixture. If a release stores more, extend this and `read_and_write`.
 async fn write_what_is_kept(dsn: &str) {
     let store = open(dsn).await;
     let handle = store.handle(HandleOptions::default());
@@ -444,7 +449,7 @@ async fn write_what_is_kept(dsn: &str) {
     let options = PutOptions { ttl_millis: Some(100 * 365 * 86_400_000), ..PutOptions::default() };
     update.put_with(notes(), "fleeting".into(), b"for 100 years".to_vec(), options).unwrap();
     update.commit().await.unwrap();
-    // Since schema 2.
+    // Schema 2 and later.
     let memories = memories(&store);
     let memory = memory(&memories);
     for text in ["one", "two"] {
@@ -494,7 +499,8 @@ async fn read_and_write(dsn: &str, version: u32) -> Outcome {
     Ok(())
 }
 
-/// Writes what is missing: one engine may have a new step alone. What a release wrote is never written again.
+/// Writes missing fixtures; only one engine may have a new step. Never overwrites the fixture of a
+/// release.
 async fn write_fixtures(folder: &Path) {
     let of_sqlite = folder.join("sqlite").join(format!("{:04}.db", newest_of("sqlite")));
     if !of_sqlite.exists() {
@@ -511,7 +517,7 @@ async fn write_fixtures(folder: &Path) {
     }
 }
 
-// A platform's own tables in Postgres. What SQLite does is tested beside it.
+// Tables of a platform in Postgres. The tests of `larder-sqlite` cover SQLite.
 
 const SCANS: &str = "
     -- Both are enforced, or the data is worth nothing.
@@ -530,7 +536,7 @@ fn platform(dsn: &str, files: &[(&'static str, &'static str)]) -> PostgresMigrat
     PostgresMigrator::new(dsn, StepSet::embedded(files).unwrap(), ledger()).unwrap()
 }
 
-/// With this as its second step, after one that is fine.
+/// A migrator with `sql` as its second step, after a step that succeeds.
 fn with_second(dsn: &str, sql: &'static str) -> PostgresMigrator {
     platform(dsn, &[("0001_teams.sql", TEAMS), ("0002_second.sql", sql)])
 }
@@ -541,7 +547,7 @@ async fn tables(dsn: &str) -> String {
     connect(dsn).await.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// The sessions of the migrators that this is true of.
+/// Counts the sessions of migrators that match a condition.
 async fn sessions(dsn: &str, condition: &str) -> i64 {
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity AS activity
@@ -562,7 +568,7 @@ async fn soon(dsn: &str, condition: &str, expected: i64) -> Outcome {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Err(format!("{count} sessions and not {expected}: {condition}"))
+    Err(format!("{count} sessions instead of {expected} match: {condition}"))
 }
 
 fn is_schema_error(error: &MigrationError, expected: SchemaError) -> Outcome {
@@ -572,9 +578,9 @@ fn is_schema_error(error: &MigrationError, expected: SchemaError) -> Outcome {
 async fn a_fresh_schema_gets_every_step_and_a_second_run_finds_nothing_to_do(dsn: &str) -> Outcome {
     let migrator = platform(dsn, &FILES);
     expect(numbers(&migrator.up().await.unwrap()) == [1, 2, 3], "not every step was applied")?;
-    expect(migrator.version().await.unwrap() == 3, "another version")?;
+    expect(migrator.version().await.unwrap() == 3, "the version is not 3")?;
     expect(tables(dsn).await == "findings platform_migrations scans sessions teams", tables(dsn).await)?;
-    expect(migrator.up().await.unwrap().is_empty(), "something was applied again")?;
+    expect(migrator.up().await.unwrap().is_empty(), "a step was applied again")?;
     let status = migrator.status().await.unwrap();
     let year_2020 = 1_577_836_800_000;
     let in_order = status.applied.iter().map(|step| step.name.as_str()).eq(["scans", "sessions", "teams"]);
@@ -585,7 +591,10 @@ async fn looking_at_a_schema_writes_nothing(dsn: &str) -> Outcome {
     let migrator = platform(dsn, &FILES);
     let status = migrator.status().await.unwrap();
     expect(status.is_fresh() && numbers(&status.pending) == [1, 2, 3], status)?;
-    expect(is_missing_migration(&migrator.version().await.unwrap_err()), "not fresh")?;
+    expect(
+        is_missing_migration(&migrator.version().await.unwrap_err()),
+        "the database is not reported as fresh",
+    )?;
     expect(tables(dsn).await.is_empty(), tables(dsn).await)
 }
 
@@ -607,7 +616,7 @@ async fn a_fresh_database_is_told_from_all_that_fails_otherwise(dsn: &str) -> Ou
         expect(!is_missing_migration(&error), &error)?;
         expect(matches!(error, MigrationError::Database(_)), error)?;
     }
-    // Nor one whose ledger may not be read.
+    // A database whose ledger may not be read is not fresh either.
     platform(dsn, &FILES).up().await.unwrap();
     let stranger = dsn.replace("user=larder", "user=stranger");
     let error = platform(&stranger, &FILES).version().await.unwrap_err();
@@ -620,7 +629,7 @@ async fn foreign_keys_and_constraints_are_enforced_on_every_connection(dsn: &str
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..8 {
         let migrator = migrator.clone();
-        // The future can be sent to another thread.
+        // The future is `Send`.
         tasks.spawn(async move {
             let work = async |client: &mut Client| {
                 let mut outcomes = Vec::new();
@@ -642,7 +651,7 @@ async fn foreign_keys_and_constraints_are_enforced_on_every_connection(dsn: &str
     for outcomes in tasks.join_all().await {
         expect(outcomes == [false, true, false, false, true, true], outcomes)?;
     }
-    expect(found(dsn, "SELECT count(*) FROM findings").await == [0], "a finding without its scan is left")?;
+    expect(found(dsn, "SELECT count(*) FROM findings").await == [0], "a finding outlived its scan")?;
     soon(dsn, "application_name LIKE 'migrations%' AND state = 'active'", 0).await
 }
 
@@ -662,7 +671,10 @@ async fn a_step_that_fails_is_rolled_back_and_those_before_it_stay(dsn: &str) ->
         expect(tables(dsn).await == "platform_migrations teams", tables(dsn).await)?;
         soon(dsn, HOLDS_LOCK, 0).await?;
     }
-    expect(numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2], "it can't be put right")
+    expect(
+        numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2],
+        "a corrected step was not applied",
+    )
 }
 
 async fn a_step_can_not_take_its_transaction_apart(dsn: &str) -> Outcome {
@@ -732,7 +744,7 @@ async fn a_set_that_does_not_continue_the_database_is_refused_and_nothing_is_don
     expect(tables(dsn).await == "findings platform_migrations scans sessions", tables(dsn).await)
 }
 
-/// With a second step that takes until the client of [`gate`] is dropped.
+/// A migrator whose second step blocks until the client of [`gate`] is dropped.
 fn with_slow_second(dsn: &str) -> PostgresMigrator {
     with_second(dsn, "CREATE TABLE two (x int); SELECT pg_advisory_xact_lock(1)")
 }
@@ -757,10 +769,10 @@ async fn a_lock_is_waited_for_as_long_as_was_asked_and_only_where_there_is_somet
         MigrationError::LockHeld { waited, cause: Error::Unavailable { .. } } if *waited == wait
     );
     expect(is_typed && !is_missing_migration(&error), error)?;
-    // Without anything to do there is no wait, nor for a look.
+    // If no step is pending, neither a migration nor a status waits for the lock.
     let first = platform(dsn, &[("0001_teams.sql", TEAMS)]).lock_wait(wait);
-    expect(first.up().await.unwrap().is_empty(), "something was applied")?;
-    expect(second.version().await.unwrap() == 1, "another version")?;
+    expect(first.up().await.unwrap().is_empty(), "a step was applied")?;
+    expect(second.version().await.unwrap() == 1, "the version is not 1")?;
     let patient = tokio::spawn(async move { second.up().await.map(|steps| numbers(&steps)) });
     soon(dsn, "wait_event = 'advisory'", 2).await?;
     drop(gate);
@@ -781,10 +793,10 @@ async fn a_step_waits_for_a_lock_on_a_table_no_longer_than_asked(dsn: &str) -> O
         matches!(error, MigrationError::StepFailed { number: 2, cause: Error::Unavailable { .. }, .. });
     expect(is_typed, error)?;
     long.batch_execute("ROLLBACK").await.unwrap();
-    expect(numbers(&alter.up().await.unwrap()) == [2], "it can't be done later")
+    expect(numbers(&alter.up().await.unwrap()) == [2], "the step was not applied after the lock was released")
 }
 
-/// C4.2: the seed takes the lock and gives it back on connections of a pool, which need not be the same.
+/// The lock must not be taken and released on different connections of a pool.
 async fn the_lock_is_held_by_the_one_session_that_applies_the_steps(dsn: &str) -> Outcome {
     let (slow, gate) = (with_slow_second(dsn), gate(dsn).await);
     let slow = tokio::spawn(async move { slow.up().await.map(drop) });
@@ -801,16 +813,20 @@ async fn a_future_that_is_dropped_gives_the_lock_back_and_leaves_nothing_of_its_
     let slow = tokio::spawn(async move { slow.up().await.map(drop) });
     soon(dsn, "wait_event = 'advisory'", 1).await?;
     slow.abort();
-    // The one that is left is the gate's.
+    // The remaining lock is the gate's.
     soon(dsn, HOLDS_LOCK, 1).await?;
     expect(tables(dsn).await == "platform_migrations teams", tables(dsn).await)?;
     drop(gate);
     let second = with_slow_second(dsn);
-    expect(numbers(&second.lock_wait(Duration::from_secs(10)).up().await.unwrap()) == [2], "not applied")
+    expect(
+        numbers(&second.lock_wait(Duration::from_secs(10)).up().await.unwrap()) == [2],
+        "the second step was not applied",
+    )
 }
 
 async fn what_a_step_does_to_its_session_ends_with_it(dsn: &str) -> Outcome {
-    // As `pg_dump` begins; a role that may hardly do anything; and a timeout that the next step would run into.
+    // A setting as in the output of `pg_dump`, a role with few rights, and a timeout that the next
+    // step would exceed.
     let first = "CREATE ROLE hardly; CREATE TABLE public.one (x int);
                  SELECT set_config('search_path', '', false); SET lock_timeout = 1; SET ROLE hardly";
     let second = "CREATE TABLE two (x int); SELECT pg_sleep(0.2)";
@@ -839,7 +855,7 @@ async fn a_role_that_may_not_make_tables_uses_what_another_has_made(dsn: &str) -
     let rights = "GRANT ALL ON ALL TABLES IN SCHEMA public TO modest;
                   GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO modest";
     client.batch_execute(rights).await.unwrap();
-    expect(platform(&modest, &FILES).up().await.unwrap().is_empty(), "something was applied")?;
+    expect(platform(&modest, &FILES).up().await.unwrap().is_empty(), "a step was applied")?;
     let store = open(&modest).await;
     let mut update = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
     update.put("n".into(), "key".into(), b"value".to_vec()).unwrap();
@@ -856,9 +872,12 @@ async fn a_schema_is_shared_with_larder_and_each_schema_is_apart(dsn: &str) -> O
     let migrator = platform(&format!("{dsn} schema='a\"b'"), &FILES);
     expect(
         is_missing_migration(&migrator.version().await.unwrap_err()),
-        "the other schema's ledger was found",
+        "the ledger of the other schema was found",
     )?;
-    expect(numbers(&migrator.up().await.unwrap()) == [1, 2, 3], "not every step was applied")?;
+    expect(
+        numbers(&migrator.up().await.unwrap()) == [1, 2, 3],
+        "not every step was applied in the second schema",
+    )?;
     expect(
         tables(&other).await == "findings platform_migrations scans sessions teams",
         tables(&other).await,
@@ -899,20 +918,23 @@ async fn a_schema_that_is_created_later_does_not_hide_a_store_or_a_ledger(dsn: &
     )?;
     expect(
         found(dsn, "SELECT count(*) FROM pg_class WHERE relname = 'larder_entries'").await == [1],
-        "a second store",
+        "a second store was created",
     )?;
 
     let pinned = format!("{dsn} schema=public");
     expect(
         numbers(&platform(&pinned, &FILES).up().await.unwrap()) == [3],
-        "the pinned ledger was not found",
+        "the ledger in the pinned schema was not found",
     )?;
     read_and_write(&pinned, newest(&pinned)).await?;
-    // Whoever wants a second store says so.
+    // A caller that wants a second store names its schema.
     let second = format!("{dsn} schema=larder");
-    expect(is_missing_migration(&platform(&second, &FILES).version().await.unwrap_err()), "not fresh")?;
+    expect(
+        is_missing_migration(&platform(&second, &FILES).version().await.unwrap_err()),
+        "the second schema is not reported as fresh",
+    )?;
     platform(&second, &FILES).up().await.map_err(|error| format!("{error:?}"))?;
-    // Each of the two may be meant now.
+    // Without a schema in the name, either ledger could be meant now.
     for error in
         [platform(dsn, &FILES).up().await.unwrap_err(), platform(dsn, &FILES).status().await.unwrap_err()]
     {
@@ -925,7 +947,8 @@ async fn a_schema_that_is_created_later_does_not_hide_a_store_or_a_ledger(dsn: &
     Ok(())
 }
 
-/// A role of the name of the test's database, which may create tables in `public`, and how it connects.
+/// Creates a role with the name of the test's database. It may create tables in `public`. Returns
+/// the role and its data-source name.
 async fn role(dsn: &str, options: &str) -> (String, String) {
     let role = dsn.rsplit('=').next().unwrap();
     batch(dsn, &format!("CREATE ROLE {role} LOGIN {options}; GRANT ALL ON SCHEMA public TO {role}")).await;
@@ -950,7 +973,7 @@ async fn an_open_store_stays_in_its_schema(dsn: &str) -> Outcome {
     let steps = drivers().migrator(&format!("{theirs} schema={role}")).unwrap().unwrap();
     steps.up().await.map_err(|error| format!("{error:?}"))?;
     put(&store, "b").await;
-    // In sessions that are new. A read is made again if its session turns out to be gone.
+    // In new sessions. The store repeats a read if its session is gone.
     batch(dsn, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"))
         .await;
     let mut view = store.handle(HandleOptions::default()).begin(Mode::View).unwrap();
@@ -1051,7 +1074,10 @@ async fn a_step_that_takes_its_ledger_away_fails(dsn: &str) -> Outcome {
             expect(tables(dsn).await == "platform_migrations teams", (sql, tables(dsn).await))?;
         }
     }
-    expect(numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2], "it can't be put right")
+    expect(
+        numbers(&with_second(dsn, SESSIONS).up().await.unwrap()) == [2],
+        "a corrected step was not applied",
+    )
 }
 
 async fn nothing_of_a_step_is_left_when_the_next_one_begins(dsn: &str) -> Outcome {
@@ -1063,7 +1089,7 @@ async fn nothing_of_a_step_is_left_when_the_next_one_begins(dsn: &str) -> Outcom
     const FAILS: &str = "SELECT pg_advisory_lock(1), 1 / 0";
     let (role, theirs) = role(dsn, "").await;
     let mut outcomes = Vec::new();
-    // With a limit of connections, a session begins only when the one before it is gone.
+    // With a connection limit, a session can begin only after the one before it has ended.
     for limit in ["", "CONNECTION LIMIT 1"] {
         batch(dsn, &format!("ALTER ROLE {role} {limit}")).await;
         let files = [("0001_a.sql", FIRST), ("0002_b.sql", SECOND), ("0003_c.sql", FAILS)];
@@ -1093,7 +1119,10 @@ async fn a_search_path_may_hold_names_that_the_server_cuts_off(dsn: &str) -> Out
     let behind = format!("{dsn} options='-csearch_path={long},public'");
     is_shadowed(&platform(&behind, &FILES).up().await.unwrap_err(), &cut, "public")?;
     write_what_is_kept(&format!("{dsn} options='-csearch_path={long}'")).await;
-    expect(found(dsn, &format!("SELECT count(*) FROM {cut}.larder_entries")).await == [3], "other rows")
+    expect(
+        found(dsn, &format!("SELECT count(*) FROM {cut}.larder_entries")).await == [3],
+        "the rows are not in the schema with the truncated name",
+    )
 }
 
 async fn a_ledger_without_the_tables_of_larder_is_refused(dsn: &str) -> Outcome {
@@ -1173,7 +1202,7 @@ async fn a_schema_that_the_role_may_not_use_does_not_hide_a_ledger_either(dsn: &
     platform(&theirs, &FILES).up().await.unwrap();
     batch(dsn, &format!("REVOKE USAGE ON SCHEMA kept FROM {role}")).await;
     let outcome = is_shadowed(&platform(&theirs, &FILES).up().await.unwrap_err(), "public", "kept");
-    // A view is in the way of tables as well.
+    // A view is in the way as well as a table.
     batch(dsn, "CREATE SCHEMA views; CREATE VIEW views.platform_migrations AS SELECT 1").await;
     let behind = format!("{dsn} options='-csearch_path=public,views'");
     let of_view = is_shadowed(&platform(&behind, &FILES).up().await.unwrap_err(), "public", "views");
@@ -1191,7 +1220,10 @@ async fn a_schema_that_can_hold_no_ledger_is_refused(dsn: &str) -> Outcome {
     batch(dsn, "CREATE VIEW platform_migrations AS SELECT 1").await;
     let error = platform(dsn, &FILES).up().await.unwrap_err();
     expect(error.to_string().contains("\"public\".\"platform_migrations\""), &error)?;
-    expect(!is_missing_migration(&platform(dsn, &FILES).version().await.unwrap_err()), "it counts as fresh")
+    expect(
+        !is_missing_migration(&platform(dsn, &FILES).version().await.unwrap_err()),
+        "the database is reported as fresh",
+    )
 }
 
 async fn a_pinned_schema_has_to_exist_and_is_the_only_one(dsn: &str) -> Outcome {
@@ -1205,7 +1237,7 @@ async fn a_pinned_schema_has_to_exist_and_is_the_only_one(dsn: &str) -> Outcome 
     read_and_write(&format!("{url}Tenant%20A"), newest(dsn)).await?;
     let schemas = "SELECT count(*) FROM pg_class WHERE relname LIKE 'larder%' AND relkind = 'r'
                    AND relnamespace <> '\"Tenant A\"'::regnamespace";
-    expect(found(dsn, schemas).await == [0], "tables in another schema")
+    expect(found(dsn, schemas).await == [0], "tables were created in another schema")
 }
 
 async fn an_error_of_a_step_names_the_file_the_statement_and_the_line(dsn: &str) -> Outcome {
@@ -1214,7 +1246,8 @@ async fn an_error_of_a_step_names_the_file_the_statement_and_the_line(dsn: &str)
         END $$;
         SELECT broken();";
     for (sql, place) in [
-        // While it runs, when it is analyzed, when it is parsed, in a function of its own, and refused.
+        // Errors during execution, analysis and parsing, in a function that the step calls, and of
+        // forbidden commands.
         (
             "CREATE TABLE two (x int UNIQUE);\n\n-- Größe.\nINSERT INTO two\n    VALUES (1),\n    (1);\nSELECT 1",
             "failed in line 4, at \"INSERT INTO two VALUES (1), (1)\" and",
@@ -1244,7 +1277,7 @@ async fn a_store_needs_no_procedural_language(dsn: &str) -> Outcome {
     store.close().await;
     expect(
         found(dsn, "SELECT count(*) FROM pg_language WHERE lanname = 'plpgsql'").await == [0],
-        "there is one",
+        "the language plpgsql exists again",
     )
 }
 
@@ -1271,7 +1304,8 @@ async fn a_step_runs_whole_or_is_refused(dsn: &str) -> Outcome {
     Ok(())
 }
 
-/// What the server's lexer and the runner's have to read alike, at the beginning, at the end and between statements.
+/// Pieces that the lexers of the server and of the migrator must read alike, at the beginning, at
+/// the end and between statements.
 const TEXTS: [&str; 22] = [
     "CREATE TABLE a (x text);",
     "CREATE TABLE b (x text)",
@@ -1332,15 +1366,18 @@ async fn a_checksum_of_an_earlier_release_is_recorded_anew_with_the_next_step(ds
     let recorded = "SELECT count(*) FROM platform_migrations WHERE checksum = ";
     let earlier = format!("sha256(convert_to('{TEAMS}' || E'\\r\\n', 'UTF8'))");
     batch(dsn, &format!("UPDATE platform_migrations SET checksum = {earlier}")).await;
-    // Hosts of the earlier release read the ledger too, until there is a step that they lack.
-    expect(platform(dsn, &steps[..1]).up().await.unwrap().is_empty(), "something was applied")?;
-    expect(found(dsn, &format!("{recorded}{earlier}")).await == [1], "it was recorded anew too early")?;
-    expect(numbers(&platform(dsn, &steps).up().await.unwrap()) == [2], "not applied")?;
-    expect(found(dsn, &format!("{recorded}{earlier}")).await == [0], "it was not recorded anew")?;
-    expect(platform(dsn, &steps).version().await.unwrap() == 2, "another version")
+    // Hosts of the earlier release read the ledger too, until a step is added that they lack.
+    expect(platform(dsn, &steps[..1]).up().await.unwrap().is_empty(), "a step was applied")?;
+    expect(
+        found(dsn, &format!("{recorded}{earlier}")).await == [1],
+        "the checksum was rewritten without a new step",
+    )?;
+    expect(numbers(&platform(dsn, &steps).up().await.unwrap()) == [2], "the second step was not applied")?;
+    expect(found(dsn, &format!("{recorded}{earlier}")).await == [0], "the checksum was not rewritten")?;
+    expect(platform(dsn, &steps).version().await.unwrap() == 2, "the version is not 2")
 }
 
-/// What steps leave behind in a session, and what others would notice of it.
+/// What steps leave behind in a session, and statements that would notice it.
 const PIECES: [&str; 18] = [
     "CREATE TEMP TABLE t (x text)",
     "CREATE TEMP TABLE log (x text)",
@@ -1381,7 +1418,8 @@ async fn any_split_of_steps_into_runs_gives_the_same_tables_or_the_same_error(ds
     Ok(())
 }
 
-/// Applies the first of the files up to each of the numbers, and gives the error and what is in the database then.
+/// Applies the files in several runs, each up to the next of `ends`. Returns the error and the
+/// final state of the database.
 async fn apply_in_runs(dsn: &str, files: &[(String, String)], ends: &[usize]) -> (String, String) {
     batch(dsn, "DROP SCHEMA IF EXISTS elsewhere CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         .await;

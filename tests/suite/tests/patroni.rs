@@ -1,5 +1,5 @@
-//! A store on three nodes under Patroni, whose leader is killed, paused and cut off. It is long, so it runs only if
-//! `LARDER_PATRONI` says how often each happens.
+//! A store on three nodes under Patroni whose leader is killed, paused and cut off from the
+//! network. The test is long, so it runs only if `LARDER_PATRONI` is set.
 #![allow(clippy::expect_used, reason = "tests")]
 
 mod support;
@@ -10,24 +10,24 @@ use larder_postgres_server::{Failure, PatroniCluster, supervise_if_asked};
 use support::accountable::Load;
 use support::{harness, postgres_server};
 
-/// How often each failure happens. If it is not set, there are no tests.
+/// How often each failure is repeated. If it is not set, there are no tests.
 const VARIABLE: &str = "LARDER_PATRONI";
 
 const WRITERS_PER_STORE: u64 = 6;
 
-/// The longest time until a store works again, as `docs/hosts.md` says.
+/// The longest outage of a store, as stated in `docs/hosts.md`.
 const OUTAGE_MAX: Duration = Duration::from_secs(15);
 
 const FAILURES: [Failure; 4] = [Failure::Killed, Failure::Paused, Failure::Partitioned, Failure::Isolated];
 
 type Outcome = Result<(), String>;
 
-/// What a failure took.
+/// The duration of the parts of an outage.
 struct Outage {
     failure: Failure,
     /// From the failure until another leader acknowledged a commit.
     election: Duration,
-    /// From then until every writer went on.
+    /// From then until every writer made a commit.
     writers: Duration,
     /// From the end of the failure until the former leader was a replica.
     rejoin: Duration,
@@ -76,7 +76,8 @@ async fn no_acknowledged_commit_is_lost_when_patroni_elects_another_leader(times
     Ok(())
 }
 
-/// Lets the leader fail, and lets it rejoin as a replica. Every writer must make a commit after each.
+/// Makes the leader fail, and then lets it rejoin as a replica. Every writer must make a commit
+/// after each.
 async fn fail(cluster: &mut PatroniCluster, load: &mut Load, failure: Failure) -> Result<Outage, String> {
     let failed = Instant::now();
     cluster.fail(failure).map_err(in_full)?;
@@ -85,7 +86,7 @@ async fn fail(cluster: &mut PatroniCluster, load: &mut Load, failure: Failure) -
     let went_on = Instant::now();
     cluster.recover().map_err(in_full)?;
     let rejoin = went_on.elapsed();
-    load.progress(OUTAGE_MAX).await.map_err(|error| format!("after the old leader rejoined: {error}"))?;
+    load.progress(OUTAGE_MAX).await.map_err(|error| format!("after the former leader rejoined: {error}"))?;
     Ok(Outage { failure, election: elected - failed, writers: went_on - elected, rejoin })
 }
 
@@ -98,7 +99,7 @@ fn report(failure: Failure, outages: &[Outage]) {
         format!("{least:.1} to {most:.1} s")
     };
     println!(
-        "{failure:?}, {} times: a new leader after {}, every writer went on {} later, the old leader rejoined within {}",
+        "{failure:?}, {} times: a new leader after {}, every writer committed again {} later, the former leader rejoined within {}",
         outages.len(),
         range(|outage| outage.election),
         range(|outage| outage.writers),

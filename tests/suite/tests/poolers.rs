@@ -1,4 +1,4 @@
-//! Stores that are reached through PgBouncer, which gives a client another session for each transaction.
+//! Stores behind PgBouncer, which may give a client another session for each transaction.
 #![allow(clippy::expect_used, reason = "tests")]
 
 mod support;
@@ -14,31 +14,34 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
-/// Has every case run in session mode too, where a session is a client's own: it differs little from a direct connection.
+/// If set, all cases also run in session mode, where a client keeps its session and little differs
+/// from a direct connection.
 const ALL_VARIABLE: &str = "LARDER_TEST_POOLERS_ALL";
 
-/// Otherwise every so many-th runs there.
+/// Otherwise one case in this many runs in session mode.
 const SESSION_CASES: usize = 8;
 
-/// What a client tells PgBouncer as it connects, and PgBouncer the server.
+/// Settings that a client passes to PgBouncer when it connects, and PgBouncer to the server.
 const OF_THE_CLIENT: &str = "('application_name', 'client_encoding', 'DateStyle', 'IntervalStyle', 'standard_conforming_strings', 'TimeZone')";
 
-/// Of the last transaction: the server sets it anew as each transaction begins, from its default.
+/// The setting of the last transaction. The server resets it to its default when a transaction
+/// begins.
 const OF_TRANSACTIONS: &str = "'transaction_read_only'";
 
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
-    let suite = runtime.block_on(Suite::load()).expect("the suite can't be loaded");
+    let suite = runtime.block_on(Suite::load()).expect("cannot load the suite");
     let mut poolers = Vec::new();
-    let server = if arguments.list { None } else { Some(PostgresServer::start().expect("no server")) };
+    let server =
+        if arguments.list { None } else { Some(PostgresServer::start().expect("cannot start a server")) };
     let mut trials = Vec::new();
-    for (program, mode) in PgBouncer::programs_and_modes().expect("no PgBouncer") {
+    for (program, mode) in PgBouncer::programs_and_modes().expect("cannot find PgBouncer") {
         let name = format!("{}_in_{mode:?}_mode", program.display());
         let dsn = match &server {
             None => String::new(),
             Some(server) => {
-                let pooler = PgBouncer::start(&program, server, mode).expect("no PgBouncer");
+                let pooler = PgBouncer::start(&program, server, mode).expect("cannot start PgBouncer");
                 let dsn = pooler.dsn();
                 poolers.push(pooler);
                 dsn
@@ -95,7 +98,7 @@ async fn no_update_is_lost_and_no_setting_left(dsn: &str) -> Result<(), String> 
     nothing_is_left(dsn).await
 }
 
-/// No session of the server has a setting, a lock or a statement of larder's.
+/// Checks that no session of the server keeps a setting, a lock or a statement of larder.
 async fn nothing_is_left(dsn: &str) -> Result<(), String> {
     let (client, connection) =
         tokio_postgres::connect(dsn, NoTls).await.map_err(|error| error.to_string())?;
@@ -114,7 +117,7 @@ async fn nothing_is_left(dsn: &str) -> Result<(), String> {
             _ => None,
         });
         if left != Some("") {
-            return Err(format!("a session has {left:?}"));
+            return Err(format!("a session kept {left:?}"));
         }
     }
     Ok(())

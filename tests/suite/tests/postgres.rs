@@ -1,4 +1,5 @@
-//! What only a networked backend can run into: servers that stop, connections that break, processes that meet.
+//! Failures and races of a networked backend: stopped servers, broken connections, and concurrent
+//! transactions.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -28,7 +29,8 @@ fn main() {
     let runtime = harness::runtime();
     let server = if arguments.list { Err("only listed".to_string()) } else { start() };
     let shared = server.as_ref().map(PostgresServer::dsn).map_err(Clone::clone);
-    // Servers end with the thread that started them, so the one that is stopped and started again runs here too.
+    // A server ends with the thread that started it, so the server that a test restarts is started
+    // here too.
     let restarted = if arguments.list { Err("only listed".to_string()) } else { start() };
     let restarted = Arc::new(Mutex::new(restarted));
 
@@ -85,9 +87,9 @@ fn start() -> Result<PostgresServer, String> {
     PostgresServer::start().map_err(|error| format!("{error:#}"))
 }
 
-// What the tests share.
+// Shared helpers.
 
-/// A schema of its own for a test, in the server that `dsn` names.
+/// Creates a schema for a test on the server of `dsn`, and returns its data-source name.
 async fn schema(dsn: &str) -> String {
     let name = new_schema(dsn).await;
     format!("{dsn} options='-csearch_path={name}' application_name={name}")
@@ -116,7 +118,7 @@ async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Error> {
     Ok(value.map(|value| String::from_utf8(value).unwrap()))
 }
 
-/// An update that has read the row that it is going to write.
+/// Begins an update, reads a row and puts it.
 async fn read_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
     let mut update = handle.begin(Mode::Update).unwrap();
     update.get("n".into(), key.into()).await.unwrap();
@@ -124,14 +126,14 @@ async fn read_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
     update
 }
 
-/// The same, with a transaction that is open at the server: it has read a second row.
+/// The same, with a second read, so that a transaction is open at the server.
 async fn read_two_and_put(handle: &Handle, key: &str, value: &str) -> Transaction {
     let mut update = read_and_put(handle, key, value).await;
     update.get("n".into(), "another".into()).await.unwrap();
     update
 }
 
-/// Asks again until the pool has noticed what happened to its connections.
+/// Repeats a call until the pool has replaced its broken connections.
 async fn soon<T, F: Future<Output = Result<T, Error>>>(mut ask: impl FnMut() -> F) -> T {
     for _ in 0..100 {
         match ask().await {
@@ -147,10 +149,11 @@ fn expect(holds: bool, what: impl std::fmt::Debug) -> Outcome {
     if holds { Ok(()) } else { Err(format!("{what:?}")) }
 }
 
-/// How many sessions of the test's stores are in this state.
+/// Counts the sessions of the test's stores that match a condition.
 async fn sessions(dsn: &str, condition: &str) -> i64 {
     let name = dsn.rsplit('=').next().unwrap();
-    // Conditions are evaluated in any order, and some do something: only its own sessions are asked.
+    // SQL evaluates conditions in any order, and some have side effects, so `CASE` restricts them
+    // to the test's own sessions.
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE CASE WHEN application_name = '{name}' THEN {condition} END"
     );
@@ -158,7 +161,8 @@ async fn sessions(dsn: &str, condition: &str) -> i64 {
     connect(observer).await.query_one(&sql, &[]).await.unwrap().get(0)
 }
 
-// Time. The server's clock counts, which no test can move: these wait for it, as shortly as they can.
+// Time. The server's clock counts, which no test can move, so these tests wait, as briefly as they
+// can.
 
 const LEASE: Duration = Duration::from_millis(300);
 
@@ -172,7 +176,7 @@ async fn put_for(handle: &Handle, key: &str, ttl: Duration) {
     update.commit().await.unwrap();
 }
 
-/// A session that has locked a row.
+/// Locks a row in a session of its own.
 async fn lock_row(dsn: &str, key: &str) -> Client {
     let locker = connect(dsn).await;
     locker.batch_execute("BEGIN").await.unwrap();
@@ -202,13 +206,16 @@ async fn a_lease_that_ends_while_its_update_waits_for_a_row_is_a_conflict(dsn: &
         tokio::time::sleep(LEASE + Duration::from_millis(50)).await;
         expect(!commit.is_finished(), "the commit did not wait")?;
         let mut view = handle.begin(Mode::View).unwrap();
-        expect(view.get("n".into(), "lease".into()).await.unwrap().is_none(), "the lease is there")?;
-        expect(view.get("n".into(), "row 1".into()).await.unwrap() == Some(b"old".to_vec()), "not old")?;
+        expect(view.get("n".into(), "lease".into()).await.unwrap().is_none(), "the lease has not expired")?;
+        expect(
+            view.get("n".into(), "row 1".into()).await.unwrap() == Some(b"old".to_vec()),
+            "the row was changed before the commit",
+        )?;
         drop(view);
         locker.batch_execute("ROLLBACK").await.unwrap();
         let outcome = commit.await.unwrap();
         expect(matches!(outcome, Err(Error::Conflict)), (reads, writes, outcome))?;
-        expect(get(&handle, "row 1").await.unwrap().as_deref() == Some("old"), "it was written")?;
+        expect(get(&handle, "row 1").await.unwrap().as_deref() == Some("old"), "the row was written")?;
     }
     Ok(())
 }
@@ -233,14 +240,15 @@ async fn a_time_to_live_counts_from_when_the_row_was_got(dsn: &str) -> Outcome {
         locker.batch_execute("ROLLBACK").await.unwrap();
         let outcome = commit.await.unwrap();
         let value = get(&handle, "row").await.unwrap();
-        // A statement whose moment is from before the wait is refused, and the commit is made in a transaction.
+        // If a statement takes its time before the wait, it is refused, and the commit runs again
+        // in a transaction.
         expect(outcome.is_ok(), (read, more, outcome))?;
         expect(value.as_deref() == Some("new"), (read, more, value))?;
     }
     Ok(())
 }
 
-/// The clock of a machine that is wrong.
+/// The clock of a machine that is 58 days ahead.
 struct Ahead(SystemClock);
 
 impl Clock for Ahead {
@@ -257,7 +265,8 @@ impl Clock for Ahead {
     }
 }
 
-/// A commit waits with its first row written, or with none, for an insert that is rolled back or for a locked row.
+/// A commit waits for an insert that is rolled back or for a locked row, with or without its first
+/// row written.
 async fn a_time_to_live_does_not_count_a_wait(dsn: &str) -> Outcome {
     const TTL: Duration = Duration::from_millis(3_000);
     const WAIT: Duration = Duration::from_millis(250);
@@ -265,7 +274,8 @@ async fn a_time_to_live_does_not_count_a_wait(dsn: &str) -> Outcome {
     let store = open(&dsn).await;
     let handle = handle(&store);
     let reader = connect(&dsn).await;
-    // What is put for a time, what is put or deleted without one, and what is waited for.
+    // The keys put with a time to live, put without one, and deleted, and the key for which the
+    // commit waits.
     type Keys = &'static [&'static str];
     let cases: [(Keys, Keys, Keys, &str); 6] = [
         (&["a"], &[], &[], "a"),
@@ -322,17 +332,17 @@ async fn the_servers_clock_counts_for_times_to_live_and_not_that_of_a_host(dsn: 
     let ahead = ahead.clock(Arc::new(Ahead(SystemClock::default()))).build().unwrap();
     put_for(&handle(&right), "a", Duration::from_secs(60)).await;
     put_for(&handle(&ahead), "b", Duration::from_secs(60)).await;
-    expect(get(&handle(&ahead), "a").await.unwrap().is_some(), "a is gone")?;
-    expect(ahead.sweep().await.unwrap() == 0, "a row that is there was swept")?;
+    expect(get(&handle(&ahead), "a").await.unwrap().is_some(), "a row of another host counts as expired")?;
+    expect(ahead.sweep().await.unwrap() == 0, "an unexpired row was swept")?;
     let sql =
         "SELECT max(expires_at) - (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM larder_entries";
     let left: i64 = connect(&dsn).await.query_one(sql, &[]).await.unwrap().get(0);
     expect((1..=60_000).contains(&left), left)
 }
 
-// Connections that break.
+// Broken connections.
 
-/// A store whose connection goes through a proxy, and one that sees what is really there.
+/// A store whose connections pass a proxy, and one that reads the actual state.
 async fn through_a_proxy(dsn: &str) -> (Proxy, Store, Store) {
     let dsn = schema(dsn).await;
     let folder = dsn.split_whitespace().next().unwrap().strip_prefix("host=").unwrap().to_string();
@@ -344,7 +354,7 @@ async fn through_a_proxy(dsn: &str) -> (Proxy, Store, Store) {
 async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str) -> Outcome {
     let (proxy, store, direct) = through_a_proxy(dsn).await;
     let (store, direct) = (handle(&store), handle(&direct));
-    // Before, so that the statements are prepared, those for a new row and for one that was read, and the cut meets the
+    // Prepares the statements for a new row and for a row that was read, so that the cut hits the
     // commit itself.
     read_and_put(&store, "read", "new").await.commit().await.unwrap();
     read_and_put(&store, "read", "before").await.commit().await.unwrap();
@@ -375,7 +385,7 @@ async fn a_connection_cut_after_the_commit_leaves_its_outcome_unknown(dsn: &str)
 async fn a_connection_cut_before_the_commit_leaves_nothing(dsn: &str) -> Outcome {
     let (proxy, store, direct) = through_a_proxy(dsn).await;
     let (store, direct) = (handle(&store), handle(&direct));
-    // The statements are prepared, so that the cut meets the commit itself.
+    // Prepares the statements, so that the cut hits the commit itself.
     for value in ["new", "before"] {
         soon(|| get(&store, "read")).await;
         read_and_put(&store, "read", value).await.commit().await.unwrap();
@@ -390,8 +400,9 @@ async fn a_connection_cut_before_the_commit_leaves_nothing(dsn: &str) -> Outcome
         proxy.cut_next(Cut::Request);
         let outcome = update.commit().await;
         let found = get(&direct, "read").await.unwrap();
-        // The client can't tell that the server never had it. Where the cut met what only prepares the commit, and
-        // nothing was open at the server, it is made on another connection.
+        // The client cannot know that the server did not get the request. If the cut hit a
+        // statement before the commit and no transaction was open at the server, the store commits
+        // on another connection.
         let is_honest = match &outcome {
             Err(Error::CommitUnknown { .. } | Error::Unavailable { .. }) => {
                 found.as_deref() == Some("before")
@@ -452,8 +463,7 @@ async fn an_update_that_read_one_row_outlives_its_session(dsn: &str) -> Outcome 
     Ok(())
 }
 
-/// Whatever happens to the row between the read and the commit is a conflict, and so it is where the update reads on.
-/// To draw a version is a write, for which a read would wait for the disk.
+/// Drawing a version writes to the database, and a read would have to wait for the disk.
 async fn an_update_that_only_reads_has_the_server_write_nothing(dsn: &str) -> Outcome {
     let dsn = schema(dsn).await;
     let store = open(&dsn).await;
@@ -467,14 +477,19 @@ async fn an_update_that_only_reads_has_the_server_write_nothing(dsn: &str) -> Ou
     let before = drawn().await;
     for _ in 0..3 {
         let mut update = handle.begin(Mode::Update).unwrap();
-        expect(update.get("n".into(), "a".into()).await.unwrap() == Some(b"1".to_vec()), "it reads the row")?;
+        expect(
+            update.get("n".into(), "a".into()).await.unwrap() == Some(b"1".to_vec()),
+            "the update did not read the row",
+        )?;
         update.commit().await.unwrap();
     }
-    expect(drawn().await == before, "a version was drawn")?;
+    expect(drawn().await == before, "a read drew a version")?;
     put(&handle, "a", "2").await.unwrap();
-    expect(drawn().await > before, "a write draws one")
+    expect(drawn().await > before, "a write drew no version")
 }
 
+/// Any change of the row between the read and the commit is a conflict, at the next read as well as
+/// at the commit.
 async fn an_update_whose_first_row_was_changed_conflicts(dsn: &str) -> Outcome {
     let store = handle(&open(&schema(dsn).await).await);
     let deleted = async || {
@@ -513,7 +528,7 @@ async fn an_update_whose_first_row_was_changed_conflicts(dsn: &str) -> Outcome {
     update.get("n".into(), "key".into()).await.unwrap();
     update.increment("n".into(), "counter".into(), 1).unwrap();
     update.commit().await.unwrap();
-    expect(get(&store, "counter").await.unwrap().as_deref() == Some("1"), "it was not counted")
+    expect(get(&store, "counter").await.unwrap().as_deref() == Some("1"), "the increment was lost")
 }
 
 fn a_server_that_stops_and_starts_again_is_found_again(
@@ -549,7 +564,7 @@ fn a_server_that_stops_and_starts_again_is_found_again(
     Ok(())
 }
 
-// Transactions that meet.
+// Concurrent transactions.
 
 async fn updates_of_one_row_by_many_tasks_lose_nothing(dsn: &str) -> Outcome {
     let store = open(&schema(dsn).await).await;
@@ -622,7 +637,9 @@ async fn an_event_tells_that_a_call_waited_for_a_connection(dsn: &str) -> Outcom
     for commit in commits {
         commit.await.unwrap().map_err(|error| format!("{error:?}"))?;
     }
-    let event = tokio::time::timeout(Duration::from_secs(10), told.next()).await.map_err(|_| "no event")?;
+    let event = tokio::time::timeout(Duration::from_secs(10), told.next())
+        .await
+        .map_err(|_| "no event was emitted")?;
     match event.unwrap().unwrap() {
         Event::ConnectionAwaited { store, waited } => {
             let is_its_wait = (Duration::from_secs(1)..Duration::from_secs(5)).contains(&waited);
@@ -649,7 +666,7 @@ async fn a_quota_is_never_passed_by_commits_at_once(dsn: &str) -> Outcome {
     }
     let fitted = tasks.join_all().await.into_iter().filter(Result::is_ok).count() as u64;
     expect((1..=ROWS).contains(&fitted), fitted)?;
-    // One after the other the quota is reached exactly.
+    // One after the other, commits can use the quota completely.
     let handle = handle(&store);
     for number in 100..100 + ROWS - fitted {
         let (key, value) = row(number);
@@ -663,7 +680,7 @@ async fn a_quota_is_never_passed_by_commits_at_once(dsn: &str) -> Outcome {
     expect(is_full, outcome)
 }
 
-// Transactions that nobody ends.
+// Abandoned transactions.
 
 async fn transactions_that_nobody_ends_leave_no_session_behind(dsn: &str) -> Outcome {
     let dsn = schema(dsn).await;
@@ -679,7 +696,7 @@ async fn transactions_that_nobody_ends_leave_no_session_behind(dsn: &str) -> Out
     expect(left == 0, format!("{left} sessions are not idle"))?;
     let outcome = forgotten.pop().unwrap().commit().await;
     expect(matches!(outcome, Err(Error::TimedOut)), outcome)?;
-    expect(get(&handle(&store), "key").await.unwrap().is_none(), "something was written")
+    expect(get(&handle(&store), "key").await.unwrap().is_none(), "an abandoned update was written")
 }
 
 async fn a_read_that_waits_for_a_lock_ends_at_its_deadline(dsn: &str) -> Outcome {
@@ -692,7 +709,7 @@ async fn a_read_that_waits_for_a_lock_ends_at_its_deadline(dsn: &str) -> Outcome
     for _ in 0..2 * SNAPSHOTS_MAX {
         let mut view = short.begin(Mode::View).unwrap();
         let reading = view.get("n".into(), "key".into());
-        // Half of them are cancelled by the caller, half by their deadline.
+        // The caller cancels about half of them; the others reach their deadline.
         if fastrand::bool() {
             let _ = tokio::time::timeout(Duration::from_millis(20), reading).await;
         } else {
@@ -747,7 +764,7 @@ async fn an_update_that_read_one_row_gives_its_connection_back_and_goes_on(dsn: 
     for number in 0..3 * SNAPSHOTS_MAX {
         updates.push(read_and_put(&idle, &format!("key {number}"), "value").await);
     }
-    expect(get(&active, "other").await.unwrap().is_none(), "found")?;
+    expect(get(&active, "other").await.unwrap().is_none(), "a row of an open update is visible")?;
     for (number, mut update) in updates.into_iter().enumerate() {
         if number % 2 == 0 {
             let second = update.get("n".into(), "second".into()).await;
@@ -755,7 +772,7 @@ async fn an_update_that_read_one_row_gives_its_connection_back_and_goes_on(dsn: 
         }
         update.commit().await.map_err(|error| format!("{error:?}"))?;
     }
-    expect(get(&active, "key 59").await.unwrap().as_deref() == Some("value"), "not written")
+    expect(get(&active, "key 59").await.unwrap().as_deref() == Some("value"), "the last update is missing")
 }
 
 // The schema.
@@ -777,7 +794,7 @@ async fn sixteen_hosts_that_open_one_fresh_schema_migrate_it_once(dsn: &str) -> 
     let held =
         "EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = pg_stat_activity.pid AND locktype = 'advisory')";
     let held = sessions(&dsn, held).await;
-    expect(held == 0, format!("{held} advisory locks are left"))
+    expect(held == 0, format!("{held} sessions still hold an advisory lock"))
 }
 
 async fn a_schema_that_does_not_fit_is_refused(dsn: &str) -> Outcome {
@@ -792,7 +809,7 @@ async fn a_schema_that_does_not_fit_is_refused(dsn: &str) -> Outcome {
         ),
     ] {
         client.batch_execute(damage).await.unwrap();
-        let error = Postgres::open(&dsn).await.expect_err("it was opened");
+        let error = Postgres::open(&dsn).await.expect_err("the store was opened");
         let cause = error.source().and_then(|cause| cause.downcast_ref::<Cause>());
         let found = cause.and_then(|cause| cause.downcast_ref::<SchemaError>());
         expect(found == Some(&expected), &error)?;
@@ -805,7 +822,8 @@ async fn a_schema_that_is_not_there_is_said(dsn: &str) -> Outcome {
     expect(matches!(outcome, Err(Error::InvalidArgument(_))), outcome)
 }
 
-/// Name, type, whether it may be null, and its place in the primary key, of every column of larder's tables.
+/// For every column of larder's tables: name, type, whether it may be null, and its position in the
+/// primary key.
 type Tables = BTreeMap<String, Vec<(String, String, bool, i64)>>;
 
 async fn both_engines_have_the_same_tables(dsn: &str) -> Outcome {
@@ -816,13 +834,13 @@ async fn both_engines_have_the_same_tables(dsn: &str) -> Outcome {
         names.sort();
         names
     };
-    // Steps of Postgres alone come after those that both have.
+    // Steps for Postgres alone come after the steps that both engines have.
     let (sqlite, postgres) = (folder("sqlite"), folder("postgres"));
-    expect(postgres.starts_with(&sqlite), "the migrations have other numbers or names")?;
+    expect(postgres.starts_with(&sqlite), "the migrations differ in numbers or names")?;
 
     let mut sqlite = sqlite_tables().await;
     let postgres = postgres_tables(&schema(dsn).await).await;
-    // Postgres has a sequence for it, so that updates don't meet on one row.
+    // Postgres uses a sequence instead, so that updates do not contend for one row.
     expect(sqlite.remove("larder_commit_sequence").is_some(), &sqlite)?;
     expect(!postgres.contains_key("larder_commit_sequence"), &postgres)?;
     expect(sqlite.len() == 3 && sqlite == postgres, (sqlite, postgres))
@@ -864,7 +882,7 @@ async fn postgres_tables(dsn: &str) -> Tables {
             "bytea" => "BLOB",
             "bigint" | "integer" => "INTEGER",
             "text" => "TEXT",
-            other => panic!("a column of the type {other}"),
+            other => panic!("unexpected column type {other}"),
         };
         let column = (row.get(1), kind.to_string(), row.get(3), row.get(4));
         tables.entry(row.get(0)).or_default().push(column);

@@ -53,12 +53,12 @@ fn main() {
     harness::run(&arguments, trials, || drop(server));
 }
 
-/// A data-source name with a schema of its own.
+/// A data-source name with a new schema.
 async fn schema(dsn: &str) -> String {
     format!("{dsn} schema={}", new_schema(dsn).await)
 }
 
-/// A client of the tables themselves.
+/// A client that uses the tables of a store directly.
 async fn client(dsn: &str) -> Client {
     let (server, schema) = dsn.split_once(" schema=").unwrap();
     let client = connect(server).await;
@@ -111,12 +111,12 @@ async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) 
         stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
         assert!(matches!(stale.commit().await, Err(Error::Conflict)));
         assert_eq!(versioned(&handle, "key").await, Some(("second".to_string(), written)));
-        // All rows are older than what is drawn next.
+        // All rows are older than the next version.
         let next = put(&handle, &["next"], "1").await.unwrap();
         let newest = count(&client, "SELECT max(version) FROM larder_entries WHERE key <> 'next'").await;
         assert!(next.0 > u64::try_from(newest).unwrap());
     }
-    // A row that is read and written, and one that is deleted.
+    // A row that is read and written, and a row that is deleted.
     client.batch_execute(&behind(held.0 - 2)).await.unwrap();
     let mut read = handle.begin(Mode::Update).unwrap();
     let (_, before) = read.get_versioned("n".into(), "key".into()).await.unwrap().unwrap();
@@ -128,7 +128,7 @@ async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) 
     assert!(deleted > before && put(&handle, &["key"], "again").await.unwrap() > deleted);
 }
 
-/// A logical replica has the rows, and a sequence of its own. No row tells of those that were deleted.
+/// A logical replica has the rows but its own sequence. No row keeps the version of a deleted row.
 async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn: String) {
     let dsn = format!("{} application_name=begins_anew", schema(&dsn).await);
     let (store, client) = (open(&dsn).await, client(&dsn).await);
@@ -140,7 +140,7 @@ async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn
     let next = open(&dsn).await;
     let put_again = put(&handle(&next), &["key"], "second").await.unwrap();
     assert!(held < deleted && deleted < put_again, "{held:?}, {deleted:?}, {put_again:?}");
-    // The store that was open connects anew, as after a failover.
+    // The open store reconnects, as after a failover.
     let deleted = delete(&first, "key").await.unwrap();
     client.batch_execute(begin_anew).await.unwrap();
     let ended =
@@ -155,7 +155,7 @@ async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn
     assert!(matches!(stale.commit().await, Err(Error::Conflict)));
 }
 
-/// After a failover, many connections are new at once.
+/// After a failover, many connections are opened at once.
 async fn a_connection_waits_while_another_one_moves_the_sequence(dsn: String) {
     let dsn = schema(&dsn).await;
     let (store, client) = (open(&dsn).await, client(&dsn).await);
@@ -170,7 +170,7 @@ async fn a_connection_waits_while_another_one_moves_the_sequence(dsn: String) {
     assert!(putting.await.unwrap().unwrap() > deleted);
 }
 
-/// Commits need `USAGE` of the sequence, and `UPDATE` only to move it.
+/// Commits need only `USAGE` on the sequence. Only moving it needs `UPDATE`.
 async fn a_role_that_may_not_move_the_sequence_commits_all_the_same(dsn: String) {
     let dsn = schema(&dsn).await;
     let (store, client) = (open(&dsn).await, client(&dsn).await);
@@ -215,10 +215,10 @@ async fn a_commit_that_waits_draws_its_version_after_those_that_it_waited_for(ds
     }
 }
 
-// Commits that meet.
+// Commits that touch the same rows.
 
 async fn deadlocks(client: &Client) -> i64 {
-    // A session tells what it has counted with some delay.
+    // A session reports its counters to the server with a delay.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     count(client, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").await
 }
@@ -250,7 +250,7 @@ async fn blind_commits_that_cross_do_not_deadlock(dsn: String) {
     assert_eq!(deadlocks(&client).await, before);
 }
 
-/// The figures of the issue that led to this test: 16 workers with three rows each had 1,512 conflicts in 320 updates.
+/// A former version had 1,512 conflicts in 320 updates here, with 16 workers and three rows each.
 async fn workers_on_rows_of_their_own_do_not_conflict(dsn: String) {
     const WORKERS: u64 = 16;
     const UPDATES: u64 = 20;
@@ -286,7 +286,10 @@ async fn workers_on_rows_of_their_own_do_not_conflict(dsn: String) {
         }
         tasks.join_all().await;
         let conflicts = conflicts.load(Ordering::Relaxed);
-        assert!(conflicts * 100 <= WORKERS * UPDATES, "{conflicts} conflicts with {rows} rows");
+        assert!(
+            conflicts * 100 <= WORKERS * UPDATES,
+            "{conflicts} conflicts with {rows} rows for each worker"
+        );
     }
 }
 
@@ -350,7 +353,7 @@ async fn a_range_and_a_blind_put_into_it_are_not_both_overlooked(dsn: String) {
             );
         }
     }
-    // An absent row that is read and not written.
+    // A row that is absent, read and not written.
     let mut reader = handle.begin(Mode::Update).unwrap();
     assert_eq!(reader.get("n".into(), "flag".into()).await.unwrap(), None);
     reader.put("n".into(), "result".into(), b"1".to_vec()).unwrap();
@@ -365,7 +368,7 @@ async fn commits_that_rest_on_ranges_of_each_other_do_not_both_succeed(dsn: Stri
     let mut both = 0;
     for round in 0..ROUNDS {
         let mut tasks = JoinSet::new();
-        // Ranges, absent rows, and one of each.
+        // Each side reads a range or an absent row of the other, in all combinations.
         for side in 0..2 {
             let handle = handle(&store);
             tasks.spawn(async move {
@@ -421,7 +424,7 @@ async fn a_commit_leaves_no_row_of_its_locks_behind(dsn: String) {
         several.delete("n".into(), key.into()).unwrap();
     }
     several.commit().await.unwrap();
-    // One that fails once its rows are locked.
+    // A commit that fails after its rows are locked.
     put(&handle, &["counter"], "no number").await.unwrap();
     let mut failing = handle.begin(Mode::Update).unwrap();
     failing.put("n".into(), "another".into(), b"1".to_vec()).unwrap();
@@ -455,7 +458,7 @@ async fn a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_sa
     ];
     for setting in settings {
         let dsn = format!("{} options='-c {setting}'", schema(&dsn).await);
-        // What a store does with its tables is not the subject here.
+        // The store creates its tables without the setting, which is not the subject here.
         let plain = dsn.split(" options=").next().unwrap();
         drop(open(plain).await);
         let store = open(&dsn).await;

@@ -1,5 +1,5 @@
-//! SQLite files that several processes use, that are killed, and whose disk is full. The program starts itself again
-//! for what needs a process of its own.
+//! SQLite files that several processes use, whose processes are killed, and whose disk is full. The
+//! program runs itself as a child process where a test needs one.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 type Outcome = Result<(), String>;
 
-/// What a started process is to do, and with which file.
+/// The role and the file of a child process.
 const ROLE: &str = "LARDER_FAULT_ROLE";
 const FILE: &str = "LARDER_FAULT_FILE";
 
@@ -67,7 +67,7 @@ async fn play(role: &str, file: &Path) {
         "number" => number(file).await,
         "rewrite" => rewrite(file).await,
         "fill" => fill(file).await,
-        _ => panic!("there is no role {role:?}"),
+        _ => panic!("unknown role {role:?}"),
     }
 }
 
@@ -79,7 +79,7 @@ fn start(role: &str, file: &Path) -> Child {
 
 fn succeeds(mut child: Child) -> Outcome {
     let status = child.wait().map_err(|error| error.to_string())?;
-    if status.success() { Ok(()) } else { Err(format!("a process ended with {status}")) }
+    if status.success() { Ok(()) } else { Err(format!("a child process ended with {status}")) }
 }
 
 async fn open(file: &Path) -> Store {
@@ -117,10 +117,14 @@ async fn processes_that_update_one_row_lose_nothing() -> Outcome {
     let children: Vec<Child> = (0..PROCESSES).map(|_| start("count", &file)).collect();
     children.into_iter().try_for_each(succeeds)?;
     let count = get(&open(&file).await, "count").await;
-    if count == Some((PROCESSES * UPDATES).to_string()) { Ok(()) } else { Err(format!("{count:?}")) }
+    if count == Some((PROCESSES * UPDATES).to_string()) {
+        Ok(())
+    } else {
+        Err(format!("the count is {count:?}"))
+    }
 }
 
-/// Adds one, by reading and writing, again and again.
+/// Adds one to the count, by a read and a write, [`UPDATES`] times.
 async fn count(file: &Path) {
     let store = open(file).await;
     for _ in 0..UPDATES {
@@ -146,7 +150,7 @@ async fn processes_that_open_one_fresh_file_all_succeed() -> Outcome {
     let connection = rusqlite::Connection::open(&file).unwrap();
     let steps: i64 =
         connection.query_row("SELECT count(*) FROM larder_migrations", [], |row| row.get(0)).unwrap();
-    if steps == 2 { Ok(()) } else { Err(format!("{steps} steps are recorded")) }
+    if steps == 2 { Ok(()) } else { Err(format!("{steps} steps are recorded instead of 2")) }
 }
 
 const REWRITES: u64 = 40;
@@ -163,7 +167,7 @@ async fn what_another_process_committed_is_seen_though_rows_are_cached() -> Outc
             heard.store(number, Ordering::SeqCst);
         }
     });
-    // A row that is read all the time is cached all the time.
+    // A row that is read continuously stays in the cache.
     let (mut reads, mut stale) = (0, None);
     while !listener.is_finished() {
         let acknowledged = said.load(Ordering::SeqCst);
@@ -179,11 +183,12 @@ async fn what_another_process_committed_is_seen_though_rows_are_cached() -> Outc
     let last = get(&store, "number").await;
     match last == Some(REWRITES.to_string()) && reads > REWRITES {
         true => Ok(()),
-        false => Err(format!("{last:?} in the end, after {reads} reads")),
+        false => Err(format!("the last value is {last:?}, after {reads} reads")),
     }
 }
 
-/// Writes the next number into one row, again and again, says so, and lets others get used to it.
+/// Writes increasing numbers into one row and prints each. The pauses let other processes cache the
+/// row.
 async fn rewrite(file: &Path) {
     let store = open(file).await;
     for number in 1..=REWRITES {
@@ -194,7 +199,7 @@ async fn rewrite(file: &Path) {
     }
 }
 
-// Processes that are killed.
+// Killed processes.
 
 const KILLS: u32 = 20;
 
@@ -202,28 +207,32 @@ async fn what_was_acknowledged_is_there_after_a_kill() -> Outcome {
     let (_folder, file) = database();
     let mut acknowledged = 0_u64;
     for _ in 0..KILLS {
-        // At least one commit, then a random while.
+        // At least one commit, then a random delay.
         let said = harness::kill(start("number", &file), Duration::from_millis(60)).await?;
         acknowledged = acknowledged.max(harness::last_number(&said));
         check(&file, acknowledged).await?;
     }
-    if acknowledged > u64::from(KILLS) { Ok(()) } else { Err(format!("only {acknowledged} commits in all")) }
+    if acknowledged > u64::from(KILLS) {
+        Ok(())
+    } else {
+        Err(format!("only {acknowledged} commits were acknowledged"))
+    }
 }
 
-/// Writes the next number as a row, and says so once it is committed.
+/// Writes the next number as a row, and prints it once it is committed.
 async fn number(file: &Path) {
     let store = open(file).await;
     let mut next = 1 + rows(&store).await.last().copied().unwrap_or_default();
     loop {
         put(&store, &format!("{next:09}"), vec![b'x'; 300]).await.unwrap();
-        // The full stop tells that the line is whole.
+        // A full stop marks a complete line.
         println!("{next}.");
         std::io::stdout().flush().unwrap();
         next += 1;
     }
 }
 
-/// The numbers that are there, in order.
+/// The numbers of the stored rows, in order.
 async fn rows(store: &Store) -> Vec<u64> {
     let handle = handle(store);
     let mut view = handle.begin(Mode::View).unwrap();
@@ -244,7 +253,7 @@ async fn check(file: &Path, acknowledged: u64) -> Outcome {
     store.close().await;
     let whole: Vec<u64> = (1..=numbers.len() as u64).collect();
     if numbers != whole || (numbers.len() as u64) < acknowledged {
-        return Err(format!("{} rows, not each once, after {acknowledged} acknowledged", numbers.len()));
+        return Err(format!("expected each row once, at least {acknowledged}; found {} rows", numbers.len()));
     }
     let connection = rusqlite::Connection::open(file).unwrap();
     let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -252,8 +261,12 @@ async fn check(file: &Path, acknowledged: u64) -> Outcome {
         connection.query_row("SELECT max(version) FROM larder_entries", [], |row| row.get(0)).unwrap();
     let last: i64 =
         connection.query_row("SELECT last FROM larder_commit_sequence", [], |row| row.get(0)).unwrap();
-    // Versions are reserved some at once.
-    if verdict == "ok" && newest <= last { Ok(()) } else { Err(format!("{verdict}, {newest} and {last}")) }
+    // The sequence is at or above the newest version, as versions are reserved in blocks.
+    if verdict == "ok" && newest <= last {
+        Ok(())
+    } else {
+        Err(format!("{verdict}, newest {newest}, last {last}"))
+    }
 }
 
 // A full disk.
@@ -263,13 +276,14 @@ async fn a_full_disk_is_unavailable_and_loses_nothing() -> Outcome {
     succeeds(start("fill", &file))
 }
 
-/// Writes until no file may grow any more; then nothing more is written, all is still read, and with room again the
-/// store goes on, at the latest once it is opened again.
+/// Writes until a file-size limit stops the file from growing. Then writes fail, all rows can still
+/// be read, and once there is room again the store works, at the latest after it is opened again.
 async fn fill(file: &Path) {
     let store = open(file).await;
     put(&store, "before", b"kept".to_vec()).await.unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
-    // SAFETY: no handler is installed; the signal is ignored, so that writing gives an error instead.
+    // SAFETY: no handler is installed; the signal is ignored, so that a write returns an error
+    // instead.
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn).unwrap() };
     setrlimit(Resource::RLIMIT_FSIZE, 2 << 20, hard).unwrap();
     let mut written = 0;
@@ -278,7 +292,7 @@ async fn fill(file: &Path) {
             Ok(_) => written += 1,
             Err(error) => break error,
         }
-        assert!(written < 1_000, "the disk never filled");
+        assert!(written < 1_000, "the file-size limit was never reached");
     };
     assert!(matches!(error, Error::Unavailable { .. } | Error::CommitUnknown { .. }), "{error:?}");
     assert!(written > 0);
@@ -295,5 +309,5 @@ async fn fill(file: &Path) {
         assert_eq!(get(&again, key).await.as_deref(), Some("kept"));
     }
     let found = get(&again, &format!("row {}", written - 1)).await;
-    assert!(found.is_some(), "an acknowledged row is gone");
+    assert!(found.is_some(), "an acknowledged row is missing");
 }

@@ -1,8 +1,9 @@
-//! Hosts that are stopped or killed one after the other, while transactions go on: what they acknowledged and what they showed is one
-//! serializable history, in which each host comes after the one before.
+//! Checks that hosts which are stopped or killed one after the other leave one serializable
+//! history. The history consists of the transactions that they acknowledged and of those whose
+//! writes they showed. In it, each host comes after the one before.
 //!
-//! The hosts are processes with cache folders of their own, and durability `object`. Each tells of a transaction before its
-//! commit and after it.
+//! The hosts are processes with their own cache folders, and use `durability=object`. Each prints a
+//! transaction before its commit and the outcome after it.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -23,26 +24,26 @@ use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use support::harness;
 use support::serializable::{Made, check};
 
-/// Hosts that are killed. `LARDER_TENANT_HISTORY_HOSTS` makes them more.
+/// The number of hosts. `LARDER_TENANT_HISTORY_HOSTS` overrides it.
 const HOSTS: u64 = 6;
 
-/// How long a host is there before it is killed, at most.
+/// The longest life of a host.
 const ALIVE: Duration = Duration::from_millis(1_500);
 
-/// A host that dies holds its lease for so long.
+/// How long the lease of a dead host lasts.
 const LEASE: Duration = Duration::from_millis(700);
 
-/// How long a put takes: long enough that some are on their way whenever a host is killed.
+/// How long a put takes. It is long enough that some are in flight whenever a host is killed.
 const PUT: Duration = Duration::from_millis(8);
 
 const TASKS: u64 = 12;
 const ROWS: u64 = 6;
 
-/// The folder of a process that was started, and which host it is.
+/// The folder of a child process, and the number of its host.
 const FOLDER: &str = "LARDER_TENANT_HISTORY_FOLDER";
 const HOST: &str = "LARDER_TENANT_HISTORY_HOST";
 
-/// Numbers of the transactions of one host.
+/// The range of transaction numbers of each host.
 const NUMBERS: u64 = 1_000_000;
 
 type Outcome = Result<(), String>;
@@ -70,7 +71,7 @@ fn run() -> Outcome {
     for number in 1..=hosts.unwrap_or(HOSTS) {
         let host = Host::start(folder.path(), number);
         if let Some(earlier) = earlier.take() {
-            // It was stopped, and finds that another host has the tenant.
+            // The host was stopped, and finds that another host holds the lease.
             earlier.signal(Signal::SIGCONT);
             std::thread::sleep(LEASE / 2);
             told.take(&earlier.kill(), number - 1)?;
@@ -89,30 +90,33 @@ fn run() -> Outcome {
     let made = told.history();
     let unknown = made.values().filter(|one| one.is_unknown).count();
     let views = made.values().filter(|one| one.written.is_empty()).count();
-    println!("{} transactions, {views} of them views; {unknown} were unknown, and seen", made.len());
+    println!(
+        "{} transactions, {views} of them views; {unknown} had an unknown outcome and were observed",
+        made.len()
+    );
     if made.len() < 200 || views < 20 {
-        return Err("that is too few".to_string());
+        return Err("too few transactions or views".to_string());
     }
     check(&made)?;
-    // A view of the first host that shows what the last one wrote is found out.
+    // The check must detect a view of the first host that shows a write of the last one.
     let newest = made.iter().rev().find_map(|(number, one)| Some((*number, *one.written.first()?)));
-    let (writer, row) = newest.ok_or("nothing was written")?;
+    let (writer, row) = newest.ok_or("no transaction wrote a row")?;
     let reader = Made { read: BTreeMap::from([(row, writer)]), phase: 1, ..Made::default() };
     let doctored = made.into_iter().chain([(NUMBERS - 1, reader)]).collect();
     match check(&doctored) {
-        Ok(()) => Err("a read of what was written later was not found out".to_string()),
+        Ok(()) => Err("the check did not detect a read of a later write".to_string()),
         Err(_) => Ok(()),
     }
 }
 
-/// A process that has the tenant.
+/// A process that holds the tenant's lease.
 struct Host {
     child: Child,
     told: PathBuf,
 }
 
 impl Host {
-    /// Starts it, and waits until it has the lease of the host before it.
+    /// Starts the process, and waits until it has taken over the lease.
     fn start(folder: &Path, number: u64) -> Self {
         let told = folder.join(format!("told-{number}"));
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -121,8 +125,8 @@ impl Host {
         let mut child = command.stdin(Stdio::null()).stdout(file).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while std::fs::metadata(&told).unwrap().len() == 0 {
-            assert!(Instant::now() < deadline, "host {number} tells nothing");
-            assert!(child.try_wait().unwrap().is_none(), "host {number} ended by itself");
+            assert!(Instant::now() < deadline, "host {number} printed nothing");
+            assert!(child.try_wait().unwrap().is_none(), "host {number} exited");
             std::thread::sleep(Duration::from_millis(5));
         }
         Self { child, told }
@@ -132,7 +136,7 @@ impl Host {
         nix::sys::signal::kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Kills it, and gives what it told.
+    /// Kills the process, and returns its output.
     fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -149,12 +153,12 @@ impl Drop for Host {
     }
 }
 
-/// What hosts told: `try NUMBER READ… / WRITTEN…` before a commit, and after it `done NUMBER VERSION`, or `not NUMBER`.
-/// A read is `ROW:WRITER:VERSION`.
+/// The output of the hosts: `try NUMBER READ… / WRITTEN…` before a commit, and after it `done
+/// NUMBER VERSION` or `not NUMBER`. A read is `ROW:WRITER:VERSION`.
 #[derive(Default)]
 struct Told {
     tried: BTreeMap<u64, Made>,
-    /// Versions at which writes were seen.
+    /// The versions at which writes were read.
     seen: BTreeMap<u64, Version>,
     made: BTreeMap<u64, Version>,
 }
@@ -163,7 +167,7 @@ impl Told {
     fn take(&mut self, lines: &[String], host: u64) -> Outcome {
         for line in lines {
             let mut words = line.split(' ');
-            let malformed = || format!("host {host} told {line:?}");
+            let malformed = || format!("host {host} printed an invalid line {line:?}");
             let (what, number) = (words.next(), words.next().and_then(|number| number.parse().ok()));
             let (what, number) = what.zip(number).ok_or_else(malformed)?;
             match what {
@@ -180,14 +184,14 @@ impl Told {
                 }
                 _ => return Err(malformed()),
             }
-            let tried = self.tried.get_mut(&number).expect("it was inserted");
+            let tried = self.tried.get_mut(&number).expect("the transaction was inserted");
             for word in words.by_ref().take_while(|word| *word != "/") {
                 let parts: Vec<u64> = word.split(':').filter_map(|part| part.parse().ok()).collect();
                 let [row, writer, version] = parts[..] else { return Err(malformed()) };
                 tried.read.insert(row, writer);
                 let version = Version(version);
                 if *self.seen.entry(writer).or_insert(version) != version && writer != 0 {
-                    return Err(format!("the write of {writer} was seen at two versions: {line}"));
+                    return Err(format!("the write of {writer} was read at two versions: {line}"));
                 }
             }
             tried.written = words.filter_map(|word| word.parse().ok()).collect();
@@ -195,16 +199,16 @@ impl Told {
         Ok(())
     }
 
-    /// Transactions that were acknowledged, and those that were seen.
+    /// The transactions that were acknowledged, and those that an acknowledged transaction read.
     fn history(&self) -> BTreeMap<u64, Made> {
         let mut history = BTreeMap::from([(0, Made::default())]);
         for (number, tried) in &self.tried {
             let version = match (self.made.get(number), self.seen.get(number)) {
                 (Some(made), Some(seen)) if made != seen => {
-                    panic!("{number} was made at {made:?} and seen at {seen:?}")
+                    panic!("{number} was acknowledged at {made:?} and read at {seen:?}")
                 }
                 (Some(made), _) => *made,
-                // Only what an acknowledged transaction showed counts.
+                // Only reads of an acknowledged transaction count.
                 (None, Some(seen)) if self.is_shown(*number) => *seen,
                 (None, _) => continue,
             };
@@ -220,7 +224,7 @@ impl Told {
     }
 }
 
-// The process that is killed.
+// The child process.
 
 async fn transact_until_killed(folder: &Path, host: u64) {
     let objects = FolderStore::open(folder.join("objects")).unwrap();
@@ -249,7 +253,7 @@ async fn transact_until_killed(folder: &Path, host: u64) {
     }
 }
 
-/// Standard output in one piece: the process is killed between two lines, or within one.
+/// Writes a whole line at once. The process may be killed between two lines, or within one.
 fn tell(line: String) {
     std::io::stdout().write_all((line + "\n").as_bytes()).unwrap();
     std::io::stdout().flush().unwrap();
@@ -259,7 +263,7 @@ async fn transact(handle: &Handle, random: &mut Rng, number: u64) {
     match transact_once(handle, random, number).await {
         Ok(version) => tell(format!("done {number} {}", version.0)),
         Err(Error::Conflict) => tell(format!("not {number}")),
-        // A lease that lapsed, or an outcome that is unknown.
+        // The lease has lapsed, or the outcome is unknown.
         Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
     }
 }

@@ -1,7 +1,8 @@
-//! Updates that read much and commit late: the log of the last commits no longer reaches back to what they read.
+//! Updates that read many rows and commit so late that the commit log no longer reaches back to
+//! their snapshot.
 //!
-//! What they read is validated beforehand, in slices, while others commit. The tests poll a commit by hand, and so decide
-//! what happens before it, between two of its slices, and not at all.
+//! The backend validates their reads in advance, in slices, while other commits go on. The tests
+//! poll a commit by hand, so they decide what happens before it and between two of its slices.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
 
 use std::pin::Pin;
@@ -18,10 +19,10 @@ use larder_sqlite::{Sqlite, SqliteOptions};
 
 const NAMESPACE: &str = "rows";
 
-/// Rows that the update reads: 20 slices.
+/// The rows that an update reads: 20 slices.
 const ROWS: usize = 5_000;
 
-/// One store, opened twice: `other` as another process would be.
+/// One store, opened twice: `other` stands for another process.
 struct Bench {
     name: &'static str,
     clock: Arc<MovableClock>,
@@ -80,7 +81,7 @@ impl Bench {
         update.commit().await.unwrap();
     }
 
-    /// Has the log forget what was committed before.
+    /// Makes so many commits that the commit log drops the earlier ones.
     async fn push_log_over(&self) {
         for _ in 0..2 {
             self.put_all(&self.store, "others", 9_000, None).await;
@@ -93,7 +94,7 @@ impl Bench {
         update.commit().await.unwrap();
     }
 
-    /// An update that has read so many rows one by one, and is about to write one.
+    /// An update that has read `count` rows one by one, and is about to write one.
     async fn reading(&self, count: usize) -> Transaction {
         let mut update = self.store.begin(Mode::Update).unwrap();
         for number in 0..count {
@@ -103,7 +104,7 @@ impl Bench {
         update
     }
 
-    /// The same, after the log was pushed over.
+    /// The same, after the commit log has dropped its snapshot.
     async fn late(&self) -> Committing {
         let update = self.reading(ROWS).await;
         self.push_log_over().await;
@@ -120,7 +121,7 @@ fn key(number: usize) -> String {
     format!("{number:06}")
 }
 
-/// A commit that goes on only when it is told to.
+/// A commit that only advances when it is polled.
 struct Committing(Pin<Box<dyn Future<Output = Result<Version>> + Send>>);
 
 impl Committing {
@@ -132,7 +133,7 @@ impl Committing {
         self.0.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    /// Validates some slices; it must not be at the end yet.
+    /// Validates some slices. The commit must not complete in them.
     fn advance(&mut self, slices: usize) {
         for _ in 0..slices {
             assert!(self.poll().is_pending());
@@ -158,7 +159,7 @@ async fn another_commit_is_made_between_two_slices_of_a_validation() {
         let mut late = bench.late().await;
         for number in 0..15 {
             late.advance(1);
-            // It ends although the validation does not go on meanwhile.
+            // This commit completes although the validation does not advance meanwhile.
             bench.put(&bench.store, "others", number).await;
         }
         assert!(!bench.has_result().await);
@@ -251,7 +252,7 @@ async fn commits_of_another_process_are_validated_as_often_as_they_come() {
         let mut late = Committing::new(bench.reading(ROWS).await);
         for number in 0..3 {
             bench.put(&bench.other, "others", number).await;
-            // In memory, both handles have one log.
+            // In memory, both handles share one commit log.
             if bench.name != "memory" {
                 late.advance(15);
             }

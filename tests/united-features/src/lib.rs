@@ -1,2 +1,3 @@
-//! No code. Its dependencies have the features that tests and optional features of larder demand, so every build of the
-//! workspace has the same ones. Cargo would otherwise build most dependencies again for `cargo doc`, which has no tests.
+//! This crate has no code. Its dependencies enable all features that tests and optional features of
+//! larder need, so that every build of the workspace uses the same ones. Otherwise Cargo would
+//! build most dependencies again for `cargo doc`, which builds no tests.

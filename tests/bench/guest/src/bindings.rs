@@ -1,4 +1,4 @@
 //! Generated from the WIT.
-#![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
+#![allow(missing_docs, unreachable_pub, reason = "the WIT documents them")]
 
 wit_bindgen::generate!({ path: "../wit", world: "larder:bench/guest", pub_export_macro: true });

@@ -1,5 +1,5 @@
 //! The benchmark's loops over a store, through the SDK.
-#![allow(unreachable_pub, reason = "the bindings export what nobody else names")]
+#![allow(unreachable_pub, reason = "only the bindings' export macro uses these items")]
 
 mod bindings;
 mod loops;
@@ -18,7 +18,7 @@ use loops::Loops;
 struct Bench;
 
 thread_local! {
-    /// What [`Bench::open`] opened. An instance has one thread.
+    /// The store that [`Bench::open`] opened. An instance has one thread.
     static OPEN: RefCell<Option<Loops>> = const { RefCell::new(None) };
 }
 
@@ -62,7 +62,7 @@ impl Guest for Bench {
     fn hold(count: u64, read: bool) -> Result<(), String> {
         OPEN.with(|open| match open.borrow_mut().as_mut() {
             Some(loops) => hold(loops, count, read).map_err(|error| format!("{error:?}")),
-            None => Err("no store is open".to_string()),
+            None => Err("no store is open; call `open` first".to_string()),
         })
     }
 }
@@ -70,7 +70,7 @@ impl Guest for Bench {
 fn with_open<T>(work: impl FnOnce(&mut Loops) -> Result<T, Error>) -> Result<T, String> {
     OPEN.with(|open| match open.borrow_mut().as_mut() {
         Some(loops) => work(loops).map_err(text),
-        None => Err("no store is open".to_string()),
+        None => Err("no store is open; call `open` first".to_string()),
     })
 }
 
@@ -78,7 +78,7 @@ fn text(error: Error) -> String {
     error.to_string()
 }
 
-/// Puts a batch of rows an update, or as many as may be in one.
+/// Puts the rows in batches, one update for each.
 fn fill(loops: &mut Loops, first: u64, count: u64) -> Result<(), Error> {
     let (store, rows) = (&loops.store, &mut loops.rows);
     let mut indices = (first..first.saturating_add(count)).peekable();
@@ -107,7 +107,7 @@ fn open_and_get(rows: &Rows, store: &str, count: u64, seed: u64) -> Result<u64, 
     Ok(digest.sum())
 }
 
-/// Transactions are left open by forgetting their handles, which the SDK would not let go.
+/// Leaves transactions open by forgetting their handles, which the SDK does not allow.
 fn hold(loops: &mut Loops, count: u64, read: bool) -> Result<(), larder_guest::raw::types::Error> {
     let store = larder_guest::raw::store::Store::open(&loops.name)?;
     for index in 0..count {

@@ -1,11 +1,11 @@
-//! An open store, and what is in it.
+//! An open store and its rows.
 
 use larder_bench_workload::{Rows, Shape as RowShape};
 use larder_guest::{Error, Store, View};
 
 use crate::bindings::exports::larder::bench::loops::Shape;
 
-/// An open store, and the rows that are in it.
+/// An open store and its rows.
 pub(crate) struct Loops {
     pub(crate) name: String,
     pub(crate) store: Store,
@@ -20,12 +20,12 @@ impl Loops {
     }
 }
 
-/// The value of a row that must be there.
+/// Reads the value of a row that must exist.
 pub(crate) fn present(tx: &View, rows: &Rows, index: u64) -> Result<Vec<u8>, Error> {
     let key = larder_bench_workload::Key::of(index);
     tx.get(rows.namespace(index), key.as_str())?.ok_or_else(|| absent(index))
 }
 
 pub(crate) fn absent(index: u64) -> Error {
-    Error::Other(format!("the row {index} is absent"))
+    Error::Other(format!("row {index} is missing"))
 }

@@ -1,4 +1,4 @@
-//! What is done again and again.
+//! The workloads.
 
 use larder_bench_workload::{BATCH, Digest, Key, Random, SCAN};
 use larder_guest::raw::tx::{Mode, Range as RawRange, Tx};
@@ -8,7 +8,7 @@ use larder_guest::{Entry, Error, Range, View};
 use crate::bindings::exports::larder::bench::loops::Workload;
 use crate::loops::{Loops, absent, present};
 
-/// What one call of the host is about.
+/// The parameters of one call of the host.
 struct Run {
     count: u64,
     random: Random,
@@ -16,7 +16,7 @@ struct Run {
 }
 
 impl Loops {
-    /// Gives the sum of what was read.
+    /// Runs a workload, and returns the digest of what it read.
     pub(crate) fn run(&mut self, workload: Workload, count: u64, seed: u64, salt: u64) -> Result<u64, Error> {
         let run = Run { count, random: Random::new(seed), salt };
         let digest = match workload {
@@ -72,7 +72,7 @@ impl Loops {
         for _ in 0..run.count {
             let drawn = run.random.clone();
             store.update(|tx| {
-                // Where it is run again, it draws the same rows.
+                // If the update is run again, it draws the same rows.
                 run.random = drawn.clone();
                 for _ in 0..BATCH {
                     let index = run.random.below(rows.count());
@@ -113,7 +113,7 @@ impl Loops {
         })
     }
 
-    /// The bindings' own call, which programs in other languages would make.
+    /// Uses the call of the bindings, as programs in other languages would.
     fn scan_list(&mut self, mut run: Run) -> Result<Digest, Error> {
         let store = larder_guest::raw::store::Store::open(&self.name)?;
         let tx = store.begin(Mode::View)?;
@@ -127,7 +127,7 @@ impl Loops {
     }
 }
 
-/// Where a scan begins: in the first half, so that the rows do not run out.
+/// The first key of a scan. It is in the first half of the keys, so that enough rows follow.
 fn first_key(random: &mut Random) -> Key {
     Key::at(random.next_number() >> 1)
 }
@@ -148,7 +148,7 @@ fn raw_entries(tx: &Tx, namespace: &str, first: &Key) -> Result<Vec<types::Entry
     let page = tx.scan_page(namespace, &range, None)?;
     match page.entries.len() == SCAN as usize {
         true => Ok(page.entries),
-        false => Err(Error::Other("a page did not hold the whole scan".to_string())),
+        false => Err(Error::Other("a page does not hold the whole scan".to_string())),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The benchmark's loops over `wasi:keyvalue`, as far as that has what they need.
-#![allow(unreachable_pub, reason = "the bindings export what nobody else names")]
+//! The benchmark's loops over `wasi:keyvalue`, for the workloads that it supports.
+#![allow(unreachable_pub, reason = "only the bindings' export macro uses these items")]
 
 mod bindings;
 
@@ -18,7 +18,7 @@ struct Open {
 }
 
 thread_local! {
-    /// What [`Bench::open`] opened. An instance has one thread.
+    /// The bucket that [`Bench::open`] opened. An instance has one thread.
     static OPEN: RefCell<Option<Open>> = const { RefCell::new(None) };
 }
 
@@ -59,12 +59,12 @@ impl Guest for Bench {
     }
 }
 
-const NOT_MEASURED: &str = "this is not measured with wasi:keyvalue";
+const NOT_MEASURED: &str = "this workload is not measured with wasi:keyvalue";
 
 fn with_open<T>(work: impl FnOnce(&Open) -> Result<T, String>) -> Result<T, String> {
     OPEN.with(|open| match open.borrow().as_ref() {
         Some(open) => work(open),
-        None => Err("no bucket is open".to_string()),
+        None => Err("no bucket is open; call `open` first".to_string()),
     })
 }
 
@@ -91,7 +91,7 @@ fn open_and_get(rows: u64, store: &str, count: u64, seed: u64) -> Result<u64, St
 
 fn present(bucket: &Bucket, index: u64) -> Result<Vec<u8>, String> {
     let value = bucket.get(Key::of(index).as_str()).map_err(text)?;
-    value.ok_or_else(|| format!("the row {index} is absent"))
+    value.ok_or_else(|| format!("row {index} is missing"))
 }
 
 bindings::export!(Bench with_types_in bindings);

@@ -8,9 +8,9 @@ use crate::row::{Comparison, Row};
 use crate::runner::Runner;
 use crate::sqlite_fixture::{Durability, SameRows, SqliteFixture};
 
-/// As many as the issue asks for.
+/// Guests in the rows with a bound.
 const CLIENTS: usize = 32;
-/// Those who do not sleep.
+/// Guests that do not sleep.
 const AWAKE: usize = 7;
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
@@ -36,7 +36,7 @@ pub(super) async fn measure_growth(runner: &mut Runner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// So many guests beside so many threads.
+/// A number of guests, compared with as many threads.
 struct Crowd {
     name: &'static str,
     clients: usize,
@@ -76,7 +76,7 @@ impl Crowd {
     }
 }
 
-/// Seven guests beside one that sleeps inside an update, and seven without.
+/// Compares seven guests beside one that sleeps inside its updates with seven guests alone.
 async fn measure_sleeper(runner: &mut Runner<'_>, fixture: &SqliteFixture) -> Result<()> {
     let (durability, shape) = (Durability::Normal, fixture.shape);
     let (disturbed, disturbed_path) = fixture.store("disturbed", durability).await?;

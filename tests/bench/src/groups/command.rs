@@ -1,4 +1,4 @@
-//! `larder run` as a whole command, with and without the compiled code of an earlier run.
+//! `larder run` as a whole command, with and without code that an earlier run has compiled.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::row::{Comparison, Row, Side, Work};
 use crate::runner::Runner;
 
-/// What is loaded before, and what the measured command prints of it.
+/// The input of the catalog, and a query with its answer.
 const STANZAS: &str = "Package: shell\nVersion: 5.3\nDepends: libcore\n\nPackage: libcore\nVersion: 2.38\n";
 const ASKED: [&str; 2] = ["needs", "libcore"];
 const ANSWER: &[u8] = b"shell\n";
@@ -18,7 +18,7 @@ const ANSWER: &[u8] = b"shell\n";
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     let Some(program) = runner.bench.command.clone() else {
         runner.skip(
-            "`larder run`: the program `larder` is not beside this one; tests/bench/run builds it".into(),
+            "`larder run`: the program `larder` is not in the folder of this one; build it with tests/bench/run".into(),
         );
         return Ok(());
     };
@@ -36,7 +36,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     runner.measure(row).await
 }
 
-/// The command line, and the store that it is given.
+/// The program `larder`, and the store for its runs.
 #[derive(Clone)]
 struct Larder {
     program: PathBuf,
@@ -52,20 +52,24 @@ impl Larder {
         command
     }
 
-    /// Fills the store, and with it the cache.
+    /// Fills the store, which also fills the cache.
     fn load(&self, cache: &Path) -> Result<()> {
         let input = self.store.with_extension("stanzas");
         std::fs::write(&input, STANZAS)?;
         let input = std::fs::File::open(&input)?;
         let status = self.command(cache).stdin(input).stdout(Stdio::null()).status()?;
-        ensure!(status.success(), "loading the catalog ended with {status}");
+        ensure!(status.success(), "loading the catalog failed with {status}");
         self.ask(cache)
     }
 
     fn ask(&self, cache: &Path) -> Result<()> {
-        let output = self.command(cache).arg("--").args(ASKED).output().context("could not start larder")?;
-        ensure!(output.status.success(), "larder ended with {}", output.status);
-        ensure!(output.stdout == ANSWER, "larder printed {:?}", String::from_utf8_lossy(&output.stdout));
+        let output = self.command(cache).arg("--").args(ASKED).output().context("cannot start larder")?;
+        ensure!(output.status.success(), "larder failed with {}", output.status);
+        ensure!(
+            output.stdout == ANSWER,
+            "larder printed an unexpected answer {:?}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         Ok(())
     }
 }
@@ -85,7 +89,7 @@ impl Side for Warm {
     }
 }
 
-/// Finds no compiled code, and makes it.
+/// Finds no compiled code, and compiles it.
 struct Cold {
     larder: Larder,
     folder: TempDir,

@@ -1,4 +1,4 @@
-//! How cost grows with the rows and with the namespaces.
+//! The growth of the cost with the number of rows and of namespaces.
 
 use anyhow::Result;
 use larder_bench_workload::Shape;

@@ -1,5 +1,7 @@
-//! What the host's memory grows by. Each case has a process of its own: what another freed would be used again, and counted
-//! as nothing.
+//! The growth of the host's memory.
+//!
+//! Each case runs in its own process. Otherwise it would reuse memory that an earlier case has
+//! freed, which would not count.
 
 use std::process::Command;
 
@@ -14,19 +16,19 @@ use crate::report::{FigureReport, RowReport, Unit};
 use crate::runner::Runner;
 use crate::sqlite_fixture::{Durability, SqliteFixture};
 
-/// What a process of its own says.
+/// The output of a child process.
 #[derive(Debug, Serialize, Deserialize)]
 struct Observed {
     before: u64,
     after: u64,
-    /// What it is divided by.
+    /// The number by which the growth is divided.
     things: u64,
 }
 
 const ROWS: u64 = 1_000_000;
 const TRANSACTIONS: u64 = 10_000;
 
-/// The cases, and what one of their things is.
+/// The cases, their names, and what they count.
 const CASES: [(&str, &str, &str); 3] = [
     ("rows-in-memory", "1,000,000 rows in memory, 100 bytes each", "a row"),
     ("transactions-in-memory", "10,000 open updates in memory, a get and a put in each", "an update"),
@@ -36,7 +38,7 @@ const CASES: [(&str, &str, &str); 3] = [
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     for (case, name, thing) in CASES {
         let observed = tokio::task::block_in_place(|| in_own_process(case)).context(name)?;
-        ensure!(observed.after > observed.before, "{name}: no memory was used");
+        ensure!(observed.after > observed.before, "{name}: the memory of the process did not grow");
         let bytes = (observed.after - observed.before) as f64;
         let all = FigureReport::observed("in all", Unit::Mebibytes, bytes / f64::from(1 << 20));
         let each = FigureReport::observed(thing, Unit::Bytes, bytes / observed.things as f64);
@@ -57,7 +59,7 @@ fn in_own_process(case: &str) -> Result<Observed> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// What such a process does; it prints what it saw.
+/// Runs a case in a child process, and prints what it observed.
 pub(crate) async fn observe(case: &str) -> Result<()> {
     let observed = match case {
         "rows-in-memory" => rows_in_memory().await?,
@@ -68,10 +70,11 @@ pub(crate) async fn observe(case: &str) -> Result<()> {
         "transactions-on-sqlite" => {
             let fixture = SqliteFixture::new(USUAL).await?;
             let (store, _) = fixture.store("larder", Durability::Normal).await?;
-            // With a read in it, each has a connection with a snapshot, and of these larder has 64 at most.
+            // Larder has at most 64 connections with a snapshot, and every update that reads would
+            // need one.
             open_transactions(&store, false).await?
         }
-        _ => bail!("there is no case {case:?}"),
+        _ => bail!("unknown case {case:?}"),
     };
     println!("{}", serde_json::to_string(&observed)?);
     Ok(())
@@ -82,7 +85,7 @@ async fn rows_in_memory() -> Result<Observed> {
     let store = Store::builder(InMemory::new()).name("bench").build()?;
     let mut guest = program.instance(&store).await?;
     guest.open(Shape { rows: ROWS, ..USUAL }).await?;
-    // The guest's own memory is grown by then.
+    // The guest's own memory has grown by then.
     guest.fill(0, 2_000).await?;
     let before = resident_bytes()?;
     guest.fill(2_000, ROWS).await?;
@@ -94,7 +97,7 @@ async fn open_transactions(store: &Store, read: bool) -> Result<Observed> {
     let mut filler = program.instance(store).await?;
     filler.open(USUAL).await?;
     filler.fill(0, 2_000).await?;
-    // A warm-up, and then those that count.
+    // A warm-up, before the updates that count.
     filler.hold(10, read).await?;
     let limits = Limits { open_transactions: TRANSACTIONS, open_stores: 4, ..Limits::default() };
     let mut guest = program.instance_within(store, limits).await?;
@@ -104,18 +107,24 @@ async fn open_transactions(store: &Store, read: bool) -> Result<Observed> {
     Ok(Observed { before, after: resident_bytes()?, things: TRANSACTIONS })
 }
 
-/// Memory of this process that is not swapped out.
+/// Resident memory of this process, in bytes.
 fn resident_bytes() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = statm.split_whitespace().nth(1).context("statm has no second number")?.parse()?;
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(1)
+        .context("cannot read the resident pages from /proc/self/statm")?
+        .parse()?;
     Ok(pages * page_bytes()?)
 }
 
-/// The kernel counts in its own pages.
+/// The size of the kernel's pages, in which it counts memory.
 fn page_bytes() -> Result<u64> {
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
     let line = smaps.lines().find_map(|line| line.strip_prefix("KernelPageSize:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()).context("no page size is told")?;
+    let kilobytes = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("cannot read the page size from /proc/self/smaps")?;
     Ok(kilobytes.parse::<u64>()? * 1_024)
 }
 

@@ -1,4 +1,4 @@
-//! Several hosts and guests that commit to one Postgres database at once.
+//! Several hosts and guests that commit to one Postgres database concurrently.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::runner::{PostgresDatabase, Runner};
 
 const SCHEMA: &str = "larder_bench_hosts";
 
-/// Hosts, at most. Each has a store with connections of its own, in this process.
+/// The most hosts. Each has a store with its own connections, in this process.
 const HOSTS: usize = 4;
 
-/// Guests of a host that commit without a pause.
+/// Guests of each host, which commit without a pause.
 const GUESTS: usize = 4;
 
 /// How long they commit in one measurement.
@@ -66,7 +66,7 @@ async fn measure_on(runner: &mut Runner<'_>, database: &PostgresDatabase) -> Res
         .side_at_own_pace("4 hosts, conflicts counted too", load(4, Update::SharedRow, Per::Run))
         .goal("4 hosts to 1", Comparison::Ratio { of: 1, to: 0 }, None)
         .goal("runs for an update", Comparison::Ratio { of: 1, to: 2 }, None);
-    // An engine that locks counters before the rows that are put takes these two in both orders.
+    // A backend that locked counters before rows with a put would lock these two in both orders.
     let crossing = Row::named("commits that cross, 8 guests")
         .side_at_own_pace("a put and an increment, crossing", load(2, Update::Crossing, Per::Update))
         .side_at_own_pace("two puts", load(2, Update::TwoPuts, Per::Update))
@@ -80,14 +80,14 @@ async fn measure_on(runner: &mut Runner<'_>, database: &PostgresDatabase) -> Res
     Ok(())
 }
 
-/// What a guest does in an update.
+/// The update that a guest makes.
 #[derive(Clone, Copy, Debug)]
 enum Update {
     /// Reads and puts a row that no other guest touches.
     OwnRow,
     /// Reads and puts one of the shared rows.
     SharedRow,
-    /// Puts one row and increments the other one, or puts both.
+    /// Puts one row and increments the other, or puts both, depending on the guest.
     Crossing,
     /// Puts both rows.
     TwoPuts,
@@ -97,7 +97,7 @@ enum Update {
 #[derive(Clone, Copy, Debug)]
 enum Per {
     Update,
-    /// An update that conflicts is run again.
+    /// The runs of updates. An update that conflicts is run again.
     Run,
 }
 
@@ -127,7 +127,7 @@ impl Side for Load {
             updates += of_updates;
             runs += of_runs;
         }
-        ensure!(updates > 0, "no guest made an update");
+        ensure!(updates > 0, "no guest committed an update");
         let count = match self.per {
             Per::Update => updates,
             Per::Run => runs,
@@ -141,7 +141,7 @@ impl Side for Load {
     }
 }
 
-/// Gives the updates that were made, and how often one was run.
+/// Returns the number of committed updates, and how often updates were run.
 async fn update_until(handle: Handle, update: Update, guest: usize, until: Instant) -> Result<(u64, u64)> {
     let (mut updates, mut runs) = (0, 0);
     while Instant::now() < until {
@@ -157,7 +157,7 @@ async fn update_until(handle: Handle, update: Update, guest: usize, until: Insta
 
 async fn update_once(handle: &Handle, update: Update, guest: usize, run: u64) -> Result<(), Error> {
     let namespace = || "hosts".to_string();
-    // A counter, as it is incremented.
+    // A number, because some guests increment the row.
     let value = || run.to_string().into_bytes();
     let key = match update {
         Update::SharedRow => format!("shared/{}", fastrand::u64(..SHARED_ROWS)),

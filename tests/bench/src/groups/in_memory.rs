@@ -1,5 +1,7 @@
-//! Rows in memory, beside those of `wasmtime-wasi-keyvalue`. Its crate has only host functions, so a guest calls them: the
-//! same loops, in a component that imports `wasi:keyvalue`.
+//! In-memory rows, compared with those of `wasmtime-wasi-keyvalue`.
+//!
+//! That crate has only host functions, so a guest calls them: the same loops, in a component that
+//! imports `wasi:keyvalue`.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -25,7 +27,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     drop(filler);
     let gets =
         Row::against("get in one view", Gets(larder().await?), (PEER, Gets(peer(&keyvalue).await?)), 1.10);
-    // They differ a thousandfold, so each is measured as often as fits.
+    // The two differ by a factor of a thousand, so each makes as many operations as fit.
     let opens = Row::named("open, and one get")
         .side_at_own_pace("larder", Opens(larder().await?, StoreName::Granted))
         .side_at_own_pace(PEER, Opens(peer(&keyvalue).await?, StoreName::Bucket))
@@ -36,7 +38,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A guest whose bucket holds the same rows.
+/// Starts a guest whose bucket holds the same rows.
 async fn peer(program: &Program) -> Result<Guest> {
     let mut rows = Rows::new(USUAL);
     let entries =

@@ -23,12 +23,12 @@ use crate::runner::{Bench, Runner};
 
 pub(crate) use host_memory::observe;
 
-/// What this process does if the benchmark started it to play a part.
+/// Plays the part of a child process, if the benchmark started this one as such.
 pub(crate) fn played_by_this_process() -> Option<Result<ExitCode>> {
     processes::played_by_this_process().or_else(fairness::played_by_this_process)
 }
 
-/// A group.
+/// A group of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     Sqlite,
@@ -49,7 +49,7 @@ pub(crate) enum Group {
 }
 
 impl Group {
-    /// In the order in which they are measured.
+    /// All groups, in the order in which they are measured.
     pub(crate) const ALL: [Self; 15] = [
         Self::Sqlite,
         Self::Clients,
@@ -68,7 +68,7 @@ impl Group {
         Self::HostMemory,
     ];
 
-    /// What `--filter` calls it.
+    /// The name for `--filter`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Sqlite => "sqlite",
@@ -92,20 +92,24 @@ impl Group {
     fn title(self) -> &'static str {
         match self {
             Self::Sqlite => "SQLite, one guest, 100,000 rows of 100 bytes",
-            Self::Clients => "SQLite, many guests, an update of get and put each, 100,000 rows of 100 bytes",
-            Self::Processes => "SQLite, 3 processes that commit without end, synced",
-            Self::InMemory => "In memory, 100,000 rows of 100 bytes, beside wasmtime-wasi-keyvalue",
+            Self::Clients => {
+                "SQLite, many guests, an update with a get and a put each, 100,000 rows of 100 bytes"
+            }
+            Self::Processes => "SQLite, 3 processes that commit without a pause, synced",
+            Self::InMemory => "In memory, 100,000 rows of 100 bytes, compared with wasmtime-wasi-keyvalue",
             Self::Postgres => "Postgres, one guest, 100,000 rows of 100 bytes",
             Self::Hosts => "Postgres, several hosts that commit to one database",
             Self::Tenants => {
-                "Tenants, durability `object` beside `local`; object storage takes 5 ms for a call"
+                "Tenants, durability `object` compared with `local`; object storage takes 5 ms for a call"
             }
-            Self::Request => "A request: a new instance of a pool, one update of get and put on SQLite",
+            Self::Request => {
+                "A request: a new instance from a pool, and an update with a get and a put on SQLite"
+            }
             Self::Command => "The second `larder run` of a component, from its start to its end",
             Self::Fairness => "A victim beside 4 attackers, compared with 4 well-behaved guests",
             Self::Values => "SQLite, values from 2 kB to 1 MiB",
             Self::GrowthRows => "SQLite, one guest, 1,000,000 rows of 100 bytes",
-            Self::GrowthClients => "SQLite, 1 and 8 guests, an update of get and put each",
+            Self::GrowthClients => "SQLite, 1 and 8 guests, an update with a get and a put each",
             Self::GrowthNamespaces => "SQLite, 100,000 rows in 1,000 namespaces",
             Self::HostMemory => "Memory of the host",
         }
@@ -116,7 +120,7 @@ impl Group {
         matches!(self, Self::Postgres | Self::Hosts | Self::Fairness)
     }
 
-    /// Whether it tells how cost grows, which only the full form asks.
+    /// Whether it measures the growth of cost, which only the full form does.
     pub(crate) fn is_growth(self) -> bool {
         matches!(
             self,

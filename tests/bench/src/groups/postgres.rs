@@ -14,7 +14,7 @@ use crate::native_postgres::NativePostgres;
 use crate::row::{Evidence, Row};
 use crate::runner::{PostgresDatabase, Runner};
 
-/// Where the tables of each side are.
+/// The schemas of both sides.
 const LARDER: &str = "larder_bench";
 const NATIVE: &str = "larder_bench_native";
 
@@ -38,7 +38,7 @@ pub(super) async fn connect(dsn: &str) -> Result<Client> {
     Ok(client)
 }
 
-/// A data-source name with a search path, in the form that it has.
+/// Adds a search path to a data-source name, as a URL parameter or a libpq keyword.
 pub(super) fn within(dsn: &str, schema: &str) -> String {
     if !dsn.contains("://") {
         return format!("{dsn} options='-csearch_path={schema}'");
@@ -71,7 +71,7 @@ async fn measure_on(runner: &mut Runner<'_>, database: &PostgresDatabase, client
     Ok(())
 }
 
-/// Fills larder's table by a guest, and the baseline's from there.
+/// Fills larder's table by a guest, and copies it for the baseline.
 async fn fill(runner: &Runner<'_>, store: &Store, client: &Client) -> Result<()> {
     let mut filler = runner.bench.larder.instance(store).await?;
     filler.open(USUAL).await?;
@@ -87,7 +87,8 @@ async fn fill(runner: &Runner<'_>, store: &Store, client: &Client) -> Result<()>
     Ok(())
 }
 
-/// Lets a private server acknowledge commits that are not on disk, for rows that are not about the disk.
+/// Lets a private server acknowledge commits that are not on disk, for rows that do not measure the
+/// disk.
 pub(super) async fn stop_waiting_for_disk(runner: &Runner<'_>) -> Result<()> {
     match &runner.bench.postgres {
         Ok(database) if database.is_private => wait_for_disk(&connect(&database.dsn).await?, false).await,
@@ -95,8 +96,8 @@ pub(super) async fn stop_waiting_for_disk(runner: &Runner<'_>) -> Result<()> {
     }
 }
 
-/// Whether the server waits until a commit is on disk. Where that takes a millisecond, it is all that an update costs, and the
-/// rows that are about statements and round trips say nothing.
+/// Sets whether the server waits until a commit is on disk. If a sync takes a millisecond, it
+/// dominates the update, and rows about statements and round trips show nothing.
 pub(super) async fn wait_for_disk(client: &Client, wait: bool) -> Result<()> {
     let value = if wait { "on" } else { "off" };
     client.batch_execute(&format!("ALTER SYSTEM SET fsync = {value}")).await?;
@@ -108,7 +109,7 @@ pub(super) async fn wait_for_disk(client: &Client, wait: bool) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    bail!("the server did not take the setting fsync = {value}")
+    bail!("the server did not apply fsync = {value}")
 }
 
 async fn measure_pair(
@@ -128,7 +129,7 @@ async fn measure_pair(
     runner.measure(Row::against(name, larder, ("tokio-postgres", native), bound).evidence(evidence)).await
 }
 
-/// Both sides' tables hold the same, and where the row writes, something else than before.
+/// Checks that the tables of both sides are the same, and if the row writes, differ from before.
 struct SameTables {
     client: Client,
     before: Option<String>,
@@ -138,17 +139,24 @@ struct SameTables {
 impl Evidence for SameTables {
     async fn check(&mut self) -> Result<()> {
         let (larder, native) = (contents(&self.client, LARDER).await?, contents(&self.client, NATIVE).await?);
-        ensure!(larder == native, "larder's rows are not the baseline's: {larder} and {native}");
+        ensure!(
+            larder == native,
+            "the rows of larder differ from those of the baseline: {larder} and {native}"
+        );
         ensure!(self.before.as_ref() != Some(&native), "nothing was written");
         Ok(())
     }
 }
 
-/// How many rows there are, and a sum of what they hold.
+/// The number of rows and a digest of them.
 async fn contents(client: &Client, schema: &str) -> Result<String> {
     let sql = format!(
         "SELECT count(*) || ' ' || coalesce(md5(string_agg(md5(namespace || key || value), '' ORDER BY namespace, key)), '')
          FROM {schema}.larder_entries"
     );
-    client.query_one(&sql, &[]).await?.try_get::<_, Option<String>>(0)?.context("there is no sum")
+    client
+        .query_one(&sql, &[])
+        .await?
+        .try_get::<_, Option<String>>(0)?
+        .context("the query returned no digest")
 }

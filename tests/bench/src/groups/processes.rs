@@ -1,4 +1,4 @@
-//! Several processes that commit to one SQLite database without end: how long a commit waits for its turn.
+//! Several processes that commit to one SQLite database without a pause: how long a commit waits.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use tempfile::TempDir;
 use crate::row::{Comparison, Row, Side, Work};
 use crate::runner::Runner;
 
-/// Processes that are busy at once.
+/// Processes that commit concurrently.
 const PROCESSES: usize = 3;
 
-/// How long they are.
+/// How long they commit.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// Names the database to a process that this program starts.
+/// Passes the database to a child process.
 const DATABASE: &str = "LARDER_BENCH_DATABASE";
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
@@ -43,17 +43,18 @@ struct Processes {
 }
 
 impl Processes {
-    /// Has all of them commit, and gives how long each commit took, in order. No commit may fail.
+    /// Lets all of them commit, and returns the times of the commits in ascending order. No commit
+    /// may fail.
     fn run(&self) -> Result<Vec<Duration>> {
         let children: Vec<Child> = (0..PROCESSES).map(|_| self.start()).collect::<Result<_>>()?;
         let mut times = Vec::new();
         for mut child in children {
-            let output = child.stdout.take().context("a process has no output")?;
+            let output = child.stdout.take().context("the output of a process is not piped")?;
             for line in BufReader::new(output).lines() {
                 times.push(Duration::from_nanos(line?.parse()?));
             }
             let status = child.wait()?;
-            ensure!(status.success(), "a process ended with {status}");
+            ensure!(status.success(), "a process failed with {status}");
         }
         times.sort_unstable();
         Ok(times)
@@ -66,7 +67,7 @@ impl Processes {
     }
 }
 
-/// The time that so many of a thousand commits did not take longer than.
+/// The time within which `of_thousand` of a thousand commits complete.
 struct Quantile {
     processes: Processes,
     of_thousand: usize,
@@ -78,7 +79,7 @@ impl Side for Quantile {
     async fn run(&mut self, work: Work) -> Result<u64> {
         let times = tokio::task::block_in_place(|| self.processes.run())?;
         self.found = times.get(times.len() * self.of_thousand / 1_000).copied();
-        ensure!(self.found.is_some(), "no process made a commit");
+        ensure!(self.found.is_some(), "no process committed");
         Ok(work.count)
     }
 
@@ -87,7 +88,7 @@ impl Side for Quantile {
     }
 }
 
-/// What a process does that this program has started for it; `None` if this is none.
+/// Plays a process that commits, if the benchmark started this one as such.
 pub(crate) fn played_by_this_process() -> Option<Result<ExitCode>> {
     let path = std::env::var_os(DATABASE)?;
     Some(commit_without_end(path.as_ref()).map(|()| ExitCode::SUCCESS))
@@ -109,7 +110,7 @@ fn commit_without_end(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Commits one row after the other; gives how long each took.
+/// Commits one row after the other, and returns the time of each commit.
 async fn commits(store: &Store) -> Result<Vec<Duration>> {
     let handle = store.handle(HandleOptions::default());
     let own = std::process::id();

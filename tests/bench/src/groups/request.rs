@@ -1,4 +1,4 @@
-//! What a platform does for each request: a new instance, and in it one update.
+//! The work of a platform for each request: a new instance that makes one update.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -89,7 +89,7 @@ impl Side for NativeRequests {
     }
 }
 
-/// An instance of the same component, made as the others are, that does nothing.
+/// An instance of the same component that does nothing.
 struct Bare {
     program: Program,
     store: Store,

@@ -11,7 +11,7 @@ use crate::row::{Comparison, Row};
 use crate::runner::Runner;
 use crate::sqlite_fixture::{Durability, SameRows, SqliteFixture};
 
-/// A workload with a baseline that does the same.
+/// A workload, compared with a baseline that does the same.
 pub(super) struct Pair {
     pub(super) name: &'static str,
     pub(super) workload: Workload,
@@ -23,7 +23,8 @@ impl Pair {
         Self { name, workload, bound: bound.into() }
     }
 
-    /// Each row is read several times on average, so that both sides have in memory what they keep there.
+    /// The number of gets before the measurement. Each row is read several times on average, so
+    /// that both sides cache all of them.
     fn warm_up(&self, shape: Shape) -> u64 {
         let reads =
             matches!(self.workload, Workload::GetInOneView | Workload::ViewOfOneGet | Workload::UpdateGetPut);
@@ -34,7 +35,7 @@ impl Pair {
         matches!(self.workload, Workload::UpdateGetPut | Workload::UpdateHundredPuts)
     }
 
-    /// Measures it on fresh copies of a database.
+    /// Measures the workload on fresh copies of a database.
     pub(super) async fn measure(&self, runner: &mut Runner<'_>, fixture: &SqliteFixture) -> Result<()> {
         let (shape, durability) = (fixture.shape, Durability::Normal);
         let (store, path) = fixture.store("larder", durability).await?;
@@ -68,7 +69,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     measure_scan(runner, &fixture, Some((0.70, 1.40))).await
 }
 
-/// A scan through the SDK and as the bindings' list, against rusqlite into a `Vec`.
+/// Measures a scan through the SDK and as the bindings' list, compared with rusqlite into a `Vec`.
 pub(super) async fn measure_scan(
     runner: &mut Runner<'_>,
     fixture: &SqliteFixture,

@@ -1,4 +1,4 @@
-//! Tenants: what it costs that a commit is acknowledged, and read, only once object storage has it.
+//! Tenants: the cost of acknowledging and showing a commit only after object storage has it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::row::{Comparison, Row, Side, Work};
 use crate::runner::Runner;
 
-/// How long object storage takes for a put or a get.
+/// The time of a put or a get in object storage.
 const CALL: Duration = Duration::from_millis(5);
 
-/// Between two views beside commits.
+/// The pause between two views beside commits.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Guests that update at once.
+/// Guests that update concurrently.
 const GUESTS: usize = 32;
 
 const ROWS: u64 = 10_000;
@@ -96,7 +96,7 @@ enum Load {
 struct Guest {
     handle: Arc<Handle>,
     load: Load,
-    /// The guest that commits beside it.
+    /// The guest that commits meanwhile.
     neighbour: Option<AbortHandle>,
     /// The time of one view beside commits.
     found: Option<Duration>,
@@ -130,7 +130,8 @@ impl Side for Guest {
             Load::ViewsBesideCommits => {
                 let mut viewed = Duration::ZERO;
                 for _ in 0..work.count {
-                    // A view that finds all in memory does not yield, and the neighbour has to go on.
+                    // A view that finds its row in memory does not yield, so the neighbour would
+                    // not run.
                     tokio::time::sleep(PAUSE).await;
                     let begun = Instant::now();
                     view(&self.handle, random.u64(..ROWS)).await?;
@@ -144,7 +145,7 @@ impl Side for Guest {
                 }
             }
             Load::UpdatesAtOnce => {
-                // Each has rows of its own, so none conflicts.
+                // Each guest has its own rows, so no update conflicts.
                 let mut guests = JoinSet::new();
                 for guest in 0..GUESTS {
                     let (handle, own) = (self.handle.clone(), guest as u64);

@@ -8,7 +8,7 @@ use crate::guest::Workload;
 use crate::runner::Runner;
 use crate::sqlite_fixture::SqliteFixture;
 
-/// Bytes of a value, and the names of its rows.
+/// Bytes of a value, and the names of its rows in the report.
 const SIZES: [(u32, &str, &str); 4] = [
     (2_000, "2 kB: get in one view", "2 kB: update of get and put"),
     (20_000, "20 kB: get in one view", "20 kB: update of get and put"),
@@ -16,7 +16,7 @@ const SIZES: [(u32, &str, &str); 4] = [
     (1 << 20, "1 MiB: get in one view", "1 MiB: update of get and put"),
 ];
 
-/// What the values of one database come to.
+/// The total size of the values of one database.
 const DATABASE_BYTES: u64 = 100 << 20;
 
 pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! One chart a group: each figure as a point with its spread, beside its bound.
+//! A chart for each group: each figure is a point with its spread and its bound.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
@@ -10,7 +10,7 @@ use super::{FigureReport, GroupReport, Unit};
 const WIDTH: u32 = 960;
 const LINE: u32 = 34;
 const MARGIN: u32 = 70;
-/// Where the labels end, from the left.
+/// The width of the labels on the left.
 const LABELS: u32 = 400;
 
 const FONT: u32 = 16;
@@ -20,14 +20,15 @@ const MISSED: RGBColor = RGBColor(178, 24, 43);
 const PLAIN: RGBColor = RGBColor(70, 70, 70);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// A figure with the name of its line.
+/// A figure and the label of its line.
 struct Mark<'a> {
     label: String,
     figure: &'a FigureReport,
 }
 
-/// The chart of a group as SVG; empty where there is nothing to show. All of a chart has one unit: that of its first ratio,
-/// or else of its first figure.
+/// Draws the chart of a group as SVG. Returns an empty text if there is nothing to show.
+///
+/// A chart has one unit: that of the group's first ratio, or otherwise of its first figure.
 pub(super) fn chart(group: &GroupReport) -> Result<String> {
     let figures = || group.rows.iter().flat_map(|row| &row.figures);
     let has_ratio = figures().any(|figure| figure.unit == Unit::Ratio);
@@ -49,7 +50,7 @@ pub(super) fn chart(group: &GroupReport) -> Result<String> {
     {
         let size = (WIDTH, MARGIN + LINE * marks.len() as u32);
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        draw(&area, &marks, unit).map_err(|error| anyhow!("the chart can't be drawn: {error}"))?;
+        draw(&area, &marks, unit).map_err(|error| anyhow!("cannot draw the chart: {error}"))?;
     }
     Ok(svg)
 }
@@ -116,16 +117,16 @@ fn summary(figure: &FigureReport) -> Summary {
 
 fn description(unit: Unit) -> &'static str {
     match unit {
-        Unit::Ratio => "larder's time divided by the baseline's; less is better, a black tick is the bound",
+        Unit::Ratio => "larder's time divided by the baseline's; lower is better, a black tick is the bound",
         Unit::Microseconds => "microseconds",
         Unit::Milliseconds => "milliseconds",
         Unit::Mebibytes => "MiB",
         Unit::Bytes => "bytes",
-        Unit::Count => "how many",
+        Unit::Count => "count",
     }
 }
 
-/// What the axis must hold: every point, spread and bound, and for ratios the 1.
+/// The range of the axis. It includes every point, spread and bound, and for ratios the 1.
 fn bounds(marks: &[Mark<'_>], unit: Unit) -> std::ops::Range<f64> {
     let mut values: Vec<f64> = marks
         .iter()

@@ -1,4 +1,4 @@
-//! The report as one page, with nothing outside of it.
+//! The report as one self-contained page.
 
 use std::fmt::Write as _;
 
@@ -20,18 +20,18 @@ svg { width: 100%; height: auto }
 code { background: #f4f4f4; padding: .1rem .3rem }
 ";
 
-/// The page.
+/// Formats the page.
 pub(crate) fn page(report: &Report) -> Result<String> {
     let mut page = String::new();
     let (bounds, met) = report.met();
     write!(page, "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">")?;
-    write!(page, "<title>larder beside what is written by hand</title><style>{STYLE}</style>\n<body>")?;
-    write!(page, "<h1>larder beside what is written by hand</h1>")?;
+    write!(page, "<title>larder compared with code written by hand</title><style>{STYLE}</style>\n<body>")?;
+    write!(page, "<h1>larder compared with code written by hand</h1>")?;
     let machine = &report.machine;
     write!(
         page,
-        "<p><code>{}</code>, {} form, {} rounds. {} cores, {}, Linux {}; load before {}, after {}; at {} s \
-         after 1970.</p>",
+        "<p><code>{}</code>, {} form, {} rounds. {} cores, {}, Linux {}; load before {}, after {}; Unix time \
+         {}.</p>",
         escape(&report.command),
         report.form,
         report.rounds,
@@ -44,9 +44,9 @@ pub(crate) fn page(report: &Report) -> Result<String> {
     )?;
     write!(
         page,
-        "<p>Times are those of one operation: the median, and from the shortest to the longest of all rounds. A ratio is \
-         larder's median divided by the baseline's, so less is better and 1.00 is the program without larder; its ends \
-         are those of single rounds. {met} of {bounds} bounds are met.</p>"
+        "<p>Times are of one operation: the median, and the range from the shortest to the longest round. A ratio is \
+         larder's median divided by the baseline's, so lower is better and 1.00 is the program without larder; its \
+         range is of single rounds. {met} of {bounds} bounds are met.</p>"
     )?;
     for group in &report.groups {
         write_group(&mut page, group)?;
@@ -111,7 +111,7 @@ fn figure_cells(figure: &FigureReport) -> String {
     )
 }
 
-/// Text within the page.
+/// Escapes text for the page.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,24 +1,24 @@
-//! On what was measured.
+//! The machine of a report.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-/// On what was measured, and when.
+/// The machine, and when it was used.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) cores: usize,
     pub(crate) processor: String,
     pub(crate) kernel: String,
     pub(crate) unix_seconds: u64,
-    /// Processes that ran or waited for a core in the minute before.
+    /// The load averages before the run, over 1, 5 and 15 minutes.
     pub(crate) load_before: String,
     pub(crate) load_after: String,
 }
 
 impl Machine {
-    /// This one, now. What a system does not tell is left empty.
+    /// Reads the properties of this machine. Those that the system does not report are empty.
     pub(crate) fn look() -> Self {
         let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let processor = processors
@@ -38,7 +38,7 @@ impl Machine {
         }
     }
 
-    /// Notes how busy it was until now.
+    /// Records the load after the run.
     pub(crate) fn note_end(&mut self) {
         self.load_after = load();
     }

@@ -1,4 +1,4 @@
-//! What was measured.
+//! The report of a run.
 
 mod chart;
 mod html;
@@ -17,7 +17,7 @@ pub(crate) use table::print_row;
 use crate::row::{Comparison, Goal};
 use crate::statistics::Summary;
 
-/// All that was measured.
+/// All measurements of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) command: String,
@@ -37,7 +37,7 @@ pub(crate) struct GroupReport {
     pub(crate) skipped: Vec<String>,
 }
 
-/// One row.
+/// The measurements of one row.
 #[derive(Debug, Serialize)]
 pub(crate) struct RowReport {
     pub(crate) name: String,
@@ -45,18 +45,18 @@ pub(crate) struct RowReport {
     pub(crate) figures: Vec<FigureReport>,
 }
 
-/// The times of one side.
+/// The measurements of one side.
 #[derive(Debug, Serialize)]
 pub(crate) struct SideReport {
     pub(crate) name: String,
-    /// How often the work was done in one measurement.
+    /// The number of operations in one measurement.
     pub(crate) operations: u64,
-    /// Of one operation.
+    /// The time of one operation.
     pub(crate) nanoseconds: Summary,
     pub(crate) samples: Vec<f64>,
 }
 
-/// What a figure is counted in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
@@ -68,19 +68,19 @@ pub(crate) enum Unit {
     Count,
 }
 
-/// One comparison, or another figure.
+/// A comparison, or another figure.
 #[derive(Debug, Serialize)]
 pub(crate) struct FigureReport {
     pub(crate) label: String,
     pub(crate) unit: Unit,
     pub(crate) value: Summary,
-    /// What it is to reach at most.
+    /// The largest value that meets the bound.
     pub(crate) bound: Option<f64>,
     pub(crate) met: Option<bool>,
 }
 
 impl RowReport {
-    /// Whether a ratio is more than `factor` times its bound.
+    /// Whether a ratio exceeds `factor` times its bound.
     pub(crate) fn fails(&self, factor: f64) -> bool {
         self.figures.iter().any(|figure| figure.limit_passed(factor).is_some())
     }
@@ -97,15 +97,15 @@ impl FigureReport {
         Self { label: goal.label.to_string(), unit, value, bound: goal.bound, met }
     }
 
-    /// `factor` times its bound, if it is more than that. Times of their own tell more about the machine than about larder
-    /// and pass no limit.
+    /// `factor` times the bound, if the figure exceeds it. Always `None` for times, which depend
+    /// more on the machine than on larder.
     fn limit_passed(&self, factor: f64) -> Option<f64> {
         let is_time = matches!(self.unit, Unit::Microseconds | Unit::Milliseconds);
         let limit = self.bound.filter(|_| !is_time)? * factor;
         (self.value.median > limit).then_some(limit)
     }
 
-    /// A figure that was looked at once.
+    /// A figure that was observed once.
     pub(crate) fn observed(label: impl Into<String>, unit: Unit, value: f64) -> Self {
         let value = Summary { median: value, minimum: value, maximum: value };
         Self { label: label.into(), unit, value, bound: None, met: None }
@@ -115,20 +115,21 @@ impl FigureReport {
 impl Report {
     /// Writes `report.json` and `report.html`.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let json = serde_json::to_string_pretty(self)?;
         fs::write(folder.join("report.json"), json + "\n")?;
         fs::write(folder.join("report.html"), html::page(self)?)?;
         Ok(())
     }
 
-    /// Figures of the report, with the group and the row that each belongs to.
+    /// All figures, each with its group and its row.
     fn figures(&self) -> impl Iterator<Item = (&GroupReport, &RowReport, &FigureReport)> {
         let rows = self.groups.iter().flat_map(|group| group.rows.iter().map(move |row| (group, row)));
         rows.flat_map(|(group, row)| row.figures.iter().map(move |figure| (group, row, figure)))
     }
 
-    /// Each figure that is more than `factor` times its bound, times aside, and each row that could not be measured.
+    /// Lists the figures that exceed `factor` times their bounds, except times, and everything that
+    /// could not be measured.
     pub(crate) fn failures(&self, factor: f64) -> Vec<String> {
         let over = self.figures().filter_map(|(group, row, figure)| {
             let (limit, ratio) = (figure.limit_passed(factor)?, figure.value.median);
@@ -139,7 +140,7 @@ impl Report {
         over.chain(skipped.map(|reason| format!("not measured: {reason}"))).collect()
     }
 
-    /// How many bounds there are, and how many of them are met.
+    /// The number of bounds, and how many of them are met.
     pub(crate) fn met(&self) -> (usize, usize) {
         let met: Vec<bool> = self.figures().filter_map(|(_, _, figure)| figure.met).collect();
         (met.len(), met.iter().filter(|met| **met).count())
@@ -214,6 +215,6 @@ mod tests {
         assert_eq!(html.matches("<svg").count(), 2);
         assert!(html.contains("get &lt;in&gt; a view") && !html.contains("<in>"));
         assert!(html.contains("tests/bench/run") && !html.contains("http://localhost"));
-        assert!(!html.contains("<script") && !html.contains("src="), "it is whole in itself");
+        assert!(!html.contains("<script") && !html.contains("src="), "the page loads nothing");
     }
 }

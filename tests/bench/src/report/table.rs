@@ -1,9 +1,9 @@
-//! Rows as text.
+//! Formats rows as text.
 
 use super::{FigureReport, RowReport, Unit};
 use crate::statistics::Summary;
 
-/// Prints a row once it is measured.
+/// Prints a measured row.
 pub(crate) fn print_row(row: &RowReport) {
     println!("  {}", row.name);
     for side in &row.sides {
@@ -22,7 +22,7 @@ pub(crate) fn print_row(row: &RowReport) {
     }
 }
 
-/// A figure, its spread, and its bound.
+/// Formats a figure, its spread and its bound.
 pub(super) fn figure_text(figure: &FigureReport) -> String {
     let amount = |value| amount(figure.unit, value);
     let Summary { median, minimum, maximum } = figure.value;
@@ -48,7 +48,7 @@ pub(super) fn amount(unit: Unit, value: f64) -> String {
     }
 }
 
-/// A time in the unit that fits it.
+/// Formats a time in a fitting unit.
 pub(super) fn time(nanoseconds: f64) -> String {
     match nanoseconds {
         small if small < 1e3 => format!("{small:.0} ns"),

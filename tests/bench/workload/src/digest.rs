@@ -1,13 +1,15 @@
-//! A sum of what was read, by which two sides show that they read the same.
+//! A digest of what was read, by which two sides show that they read the same.
 
 use crate::random::mix;
 
-/// A sum over values, whatever their order. A value counts by its length and its stamp, so that summing costs little.
+/// A digest of values in any order.
+///
+/// Each value counts by its length and its stamp only, so that adding it costs little.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest(u64);
 
 impl Digest {
-    /// Counts a value in.
+    /// Adds a value.
     pub fn add(&mut self, value: &[u8]) {
         let word = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let index = word(value.first_chunk());
@@ -18,7 +20,7 @@ impl Digest {
         self.0 = self.0.wrapping_add(mix(stamp));
     }
 
-    /// The sum.
+    /// The digest as a number.
     pub fn sum(self) -> u64 {
         self.0
     }

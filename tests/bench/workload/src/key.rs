@@ -7,7 +7,9 @@ pub const KEY_BYTES_MIN: usize = 16;
 /// The longest key.
 pub const KEY_BYTES_MAX: usize = 24;
 
-/// The key of one row. It is written in place: a loop that allocated for every key would measure that too.
+/// The key of one row, stored inline.
+///
+/// A loop that allocated memory for every key would measure that as well.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     bytes: [u8; KEY_BYTES_MAX],
@@ -15,14 +17,16 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of the row `index`. Keys of neighbours lie far from each other.
+    /// The key of row `index`.
+    ///
+    /// Keys of neighbouring rows are far apart in the order of keys.
     pub fn of(index: u64) -> Self {
         let spread = mix(index);
         let length = KEY_BYTES_MIN + (spread % (KEY_BYTES_MAX - KEY_BYTES_MIN + 1) as u64) as usize;
         Self { length, ..Self::at(spread) }
     }
 
-    /// The shortest key at `position` in the order of all keys: where a scan begins.
+    /// The shortest key at `position` in the order of all keys. A scan starts there.
     pub fn at(position: u64) -> Self {
         let mut bytes = [b'k'; KEY_BYTES_MAX];
         let mut rest = position;
@@ -34,12 +38,12 @@ impl Key {
         Self { bytes, length: KEY_BYTES_MIN }
     }
 
-    /// Its bytes, all ASCII.
+    /// The key as ASCII bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 
-    /// Its text.
+    /// The key as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }

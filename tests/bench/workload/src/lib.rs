@@ -1,5 +1,7 @@
-//! Which rows the benchmark's loops touch, and with what values. A guest and a native program that are given the same seed
-//! make the same calls in the same order, and both sum up what they read.
+//! The rows and values that the benchmark's loops use.
+//!
+//! With the same seed, a guest and a native program make the same calls in the same order, and both
+//! digest what they read.
 
 mod digest;
 mod key;
@@ -11,7 +13,7 @@ pub use key::{KEY_BYTES_MAX, KEY_BYTES_MIN, Key};
 pub use random::Random;
 pub use rows::{Rows, Shape};
 
-/// Puts in one update, and keys in one call, of the workloads that have many.
+/// Puts of one update, or keys of one call, in workloads with many.
 pub const BATCH: u64 = 100;
 
 /// Rows of one scan.

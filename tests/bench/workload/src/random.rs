@@ -1,6 +1,6 @@
-//! Numbers that look random, and are the same on every side.
+//! Pseudo-random numbers that are the same on every side.
 
-/// Spreads a number over all 64 bits; no two numbers give the same.
+/// Spreads a number over all 64 bits. Different numbers give different results.
 pub(crate) fn mix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -8,14 +8,14 @@ pub(crate) fn mix(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A sequence that its seed determines (SplitMix64).
+/// A sequence of numbers that its seed determines (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Random {
     state: u64,
 }
 
 impl Random {
-    /// The sequence of `seed`.
+    /// Starts the sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { state: mix(seed) }
     }
@@ -27,7 +27,7 @@ impl Random {
         number
     }
 
-    /// A number below `bound`; 0 where that is 0.
+    /// A number below `bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next_number()) * u128::from(bound)) >> 64) as u64
     }

@@ -1,13 +1,13 @@
-//! What is in a store.
+//! The rows of a store.
 
-/// How many rows there are, how they are spread, and how large they are.
+/// The number of rows, their distribution and their size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Rows in all.
+    /// Total number of rows.
     pub rows: u64,
-    /// Namespaces that they are spread over.
+    /// Namespaces over which the rows are spread.
     pub namespaces: u32,
-    /// Bytes of each value; at least 16, for the stamp.
+    /// Bytes of each value, at least 16 for the stamp.
     pub value_bytes: u32,
 }
 
@@ -16,7 +16,7 @@ pub struct Shape {
 pub struct Rows {
     shape: Shape,
     namespaces: Vec<String>,
-    /// The last value that was asked for.
+    /// The value that was computed last.
     value: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ impl Rows {
         Self { shape, namespaces, value }
     }
 
-    /// How many there are.
+    /// The number of rows.
     pub fn count(&self) -> u64 {
         self.shape.rows
     }
@@ -44,7 +44,9 @@ impl Rows {
         self.namespace(0)
     }
 
-    /// The value of a row after the write `salt`: a stamp, and bytes that are always the same.
+    /// The value of a row after the write `salt`.
+    ///
+    /// It is a stamp, followed by bytes that are always the same.
     pub fn value(&mut self, index: u64, salt: u64) -> &[u8] {
         let stamps = [index.to_le_bytes(), salt.to_le_bytes()];
         for (place, byte) in self.value.iter_mut().zip(stamps.as_flattened()) {
@@ -53,7 +55,7 @@ impl Rows {
         &self.value
     }
 
-    /// The value that was asked for last.
+    /// The value that was computed last.
     pub fn last_value(&self) -> &[u8] {
         &self.value
     }

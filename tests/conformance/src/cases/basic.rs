@@ -1,4 +1,4 @@
-//! Rows are put, read and deleted.
+//! Puts, reads and deletes of rows.
 
 use super::{Case, Worker};
 use crate::check::*;

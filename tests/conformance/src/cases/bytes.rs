@@ -1,4 +1,4 @@
-//! Values are any bytes, names any text.
+//! Values of any bytes, and names of any text.
 
 use super::Case;
 use crate::check::*;
@@ -60,7 +60,8 @@ fn names_hold_what_other_languages_quote() -> Outcome {
     each_name_is_a_row_of_its_own(&names)
 }
 
-/// Puts a row for each pair of names and expects each to be found with its own value, and nothing else.
+/// Puts a row for each pair of names. Expects each row to have its own value, and no other row to
+/// exist.
 fn each_name_is_a_row_of_its_own(names: &[&str]) -> Outcome {
     let value = |ns: &str, key: &str| format!("{ns:?} / {key:?}");
     for ns in names {

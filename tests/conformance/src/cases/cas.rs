@@ -1,4 +1,4 @@
-//! Versions, and writes that depend on them.
+//! Versions, and conditional writes.
 
 use super::{Case, Worker};
 use crate::check::*;
@@ -31,14 +31,14 @@ pub(crate) const CASES: &[Case] = named!("cas":
 
 pub(crate) const WORKERS: &[Worker] = named!("cas": put_if_absent, add_one_at_a_version);
 
-/// Commits one put on a condition.
+/// Commits one conditional put.
 fn put_at(key: &str, value: &str, version: u64) -> Result<u64, Error> {
     let tx = Store::open("main")?.begin(Mode::Update)?;
     tx.put_with(NS, key, value.as_bytes(), if_version(version))?;
     Tx::commit(tx)
 }
 
-/// Commits one delete on a condition.
+/// Commits one conditional delete.
 fn delete_at(key: &str, version: u64) -> Result<u64, Error> {
     let tx = Store::open("main")?.begin(Mode::Update)?;
     tx.delete_if_version(NS, key, version)?;
@@ -102,7 +102,7 @@ fn a_version_is_larger_than_those_of_commits_since_the_transaction_read() -> Out
     let committed = Tx::commit(tx)?;
     expect_eq(version("read")?, committed)?;
     expect(committed > before, format!("{committed} is larger than {before}"))?;
-    expect(committed != other, "two commits have one version")
+    expect(committed != other, "no two commits have the same version")
 }
 
 fn a_write_beside_it_leaves_a_version_alone() -> Outcome {
@@ -206,11 +206,11 @@ fn a_delete_of_an_absent_row_has_a_version_and_leaves_it_absent() -> Outcome {
         expect_eq(read(|tx| Ok(tx.get_versioned(NS, "absent")?))?, None)?;
         expect_conflict(delete_at("absent", deleted))?;
     }
-    // A range that is empty has nothing to delete: no write is staged.
+    // An empty range stages no write.
     let tx = update(&store)?;
     expect_eq(tx.delete_range(NS, &range("absent"))?, 0)?;
     expect_eq(Tx::commit(tx)?, 0)?;
-    // A later write of the row is at a larger version than any delete of it.
+    // A later write of the row has a larger version than any delete of it.
     let after = put("absent", "there now")?;
     expect(after > last, format!("the put at {after} is later than the delete at {last}"))
 }
@@ -323,11 +323,11 @@ fn counting_by_versions_loses_nothing() -> Outcome {
     expect_value(get("count")?, "16")
 }
 
-/// Reads in one transaction, and writes in another what still holds.
+/// Reads the count in one transaction, and writes it in another if its version has not changed.
 fn add_one_at_a_version(_: u32) -> Outcome {
     retrying_in_a_crowd(|| {
         let row = read(|tx| Ok(tx.get_versioned(NS, "count")?))?;
-        let (value, version) = row.ok_or_else(|| wrong("expected a count, got none"))?;
+        let (value, version) = row.ok_or_else(|| wrong("expected a row `count`, got none"))?;
         let count: u32 = String::from_utf8_lossy(&value).parse().map_err(wrong)?;
         put_at("count", &(count + 1).to_string(), version)?;
         Ok(())

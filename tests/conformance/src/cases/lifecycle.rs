@@ -1,4 +1,4 @@
-//! Stores and transactions come and go, and errors come in their order.
+//! The lifecycle of stores and transactions, and the precedence of errors.
 
 use super::Case;
 use crate::check::*;
@@ -56,7 +56,7 @@ fn closing_twice_does_nothing() -> Outcome {
     expect_closed(store.begin(Mode::View))
 }
 
-/// Expects that nothing works on a handle and on transactions of it.
+/// Expects that every call on a handle and its transactions fails with `closed`.
 fn expect_all_closed(store: &Store, view: Tx, update: Tx) -> Outcome {
     expect_closed(store.ping())?;
     expect_closed(store.begin(Mode::View))?;
@@ -186,7 +186,7 @@ fn versions_grow_across_a_reopening() -> Outcome {
     expect(fourth > second, format!("{fourth} is larger than {second}"))
 }
 
-/// Lets the deadline of every open transaction pass.
+/// Moves the clock past the deadline of every open transaction.
 fn pass_the_deadline() {
     probe::advance_clock(limits().transaction_timeout_ms + 1_000);
 }
@@ -281,7 +281,7 @@ fn a_read_only_store_refuses_updates_and_reports_it() -> Outcome {
     expect_eq(count_events("store.access_denied"), 0)
 }
 
-// The order of errors. `wrong_puts` are wrong in their arguments.
+// Precedence of errors. The arguments of `wrong_puts` are invalid.
 
 fn wrong_puts(tx: &Tx) -> [Result<(), Error>; 3] {
     let limits = limits();
@@ -352,7 +352,7 @@ fn a_refusal_leaves_the_transaction_usable() -> Outcome {
     write(|tx| {
         tx.put(NS, "a", b"1")?;
         for got in wrong_puts(tx) {
-            expect(got.is_err(), "a wrong argument is refused")?;
+            expect(got.is_err(), "an invalid argument is refused")?;
         }
         expect_access_denied(tx.put("__reserved", "a", b""))?;
         expect_invalid_argument(tx.scan_page(NS, &range(""), Some("no cursor")))?;

@@ -1,4 +1,5 @@
-//! Bounds: what is at one passes, what is past it is refused with all three numbers, and nothing changes.
+//! Limits: a call at the limit succeeds. A call past it fails with `limit-exceeded` and all three
+//! numbers, and changes nothing.
 
 use super::Case;
 use crate::check::*;
@@ -35,7 +36,7 @@ pub(crate) const CASES: &[Case] = named!("limits":
     expired_rows_count_until_they_are_swept,
 );
 
-/// Each call that takes a namespace and a key, and would work with shorter ones.
+/// Every call that takes a namespace and a key, and would succeed with shorter ones.
 fn calls(tx: &Tx, ns: &str, key: &str) -> Vec<Result<(), Error>> {
     let reads = [
         tx.get(ns, key).map(drop),
@@ -128,7 +129,8 @@ fn bounds_count_bytes_and_not_characters() -> Outcome {
     expect_entries(&scan("")?, &[])
 }
 
-/// Commits rows whose values are together as large as the answer of one `get-many` may be, and gives their keys.
+/// Commits rows whose values together fill the largest answer of one `get-many`, and returns their
+/// keys.
 fn put_largest_result() -> Outcome<Vec<String>> {
     let limits = limits();
     let count = limits.result_bytes.div_ceil(limits.value_bytes + LIST_ENTRY_BYTES);
@@ -183,7 +185,7 @@ fn get_many_of_too_many_keys_is_refused() -> Outcome {
     })
 }
 
-/// Stages rows that cost exactly so many bytes.
+/// Stages rows that cost exactly `bytes`.
 fn stage_bytes(tx: &Tx, prefix: &str, bytes: u64) -> Outcome {
     rows_of_cost(NS, prefix, bytes, in_transaction)
         .iter()
@@ -237,7 +239,8 @@ fn a_replaced_own_write_gives_its_bytes_back() -> Outcome {
     expect_eq(stored_bytes(in_transaction)?, rest)
 }
 
-/// How many absent rows of the longest key one update may read, and the key of a number.
+/// How many absent rows with keys of the maximum length one update may read, and a function from
+/// number to key.
 fn reads_at_most() -> (u64, impl Fn(u64) -> String) {
     let limits = limits();
     let key_bytes = limits.key_bytes as usize;
@@ -255,7 +258,7 @@ fn reads_of_an_update_count_for_transaction_bytes() -> Outcome {
         expect_limit_passed(tx.get(NS, &key(reads)), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.get_versioned(NS, &key(reads)), LimitKind::TransactionBytes, max)?;
         expect_limit_passed(tx.get_many(NS, &[key(reads)]), LimitKind::TransactionBytes, max)?;
-        // What was read before is remembered already.
+        // A row that was read before costs nothing again.
         expect_absent(tx.get(NS, &key(0))?)
     })?;
     Ok(())
@@ -278,7 +281,8 @@ fn conditions_count_for_transaction_bytes() -> Outcome {
     write(|tx| {
         tx.delete_if_version(NS, "a", 0)?;
         stage_bytes(tx, "row", max - 3 * row)?;
-        // The row is there already, and its condition is another entry; the same condition again is not.
+        // The row is already staged, so its condition is one more entry. Repeating a condition adds
+        // none.
         tx.delete(NS, "b")?;
         expect_limit(tx.delete_if_version(NS, "b", 0), LimitKind::TransactionBytes, max, max + row)?;
         Ok(tx.delete_if_version(NS, "a", 0)?)
@@ -302,7 +306,7 @@ fn what_an_instance_holds_is_bounded() -> Outcome {
     expect_limit(more.delete(NS, "a"), LimitKind::InstanceBytes, max, max + row)?;
     expect_limit(more.get(NS, "a"), LimitKind::InstanceBytes, max, max + row)?;
     for ended in 0..2 {
-        let Some(last) = open.pop() else { return Err(wrong("no transaction is open")) };
+        let Some(last) = open.pop() else { return Err(wrong("expected an open transaction")) };
         if ended == 0 {
             Tx::commit(last)?;
         } else {
@@ -324,7 +328,7 @@ fn a_result_needs_room_in_the_instance() -> Outcome {
     let view = store.begin(Mode::View)?;
     expect_value(view.get(NS, "large")?, &value)?;
     let mut open = Vec::new();
-    // Room is left for a result, and not for the copies that a call makes of it.
+    // Leaves room for a result, but not for the copies that a call makes of it.
     let room = limits.value_bytes * 2;
     for share in shares(limits.instance_bytes - room, limits.transaction_bytes) {
         let tx = update(&store)?;
@@ -352,7 +356,7 @@ fn a_page_has_as_many_entries_as_the_instance_has_room_for() -> Outcome {
     let view = store.begin(Mode::View)?;
     expect_eq(view.scan_page(NS, &range(""), None)?.entries.len(), names.len())?;
     let mut open = Vec::new();
-    // A call makes three copies of a result, so there is room for two entries.
+    // A call makes three copies of a result, so two entries fit.
     let room = 3 * (2 * value.len() as u64 + 1_000);
     for share in shares(limits.instance_bytes - room, limits.transaction_bytes) {
         let tx = update(&store)?;
@@ -368,7 +372,7 @@ fn a_page_has_as_many_entries_as_the_instance_has_room_for() -> Outcome {
     expect_keys(&rest.entries, names.get(4..).unwrap_or_default())
 }
 
-/// So many short keys.
+/// `count` short keys.
 fn short_keys(count: u64) -> Vec<String> {
     (0..count).map(|number| format!("{number:06}")).collect()
 }
@@ -402,7 +406,7 @@ fn a_mutation_past_the_bound_keeps_what_was_staged() -> Outcome {
         ] {
             expect_limit(got, LimitKind::TransactionMutations, max, max + 1)?;
         }
-        // A row with a staged write is no further row.
+        // A row with a staged write counts once.
         Ok(tx.put(NS, "000000", b"again")?)
     })?;
     expect_keys(&scan("")?, &names)?;
@@ -447,7 +451,7 @@ fn open_transactions_are_bounded() -> Outcome {
     }
     let elsewhere = other()?;
     expect_limit(elsewhere.begin(Mode::View), LimitKind::OpenTransactions, max, max + 1)?;
-    let last = open.pop().ok_or_else(|| wrong("no transaction is open"))?;
+    let last = open.pop().ok_or_else(|| wrong("expected an open transaction"))?;
     last.put(NS, "a", b"1")?;
     Tx::commit(last)?;
     open.push(update(&store)?);
@@ -475,7 +479,7 @@ fn open_stores_are_bounded() -> Outcome {
     Ok(())
 }
 
-/// What all rows in the cases' namespace cost.
+/// The cost of all rows in [`NS`].
 fn stored_bytes(cost: fn(u64) -> u64) -> Outcome<u64> {
     read(|tx| {
         let (mut bytes, mut after) = (0, None);
@@ -491,10 +495,10 @@ fn stored_bytes(cost: fn(u64) -> u64) -> Outcome<u64> {
     })
 }
 
-/// Fills the store up to its bound, in as few transactions as may do it.
+/// Fills the store up to its quota, in few transactions.
 fn fill_store(put: fn(&Tx, &str, &[u8]) -> Result<(), Error>) -> Outcome {
     let limits = limits();
-    // What rows cost in a transaction is not what they cost in the store.
+    // The cost of a row in a transaction differs from its cost in the store.
     for (number, share) in shares(limits.store_bytes, limits.transaction_bytes / 2).into_iter().enumerate() {
         let rows = rows_of_cost(NS, &format!("{number:03}/"), share, in_store);
         write(|tx| rows.iter().try_for_each(|(key, value)| Ok(put(tx, key, value)?)))?;

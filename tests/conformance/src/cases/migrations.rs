@@ -1,4 +1,5 @@
-//! Steps that components declare are applied once, in their order, and what doesn't fit is refused.
+//! Guest migrations: each step that a component declares is applied once and in order, and sets
+//! that do not match the ledger are refused.
 
 use super::{Case, Worker};
 use crate::bindings::larder::storage::store::Migration;
@@ -57,14 +58,14 @@ pub(crate) const WORKERS: &[Worker] = named!("migrations":
 
 const LEDGER: &str = "__store_migrations__";
 
-/// A step to make.
+/// A step to apply, and its transaction.
 struct NextMigration {
     id: String,
     tx: Tx,
 }
 
 fn step(id: &str) -> Migration {
-    // Any 32 bytes that differ from id to id.
+    // Any 32 bytes that differ between ids.
     let checksum = (0..32).map(|place| id.as_bytes().get(place).copied().unwrap_or(place as u8)).collect();
     Migration { id: id.to_string(), checksum }
 }
@@ -86,11 +87,11 @@ fn expect_pending(component: &str, ids: &[&str], expected: &[&str]) -> Outcome {
 #[track_caller]
 fn begin(store: &Store, component: &str, ids: &[&str]) -> Outcome<NextMigration> {
     let begun = store.begin_migration(component, &set(ids))?;
-    let (id, tx) = begun.ok_or_else(|| wrong("expected a step to apply, got none"))?;
+    let (id, tx) = begun.ok_or_else(|| wrong("expected a pending step, got none"))?;
     Ok(NextMigration { id, tx })
 }
 
-/// Applies all of a set that is not yet applied, and gives the ids. A step puts its id under itself.
+/// Applies the pending steps of a set and returns their ids. Each step puts a row with its id.
 fn apply(component: &str, ids: &[&str]) -> Outcome<Vec<String>> {
     apply_in(&main()?, component, ids)
 }
@@ -114,7 +115,7 @@ fn ledger() -> Outcome<Vec<Entry>> {
     read(|tx| Ok(tx.scan(LEDGER, "")?))
 }
 
-/// Expects `migration-mismatch` from both calls, with a text that names each of `named`.
+/// Expects both calls to fail with `migration-mismatch` and a text that contains each of `named`.
 #[track_caller]
 fn expect_mismatch(component: &str, declared: &[Migration], named: &[&str]) -> Outcome {
     let store = main()?;
@@ -122,7 +123,7 @@ fn expect_mismatch(component: &str, declared: &[Migration], named: &[&str]) -> O
         Error::MigrationMismatch(text) => named.iter().all(|name| text.contains(name)),
         _ => false,
     };
-    let expected = format!("migration-mismatch that names {named:?}");
+    let expected = format!("migration-mismatch that contains {named:?}");
     expect_error(store.pending_migrations(component, declared), &expected, is_named)?;
     expect_error(store.begin_migration(component, declared).map(drop), &expected, is_named)
 }
@@ -139,10 +140,10 @@ fn a_step_is_applied_once_and_recorded() -> Outcome {
     let value =
         recorded.first().map(|entry| String::from_utf8_lossy(&entry.value).into_owned()).unwrap_or_default();
     for field in ["\"ordinal\":1", "\"checksum\":\"", "\"applied_at\":", "\"larder\":\""] {
-        expect(value.contains(field), format!("{value} has {field}"))?;
+        expect(value.contains(field), format!("{value} contains {field}"))?;
     }
     let hex: String = step("0001_init").checksum.iter().map(|byte| format!("{byte:02x}")).collect();
-    expect(value.contains(&hex), format!("{value} has the checksum {hex}"))?;
+    expect(value.contains(&hex), format!("{value} contains the checksum {hex}"))?;
     let before = version("tasks/0001_init")?;
     expect_pending("tasks", &["0001_init"], &[])?;
     expect_eq(apply("tasks", &["0001_init"])?, keys(&[]))?;
@@ -160,7 +161,7 @@ fn the_empty_set_has_nothing_to_apply_on_any_store() -> Outcome {
         for _ in 0..3 {
             expect_pending("tasks", &[], &[])?;
             let begun = main()?.begin_migration("tasks", &[])?;
-            expect(begun.is_none(), "the empty set begins nothing")?;
+            expect(begun.is_none(), "the empty set begins no step")?;
         }
         Ok(())
     };
@@ -208,7 +209,7 @@ fn an_edited_step_is_refused() -> Outcome {
         step.checksum = vec![0xee; 32];
     }
     expect_mismatch("tasks", &edited, &["\"b\"", "edited"])?;
-    // What is not applied may still change.
+    // A step that is not applied may still change.
     let mut edited = set(&["a", "b", "c"]);
     for step in edited.iter_mut().skip(2) {
         step.checksum = vec![0xee; 32];
@@ -230,7 +231,7 @@ fn a_refused_set_applies_nothing() -> Outcome {
     expect_pending("tasks", &["a", "b", "c"], &["c"])
 }
 
-/// Expects that `a` alone is applied, and that the rest then goes well.
+/// Expects that only `a` is applied, and that the remaining steps can then be applied.
 fn expect_clean_prefix() -> Outcome {
     expect_keys(&ledger()?, &["tasks\0a"])?;
     expect_absent(get("half")?)?;
@@ -239,7 +240,7 @@ fn expect_clean_prefix() -> Outcome {
     expect_keys(&scan("tasks/")?, &["tasks/a", "tasks/b", "tasks/c"])
 }
 
-/// Begins `b` after `a` was applied, and does half of it.
+/// Begins `b` after `a` was applied, and makes half of its writes.
 fn half_a_step(store: &Store) -> Outcome<Tx> {
     let NextMigration { id, tx } = begin(store, "tasks", &["a", "b", "c"])?;
     expect_eq(id.as_str(), "b")?;
@@ -340,7 +341,7 @@ fn steps_of_two_components_may_overlap() -> Outcome {
     retrying(|| {
         let first = begin(&store, "tasks", &["a"]);
         let second = begin(&store, "search", &["a"]);
-        // Where one of them is committed by now, the attempt before this conflicted.
+        // If one of them is already committed, an earlier attempt committed it and then conflicted.
         for begun in [first, second] {
             match begun {
                 Ok(NextMigration { tx, .. }) => drop(Tx::commit(tx)?),
@@ -377,7 +378,7 @@ fn a_read_only_store_tells_what_is_pending_and_begins_nothing() -> Outcome {
 fn a_closed_store_answers_closed() -> Outcome {
     let store = main()?;
     store.close();
-    // Also where the arguments are wrong, and the set empty.
+    // Also if the arguments are invalid, or the set is empty.
     for (component, ids) in [("tasks", &["a"][..]), ("", &["a", "a"]), ("tasks", &[])] {
         expect_closed(store.pending_migrations(component, &set(ids)))?;
         expect_closed(store.begin_migration(component, &set(ids)).map(drop))?;
@@ -389,7 +390,7 @@ fn a_closed_store_answers_closed() -> Outcome {
     expect_entries(&ledger()?, &[])
 }
 
-/// Expects an error from both calls.
+/// Expects the same error from both calls.
 #[track_caller]
 fn expect_refused(
     component: &str,
@@ -447,7 +448,7 @@ fn more_steps_than_the_bound_are_refused() -> Outcome {
     let store = main()?;
     let got = store.begin_migration("tasks", &set(&ids)).map(drop);
     expect_limit(got, LimitKind::TransactionMutations, max, max + 1)?;
-    let (_, fewer) = ids.split_last().ok_or_else(|| wrong("expected a bound above 0"))?;
+    let (_, fewer) = ids.split_last().ok_or_else(|| wrong("expected a limit above 0"))?;
     expect_eq(pending("tasks", fewer)?.len() as u64, max)
 }
 
@@ -464,7 +465,7 @@ fn the_record_counts_as_a_write_of_its_step() -> Outcome {
 }
 
 fn the_names_of_the_ledger_do_not_count_for_a_small_bound() -> Outcome {
-    // The longest names that fit a key, many times: what the ledger holds is more than one page of results.
+    // Many names of the maximum length, so that the ledger is larger than one page of results.
     let fill = "i".repeat(limits().key_bytes as usize - "tasks\x00000".len());
     let count = limits().transaction_mutations.min(limits().result_bytes / limits().key_bytes + 2).min(24);
     let ids: Vec<_> = (0..count).map(|number| format!("{number:03}{fill}")).collect();
@@ -550,7 +551,7 @@ fn a_set_of_many_steps_is_applied() -> Outcome {
     expect_pending("tasks", &ids, &[])
 }
 
-/// Expects `access-denied` from both calls.
+/// Expects both calls to fail with `access-denied`.
 #[track_caller]
 fn expect_refused_name(component: &str, ids: &[&str]) -> Outcome {
     let store = main()?;
@@ -592,7 +593,7 @@ fn a_refused_declaration_is_told_to_the_host() -> Outcome {
             event.fields.iter().find(|(name, _)| name == "reason").map(|(_, reason)| reason.as_str());
         expect(
             reason.is_some_and(|reason| reason.contains("\"tasks\"")),
-            format!("{reason:?} names the component"),
+            format!("{reason:?} contains the component"),
         )?;
     }
     Ok(())

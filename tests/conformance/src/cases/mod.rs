@@ -1,8 +1,8 @@
-//! The cases, a module for each group.
+//! The cases, one module for each group.
 
 use crate::check::Outcome;
 
-/// Lists functions under their own names: `group::sentence_in_words`.
+/// Lists functions under the names `group::sentence_in_words`.
 macro_rules! named {
     ($group:literal: $($function:ident),* $(,)?) => {
         &[$((concat!($group, "::", stringify!($function)), $function)),*]
@@ -25,13 +25,13 @@ mod ttl;
 mod two_hosts;
 mod tx;
 
-/// A case and its name.
+/// A case: its name and its function.
 pub(crate) type Case = (&'static str, fn() -> Outcome);
 
-/// What one of several instances does at once, and its name.
+/// A worker, which several instances run at once: its name and its function.
 pub(crate) type Worker = (&'static str, fn(u32) -> Outcome);
 
-/// The groups of cases that must pass.
+/// All cases that must pass.
 pub(crate) const GROUPS: &[&[&[Case]]] = &[STORE, memory::CASES];
 
 const STORE: &[&[Case]] = &[
@@ -50,10 +50,10 @@ const STORE: &[&[Case]] = &[
     migrations::CASES,
 ];
 
-/// The cases that must fail.
+/// Cases that must fail.
 pub(crate) const PLANTED: &[Case] = planted::CASES;
 
-/// The workers of all groups.
+/// All workers.
 pub(crate) const WORKERS: &[&[&[Worker]]] = &[STORE_WORKERS, memory::WORKERS];
 
 const STORE_WORKERS: &[&[Worker]] = &[

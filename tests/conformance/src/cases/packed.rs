@@ -1,4 +1,4 @@
-//! Entries in one list of bytes. Pages are compared with lists of records wherever a case reads one.
+//! Entries packed into one byte list. Every case that reads a page compares both forms of it.
 
 use super::Case;
 use crate::check::*;
@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = named!("packed":
     a_packed_entry_that_can_not_be_put_keeps_the_others_out,
 );
 
-/// Packed entries that have their key for a value.
+/// Packed entries whose values are their keys.
 fn packed_keys(keys: &[&str]) -> Vec<u8> {
     packed(&keys.iter().map(|key| entry(key, key)).collect::<Vec<_>>())
 }
@@ -58,7 +58,7 @@ fn a_packed_page_has_own_writes_on_it() -> Outcome {
     expect_entries(&unpacked(&page.entries), &[("b", "b"), ("c", "c")])
 }
 
-/// Expects that the bytes are refused, and that a transaction goes on without them.
+/// Expects that the bytes are refused, and that the transaction commits without them.
 #[track_caller]
 fn expect_refused(bytes: &[u8]) -> Outcome {
     let store = main()?;

@@ -1,4 +1,4 @@
-//! Ranges, read page by page.
+//! Paged reads of ranges.
 
 use super::Case;
 use crate::check::*;
@@ -33,7 +33,8 @@ pub(crate) const CASES: &[Case] = named!("page":
     a_next_is_accepted_whatever_the_bound_of_keys_is,
 );
 
-/// A page both ways, which have to agree up to where the list is full: packed entries count less.
+/// Reads a page in both forms. They must agree, except that the list may end earlier: packed
+/// entries count less.
 fn scan_page(tx: &Tx, ns: &str, range: &Range, after: Option<&str>) -> Result<Page, Error> {
     let page = tx.scan_page(ns, range, after);
     let packed = tx.scan_page_packed(ns, range, after);
@@ -42,14 +43,14 @@ fn scan_page(tx: &Tx, ns: &str, range: &Range, after: Option<&str>) -> Result<Pa
         (Ok(page), Ok(packed)) => is_cut_earlier(page, packed),
         _ => false,
     };
-    // No text of the one way, and no order of the entries, is right where the other has another.
+    // An error, or a different order of the entries, must be the same in both forms.
     if page != packed && !is_cut_earlier {
-        return Err(Error::Other(format!("packed {packed:?}, and as a list {page:?}")));
+        return Err(Error::Other(format!("the packed page is {packed:?}, and the list is {page:?}")));
     }
     page
 }
 
-/// Whether a list ends before a packed page because its next entry does not fit.
+/// Whether the list ends before the packed page because its next entry does not fit.
 fn is_cut_earlier(list: &Page, packed: &Page) -> bool {
     let bytes = |entry: &Entry| (entry.key.len() + entry.value.len()) as u64 + LIST_ENTRY_BYTES;
     let upto = packed.entries.get(..list.entries.len() + 1).unwrap_or_default();
@@ -58,7 +59,7 @@ fn is_cut_earlier(list: &Page, packed: &Page) -> bool {
         && upto.iter().map(bytes).sum::<u64>() > limits().result_bytes
 }
 
-/// All entries of a range, page by page.
+/// Reads all pages of a range and returns their entries.
 fn all_pages(tx: &Tx, range: &Range) -> Outcome<Vec<Entry>> {
     const PAGES_MAX: usize = 1_000;
     let mut entries = Vec::new();
@@ -71,7 +72,7 @@ fn all_pages(tx: &Tx, range: &Range) -> Outcome<Vec<Entry>> {
             None => return Ok(entries),
         }
     }
-    Err(wrong(format!("paging did not end after {PAGES_MAX} pages")))
+    Err(wrong(format!("expected at most {PAGES_MAX} pages")))
 }
 
 /// Reads one page in a view.
@@ -79,10 +80,10 @@ fn page(range: &Range, after: Option<&str>) -> Outcome<Page> {
     read(|tx| Ok(scan_page(tx, NS, range, after)?))
 }
 
-/// The cursor of a page that is not the last.
+/// The cursor of a page that must not be the last.
 #[track_caller]
 fn next_of(page: &Page) -> Outcome<String> {
-    page.next.clone().ok_or_else(|| wrong("expected a further page, got none"))
+    page.next.clone().ok_or_else(|| wrong("expected another page, got none"))
 }
 
 fn limited(prefix: &str, limit: u32) -> Range {
@@ -93,7 +94,7 @@ fn between(prefix: &str, start: &str, end: &str) -> Range {
     Range { start: Some(start.to_string()), end: Some(end.to_string()), ..range(prefix) }
 }
 
-/// Commits the rows `row00`, `row01`, …
+/// Commits the rows `row00`, `row01`, … and returns their keys.
 fn put_rows(count: u32) -> Outcome<Vec<String>> {
     let names: Vec<_> = (0..count).map(|number| format!("row{number:02}")).collect();
     write(|tx| names.iter().try_for_each(|name| Ok(tx.put(NS, name, name.as_bytes())?)))?;
@@ -295,7 +296,7 @@ fn each_entry_of_a_page_counts_for_result_bytes() -> Outcome {
     expect_eq(first.entries.len() as u64, in_list)?;
     expect_keys(&read(|tx| all_pages(tx, &range("")))?, &names)?;
     read(|tx| expect_limit_passed(tx.scan(NS, ""), LimitKind::ResultBytes, max))?;
-    // A page of keys counts the same, and its cursor goes on from there both ways.
+    // A page of keys counts the same, and its cursor continues the scan in both forms.
     let keys_only = Range { keys_only: true, ..range("") };
     expect_eq(page(&keys_only, None)?.entries.len() as u64, in_list)?;
     let rest = read(|tx| Ok(tx.scan_page_packed(NS, &range(""), first.next.as_deref())?))?;
@@ -467,7 +468,7 @@ fn a_next_is_accepted_whatever_the_bound_of_keys_is() -> Outcome {
         expect_keys(&keys_only, &[&long, &longest])?;
         expect_limit(tx.get(NS, &long), LimitKind::KeyBytes, 100, 201)
     })?;
-    // What follows the fingerprint can't be longer than any key.
+    // The part after the fingerprint cannot be longer than the longest key.
     let forged = format!("{}{}", next_of(&page(&limited("", 1), None)?)?, "k".repeat(4_096));
     read(|tx| expect_invalid_argument(scan_page(tx, NS, &limited("", 1), Some(&forged))))?;
     write(|tx| {

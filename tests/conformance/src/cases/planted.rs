@@ -1,4 +1,4 @@
-//! Cases that are wrong on purpose. A runner that reports one of them as passed can't be trusted.
+//! Cases that are wrong on purpose. If one of them passes, the runner cannot be trusted.
 
 use super::{Case, Worker};
 use crate::check::*;

@@ -101,7 +101,7 @@ fn a_namespace_may_hold_nul() -> Outcome {
 }
 
 fn order_is_by_bytes() -> Outcome {
-    // U+FFFF comes before U+10000 in bytes of UTF-8, and after it in units of UTF-16.
+    // U+FFFF sorts before U+10000 by UTF-8 bytes, and after it by UTF-16 units.
     let ordered = [
         "",
         "\0",
@@ -153,7 +153,7 @@ fn a_prefix_may_end_in_the_last_one_byte_character() -> Outcome {
 }
 
 fn characters_that_share_bytes_are_apart() -> Outcome {
-    // The first byte of both is C3; U+00FF is the last character with it.
+    // Both begin with the byte C3. U+00FF is the last character that does.
     put_keys(&["\u{e8}1", "\u{e9}1", "\u{e9}2", "\u{ea}1", "\u{ff}1", "\u{100}1"])?;
     expect_keys(&scan("\u{e9}")?, &["\u{e9}1", "\u{e9}2"])?;
     expect_keys(&scan("\u{ff}")?, &["\u{ff}1"])
@@ -206,7 +206,7 @@ fn a_row_put_again_after_its_delete_is_there_once() -> Outcome {
     expect_entries(&scan("")?, &[("a", "again"), ("b", "b")])
 }
 
-/// Commits rows that are together as large as a list may be, and gives how many.
+/// Commits rows that fill the largest list exactly, and returns their count.
 fn put_largest_result() -> Outcome<usize> {
     let rows = rows_of_a_result("row", LIST_ENTRY_BYTES);
     for (key, value) in &rows {

@@ -1,4 +1,4 @@
-//! Times to live. Real time passes too, so the margins are seconds.
+//! Times to live. Real time passes as well, so margins are seconds.
 
 use super::Case;
 use crate::check::*;
@@ -40,7 +40,7 @@ fn a_row_is_there_before_its_time_and_gone_after() -> Outcome {
     expect_absent(get("a")?)
 }
 
-/// Commits `b`, which has expired, between `a` and `c`.
+/// Commits `a`, `b` and `c`, of which `b` has expired. Returns the version of `b`.
 fn put_an_expired_row() -> Outcome<u64> {
     put_keys(&["a", "c"])?;
     let version = put_for("b", "b", 5 * SECOND)?;

@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = named!("two_hosts":
 
 pub(crate) const WORKERS: &[Worker] = named!("two_hosts": increment_10_times_in_turns, add_one_in_turns);
 
-/// Commits one row through the other host.
+/// Commits one row in the other host.
 fn put_elsewhere(key: &str, value: &str) -> Outcome<u64> {
     write_in(&other()?, |tx| Ok(tx.put(NS, key, value.as_bytes())?))
 }
@@ -37,7 +37,7 @@ fn a_commit_of_one_host_is_seen_by_the_other() -> Outcome {
     retrying(|| expect_value(view(&elsewhere)?.get(NS, "a")?, "here"))
 }
 
-/// What a host keeps of rows that it has read must not outlive a commit of another one.
+/// Rows that a host has cached must not outlive a commit of another host.
 fn what_was_read_before_is_read_anew_once_the_other_host_has_changed_it() -> Outcome {
     let elsewhere = other()?;
     put_keys(&["changed", "deleted", "kept"])?;
@@ -142,7 +142,7 @@ fn versions_grow_from_host_to_host() -> Outcome {
         last = next;
     }
     let beside = put_elsewhere("b", "1")?;
-    expect(beside != last, format!("{beside} is another version than {last}"))
+    expect(beside != last, format!("{beside} differs from {last}"))
 }
 
 fn a_condition_sees_what_the_other_host_wrote() -> Outcome {
@@ -169,7 +169,7 @@ fn blind_increments_of_both_hosts_are_summed() -> Outcome {
     expect_value(get("count")?, "131")
 }
 
-/// The host of a worker.
+/// The host that a worker uses.
 fn host_of(worker: u32) -> Outcome<Store> {
     if worker.is_multiple_of(2) { main() } else { other() }
 }
@@ -192,7 +192,7 @@ fn add_one_in_turns(worker: u32) -> Outcome {
     let store = host_of(worker)?;
     retrying_in_a_crowd(|| {
         write_in(&store, |tx| {
-            let mut sum = tx.get(NS, "sum")?.ok_or_else(|| wrong("expected a sum, got none"))?;
+            let mut sum = tx.get(NS, "sum")?.ok_or_else(|| wrong("expected a row `sum`, got none"))?;
             sum.push(b'x');
             Ok(tx.put(NS, "sum", &sum)?)
         })

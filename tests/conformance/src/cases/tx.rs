@@ -1,4 +1,4 @@
-//! Transactions: snapshots, own writes, and what may not happen at once.
+//! Transactions: snapshots, reads of own writes, and conflicts.
 
 use super::{Case, Worker};
 use crate::check::*;
@@ -50,7 +50,7 @@ pub(crate) const CASES: &[Case] = named!("tx":
 pub(crate) const WORKERS: &[Worker] =
     named!("tx": write_then_trap, add_one_by_read_and_write, transfer_or_add_up);
 
-/// One call of a transaction.
+/// One call on a transaction.
 type Call = fn(&Tx) -> Result<(), Error>;
 
 fn a_dropped_transaction_is_rolled_back() -> Outcome {
@@ -193,7 +193,8 @@ fn snapshot_is_stable(mode: Mode) -> Outcome {
             expect_value(tx.get(NS, "a")?, "a")?;
             let b = tx.get(NS, "b");
             if mode == Mode::Update && matches!(b, Err(Error::Conflict)) {
-                // What it has read is changed, so it can't write any more; an engine may say so at once.
+                // A row that it read has changed, so the update can no longer commit. A backend may
+                // report that at once.
                 return Ok(());
             }
             expect_value(b?, "b")?;
@@ -332,8 +333,8 @@ fn a_row_that_was_read_as_absent_and_then_put_is_a_conflict() -> Outcome {
     })
 }
 
-// In the cases from here on each of two transactions reads what the other writes: no order of the two gives
-// what both have read.
+// In the following cases, each of two transactions reads what the other one writes, so no serial
+// order explains both.
 
 fn write_skew_is_a_conflict() -> Outcome {
     let store = main()?;
@@ -399,7 +400,7 @@ fn read_by_scan(tx: &Tx) -> Outcome {
     expect_keys(&tx.scan(NS, "row/")?, &["row/1", "row/3", "row/5"])
 }
 
-/// The reader reads a range and writes a mark; the writer reads the mark and changes the range.
+/// The reader reads a range and writes a mark. The writer reads the mark and changes the range.
 fn changes_a_range_under_its_reader(read_range: impl Fn(&Tx) -> Outcome, change: Call) -> Outcome {
     let store = main()?;
     retrying(|| {
@@ -417,8 +418,8 @@ fn changes_a_range_under_its_reader(read_range: impl Fn(&Tx) -> Outcome, change:
     })
 }
 
-/// The view shows the deposit and not the charge, so the charge came later; but the charge was made because the
-/// deposit had not come.
+/// The view shows the deposit and not the charge, so the charge comes later. But the charge was
+/// decided before the deposit.
 fn a_view_takes_part_in_the_order() -> Outcome {
     let store = main()?;
     retrying(|| {
@@ -545,7 +546,7 @@ fn delete_range_keeps_to_its_limit() -> Outcome {
 fn delete_range_deletes_all_or_none() -> Outcome {
     let max = limits().transaction_mutations;
     let names: Vec<_> = (0..=max).map(|number| format!("{number:06}")).collect();
-    let (last, rest) = names.split_last().ok_or_else(|| wrong("no names"))?;
+    let (last, rest) = names.split_last().ok_or_else(|| wrong("expected at least one name"))?;
     write(|tx| rest.iter().try_for_each(|name| Ok(tx.put(NS, name, b"")?)))?;
     put(last, "")?;
     let version = write(|tx| {
@@ -586,7 +587,7 @@ fn transactions_of_one_instance_are_apart() -> Outcome {
 
 fn a_trap_rolls_back_and_frees_everything() -> Outcome {
     put("a", "before")?;
-    // More than a host has connections: what a trap holds on to is missing afterwards.
+    // More than the connections of a host. If a trap leaked one, later transactions would fail.
     let instances = 40;
     expect_eq(probe::parallel_traps("tx::write_then_trap", instances), vec![true; instances as usize])?;
     expect_entries(&scan("")?, &[("a", "before")])?;
@@ -629,7 +630,7 @@ fn transfers_keep_their_sum_in_every_view() -> Outcome {
     expect_eq(read(sum)?, 500)
 }
 
-/// Every fourth worker looks; the others move money between two accounts.
+/// Every fourth worker reads the sum. The others move money between two accounts.
 fn transfer_or_add_up(index: u32) -> Outcome {
     let accounts = accounts();
     let account = |place: u32| accounts.get(place as usize % accounts.len()).map_or("", String::as_str);

@@ -1,5 +1,5 @@
-//! Sends one argument that is larger than the host lifts out of a guest at once: this must trap, and must not cost the
-//! host the memory.
+//! Passes an argument that is larger than the host lifts from a guest. The call must trap, and must
+//! not cost the host that memory.
 
 use larder_guest::raw::tx::Mode;
 use larder_guest::raw::types::Error;

@@ -1,4 +1,4 @@
-//! Opens stores that were never granted, and prints each answer.
+//! Opens stores that were never granted, and prints each outcome.
 
 use larder_guest::raw::store::Store;
 

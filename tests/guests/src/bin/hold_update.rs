@@ -1,4 +1,5 @@
-//! Holds an update for as many milliseconds as its argument says, and then commits it; prints the outcome.
+//! Holds an update for the number of milliseconds in its argument, then commits it and prints the
+//! outcome.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Imports an interface that no host of larder has.
+//! Imports an interface that larder does not provide.
 
 mod bindings {
     #![allow(missing_docs, unreachable_pub)]

@@ -1,4 +1,4 @@
-//! Sends what is over every bound, and prints each answer.
+//! Passes arguments over every limit, and prints each outcome.
 
 use larder_guest::raw::tx::{Mode, Range};
 use larder_guest::raw::types::Error;

@@ -1,4 +1,4 @@
-//! Opens transactions with a snapshot, and forgets them, until one is refused; prints how many there were, and why no more.
+//! Leaks open transactions until one is refused, and prints their number and the error.
 
 use larder_guest::raw::types::Error;
 

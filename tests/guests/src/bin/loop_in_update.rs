@@ -1,4 +1,4 @@
-//! Reads and writes in an update, says so, and then computes for ever.
+//! Reads and writes in an update, prints a line, and then loops without end.
 
 use larder_guest::raw::types::Error;
 

@@ -1,4 +1,4 @@
-//! Opens the store and forgets the handle until it is refused; prints how many there were, and why no more.
+//! Leaks store handles until one is refused, and prints their number and the error.
 
 use larder_guest::raw::types::Error;
 

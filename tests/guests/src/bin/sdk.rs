@@ -1,4 +1,4 @@
-//! Uses all of the guest SDK, and fails with the first thing that is not as it says.
+//! Uses the whole guest SDK, and fails at the first behaviour that differs from its documentation.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -59,12 +59,12 @@ fn a_conversation_is_kept() -> Outcome {
     expect("no user", missing, Err(Error::IdentityRequired("user empty".to_string())))
 }
 
-/// Compares, and says what was looked at.
+/// Compares two values. `what` names them in the error.
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Outcome {
     if found == expected {
         return Ok(());
     }
-    Err(format!("{what}: {found:?} instead of {expected:?}").into())
+    Err(format!("{what}: got {found:?}, expected {expected:?}").into())
 }
 
 fn get(store: &Store, key: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -122,7 +122,7 @@ fn an_error_of_the_closure_rolls_back_and_comes_back_as_it_was(store: &Store) ->
         Err(Own::Refused(7))
     });
     expect("the closure's error", outcome, Err(Own::Refused(7)))?;
-    expect("what it had written", get(store, "kept")?, Some(b"before".to_vec()))
+    expect("the row that it wrote", get(store, "kept")?, Some(b"before".to_vec()))
 }
 
 fn a_conflict_runs_the_closure_again(store: &Store) -> Outcome {
@@ -168,7 +168,7 @@ fn pages_are_fetched_as_they_are_needed(store: &Store) -> Outcome {
     expect("six entries of 1 MiB, over several pages", keys(Range::all())?, "012345".to_string())?;
     expect("a limit is of the whole range", keys(Range::all().limit(5))?, "01234".to_string())?;
     expect("in reverse", keys(Range::all().reversed().limit(4))?, "5432".to_string())?;
-    expect("none", keys(Range::all().limit(0))?, String::new())?;
+    expect("a limit of zero", keys(Range::all().limit(0))?, String::new())?;
     expect("keys only", keys(Range::prefix("3").keys_only())?, "3".to_string())?;
     let too_large = store.view(|tx| tx.scan("large", ""));
     let is_refused = matches!(too_large, Err(Error::LimitExceeded { max: 4_194_304, .. }));
@@ -181,7 +181,7 @@ fn typed_values_say_where_they_do_not_fit(store: &Store) -> Outcome {
     let outcome = store.view(|tx| tx.get_value::<String>("n", "number"));
     let is_named =
         matches!(&outcome, Err(Error::Decode { namespace, key, .. }) if namespace == "n" && key == "number");
-    expect("a number is no text", is_named, true)
+    expect("a number does not decode as a string", is_named, true)
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -219,29 +219,29 @@ fn an_index_follows_its_records(store: &Store) -> Outcome {
         Ok::<_, Error>(found.into_iter().map(|task| task.id).collect::<String>())
     };
     expect("all, each once, by label and then by key", under("")?, "1222".to_string())?;
-    expect("under b and what begins with it", under("b")?, "1222".to_string())?;
+    expect("under labels that begin with b", under("b")?, "1222".to_string())?;
     expect("under b and NUL", under("b\0")?, "22".to_string())?;
     let slip = store.view(|tx| tasks.find(tx, "lable", "b"));
     expect("no such index", matches!(slip, Err(Error::InvalidArgument(_))), true)?;
     store.update(|tx| tasks.put(tx, &task("1", &["c"])))?;
-    expect("none under a any more", find("a")?, Vec::new())?;
+    expect("no record under a", find("a")?, Vec::new())?;
     expect("the record", store.view(|tx| tasks.find(tx, "label", "c"))?, vec![task("1", &["c"])])?;
     let twice = [task("3", &["old"]), task("3", &["new"])];
     store.update(|tx| tasks.put_many(tx, &twice))?;
-    expect("the first of equal keys leaves no entry", find("old")?, Vec::new())?;
+    expect("the first of two equal keys leaves no entry", find("old")?, Vec::new())?;
     expect("deleted", store.update(|tx| tasks.delete(tx, "2"))?, true)?;
-    expect("not there to delete", store.update(|tx| tasks.delete(tx, "2"))?, false)?;
-    expect("its entry went with it", find("b")?, Vec::new())?;
+    expect("deleting an absent record", store.update(|tx| tasks.delete(tx, "2"))?, false)?;
+    expect("the index entry of a deleted record", find("b")?, Vec::new())?;
     let left =
         store.view(|tx| tasks.iterate(tx, "").map(|task| Ok(task?.id)).collect::<Result<Vec<_>, Error>>())?;
-    expect("what is left", left, ["1", "22", "3"].map(String::from).to_vec())
+    expect("the remaining records", left, ["1", "22", "3"].map(String::from).to_vec())
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {
     texts.iter().map(ToString::to_string).collect()
 }
 
-/// Migrates, with the reason of a failure as text.
+/// Migrates, with the error as text.
 fn migrate(store: &Store, set: &MigrationSet) -> Result<Vec<String>, String> {
     store.migrate(set).map_err(|error| error.to_string())
 }
@@ -267,11 +267,11 @@ fn steps_are_applied_once_in_their_order(store: &Store) -> Outcome {
     let pair = |component: &str| (component.to_string(), "0001_one".to_string());
     expect("pending", store.pending_migrations(&set)?, vec![pair("tasks"), pair("search")])?;
     expect("both are applied", migrate(store, &set), Ok(texts(&["0001_one", "0001_one"])))?;
-    expect("none is left", store.pending_migrations(&set)?, vec![])?;
+    expect("pending after the migration", store.pending_migrations(&set)?, vec![])?;
     expect("nothing is applied again", migrate(store, &set), Ok(vec![]))?;
     expect("the empty set", migrate(store, &MigrationSet::new("tasks")), Ok(vec![]))?;
 
-    // The first component of a composed set grows.
+    // The first component of a composed set adds a step.
     let mut grown = first_tasks()?;
     grown.add(migration!("0002_two", |tx| {
         let one = tx.get("steps", "one")?.unwrap_or_default();
@@ -283,7 +283,7 @@ fn steps_are_applied_once_in_their_order(store: &Store) -> Outcome {
     let steps = store.view(|tx| tx.scan("steps", ""))?;
     let steps: Vec<_> =
         steps.into_iter().map(|entry| String::from_utf8_lossy(&entry.value).into_owned()).collect();
-    expect("each step once", steps, texts(&["1", "1", "1 and one"]))?;
+    expect("each step ran once", steps, texts(&["1", "1", "1 and one"]))?;
 
     let mut edited = MigrationSet::new("tasks");
     edited.add(migration!("0001_one", |tx| {
@@ -315,9 +315,9 @@ fn a_step_that_fails_leaves_those_before_it(store: &Store) -> Outcome {
     let reason = "the migration \"b\" of \"failing\" failed and was rolled back: the row is broken";
     expect("the failure", failed, Err(reason.to_string()))?;
     let keys = || store.view(|tx| Ok::<_, Error>(tx.scan("failing", "")?.len()));
-    expect("the first step stays, of the second nothing", keys()?, 1)?;
-    expect("the next run goes on", migrate(store, &set(false)?), Ok(texts(&["b"])))?;
-    expect("both are there", keys()?, 2)
+    expect("the first step stays, and the second leaves nothing", keys()?, 1)?;
+    expect("the next run continues", migrate(store, &set(false)?), Ok(texts(&["b"])))?;
+    expect("the rows of both steps", keys()?, 2)
 }
 
 fn a_step_that_meets_a_conflict_is_run_again(store: &Store) -> Outcome {
@@ -338,7 +338,7 @@ fn a_step_that_meets_a_conflict_is_run_again(store: &Store) -> Outcome {
     expect("the last run's write", get(store, "moved")?, Some(b"by the step".to_vec()))
 }
 
-/// The records of [`Task`] before they had an index.
+/// The records of [`Task`] before it had an index.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct OldTask {
     id: String,
@@ -357,10 +357,14 @@ fn an_index_is_built_for_records_that_are_there(store: &Store) -> Outcome {
         (0..130).map(|number| OldTask { id: format!("{number:03}"), labels: texts(&["a", "b"]) }).collect();
     store.update(|tx| old.put_many(tx, &records))?;
     let tasks = Table::<Task>::new("old tasks");
-    expect("none is found", store.view(|tx| tasks.find_keys(tx, "label", "a"))?, vec![])?;
+    expect("the records without index entries", store.view(|tx| tasks.find_keys(tx, "label", "a"))?, vec![])?;
     for _ in 0..2 {
         expect("entries", store.update(|tx| tasks.build_index(tx, "label"))?, 260)?;
-        expect("all are found", store.view(|tx| tasks.find_keys(tx, "label", "b"))?.len(), 130)?;
+        expect(
+            "the records with index entries",
+            store.view(|tx| tasks.find_keys(tx, "label", "b"))?.len(),
+            130,
+        )?;
     }
     let slip = store.update(|tx| tasks.build_index(tx, "lable"));
     expect("no such index", matches!(slip, Err(Error::InvalidArgument(_))), true)

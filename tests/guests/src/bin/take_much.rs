@@ -1,5 +1,5 @@
-//! Takes as much as it can get of what its first argument says: memory, output, or a store. It ends by itself only if
-//! nothing bounds it: after 4 GiB, 64 MiB and 64 MiB.
+//! Takes as much memory, output or store space as it can, depending on its first argument. If
+//! nothing limits it, it stops after 4 GiB, 64 MiB or 64 MiB.
 
 use std::io::Write;
 

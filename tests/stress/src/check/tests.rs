@@ -1,12 +1,12 @@
-//! The checker finds each kind of violation, and nothing in histories that are right.
+//! The checker finds each kind of violation, and accepts correct histories.
 
 use super::*;
 use crate::history::{Answer, Call, Id, LEASES, Range, Step};
 
-/// The clock of the stores begins here, and both clocks go on alike.
+/// The wall-clock time at time 0. Both clocks then run at the same rate.
 const WALL: Millis = 1_000_000;
 
-/// Builds a history: times are in milliseconds.
+/// Builds a history. Times are in milliseconds.
 struct Past {
     events: Vec<Event>,
     rows: Vec<FileRow>,
@@ -74,7 +74,7 @@ impl Past {
         Transaction { id: Id { task, number: 1 }, opening: 1, steps, snapshot }
     }
 
-    /// An update that was asked for and answered in this time, and took its snapshot when it was asked for.
+    /// Adds an update that was requested and answered at these times.
     fn update(mut self, task: u64, steps: Vec<Step>, time: (u64, u64), outcome: Option<Outcome>) -> Self {
         let id = Id { task, number: 1 };
         let mut steps = steps;
@@ -144,7 +144,7 @@ fn an_update_that_read_an_older_value_is_found() {
         .committed(1, vec![put("a", "1")], (10, 20), 5)
         .committed(2, vec![get(row("a"), None), put("a", "2")], (15, 25), 6)
         .stored(row("a"), "2", 6);
-    past.fails("2-1 committed with version 6: wide/a was None, and is Some(\"1\")");
+    past.fails("2-1 committed with version 6: wide/a was read as None, but is Some(\"1\")");
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn an_update_that_missed_a_row_of_its_range_is_found() {
         .committed(2, vec![all(&[]), put("b", "2")], (15, 25), 6)
         .stored(row("a"), "1", 5)
         .stored(row("b"), "2", 6);
-    past.fails("it has None, and not a=1");
+    past.fails("found None instead of a=1");
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_write_whose_condition_did_not_hold_is_found() {
         .committed(1, vec![put("a", "1")], (10, 20), 5)
         .committed(2, vec![put_if("a", "2", 4)], (30, 40), 6)
         .stored(row("a"), "2", 6);
-    past.fails("wide/a had to be at version 4, and is at [5]");
+    past.fails("wide/a must have version 4, but has one of [5]");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_stale_view_and_one_of_two_states_are_found() {
     past().view(3, vec![get(row("a"), Some("1"))], (50, 60)).fails("which is stale");
     past().view(3, vec![get(row("a"), Some("2"))], (21, 29)).fails("which is too new");
     let torn = vec![get(row("a"), Some("1")), get(row("b"), Some("2"))];
-    past().view(3, torn, (35, 36)).fails("no state at all");
+    past().view(3, torn, (35, 36)).fails("no single state");
 }
 
 #[test]
@@ -202,23 +202,23 @@ fn versions_that_are_used_twice_or_out_of_order_are_found() {
     };
     past(6).passes();
     past(5).fails("1-1 and 2-1 both have version 5");
-    past(4).fails("1-1 has version 5 and was acknowledged before 2-1 was asked for, which has version 4");
+    past(4).fails("1-1 has version 5 and was acknowledged before 2-1 was requested, which has version 4");
 }
 
 #[test]
 fn an_acknowledged_commit_that_is_gone_is_found() {
     let past = Past::new().update(1, vec![put("a", "1")], (10, 20), Some(Outcome::Committed(5)));
-    past.fails("is gone");
+    past.fails("is missing");
     let half = Past::new().committed(1, vec![put("a", "1")], (10, 20), 5);
-    half.fails("wide/a is gone");
+    half.fails("wide/a is missing");
 }
 
 #[test]
 fn a_refused_write_that_is_there_is_found() {
     let refused = || Past::new().update(1, vec![put("a", "1")], (10, 20), Some(Outcome::Conflict));
     refused().passes();
-    refused().marked(1, 5).fails("1-1 was answered Conflict, and is there at version 5");
-    refused().stored(row("a"), "1", 5).fails("should not be there");
+    refused().marked(1, 5).fails("1-1 was answered Conflict, but is stored at version 5");
+    refused().stored(row("a"), "1", 5).fails("must not be stored");
 }
 
 #[test]
@@ -227,8 +227,8 @@ fn a_commit_without_an_answer_is_made_as_a_whole_or_not_at_all() {
     assert_eq!(open().passes().open_and_made, 0);
     let made = || open().marked(1, 5).stored(row("a"), "1", 5);
     assert_eq!(made().stored(row("b"), "1", 5).passes().open_and_made, 1);
-    made().fails("wide/b is gone");
-    open().stored(row("a"), "1", 5).fails("should not be there");
+    made().fails("wide/b is missing");
+    open().stored(row("a"), "1", 5).fails("must not be stored");
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn a_lease_is_there_until_it_has_expired_and_no_longer() {
         past
     };
     past().view(2, vec![get(lease(), Some("held"))], (4_000, 4_001)).passes();
-    past().view(2, vec![get(lease(), None)], (4_000, 4_001)).fails("leases/l was None");
+    past().view(2, vec![get(lease(), None)], (4_000, 4_001)).fails("leases/l was read as None");
     past().view(2, vec![get(lease(), None)], (5_030, 5_031)).passes();
-    past().view(2, vec![get(lease(), Some("held"))], (5_030, 5_031)).fails("leases/l was Some");
+    past().view(2, vec![get(lease(), Some("held"))], (5_030, 5_031)).fails("leases/l was read as Some");
 }
 
 #[test]
@@ -261,16 +261,16 @@ fn a_lease_that_was_found_gone_does_not_come_back() {
     let past = || Past::new().committed(1, vec![hold(5_000)], (10, 20), 5);
     let gone = vec![get(lease(), None)];
     let held = vec![get(lease(), Some("held"))];
-    // Each of them may be, as the clock may be anywhere between.
+    // Each alone is allowed, as the clock may be anywhere within its window.
     past().view(2, gone.clone(), (5_000, 5_012)).passes();
     past().view(2, held.clone(), (5_014, 5_018)).passes();
     let both = past().view(2, gone.clone(), (5_000, 5_012)).view(3, held.clone(), (5_014, 5_018));
-    both.fails("2-1 found leases/l of version 5 gone, and 3-1 saw it again");
+    both.fails("2-1 found leases/l of version 5 gone, but 3-1 saw it later");
     let mut relies = held;
     relies.push(put("a", "1"));
     let relied_on =
         past().view(2, gone, (5_000, 5_012)).committed(3, relies, (5_013, 5_014), 6).stored(row("a"), "1", 6);
-    relied_on.fails("and 3-1, which committed after that, relied on it");
+    relied_on.fails("but 3-1 committed after that and relied on it");
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_lease_is_seen_on_beside_an_update_of_the_same_process_that_relies_on_it() {
         past.view(4, held.clone(), (5_014, 5_018))
     };
     past(true).passes();
-    past(false).fails("2-1 found leases/l of version 5 gone, and 4-1 saw it again");
+    past(false).fails("2-1 found leases/l of version 5 gone, but 4-1 saw it later");
 }
 
 #[test]
@@ -320,8 +320,8 @@ fn a_foreign_dump_is_one_state_with_its_versions() {
         past
     };
     past(5).passes();
-    past(4).fails("a foreign process read");
-    past(6).fails("a row has version 6, and the file says 5");
+    past(4).fails("a read of the whole file");
+    past(6).fails("a row has version 6, but the file reserves only 5");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Writers that account for each of their commits, whatever becomes of servers and connections meanwhile.
+//! Writers that account for each of their commits while servers and connections fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use tokio::task::JoinHandle;
 
 use super::counting::{handle, put_number, read_number};
 
-/// How long a writer waits after an error before it goes on.
+/// The pause of a writer after an error.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a writer looks for a commit of an unknown outcome.
+/// The longest time that a writer looks for a commit with an unknown outcome.
 const LOOK_MAX: Duration = Duration::from_secs(60);
 
-/// Writers that run until they are told to end.
+/// Writers that run until [`Load::end`].
 pub(crate) struct Load {
     ends: Arc<AtomicBool>,
     writers: Vec<Writer>,
 }
 
 struct Writer {
-    /// The commits that it has made.
+    /// The number of its last commit.
     made: Arc<AtomicU64>,
     task: JoinHandle<Result<Account, String>>,
 }
 
-/// What a writer made.
+/// The commits of one writer.
 #[derive(Debug, Default)]
 struct Account {
     /// The number of its last commit. All numbers up to it are committed.
     last: u64,
-    /// How many commits had an unknown outcome, which was found by looking.
+    /// How many commits had an unknown outcome, which the writer found out by looking.
     unknown: u64,
     /// The longest time between two commits.
     pause_max: Duration,
@@ -63,7 +63,7 @@ impl Load {
         Self { ends, writers }
     }
 
-    /// Waits until every writer has made a further commit.
+    /// Waits until every writer has made another commit.
     pub(crate) async fn progress(&mut self, within: Duration) -> Result<(), String> {
         let until = Instant::now() + within;
         let before: Vec<u64> = self.writers.iter().map(Writer::made).collect();
@@ -83,7 +83,7 @@ impl Load {
         Ok(())
     }
 
-    /// Ends the writers, and checks that what is stored is what they made.
+    /// Ends the writers, and checks the stored rows against their accounts.
     pub(crate) async fn end(self, store: &Store) -> Result<Tally, String> {
         self.ends.store(true, Ordering::Relaxed);
         let mut tally = Tally::default();
@@ -143,8 +143,10 @@ fn passes(error: &Error) -> bool {
     matches!(error, Error::Conflict | Error::TimedOut | Error::Unavailable { .. })
 }
 
-/// Makes a commit: a put alone, a row that was read, or several rows of which one is shared with another writer. A commit that is
-/// repeated reads in any case: what ended with an error must not be stored.
+/// Makes one commit. By its number, that is a put without a read, a read and a put, or several rows
+/// of which one is shared with another writer.
+///
+/// A repeated commit always reads: a commit that failed with an error must not be stored.
 async fn write(handle: &Handle, writer: u64, number: u64, is_repeated: bool) -> Result<(), Error> {
     let mut transaction = handle.begin(Mode::Update)?;
     if is_repeated || !number.is_multiple_of(3) {
@@ -159,7 +161,8 @@ async fn write(handle: &Handle, writer: u64, number: u64, is_repeated: bool) -> 
     transaction.commit().await.map(drop)
 }
 
-/// Finds out whether a commit of an unknown outcome was made. It writes the row, so it waits for the commit if that still goes on.
+/// Finds out whether a commit with an unknown outcome was made. It writes the row itself, so it
+/// waits for that commit if it is still running.
 async fn look(handle: &Handle, writer: u64, number: u64) -> Result<bool, String> {
     let until = Instant::now() + LOOK_MAX;
     loop {
@@ -170,7 +173,7 @@ async fn look(handle: &Handle, writer: u64, number: u64) -> Result<bool, String>
             ) if Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;
             }
-            Err(error) => return Err(format!("the look for commit {number} of writer {writer}: {error:?}")),
+            Err(error) => return Err(format!("looking for commit {number} of writer {writer}: {error:?}")),
         }
     }
 }
@@ -186,11 +189,13 @@ async fn look_once(handle: &Handle, writer: u64, number: u64) -> Result<bool, Er
     Ok(found == number)
 }
 
-/// An acknowledged commit has to be there.
+/// Checks that the last acknowledged commit is stored, and no later one.
 async fn expect_last(transaction: &mut Transaction, writer: u64, last: u64) -> Result<(), Error> {
     match read_number(transaction, &own(writer)).await? {
         found if found == last => Ok(()),
-        found => Err(Error::Corrupt(format!("commit {found} of writer {writer} is stored, not {last}"))),
+        found => {
+            Err(Error::Corrupt(format!("writer {writer} made commit {last}, but commit {found} is stored")))
+        }
     }
 }
 
@@ -204,7 +209,9 @@ async fn check(handle: &Handle, accounts: &[Account]) -> Result<(), String> {
             let stored =
                 read_number(&mut view, &seen(writer, number)).await.map_err(|error| error.to_string())?;
             if stored != number {
-                return Err(format!("of commit {number} of writer {writer} a part is missing: {stored}"));
+                return Err(format!(
+                    "commit {number} of writer {writer} is incomplete: its second row holds {stored}"
+                ));
             }
         }
         *totals.entry(total_of(writer)).or_default() += account.last.saturating_add(1) / 3;
@@ -229,7 +236,8 @@ fn total_of(writer: u64) -> String {
     format!("total/{:02}", writer / 2)
 }
 
-/// The commits of several rows leave a row each, of which the latest are kept.
+/// The second row of a commit of several rows. Slots are reused, so the latest [`SLOTS`] commits
+/// can be checked.
 fn seen(writer: u64, number: u64) -> String {
     format!("seen/{writer:02}/{:02}", number % SLOTS)
 }

@@ -1,4 +1,4 @@
-//! The example `assistant` in a host of its own.
+//! The example `assistant`, run in its own host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl WasiView for Summaries {
 
 const TRANSCRIPT: &str = include_str!("../../../../examples/assistant/sample/transcript.txt");
 
-/// Half of a conversation, then the whole of it in a second host.
+/// Holds half of a conversation, then continues it to the end in a second host.
 pub(crate) async fn continues(bench: Arc<dyn Bench>) -> Result<(), String> {
     converse(bench.as_ref()).await.map_err(|error| format!("{error:#}"))
 }
@@ -42,10 +42,10 @@ async fn converse(bench: &dyn Bench) -> Result<()> {
     let first = run(Store::builder_shared(scratch.open().await?).build()?, half).await?;
     let second = run(Store::builder_shared(scratch.open().await?).build()?, TRANSCRIPT).await?;
     scratch.remove().await?;
-    let kept = |output: &str| output.lines().filter(|line| line.ends_with(" is kept")).count();
-    anyhow::ensure!(kept(&first) == turns / 2, "{turns} turns, and the first run said {first}");
-    anyhow::ensure!(kept(&second) == turns - turns / 2, "{turns} turns, and the second run said {second}");
-    // What was said in the first run is in the summary of the second.
+    let kept = |output: &str| output.lines().filter(|line| line.ends_with(" is stored")).count();
+    anyhow::ensure!(kept(&first) == turns / 2, "{turns} turns, and the first run printed {first}");
+    anyhow::ensure!(kept(&second) == turns - turns / 2, "{turns} turns, and the second run printed {second}");
+    // The summary of the second run includes turns of the first.
     anyhow::ensure!(second.contains("order 48213"), "{second}");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Backends that break one promise each: the suite has to catch each of them by name.
+//! Backends that each violate one guarantee. The suite must catch each of them in a case that names
+//! it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,36 +19,36 @@ use larder_core::{Clock, ForwardClock, Identity, IdentityParts, InMemory, Limits
 use larder_suite::{Bench, Scratch};
 use tokio::sync::Mutex;
 
-/// The promise that is broken.
+/// The guarantee that is violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Defect {
-    /// A commit is made whatever happened to what it read.
+    /// Commits do not check the reads of the transaction.
     ForgetsReads,
-    /// A commit is made whatever the versions are.
+    /// Commits do not check versions.
     ForgetsConditions,
-    /// Rows are shown after their time to live.
+    /// Expired rows are visible.
     ShowsExpiredRows,
     /// Each read sees the newest state.
     MovingSnapshot,
     /// A range ends one row early.
     LosesLastRow,
-    /// Only the first write of a commit is made.
+    /// Only the first write of a commit is applied.
     TearsCommits,
-    /// A reverse range comes in order.
+    /// A reverse range is returned in forward order.
     IgnoresReverse,
-    /// Deletes are not made.
+    /// Deletes are not applied.
     KeepsDeletedRows,
-    /// What is written through one handle is not seen through another.
+    /// Writes through one open are not visible through another.
     HostsApart,
-    /// A row that was read is read from memory until this host commits.
+    /// A row that was read once is cached until this host commits, whatever other hosts commit.
     RemembersRows,
-    /// A record of memory is written whatever its version is.
+    /// Memory records are written without a version check.
     ForgetsRecordVersions,
-    /// A run's record is kept as that of the whole session.
+    /// The record of a run is stored as that of the whole session.
     MixesRuns,
 }
 
-/// Stores with a defect.
+/// A bench of stores with a defect.
 pub(crate) struct BrokenBench(pub(crate) Defect);
 
 #[async_trait]
@@ -97,7 +98,7 @@ struct BrokenSnapshot {
     defect: Defect,
 }
 
-/// A clock by which nothing expires.
+/// A clock by which no row expires.
 struct Stopped;
 
 impl Clock for Stopped {

@@ -1,4 +1,4 @@
-//! Updates of one row by many tasks, of which none may be lost.
+//! Updates of one row by many tasks. None may be lost.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub(crate) fn handle(store: &Store) -> Handle {
     store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
 }
 
-/// Has so many tasks add to one row so many times each, and checks the sum.
+/// Runs `tasks` tasks, each of which adds one to the same row `updates` times, and checks the sum.
 pub(crate) async fn count_up(store: &Store, tasks: u64, updates: u64) -> Result<(), String> {
     let mut adding = JoinSet::new();
     for task in 0..tasks {
@@ -37,11 +37,12 @@ pub(crate) async fn count_up(store: &Store, tasks: u64, updates: u64) -> Result<
     let count = count.map_err(|error| error.to_string())?;
     match count == tasks * updates {
         true => Ok(()),
-        false => Err(format!("{count} of {} updates count", tasks * updates)),
+        false => Err(format!("the row counts {count} of {} updates", tasks * updates)),
     }
 }
 
-/// Adds one. If it reads a second row too, a transaction is open at the server meanwhile.
+/// Adds one. With `reads_more` it reads a second row first, so a transaction is open at the server
+/// meanwhile.
 async fn add_one(handle: &Handle, reads_more: bool) -> Result<(), Error> {
     let mut transaction = handle.begin(Mode::Update)?;
     if reads_more {
@@ -56,7 +57,7 @@ async fn count(transaction: &mut Transaction) -> Result<u64, Error> {
     read_number(transaction, "count").await
 }
 
-/// The number in a row; 0 if there is no row.
+/// The number in a row; 0 if the row does not exist.
 pub(crate) async fn read_number(transaction: &mut Transaction, key: &str) -> Result<u64, Error> {
     let value = transaction.get("n".into(), key.into()).await?.unwrap_or_else(|| b"0".to_vec());
     let text = String::from_utf8(value).map_err(|error| Error::Corrupt(error.to_string()))?;

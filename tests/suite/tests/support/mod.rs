@@ -1,4 +1,4 @@
-//! What several test programs use.
+//! Support code that test programs share.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub(crate) mod accountable;

@@ -1,4 +1,4 @@
-//! Benches on a private Postgres server, and what tests do with one.
+//! Benches on a private Postgres server, and helpers for tests that use it directly.
 #![allow(clippy::expect_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use larder_suite::{Bench, PostgresBench};
 use libtest_mimic::Arguments;
 use tokio_postgres::{Client, NoTls};
 
-/// A bench on the server that the environment names, or on a private one, which is to be dropped last. Where tests are only
-/// listed, none is started.
+/// A bench on the server that the environment names, or on a private server, which the caller must
+/// drop last. Starts no server if tests are only listed.
 pub(crate) fn bench(arguments: &Arguments) -> (Option<PostgresServer>, Result<Arc<dyn Bench>, String>) {
     if arguments.list {
         return (None, Err("only listed".to_string()));
@@ -25,24 +25,24 @@ pub(crate) fn bench(arguments: &Arguments) -> (Option<PostgresServer>, Result<Ar
     }
 }
 
-/// A client of the server, without larder.
+/// Connects to the server without larder.
 pub(crate) async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("no connection");
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("cannot connect");
     tokio::spawn(connection);
     client
 }
 
-/// The name of a new schema for a test.
+/// Creates a schema for a test, and returns its name.
 pub(crate) async fn new_schema(dsn: &str) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let created = connect(dsn).await.batch_execute(&format!("CREATE SCHEMA {name}")).await;
-    created.expect("no schema");
+    created.expect("cannot create a schema");
     name
 }
 
-/// Opens a store that does not sweep by itself.
+/// Opens a store without periodic sweeps.
 pub(crate) async fn open(dsn: &str) -> Store {
-    let backend = Postgres::open(dsn).await.expect("no store");
-    Store::builder(backend).sweep_interval(None).build().expect("no store")
+    let backend = Postgres::open(dsn).await.expect("cannot open the store");
+    Store::builder(backend).sweep_interval(None).build().expect("cannot build the store")
 }

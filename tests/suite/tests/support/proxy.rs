@@ -1,4 +1,4 @@
-//! Stands between a client and a Postgres server, as a network that fails.
+//! A proxy between a client and a Postgres server that simulates network failures.
 
 use std::io;
 use std::path::Path;
@@ -12,33 +12,34 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-/// What becomes of the next bytes.
+/// What happens to the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Cut {
-    /// They pass.
+    /// They are passed on.
     Never = 0,
-    /// What the client sends is cut off before the server has it.
+    /// The connection ends before the server gets the request.
     Request = 1,
-    /// The server has it all and works; its answer is cut off.
+    /// The server gets the request and executes it; the connection ends before the client gets the
+    /// answer.
     Answer = 2,
 }
 
-/// How the network is.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     Works,
-    /// Everything arrives late.
+    /// Requests arrive late.
     Slow,
-    /// No connection lasts.
+    /// Connections end.
     Cuts,
     /// Nothing arrives, and connections stay open.
     Swallows,
-    /// Requests arrive and answers do not.
+    /// Requests arrive, answers do not.
     SwallowsAnswers,
 }
 
-/// How much later things arrive on a slow network.
+/// How late requests arrive on a slow network.
 const DELAY: Duration = Duration::from_millis(50);
 
 /// A proxy on a socket of its own.
@@ -48,10 +49,10 @@ pub(crate) struct Proxy {
     network: watch::Sender<Network>,
 }
 
-/// The name of the socket of a server on the usual port.
+/// The name of the socket of a server on the default port.
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// How long the server is left to finish what it was asked for.
+/// How long the server has to finish the request before the connection ends.
 const WORK: Duration = Duration::from_millis(200);
 
 impl Proxy {
@@ -66,7 +67,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let (target, cut, network) = (target.clone(), shared.clone(), weather.clone());
                 tokio::spawn(async move {
-                    // A connection that is cut ends in an error, which is what it is for.
+                    // A cut connection ends in an error, which is expected.
                     let _ = serve(client, &target, &cut, network).await;
                 });
             }
@@ -74,7 +75,8 @@ impl Proxy {
         Ok(Self { folder, cut, network })
     }
 
-    /// Changes how the network is. If it works again, connections on which something was lost end.
+    /// Changes the state of the network. When the network works again, connections on which bytes
+    /// were lost end.
     pub(crate) fn network(&self, network: Network) {
         self.network.send_replace(network);
     }
@@ -89,7 +91,7 @@ impl Proxy {
     }
 }
 
-/// Whether this is what was ordered; an order counts once.
+/// Whether `wanted` was ordered. Takes the order, so it counts once.
 fn takes(cut: &AtomicU8, wanted: Cut) -> bool {
     cut.compare_exchange(wanted as u8, Cut::Never as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }
@@ -146,7 +148,7 @@ async fn serve(
     }
 }
 
-/// Swallows what the client sends until it gives up or the network is another one.
+/// Discards what the client sends until the client gives up or the state of the network changes.
 async fn lose(mut from_client: OwnedReadHalf, mut network: watch::Receiver<Network>) -> io::Result<()> {
     let mut swallowed = vec![0; 1 << 16];
     loop {

@@ -1,29 +1,33 @@
-//! Whether transactions are serializable: there is an order in which they could have been made one after the other.
+//! Checks that transactions are serializable: they could have run one after the other in some
+//! order.
 //!
-//! Every value that is written names its transaction, so a value that is read tells whose write was read, and the versions of the
-//! commits give the order of a row's writes. From these follows, for pairs of transactions, which one comes first. No order has all
-//! pairs right if and only if some of them form a cycle.
+//! Every written value names its transaction, so each read tells which transaction wrote the value.
+//! The versions of the commits give the order of the writes of a row. Together they say for pairs
+//! of transactions which one comes first. A serial order exists if and only if these pairs form no
+//! cycle.
 #![allow(clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use larder_core::{Error, Version};
 
-/// A transaction that was committed, or whose commit was seen. Transaction 0 stands for the empty store.
+/// A committed transaction, or one with an unknown outcome whose commit was observed. Transaction 0
+/// stands for the empty store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Made {
-    /// Whose write each row showed.
+    /// For each row that it read, the transaction that had written it.
     pub(crate) read: BTreeMap<u64, u64>,
     pub(crate) written: Vec<u64>,
     pub(crate) version: Version,
-    /// Transactions of a phase come after all of the phase before that were acknowledged.
+    /// Transactions of a phase come after all acknowledged transactions of the phase before.
     pub(crate) phase: u64,
-    /// Its outcome was unknown to its caller.
+    /// Whether its caller got an unknown outcome.
     pub(crate) is_unknown: bool,
 }
 
 impl Made {
-    /// Notes whose write of a row transaction `number` saw, unless it was its own.
+    /// Records which transaction wrote the value that transaction `number` read, unless it was its
+    /// own.
     pub(crate) fn note(&mut self, row: u64, value: Option<&[u8]>, number: u64) -> Result<(), Error> {
         let text = value.map(|value| std::str::from_utf8(value).unwrap_or_default());
         let writer = text.map_or(0, |text| text.parse().unwrap_or(u64::MAX));
@@ -34,7 +38,8 @@ impl Made {
     }
 }
 
-/// Finds out which transaction comes before which, and whether some order has them all right.
+/// Derives the order of pairs of transactions, and checks that a serial order satisfies all of
+/// them.
 pub(crate) fn check(made: &BTreeMap<u64, Made>) -> Result<(), String> {
     let mut before: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     let rows: BTreeSet<u64> =
@@ -81,7 +86,7 @@ pub(crate) fn check(made: &BTreeMap<u64, Made>) -> Result<(), String> {
         return Ok(());
     }
     let left: Vec<_> = made.iter().filter(|(number, _)| !ordered.contains(number)).take(20).collect();
-    Err(format!("transactions are in no order: {left:?}"))
+    Err(format!("no serial order exists for transactions {left:?}"))
 }
 
 /// The end of a phase, as a number that no transaction has.
@@ -89,7 +94,7 @@ fn end_of(phase: u64) -> u64 {
     u64::MAX - phase
 }
 
-/// The transactions that have an order: those that come before no part of a cycle.
+/// The transactions that have a place in the order: those that are in no cycle and come after none.
 fn ordered(all: impl Iterator<Item = u64>, before: &BTreeMap<u64, Vec<u64>>) -> BTreeSet<u64> {
     let mut waits_for: BTreeMap<u64, usize> = all.map(|number| (number, 0)).collect();
     for later in before.values().flatten() {

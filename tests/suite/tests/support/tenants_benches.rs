@@ -1,4 +1,4 @@
-//! Tenants in object storage of several kinds, each made when its first case runs.
+//! Tenants in several kinds of object storage. Each bench is made when its first case runs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use crate::seaweed::Seaweed;
 
-/// Where the tenants are.
+/// The kind of object storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Objects {
     Memory,
@@ -22,17 +22,17 @@ pub(crate) enum Objects {
     S3,
 }
 
-/// What benches share, and what has to be there as long as they are.
+/// The storage that benches share, kept for as long as the benches exist.
 #[derive(Default)]
 pub(crate) struct Places {
-    /// Why there is none is found out once.
+    /// The S3 store, or why the server did not start. It is tried once.
     s3: OnceCell<Result<Arc<dyn ObjectStore>, String>>,
     server: Arc<Mutex<Option<Seaweed>>>,
     folder: Mutex<Option<TempDir>>,
 }
 
 impl Places {
-    /// Ends the server, if one was started, and removes the folder.
+    /// Stops the server, if one was started, and removes the folder.
     pub(crate) fn remove(&self) {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -56,7 +56,8 @@ impl Places {
 }
 
 async fn start(running: Arc<Mutex<Option<Seaweed>>>) -> Result<Arc<dyn ObjectStore>, String> {
-    // A server that doesn't start ends this task, and not the first case alone.
+    // Seaweed panics if it does not start. The panic ends this task, so every case gets the reason,
+    // not only the first.
     let starting = tokio::spawn(async move {
         let server = tokio::task::spawn_blocking(Seaweed::start).await?;
         let store = server.store();
@@ -64,14 +65,11 @@ async fn start(running: Arc<Mutex<Option<Seaweed>>>) -> Result<Arc<dyn ObjectSto
         *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         Ok::<_, tokio::task::JoinError>(store)
     });
-    starting
-        .await
-        .and_then(|started| started)
-        .map_err(|error| format!("the S3 server was not started: {error}"))
+    starting.await.and_then(|started| started).map_err(|error| format!("cannot start the S3 server: {error}"))
 }
 
-/// One host, and a tenant of it for each case: a host tries its object storage at its start, which takes some servers
-/// longer than a case does.
+/// One host with a tenant for each case. The host probes its object storage when it opens, which
+/// takes longer than a case on some servers.
 pub(crate) struct LazyTenants {
     objects: Objects,
     durability: Durability,
@@ -86,7 +84,7 @@ impl LazyTenants {
 
     async fn make(&self) -> Result<TenantsBench> {
         let store = self.places.store(self.objects).await?;
-        // Of the same store, one has this place and another that.
+        // Benches of one store differ in their prefix.
         let prefix = ObjectPath::from(format!("{:?}", self.durability));
         TenantsBench::on(store, prefix, self.durability).await
     }

@@ -143,7 +143,7 @@ pub(crate) fn played_by_this_process() -> Option<Result<ExitCode>> {
 
 fn play(cell: &str) -> Result<()> {
     let cell: Cell = serde_json::from_str(cell)?;
-    let attack = Attack::find(&cell.attack).context("there is no such attack")?;
+    let attack = Attack::find(&cell.attack).context("unknown attack")?;
     let path = cell.outcome.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

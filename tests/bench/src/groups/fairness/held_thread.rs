@@ -8,26 +8,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// The longest time for which a call of some instance held a thread without giving it away.
+/// The longest time for which a call of an instance held a thread without yielding.
 ///
-/// A call counts from where the host gets it to the instance's next call, or until the task gives its thread away. So it
-/// includes what the guest computes after it. Time does not count in which other threads had the processor, nor what a guest
-/// computes after it gave its thread away.
+/// A call counts from when the host gets it until the instance's next call, or until the task
+/// yields its thread. So it includes what the guest computes after the call. It excludes the time
+/// in which other threads had the processor, and what a guest computes after it has yielded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeldThread(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the call got the thread. `None` while the guest computes, or while the task has no thread.
+    /// When the call got the thread. `None` while the guest computes after a yield, or while the
+    /// task has no thread.
     since: Option<Instant>,
-    /// The guest computes, as its time was over while it did.
+    /// Whether the guest yielded while it computed, so that its time does not count.
     is_in_guest: bool,
-    /// The thread's run delay when it was looked up last.
+    /// The thread's run delay at the last reading.
     delay: Duration,
     longest: Duration,
 }
 
-/// Shorter times are not worth a look at the run delay.
+/// Shorter times do not need a reading of the run delay.
 const SHORT: Duration = Duration::from_millis(1);
 
 impl HeldThread {
@@ -35,7 +36,7 @@ impl HeldThread {
         self.lock().longest
     }
 
-    /// The host has got a call.
+    /// Records that the host got a call.
     pub(super) fn called(&self) {
         let mut state = self.lock();
         state.end();
@@ -43,14 +44,14 @@ impl HeldThread {
         state.begin();
     }
 
-    /// The guest computes, and gives its thread away now.
+    /// Records that the guest yields its thread while it computes.
     pub(super) fn yields(&self) {
         let mut state = self.lock();
         state.end();
         state.is_in_guest = true;
     }
 
-    /// The work of an instance whose calls are told to this.
+    /// Wraps the work of an instance whose calls are recorded here.
     pub(super) fn watch<F: Future>(&self, work: F) -> impl Future<Output = F::Output> {
         Watched { work: Box::pin(work), held: self.clone() }
     }
@@ -94,7 +95,8 @@ impl<F: Future> Future for Watched<F> {
     }
 }
 
-/// How long this thread has been ready to run and had no processor, as Linux counts it. Zero if it does not.
+/// How long this thread was ready to run without a processor, as Linux counts it. Zero if it does
+/// not.
 fn run_delay() -> Duration {
     thread_local! {
         static STATISTICS: RefCell<Option<File>> = RefCell::new(File::open("/proc/thread-self/schedstat").ok());
@@ -114,7 +116,7 @@ mod tests {
 
     const WORK: Duration = Duration::from_millis(20);
 
-    // No test has an upper bound of what counts: a virtual machine may be stopped in between.
+    // No test has an upper bound of a counted time: a virtual machine may be stopped meanwhile.
 
     #[tokio::test]
     async fn a_call_holds_its_thread_until_it_gives_it_away_or_the_next_call_comes() {

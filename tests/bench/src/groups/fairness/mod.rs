@@ -150,8 +150,8 @@ async fn stores(runner: &Runner<'_>, backend: Backend, folder: &TempDir) -> Resu
     }
 }
 
-/// The data-source name of a tenant whose object storage is a folder. Each has its own cache folder, because one
-/// driver opens one tenant.
+/// The data-source name of a tenant whose object storage is a folder. Each has its own cache
+/// folder, because a driver opens only one tenant.
 fn tenant(stores: &Path, name: &str) -> String {
     let stores = stores.display();
     format!("tenants+file://{stores}/objects?tenant=bench/users/{name}&cache={stores}/cache-{name}")

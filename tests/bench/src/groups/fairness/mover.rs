@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::task::{Poll, Waker};
 use std::thread;
 
-/// One in so many yields moves the guest.
+/// One yield in this many moves the guest.
 const YIELDS: u64 = 8;
 
 /// Wakes tasks from a thread that is no worker. The runtime gives such a task to the worker that
@@ -30,11 +30,11 @@ impl Mover {
         number.is_multiple_of(YIELDS)
     }
 
-    /// Gives the task's thread away until another worker, or the same one, takes the task.
+    /// Yields the task's thread until any worker takes the task.
     pub(super) fn give_to_any(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (mover, mut is_given) = (self.clone(), false);
         Box::pin(std::future::poll_fn(move |context| {
-            // Without the thread, it is a yield like others.
+            // If the mover's thread has ended, this is an ordinary yield.
             if std::mem::replace(&mut is_given, true) || mover.0.send(context.waker().clone()).is_err() {
                 return Poll::Ready(());
             }

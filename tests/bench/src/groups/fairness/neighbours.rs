@@ -94,8 +94,8 @@ impl Neighbours {
             let command = self.command.instantiate_async(&mut store).await?;
             match held.watch(command.wasi_cli_run().call_run(&mut store)).await {
                 Err(_) if attack.traps => {}
-                Err(trap) => bail!("it trapped: {trap:#}; {}", output.errors()),
-                Ok(_) => bail!("it ended by itself: {}", output.errors()),
+                Err(trap) => bail!("the guest trapped: {trap:#}; {}", output.errors()),
+                Ok(_) => bail!("the guest ended: {}", output.errors()),
             }
         }
     }
@@ -198,13 +198,13 @@ impl Running {
     /// Ends the neighbours and counts their operations.
     ///
     /// # Errors
-    /// - If a neighbour has ended by itself.
+    /// If a neighbour has ended before this call.
     pub(super) async fn stop(mut self) -> Result<Tally> {
         self.tasks.abort_all();
         while let Some(outcome) = self.tasks.join_next().await {
             match outcome {
                 Err(error) if error.is_cancelled() => {}
-                outcome => outcome?.context("an attacker ended")?,
+                outcome => outcome?.context("a neighbour ended")?,
             }
         }
         // Leave time to roll back their transactions.

@@ -66,8 +66,9 @@ pub(super) fn resident() -> Result<u64> {
 fn status(name: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kilobytes =
-        line.and_then(|line| line.split_whitespace().next()).context("the kernel tells no memory")?;
+    let kilobytes = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("/proc/self/status does not report the memory")?;
     Ok(kilobytes.parse::<u64>()? * 1_024)
 }
 

@@ -1,4 +1,4 @@
-//! What every strategy does.
+//! Behaviour that all strategies share.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn a_fresh_session_is_empty(strategy: Strategy) -> Outcome {
     let context = memory.llm_context()?;
     expect_eq(context.strategy, strategy)?;
     expect_eq((context.summary.as_str(), context.recent_turns.len(), context.tokens), ("", 0, 0))?;
-    expect(!context.over_budget, "nothing is over budget")?;
+    expect(!context.over_budget, "an empty context is not over budget")?;
     expect_eq(memory.estimate_tokens()?, 0)?;
     expect_eq(probe::stored_record(&identity())?, None)
 }
@@ -63,7 +63,7 @@ fn a_snapshot_of_a_fresh_session_restores_it(strategy: Strategy) -> Outcome {
     let memory = memory(strategy)?;
     let fresh = memory.snapshot()?;
     expect_eq(fresh.strategy, strategy)?;
-    expect(!fresh.bytes.is_empty(), "the snapshot of a fresh session says how it is kept")?;
+    expect(!fresh.bytes.is_empty(), "the snapshot of a fresh session has content")?;
     say(&memory, &["a", "b", "c", "d"])?;
     memory.restore(&fresh)?;
     expect_context(&memory, &[], &[])?;
@@ -79,7 +79,7 @@ fn a_snapshot_restores_what_it_was_taken_of(strategy: Strategy) -> Outcome {
     memory.restore(&taken)?;
     expect_eq(memory.llm_context()?, before)?;
     expect_eq(memory.snapshot()?.bytes, taken.bytes.clone())?;
-    // In another session too.
+    // It restores into another session too.
     let elsewhere = open(&session("tuesday"))?;
     elsewhere.restore(&taken)?;
     expect_eq(elsewhere.snapshot()?.bytes, taken.bytes)
@@ -140,11 +140,11 @@ fn after_the_host_closed_its_memory_every_call_is_closed(strategy: Strategy) -> 
     say(&memory, &["a"])?;
     probe::close_memory_from_host();
     expect_each(calls(&memory), expect_closed)?;
-    // Closed comes before a missing identity, of which the host then isn't told.
+    // `closed` comes before `identity-required`, so the host emits no event.
     probe::events();
     expect_closed(Memory::open(&identity_of("", "", "", "")))?;
     expect_eq(probe::events().len(), 0)?;
-    // The store itself is open, and another host's memory too.
+    // The store itself is open, and so is the memory of the other host.
     main()?.ping()?;
     probe::use_memory_of(WhichHost::Other);
     open(&identity())?.health().map(drop)?;

@@ -1,4 +1,4 @@
-//! Many at once.
+//! Many sessions, and many writers of one session.
 
 use super::*;
 
@@ -75,6 +75,6 @@ fn add_one_turn_in_turns(worker: u32) -> Outcome {
         probe::use_memory_of(WhichHost::Other);
     }
     let memory = open(&identity())?;
-    // On a slow disk the last in the queue may have waited for too long, and then nothing was added.
+    // On a slow disk, the last call in the queue may time out. Then its turn was not added.
     retrying_in_a_crowd(|| say(&memory, &[&format!("turn-{worker}")]))
 }

@@ -1,4 +1,4 @@
-//! Whose memory it is: closed when in doubt.
+//! Isolation of identities: access is denied unless the host granted it.
 
 use super::*;
 
@@ -49,7 +49,7 @@ fn what_is_missing_is_refused_and_the_host_told_once(strategy: Strategy) -> Outc
             expect_eq(event.fields, expected.to_vec())?;
         }
     }
-    // White space is no missing part.
+    // White space does not count as empty.
     open(&identity_of(" ", "\t", "\0", "")).map(drop)
 }
 
@@ -60,7 +60,7 @@ fn expect_denied_once(identity: &Identity) -> Outcome {
     let events = events_of("memory.identity_rejected");
     expect_eq(events.len(), 1)?;
     let tenant = ("tenant".to_string(), identity.tenant.clone());
-    expect(events.iter().flatten().any(|field| *field == tenant), format!("{events:?} name the tenant"))
+    expect(events.iter().flatten().any(|field| *field == tenant), format!("{events:?} contain the tenant"))
 }
 
 fn a_bound_guest_can_not_open_what_is_another_s(strategy: Strategy) -> Outcome {
@@ -88,8 +88,8 @@ fn a_guest_that_is_bound_to_a_session_opens_that_one_only(strategy: Strategy) ->
     open(&identity())?;
     open(&identity_of("acme", "ann", "monday", "a run"))?;
     expect_denied_once(&session("tuesday"))?;
-    // Nothing can be bound to nobody.
-    expect(probe::bind_identity("", "ann", None).is_err(), "an empty tenant can't be bound")
+    // The host refuses to bind an empty identity.
+    expect(probe::bind_identity("", "ann", None).is_err(), "an empty tenant is refused")
 }
 
 fn a_missing_part_comes_before_a_forged_one(strategy: Strategy) -> Outcome {
@@ -126,7 +126,7 @@ fn what_differs_in_one_part_is_another_memory(strategy: Strategy) -> Outcome {
         };
         expect_context(&memory, summarised, recent)?;
     }
-    // Forgetting one forgets no other.
+    // A flush of one session leaves the others.
     let [first, others @ ..] = &identities;
     open(first)?.flush()?;
     expect_context(&open(first)?, &[], &[])?;

@@ -1,4 +1,4 @@
-//! What is no turn, no snapshot or no record.
+//! Invalid turns, snapshots and records.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn an_artifact_value_that_is_no_json_is_refused() -> Outcome {
     expect_eq(memory.llm_context()?.recent_turns.len(), 5)
 }
 
-/// Expects that a snapshot is refused, and that the session stays as it is.
+/// Expects that `restore` refuses a snapshot and leaves the session unchanged.
 fn expect_refused(memory: &Memory, strategy: Strategy, bytes: &[u8]) -> Outcome {
     let before = memory.snapshot()?.bytes;
     expect_invalid_snapshot(memory.restore(&Snapshot { strategy, bytes: bytes.to_vec() }))?;
@@ -84,7 +84,7 @@ fn a_snapshot_of_another_strategy_is_refused() -> Outcome {
         for other in taken.iter().filter(|other| other.strategy != strategy) {
             expect_refused(&memory, other.strategy, &other.bytes)?;
             expect_refused(&memory, other.strategy, b"")?;
-            // As one of its own it is none either.
+            // It is invalid under the session's own strategy too.
             expect_refused(&memory, strategy, &other.bytes)?;
         }
     }
@@ -194,7 +194,7 @@ fn a_snapshot_with_a_turn_at_the_bound_is_restored_and_with_one_byte_more_refuse
     let empty = r#"{"user_message":"","assistant_response":"","timestamp_millis":0"#;
     let elements = vec![r#""""#; max as usize / 16 + 1].join(",");
     let small = format!("{empty}}}");
-    // Each place in which a snapshot holds a turn.
+    // Each field of a snapshot that holds a turn.
     let places = |turn: &str| {
         [
             (Strategy::Truncation, format!(r#""turns":[{small},{turn}]"#)),
@@ -272,7 +272,7 @@ fn a_record_that_can_not_be_read_is_corrupt_and_left_as_it_is() -> Outcome {
             expect_corrupt(memory.restore(&Snapshot { strategy, bytes: Vec::new() }))?;
             run_due()?;
             expect_eq(probe::stored_record(&identity())?, Some(damaged.to_vec()))?;
-            // Another session is not concerned.
+            // Another session is not affected.
             let other = open(&session("tuesday"))?;
             say(&other, &["a"])?;
             other.flush()?;
@@ -297,7 +297,10 @@ fn memory_counts_for_the_store_and_is_given_back() -> Outcome {
         }
     };
     expect_limit_passed(refused, LimitKind::StoreBytes, max)?;
-    expect(added * 6_000 < max && added * 7_000 > max, format!("{added} turns fill the store"))?;
+    expect(
+        added * 6_000 < max && added * 7_000 > max,
+        format!("{added} turns are about as many as fit into the store"),
+    )?;
     expect_eq(memory.llm_context()?.recent_turns.len() as u64, added)?;
     let tx = update(&main()?)?;
     tx.put(NS, "row", &[b'x'; 60_000])?;

@@ -1,4 +1,4 @@
-//! Conversation memory.
+//! Conversations.
 
 use std::fmt::Debug;
 
@@ -9,7 +9,7 @@ pub(super) use crate::bindings::larder::storage::memory::{
 pub(super) use crate::check::probe::{MemoryOptions, Summaries, WhichHost};
 use crate::check::*;
 
-/// Lists functions of a strategy under a name for each: `group::strategy::sentence_in_words`.
+/// Lists functions once for each strategy, under the names `group::strategy::sentence_in_words`.
 macro_rules! with_each_strategy {
     ($group:literal: $($function:ident),* $(,)?) => {
         &[$(
@@ -40,7 +40,7 @@ pub(crate) const CASES: &[&[Case]] = &[
 
 pub(crate) const WORKERS: &[&[Worker]] = &[rolling_summary::WORKERS, recovery::WORKERS, crowd::WORKERS];
 
-/// How the host keeps memory in most cases: no budget, a window of two turns, and no wait between attempts.
+/// The options of most cases: no budget, a window of two turns, and no backoff between retries.
 pub(super) fn options(strategy: Strategy) -> MemoryOptions {
     MemoryOptions {
         strategy: name(strategy).to_string(),
@@ -84,7 +84,7 @@ pub(super) fn identity_of(tenant: &str, user: &str, session: &str, run: &str) ->
     }
 }
 
-/// Declares a strategy and opens one session.
+/// Declares a strategy and opens a session.
 pub(super) fn memory(strategy: Strategy) -> Outcome<Memory> {
     memory_with(&options(strategy))
 }
@@ -116,12 +116,12 @@ pub(super) fn say(memory: &Memory, texts: &[&str]) -> Outcome {
     texts.iter().try_for_each(|text| Ok(memory.add_turn(&turn(text))?))
 }
 
-/// What the summariser of the suite makes of turns.
+/// The summary that the echoing summariser makes of turns.
 pub(super) fn echoed(texts: &[&str]) -> String {
     texts.iter().map(|text| format!("U:{text} A:{}", text.to_uppercase())).collect::<Vec<_>>().join("\n")
 }
 
-/// Expects a summary of turns, and the turns after them.
+/// Expects a summary of some turns, followed by recent turns.
 #[track_caller]
 pub(super) fn expect_context(memory: &Memory, summarised: &[&str], recent: &[&str]) -> Outcome {
     let context = memory.llm_context()?;
@@ -138,19 +138,19 @@ pub(super) fn expect_invalid_snapshot<T: Debug>(got: Result<T, Error>) -> Outcom
     expect_error(got, "invalid-snapshot", |error| matches!(error, Error::InvalidSnapshot(_)))
 }
 
-/// Expects texts, in order.
+/// Expects texts in order.
 #[track_caller]
 pub(super) fn expect_texts<T: AsRef<str>>(got: impl IntoIterator<Item = T>, expected: &[&str]) -> Outcome {
     let got: Vec<_> = got.into_iter().map(|text| text.as_ref().to_string()).collect();
     expect_eq(got, expected.iter().map(ToString::to_string).collect())
 }
 
-/// What the summariser was asked for since the last call: the turns of each call.
+/// The turns of each summariser call, joined.
 pub(super) fn asked(calls: &[probe::SummaryCall]) -> Vec<String> {
     calls.iter().map(|call| call.user_messages.join(" ")).collect()
 }
 
-/// Each way to use a memory that is open, with what is new in it forgotten.
+/// Calls every method of an open memory; ends with a flush.
 pub(super) fn calls(memory: &Memory) -> [(&'static str, Result<(), Error>); 7] {
     let empty = Snapshot { strategy: Strategy::Truncation, bytes: Vec::new() };
     [
@@ -164,12 +164,12 @@ pub(super) fn calls(memory: &Memory) -> [(&'static str, Result<(), Error>); 7] {
     ]
 }
 
-/// The events of one name since the last call, each as its fields.
+/// The fields of each event with this name since the last call.
 pub(super) fn events_of(name: &str) -> Vec<Vec<(String, String)>> {
     probe::events().into_iter().filter(|event| event.name == name).map(|event| event.fields).collect()
 }
 
-/// The way that the health of sessions took since the last call: `healthy > retry`.
+/// The changes of health since the last call, in the form `healthy > retry`.
 pub(super) fn health_changes() -> Vec<String> {
     let field = |fields: &[(String, String)], name: &str| {
         fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone()).unwrap_or_default()
@@ -179,12 +179,12 @@ pub(super) fn health_changes() -> Vec<String> {
     events_of("memory.health_changed").into_iter().map(change).collect()
 }
 
-/// Lets the host do what is due until nothing is.
+/// Lets the host do due work until none is left.
 pub(super) fn run_due() -> Outcome {
     for _ in 0..100 {
         if probe::run_due(WhichHost::Main)? == 0 {
             return Ok(());
         }
     }
-    Err(wrong("expected that there is an end to what is due"))
+    Err(wrong("expected that no more work is due after 100 rounds"))
 }

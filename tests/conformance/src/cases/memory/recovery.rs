@@ -1,4 +1,4 @@
-//! Summaries that fail: nothing is lost, and nothing is counted twice.
+//! Failing summaries: no turn is lost, and none is summarised twice.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn rolling() -> MemoryOptions {
     options(Strategy::RollingSummary)
 }
 
-/// A session whose summariser fails until it is degraded: `a` to `c` wait in the backlog.
+/// A session that failing summaries have degraded. Its turns `a` to `c` wait in the backlog.
 fn degraded(options: &MemoryOptions) -> Outcome<Memory> {
     let memory = memory_with(options)?;
     probe::set_summaries(Summaries::Fail);
@@ -38,7 +38,7 @@ fn degraded(options: &MemoryOptions) -> Outcome<Memory> {
     Ok(memory)
 }
 
-/// Lets the interval go by, and everything be recovered.
+/// Lets the recovery interval pass, and the backlog recover.
 fn recover() -> Outcome {
     probe::set_summaries(Summaries::Echo);
     probe::advance_clock(10_000);
@@ -99,7 +99,7 @@ fn a_retry_waits_for_its_backoff_and_comes_without_a_guest() -> Outcome {
     probe::advance_clock(60_000);
     expect_eq(probe::run_due(WhichHost::Main)?, 1)?;
     expect_eq(probe::summary_calls().len(), 1)?;
-    // The second wait is twice as long.
+    // The second backoff is twice as long.
     probe::set_summaries(Summaries::Echo);
     probe::advance_clock(60_000);
     expect_eq(probe::run_due(WhichHost::Main)?, 0)?;
@@ -260,7 +260,7 @@ fn turns_added_while_a_session_recovers_are_kept() -> Outcome {
     run_due()?;
     expect_eq(memory.health()?, Health::Healthy)?;
     expect_context(&memory, &["a", "b", "c", "d", "e"], &["f", "g"])?;
-    // No turn went to a summariser beside the recovery.
+    // While the session recovered, no other turn was sent to the summariser.
     expect_texts(asked(&probe::summary_calls()), &["a b c", "d", "e"])
 }
 
@@ -269,7 +269,7 @@ fn recover_while_others_add(worker: u32) -> Outcome {
         probe::run_due(WhichHost::Main)?;
         return Ok(());
     }
-    // Three failures came before.
+    // Three calls failed before.
     probe::await_summary_calls(4)?;
     let memory = open(&identity())?;
     let added = expect_eq(memory.health()?, Health::Recovering).and_then(|()| {
@@ -284,7 +284,7 @@ fn a_host_that_died_in_the_middle_of_a_summary_is_taken_over_from() -> Outcome {
     let options = MemoryOptions { summary_timeout_ms: 30_000, ..rolling() };
     let memory = memory_with(&options)?;
     say(&memory, &["a", "b"])?;
-    // As a host leaves it that is killed while a summariser works.
+    // The record of a host that was killed during a call of the summariser.
     let turn = |text: &str| {
         let upper = text.to_uppercase();
         format!(r#"{{"user_message":"{text}","assistant_response":"{upper}","timestamp_millis":0}}"#)
@@ -300,7 +300,7 @@ fn a_host_that_died_in_the_middle_of_a_summary_is_taken_over_from() -> Outcome {
     say(&memory, &["d"])?;
     expect_eq(probe::summary_calls().len(), 0)?;
     expect_context(&memory, &[], &["c", "d"])?;
-    // Past the year 3000.
+    // Past the year 3000, when the claim of the killed host expires.
     probe::advance_clock(until);
     run_due()?;
     expect_eq(memory.health()?, Health::Healthy)?;

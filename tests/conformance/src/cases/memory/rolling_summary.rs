@@ -1,4 +1,4 @@
-//! The newest turns, and a summary of those before them.
+//! The strategy `rolling-summary`: the newest turns, and a summary of those before them.
 
 use super::*;
 
@@ -80,14 +80,14 @@ fn a_snapshot_keeps_the_summary() -> Outcome {
 fn the_budget_makes_the_window_smaller() -> Outcome {
     let memory = memory_with(&MemoryOptions { budget_tokens: 100, window_turns: 4, ..rolling() })?;
     let long = "x".repeat(159);
-    // Each of these has 80 tokens.
+    // A long turn has 80 tokens.
     say(&memory, &[&long, "b", "c", "d"])?;
     expect_context(&memory, &[], &[&long, "b", "c", "d"])?;
     probe::set_summaries(Summaries::Fail);
     say(&memory, &[&long])?;
     let context = memory.llm_context()?;
     expect_eq(user_messages(&context.recent_turns), vec!["b", "c", "d", long.as_str()])?;
-    expect(context.tokens <= 100, format!("{} tokens are at most 100", context.tokens))
+    expect(context.tokens <= 100, format!("the context has at most 100 tokens, not {}", context.tokens))
 }
 
 fn a_summary_takes_its_room_from_the_budget() -> Outcome {
@@ -97,9 +97,9 @@ fn a_summary_takes_its_room_from_the_budget() -> Outcome {
     for text in &texts {
         let _ = memory.add_turn(&turn(text));
         let context = memory.llm_context()?;
-        expect(context.tokens <= 40, format!("{} tokens are at most 40", context.tokens))?;
+        expect(context.tokens <= 40, format!("the context has at most 40 tokens, not {}", context.tokens))?;
         expect_eq(context.recent_turns.last().map(|turn| turn.user_message.clone()), Some(text.clone()))?;
-        expect(!context.over_budget, "nothing is over budget")?;
+        expect(!context.over_budget, "the context is not over budget")?;
     }
     Ok(())
 }
@@ -110,7 +110,10 @@ fn a_turn_larger_than_the_budget_is_kept_alone_and_marked() -> Outcome {
     say(&memory, &["a", &large])?;
     let context = memory.llm_context()?;
     expect_eq(user_messages(&context.recent_turns), vec![large.as_str()])?;
-    expect(context.over_budget && context.tokens > 40, "it is marked, and counted")?;
+    expect(
+        context.over_budget && context.tokens > 40,
+        "the context is marked as over budget and counts the turn",
+    )?;
     expect_eq(context.summary, echoed(&["a"]))
 }
 
@@ -146,14 +149,14 @@ fn a_summariser_that_panics_fails() -> Outcome {
 fn a_rolling_summary_without_room_for_a_turn_in_the_window_is_refused() -> Outcome {
     let refused = probe::declare_memory(&MemoryOptions { window_turns: 0, ..rolling() });
     let Err(reason) = refused else { return Err(wrong("expected a refusal")) };
-    expect(reason.contains("window_turns must be at least 1"), format!("{reason:?} says what is wrong"))
+    expect(reason.contains("window_turns must be at least 1"), format!("{reason:?} names the invalid option"))
 }
 
 fn an_unknown_strategy_is_refused_by_name() -> Outcome {
     let options = MemoryOptions { strategy: "episodic".to_string(), ..rolling() };
     let Err(reason) = probe::declare_memory(&options) else { return Err(wrong("expected a refusal")) };
     for word in ["\"episodic\"", "none", "truncation", "rolling-summary"] {
-        expect(reason.contains(word), format!("{reason:?} names {word}"))?;
+        expect(reason.contains(word), format!("{reason:?} contains {word}"))?;
     }
     Ok(())
 }
@@ -191,7 +194,7 @@ fn a_summary_that_takes_too_long_fails() -> Outcome {
     expect_texts(health_changes(), &["healthy > retry", "retry > degraded"])
 }
 
-/// Fills the window, and lets two workers act at once: one adds a turn whose summary is held.
+/// Fills the window, and runs two workers at once. One of them adds a turn whose summary is held.
 fn in_the_middle(worker: &str) -> Outcome<Memory> {
     let memory = memory_with(&rolling())?;
     say(&memory, &["a", "b"])?;
@@ -200,7 +203,7 @@ fn in_the_middle(worker: &str) -> Outcome<Memory> {
     Ok(memory)
 }
 
-/// Lets worker 0 add a turn, and the other act once its summary is asked for.
+/// Worker 0 adds a turn. The other worker acts while the summary of that turn is held.
 fn with_a_summary_held(worker: u32, act: impl FnOnce(&Memory) -> Outcome) -> Outcome {
     let memory = open(&identity())?;
     if worker == 0 {

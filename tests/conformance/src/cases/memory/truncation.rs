@@ -1,4 +1,5 @@
-//! The newest turns, as many as the budget holds; and nothing at all.
+//! The strategies `truncation`, which keeps the newest turns within the budget, and `none`, which
+//! keeps nothing.
 
 use super::*;
 
@@ -36,7 +37,7 @@ fn none_refuses_a_snapshot_with_turns_in_it() -> Outcome {
     expect_context(&none, &[], &[])
 }
 
-/// Has exactly so many tokens, at least 2: one of them for no answer.
+/// A turn of exactly `tokens` tokens, at least 2. One of them is for the empty answer.
 fn turn_of(tokens: u64, letter: &str) -> Turn {
     let user_message = letter.repeat((tokens as usize - 2) * 4);
     Turn { user_message, assistant_response: String::new(), ..turn("") }
@@ -55,7 +56,7 @@ fn truncation_keeps_turns_in_order_and_counts_their_tokens() -> Outcome {
     let texts = ["a", "four", "seven b"];
     say(&memory, &texts)?;
     expect_context(&memory, &[], &texts)?;
-    // A token for every four bytes begun, of both texts.
+    // Each text counts a token for every four bytes, rounded up.
     expect_eq(memory.llm_context()?.tokens, 2 * (1 + 2 + 2))?;
     expect_eq(memory.estimate_tokens()?, 10)?;
     expect_eq(memory.health()?, Health::Healthy)
@@ -119,7 +120,7 @@ fn truncation_drops_the_oldest_turns_where_the_record_is_too_large() -> Outcome 
     }
     expect_eq(letters(&memory.llm_context()?).as_str(), "cdef")?;
     let bytes = memory.snapshot()?.bytes.len();
-    expect(bytes <= 2_000, format!("{bytes} bytes are at most 2000"))
+    expect(bytes <= 2_000, format!("the snapshot has at most 2000 bytes, not {bytes}"))
 }
 
 fn a_turn_that_alone_is_too_large_for_the_record_is_refused() -> Outcome {
