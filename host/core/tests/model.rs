@@ -15,7 +15,8 @@ async fn schedules_of_two_hosts_answer_as_the_model_does() {
         let rows = InMemory::new();
         let store = |rows| Store::builder(rows).clock(clock.clone()).sweep_interval(None).build().unwrap();
         let stores = [store(rows.attach()), store(rows)];
-        let schedule = Schedule { seed, calls: 150, transactions: 1 + seed as usize % 5 };
+        let transactions = 1 + seed as usize % 5;
+        let schedule = Schedule { seed, calls: 150, transactions, reads_may_conflict: false };
         if let Err(difference) = run(schedule, &stores, &clock).await {
             panic!("{difference}");
         }

@@ -23,11 +23,17 @@ type State = BTreeMap<Name, Row>;
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     state: State,
-    /// The rows that each commit wrote.
-    commits: Vec<BTreeSet<Name>>,
+    commits: Vec<Written>,
     /// The last version that each row was written with, deletes included.
     last: BTreeMap<Name, u64>,
     versions: BTreeSet<u64>,
+}
+
+/// What a commit wrote, and which host made it.
+#[derive(Debug)]
+struct Written {
+    host: usize,
+    rows: BTreeSet<Name>,
 }
 
 impl Model {
@@ -288,7 +294,7 @@ impl ModelTransaction {
             _ => false,
         });
         let is_touched = self.snapshot.as_ref().is_some_and(|snapshot| {
-            let written = model.commits[snapshot.commits..].iter().flatten();
+            let written = model.commits[snapshot.commits..].iter().flat_map(|commit| &commit.rows);
             written.into_iter().any(|name| self.may_depend_on(name))
         });
         match (fails, invalid) {
@@ -298,27 +304,37 @@ impl ModelTransaction {
         }
     }
 
+    /// Whether another host has committed since the snapshot.
+    pub(crate) fn has_been_overtaken(&self, model: &Model, host: usize) -> bool {
+        let since = self.snapshot.as_ref().map_or(model.commits.len(), |snapshot| snapshot.commits);
+        model.commits[since..].iter().any(|commit| commit.host != host)
+    }
+
     fn may_depend_on(&self, (namespace, key): &Name) -> bool {
         let seen = self.seen.iter().map(|seen| (&seen.namespace, &seen.span));
         let maybe = self.maybe_seen.iter().map(|(namespace, span)| (namespace, span));
         seen.chain(maybe).any(|(of, span)| of == namespace && span.contains(key))
     }
 
-    /// Makes the writes with the version that the store has given.
+    /// Makes the writes of a host with the version that the store has given.
     ///
-    /// # Panics
+    /// # Errors
     /// If the version was given before, or is not larger than those of the rows.
-    pub(crate) fn apply(self, model: &mut Model, now: u64, version: u64) {
+    pub(crate) fn apply(self, model: &mut Model, host: usize, now: u64, version: u64) -> Result<(), String> {
         if self.writes.is_empty() {
-            assert_eq!(version, 0, "a commit that writes nothing has no version");
-            return;
+            let is_right = version == 0;
+            return is_right.then_some(()).ok_or(format!("a commit without writes has version {version}"));
         }
-        assert!(model.versions.insert(version), "version {version} was given twice");
-        model.commits.push(self.writes.keys().cloned().collect());
+        if !model.versions.insert(version) {
+            return Err(format!("version {version} was given twice"));
+        }
+        model.commits.push(Written { host, rows: self.writes.keys().cloned().collect() });
         let live = model.live(now);
         for (name, write) in self.writes {
             let last = model.last.insert(name.clone(), version).unwrap_or_default();
-            assert!(last < version, "{name:?} was at version {last}, and is at {version} now");
+            if last >= version {
+                return Err(format!("{name:?} was at version {last}, and is at {version} now"));
+            }
             let before = live.get(&name);
             let row = match write {
                 Write::Put { value, ttl } => Some((value, ttl.map(|ttl| now.saturating_add(ttl)))),
@@ -335,6 +351,7 @@ impl ModelTransaction {
                 None => drop(model.state.remove(&name)),
             }
         }
+        Ok(())
     }
 
     fn snapshot(&mut self, model: &Model, now: u64) -> &State {

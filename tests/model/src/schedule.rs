@@ -19,8 +19,9 @@ use crate::{Answer, Model, ModelTransaction, Refusal};
 pub struct StandingClock(AtomicU64);
 
 impl StandingClock {
-    fn advance(&self, millis: u64) {
-        self.0.fetch_add(millis, Ordering::Relaxed);
+    /// Moves the clock forward by whole milliseconds.
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
     }
 }
 
@@ -43,6 +44,9 @@ pub struct Schedule {
     pub calls: usize,
     /// How many transactions are open at once, at most.
     pub transactions: usize,
+    /// Whether a read may give `conflict` once another host has committed, as the specification
+    /// allows.
+    pub reads_may_conflict: bool,
 }
 
 /// Makes a schedule on one store that several hosts have open, and compares each answer.
@@ -64,6 +68,7 @@ pub async fn run(schedule: Schedule, stores: &[Store], clock: &StandingClock) ->
 }
 
 struct Run<'a> {
+    schedule: Schedule,
     stores: &'a [Store],
     clock: &'a StandingClock,
     random: Rng,
@@ -82,7 +87,8 @@ struct Open {
     model: ModelTransaction,
     /// The handle that began it.
     handle: usize,
-    is_closed: bool,
+    /// What every further call gives.
+    ended: Option<Refusal>,
 }
 
 #[derive(Clone)]
@@ -97,6 +103,7 @@ impl<'a> Run<'a> {
     fn new(schedule: Schedule, stores: &'a [Store], clock: &'a StandingClock) -> Self {
         let handles = stores.iter().cycle().take(2 * stores.len()).map(handle).collect();
         Self {
+            schedule,
             stores,
             clock,
             random: Rng::with_seed(schedule.seed),
@@ -112,9 +119,9 @@ impl<'a> Run<'a> {
     async fn step(&mut self) -> Result<(), String> {
         match self.random.u8(..) {
             0..8 => {
-                let by = self.random.u64(1..40_000);
+                let by = Duration::from_millis(self.random.u64(1..40_000));
                 self.clock.advance(by);
-                self.log.push(format!("{by} ms pass"));
+                self.log.push(format!("{by:?} pass"));
                 return Ok(());
             }
             8..11 => return self.sweep().await,
@@ -147,7 +154,9 @@ impl<'a> Run<'a> {
         self.handles[index].close();
         self.handles[index] = handle(&self.stores[index % self.stores.len()]);
         let of_handle = self.open.iter_mut().flatten().filter(|open| open.handle == index);
-        of_handle.for_each(|open| open.is_closed = true);
+        for open in of_handle {
+            open.ended.get_or_insert(Refusal::Closed);
+        }
     }
 
     fn begin(&mut self, at: usize) -> Result<(), String> {
@@ -156,43 +165,53 @@ impl<'a> Run<'a> {
         self.log.push(format!("{at}: begin {mode:?} on handle {handle}"));
         let transaction = self.handles[handle].begin(mode).map_err(|error| error.to_string())?;
         let model = ModelTransaction::new(mode == Mode::Update, limits());
-        self.open[at] = Some(Open { transaction, model, handle, is_closed: false });
+        self.open[at] = Some(Open { transaction, model, handle, ended: None });
         Ok(())
     }
 
     async fn end(&mut self, at: usize) -> Result<(), String> {
-        let Some(Open { transaction, model, is_closed, .. }) = self.open[at].take() else { return Ok(()) };
+        let Some(Open { transaction, model, handle, ended }) = self.open[at].take() else { return Ok(()) };
         if self.random.u8(..) < 40 {
             self.log.push(format!("{at}: rollback"));
             transaction.rollback();
             return Ok(());
         }
-        let now = self.clock.unix_millis();
-        let may = model.outcomes(&self.model, now);
+        let (now, host) = (self.clock.unix_millis(), self.host(handle));
+        let mut may = model.outcomes(&self.model, now);
+        may.conflict |= self.schedule.reads_may_conflict && model.has_been_overtaken(&self.model, host);
         let outcome = transaction.commit().await;
         self.log.push(format!("{at}: commit gives {outcome:?}"));
-        match outcome {
-            Err(Error::Closed) if is_closed => Ok(()),
-            Ok(Version(version)) if may.commit && !is_closed => {
-                model.apply(&mut self.model, now, version);
-                Ok(())
+        match (outcome, ended) {
+            (Err(error), Some(ended)) if Refusal::of(&error) == ended => Ok(()),
+            (Ok(Version(version)), None) if may.commit => model.apply(&mut self.model, host, now, version),
+            (Err(Error::Conflict), None) if may.conflict => Ok(()),
+            (Err(Error::InvalidArgument(_)), None) if may.invalid => Ok(()),
+            (outcome, ended) => {
+                Err(format!("the commit gave {outcome:?}, the model {may:?}, ended: {ended:?}"))
             }
-            Err(Error::Conflict) if may.conflict && !is_closed => Ok(()),
-            Err(Error::InvalidArgument(_)) if may.invalid && !is_closed => Ok(()),
-            outcome => Err(format!("the commit gave {outcome:?}, the model {may:?}, closed: {is_closed}")),
         }
+    }
+
+    fn host(&self, handle: usize) -> usize {
+        handle % self.stores.len()
     }
 
     async fn call(&mut self, at: usize) -> Result<(), String> {
         let Some(mut open) = self.open[at].take() else { return Ok(()) };
         let (expected, found) = self.both(at, &mut open).await;
-        let expected = if open.is_closed { Err(Refusal::Closed) } else { expected };
-        self.open[at] = Some(open);
         self.log.push(format!("    {found:?}"));
-        if expected == found {
-            return Ok(());
-        }
-        Err(format!("the model gives\n    {expected:?}"))
+        let expected = open.ended.clone().map_or(expected, Err);
+        let may_conflict = self.schedule.reads_may_conflict
+            && open.ended.is_none()
+            && open.model.has_been_overtaken(&self.model, self.host(open.handle));
+        let is_right = if may_conflict && found == Err(Refusal::Conflict) {
+            open.ended = Some(Refusal::Conflict);
+            true
+        } else {
+            expected == found
+        };
+        self.open[at] = Some(open);
+        if is_right { Ok(()) } else { Err(format!("the model gives\n    {expected:?}")) }
     }
 
     /// Makes a call on the model and on the store.

@@ -11,15 +11,15 @@ mod support;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
 use larder_core::{
-    Clock, Entry, Error, Handle, HandleOptions, Limits, Mode, OpenTransactions, PutOptions, Range, Store,
+    Entry, Error, Handle, HandleOptions, Limits, Mode, OpenTransactions, PutOptions, Range, Store,
     Transaction, Version,
 };
 use larder_host::drivers;
+use larder_model::{Schedule, StandingClock};
 use larder_postgres_server::{PgBouncer, PoolMode, URL_VARIABLE};
 use larder_suite::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench};
 use support::broken::{BrokenBench, Defect};
@@ -44,17 +44,17 @@ const DEFECTS: [Defect; 8] = [
     Defect::KeepsDeletedRows,
 ];
 
+/// Finer defects, which only the model detects.
+const FINE_DEFECTS: [Defect; 3] =
+    [Defect::ForgetsFirstKeys, Defect::ForgetsLastRows, Defect::ForgetsOldRanges];
+
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
     let schedules =
         harness::trial(&runtime, "memory_and_sqlite_answer_overlapping_transactions_alike", || async {
             for (options, seed) in SQLITE.iter().cycle().zip(0..SCHEDULES) {
-                let sqlite = SqliteBench {
-                    options: options.to_string(),
-                    ..SqliteBench::in_temporary_folder(drivers())
-                };
-                compare(seed, &MemoryBench, &sqlite, 4).await?;
+                compare(seed, &MemoryBench, &sqlite(options), 4).await?;
             }
             Ok(())
         });
@@ -81,6 +81,32 @@ fn main() {
             compare_sequences(0..SCHEDULES / 10, &PostgresBench { dsn, drivers: drivers() }).await
         }));
     }
+    let modelled: [(&str, Arc<dyn Bench>); 4] = [
+        ("in_memory", Arc::new(MemoryBench)),
+        ("on_sqlite", Arc::new(sqlite(SQLITE[0]))),
+        ("on_sqlite_without_a_cache", Arc::new(sqlite(SQLITE[1]))),
+        ("on_sqlite_with_a_small_cache", Arc::new(sqlite(SQLITE[2]))),
+    ];
+    for (name, bench) in modelled {
+        let name = format!("two_hosts_{name}_answer_as_the_model_does");
+        trials.push(harness::trial(&runtime, name, move || async move {
+            for seed in 0..SCHEDULES {
+                compare_with_model(seed, bench.as_ref()).await?;
+            }
+            Ok(())
+        }));
+    }
+    trials.extend(DEFECTS.into_iter().chain(FINE_DEFECTS).map(|defect| {
+        let name = format!("a_backend_that_{defect:?}_differs_from_the_model");
+        harness::trial(&runtime, name, move || async move {
+            for seed in 0..SCHEDULES {
+                if compare_with_model(seed, &BrokenBench(defect)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Err(format!("{SCHEDULES} schedules did not tell {defect:?} apart"))
+        })
+    }));
     trials.extend(DEFECTS.map(|defect| {
         let name = format!("a_backend_that_{defect:?}_is_told_apart");
         harness::trial(&runtime, name, move || async move {
@@ -119,25 +145,30 @@ fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, Postgres
     Ok((server, PostgresBench { dsn, drivers: drivers() }))
 }
 
-/// A clock that only moves when it is told to, so that rows do not expire earlier on a slow
-/// backend.
-#[derive(Debug, Default)]
-struct StandingClock(AtomicU64);
-
-impl StandingClock {
-    fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
-    }
+fn sqlite(options: &str) -> SqliteBench {
+    SqliteBench { options: options.to_string(), ..SqliteBench::in_temporary_folder(drivers()) }
 }
 
-impl Clock for StandingClock {
-    fn unix_millis(&self) -> u64 {
-        1_800_000_000_000 + self.0.load(Ordering::Relaxed)
+/// Compares one schedule on two hosts of a store with the model.
+async fn compare_with_model(seed: u64, bench: &dyn Bench) -> Result<(), String> {
+    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    let clock = Arc::<StandingClock>::default();
+    let mut stores = Vec::new();
+    for _ in 0..2 {
+        let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
+        let store = Store::builder_shared(backend).clock(clock.clone()).sweep_interval(None).build();
+        stores.push(store.map_err(|error| error.to_string())?);
     }
-
-    fn monotonic(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    let transactions = usize::try_from(seed % 5).unwrap_or_default() + 1;
+    // A read that the row cache answers takes no snapshot of SQLite, so a later read may conflict.
+    let reads_may_conflict = bench.name() == "sqlite";
+    let schedule = Schedule { seed, calls: CALLS, transactions, reads_may_conflict };
+    let outcome = larder_model::run(schedule, &stores, &clock).await;
+    for store in stores {
+        store.close().await;
     }
+    scratch.remove().await.map_err(|error| format!("{error:#}"))?;
+    outcome
 }
 
 /// A store that a script drives, with the script's state on it.

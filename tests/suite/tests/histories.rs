@@ -44,12 +44,16 @@ fn main() {
         ("on_sqlite", Ok(Arc::new(SqliteBench::in_temporary_folder(drivers())))),
         ("on_postgres", postgres.map(|bench| Arc::new(bench) as Arc<dyn Bench>)),
     ];
-    let mut trials = vec![harness::trial(&runtime, "a_backend_that_forgets_reads_is_found_out", || async {
-        match transactions_at_once_are_serializable(&BrokenBench(Defect::ForgetsReads)).await {
-            Ok(()) => Err("the check did not detect the defect".to_string()),
-            Err(_) => Ok(()),
-        }
-    })];
+    let mut trials = Vec::new();
+    for defect in [Defect::ForgetsReads, Defect::FillsDuringCommits] {
+        let name = format!("a_backend_that_{defect:?}_is_found_out");
+        trials.push(harness::trial(&runtime, name, move || async move {
+            match transactions_at_once_are_serializable(&BrokenBench(defect)).await {
+                Ok(()) => Err("its transactions were taken to be serializable".to_string()),
+                Err(_) => Ok(()),
+            }
+        }));
+    }
     for (name, bench) in benches {
         let serializable = bench.clone();
         trials.push(harness::trial(

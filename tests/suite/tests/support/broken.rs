@@ -1,8 +1,9 @@
 //! Backends that each violate one guarantee. The suite must catch each of them in a case that names
 //! it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,8 +14,8 @@ use larder_core::backend::{
 };
 use larder_core::commit::{Commit, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
-use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::read_set::ReadSet;
+use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
+use larder_core::read_set::{RangeState, ReadSet};
 use larder_core::{Clock, ForwardClock, Identity, IdentityParts, InMemory, Limits, Version};
 use larder_suite::{Bench, Scratch};
 use tokio::sync::Mutex;
@@ -42,6 +43,14 @@ pub(crate) enum Defect {
     HostsApart,
     /// A row that was read once is cached until this host commits, whatever other hosts commit.
     RemembersRows,
+    /// Validation ignores changes of the first key of a range that was read.
+    ForgetsFirstKeys,
+    /// Validation ignores changes of the last row of a range that was read.
+    ForgetsLastRows,
+    /// Validation ignores ranges if several commits followed the snapshot.
+    ForgetsOldRanges,
+    /// A row that is read during a commit is answered from memory until the next commit.
+    FillsDuringCommits,
     /// Memory records are written without a version check.
     ForgetsRecordVersions,
     /// The record of a run is stored as that of the whole session.
@@ -74,7 +83,8 @@ impl Scratch for BrokenScratch {
             Defect::HostsApart => InMemory::new(),
             _ => self.rows.attach(),
         };
-        Ok(Arc::new(Broken { rows: Arc::new(rows), remembered: Arc::default(), defect: self.defect }))
+        let (remembered, commits) = (Arc::default(), Arc::default());
+        Ok(Arc::new(Broken { rows: Arc::new(rows), remembered, commits, defect: self.defect }))
     }
 
     async fn remove(self: Box<Self>) -> Result<()> {
@@ -87,6 +97,8 @@ type Remembered = Arc<Mutex<HashMap<RowKey, Option<StoredValue>>>>;
 struct Broken {
     rows: Arc<InMemory>,
     remembered: Remembered,
+    /// How many commits were made.
+    commits: Arc<AtomicU64>,
     defect: Defect,
 }
 
@@ -94,6 +106,9 @@ struct BrokenSnapshot {
     sound: Box<dyn Snapshot>,
     rows: Arc<InMemory>,
     remembered: Remembered,
+    commits: Arc<AtomicU64>,
+    /// How many commits had been made before.
+    earlier: u64,
     options: SnapshotOptions,
     defect: Defect,
 }
@@ -153,13 +168,25 @@ impl Backend for Broken {
             options.clock = ForwardClock::new(Arc::new(Stopped));
         }
         let sound = self.rows.snapshot(options.clone()).await?;
-        let (rows, remembered) = (self.rows.clone(), self.remembered.clone());
-        Ok(Box::new(BrokenSnapshot { sound, rows, remembered, options, defect: self.defect }))
+        let (rows, remembered, commits) = (self.rows.clone(), self.remembered.clone(), self.commits.clone());
+        let earlier = commits.load(Ordering::Relaxed);
+        Ok(Box::new(BrokenSnapshot {
+            sound,
+            rows,
+            remembered,
+            commits,
+            earlier,
+            options,
+            defect: self.defect,
+        }))
     }
 
     async fn commit(&self, commit: Arc<Commit>) -> larder_core::Result<Committed> {
         self.remembered.lock().await.clear();
-        self.rows.commit(damage(&commit, self.defect)).await
+        let_others_read(self.defect).await;
+        let committed = self.rows.commit(damage(&commit, self.defect)).await;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        committed
     }
 
     fn stored_cost(&self) -> StoredCost {
@@ -199,7 +226,68 @@ impl Backend for Broken {
     }
 }
 
+/// In memory a commit takes no time in which others could read.
+async fn let_others_read(defect: Defect) {
+    if defect == Defect::FillsDuringCommits {
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+}
+
+/// After this many commits, a snapshot counts as old.
+const OLD_AFTER: u64 = 2;
+
 impl BrokenSnapshot {
+    /// For the defects of validation: compares what was read with the current state, forgetting as
+    /// the defect does, and returns a commit that the sound backend does not validate again. Sound
+    /// only if no other commit is made meanwhile.
+    async fn validate(&mut self, commit: Arc<Commit>) -> larder_core::Result<Arc<Commit>> {
+        let forgets = [Defect::ForgetsFirstKeys, Defect::ForgetsLastRows, Defect::ForgetsOldRanges];
+        if !forgets.contains(&self.defect) || commit.reads.is_empty() {
+            return Ok(commit);
+        }
+        let mut current = self.rows.snapshot(self.options.clone()).await?;
+        let mut holds = !commit.reads.has_expired(self.options.clock.now());
+        for (row, version) in commit.reads.rows() {
+            let found = current.get(row).await?.map_or(Version::ABSENT, |stored| stored.version);
+            holds &= found == version;
+        }
+        let is_old = self.commits.load(Ordering::Relaxed) - self.earlier > OLD_AFTER;
+        if self.defect != Defect::ForgetsOldRanges || !is_old {
+            let mut states = Vec::new();
+            for stretch in commit.reads.stretches() {
+                states.push(self.remembered_state(current.as_mut(), &stretch).await?);
+            }
+            holds &= commit.reads.ranges_hold(states);
+        }
+        match holds {
+            true => Ok(Arc::new(Commit { reads: ReadSet::default(), ..Commit::clone(&commit) })),
+            false => Err(larder_core::Error::Conflict),
+        }
+    }
+
+    /// The current state of a range, with the row that the defect forgets as the snapshot has it.
+    async fn remembered_state(
+        &mut self,
+        current: &mut dyn Snapshot,
+        range: &KeyRange,
+    ) -> larder_core::Result<RangeState> {
+        let (old, mut rows) = (rows_of(self.sound.as_mut(), range).await?, rows_of(current, range).await?);
+        let forgotten = match self.defect {
+            Defect::ForgetsFirstKeys => Some(range.start().to_vec()),
+            Defect::ForgetsLastRows => old.keys().chain(rows.keys()).max().cloned(),
+            _ => None,
+        };
+        if let Some(key) = forgotten {
+            match old.get(&key) {
+                Some(version) => drop(rows.insert(key, *version)),
+                None => drop(rows.remove(&key)),
+            }
+        }
+        let mut state = RangeState::default();
+        rows.into_values().for_each(|version| state.add(version));
+        Ok(state)
+    }
+
     async fn follow(&mut self) -> larder_core::Result<()> {
         if self.defect == Defect::MovingSnapshot {
             self.sound = self.rows.snapshot(self.options.clone()).await?;
@@ -208,11 +296,31 @@ impl BrokenSnapshot {
     }
 }
 
+/// The versions of all rows in a range.
+async fn rows_of(
+    snapshot: &mut dyn Snapshot,
+    range: &KeyRange,
+) -> larder_core::Result<BTreeMap<Vec<u8>, Version>> {
+    let mut rows = BTreeMap::new();
+    let mut rest = range.clone();
+    loop {
+        let options = ScanOptions { reverse: false, keys_only: true, max_rows: 1_000, max_bytes: u64::MAX };
+        let chunk = snapshot.scan(&rest, options).await?;
+        rows.extend(chunk.rows().map(|row| (row.key.to_vec(), row.version)));
+        match chunk.last_key() {
+            Some(last) if !chunk.exhausted => rest = rest.narrowed_from(&just_after(last)),
+            _ => return Ok(rows),
+        }
+    }
+}
+
 #[async_trait]
 impl Snapshot for BrokenSnapshot {
     async fn get(&mut self, row: &RowKey) -> larder_core::Result<Option<StoredValue>> {
         self.follow().await?;
-        if self.defect != Defect::RemembersRows {
+        let is_current = self.earlier == self.commits.load(Ordering::Relaxed);
+        if self.defect != Defect::RemembersRows && !(self.defect == Defect::FillsDuringCommits && is_current)
+        {
             return self.sound.get(row).await;
         }
         let mut remembered = self.remembered.lock().await;
@@ -252,8 +360,12 @@ impl Snapshot for BrokenSnapshot {
         self.sound.next_namespace(after).await
     }
 
-    async fn commit(self: Box<Self>, commit: Arc<Commit>) -> larder_core::Result<Committed> {
+    async fn commit(mut self: Box<Self>, commit: Arc<Commit>) -> larder_core::Result<Committed> {
         self.remembered.lock().await.clear();
-        self.sound.commit(damage(&commit, self.defect)).await
+        let commit = self.validate(damage(&commit, self.defect)).await?;
+        let_others_read(self.defect).await;
+        let committed = self.sound.commit(commit).await;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        committed
     }
 }
