@@ -1,10 +1,12 @@
-//! Generated from the WIT.
+//! Bindings to `larder:storage`, generated from its WIT.
 #![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
 
 wit_bindgen::generate!({ path: "../wit", world: "larder:storage/imports" });
 
-/// The world of those who make summaries. What it exports is only asked of a component whose author calls its macro:
-/// the metadata in this crate describes its imports alone.
+/// The world of components that make summaries.
+///
+/// Only a component that calls the export macro must export the interface. The metadata in this
+/// crate describes the imports alone.
 pub mod summarizer_plugin {
     wit_bindgen::generate!({
         path: "../wit",

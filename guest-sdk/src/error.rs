@@ -1,74 +1,89 @@
-//! Why an operation did not happen.
+//! The error type of this crate.
 
 use std::fmt;
 
 use crate::raw::types;
 pub use crate::raw::types::LimitKind;
 
-/// Why an operation did not happen. Nothing was written, [`Error::CommitUnknown`] aside.
+/// Why an operation failed.
+///
+/// The operation wrote nothing, except possibly for [`Error::CommitUnknown`].
+///
+/// ```
+/// use larder_guest::Error;
+///
+/// let error = Error::NoSuchStore("notes".to_string());
+/// assert_eq!(error.to_string(), "the host granted no store named \"notes\"");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The store or the memory was closed, by the guest or by the host.
+    /// The guest or the host closed the store or the conversation.
     Closed,
-    /// A write in a view.
+    /// The transaction is a view, and the call writes.
     ReadOnly,
-    /// Other transactions committed first, or a version was not the expected one, in every run that the retry policy
-    /// allows.
+    /// The transaction conflicted in every run that the retry policy allows.
+    ///
+    /// In each run, another transaction committed first, or a row was not at the expected version.
     Conflict,
-    /// The transaction outlived its deadline and was rolled back.
+    /// The transaction exceeded its deadline and was rolled back.
     TimedOut,
     /// The host granted no store of this name.
     NoSuchStore(String),
-    /// The host did not grant this, or the namespace is reserved.
+    /// The host did not grant this operation, or the namespace is reserved.
     AccessDenied(String),
-    /// Tenant, user or session is missing.
+    /// The tenant, the user or the session is missing.
     IdentityRequired(String),
-    /// An argument has no meaning; the text says what would be right.
+    /// An argument is invalid; the text says what is valid.
     InvalidArgument(String),
-    /// A bound of the host was run into.
+    /// An amount is over one of the host's limits.
     LimitExceeded {
-        /// What is bounded.
+        /// The limit.
         kind: LimitKind,
-        /// The largest amount that is allowed; sizes are in bytes.
+        /// The largest allowed amount; sizes are in bytes.
         max: u64,
-        /// The amount that was asked for.
+        /// The requested amount.
         requested: u64,
     },
-    /// An applied migration was reordered, removed or edited, or the store is newer than the set.
+    /// The applied migrations are not the beginning of the declared set.
+    ///
+    /// An applied step was reordered, removed or edited, or the store is newer than the set.
     MigrationMismatch(String),
-    /// Bytes that are no snapshot, or one of another strategy; or a session that was kept by another strategy than the
-    /// host declares now.
+    /// The snapshot is not valid, or belongs to another strategy.
+    ///
+    /// Also returned if the session was stored with another strategy than the host declares now.
     InvalidSnapshot(String),
-    /// The backend can't be reached now; the same call may work later.
+    /// The backend cannot be reached; the same call may succeed later.
     Unavailable(String),
-    /// The connection was lost during the commit: it may or may not have happened.
+    /// The connection was lost during the commit, which may or may not have happened.
     CommitUnknown(String),
     /// Stored bytes failed a check.
     Corrupt(String),
-    /// A stored value is not of the type that was asked for.
+    /// A stored value is not of the requested type.
     Decode {
         /// The row's namespace.
         namespace: String,
         /// The row's key.
         key: String,
-        /// What the decoder says.
+        /// The decoder's message.
         reason: String,
     },
-    /// A value can't be encoded.
+    /// A value cannot be encoded.
     Encode(String),
-    /// Anything else.
+    /// Any other failure of the host or its backend.
     Other(String),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Closed => formatter.write_str("the store or the memory is closed"),
-            Self::ReadOnly => formatter.write_str("a view can't write"),
-            Self::Conflict => formatter.write_str("other transactions committed first, again and again"),
+            Self::Closed => formatter.write_str("the store or the conversation is closed"),
+            Self::ReadOnly => formatter.write_str("a view cannot write; use an update"),
+            Self::Conflict => {
+                formatter.write_str("other transactions committed first in every run; try again later")
+            }
             Self::TimedOut => {
-                formatter.write_str("the transaction outlived its deadline and was rolled back")
+                formatter.write_str("the transaction exceeded its deadline and was rolled back")
             }
             Self::NoSuchStore(name) => write!(formatter, "the host granted no store named {name:?}"),
             Self::AccessDenied(reason) => write!(formatter, "access denied: {reason}"),
@@ -91,7 +106,7 @@ impl fmt::Display for Error {
             Self::Decode { namespace, key, reason } => {
                 write!(formatter, "the row {key:?} in {namespace:?} is not of the expected type: {reason}")
             }
-            Self::Encode(reason) => write!(formatter, "the value can't be encoded: {reason}"),
+            Self::Encode(reason) => write!(formatter, "cannot encode the value: {reason}"),
             Self::Other(reason) => formatter.write_str(reason),
         }
     }

@@ -1,7 +1,7 @@
 //! Serializable storage for WebAssembly components.
 //!
-//! A guest opens the stores that its host granted to it, and reads and writes them in transactions. A complete one, a WASI
-//! command for the target `wasm32-wasip2`:
+//! A guest opens the stores that its host granted to it, and reads and writes them in transactions.
+//! The following is a complete guest, a WASI command for the target `wasm32-wasip2`:
 //!
 #![cfg_attr(feature = "serde", doc = "```no_run")]
 #![cfg_attr(not(feature = "serde"), doc = "```ignore")]
@@ -19,22 +19,27 @@
 //! }
 //! ```
 //!
-//! `cargo build --target wasm32-wasip2` makes the component.
+//! `cargo build --target wasm32-wasip2` builds the component.
 //!
-//! [`Store::update`] runs its closure again where another transaction committed first: transactions are serializable,
-//! and a closure need not think of others. The closure's own error, of any type that an [`Error`] turns into, rolls back
-//! and comes out as it was. [`Store::view`] gives a [`View`], which can't write.
+//! [`Store::update`] runs its closure again if another transaction committed first. Transactions
+//! are serializable, so a closure can ignore concurrent transactions. If the closure returns an
+//! error, the transaction is rolled back and the caller gets that error unchanged. The error can be
+//! of any type that implements `From<Error>`. [`Store::view`] passes a [`View`], which cannot
+//! write.
 //!
-//! Bounds on sizes and counts are the host's; [`Error::LimitExceeded`] names the one that was run into. What is too large
-//! for one [`View::scan`], [`View::iterate`] fetches page by page.
+//! The host sets the limits on sizes and counts. [`Error::LimitExceeded`] names the limit that was
+//! exceeded. If a range is too large for one [`View::scan`], use [`View::iterate`], which fetches
+//! it page by page.
 //!
-//! With the feature `serde`, on by default, values are typed (`get_value`, `put_value`: JSON), and `Table` keeps typed
-//! records with secondary indexes in the same transaction.
+//! With the feature `serde`, which is enabled by default, values can be typed (`get_value`,
+//! `put_value`; stored as JSON), and `Table` stores typed records and their secondary indexes in
+//! the same transaction.
 //!
-//! [`MigrationSet`] declares how a store came to its layout, step by step; [`Store::migrate`] applies what is new.
+//! [`MigrationSet`] declares the steps by which a store reached its layout. [`Store::migrate`]
+//! applies the new steps.
 //!
-//! [`Memory`] keeps the conversation of a session, by the strategy that the host declared for it. A component that makes
-//! the summaries for such a host exports a [`Summarizer`].
+//! [`Memory`] keeps the conversation of a session, by the strategy that the host declared for it. A
+//! component that makes the summaries for such a host exports a [`Summarizer`].
 
 mod bindings;
 mod error;
@@ -49,16 +54,16 @@ mod summarizer;
 mod table;
 mod transaction;
 
-/// The generated bindings of `larder:storage`, for what this crate does not cover.
+/// The generated bindings of `larder:storage`, for functions that this crate does not cover.
 pub mod raw {
     pub use crate::bindings::larder::storage::{memory, store, tx, types};
 }
 
-/// What [`migration!`] expands to, which happens in other crates.
+/// Public because [`migration!`] expands to it in other crates.
 #[doc(hidden)]
 pub use larder_guest_macros::checksum as __checksum;
 
-/// What [`export_summarizer!`] expands to, which happens in other crates.
+/// Public because [`export_summarizer!`] expands to it in other crates.
 #[doc(hidden)]
 pub use bindings::summarizer_plugin as __summarizer_plugin;
 

@@ -1,4 +1,4 @@
-//! Conversation memory of one session.
+//! The conversation of one session.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,9 @@ use crate::error::Error;
 use crate::raw::memory as raw;
 pub use crate::raw::memory::{Health, Strategy};
 
-/// Whose memory it is: what differs in one part is another memory.
+/// The identity to which a conversation belongs.
+///
+/// Identities that differ in one part have different conversations.
 ///
 /// ```
 /// use larder_guest::Identity;
@@ -16,68 +18,73 @@ pub use crate::raw::memory::{Health, Strategy};
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
-    /// Whoever must never see another's data.
+    /// The customer. One tenant must never see the data of another.
     pub tenant: String,
     /// The user of the tenant.
     pub user: String,
     /// The session of the user.
     pub session: String,
-    /// Empty for the whole session. A run has a memory of its own.
+    /// Empty for the whole session. Each run has a conversation of its own.
     pub run: String,
 }
 
 impl Identity {
-    /// A whole session.
+    /// Identifies a whole session.
     pub fn session(tenant: impl Into<String>, user: impl Into<String>, session: impl Into<String>) -> Self {
         Self { tenant: tenant.into(), user: user.into(), session: session.into(), run: String::new() }
     }
 
-    /// One run within the session.
+    /// Identifies one run of the session.
     pub fn with_run(mut self, run: impl Into<String>) -> Self {
         self.run = run.into();
         self
     }
 }
 
-/// What an agent did for one answer.
+/// What an agent did to produce one answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrajectoryDigest {
-    /// The tools that it invoked, in order.
+    /// The tools that the agent invoked, in order.
     pub tools_invoked: Vec<String>,
-    /// What it saw.
+    /// A summary of the agent's observations.
     pub observations_summary: String,
-    /// What it thought.
+    /// A summary of the agent's reasoning.
     pub reasoning_summary: String,
-    /// References to what it made.
+    /// References to the artifacts that the agent made.
     pub artifact_refs: Vec<String>,
 }
 
-/// A message and its answer.
+/// One exchange of a conversation: a message and its answer.
 ///
 /// ```
 /// use larder_guest::{TrajectoryDigest, Turn};
-/// let trajectory = TrajectoryDigest { tools_invoked: vec!["clock".to_string()], ..TrajectoryDigest::default() };
-/// let turn = Turn { trajectory: Some(trajectory), ..Turn::new("What time is it?", "Half past nine.") };
+/// let tools_invoked = vec!["clock".to_string()];
+/// let trajectory = TrajectoryDigest { tools_invoked, ..TrajectoryDigest::default() };
+/// let turn = Turn::new("What time is it?", "Half past nine.");
+/// let turn = Turn { trajectory: Some(trajectory), ..turn };
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// What the user said.
+    /// The user's message.
     pub user_message: String,
-    /// What was answered.
+    /// The assistant's answer.
     pub assistant_response: String,
-    /// What the agent did for it.
+    /// What the agent did to produce the answer.
     pub trajectory: Option<TrajectoryDigest>,
-    /// What the user was shown: references, and their values in JSON.
+    /// The artifacts that the user was shown: references and JSON values.
+    ///
     #[cfg_attr(feature = "serde", doc = "[`Turn::show_artifact`] adds a value of any type.")]
     pub artifacts_shown: Vec<(String, String)>,
-    /// References to what the user was not shown.
+    /// References to the artifacts that the user was not shown.
     pub artifacts_hidden: Vec<String>,
-    /// When it was, in Unix milliseconds.
+    /// Unix time in milliseconds.
     pub timestamp_ms: u64,
 }
 
 impl Turn {
-    /// A turn of now. Where the target has no clock, its time is 0.
+    /// Makes a turn with the current time.
+    ///
+    /// If the target has no clock, the time is 0.
     pub fn new(user_message: impl Into<String>, assistant_response: impl Into<String>) -> Self {
         Self {
             user_message: user_message.into(),
@@ -87,18 +94,18 @@ impl Turn {
         }
     }
 
-    /// Adds a value that the user was shown, as JSON.
+    /// Adds an artifact that the user was shown; its value is stored as JSON.
     ///
     /// ```
     /// # use larder_guest::{Error, Turn};
     /// # fn main() -> Result<(), Error> {
-    /// let turn = Turn::new("How many are open?", "Three.").show_artifact("tickets", &[7, 12, 31])?;
+    /// let turn = Turn::new("Which are open?", "These.").show_artifact("tickets", &[7, 12, 31])?;
     /// assert_eq!(turn.artifacts_shown, [("tickets".to_string(), "[7,12,31]".to_string())]);
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Encode`] for a value that JSON can't hold.
+    /// - [`Error::Encode`] if the value cannot be represented in JSON.
     #[cfg(feature = "serde")]
     pub fn show_artifact<T: serde::Serialize + ?Sized>(
         mut self,
@@ -112,7 +119,7 @@ impl Turn {
 }
 
 fn now_ms() -> u64 {
-    // Where there is no clock, asking for the time would trap.
+    // Reading the time traps on a target without a clock.
     if cfg!(all(target_family = "wasm", target_os = "unknown")) {
         return 0;
     }
@@ -120,31 +127,37 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What a model is given.
+/// The part of a conversation to give to a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// How the host keeps this session.
+    /// The strategy by which the host keeps this session.
     pub strategy: Strategy,
-    /// Stands for all turns before the recent ones that were summarised.
+    /// Replaces all summarised turns, which are those before the recent ones.
     pub summary: String,
     /// The newest turns, in order.
     pub recent_turns: Vec<Turn>,
-    /// Tokens of both, as the host counts them.
+    /// The number of tokens of the summary and the recent turns.
+    ///
+    /// The host counts them.
     pub tokens: u64,
-    /// The newest turn alone is more than the budget leaves for it.
+    /// Whether the newest turn alone does not fit in the budget beside the summary.
     pub over_budget: bool,
 }
 
-/// A session at one moment, to be kept anywhere and restored by a memory of the same strategy.
+/// A session at one moment.
+///
+/// It can be stored anywhere and restored under the same strategy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// How the session was kept.
+    /// The strategy by which the session was kept.
     pub strategy: Strategy,
-    /// The session; opaque, and empty where nothing was said.
+    /// The session: opaque, and empty if it has no turns.
     pub bytes: Vec<u8>,
 }
 
-/// The memory of one session, kept by the strategy that the host declared for it. What a call has returned for is kept.
+/// The conversation of one session, kept by the strategy that the host declared for it.
+///
+/// Once a call has returned, its effect is durable.
 ///
 /// ```no_run
 /// use larder_guest::{Error, Identity, Memory, Turn};
@@ -163,79 +176,121 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Opens the memory of a session.
+    /// Opens the conversation of a session.
     ///
     /// # Errors
-    /// [`Error::IdentityRequired`] where tenant, user or session is empty, [`Error::AccessDenied`] for an identity that
-    /// the host did not bind to this instance, [`Error::LimitExceeded`] for one that is too long and where too many
-    /// memories are open.
+    /// - [`Error::IdentityRequired`] if the tenant, the user or the session is empty.
+    /// - [`Error::LimitExceeded`] if a part of the identity is too long, or too many conversations
+    ///   are open.
+    /// - [`Error::AccessDenied`] if the host did not bind this identity to the component, or
+    ///   granted no conversations to it.
+    /// - [`Error::Closed`] if the host has closed its store.
     pub fn open(identity: Identity) -> Result<Self, Error> {
         Ok(Self { raw: raw::Memory::open(&identity.into())? })
     }
 
-    /// Adds a turn. It is kept once this returns; where turns leave the window, this waits for their summary, and one
-    /// that fails fails no call: [`Memory::health`] tells of it.
+    /// Adds a turn. The turn is durable once this returns.
+    ///
+    /// If the turn makes a summary due, the call waits for that summary. A summary that fails does
+    /// not fail the call; [`Memory::health`] shows it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a shown artifact that is no JSON, [`Error::LimitExceeded`] for a turn that is too
-    /// large, [`Error::Closed`] after [`Memory::close`], and what the backend ran into.
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the turn, the session or the store is too large, or the host's
+    ///   memory for this component is used up.
+    /// - [`Error::InvalidArgument`] if the value of a shown artifact is not valid JSON.
+    /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Conflict`] if other callers kept changing the session.
+    /// - [`Error::CommitUnknown`] if it is not known whether the turn was stored.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn add_turn(&self, turn: Turn) -> Result<(), Error> {
         Ok(self.raw.add_turn(&turn.into())?)
     }
 
-    /// What a model is to be given of the session.
+    /// Returns the part of the conversation to give to a model.
     ///
     /// # Errors
-    /// [`Error::Closed`] after [`Memory::close`], [`Error::Corrupt`] where the host can't read what it kept,
-    /// [`Error::InvalidSnapshot`] where another strategy kept it, and what the backend ran into.
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the host's memory for this component is used up.
+    /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn context(&self) -> Result<Context, Error> {
         Ok(self.raw.llm_context()?.into())
     }
 
-    /// The tokens of [`Memory::context`], without it.
+    /// Returns the number of tokens of [`Memory::context`], without the context.
     ///
     /// # Errors
-    /// As [`Memory::context`].
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the host's memory for this component is used up.
+    /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn estimate_tokens(&self) -> Result<u64, Error> {
         Ok(self.raw.estimate_tokens()?)
     }
 
-    /// Forgets the session.
+    /// Deletes the session, even if its record cannot be read.
+    ///
+    /// Deleting a session that does not exist succeeds.
     ///
     /// # Errors
-    /// [`Error::Closed`] after [`Memory::close`], and what the backend ran into.
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the host's memory for this component is used up.
+    /// - [`Error::Conflict`] if other callers kept changing the session.
+    /// - [`Error::CommitUnknown`] if it is not known whether the session was deleted.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn flush(&self) -> Result<(), Error> {
         Ok(self.raw.flush()?)
     }
 
-    /// How summarising goes.
+    /// Returns the state of summarising.
     ///
     /// # Errors
-    /// As [`Memory::context`].
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the host's memory for this component is used up.
+    /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn health(&self) -> Result<Health, Error> {
         Ok(self.raw.health()?)
     }
 
-    /// The session as it is now.
+    /// Returns a snapshot of the session.
     ///
     /// # Errors
-    /// As [`Memory::context`].
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the host's memory for this component is used up.
+    /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
         let raw::Snapshot { strategy, bytes } = self.raw.snapshot()?;
         Ok(Snapshot { strategy, bytes })
     }
 
-    /// Makes the session what it was.
+    /// Replaces the session with a snapshot. If the call fails, the session is unchanged.
     ///
     /// # Errors
-    /// [`Error::InvalidSnapshot`] for a snapshot of another strategy and for bytes that are none,
-    /// [`Error::LimitExceeded`] for one that is too large, and as [`Memory::context`].
+    /// - [`Error::Closed`] if the conversation or its store is closed.
+    /// - [`Error::LimitExceeded`] if the snapshot, one of its turns or the store is too large, or
+    ///   the host's memory for this component is used up.
+    /// - [`Error::InvalidSnapshot`] if the snapshot belongs to another strategy or is not valid, or
+    ///   the session was stored with another strategy.
+    /// - [`Error::Corrupt`] if the session's record cannot be read.
+    /// - [`Error::Conflict`] if other callers kept changing the session.
+    /// - [`Error::CommitUnknown`] if it is not known whether the snapshot was stored.
+    /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), Error> {
         let Snapshot { strategy, bytes } = snapshot;
         Ok(self.raw.restore(&raw::Snapshot { strategy: *strategy, bytes: bytes.clone() })?)
     }
 
-    /// Later calls get [`Error::Closed`]; what is kept stays.
+    /// Closes the handle. The stored conversation is unchanged.
+    ///
+    /// Later calls fail with [`Error::Closed`].
     pub fn close(&self) {
         self.raw.close();
     }

@@ -1,4 +1,4 @@
-//! Migrations: forward-only steps, each applied once.
+//! Guest migrations: forward-only steps, each applied once.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,10 +10,12 @@ use crate::retry::Attempt;
 use crate::store::Store;
 use crate::transaction::Update;
 
-/// What a step's closure may fail with.
+/// The error that a step's closure returns.
 pub type StepError = Box<dyn std::error::Error + Send + Sync>;
 
-/// One forward-only step; see [`MigrationSet`].
+/// One forward-only step of a [`MigrationSet`].
+///
+/// [`migration!`](crate::migration) makes a step whose checksum is that of its closure's tokens.
 pub struct Migration {
     id: String,
     checksum: [u8; 32],
@@ -23,9 +25,11 @@ pub struct Migration {
 type Up = Box<dyn Fn(&Update) -> Result<(), StepError>>;
 
 impl Migration {
-    /// A step with a checksum of its author's, for steps that the tokens of a closure don't tell: those that run a script,
-    /// or whose helpers matter. It must change whenever the step does something else, and never otherwise. Mostly it is
-    /// the SHA-256 of a file.
+    /// Makes a step with an explicit checksum.
+    ///
+    /// Use it if the tokens of the closure do not determine what the step does, for example if it
+    /// runs a script or depends on helper functions. The checksum must change if the effect of the
+    /// step changes, and only then. It is usually the SHA-256 of a file.
     pub fn with_checksum(
         id: impl Into<String>,
         checksum: [u8; 32],
@@ -34,12 +38,12 @@ impl Migration {
         Self { id: id.into(), checksum, up: Box::new(up) }
     }
 
-    /// What tells it from the other steps of its component.
+    /// The step's id, unique within its component.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What tells it from an edited one.
+    /// The step's checksum, by which a store detects an edited step.
     pub fn checksum(&self) -> [u8; 32] {
         self.checksum
     }
@@ -51,15 +55,18 @@ impl fmt::Debug for Migration {
     }
 }
 
-/// Declares a step: an id, and a closure that takes an [`Update`]. The checksum is the SHA-256 of the closure's tokens, made
-/// when the component is compiled, so that a store finds a step that was edited after it was applied.
+/// Declares a step: an id, and a closure that takes an [`Update`].
 ///
-/// What changes the checksum: every name, literal, sign and bracket within the closure. `1_000` is another literal than
-/// `1000`, and a renamed variable another name.
+/// The checksum is the SHA-256 of the closure's tokens, computed at compile time. With it, a store
+/// detects a step that was edited after it was applied.
 ///
-/// What doesn't: formatting, comments and documentation; the id; the compiler's release; and whatever is not written
-/// within the closure: **the body of a function that it calls, a constant that it names, what a macro expands to**. Write
-/// out in a step what it depends on, or give it a checksum with [`Migration::with_checksum`].
+/// The checksum depends on every name, literal, punctuation character and bracket in the closure.
+/// `1_000` and `1000` are different literals, and renaming a variable changes the checksum.
+///
+/// The checksum does not depend on formatting, comments, documentation, the id, the compiler's
+/// release, or on anything outside the closure: **the body of a function that it calls, the value
+/// of a constant that it names, the expansion of a macro**. Write everything that a step depends on
+/// in its closure, or give it a checksum with [`Migration::with_checksum`].
 ///
 /// ```
 /// use larder_guest::migration;
@@ -68,7 +75,9 @@ impl fmt::Debug for Migration {
 ///     tx.put("greetings", "en", "hello")?;
 ///     Ok(())
 /// });
-/// let formatted = migration!("0001_greet", |tx| { /* politely */ tx.put("greetings", "en", "hello")?; Ok(()) });
+/// let formatted = migration!("0001_greet", |tx| {
+///     /* politely */ tx.put("greetings", "en", "hello")?; Ok(())
+/// });
 /// let edited = migration!("0001_greet", |tx| { tx.put("greetings", "en", "hi")?; Ok(()) });
 /// assert_eq!(step.checksum(), formatted.checksum());
 /// assert_ne!(step.checksum(), edited.checksum());
@@ -80,26 +89,27 @@ macro_rules! migration {
     };
 }
 
-/// The steps of a component, in their order, and those of others that it is composed of.
+/// The migrations of a component, in order.
 ///
-/// A set only grows at its end. What a store has applied must be its beginning: [`Store::migrate`] finds a step that was
-/// reordered, removed or edited, and a store that is newer than the set. Steps are never undone; what was wrong is put
-/// right by another one.
+/// A set can include the steps of other components of which the component is composed. Only append
+/// to a set. The steps that a store has applied must be the beginning of the set:
+/// [`Store::migrate`] detects a step that was reordered, removed or edited, and a store that is
+/// newer than the set. Steps are never undone; correct a step with another one.
 ///
-/// Each component's steps are numbered on their own: two components in one store append to their sets without disturbing
-/// each other, whichever way they are composed.
+/// The steps of each component are ordered independently. Two components in one store can append to
+/// their sets without affecting each other, however they are composed.
 ///
 /// ```no_run
 /// use larder_guest::{Error, Migration, MigrationSet, Range, Store, migration};
 ///
 /// fn migrations() -> Result<MigrationSet, Error> {
 ///     let mut set = MigrationSet::new("tasks");
-///     // A step written out here. Its checksum is that of the closure's tokens.
+///     // A step whose checksum is that of the closure's tokens.
 ///     set.add(migration!("0001_first_list", |tx| {
 ///         tx.put("lists", "inbox", "")?;
 ///         Ok(())
 ///     }))?;
-///     // One that goes through what is there.
+///     // A step that rewrites the existing rows.
 ///     set.add(migration!("0002_states", |tx| {
 ///         for entry in tx.iterate("tasks", Range::all()) {
 ///             let entry = entry?;
@@ -107,7 +117,7 @@ macro_rules! migration {
 ///         }
 ///         Ok(())
 ///     }))?;
-///     // One with an explicit checksum, as the tokens of a call don't say what it does.
+///     // A step with an explicit checksum: the tokens of a call do not determine its effect.
 ///     set.add(Migration::with_checksum("0003_defaults", DEFAULTS_SHA256, |tx| {
 ///         load(tx, DEFAULTS)
 ///     }))?;
@@ -144,8 +154,11 @@ struct Component {
 }
 
 impl MigrationSet {
-    /// The empty set of a component. Its name stands in the store for ever, and the host must have bound it to this
-    /// component: `larder run` binds the name of the component's file, or those given with `--component-name`.
+    /// Makes the empty set of a component.
+    ///
+    /// The name is stored with every applied step, so it must never change. The host must have
+    /// bound it to this component: `larder run` binds the name of the component's file, or the
+    /// names given with `--component-name`.
     pub fn new(component: impl Into<String>) -> Self {
         Self { own: Component { name: component.into(), steps: Vec::new() }, others: Vec::new() }
     }
@@ -153,18 +166,21 @@ impl MigrationSet {
     /// Appends a step.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an empty id, or one that the set has; the set is unchanged.
+    /// - [`Error::InvalidArgument`] if the id is empty or already in the set. The set is unchanged.
     pub fn add(&mut self, step: Migration) -> Result<&mut Self, Error> {
         self.own.check([&step])?;
         self.own.steps.push(step);
         Ok(self)
     }
 
-    /// Appends the steps of another set: to those of the same component where this set has it, and as a component of
-    /// their own otherwise.
+    /// Appends the steps of another set.
+    ///
+    /// If this set already has steps of the same component, the new steps follow them. Otherwise
+    /// the component is added.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an id that its component has already; the set is unchanged.
+    /// - [`Error::InvalidArgument`] if an id is already in the same component. The set is
+    ///   unchanged.
     pub fn extend(&mut self, other: Self) -> Result<&mut Self, Error> {
         for component in other.components() {
             if let Some(known) = self.components().find(|known| known.name == component.name) {
@@ -181,12 +197,12 @@ impl MigrationSet {
         Ok(self)
     }
 
-    /// How many steps it has, those of all its components together.
+    /// The number of steps, of all components together.
     pub fn len(&self) -> usize {
         self.components().map(|component| component.steps.len()).sum()
     }
 
-    /// Whether it has none.
+    /// Whether the set has no steps.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -197,16 +213,19 @@ impl MigrationSet {
 }
 
 impl Component {
-    /// Whether steps can be appended.
+    /// Checks that steps can be appended.
     fn check<'a>(&'a self, steps: impl IntoIterator<Item = &'a Migration>) -> Result<(), Error> {
         let mut ids: HashSet<&str> = self.steps.iter().map(Migration::id).collect();
         for Migration { id, .. } in steps {
             if id.is_empty() {
-                return Err(invalid(format!("a migration of {:?} has an empty id; give it one", self.name)));
+                return Err(invalid(format!(
+                    "a migration of the component {:?} has an empty id; give it one",
+                    self.name
+                )));
             }
             if !ids.insert(id) {
                 return Err(invalid(format!(
-                    "{:?} has a migration {id:?} already; ids are unique",
+                    "the component {:?} already has a migration {id:?}; use another id",
                     self.name
                 )));
             }
@@ -227,19 +246,21 @@ fn invalid(text: String) -> Error {
     Error::InvalidArgument(text)
 }
 
-/// Why a store was not migrated. The steps before the one that failed are applied.
+/// Why a store was not migrated.
+///
+/// The steps before the one that failed are applied.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MigrateError {
-    /// The store refused: most of all [`Error::MigrationMismatch`].
+    /// The store returned an error, for example [`Error::MigrationMismatch`].
     Store(Error),
-    /// A step failed, and was rolled back. The next run goes on from it.
+    /// A step failed and was rolled back. The next run continues with this step.
     Step {
-        /// Its component.
+        /// The step's component.
         component: String,
-        /// Its id.
+        /// The step's id.
         id: String,
-        /// What its closure said.
+        /// The error of the step's closure.
         error: StepError,
     },
 }
@@ -271,20 +292,29 @@ impl From<Error> for MigrateError {
 }
 
 impl Store {
-    /// Applies what of a set is not yet applied, each step in a transaction of its own that also records it, and gives
-    /// the ids of those that this call applied. Others may do the same at the same time: each step is applied once, and
-    /// all end well.
+    /// Applies the pending steps of a set and returns their ids.
+    ///
+    /// Each step runs in a transaction of its own, which also records the step. Several instances
+    /// may call this at the same time: each step is applied once, and all calls succeed. A call
+    /// returns only the ids of the steps that it applied itself.
     ///
     /// # Errors
-    /// [`MigrateError::Step`] where a closure fails: it and those after it are not applied. Otherwise
-    /// [`MigrateError::Store`], with [`Error::AccessDenied`] if the host did not bind a component's name to this
-    /// component, [`Error::MigrationMismatch`] where the store's steps are not the beginning of the set, and
-    /// [`Error::Conflict`] when the runs of the retry policy are used up on one step.
+    /// - [`MigrateError::Step`] if a closure fails. This step and the later ones are not applied.
+    /// - [`MigrateError::Store`] with:
+    ///   - [`Error::AccessDenied`] if the host did not bind a component's name to this component,
+    ///     or a step is pending and the store is granted read-only.
+    ///   - [`Error::MigrationMismatch`] if the applied steps are not the beginning of the set.
+    ///   - [`Error::InvalidArgument`] or [`Error::LimitExceeded`] if a component's name or an id is
+    ///     invalid or too long, or the set or a step is too large.
+    ///   - [`Error::Conflict`] if a step conflicted in every run of the retry policy.
+    ///   - [`Error::Closed`], [`Error::TimedOut`], [`Error::Unavailable`], [`Error::Corrupt`] or
+    ///     [`Error::Other`] if the store is closed, a step takes too long, or the backend fails.
     pub fn migrate(&self, set: &MigrationSet) -> Result<Vec<String>, MigrateError> {
         let mut applied = Vec::new();
         for component in set.components() {
             let declared = component.declared();
-            // Mostly there is nothing to do, and a view says so, of a store that is granted read-only too.
+            // Usually no step is pending. This check is a view, so it works on a store that is
+            // granted read-only.
             if self.pending_in(component, &declared)?.is_empty() {
                 continue;
             }
@@ -306,7 +336,7 @@ impl Store {
         })
     }
 
-    /// Applies the first step that is not yet applied; none where all are.
+    /// Applies the first pending step. The outcome is `None` if all steps are applied.
     fn apply_next(
         &self,
         component: &Component,
@@ -319,12 +349,12 @@ impl Store {
             Err(error) => return Attempt::Done(Err(Error::from(error).into())),
         };
         let Some(step) = component.steps.iter().find(|step| step.id == id) else {
-            let text = format!("the host began {id:?}, which is not declared");
+            let text = format!("the host began the migration {id:?}, which this component did not declare");
             return Attempt::Done(Err(Error::Other(text).into()));
         };
         let update = Update::new(tx);
         match (step.up)(&update) {
-            // Where nobody knows whether it is applied, the next look at the ledger tells.
+            // If it is unknown whether the step was applied, the next attempt reads the ledger.
             Ok(()) => match update.into_view().finish(Some(id)) {
                 Attempt::Done(Err(Error::CommitUnknown(_))) | Attempt::Conflict => Attempt::Conflict,
                 Attempt::Done(outcome) => Attempt::Done(outcome.map_err(MigrateError::Store)),
@@ -336,10 +366,17 @@ impl Store {
         }
     }
 
-    /// What of a set is not yet applied, as `component` and id, in the order in which it would be.
+    /// Returns the pending steps of a set as pairs of component and id, in order.
     ///
     /// # Errors
-    /// As [`Store::migrate`] before it does anything.
+    /// - [`Error::AccessDenied`] if the host did not bind a component's name to this component.
+    /// - [`Error::MigrationMismatch`] if the applied steps are not the beginning of the set.
+    /// - [`Error::InvalidArgument`] or [`Error::LimitExceeded`] if a component's name or an id is
+    ///   invalid or too long, or the set is too large.
+    /// - [`Error::Conflict`] if reading the applied steps conflicted in every run of the retry
+    ///   policy.
+    /// - [`Error::Closed`], [`Error::TimedOut`], [`Error::Unavailable`], [`Error::Corrupt`] or
+    ///   [`Error::Other`] if the store is closed, reading takes too long, or the backend fails.
     pub fn pending_migrations(&self, set: &MigrationSet) -> Result<Vec<(String, String)>, Error> {
         let mut pending = Vec::new();
         for component in set.components() {
@@ -393,8 +430,14 @@ mod tests {
     #[test]
     fn a_refused_step_leaves_the_set_as_it_was() {
         let mut set = set("tasks", &["a"]);
-        assert_eq!(refused(set.add(step("a"))), "\"tasks\" has a migration \"a\" already; ids are unique");
-        assert_eq!(refused(set.add(step(""))), "a migration of \"tasks\" has an empty id; give it one");
+        assert_eq!(
+            refused(set.add(step("a"))),
+            "the component \"tasks\" already has a migration \"a\"; use another id"
+        );
+        assert_eq!(
+            refused(set.add(step(""))),
+            "a migration of the component \"tasks\" has an empty id; give it one"
+        );
         assert_eq!(steps(&set), [("tasks", vec!["a"])]);
     }
 
@@ -414,7 +457,10 @@ mod tests {
         whole.extend(set("search", &["x"])).unwrap();
         let mut other = set("search", &["y"]);
         other.extend(set("tasks", &["b", "a"])).unwrap();
-        assert_eq!(refused(whole.extend(other)), "\"tasks\" has a migration \"a\" already; ids are unique");
+        assert_eq!(
+            refused(whole.extend(other)),
+            "the component \"tasks\" already has a migration \"a\"; use another id"
+        );
         assert_eq!(steps(&whole), [("tasks", vec!["a"]), ("search", vec!["x"])]);
     }
 

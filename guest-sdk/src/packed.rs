@@ -1,13 +1,15 @@
-//! Entries in one list of bytes, as `packed-page` of the WIT says.
+//! Entries packed into one list of bytes, in the format of the WIT's `packed-page`.
 
 use crate::error::Error;
 use crate::transaction::Entry;
 
-/// Packs entries.
+/// Packs entries. Fails with [`Error::InvalidArgument`] if a key or a value has 4 GiB or more.
 pub(crate) fn pack(entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, Error> {
     let mut packed = Vec::new();
     let length = |bytes: usize| {
-        let too_long = |_| Error::InvalidArgument("a key or a value has 4 GiB or more".to_string());
+        let too_long = |_| {
+            Error::InvalidArgument("a key or a value has 4 GiB or more; store it in several rows".to_string())
+        };
         u32::try_from(bytes).map(u32::to_le_bytes).map_err(too_long)
     };
     for Entry { key, value } in entries {
@@ -19,7 +21,7 @@ pub(crate) fn pack(entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, 
     Ok(packed)
 }
 
-/// Packed entries that are unpacked one after another.
+/// Packed entries, unpacked one after another.
 #[derive(Debug, Default)]
 pub(crate) struct Packed {
     bytes: Vec<u8>,
@@ -31,12 +33,14 @@ impl Packed {
         Self { bytes, place: 0 }
     }
 
-    /// The next entry; none at the end.
+    /// The next entry; `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Result<Entry, Error>> {
         let rest = self.bytes.get(self.place..).filter(|rest| !rest.is_empty())?;
         let Some((key, value)) = first(rest) else {
             self.place = self.bytes.len();
-            return Some(Err(Error::Corrupt("the host packed a page wrongly".to_string())));
+            return Some(Err(Error::Corrupt(
+                "the host returned a page that is not in the packed format".to_string(),
+            )));
         };
         let entry = Entry { key: key.to_string(), value: value.to_vec() };
         self.place += HEADER_BYTES + entry.key.len() + entry.value.len();

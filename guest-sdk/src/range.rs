@@ -1,8 +1,10 @@
-//! Which keys of a namespace.
+//! Ranges of keys.
 
 use crate::raw::tx;
 
-/// Which keys of a namespace, and how many of them.
+/// A range of a namespace's keys, with an order and a limit.
+///
+/// Keys are ordered by their UTF-8 bytes.
 ///
 /// ```
 /// use larder_guest::Range;
@@ -20,41 +22,41 @@ pub struct Range {
 }
 
 impl Range {
-    /// Every key.
+    /// Selects every key.
     pub fn all() -> Self {
         Self::default()
     }
 
-    /// The keys that begin with `prefix`; no character of it is a wildcard.
+    /// Selects the keys that begin with `prefix`; no character of it is a wildcard.
     pub fn prefix(prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into(), ..Self::default() }
     }
 
-    /// Only keys at or after `start`.
+    /// Restricts the range to keys at or after `start`.
     pub fn from(mut self, start: impl Into<String>) -> Self {
         self.start = Some(start.into());
         self
     }
 
-    /// Only keys before `end`.
+    /// Restricts the range to keys before `end`.
     pub fn until(mut self, end: impl Into<String>) -> Self {
         self.end = Some(end.into());
         self
     }
 
-    /// From the last key to the first.
+    /// Reverses the order, to go from the last key to the first.
     pub fn reversed(mut self) -> Self {
         self.reverse = true;
         self
     }
 
-    /// At most so many entries in all.
+    /// Limits the range to this number of entries, over all pages.
     pub fn limit(mut self, entries: u32) -> Self {
         self.limit = Some(entries);
         self
     }
 
-    /// Entries come with empty values.
+    /// Leaves the values of entries empty.
     pub fn keys_only(mut self) -> Self {
         self.keys_only = true;
         self

@@ -1,18 +1,23 @@
-//! Running a transaction again where others committed first.
+//! Running a transaction again after a conflict.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// How often a transaction is run, and how long is waited in between. By default 64 runs, with pauses from 1 ms to 100 ms:
-/// at most 5.7 s of pauses in all, and half of it on average.
+/// How often a transaction runs at most, and the pauses between the runs.
 ///
-/// The runs are a bound, and not a promise: the store prefers no transaction, however often it has lost. One that reads
-/// many rows for some milliseconds, while other transactions write these rows all the time, can lose every run and then
-/// gets [`Error::Conflict`]. More runs help only if the other writers pause. Otherwise make the transaction shorter: read
-/// fewer of the rows that others write, count with `increment`, which never conflicts with another `increment`, or read
-/// in a view first and write with `if_version` on the rows that matter.
+/// The default is 64 runs, with pauses from 1 ms to 100 ms: at most 5.7 s of pauses in total, and
+/// half of that on average.
+///
+/// The number of runs is a bound, not a guarantee: a transaction that lost gets no priority. If a
+/// transaction reads many rows for some milliseconds, while other transactions write these rows all
+/// the time, it can lose every run and fail with [`Error::Conflict`]. More runs help only if the
+/// other writers pause. Otherwise, make the transaction shorter:
+///
+/// - Read fewer of the rows that others write.
+/// - Count with `increment`, which never conflicts with another `increment`.
+/// - Read in a view first, and write with `if_version` on the rows that matter.
 ///
 /// ```
 /// use larder_guest::RetryPolicy;
@@ -20,12 +25,14 @@ use crate::error::Error;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Runs at most, the first one included; 0 counts as 1.
+    /// The largest number of runs, including the first; 0 counts as 1.
     pub attempts: u32,
-    /// The longest pause after the first run. It doubles from run to run, and each pause is a random part of it, so
-    /// that those who collided do not collide again.
+    /// The longest pause after the first run.
+    ///
+    /// It doubles from run to run. Each pause is a random part of it, so that transactions that
+    /// collided do not collide again.
     pub first_pause: Duration,
-    /// No pause is longer.
+    /// The upper bound of every pause.
     pub longest_pause: Duration,
 }
 
@@ -39,16 +46,16 @@ impl Default for RetryPolicy {
     }
 }
 
-/// What one run came to.
+/// The outcome of one run.
 pub(crate) enum Attempt<T, E> {
-    /// It is over.
+    /// The transaction has succeeded or failed.
     Done(Result<T, E>),
-    /// Others committed first.
+    /// Another transaction committed first.
     Conflict,
 }
 
-/// Runs `attempt` until it is done or the policy's runs are used up, which is [`Error::Conflict`]: what a closure made
-/// of a conflict is not what became of the transaction.
+/// Runs `attempt` until it is done. Returns [`Error::Conflict`] once the policy's runs are used up,
+/// whatever error a closure made of the conflict.
 pub(crate) fn run<T, E: From<Error>>(
     policy: &RetryPolicy,
     mut pause: impl FnMut(Duration),
@@ -68,7 +75,7 @@ pub(crate) fn run<T, E: From<Error>>(
     }
 }
 
-/// The standard library seeds each of these anew: randomness without a crate.
+/// The standard library seeds each `RandomState` with new random keys, so no crate is needed.
 fn random_part(longest: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     longest.mul_f64(random as f64 / u64::MAX as f64)
@@ -146,7 +153,7 @@ mod tests {
         let pauses = pauses(&RetryPolicy::default());
         assert_eq!(pauses.len(), 63);
         assert!(pauses.iter().sum::<Duration>() <= Duration::from_millis(5_727));
-        // Each is a part of the longest that its run allows: 1, 2, 4, … up to 100 ms.
+        // Each pause is a part of its run's longest pause: 1, 2, 4, … up to 100 ms.
         let longest = |run: u32| Duration::from_millis(100.min(1_u64 << run.min(7)));
         assert!(pauses.iter().zip(0..).all(|(pause, run)| *pause <= longest(run)));
         assert_eq!((0..63).map(longest).sum::<Duration>(), Duration::from_millis(5_727));

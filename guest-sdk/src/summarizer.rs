@@ -4,27 +4,34 @@ use crate::bindings::summarizer_plugin::exports::larder::storage::summarizer as 
 use crate::memory::{Identity, Turn};
 use crate::raw::memory as raw;
 
-/// What is to be summarised.
+/// The input of one summary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SummaryRequest {
-    /// Whose session it is.
+    /// The identity to which the session belongs.
     pub identity: Identity,
-    /// What stands for the turns before; empty where there were none.
+    /// The summary of the earlier turns; empty if there are none.
     pub previous_summary: String,
-    /// The turns that followed it, in order.
+    /// The turns that followed the previous summary, in order.
     pub turns: Vec<Turn>,
-    /// The tokens of a summary that the host takes. By default a token stands for every four bytes begun.
+    /// The largest number of tokens that the host accepts; `None` if there is no limit.
+    ///
+    /// By default, the host counts one token for every four bytes or part of them.
     pub max_tokens: Option<u64>,
 }
 
-/// Makes summaries for a host, as the export of a component; see
+/// Makes summaries for a host.
+///
+/// A component exports an implementation with
 /// [`export_summarizer!`](crate::export_summarizer).
 pub trait Summarizer {
-    /// One text that stands for the previous summary and the turns that followed it. The host throws away one that comes
-    /// after its deadline or is longer than [`SummaryRequest::max_tokens`].
+    /// Returns one text that replaces the previous summary and the turns that followed it.
+    ///
+    /// The host discards a summary that arrives after its deadline or is longer than
+    /// [`SummaryRequest::max_tokens`].
     ///
     /// # Errors
-    /// What went wrong. The host asks again, with these turns and those that came in the meantime.
+    /// Returns a text that says why the summary failed. The host requests it again, with these
+    /// turns and those that were added since.
     fn summarize(request: SummaryRequest) -> Result<String, String>;
 }
 
@@ -40,9 +47,11 @@ impl<T: Summarizer> exported::Guest for T {
     }
 }
 
-/// Exports a [`Summarizer`] from a component: a library of the crate type `cdylib`, built for `wasm32-wasip2`. It takes
-/// the name of a type, and stands once in a component. Built for another target, such as that of unit tests, it exports
-/// nothing: a linker may not take the names of a component's exports.
+/// Exports a [`Summarizer`] from a component.
+///
+/// The component is a library of the crate type `cdylib`, built for `wasm32-wasip2`. The macro
+/// takes the name of a type. Call it once in a component. On other targets, such as that of unit
+/// tests, it exports nothing, because a linker may reject the names of a component's exports.
 ///
 /// ```no_run
 /// use larder_guest::{SummaryRequest, Summarizer, export_summarizer};

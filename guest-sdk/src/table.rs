@@ -1,4 +1,4 @@
-//! A typed table over one namespace, with secondary indexes.
+//! Typed tables in a namespace, with secondary indexes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::marker::PhantomData;
@@ -12,21 +12,25 @@ use crate::transaction::{Entry, Iter, Update, View, decode, encode};
 
 /// A record of a [`Table`].
 pub trait Record: Serialize + DeserializeOwned {
-    /// The names of its indexes. A record that was written before an index was added is not in it:
-    /// [`Table::build_index`] puts it there, in a step of a [`MigrationSet`](crate::MigrationSet).
+    /// The names of the table's indexes.
+    ///
+    /// A new index lacks the records that were written before it was added.
+    /// [`Table::build_index`] adds them, in a step of a [`MigrationSet`](crate::MigrationSet).
     const INDEXES: &'static [&'static str] = &[];
 
-    /// Its key, unique within the table.
+    /// The record's key, unique within the table.
     fn key(&self) -> String;
 
-    /// The values under which `index` finds it: none, one or several.
+    /// The values under which `index` finds the record: none, one or several.
     fn index_values(&self, _index: &str) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// Typed records in one namespace. A record and its index entries are written in the same transaction, so that an index
-/// never disagrees with its records.
+/// A table of typed records in one namespace.
+///
+/// A record and its index entries are written in the same transaction, so an index always agrees
+/// with the records.
 ///
 /// ```no_run
 /// use larder_guest::{Error, Record, Store, Table};
@@ -62,21 +66,27 @@ pub struct Table<R> {
     records: PhantomData<fn() -> R>,
 }
 
-/// Records fetched in one call to the host.
+/// The number of records to fetch in one call to the host.
 const FETCH: usize = 64;
 
 impl<R: Record> Table<R> {
-    /// The table in `namespace`, which must hold nothing else.
+    /// The table in `namespace`, which must contain nothing else.
     pub fn new(namespace: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), records: PhantomData }
     }
 
-    /// Puts every record into an index that was added after they were written, and says how many entries it has. All of
-    /// it is in one transaction, which the host bounds.
+    /// Adds every record to a new index and returns the number of the index's entries.
+    ///
+    /// All of this is done in the one transaction, whose size the host limits.
     ///
     /// # Errors
-    /// As [`Update::put_many`], [`Error::Decode`] for what is no record, and [`Error::InvalidArgument`] where the records
-    /// have no such index.
+    /// - [`Error::InvalidArgument`] if the records have no such index.
+    /// - [`Error::Decode`] if a stored value is not a record of this type.
+    /// - [`Error::LimitExceeded`] if the entries are more than a transaction may read or write.
+    /// - [`Error::AccessDenied`] if the table's namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn build_index(&self, tx: &Update, index: &str) -> Result<usize, Error> {
         self.check_index(index)?;
         let mut keys = Vec::new();
@@ -90,30 +100,53 @@ impl<R: Record> Table<R> {
         Ok(keys.len())
     }
 
-    /// The record under `key`.
+    /// Returns the record with the key `key`, or `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`View::get_value`].
+    /// - [`Error::Decode`] if the stored value is not a record of this type.
+    /// - [`Error::LimitExceeded`] if the key is too long, the record is too large for one call, or
+    ///   the transaction has read too much.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn get(&self, tx: &View, key: &str) -> Result<Option<R>, Error> {
         tx.get_value(&self.namespace, &row_key(key))
     }
 
-    /// Writes a record, in the place of the one with its key.
+    /// Writes a record. It replaces the record with the same key.
     ///
     /// # Errors
-    /// As [`Update::put_value`].
+    /// - [`Error::Encode`] if the record cannot be represented in JSON.
+    /// - [`Error::Decode`] if the replaced value is not a record of this type.
+    /// - [`Error::LimitExceeded`] if the key or the record is too large, or the transaction reads
+    ///   or writes too much.
+    /// - [`Error::AccessDenied`] if the table's namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn put(&self, tx: &Update, record: &R) -> Result<(), Error> {
         self.put_many(tx, std::slice::from_ref(record))
     }
 
-    /// Writes several records in few calls to the host. The last one counts where a key stands twice.
+    /// Writes several records in few calls to the host.
+    ///
+    /// If a key occurs twice, the last record wins. If the call fails, some of the records may be
+    /// staged: roll back the transaction.
     ///
     /// # Errors
-    /// As [`Update::put_value`]; the transaction is then to be given up.
+    /// - [`Error::Encode`] if a record cannot be represented in JSON.
+    /// - [`Error::Decode`] if a replaced value is not a record of this type.
+    /// - [`Error::LimitExceeded`] if a key or a record is too large, or the transaction reads or
+    ///   writes too much.
+    /// - [`Error::AccessDenied`] if the table's namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn put_many(&self, tx: &Update, records: &[R]) -> Result<(), Error> {
         for records in records.chunks(FETCH) {
             let keys: Vec<String> = records.iter().map(Record::key).collect();
-            // With equal keys in one chunk the second would not see the first.
+            // If two keys of a chunk are equal, the second record must replace the index entries of
+            // the first one.
             if keys.iter().collect::<BTreeSet<_>>().len() < keys.len() {
                 records.iter().try_for_each(|record| self.put(tx, record))?;
                 continue;
@@ -134,10 +167,16 @@ impl<R: Record> Table<R> {
         Ok(())
     }
 
-    /// Deletes the record under `key`; false where there is none.
+    /// Deletes the record with the key `key`. Returns `false` if it does not exist.
     ///
     /// # Errors
-    /// As [`Update::delete`].
+    /// - [`Error::Decode`] if the stored value is not a record of this type.
+    /// - [`Error::LimitExceeded`] if the key is too long, or the transaction reads or writes too
+    ///   much.
+    /// - [`Error::AccessDenied`] if the table's namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn delete(&self, tx: &Update, key: &str) -> Result<bool, Error> {
         let Some(record) = self.get(tx, key)? else {
             return Ok(false);
@@ -148,7 +187,11 @@ impl<R: Record> Table<R> {
         Ok(true)
     }
 
-    /// The records whose key begins with `prefix`, in the byte order of their keys, fetched page by page.
+    /// Iterates over the records whose key begins with `prefix`.
+    ///
+    /// They are in the byte order of their keys, and fetched page by page. Each item can be an
+    /// error: those of [`View::iterate`], and [`Error::Decode`] if a stored value is not a record
+    /// of this type.
     pub fn iterate<'a>(&'a self, tx: &'a View, prefix: &str) -> impl Iterator<Item = Result<R, Error>> + 'a {
         let entries = tx.iterate(&self.namespace, Range::prefix(row_key(prefix)));
         entries.map(|entry| {
@@ -157,19 +200,33 @@ impl<R: Record> Table<R> {
         })
     }
 
-    /// The records that `index` has under `value`, in the byte order of their keys.
+    /// Returns the records that `index` lists under `value`, in the byte order of their keys.
     ///
     /// # Errors
-    /// As [`View::get_many`], and [`Error::InvalidArgument`] where the records have no such index.
+    /// - [`Error::InvalidArgument`] if the records have no such index.
+    /// - [`Error::Decode`] if a stored value is not a record of this type.
+    /// - [`Error::Corrupt`] if the index names a record that does not exist.
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction has read too much.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn find(&self, tx: &View, index: &str, value: &str) -> Result<Vec<R>, Error> {
         self.indexed(tx, index, &self.find_keys(tx, index, value)?)
     }
 
-    /// The records that `index` has under values that begin with `prefix`, in the byte order of these values and then of
-    /// the keys; each record once, at the first of its values.
+    /// Returns the records that `index` lists under values that begin with `prefix`.
+    ///
+    /// They are in the byte order of these values, then of the keys. Each record occurs once, at
+    /// the first of its values.
     ///
     /// # Errors
-    /// As [`Table::find`].
+    /// - [`Error::InvalidArgument`] if the records have no such index.
+    /// - [`Error::Decode`] if a stored value is not a record of this type.
+    /// - [`Error::Corrupt`] if the index names a record that does not exist.
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction has read too much.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn find_prefix(&self, tx: &View, index: &str, prefix: &str) -> Result<Vec<R>, Error> {
         let entries = self.entries(tx, index, values_prefix(index, prefix))?;
         let mut seen = HashSet::new();
@@ -183,30 +240,39 @@ impl<R: Record> Table<R> {
         self.indexed(tx, index, &keys)
     }
 
-    /// The records that an index names, in the order of `keys`.
+    /// The records with the keys that an index lists, in the order of `keys`.
     fn indexed(&self, tx: &View, index: &str, keys: &[String]) -> Result<Vec<R>, Error> {
         let mut records = Vec::with_capacity(keys.len());
         for keys in keys.chunks(FETCH) {
             for (record, key) in self.fetch(tx, keys)?.into_iter().zip(keys) {
-                let missing =
-                    || Error::Corrupt(format!("the index {index:?} names {key:?}, which is not there"));
+                let missing = || {
+                    Error::Corrupt(format!(
+                        "the index {index:?} lists the record {key:?}, which does not exist"
+                    ))
+                };
                 records.push(record.ok_or_else(missing)?);
             }
         }
         Ok(records)
     }
 
-    /// The keys of the records that `index` has under `value`, in byte order, without fetching the records.
+    /// Returns the keys of the records that `index` lists under `value`, in byte order.
+    ///
+    /// It does not fetch the records.
     ///
     /// # Errors
-    /// As [`View::get`], and [`Error::InvalidArgument`] where the records have no such index.
+    /// - [`Error::InvalidArgument`] if the records have no such index.
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction has read too much.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if a
+    ///   read fails.
     pub fn find_keys(&self, tx: &View, index: &str, value: &str) -> Result<Vec<String>, Error> {
         let entries = self.entries(tx, index, index_prefix(index, value))?;
         entries.map(|entry| Ok(record_key(index, &entry?.key).to_string())).collect()
     }
 
-    /// The entries of an index under a prefix of their keys. An index that no record has would always be empty, which
-    /// is a slip and no answer.
+    /// The entries of an index under a prefix of their keys. An unknown index is an error, because
+    /// a misspelt name would otherwise give an empty result.
     fn entries<'a>(&self, tx: &'a View, index: &str, prefix: String) -> Result<Iter<'a>, Error> {
         self.check_index(index)?;
         Ok(tx.iterate(&self.namespace, Range::prefix(prefix).keys_only()))
@@ -228,7 +294,8 @@ impl<R: Record> Table<R> {
                 };
                 keys.iter().zip(values).map(record).collect()
             }
-            // Large records: one by one each fits that this guest could have written.
+            // The records are too large for one call. Each record that this guest could have
+            // written fits in a call of its own.
             Err(Error::LimitExceeded { kind: LimitKind::ResultBytes, .. }) => {
                 keys.iter().map(|key| self.get(tx, key)).collect()
             }
@@ -237,7 +304,7 @@ impl<R: Record> Table<R> {
     }
 }
 
-/// Where a record is. Records and index entries differ in their first character.
+/// The row's key of a record. Records and index entries differ in their first character.
 fn row_key(key: &str) -> String {
     format!("r{key}")
 }
@@ -253,23 +320,24 @@ fn index_keys_of<R: Record>(record: &R, index: &str) -> BTreeSet<String> {
     values.map(|value| format!("{}{key}", index_prefix(index, &value))).collect()
 }
 
-/// What the keys of the entries of one value begin with; the key of the record follows.
+/// The prefix of the index entries of one value. The key of the record follows.
 fn index_prefix(index: &str, value: &str) -> String {
     format!("{}\0", values_prefix(index, value))
 }
 
-/// What the keys of the entries of all values that begin with `prefix` begin with.
+/// The prefix of the index entries of all values that begin with `prefix`.
 fn values_prefix(index: &str, prefix: &str) -> String {
     format!("i{}\0{}", escape(index), escape(prefix))
 }
 
-/// The key of the record that an entry of `index` names: what follows the value.
+/// The key of the record that an entry of `index` lists. It follows the value.
 fn record_key<'a>(index: &str, entry: &'a str) -> &'a str {
     let values = values_prefix(index, "");
     entry.strip_prefix(&values).and_then(|rest| rest.split_once('\0')).map_or("", |(_, key)| key)
 }
 
-/// Text without NUL, in the same order, and never the same for two texts: a NUL can then end it.
+/// Escapes a text so that it has no NUL, and a NUL can terminate it. The escaping keeps the order,
+/// and no two texts are escaped to the same one.
 fn escape(text: &str) -> String {
     text.replace('\u{1}', "\u{1}\u{2}").replace('\0', "\u{1}\u{1}")
 }

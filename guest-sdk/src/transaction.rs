@@ -1,4 +1,5 @@
-//! Transactions, as a closure has them.
+//! The transactions that [`Store::view`](crate::Store::view) and
+//! [`Store::update`](crate::Store::update) pass to their closures.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -9,7 +10,10 @@ use crate::range::Range;
 use crate::raw::{tx, types};
 use crate::retry::Attempt;
 
-/// When a row was last written: larger for every later write of the row. [`Version::ABSENT`] stands for no row.
+/// The version of a row's last write.
+///
+/// Each later write of the row has a larger version. [`Version::ABSENT`] means that the row does
+/// not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
@@ -27,25 +31,51 @@ pub struct Entry {
     pub value: Vec<u8>,
 }
 
-/// How a row is put.
+/// Options of [`Update::put_with`].
+///
+/// ```
+/// use larder_guest::{PutOptions, Version};
+///
+/// let if_absent = PutOptions { if_version: Some(Version::ABSENT), ..PutOptions::default() };
+/// let one_hour = PutOptions { ttl_ms: Some(3_600_000), ..PutOptions::default() };
+/// # let _ = (if_absent, one_hour);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions {
-    /// The row is gone so many milliseconds after its commit; at least 1.
+    /// The time to live in milliseconds, counted from the commit; at least 1.
+    ///
+    /// `None` makes the row permanent.
     pub ttl_ms: Option<u64>,
-    /// Write only if the committed row is at this version when the transaction commits. [`Version::ABSENT`]: only if
-    /// there is none. A version that was read in an earlier transaction is still wrong in the next run, so such an update
-    /// is for a store whose [`RetryPolicy`](crate::RetryPolicy) allows one attempt.
+    /// Writes only if the committed row is at this version when the transaction commits.
+    ///
+    /// [`Version::ABSENT`] writes only if the row does not exist. A version that was read in an
+    /// earlier transaction does not become right in the next run, so use a
+    /// [`RetryPolicy`](crate::RetryPolicy) with one attempt for such an update.
     pub if_version: Option<Version>,
 }
 
-/// A transaction that reads. [`Update`] derefs to it.
+/// A transaction that reads one snapshot.
+///
+/// [`Update`] dereferences to it, so that an update has these methods too.
 pub struct View {
     raw: tx::Tx,
-    /// A call met a conflict: then the transaction is run again, whatever its closure makes of the error.
+    /// Whether a call conflicted. The transaction then runs again, whatever its closure returns.
     conflict: Cell<bool>,
 }
 
 /// A transaction that reads and writes.
+///
+/// ```no_run
+/// # use larder_guest::{Error, Store};
+/// # fn example(store: &Store) -> Result<(), Error> {
+/// store.update(|tx| {
+///     if tx.get("users", "ann")?.is_none() {
+///         tx.put("users", "ann", "new")?;
+///     }
+///     tx.increment("counts", "logins", 1)
+/// })?;
+/// # Ok(()) }
+/// ```
 pub struct Update {
     view: View,
 }
@@ -55,19 +85,32 @@ impl View {
         Self { raw, conflict: Cell::new(false) }
     }
 
-    /// The value of a row. An empty value is not an absent row.
+    /// Returns the value of a row, or `None` if the row does not exist.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] for names that are too long and for a value that is larger than one call may return, and
-    /// what the backend ran into.
+    /// - [`Error::LimitExceeded`] if a name is too long, the value is too large for one call, or
+    ///   the transaction has read too much.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row that is not a counter, or
+    ///   the sum is out of range.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   read fails.
     pub fn get(&self, namespace: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
         self.note(self.raw.get(namespace, key))
     }
 
-    /// The values of several rows, in the order of `keys`, in one call to the host.
+    /// Returns the values of several rows in one call to the host.
+    ///
+    /// They are in the order of `keys`; `None` for a row that does not exist.
     ///
     /// # Errors
-    /// As [`View::get`], and [`Error::LimitExceeded`] for too many keys or too large a result.
+    /// - [`Error::LimitExceeded`] if a name is too long, there are too many keys, the values are
+    ///   too large for one call, or the transaction has read too much.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row that is not a counter, or
+    ///   the sum is out of range.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   read fails.
     pub fn get_many<K: Into<String>>(
         &self,
         namespace: &str,
@@ -77,31 +120,50 @@ impl View {
         self.note(self.raw.get_many(namespace, &keys))
     }
 
-    /// The value of a row with its version.
+    /// Returns the value and the version of a row, or `None` if it does not exist.
+    ///
+    /// A row that this transaction wrote has the version of the committed row that the write
+    /// replaces, or [`Version::ABSENT`] if there is none.
     ///
     /// # Errors
-    /// As [`View::get`].
+    /// - [`Error::LimitExceeded`] if a name is too long, the value is too large for one call, or
+    ///   the transaction has read too much.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row that is not a counter, or
+    ///   the sum is out of range.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   read fails.
     pub fn get_versioned(&self, namespace: &str, key: &str) -> Result<Option<(Vec<u8>, Version)>, Error> {
         let found = self.note(self.raw.get_versioned(namespace, key))?;
         Ok(found.map(|(value, version)| (value, Version(version))))
     }
 
-    /// Every entry under a prefix, in the byte order of the keys.
+    /// Returns every entry under a prefix, in the byte order of the keys.
     ///
     /// # Errors
-    /// As [`View::get`], and [`Error::LimitExceeded`] for too large a result: then [`View::iterate`].
+    /// - [`Error::LimitExceeded`] if a name is too long, the transaction has read too much, or the
+    ///   entries are too large for one call. In the last case, use [`View::iterate`].
+    /// - [`Error::InvalidArgument`] if this transaction increments a row that is not a counter, or
+    ///   the sum is out of range.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   read fails.
     pub fn scan(&self, namespace: &str, prefix: &str) -> Result<Vec<Entry>, Error> {
         let range = Range::prefix(prefix).into_raw();
         let page = self.note(self.raw.scan_page_packed(namespace, &range, None))?;
         if page.next.is_some() {
-            // It is more than one call may return, and this one says by how much.
+            // The entries are too large for one call. This call fails with the limit and the
+            // amount.
             return Ok(self.note(self.raw.scan(namespace, prefix))?.into_iter().map(Entry::from).collect());
         }
         let mut entries = Packed::new(page.entries);
         std::iter::from_fn(|| entries.next()).collect()
     }
 
-    /// The entries of a range, fetched page by page.
+    /// Iterates over the entries of a range, fetched page by page.
+    ///
+    /// Each item can be an error: those of [`View::scan`], and [`Error::LimitExceeded`] if a single
+    /// entry is too large for one call.
     ///
     /// ```no_run
     /// # use larder_guest::{Error, Range, View};
@@ -122,10 +184,19 @@ impl View {
         }
     }
 
-    /// A typed value, as [`Update::put_value`] stores it.
+    /// Returns the typed value of a row, or `None` if the row does not exist.
+    ///
+    /// [`Update::put_value`] writes such values.
     ///
     /// # Errors
-    /// As [`View::get`], and [`Error::Decode`] where the stored value is of another type.
+    /// - [`Error::Decode`] if the stored value is not JSON of this type.
+    /// - [`Error::LimitExceeded`] if a name is too long, the value is too large for one call, or
+    ///   the transaction has read too much.
+    /// - [`Error::InvalidArgument`] if this transaction increments a row that is not a counter, or
+    ///   the sum is out of range.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the
+    ///   read fails.
     #[cfg(feature = "serde")]
     pub fn get_value<T: serde::de::DeserializeOwned>(
         &self,
@@ -138,7 +209,7 @@ impl View {
         decode(namespace, key, &value).map(Some)
     }
 
-    /// Ends a transaction whose closure is content.
+    /// Commits a transaction whose closure succeeded.
     pub(crate) fn finish<T, E: From<Error>>(self, value: T) -> Attempt<T, E> {
         if self.conflict.get() {
             return Attempt::Conflict;
@@ -150,7 +221,7 @@ impl View {
         }
     }
 
-    /// Ends a transaction whose closure failed.
+    /// Rolls back a transaction whose closure failed.
     pub(crate) fn fail<T, E>(self, error: E) -> Attempt<T, E> {
         let is_conflict = self.conflict.get();
         tx::Tx::rollback(self.raw);
@@ -182,27 +253,39 @@ impl Update {
         self.view
     }
 
-    /// Writes a row, whether or not it is there, and makes it permanent.
+    /// Writes a row, whether it exists or not, and makes it permanent.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] for names and values that are too large, [`Error::AccessDenied`] for a reserved
-    /// namespace.
+    /// - [`Error::LimitExceeded`] if a name or the value is too large, or the transaction writes
+    ///   too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn put(&self, namespace: &str, key: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
         self.note(self.raw.put(namespace, key, value.as_ref()))
     }
 
-    /// Writes several rows in one call to the host, all or none.
+    /// Writes several rows in one call to the host: all, or none if it fails.
+    ///
+    /// If a key occurs twice, the last entry wins.
     ///
     /// # Errors
-    /// As [`Update::put`].
+    /// - [`Error::LimitExceeded`] if a name or a value is too large, there are too many entries, or
+    ///   the transaction writes too much.
+    /// - [`Error::InvalidArgument`] if a key or a value has 4 GiB or more.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn put_many(&self, namespace: &str, entries: impl IntoIterator<Item = Entry>) -> Result<(), Error> {
         self.note(self.raw.put_packed(namespace, &pack(entries)?))
     }
 
-    /// Writes a row that expires, or that is written only over a certain version.
+    /// Writes a row with a time to live, or with a condition on its version.
     ///
     /// # Errors
-    /// As [`Update::put`].
+    /// - [`Error::LimitExceeded`] if a name or the value is too large, or the transaction writes
+    ///   too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::InvalidArgument`] if the time to live is 0 ms.
     pub fn put_with(
         &self,
         namespace: &str,
@@ -215,18 +298,23 @@ impl Update {
         self.note(self.raw.put_with(namespace, key, value.as_ref(), options))
     }
 
-    /// Deletes a row; nothing happens where it is absent.
+    /// Deletes a row. Deleting a row that does not exist succeeds.
     ///
     /// # Errors
-    /// As [`Update::put`].
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction writes too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn delete(&self, namespace: &str, key: &str) -> Result<(), Error> {
         self.note(self.raw.delete(namespace, key))
     }
 
-    /// Deletes several rows in one call to the host, all or none.
+    /// Deletes several rows in one call to the host: all, or none if it fails.
     ///
     /// # Errors
-    /// As [`Update::put`].
+    /// - [`Error::LimitExceeded`] if a name is too long, there are too many keys, or the
+    ///   transaction writes too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn delete_many<K: Into<String>>(
         &self,
         namespace: &str,
@@ -238,32 +326,53 @@ impl Update {
 
     /// Deletes a row if it is at version `expected` when the transaction commits.
     ///
+    /// Otherwise the commit conflicts.
+    ///
     /// # Errors
-    /// As [`Update::put`].
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction writes too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn delete_if_version(&self, namespace: &str, key: &str, expected: Version) -> Result<(), Error> {
         self.note(self.raw.delete_if_version(namespace, key, expected.0))
     }
 
-    /// Deletes a range, and says how many rows that were.
+    /// Deletes the rows of a range and returns their number.
     ///
     /// # Errors
-    /// As [`Update::put`], and [`Error::LimitExceeded`] for more rows than a transaction may write.
+    /// - [`Error::LimitExceeded`] if a name is too long, or the range has more rows than a
+    ///   transaction may write.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::Conflict`], [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if
+    ///   reading the range fails.
     pub fn delete_range(&self, namespace: &str, range: Range) -> Result<u64, Error> {
         self.note(self.raw.delete_range(namespace, &range.into_raw()))
     }
 
     /// Adds to a decimal counter without reading it, so that two increments never conflict.
     ///
+    /// A counter is the decimal text of a signed 64-bit number. A row that does not exist counts
+    /// from 0.
+    ///
     /// # Errors
-    /// As [`Update::put`]; a row that is no counter gives [`Error::InvalidArgument`], here or at the commit.
+    /// - [`Error::LimitExceeded`] if a name is too long, or the transaction writes too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
+    /// - [`Error::InvalidArgument`] if this transaction wrote a value that is not a counter, or the
+    ///   sum is out of range. If the value was committed before, a later read of the row or the
+    ///   commit fails with this error.
     pub fn increment(&self, namespace: &str, key: &str, delta: i64) -> Result<(), Error> {
         self.note(self.raw.increment(namespace, key, delta))
     }
 
-    /// Writes a typed value, as JSON.
+    /// Writes a typed value as JSON, and makes the row permanent.
     ///
     /// # Errors
-    /// As [`Update::put`], and [`Error::Encode`] for a value that JSON can't hold.
+    /// - [`Error::Encode`] if the value cannot be represented in JSON.
+    /// - [`Error::LimitExceeded`] if a name or the value is too large, or the transaction writes
+    ///   too much.
+    /// - [`Error::AccessDenied`] if the namespace is reserved.
+    /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     #[cfg(feature = "serde")]
     pub fn put_value<T: serde::Serialize + ?Sized>(
         &self,
@@ -311,7 +420,7 @@ impl std::fmt::Debug for Update {
     }
 }
 
-/// The entries of a range; see [`View::iterate`].
+/// An iterator over the entries of a range; returned by [`View::iterate`].
 #[derive(Debug)]
 pub struct Iter<'a> {
     view: &'a View,
@@ -319,7 +428,7 @@ pub struct Iter<'a> {
     range: tx::Range,
     page: Packed,
     next: Next,
-    /// Entries that the range's limit still allows.
+    /// The number of entries that the range's limit still allows; `None` without a limit.
     left: Option<u32>,
 }
 

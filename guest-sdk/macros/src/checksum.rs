@@ -1,16 +1,17 @@
 //! The checksum of Rust tokens.
 //!
-//! It is kept in stores for ever: what is fed to the hash, and in which order, must never change. It depends on nothing
-//! that a compiler is free to change, such as how it prints tokens or groups them invisibly.
+//! Stores keep checksums permanently, so the input of the hash and its order must never change. The
+//! input does not depend on anything that a compiler may change, such as the way it prints tokens
+//! or groups them invisibly.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use sha2::{Digest, Sha256};
 
-/// Begins every input, so that another way to hash can have another beginning.
+/// The start of every input. A different way to hash would use a different start.
 const FORMAT: &[u8] = b"larder migration tokens 1\0";
 
-/// SHA-256 of what the tokens say: identifiers, literals as they are written, punctuation, and how they are nested.
-/// White space, comments and documentation count for nothing.
+/// SHA-256 of the tokens: identifiers, literals as written, punctuation, and nesting. White space,
+/// comments and documentation have no effect.
 pub(crate) fn of(tokens: TokenStream) -> [u8; 32] {
     let mut hash = Sha256::new_with_prefix(FORMAT);
     feed(&mut hash, tokens);
@@ -22,7 +23,7 @@ fn feed(hash: &mut Sha256, tokens: TokenStream) {
     while let Some(token) = tokens.next() {
         match token {
             TokenTree::Punct(punct) if punct.as_char() == '#' => {
-                // `#[doc = …]` or `#![doc = …]`: what a documentation comment becomes.
+                // A documentation comment becomes `#[doc = …]` or `#![doc = …]`.
                 let inner =
                     tokens.next_if(|next| matches!(next, TokenTree::Punct(next) if next.as_char() == '!'));
                 if tokens.next_if(is_documentation).is_some() {
@@ -33,7 +34,7 @@ fn feed(hash: &mut Sha256, tokens: TokenStream) {
                     feed_text(hash, b'P', "!");
                 }
             }
-            // Whether two signs touch is left aside: compilers have not always agreed on it.
+            // The spacing of punctuation is ignored, because compilers have disagreed about it.
             TokenTree::Punct(punct) => feed_text(hash, b'P', punct.as_char().encode_utf8(&mut [0; 4])),
             TokenTree::Ident(ident) => feed_text(hash, b'I', &ident.to_string()),
             TokenTree::Literal(literal) => feed_text(hash, b'L', &literal.to_string()),
@@ -47,7 +48,8 @@ fn feed_group(hash: &mut Sha256, group: &Group) {
         Delimiter::Parenthesis => ("(", ")"),
         Delimiter::Brace => ("{", "}"),
         Delimiter::Bracket => ("[", "]"),
-        // A compiler makes these where macros pass on what they were given; the author never wrote them.
+        // A compiler adds these groups if a macro passes its arguments on. They are not in the
+        // source.
         Delimiter::None => return feed(hash, group.stream()),
     };
     feed_text(hash, b'G', open);
@@ -55,7 +57,7 @@ fn feed_group(hash: &mut Sha256, group: &Group) {
     feed_text(hash, b'G', close);
 }
 
-/// With its length before it: no two rows of tokens are one row of bytes.
+/// Feeds a text with its length before it, so that different token sequences give different bytes.
 fn feed_text(hash: &mut Sha256, kind: u8, text: &str) {
     hash.update([kind]);
     hash.update((text.len() as u64).to_le_bytes());
@@ -134,7 +136,7 @@ mod tests {
         assert_eq!(of(grouped.into()), of(tokens));
     }
 
-    /// If this changes, every store says that its migrations were edited.
+    /// If this checksum changes, every store reports that its migrations were edited.
     #[test]
     fn the_checksum_of_a_step_is_what_it_was_in_every_release() {
         let digest: String = hash(r#"|tx| { tx.put("tasks", "schema", b"1")?; Ok(()) }"#)

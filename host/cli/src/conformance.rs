@@ -1,4 +1,4 @@
-//! `larder conformance`: the suite on any backend.
+//! `larder conformance`: runs the conformance suite on a backend.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -17,20 +17,21 @@ use crate::signals::{self, ended};
 
 /// Run the conformance suite on a backend
 ///
-/// Each case runs in a fresh store beside the one that DSN names, which is never touched: a temporary file in its
-/// folder, a schema of its own in its database, or a tenant below a prefix of its own: `tenants+s3://BUCKET/PREFIX?…`.
+/// Each case runs in a new store beside the store DSN, which is never changed: a temporary file in
+/// the same directory, a separate schema in the same database, or a tenant below a separate prefix
+/// of the same bucket or directory.
 #[derive(Args)]
 pub(crate) struct Conformance {
-    /// Where the stores are made
+    /// Data-source name of the backend to test; see `larder --help`
     #[arg(long, value_name = "DSN")]
     store: String,
-    /// Only cases whose name holds this text
+    /// Run only cases whose name contains TEXT
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// Cases run at once
+    /// Number of cases to run at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     jobs: usize,
-    /// Print a JSON object a case, and no table
+    /// Print one JSON object per case instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +48,7 @@ impl Conformance {
     async fn run(&self) -> Result<BTreeMap<String, CaseResult>> {
         let bench = bench_for(&self.store, drivers()).await?;
         let results = self.run_on(&bench).await;
-        let removed = bench.end().await.context("what the cases left could not be removed");
+        let removed = bench.end().await.context("cannot remove the stores of the cases");
         results.and_then(|results| removed.map(|()| results))
     }
 
@@ -57,23 +58,25 @@ impl Conformance {
         let cases: Vec<String> =
             suite.cases().iter().filter(|name| name.contains(&self.filter)).cloned().collect();
         if cases.is_empty() {
-            bail!("no case's name holds {:?}", self.filter);
+            bail!("no case has a name that contains {:?}", self.filter);
         }
         run_all(&suite, bench, cases, self.jobs).await
     }
 }
 
-/// A runner that lets a wrong case pass would let everything pass.
+/// Checks that cases which are wrong on purpose fail: a runner that lets them pass would let every
+/// case pass.
 async fn check_suite(suite: &Suite, bench: &Arc<dyn Bench>) -> Result<()> {
     for (name, result) in run_all(suite, bench, suite.planted().to_vec(), 1).await? {
         if result.is_ok() {
-            bail!("the suite can't be trusted here: {name}, which is wrong on purpose, passed");
+            bail!("the results are not reliable: the case {name}, which is wrong on purpose, passed");
         }
     }
     Ok(())
 }
 
-/// Runs cases side by side. If the command is ended, no further case begins, and those that run remove their stores.
+/// Runs cases concurrently. If the command is ended, no further case starts, and the running cases
+/// remove their stores.
 async fn run_all(
     suite: &Suite,
     bench: &Arc<dyn Bench>,

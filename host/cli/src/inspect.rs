@@ -1,4 +1,4 @@
-//! Looking into a store without a guest.
+//! Commands that read and write the rows of a store without a guest.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -19,11 +19,11 @@ use crate::text::{escape, escape_bytes, json_value, unescape};
 pub(crate) struct Get {
     #[command(flatten)]
     store: StoreArguments,
-    /// The row's namespace
+    /// Namespace of the row
     namespace: String,
-    /// The row's key
+    /// Key of the row
     key: String,
-    /// Print a JSON object with the row's version
+    /// Print a JSON object with the value and the row's version
     #[arg(long)]
     json: bool,
 }
@@ -33,16 +33,16 @@ pub(crate) struct Get {
 pub(crate) struct Put {
     #[command(flatten)]
     store: StoreArguments,
-    /// The row's namespace
+    /// Namespace of the row
     namespace: String,
-    /// The row's key
+    /// Key of the row
     key: String,
-    /// The value; from standard input where it is left out
+    /// Value to write [default: read from standard input]
     value: Option<String>,
-    /// How long the row is to be there, in milliseconds
+    /// Time to live of the row, in milliseconds [default: no expiry]
     #[arg(long, value_name = "MS")]
     ttl_ms: Option<u64>,
-    /// Write only over this version of the row; 0 for a row that is absent
+    /// Write only if the row is at this version; 0 if it must be absent
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
 }
@@ -52,38 +52,40 @@ pub(crate) struct Put {
 pub(crate) struct Delete {
     #[command(flatten)]
     store: StoreArguments,
-    /// The row's namespace
+    /// Namespace of the row
     namespace: String,
-    /// The row's key
+    /// Key of the row
     key: String,
 }
 
-/// Print the rows of a namespace, as they are read
+/// Print the rows of a namespace
+///
+/// Rows are printed while they are read, in the byte order of their keys.
 #[derive(Args)]
 pub(crate) struct Scan {
     #[command(flatten)]
     store: StoreArguments,
-    /// The namespace
+    /// Namespace to print
     namespace: String,
-    /// Only keys that begin so
+    /// Print only rows whose key begins with PREFIX
     #[arg(default_value = "")]
     prefix: String,
-    /// Only keys from this one on
+    /// Print only rows whose key is KEY or later
     #[arg(long, value_name = "KEY")]
     start: Option<String>,
-    /// Only keys before this one
+    /// Print only rows whose key is before KEY
     #[arg(long, value_name = "KEY")]
     end: Option<String>,
-    /// From the last key to the first
+    /// Print the rows from the last key to the first
     #[arg(long)]
     reverse: bool,
-    /// At most so many rows
+    /// Print at most this number of rows [default: no limit]
     #[arg(long, value_name = "ROWS")]
     limit: Option<u64>,
     /// Print keys without values
     #[arg(long)]
     keys_only: bool,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -93,7 +95,7 @@ pub(crate) struct Scan {
 pub(crate) struct Namespaces {
     #[command(flatten)]
     store: StoreArguments,
-    /// Print a JSON string a line
+    /// Print one JSON string per line
     #[arg(long)]
     json: bool,
 }
@@ -102,7 +104,9 @@ pub(crate) struct Namespaces {
 struct StoreArguments {
     #[command(flatten)]
     store: StoreArgument,
-    /// Namespaces and keys are given as `scan` prints them, with escapes such as `\u{0}`
+    /// Decode escapes such as `\u{0}` in namespaces and keys
+    ///
+    /// `larder scan` prints namespaces and keys with these escapes.
     #[arg(long)]
     escaped: bool,
 }
@@ -171,12 +175,14 @@ impl Put {
         });
         let version = committed.await?.0;
         let printed = writeln!(output(), "version {version}");
-        printed.with_context(|| format!("the row was written, version {version}, but the output was not"))?;
+        printed.with_context(|| {
+            format!("the row was written, version {version}, but the output was not written")
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Says which version the row has, instead of the one that was expected.
+/// An error with the version that the row has instead of the expected one.
 async fn stale(handle: &Handle, namespace: String, key: String, expected: u64) -> anyhow::Error {
     let expected = match expected {
         0 => "absent".to_string(),
@@ -200,12 +206,13 @@ async fn stale(handle: &Handle, namespace: String, key: String, expected: u64) -
     }
 }
 
-/// One byte more than any value may have shows that it has too many.
+/// Reads the value from standard input: at most one byte more than the limit, so that a longer
+/// value fails the check of the limit.
 fn read_value() -> Result<Vec<u8>> {
     let mut value = Vec::new();
     let read =
         standard::input().and_then(|input| input.take(Limits::VALUE_BYTES_MAX + 1).read_to_end(&mut value));
-    read.context("could not read the value from standard input; nothing was written")?;
+    read.context("cannot read the value from standard input; nothing was written")?;
     Ok(value)
 }
 
@@ -259,7 +266,7 @@ impl Scan {
     }
 }
 
-/// Rows read at once.
+/// The number of rows to read at once.
 const PAGE_ROWS: u32 = 500;
 
 async fn print_rows(
@@ -324,7 +331,7 @@ async fn print_namespaces(mut view: Transaction, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The exit code of a command that printed what it was asked for.
+/// The exit code of a command whose only work is to print.
 pub(crate) fn done(printed: Result<()>) -> Result<ExitCode> {
     heard(printed).map(|()| ExitCode::SUCCESS)
 }

@@ -1,5 +1,9 @@
 //! The command line of larder.
-#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic if nobody reads: see `output`")]
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic if standard output is closed; see `output`"
+)]
 
 mod conformance;
 mod inspect;
@@ -28,22 +32,27 @@ use clap::{Parser, Subcommand};
 
 use crate::output::{OutputError, complain, is_closed_pipe};
 
-/// Storage for WebAssembly components: run them, look into their stores, test a backend.
+/// Run WebAssembly components with transactional storage, and manage their stores.
 ///
-/// A store is named by a data-source name:
-///   memory:                            in memory, gone at the end
+/// A data-source name (DSN) identifies a store:
+///   memory:                            in RAM; the data is lost when the process ends
 ///   sqlite:PATH[?durability=full]      a SQLite file
-///   sqlite::memory:                    a private SQLite database
-///   postgres://USER@HOST/DATABASE      a Postgres database, also as `host=… dbname=…`
-///   tenants+file:///FOLDER?tenant=KEY  a tenant's database, in a folder
-///   tenants+s3://BUCKET/PREFIX?…       the same in S3; options: scope, tenant, endpoint, region, durability, …
+///   sqlite::memory:                    a private SQLite database, deleted when the process ends
+///   postgres://USER@HOST/DATABASE      a Postgres database; also written `host=… dbname=…`
+///   tenants+file:///DIR?tenant=KEY     the database of a tenant in a directory
+///   tenants+s3://BUCKET/PREFIX?…       the database of a tenant in S3; options: tenant, scope,
+///                                      endpoint, region, durability and others
 ///
-/// A signal ends `run`, `conformance`, and every command on tenants, after the stores are closed; a second signal ends it
-/// at once.
+/// On a signal, `run`, `conformance` and every command on tenants close their stores and then exit.
+/// A second signal ends the process at once.
 ///
-/// Exit codes: 0 if the command succeeded, 1 if it failed, 2 if its arguments are wrong, and 128 and the number of the
-/// signal that ended it: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM. `run` ends with the component's code, and with
-/// 124 if the component ran for longer than `--timeout`.
+/// Exit codes:
+///   0            the command succeeded
+///   1            the command failed
+///   2            the arguments are invalid
+///   124          the component exceeded the `--timeout` of `run`
+///   129 130 143  SIGHUP, SIGINT or SIGTERM ended the command
+/// `run` exits with the component's own exit code.
 #[derive(Parser)]
 #[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Arguments {
@@ -63,19 +72,19 @@ enum Command {
     Put(inspect::Put),
     /// Delete a row
     Delete(inspect::Delete),
-    /// Print the rows of a namespace, as they are read
+    /// Print the rows of a namespace
     Scan(inspect::Scan),
     /// Print the namespaces of a store
     Namespaces(inspect::Namespaces),
-    /// Print the migrations of components that a store has applied
+    /// Print or repair the record of applied guest migrations
     Migrations(migrations::Migrations),
-    /// See, move and delete what is kept of conversations
+    /// List, export, import and delete stored conversations
     Memory(memory::Memory),
-    /// Remove the rows of a store whose time to live is over
+    /// Remove the expired rows of a store
     Sweep(sweep::Sweep),
-    /// Look at larder's own tables, and bring them up to date
+    /// Print or apply the schema migrations of a store
     Migrate(migrate::Migrate),
-    /// See, send and restore the databases of tenants
+    /// List, upload, restore and delete the databases of tenants
     Tenants(tenants::Tenants),
 }
 
@@ -89,7 +98,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")))
         .with_writer(std::io::stderr)
-        // It would report a standard error that cannot be written there, and panic.
+        // If standard error cannot be written, the subscriber would report that there, and panic.
         .log_internal_errors(false)
         .init();
     let outcome = match arguments.command {
@@ -110,11 +119,12 @@ async fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| failed(&error))
 }
 
-/// What is wrong about the arguments, without what may hold a password: a data-source name, and the value of a variable.
+/// Removes from an error about the arguments the values that may contain a password: data-source
+/// names, and the values of environment variables.
 fn without_secrets(mut answer: clap::Error) -> clap::Error {
     let is_secret = |(kind, value): &(ContextKind, &ContextValue)| match kind {
         ContextKind::InvalidValue => names_secret(&answer),
-        // An argument where none is expected may be a data-source name.
+        // An unexpected argument may be a data-source name.
         ContextKind::InvalidArg => answer.kind() == ErrorKind::UnknownArgument && is_assignment(value),
         ContextKind::InvalidSubcommand => is_assignment(value),
         _ => false,
@@ -126,7 +136,7 @@ fn without_secrets(mut answer: clap::Error) -> clap::Error {
     answer
 }
 
-/// Whether the argument that is wrong takes a data-source name, or a variable.
+/// Whether the invalid argument takes a data-source name or an environment variable.
 fn names_secret(answer: &clap::Error) -> bool {
     let argument = answer.get(ContextKind::InvalidArg).map(ContextValue::to_string).unwrap_or_default();
     argument.contains("DSN") || argument.contains("NAME=VALUE")
@@ -136,11 +146,12 @@ fn is_assignment(value: &ContextValue) -> bool {
     value.to_string().contains([':', '='])
 }
 
-/// Prints help, the version, or what is wrong about the arguments.
+/// Prints the help, the version, or the error about the arguments.
 fn print(answer: &clap::Error) -> ExitCode {
     let printed = answer.print().and_then(|()| std::io::stdout().flush());
     match printed.map_err(OutputError) {
-        // Standard error is not looked after: the exit code says that the arguments are wrong.
+        // A failure to write standard error is ignored: the exit code reports the invalid
+        // arguments.
         _ if answer.use_stderr() => {
             u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }

@@ -1,4 +1,4 @@
-//! `larder memory`: what is kept of whose conversations.
+//! `larder memory`: lists, exports, imports and deletes stored conversations.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -19,7 +19,7 @@ use crate::standard;
 use crate::store::{StoreArgument, closing};
 use crate::text::{escape, time};
 
-/// See, move and delete what is kept of conversations
+/// List, export, import and delete stored conversations
 #[derive(Args)]
 pub(crate) struct Memory {
     #[command(subcommand)]
@@ -28,15 +28,17 @@ pub(crate) struct Memory {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the sessions, one a line
+    /// Print the sessions, one per line
     List(List),
-    /// Print what is kept of one session
+    /// Print one session
     Show(Show),
-    /// Print sessions as JSON, one a line, for `import`
+    /// Print sessions as JSON, one per line, as input for `larder memory import`
     Export(Export),
-    /// Read sessions from standard input, as `export` prints them; makes the store if it does not exist
+    /// Import sessions from standard input, and create the store if it does not exist
+    ///
+    /// The input is the output of `larder memory export`.
     Import(Import),
-    /// Delete all sessions of a user, or one of them
+    /// Delete all sessions of a user, or one session
     Forget(Forget),
 }
 
@@ -44,7 +46,7 @@ enum Command {
 struct List {
     #[command(flatten)]
     from: Sessions,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -53,16 +55,16 @@ struct List {
 struct Show {
     #[command(flatten)]
     store: StoreArgument,
-    /// Whoever must never see another's data
+    /// Tenant of the session
     #[arg(long)]
     tenant: String,
-    /// The user
+    /// User of the session
     #[arg(long)]
     user: String,
-    /// The conversation
+    /// Session to print
     #[arg(long)]
     session: String,
-    /// A run of the conversation; the whole of it where it is left out
+    /// Run of the session; empty for the whole session
     #[arg(long, default_value = "")]
     run: String,
     /// Print a JSON object
@@ -80,7 +82,7 @@ struct Export {
 struct Import {
     #[command(flatten)]
     store: StoreArgument,
-    /// Replace sessions that are there
+    /// Replace sessions that exist
     #[arg(long)]
     replace: bool,
 }
@@ -89,13 +91,13 @@ struct Import {
 struct Forget {
     #[command(flatten)]
     store: StoreArgument,
-    /// The user's tenant
+    /// Tenant of the user
     #[arg(long)]
     tenant: String,
-    /// The user
+    /// User whose sessions to delete
     #[arg(long)]
     user: String,
-    /// Only this conversation, with all its runs
+    /// Delete only this session, with all its runs [default: every session]
     #[arg(long)]
     session: Option<String>,
 }
@@ -104,13 +106,13 @@ struct Forget {
 struct Sessions {
     #[command(flatten)]
     store: StoreArgument,
-    /// Only sessions of this tenant
+    /// Select sessions of this tenant [default: all tenants]
     #[arg(long)]
     tenant: Option<String>,
-    /// Only sessions of this user
+    /// Select sessions of this user [default: all users]
     #[arg(long, requires = "tenant")]
     user: Option<String>,
-    /// Only this conversation, with all its runs
+    /// Select this session, with all its runs [default: all sessions]
     #[arg(long, requires = "user")]
     session: Option<String>,
 }
@@ -170,7 +172,7 @@ impl List {
     }
 }
 
-/// Does something for every session, a page at a time.
+/// Calls `work` for every session, and reads the sessions page by page.
 async fn for_each(
     operator: &MemoryOperator,
     filter: &SessionFilter,
@@ -229,7 +231,7 @@ impl Show {
     async fn execute(self, operator: &MemoryOperator) -> Result<ExitCode> {
         let Self { tenant, user, session, run, json, .. } = self;
         let Some(content) = operator.show(IdentityParts { tenant, user, session, run }).await? else {
-            complain("nothing is kept of this session");
+            complain("the session does not exist; `larder memory list` prints the sessions");
             return Ok(ExitCode::FAILURE);
         };
         let shown = if json { content_json(&content).to_string() + "\n" } else { content_text(&content) };
@@ -312,7 +314,7 @@ impl Export {
         for_each(operator, &self.from.filter(), async |session| {
             let identity = session.identity;
             let named = name(&identity);
-            // It may have been forgotten since it was listed.
+            // The session may have been deleted since it was listed.
             let Some(snapshot) = operator.export(identity.clone()).await.context(named)? else {
                 return Ok(());
             };
@@ -325,14 +327,14 @@ impl Export {
 
 fn name(identity: &IdentityParts) -> String {
     let IdentityParts { tenant, user, session, run } = identity;
-    format!("the session {session:?} of {user:?} of {tenant:?}, run {run:?}")
+    format!("the session {session:?} of the user {user:?} of the tenant {tenant:?}, run {run:?}")
 }
 
 impl Import {
     async fn execute(self) -> Result<ExitCode> {
         let mut lines = Lines::open()?;
         let existing = self.store.find().await?;
-        // A store is made for something that can be in it.
+        // Create the store only after the first session has been checked.
         let (first, store) = match existing {
             Some(store) => (None, store),
             None => match lines.next()? {
@@ -378,40 +380,41 @@ fn imported_before(number: u64, imported: u64) -> String {
 }
 
 async fn import(operator: &MemoryOperator, line: &[u8], replace: bool) -> Result<()> {
-    let line = std::str::from_utf8(line).context("it is not UTF-8")?;
-    let exported: Exported =
-        serde_json::from_str(line).context("it is no session that `larder memory export` printed")?;
+    let line = std::str::from_utf8(line).context("the line is not UTF-8")?;
+    let exported: Exported = serde_json::from_str(line)
+        .context("the line is not a session as `larder memory export` prints it")?;
     let Exported { tenant, user, session, run, strategy, record } = exported;
     let identity = IdentityParts { tenant, user, session, run };
     let strategy: Strategy = strategy.parse()?;
     let snapshot = MemorySnapshot { strategy, bytes: serde_json::to_vec(&record)? };
     match operator.import(identity.clone(), &snapshot, replace).await {
         Err(Error::Conflict) if !replace => {
-            bail!("{} is there already; --replace replaces it", name(&identity))
+            bail!("{} already exists; replace it with --replace", name(&identity))
         }
         imported => imported.with_context(|| name(&identity)),
     }
 }
 
-/// Imports a session into a store in memory.
+/// Imports a session into an in-memory store, to check it.
 async fn rehearse(line: &[u8]) -> Result<()> {
     let store = Store::builder_shared(drivers().open("memory:").await?).sweep_interval(None).build()?;
     import(&MemoryOperator::new(&store), line, false).await
 }
 
-/// The longest line of an export: what is kept of a session at most, which JSON may write at greater length, and the names.
+/// The length of the longest line of an export, in bytes: the largest record of a session, which
+/// can be longer in JSON, and the names.
 const LINE_BYTES_MAX: u64 = 2 * MemoryOptions::MEMORY_BYTES_MAX + (1 << 20);
 
-/// The lines of standard input that are not empty.
+/// The non-empty lines of standard input.
 struct Lines {
     input: BufReader<File>,
-    /// That of the last line.
+    /// The number of the last line that was read.
     number: u64,
 }
 
 impl Lines {
     fn open() -> Result<Self> {
-        let input = standard::input().context("could not read standard input; nothing was imported")?;
+        let input = standard::input().context("cannot read standard input; nothing was imported")?;
         Ok(Self { input: BufReader::new(input), number: 0 })
     }
 
@@ -420,11 +423,13 @@ impl Lines {
             self.number += 1;
             let mut line = Vec::new();
             let read = (&mut self.input).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line);
-            if read.context("could not read standard input")? == 0 {
+            if read.context("cannot read standard input")? == 0 {
                 return Ok(None);
             }
             if line.len() as u64 > LINE_BYTES_MAX {
-                bail!("it is longer than {LINE_BYTES_MAX} bytes, which no line of `larder memory export` is");
+                bail!(
+                    "the line is longer than {LINE_BYTES_MAX} bytes, so it is not a line of `larder memory export`"
+                );
             }
             let end = line.trim_ascii_end().len();
             if end > 0 {
@@ -448,7 +453,7 @@ impl Forget {
                 let counts = removed.content.map_or(0, |counts| counts.turns);
                 turns += counts;
                 let IdentityParts { session, run, .. } = &removed.identity;
-                // What the user asked to be forgotten is, whether or not anybody can be told.
+                // A failure to print must not stop the deletion.
                 let (session, run) = (escape(session), escape(run));
                 if printed.is_ok() {
                     printed = writeln!(output(), "removed session {session} {run}\t{counts} turns in full");

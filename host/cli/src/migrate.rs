@@ -1,4 +1,4 @@
-//! `larder migrate`: larder's own tables, looked at and brought up to date without opening the store.
+//! `larder migrate`: prints and applies schema migrations without opening the store.
 
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,10 +14,10 @@ use crate::progress::waiting;
 use crate::store::{not_opened, shown};
 use crate::text::escape;
 
-/// Look at larder's own tables, and bring them up to date
+/// Print or apply the schema migrations of a store
 ///
-/// Opening a store brings them up to date too. This is for those who do it before a release is rolled out, or with
-/// another role of the database.
+/// Opening a store for writing also applies them. Use this command to apply them before a rollout,
+/// or with a different role of the database.
 #[derive(Args)]
 pub(crate) struct Migrate {
     #[command(subcommand)]
@@ -26,15 +26,15 @@ pub(crate) struct Migrate {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the steps of the schema, those that are applied and those that are pending
+    /// Print the applied and the pending schema migrations
     Status(StoreArgument),
-    /// Apply what is pending
+    /// Apply the pending schema migrations
     Up(Up),
 }
 
 #[derive(Args)]
 struct StoreArgument {
-    /// The store's data-source name
+    /// Data-source name of the store; see `larder --help`
     #[arg(long, value_name = "DSN")]
     store: String,
 }
@@ -43,7 +43,7 @@ struct StoreArgument {
 struct Up {
     #[command(flatten)]
     store: StoreArgument,
-    /// Print what would be applied, and apply nothing
+    /// Print the pending schema migrations without applying them
     #[arg(long)]
     dry_run: bool,
 }
@@ -53,7 +53,7 @@ impl Migrate {
         let (Command::Status(store) | Command::Up(Up { store, .. })) = &self.command;
         let dsn = &store.store;
         let Some(migrator) = drivers().migrator(dsn).map_err(|error| not_opened(dsn, error))? else {
-            let sentence = "this store ends with its process; it has no schema to bring up to date";
+            let sentence = "the store is deleted when its process ends; it has no schema to migrate";
             writeln!(output(), "{sentence}")?;
             return Ok(ExitCode::SUCCESS);
         };
@@ -76,17 +76,17 @@ impl Migrate {
     }
 }
 
-/// So long nothing is said: most migrations are done by then.
+/// The time after which a waiting migration is reported. Most migrations are done before.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Says after a moment what keeps a migration waiting.
+/// Waits for a migration. After [`QUIET`] it reports why the migration may be waiting.
 async fn said_to_wait<T>(dsn: &str, up: impl Future<Output = T>) -> T {
     tokio::pin!(up);
     if let Ok(done) = tokio::time::timeout(QUIET, &mut up).await {
         return done;
     }
     let sentence = format!(
-        "the store {:?} is still being migrated; a lock that another process holds is waited for, up to {} s",
+        "the store {:?} is still being migrated; if another process holds the lock, this waits up to {} s",
         shown(dsn),
         LOCK_WAIT.as_secs()
     );
@@ -131,7 +131,7 @@ fn print_steps(what: &str, steps: &[Step], status: &Status) -> Result<()> {
 }
 
 fn time(unix_millis: u64) -> String {
-    // The last moment of the year 9999, after which there is no such text.
+    // The last millisecond of the year 9999, the latest time that RFC 3339 can represent.
     const LAST: u64 = 253_402_300_799_999;
     let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
     humantime::format_rfc3339_seconds(time).to_string()

@@ -1,4 +1,4 @@
-//! What guests declared and a store has applied, and repairs of that record.
+//! `larder migrations`: prints and repairs the record of applied guest migrations.
 
 use std::process::ExitCode;
 
@@ -13,28 +13,32 @@ use crate::output::output;
 use crate::store::{StoreArgument, closing, operator};
 use crate::text::{escape, time};
 
-/// Print the migrations of components that a store has applied, and repair that record
+/// Print or repair the record of applied guest migrations
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Migrations {
     #[command(subcommand)]
     repair: Option<Repair>,
-    /// `None` only if a subcommand is given, which has its own.
+    /// `None` only if a subcommand is given; it has a store of its own.
     #[command(flatten)]
     store: Option<StoreArgument>,
-    /// Only those of this component
+    /// Print only the migrations of this component [default: every component]
     #[arg(long, value_name = "NAME")]
     component: Option<String>,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Repair {
-    /// Remove steps from the record, so that the component applies them again; its rows stay as they are
+    /// Remove steps from the record, so that the component applies them again
+    ///
+    /// The component's rows stay unchanged.
     Remove(Remove),
-    /// Record a step as applied, after those that are; the step does not run
+    /// Record a step as applied without running it
+    ///
+    /// The step is recorded after the last applied step of the component.
     Record(Record),
 }
 
@@ -42,16 +46,16 @@ enum Repair {
 struct Remove {
     #[command(flatten)]
     store: StoreArgument,
-    /// The component
+    /// Component whose steps to remove
     #[arg(long, value_name = "NAME", required_unless_present = "row")]
     component: Option<String>,
-    /// First step to remove; those applied after it go too [default: every step]
+    /// First step to remove, with all later steps [default: every step]
     #[arg(long, value_name = "MIGRATION")]
     from: Option<String>,
-    /// One row that is not a valid entry, by its key as `larder migrations` prints it; all others stay
+    /// Key of one invalid row to remove, as `larder migrations` prints it
     #[arg(long, value_name = "HEX", value_parser = parse_row, conflicts_with_all = ["component", "from"])]
     row: Option<Hex>,
-    /// Print what would be removed, and change nothing
+    /// Print the steps to remove without removing them
     #[arg(long)]
     dry_run: bool,
 }
@@ -60,31 +64,33 @@ struct Remove {
 struct Record {
     #[command(flatten)]
     store: StoreArgument,
-    /// The component
+    /// Component of the step
     #[arg(long, value_name = "NAME")]
     component: String,
-    /// The step's id
+    /// Id of the step
     #[arg(long, value_name = "MIGRATION")]
     id: String,
-    /// SHA-256 of the step in 64 hexadecimal digits, as `larder migrations --json` prints it
+    /// SHA-256 of the step as 64 hexadecimal digits
+    ///
+    /// `larder migrations --json` prints the checksums of applied steps.
     #[arg(long, value_name = "HEX", value_parser = parse_checksum)]
     checksum: Hex,
-    /// Print what would be recorded, and change nothing
+    /// Print the step without recording it
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Bytes, given in hexadecimal digits.
+/// Bytes that are given as hexadecimal digits.
 #[derive(Clone)]
 struct Hex(Vec<u8>);
 
 fn parse_checksum(text: &str) -> Result<Hex, String> {
     let checksum = parse_hex(text).filter(|bytes| bytes.len() == 32);
-    checksum.map(Hex).ok_or_else(|| "a checksum has 64 hexadecimal digits".to_string())
+    checksum.map(Hex).ok_or_else(|| "expected 64 hexadecimal digits".to_string())
 }
 
 fn parse_row(text: &str) -> Result<Hex, String> {
-    parse_hex(text).map(Hex).ok_or_else(|| "a row has an even number of hexadecimal digits".to_string())
+    parse_hex(text).map(Hex).ok_or_else(|| "expected an even number of hexadecimal digits".to_string())
 }
 
 fn parse_hex(text: &str) -> Option<Vec<u8>> {
@@ -173,7 +179,7 @@ impl Remove {
         let removed = removed.await?;
         if removed.is_empty() {
             let component = component.unwrap_or_default();
-            bail!("there is nothing to remove: the store records no migration of {component:?}");
+            bail!("there is nothing to remove: the store has no record of a migration of {component:?}");
         }
         let lines = removed.iter().map(|step| {
             let number = step.ordinal().map_or_else(|| "?".to_string(), |ordinal| ordinal.to_string());
@@ -198,17 +204,18 @@ impl Record {
     }
 }
 
-/// A conflict says here who wrote, and what to do.
+/// Replaces a conflict with an error that says what happened and what to do.
 fn explain(error: Error) -> anyhow::Error {
     match error {
         Error::Conflict => anyhow::anyhow!(
-            "the record of migrations was not changed: a component applied a step meanwhile; run the command again"
+            "cannot change the record of migrations: a component applied a step meanwhile; run the command again"
         ),
         error => error.into(),
     }
 }
 
-/// Says what was done, or would be. The repair is made by then, whatever becomes of the output.
+/// Prints the changes that were made, or that a dry run would make. The repair is already
+/// committed, even if printing fails.
 fn print_repair(
     dry_run: bool,
     would: &str,
@@ -223,7 +230,7 @@ fn print_repair(
     let written = written.map_err(anyhow::Error::from);
     done(match dry_run {
         true => written,
-        false => written.with_context(|| format!("the steps are {did}, and this could not be printed")),
+        false => written.with_context(|| format!("the steps are {did}, but the output was not written")),
     })
 }
 

@@ -1,7 +1,8 @@
-//! What the command line prints. A closed pipe and a full device are errors here, and never panics.
+//! Standard output and standard error. A closed pipe or a full device is an error, never a panic.
 //!
-//! Nothing that is stored reaches a terminal as a character that the terminal acts on. Most text is escaped where it is
-//! printed; what JSON leaves as it is, and any text that was forgotten, is escaped here.
+//! Stored text never reaches a terminal with control characters. Most text is escaped by the code
+//! that prints it. This module escapes the rest: JSON, and any text that was printed without
+//! escaping.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +13,7 @@ use anyhow::Result;
 use crate::standard;
 use crate::text::{escape_for_terminal, is_acted_on};
 
-/// Standard output cannot be written.
+/// An error of writing standard output.
 #[derive(Debug)]
 pub(crate) struct OutputError(pub(crate) io::Error);
 
@@ -31,16 +32,16 @@ impl fmt::Display for OutputError {
 
 impl std::error::Error for OutputError {}
 
-/// Standard output, written with `write!` and `writeln!`.
+/// Standard output, to be written with `write!` and `writeln!`.
 pub(crate) struct Output(());
 
-/// Standard output.
+/// Returns standard output.
 pub(crate) fn output() -> Output {
     Output(())
 }
 
 impl Output {
-    /// Writes what `write!` and `writeln!` format, which may be JSON.
+    /// Writes the text of `write!` and `writeln!`, which may be JSON.
     pub(crate) fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result<(), OutputError> {
         let text = text.as_str().map_or_else(|| Cow::Owned(text.to_string()), Cow::Borrowed);
         let written =
@@ -48,7 +49,8 @@ impl Output {
         written.map_err(OutputError)
     }
 
-    /// Writes a value as it is, also one whose last line does not end. On a terminal, it is readable text.
+    /// Writes the bytes of a value unchanged, without a newline after it. On a terminal, it writes
+    /// the value as escaped text.
     pub(crate) fn write_value(&mut self, value: &[u8]) -> Result<(), OutputError> {
         let written = standard::output().and_then(|mut output| match output.is_terminal() {
             true => output.write_all(escape_for_terminal(value).as_bytes()),
@@ -58,7 +60,8 @@ impl Output {
     }
 }
 
-/// The text with what a terminal acts on written as JSON writes it within a string. Nowhere else does JSON have it.
+/// Escapes control characters as in a JSON string. JSON contains such characters only within
+/// strings.
 fn escape_as_json(text: &str) -> Cow<'_, str> {
     let needs_escape = |character: char| is_acted_on(character) && character != '\n' && character != '\t';
     if !text.contains(needs_escape) {
@@ -74,12 +77,12 @@ fn escape_as_json(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Writes a sentence to standard error. If that cannot be written either, the exit code has to say enough.
+/// Writes a sentence to standard error. If that fails, only the exit code reports the failure.
 pub(crate) fn complain(sentence: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "larder: {sentence}");
 }
 
-/// Treats a closed pipe as success: a reader that closes it has what it wants.
+/// Treats a closed pipe as success: the reader closed it because it needs no more output.
 pub(crate) fn heard(printed: Result<()>) -> Result<()> {
     match printed {
         Err(error) if is_closed_pipe(&error) => Ok(()),
@@ -87,9 +90,10 @@ pub(crate) fn heard(printed: Result<()>) -> Result<()> {
     }
 }
 
-/// Whether an error only says that nobody reads standard output any more.
+/// Whether the error is that the reader of standard output has closed the pipe.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    // Other errors hold broken pipes too, as of a connection to a database: only this type is output.
+    // Other errors, such as those of a database connection, can contain a broken pipe too. Only
+    // this type is about standard output.
     error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed_pipe)
 }
 

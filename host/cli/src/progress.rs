@@ -1,14 +1,14 @@
-//! What is shown on a terminal while something takes long. Elsewhere nothing is.
+//! Progress indicators. They are shown only on a terminal.
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// So long nothing is shown: what is done by then needs no word.
+/// The time after which a spinner is shown.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// A bar over `count` steps.
+/// A progress bar over `count` steps.
 pub(crate) fn bar(count: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
     match style {
@@ -17,7 +17,7 @@ pub(crate) fn bar(count: u64) -> ProgressBar {
     }
 }
 
-/// A counter of what is printed, where that goes elsewhere than to the terminal.
+/// A counter of printed items. It is hidden if standard output is the terminal.
 pub(crate) fn counter(what: &'static str) -> ProgressBar {
     if std::io::stdout().is_terminal() {
         return ProgressBar::hidden();
@@ -29,7 +29,7 @@ pub(crate) fn counter(what: &'static str) -> ProgressBar {
     }
 }
 
-/// Waits for something, with a spinner where it takes longer than a moment.
+/// Waits for work, with a spinner if it takes longer than [`QUIET`].
 pub(crate) async fn waiting<T>(what: impl Into<String>, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     if let Ok(done) = tokio::time::timeout(QUIET, &mut work).await {

@@ -1,4 +1,4 @@
-//! `larder run`: a WASI command component with stores.
+//! `larder run`: runs a WASI command component with stores.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,39 +29,44 @@ use crate::store::not_opened;
 /// Run a WASI command component with stores
 #[derive(Args)]
 pub(crate) struct Run {
-    /// The component's file
+    /// Component file to run
     component: PathBuf,
-    /// Let the component open the store DSN under NAME
+    /// Grant the store DSN to the component as NAME; repeatable
     #[arg(long = "store", value_name = "NAME=DSN", value_parser = parse_grant)]
     stores: Vec<(String, String)>,
-    /// Let the component open the store DSN under NAME, for reading only
+    /// Grant the store DSN as NAME for reading only; repeatable
     #[arg(long = "read-only-store", value_name = "NAME=DSN", value_parser = parse_grant)]
     read_only_stores: Vec<(String, String)>,
-    /// Component name that migrations may be declared under; repeatable [default: the stem of the file]
+    /// Allow migrations of component NAME [default: the file's stem]
+    ///
+    /// Repeatable. The component can declare migrations only under these names.
     #[arg(long = "component-name", value_name = "NAME")]
     component_names: Vec<String>,
-    /// Let the component see an environment variable
+    /// Set an environment variable of the component; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
     environment: Vec<(String, String)>,
     #[command(flatten)]
     identity: RunIdentity,
-    /// Where the databases of tenants are while they are open; where it is left out, in the user's folder for caches
+    /// Directory for open tenants [default: the user cache directory]
+    ///
+    /// The databases of tenants are in this directory while they are open. Only one process at a
+    /// time can use it.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     #[command(flatten)]
     memory: RunMemory,
     #[command(flatten)]
     bounds: RunBounds,
-    /// Arguments for the component
+    /// Arguments to pass to the component
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 fn parse_grant(text: &str) -> Result<(String, String), String> {
     let pair = parse_pair(text)?;
-    // `postgres://host/db?options=…` holds a `=` too: without a name before it, it is not a grant.
+    // `postgres://host/db?options=…` contains a `=` too, but it is not a grant without a name.
     if pair.0.contains(':') {
-        return Err("a store is given as NAME=DSN, for example default=sqlite:plugin.db".to_string());
+        return Err("expected NAME=DSN, for example default=sqlite:plugin.db".to_string());
     }
     Ok(pair)
 }
@@ -71,7 +76,7 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() && !value.is_empty() => {
             Ok((name.to_string(), value.to_string()))
         }
-        _ => Err("it has to be of the form NAME=…".to_string()),
+        _ => Err("expected the form NAME=…".to_string()),
     }
 }
 
@@ -116,7 +121,7 @@ impl Run {
         if unwritten.is_empty() { outcome } else { outcome.map(|_| ExitCode::FAILURE) }
     }
 
-    /// A name that can be no tenant's is said before anything runs, where there are stores of tenants.
+    /// Checks the identity before the component runs, if a store belongs to a tenant.
     fn tenants(&self) -> Result<RunTenants> {
         let names = self.stores.iter().chain(&self.read_only_stores).map(|(_, dsn)| dsn);
         let has_tenants = names.chain(&self.memory.dsn).any(|dsn| TenantsDsn::accepts(dsn));
@@ -124,19 +129,24 @@ impl Run {
         Ok(RunTenants::new(identity, self.cache_dir.clone(), self.bounds.quota))
     }
 
-    /// Whose migrations the component may declare. Components that share a store can't change each other's ledger, as
-    /// long as their files or the names given here differ: the operator chooses both, and the component neither.
+    /// The names under which the component may declare migrations.
+    ///
+    /// Components that share a store cannot change each other's ledger if their file names, or the
+    /// names given here, differ. The operator chooses both, not the component.
     fn migrations(&self) -> Result<MigrationScope> {
         if !self.component_names.is_empty() {
             return MigrationScope::only(&self.component_names).context("--component-name");
         }
         let stem = self.component.file_stem().and_then(|stem| stem.to_str());
-        // A file whose name no component can have declares nothing.
+        // If the file name is not a valid component name, the component can declare no migrations.
         Ok(stem.and_then(|stem| MigrationScope::only([stem]).ok()).unwrap_or_default())
     }
 
-    /// What is open by the time that this ends, or is dropped, is in `opened`. What is written to is opened first: a store
-    /// that is also read is opened once, as SQLite shares what it knows of a file within a process.
+    /// Opens the stores and adds each to `opened`, so that they can be closed even if this fails or
+    /// is dropped.
+    ///
+    /// Writable stores are opened first. A store that is also granted for reading is opened only
+    /// once, because SQLite shares its state of a file within a process.
     async fn open(&self, tenants: &mut RunTenants, opened: &mut Opened) -> Result<()> {
         for (name, dsn) in &self.stores {
             let store = self.open_store(tenants, name, dsn).await.with_context(|| of(name))?;
@@ -172,14 +182,14 @@ impl Run {
             return Ok(GrantedStore::Own(store.clone()));
         }
         let backend = drivers().open_read_only(dsn).await.map_err(|error| not_opened(dsn, error))?;
-        // A quota is about what is written.
+        // A quota limits writes, so it does not apply.
         Ok(GrantedStore::Own(Store::builder_shared(backend).name(name).sweep_interval(None).build()?))
     }
 
     async fn open_memory(&self, grants: &[Grant], tenants: &mut RunTenants) -> Result<Option<GrantedMemory>> {
         let Some(dsn) = &self.memory.dsn else { return Ok(None) };
-        let context = "the store of the memory";
-        // One that is open already has its connections.
+        let context = "the store of --memory";
+        // A store that is already open has its own connections.
         let store = match grants.iter().find_map(|grant| grant.own(dsn)) {
             Some(store) => store.clone(),
             None if TenantsDsn::accepts(dsn) => tenants.open("memory", dsn).await.context(context)?,
@@ -201,7 +211,7 @@ impl Run {
         Ok(store.build()?)
     }
 
-    /// Runs the component until it ends, its time is over, or a signal comes.
+    /// Runs the component until it ends, its timeout expires, or a signal arrives.
     async fn run(
         &self,
         engine: &Engine,
@@ -218,17 +228,18 @@ impl Run {
         let instance = Instance { table: ResourceTable::new(), wasi: wasi.build(), storage, bound };
         let mut store = wasmtime::Store::new(engine, instance);
         store.limiter(|instance| &mut instance.bound);
-        // What one call lifts out of the guest: at most a transaction's worth, and the lists around it.
+        // One call can pass the data of a full transaction, with room for its lists.
         store.set_hostcall_fuel(usize::try_from(limits.transaction_bytes * 2)?);
         let timeout = self.bounds.timeout().map(signals::end_after);
         let command = command.clone();
-        // One that computes without calling its host needs no check in its code: the process ends without it.
+        // A component that computes without calling its host needs no interruption in its code: the
+        // process exits without waiting for its thread.
         let outcome = on_own_thread(move || async move {
             let outcome = call(&command, &mut store).await;
             outcome.and_then(exit_code).map_err(|error| store.data().bound.explain(error))
         });
         let outcome = outcome.await;
-        // Closing the stores is no time of the component.
+        // The time to close the stores does not count for the component's timeout.
         timeout.inspect(AbortHandle::abort);
         outcome
     }
@@ -242,7 +253,7 @@ async fn call(
     Ok(command.wasi_cli_run().call_run(store).await)
 }
 
-/// What a run has open.
+/// The stores that a run has opened.
 #[derive(Default)]
 struct Opened {
     grants: Vec<Grant>,
@@ -250,7 +261,7 @@ struct Opened {
 }
 
 impl Opened {
-    /// The store that is open already for a data-source name.
+    /// The open store for a data-source name, if there is one.
     fn find(&self, dsn: &str) -> Option<&Store> {
         let memory = self.memory.as_ref().filter(|memory| is_same_store(&memory.dsn, dsn));
         let granted = self.grants.iter().find_map(|grant| grant.own(dsn));
@@ -278,7 +289,7 @@ struct Grant {
 }
 
 impl Grant {
-    /// The store, if it was opened for this run, and a data-source name means the same.
+    /// The store, if it was opened for this run and the data-source name identifies it.
     fn own(&self, dsn: &str) -> Option<&Store> {
         match &self.store {
             GrantedStore::Own(store) if is_same_store(&self.dsn, dsn) => Some(store),
@@ -287,7 +298,7 @@ impl Grant {
     }
 }
 
-/// Whether two data-source names mean one store. Each name of one in memory means another.
+/// Whether two data-source names identify the same store. Each in-memory name is a different store.
 fn is_same_store(one: &str, other: &str) -> bool {
     let file = |dsn| SqliteDriver::path(dsn).and_then(|path| path.canonicalize().ok());
     match file(one) {
@@ -301,9 +312,9 @@ fn of(name: &str) -> String {
 }
 
 enum GrantedStore {
-    /// Opened for this run, and closed at its end.
+    /// The store is opened for this run and closed at its end.
     Own(Store),
-    /// Opened when the component asks for it.
+    /// The store is opened when the component opens it.
     Tenant(Arc<dyn StoreSource>),
 }
 
@@ -354,13 +365,14 @@ fn exit_code(outcome: wasmtime::Result<Result<(), ()>>) -> Result<ExitCode> {
     }
 }
 
-/// Compiled code is kept between runs, by a hash of the component and of all that compiling depends on.
+/// Compiled code is cached between runs. The cache key is a hash of the component and of everything
+/// that the compilation depends on.
 fn engine() -> Result<Engine> {
     let mut config = engine_config();
     if let Some(folder) = cache_folder() {
         let mut cache = CacheConfig::new();
         cache.with_directory(folder);
-        // Without a cache the component is compiled each time, and runs all the same.
+        // The cache is optional: without it, the component is compiled on each run.
         config.cache(Cache::new(cache).ok());
     }
     Ok(Engine::new(&config)?)
@@ -369,15 +381,15 @@ fn engine() -> Result<Engine> {
 fn cache_folder() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    // Nothing else is below it: wasmtime removes what it doesn't know from its folder.
+    // The directory contains only the cache: wasmtime removes unknown files from it.
     Some(folder.join("larder").join("compiled"))
 }
 
 fn load(engine: &Engine, path: &Path) -> Result<CommandPre<Instance>> {
     let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("could not read {shown}"))?;
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     let component = Component::from_binary(engine, &bytes)
-        .map_err(|error| anyhow::anyhow!("{shown} is no WebAssembly component: {}", error.root_cause()))?;
+        .map_err(|error| anyhow::anyhow!("{shown} is not a WebAssembly component: {}", error.root_cause()))?;
     for (name, _) in component.component_type().imports(engine) {
         if !name.starts_with("wasi:") && !name.starts_with("larder:storage/") {
             bail!("{shown} imports {name:?}, which larder does not provide");
@@ -388,9 +400,9 @@ fn load(engine: &Engine, path: &Path) -> Result<CommandPre<Instance>> {
     larder_host::add_to_linker(&mut linker)?;
     let linked = linker
         .instantiate_pre(&component)
-        .map_err(|error| anyhow::anyhow!("{shown} can't be linked: {}", error.root_cause()))?;
+        .map_err(|error| anyhow::anyhow!("cannot link {shown}: {}", error.root_cause()))?;
     CommandPre::new(linked)
-        .map_err(|_| anyhow::anyhow!("{shown} is no WASI command: it exports no `wasi:cli/run`"))
+        .map_err(|_| anyhow::anyhow!("{shown} is not a WASI command: it does not export `wasi:cli/run`"))
 }
 
 #[cfg(test)]

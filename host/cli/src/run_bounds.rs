@@ -1,4 +1,4 @@
-//! What `larder run` lets a component use.
+//! The limits of a component that `larder run` runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,27 +18,35 @@ use crate::text::{parse_bytes, parse_duration};
 
 #[derive(Args)]
 pub(crate) struct RunBounds {
-    /// How long the component may run, for example 90s or 10m; 0 for as long as it likes
+    /// Time limit of the component; 0 for no limit
+    ///
+    /// Write a duration with units, for example 500ms, 90s, 10m or 1h.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     timeout: Duration,
-    /// How much memory the component may have, for example 512MiB
+    /// RAM limit of the component, such as 512MiB
+    ///
+    /// It limits all linear memories and tables of the component together. Write a size in bytes or
+    /// with a unit, for example 4096, 64KiB, 512MiB or 1GiB.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     max_memory: u64,
-    /// How much the component may print, to standard output and standard error together
+    /// Limit of standard output and error together
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     max_output: u64,
-    /// How much each store that the component writes may hold [default: no bound]
+    /// Size limit of each writable store [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) quota: Option<u64>,
-    /// Another bound than the default one for what the component asks of its stores; repeatable, NAME is one of
-    /// namespace-bytes, key-bytes, value-bytes, result-bytes, transaction-bytes, transaction-mutations,
-    /// open-transactions, open-stores, identity-bytes, turn-bytes, open-memories, instance-bytes and transaction-timeout
+    /// Change a limit of the storage API; repeatable; see --help
+    ///
+    /// NAME is one of namespace-bytes, key-bytes, value-bytes, result-bytes, transaction-bytes,
+    /// transaction-mutations, open-transactions, open-stores, identity-bytes, turn-bytes,
+    /// open-memories, instance-bytes and transaction-timeout. VALUE is a size such as 2MiB, a
+    /// number, or for transaction-timeout a duration such as 10s.
     #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = parse_limit)]
     limits: Vec<Limit>,
 }
 
 impl RunBounds {
-    /// How long the component may run; none for as long as it likes.
+    /// The time limit of the component; `None` if there is none.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         Some(self.timeout).filter(|timeout| !timeout.is_zero())
     }
@@ -51,10 +59,10 @@ impl RunBounds {
         OutputBound { max: self.max_output, left: Arc::new(AtomicU64::new(self.max_output)) }
     }
 
-    /// The bounds of what the component asks of its stores.
+    /// The limits of the storage API.
     ///
     /// # Errors
-    /// Bounds that contradict each other.
+    /// Fails if the limits contradict each other.
     pub(crate) fn limits(&self) -> Result<Limits> {
         let mut limits = Limits::default();
         for limit in &self.limits {
@@ -65,7 +73,7 @@ impl RunBounds {
     }
 }
 
-/// One bound of [`Limits`].
+/// One of the [`Limits`].
 #[derive(Clone, Copy, Debug)]
 enum Limit {
     Timeout(Duration),
@@ -83,7 +91,7 @@ impl Limit {
 
 fn parse_limit(text: &str) -> Result<Limit, String> {
     let Some((name, value)) = text.split_once('=') else {
-        return Err("a limit is given as NAME=VALUE, for example value-bytes=2MiB".to_string());
+        return Err("expected NAME=VALUE, for example value-bytes=2MiB".to_string());
     };
     let field: fn(&mut Limits) -> &mut u64 = match name {
         "transaction-timeout" => return Ok(Limit::Timeout(parse_duration(value)?)),
@@ -99,12 +107,12 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
         "turn-bytes" => |limits| &mut limits.turn_bytes,
         "open-memories" => |limits| &mut limits.open_memories,
         "instance-bytes" => |limits| &mut limits.instance_bytes,
-        name => return Err(format!("there is no limit {name:?}; --help names them")),
+        name => return Err(format!("unknown limit {name:?}; `larder run --help` lists the limits")),
     };
     Ok(Limit::Amount(field, parse_bytes(value)?))
 }
 
-/// Bounds all linear memories and tables of a component together.
+/// Limits all linear memories and tables of a component together.
 pub(crate) struct MemoryBound {
     max: u64,
     left: u64,
@@ -119,25 +127,25 @@ impl MemoryBound {
         left.is_some()
     }
 
-    /// Says that memory may be why a component failed.
+    /// Adds to the error of a component that it may have failed for lack of memory.
     pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         if !self.was_refused {
             return error;
         }
         let max = crate::text::bytes(self.max);
         error.context(format!(
-            "the component was refused more than {max} of memory; `--max-memory` allows more"
+            "the component tried to use more than {max} of memory; raise the limit with --max-memory"
         ))
     }
 }
 
-/// What growth costs of `size` bytes an element.
+/// The bytes that a growth takes, with `size` bytes per element.
 fn growth(current: usize, desired: usize, size: u64) -> u64 {
     u64::try_from(desired.saturating_sub(current)).map_or(u64::MAX, |grown| grown.saturating_mul(size))
 }
 
-/// A component that may not grow is told so, as on a machine with less memory. What fails to grow after it was allowed to
-/// counts all the same.
+/// A component that may not grow gets a failure, as on a machine with less memory. A growth counts
+/// even if it fails after it was allowed.
 impl ResourceLimiter for MemoryBound {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         Ok(self.take(growth(current, desired, 1)))
@@ -148,7 +156,7 @@ impl ResourceLimiter for MemoryBound {
     }
 }
 
-/// Bounds what a component prints.
+/// Limits the output of a component.
 #[derive(Clone)]
 pub(crate) struct OutputBound {
     max: u64,
@@ -156,12 +164,12 @@ pub(crate) struct OutputBound {
 }
 
 impl OutputBound {
-    /// A stream of which this much may be written.
+    /// Wraps a stream so that its output counts for this limit.
     pub(crate) fn bind<T>(&self, stream: T) -> Bounded<T> {
         Bounded { stream, bound: self.clone() }
     }
 
-    /// Takes what is about to be printed. The component traps if it is too much.
+    /// Counts bytes that are about to be printed. The component traps if they exceed the limit.
     fn take(&self, bytes: usize) -> StreamResult<()> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let taken =
@@ -170,14 +178,14 @@ impl OutputBound {
             Ok(_) => Ok(()),
             Err(_) => {
                 let max = crate::text::bytes(self.max);
-                let error = anyhow!("it printed more than {max}; `--max-output` allows more");
+                let error = anyhow!("it printed more than {max}; raise the limit with --max-output");
                 Err(StreamError::Trap(wasmtime::Error::from_anyhow(error)))
             }
         }
     }
 }
 
-/// Standard output or standard error, of which an [`OutputBound`] is left.
+/// Standard output or standard error with an [`OutputBound`].
 pub(crate) struct Bounded<T> {
     stream: T,
     bound: OutputBound,
@@ -190,7 +198,7 @@ impl<T: IsTerminal> IsTerminal for Bounded<T> {
 }
 
 impl<T: StdoutStream> StdoutStream for Bounded<T> {
-    /// Components of WASI 0.2 have no use for this one.
+    /// Components of WASI 0.2 do not use this function.
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
         Box::new(tokio::io::empty())
     }

@@ -1,4 +1,4 @@
-//! For whom `larder run` runs a component.
+//! The identity under which `larder run` runs a component.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -6,22 +6,22 @@ use larder_host::{Slug, TenantIdentity};
 
 #[derive(Args)]
 pub(crate) struct RunIdentity {
-    /// The tenant for whom the component runs: an organisation
+    /// Tenant for which the component runs (an organisation)
     #[arg(long)]
     pub(crate) tenant: Option<String>,
-    /// The user for whom the component runs
+    /// User for whom the component runs
     #[arg(long, requires = "tenant")]
     pub(crate) user: Option<String>,
-    /// The app for which the component runs
+    /// App for which the component runs
     #[arg(long, requires = "tenant")]
     app: Option<String>,
-    /// The project of the app
+    /// Project of the app for which the component runs
     #[arg(long, requires = "app")]
     project: Option<String>,
 }
 
 impl RunIdentity {
-    /// The identity for stores of tenants; none where no tenant is named.
+    /// The identity for stores of tenants; `None` without `--tenant`.
     pub(crate) fn of_tenant(&self) -> Result<Option<TenantIdentity>> {
         let Some(tenant) = &self.tenant else { return Ok(None) };
         let slug = |option: &'static str, text: &str| Slug::new(text).context(option);

@@ -1,4 +1,4 @@
-//! The memory that `larder run` gives to a component.
+//! The conversations that `larder run` grants to a component.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::run_identity::RunIdentity;
 
-/// Where the key for a model's endpoint is looked for.
+/// The environment variable with the API key of the model's endpoint.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
-/// What an instance of a summariser may use.
+/// The linear memory that an instance of a summariser may use, in bytes.
 const SUMMARIZER_BYTES_MAX: usize = 256 << 20;
 
 #[derive(Args)]
@@ -27,26 +27,31 @@ pub(crate) struct RunMemory {
     /// Keep the component's conversations in the store DSN
     #[arg(long = "memory", value_name = "DSN", requires = "tenant", requires = "user")]
     pub(crate) dsn: Option<String>,
-    /// The only conversation that the component may open; every one of the user where it is left out
+    /// Only session that may be opened [default: all of the user]
     #[arg(long, requires = "dsn")]
     session: Option<String>,
-    /// How conversations are kept: none, truncation or rolling-summary
+    /// Use none, truncation or rolling-summary
+    ///
+    /// The strategy by which conversations are kept: `none` keeps nothing, `truncation` keeps the
+    /// newest turns, and `rolling-summary` keeps the newest turns and a summary of the older ones.
     #[arg(long, value_name = "STRATEGY", default_value = "truncation", value_parser = parse_strategy)]
     memory_strategy: Strategy,
-    /// How many tokens a model is given; 0 for no bound
+    /// Token budget of a model's context; 0 for no limit
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     memory_budget: u64,
-    /// How many turns a rolling summary keeps in full
+    /// Turns that a rolling summary keeps in full
     #[arg(long, value_name = "TURNS", default_value_t = 4)]
     memory_window: usize,
-    /// Who makes summaries: component:FILE, or http://… or https://… for an OpenAI-compatible endpoint, whose key is
-    /// taken from OPENAI_API_KEY
+    /// Summarise with component:FILE or the URL of an endpoint
+    ///
+    /// An endpoint is an http:// or https:// URL of an OpenAI-compatible API. Its key is read from
+    /// the environment variable OPENAI_API_KEY. The strategy rolling-summary needs a summariser.
     #[arg(long, value_name = "SUMMARIZER")]
     summarizer: Option<String>,
-    /// The model that an endpoint is asked for
+    /// Model to request from the endpoint
     #[arg(long, value_name = "MODEL", default_value = "gpt-4o-mini")]
     summarizer_model: String,
-    /// How long a summary may take, in seconds
+    /// Time limit of a summary, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     summary_timeout: u64,
 }
@@ -56,14 +61,14 @@ fn parse_strategy(name: &str) -> Result<Strategy, String> {
 }
 
 impl RunMemory {
-    /// The memory in `store`, and what of it the component may open.
+    /// The conversations in `store`, and those of them that the component may open.
     pub(crate) fn build(
         &self,
         store: &Store,
         identity: &RunIdentity,
     ) -> Result<(MemoryStore, IdentityScope)> {
         let (Some(tenant), Some(user)) = (&identity.tenant, &identity.user) else {
-            bail!("memory needs a tenant and a user: --tenant T --user U");
+            bail!("--memory needs an identity; give --tenant and --user");
         };
         let scope = match &self.session {
             Some(session) => IdentityScope::session(tenant, user, session),
@@ -78,7 +83,7 @@ impl RunMemory {
         };
         if self.memory_strategy == Strategy::RollingSummary && self.summarizer.is_none() {
             bail!(
-                "the strategy rolling-summary needs --summarizer component:FILE, or http://… of an endpoint"
+                "the strategy rolling-summary needs a summariser; give --summarizer component:FILE, or the URL of an endpoint"
             );
         }
         let mut builder = MemoryStore::builder(store, options);
@@ -94,7 +99,7 @@ impl RunMemory {
         }
         if !named.starts_with("http://") && !named.starts_with("https://") {
             bail!(
-                "a summarizer is component:FILE, or http://… or https://… of an endpoint, and not {named:?}"
+                "unknown summariser {named:?}; give component:FILE, or the http:// or https:// URL of an endpoint"
             );
         }
         let options = HttpOptions {
@@ -106,17 +111,17 @@ impl RunMemory {
     }
 }
 
-/// A summariser that sees no file, no network and no environment.
+/// A summariser without access to files, the network and the environment.
 fn component(path: &PathBuf) -> Result<Arc<dyn Summarizer>> {
     let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("could not read {shown}"))?;
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     let summarizer = ComponentSummarizer::new(&bytes, wasmtime_wasi::p2::add_to_linker_async, |engine| {
         let mut store = wasmtime::Store::new(engine, Plugin::new());
         store.limiter(|plugin| &mut plugin.limits);
         store
     });
     let summarizer =
-        summarizer.map_err(|error| anyhow!("{shown} is no summarizer: {}", error.root_cause()))?;
+        summarizer.map_err(|error| anyhow!("{shown} is not a summariser: {}", error.root_cause()))?;
     Ok(Arc::new(summarizer))
 }
 

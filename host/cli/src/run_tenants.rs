@@ -1,4 +1,4 @@
-//! The stores of tenants that `larder run` gives to a component.
+//! The stores of tenants that `larder run` grants to a component.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::output::complain;
 use crate::progress::waiting;
 use crate::tenants::host::{Host, HostOptions};
 
-/// The tenants of this run: one host a place, for as many grants as lead there.
+/// The tenants of this run. All grants for the same location share one host.
 pub(crate) struct RunTenants {
     identity: Option<TenantIdentity>,
     cache: Option<PathBuf>,
@@ -20,12 +20,13 @@ pub(crate) struct RunTenants {
 }
 
 impl RunTenants {
-    /// None is open yet. Each place has its own folder below `cache`, or below the user's folder for caches.
+    /// Opens nothing yet. Each location has its own directory below `cache`, or below the user
+    /// cache directory.
     pub(crate) fn new(identity: Option<TenantIdentity>, cache: Option<PathBuf>, quota: Option<u64>) -> Self {
         Self { identity, cache, quota, places: Vec::new() }
     }
 
-    /// What is granted under a name for a data-source name.
+    /// The source to grant under a name for a data-source name.
     pub(crate) async fn source(&mut self, name: &str, dsn: &str) -> Result<Arc<dyn StoreSource>> {
         let dsn = TenantsDsn::parse(dsn)?;
         let identity = self.identity.clone();
@@ -37,13 +38,13 @@ impl RunTenants {
         Ok(Arc::new(Watched { name: name.to_string(), store }))
     }
 
-    /// A store for what the host itself keeps: it is opened now, and may be closed.
+    /// Opens a store for the host's own data. The caller may close it.
     pub(crate) async fn open(&mut self, name: &str, dsn: &str) -> Result<Store> {
         let dsn = TenantsDsn::parse(dsn)?;
         let key = match (&dsn.tenant, &self.identity) {
             (Some(key), _) => key.clone(),
             (None, Some(identity)) => identity.key(dsn.scope)?,
-            (None, None) => bail!("it is a tenant's: say whose with --tenant"),
+            (None, None) => bail!("the store belongs to a tenant; give its identity with --tenant"),
         };
         let tenants = &self.place(&dsn).await?.tenants;
         let tenant = waiting(format!("opening {key}"), tenants.get(&key)).await?;
@@ -65,12 +66,13 @@ impl RunTenants {
         };
         let (open, host) = self.places.get(index).ok_or_else(|| anyhow!("the tenants are not open"))?;
         if how_kept(open) != how_kept(dsn) {
-            bail!("another store is of the same place with other options; give both the same");
+            bail!("two stores have the same location and different options; give both the same options");
         }
         Ok(host)
     }
 
-    /// Writes everything back, and says in a sentence each what could not be, and where it is.
+    /// Uploads all pending commits and closes the hosts. Returns a sentence for each tenant that
+    /// could not be uploaded, which says where its data is.
     pub(crate) async fn close(&self) -> Vec<String> {
         let mut sentences = Vec::new();
         for (_, host) in &self.places {
@@ -80,13 +82,14 @@ impl RunTenants {
     }
 }
 
-/// What of a data-source name is about the place, and not about whose store is meant.
+/// The options of a data-source name that apply to the location, not to one tenant's store.
 fn how_kept(dsn: &TenantsDsn) -> impl PartialEq + use<> {
     let times = (dsn.checkpoint_interval, dsn.lease_ttl, dsn.lease_wait, dsn.keep_for);
     (dsn.durability, dsn.checkpoint_writes, times, dsn.max_database, dsn.cache.clone(), dsn.create)
 }
 
-/// Tells the operator why a store was not opened: guests are not told of other hosts, keys and paths.
+/// Reports to the operator why a store could not be opened. The guest's error does not contain
+/// other hosts, keys and paths.
 struct Watched {
     name: String,
     store: Arc<dyn StoreSource>,
@@ -104,11 +107,11 @@ impl Watched {
     fn tell(&self, error: &Error) {
         let hint = match error {
             Error::IdentityRequired(_) => {
-                "; for whom the component runs is said with --tenant, and --user, --app or --project"
+                "; give the component's identity with --tenant, and --user, --app or --project"
             }
             _ => "",
         };
         let error = anyhow!(error.clone());
-        complain(format_args!("the store {:?} was not opened: {error:#}{hint}", self.name));
+        complain(format_args!("cannot open the store {:?}: {error:#}{hint}", self.name));
     }
 }

@@ -1,9 +1,10 @@
-//! What ends a command before it is done: a signal, or its time. The first one ends its work and lets its stores close, a
-//! second signal ends it at once.
+//! Ending a command early, by a signal or a timeout. The first one ends the command's work and then
+//! its stores are closed. A second signal ends the process at once.
 //!
-//! Once the stores are closed, a signal ends the process at once: nothing is left that has to be done.
+//! Once the stores are closed, a signal ends the process at once.
 //!
-//! A command that has nothing to close leaves signals to the system. It is killed, and the database rolls back.
+//! A command that has nothing to close does not catch signals. The signal kills it, and the
+//! database rolls back.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -19,31 +20,32 @@ use tokio::task::AbortHandle;
 
 use crate::output::{complain, is_closed_pipe};
 
-/// What ended a command.
+/// Why a command was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// A signal.
+    /// A signal arrived.
     Signal { name: &'static str, number: u8 },
-    /// It took longer than it may.
+    /// The component exceeded its timeout.
     Timeout(Duration),
 }
 
 const SIGNALS: [(&str, u8); 3] = [("SIGHUP", 1), ("SIGINT", 2), ("SIGTERM", 15)];
 
-/// How long a command may take to close before it says that it does.
+/// The time after a signal until the command reports that it is closing its stores.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// How long work that is ended may take to give way before its stores close under it.
+/// The time that ended work has to stop before its stores are closed.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// Whether all stores are closed.
 static IS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// What has ended the command; `None` as long as nothing has.
+/// Why the command was ended; `None` if it was not.
 static ENDED: OnceLock<watch::Sender<Option<Ended>>> = OnceLock::new();
 
 impl Ended {
-    /// The exit code of a shell for a command that the signal killed, and that of `timeout` for one that took too long.
+    /// The exit code that a shell gives a command that the signal killed, or that `timeout` gives a
+    /// command that takes too long.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Signal { number, .. } => 128 + number,
@@ -60,7 +62,7 @@ impl fmt::Display for Ended {
                 let limit = humantime::format_duration(*limit);
                 write!(
                     formatter,
-                    "the component ran for {limit} and was ended; `--timeout` lets it run longer"
+                    "the component was stopped after its time limit of {limit}; raise the limit with --timeout"
                 )
             }
         }
@@ -69,7 +71,8 @@ impl fmt::Display for Ended {
 
 impl std::error::Error for Ended {}
 
-/// Catches signals from now on. Signals that the process was started to ignore, as by `nohup`, stay ignored.
+/// Starts to catch signals. Signals that the process was started to ignore, for example by `nohup`,
+/// stay ignored.
 pub(crate) fn catch() -> Result<()> {
     if ENDED.set(watch::channel(None).0).is_err() {
         return Ok(());
@@ -85,18 +88,19 @@ pub(crate) fn catch() -> Result<()> {
 
 async fn watch_for(mut signals: Signal, ended: Ended) {
     while signals.recv().await.is_some() {
-        // In this order: whoever closes the stores does the opposite, so one of the two sees the other.
+        // The order matters: `closed` sets and checks these two in the opposite order, so at least
+        // one of the two tasks sees the other.
         if !end(ended) || IS_CLOSED.load(Ordering::SeqCst) {
             std::process::exit(ended.exit_code().into());
         }
         tokio::spawn(async move {
             tokio::time::sleep(QUIET).await;
-            complain(format_args!("{ended}; closing its stores, a second signal ends it at once"));
+            complain(format_args!("{ended}; closing its stores; send a second signal to end it at once"));
         });
     }
 }
 
-/// Ends the command that [`catch`] was called for, and says whether this is what ended it.
+/// Ends the command that called [`catch`]. Returns whether this call was the first to end it.
 fn end(ended: Ended) -> bool {
     let Some(sender) = ENDED.get() else { return false };
     sender.send_if_modified(|first| {
@@ -106,7 +110,7 @@ fn end(ended: Ended) -> bool {
     })
 }
 
-/// Ends the command that [`catch`] was called for after this time, unless that is aborted.
+/// Ends the command that called [`catch`] after this time, unless the returned task is aborted.
 pub(crate) fn end_after(limit: Duration) -> AbortHandle {
     let waiting = tokio::spawn(async move {
         tokio::time::sleep(limit).await;
@@ -118,7 +122,7 @@ pub(crate) fn end_after(limit: Duration) -> AbortHandle {
     waiting.abort_handle()
 }
 
-/// The signals that this process ignores, a bit each. Systems that don't tell have none.
+/// The signals that this process ignores, one bit each; 0 on systems without `/proc`.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_ignored(&status).unwrap_or_default()
@@ -129,7 +133,7 @@ fn parse_ignored(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// Waits until the command is ended; for ever if nothing can end it.
+/// Waits until the command is ended. Never returns if no signal is caught.
 pub(crate) async fn ended() -> Ended {
     if let Some(mut ended) = ENDED.get().map(watch::Sender::subscribe)
         && let Ok(first) = ended.wait_for(Option::is_some).await
@@ -140,10 +144,11 @@ pub(crate) async fn ended() -> Ended {
     std::future::pending().await
 }
 
-/// Works until the command is ended. The work is dropped then.
+/// Runs work until it is done or the command is ended. In the latter case, the work is dropped.
 ///
 /// # Errors
-/// The work's, and [`Ended`].
+/// - [`Ended`] if the command was ended.
+/// - The error of the work.
 pub(crate) async fn until_ended<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         biased;
@@ -152,12 +157,14 @@ pub(crate) async fn until_ended<T>(work: impl Future<Output = Result<T>>) -> Res
     }
 }
 
-/// Works on a thread of its own until the command is ended: a component that loops, and a pipe at the other end of which
-/// nobody reads or writes, keep no signal from being noticed. Work that waits is dropped when the command is ended. Other
-/// work is left behind, and ends with the process.
+/// Runs work on a separate thread until it is done or the command is ended.
+///
+/// So a component that loops, or a blocked pipe, cannot delay the handling of signals. When the
+/// command is ended, work that waits is dropped. Other work continues until the process exits.
 ///
 /// # Errors
-/// The work's, and [`Ended`].
+/// - [`Ended`] if the command was ended.
+/// - The error of the work.
 pub(crate) async fn on_own_thread<T, W>(work: impl FnOnce() -> W + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
@@ -175,10 +182,12 @@ where
     }
 }
 
-/// What became of a command whose stores are closed by now. From here on a signal ends the process at once.
+/// Records that all stores are closed, and returns the outcome of the command. After this, a signal
+/// ends the process at once.
 ///
 /// # Errors
-/// The command's, and [`Ended`] if a signal came while the stores closed.
+/// - [`Ended`] if a signal arrived before the stores were closed.
+/// - The error of the command.
 pub(crate) fn closed<T>(outcome: Result<T>) -> Result<T> {
     IS_CLOSED.store(true, Ordering::SeqCst);
     let Some(signal) = signalled() else { return outcome };
@@ -196,7 +205,8 @@ fn signalled() -> Option<Ended> {
     ended.filter(|ended| matches!(ended, Ended::Signal { .. }))
 }
 
-/// Ends the process, if its command was ended. A component that computes on another thread ends with it.
+/// Exits the process if its command was ended. This also ends a component that computes on another
+/// thread.
 pub(crate) fn exit_if_ended(outcome: &Result<ExitCode>) {
     if let Err(error) = outcome
         && let Some(ended) = error.downcast_ref::<Ended>()

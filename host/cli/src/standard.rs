@@ -1,19 +1,20 @@
-//! Standard input and output as the process was given them.
+//! The standard input and output with which the process was started.
 //!
-//! Rust's own take a stream that cannot be read or written for an empty one, and put `/dev/null` in the place of one that
-//! is closed. A value that was to come from there would be stored as nothing, and output would be lost without a word.
+//! Rust's own streams treat a stream that cannot be read or written as empty, and replace a closed
+//! stream with `/dev/null`. A value to be read from there would be stored as an empty one, and
+//! output would be lost without an error.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 
-/// Standard input, without a buffer.
+/// Returns standard input, unbuffered.
 pub(crate) fn input() -> io::Result<File> {
     open(0, io::stdin().as_fd())
 }
 
-/// Standard output, without a buffer.
+/// Returns standard output, unbuffered.
 pub(crate) fn output() -> io::Result<&'static File> {
     static OUTPUT: OnceLock<Option<File>> = OnceLock::new();
     let output = OUTPUT.get_or_init(|| open(1, io::stdout().as_fd()).ok());
@@ -28,16 +29,16 @@ fn open(number: u8, stream: BorrowedFd<'_>) -> io::Result<File> {
 }
 
 fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "it is closed")
+    io::Error::new(io::ErrorKind::NotConnected, "the stream is closed")
 }
 
-/// Which streams were closed before Rust's runtime opened them.
+/// Records which streams were closed before Rust's runtime opened them.
 #[cfg(any(target_os = "linux", target_os = "macos"))]
 mod at_start {
     use std::ffi::c_int;
     use std::sync::atomic::{AtomicU8, Ordering};
 
-    /// A bit each.
+    /// One bit per stream.
     static CLOSED: AtomicU8 = AtomicU8::new(0);
 
     const F_GETFD: c_int = 1;
@@ -46,16 +47,16 @@ mod at_start {
         fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
     }
 
-    /// The system calls it before Rust's runtime begins.
+    /// The system calls this function before Rust's runtime starts.
     #[used]
-    // SAFETY: the section holds pointers to functions of this kind.
+    // SAFETY: the section contains pointers to functions of this type.
     #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
     #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
     static LOOK: extern "C" fn() = look;
 
     extern "C" fn look() {
         for number in 0..2 {
-            // SAFETY: this command takes no argument, and only fails if the descriptor is not open.
+            // SAFETY: this command takes no argument, and fails only if the descriptor is not open.
             if unsafe { fcntl(number, F_GETFD) } == -1 {
                 CLOSED.fetch_or(1 << number, Ordering::Relaxed);
             }

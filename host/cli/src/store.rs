@@ -12,13 +12,13 @@ use crate::signals::{self, until_ended};
 
 #[derive(Args)]
 pub(crate) struct StoreArgument {
-    /// The store's data-source name
+    /// Data-source name of the store; see `larder --help`
     #[arg(long, value_name = "DSN")]
     store: String,
 }
 
 impl StoreArgument {
-    /// Opens a store to look at it: nothing is created, migrated or written.
+    /// Opens a store for reading: it creates, migrates and writes nothing.
     pub(crate) async fn look(&self) -> Result<Store> {
         catch_signals(&self.store)?;
         let opening = async {
@@ -29,22 +29,23 @@ impl StoreArgument {
         until_ended(opening).await
     }
 
-    /// Opens a store that exists, to write to it, or to say what would be written.
+    /// Opens an existing store for writing, or for reading if this is a dry run.
     pub(crate) async fn open_for(&self, dry_run: bool) -> Result<Store> {
         if dry_run { self.look().await } else { self.open().await }
     }
 
-    /// Opens a store that exists, to write to it.
+    /// Opens an existing store for writing.
     pub(crate) async fn open(&self) -> Result<Store> {
         if let Some(store) = self.find().await? {
             return Ok(store);
         }
-        // A look says what is missing, and what to do. If it finds a store, another process has just made it.
+        // Opening the store for reading returns the error that says what is missing and what to do.
+        // If that succeeds, another process has just created the store.
         self.look().await?.close().await;
         self.open_or_create().await
     }
 
-    /// Opens a store to write to it; `None` if it does not exist.
+    /// Opens a store for writing. Returns `None` if it does not exist.
     pub(crate) async fn find(&self) -> Result<Option<Store>> {
         catch_signals(&self.store)?;
         let finding = async {
@@ -60,7 +61,7 @@ impl StoreArgument {
         until_ended(finding).await
     }
 
-    /// Opens a store, and makes it if it does not exist.
+    /// Opens a store for writing, and creates it if it does not exist.
     pub(crate) async fn open_or_create(&self) -> Result<Store> {
         catch_signals(&self.store)?;
         let opening =
@@ -73,9 +74,9 @@ impl StoreArgument {
     }
 }
 
-/// Whether a database can be seen to have no tables of larder, which opening it for writing would make.
+/// Whether a database certainly has no tables of larder. Opening it for writing would create them.
 async fn has_no_tables(dsn: &str) -> Result<bool> {
-    // A tenant has no database before it is opened.
+    // A tenant's database exists only while it is open.
     if TenantsDsn::accepts(dsn) {
         return Ok(false);
     }
@@ -85,17 +86,19 @@ async fn has_no_tables(dsn: &str) -> Result<bool> {
     Ok(migrator.status().await.is_ok_and(|status| status.is_fresh()))
 }
 
-/// It removes expired rows when it is closed.
+/// Builds a store that removes expired rows when it is closed.
 fn writable(backend: Arc<dyn Backend>) -> Result<Store> {
     Ok(Store::builder_shared(backend).build()?)
 }
 
-/// A tenant has to be written back, and its lease given up. Every other store rolls back if its process is killed.
+/// Catches signals if the store belongs to a tenant, because its commits must be uploaded and its
+/// lease released. Every other store rolls back if its process is killed.
 fn catch_signals(dsn: &str) -> Result<()> {
     if TenantsDsn::accepts(dsn) { signals::catch() } else { Ok(()) }
 }
 
-/// Works on an open store, on a thread of its own, and closes it however the work ends, also if a signal ends it.
+/// Runs work on an open store, on a separate thread. It closes the store however the work ends,
+/// even if a signal ends it.
 pub(crate) async fn closing<T, W>(store: Store, work: impl FnOnce() -> W + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
@@ -106,14 +109,14 @@ where
     signals::closed(outcome)
 }
 
-/// Says which store was not opened, and what to do.
+/// An error that names the store that could not be opened, and says what to do.
 pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
     let DriverError::Open { error, .. } = error else { return error.into() };
     let what = format!("cannot open the store {:?}", shown(dsn));
     match error {
         Error::NotFound { .. } => {
             let advice = match TenantsDsn::accepts(dsn) {
-                true => "check the key behind `tenant=`",
+                true => "check the key after `tenant=`",
                 false => "check the path, or create the store with `larder migrate up`",
             };
             anyhow!("{what}: {:#}; {advice}", anyhow!(error))
@@ -122,7 +125,7 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
     }
 }
 
-/// A data-source name without what may be secret: a password, or the keys of a bucket.
+/// A data-source name without its secrets: a password, or the keys of a bucket.
 pub(crate) fn shown(dsn: &str) -> &str {
     let place = dsn.split('?').next().unwrap_or_default();
     match dsn.split_once(':') {
@@ -133,7 +136,7 @@ pub(crate) fn shown(dsn: &str) -> &str {
     }
 }
 
-/// A handle for an operator, who is bound by nothing that a guest is.
+/// A handle for an operator, without the limits of a guest.
 pub(crate) fn operator(store: &Store) -> Handle {
     let limits = Limits {
         value_bytes: Limits::VALUE_BYTES_MAX,
@@ -146,10 +149,10 @@ pub(crate) fn operator(store: &Store) -> Handle {
     store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
 }
 
-/// The data-source name that opens what is there and makes nothing.
+/// The data-source name that opens an existing store and creates nothing.
 fn existing(dsn: &str) -> String {
     let makes_files = dsn.starts_with("sqlite:") && dsn != "sqlite::memory:";
-    // The option can stand once there, and whoever wrote it knows what they want.
+    // The option may occur only once, so one that the user wrote takes precedence.
     let makes_tenants = TenantsDsn::accepts(dsn) && !dsn.contains("create=");
     if !makes_files && !makes_tenants {
         return dsn.to_string();

@@ -1,4 +1,4 @@
-//! Removes expired rows.
+//! `larder sweep`: removes expired rows.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::inspect::done;
 use crate::output::output;
 use crate::store::{StoreArgument, closing};
 
-/// Remove the rows of a store whose time to live is over
+/// Remove the expired rows of a store
 #[derive(Args)]
 pub(crate) struct Sweep {
     #[command(flatten)]
@@ -25,6 +25,10 @@ impl Sweep {
         let rows = swept.await?;
         let noun = if rows == 1 { "row" } else { "rows" };
         let printed = writeln!(output(), "removed {rows} expired {noun}");
-        done(printed.with_context(|| format!("{rows} expired {noun} were removed")))
+        done(
+            printed.with_context(|| {
+                format!("{rows} expired {noun} were removed, but the output was not written")
+            }),
+        )
     }
 }

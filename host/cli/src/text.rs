@@ -1,10 +1,10 @@
-//! Keys and values as a terminal shows them.
+//! Escaping of text for the terminal, and parsing of sizes, durations and times.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
-/// The text with what is not printable, and the backslash, escaped: `\n`, `\u{0}`, `\\`.
+/// Escapes non-printable characters and the backslash: `\n`, `\u{0}`, `\\`.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -16,10 +16,10 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// The text that [`escape`] shows.
+/// Decodes a text that [`escape`] encoded.
 ///
 /// # Errors
-/// Where a backslash begins nothing that `escape` writes.
+/// Fails if a backslash does not begin an escape that [`escape`] writes.
 pub(crate) fn unescape(text: &str) -> Result<String> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
@@ -32,7 +32,9 @@ pub(crate) fn unescape(text: &str) -> Result<String> {
                 Some('t') => '\t',
                 Some('0') => '\0',
                 Some('u') => code_point(&mut rest)?,
-                _ => bail!("a backslash in {text:?} begins no escape; a backslash itself is written `\\\\`"),
+                _ => bail!(
+                    "{text:?} has a backslash that does not begin an escape; write a literal backslash as `\\\\`"
+                ),
             },
             character => character,
         };
@@ -42,18 +44,20 @@ pub(crate) fn unescape(text: &str) -> Result<String> {
 }
 
 fn code_point(rest: &mut std::str::Chars<'_>) -> Result<char> {
-    let behind = rest.as_str().strip_prefix('{').context("an escape `\\u` goes on with `{`")?;
-    let (digits, behind) = behind.split_once('}').context("an escape `\\u{` ends with `}`")?;
+    let behind = rest.as_str().strip_prefix('{').context("expected `{` after the escape `\\u`")?;
+    let (digits, behind) = behind.split_once('}').context("expected `}` at the end of the escape `\\u{`")?;
     *rest = behind.chars();
-    // Rust's own would accept a sign.
+    // Rust's parser would accept a sign.
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        bail!("`{digits}` is no hexadecimal number");
+        bail!("`{digits}` is not a hexadecimal number");
     }
-    let number = u32::from_str_radix(digits, 16).with_context(|| format!("`{digits}` is no character"))?;
-    char::from_u32(number).with_context(|| format!("`{digits}` is no character"))
+    let number = u32::from_str_radix(digits, 16)
+        .with_context(|| format!("`{digits}` is not the number of a character"))?;
+    char::from_u32(number).with_context(|| format!("`{digits}` is not the number of a character"))
 }
 
-/// The bytes as text, with what is not printable escaped and what is no UTF-8 as `\x..`.
+/// Returns bytes as text. Non-printable characters are escaped, and invalid UTF-8 is written as
+/// `\x..`.
 pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
     let mut escaped = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -65,7 +69,8 @@ pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
     escaped
 }
 
-/// Whether a terminal acts on a character instead of showing it: controls, and those that turn the direction of a line.
+/// Whether a terminal interprets a character instead of showing it: control characters, and
+/// characters that change the direction of the text.
 pub(crate) fn is_acted_on(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -74,8 +79,8 @@ pub(crate) fn is_acted_on(character: char) -> bool {
         )
 }
 
-/// The bytes as text for a terminal: lines and tabs are kept, and what the terminal would act on is escaped. Several values
-/// may look the same; the bytes themselves are written to everything else.
+/// Returns bytes as text for a terminal. Newlines and tabs are kept, and characters that a terminal
+/// interprets are escaped. Different values may look the same; use this only for a terminal.
 pub(crate) fn escape_for_terminal(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -93,7 +98,7 @@ pub(crate) fn escape_for_terminal(bytes: &[u8]) -> String {
     shown
 }
 
-/// The value as a member of a JSON object: `value` where it is text, otherwise `value_hex`.
+/// Returns a value as a member of a JSON object: `value` if it is UTF-8, otherwise `value_hex`.
 pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
     match String::from_utf8(bytes) {
         Ok(text) => ("value", text),
@@ -101,32 +106,32 @@ pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
     }
 }
 
-/// A time as RFC 3339 writes it.
+/// Formats a time in RFC 3339.
 pub(crate) fn time(unix_millis: u64) -> String {
-    // The last moment of the year 9999, after which there is no such text.
+    // The last millisecond of the year 9999, the latest time that RFC 3339 can represent.
     const LAST: u64 = 253_402_300_799_999;
     let time = UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST));
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// The moment that a text names: RFC 3339, or milliseconds since 1970.
+/// Parses a time in RFC 3339 or in milliseconds since 1970.
 ///
 /// # Errors
-/// Where it is neither.
+/// Fails if the text is neither.
 pub(crate) fn moment(text: &str) -> Result<u64, String> {
     if let Ok(millis) = text.parse() {
         return Ok(millis);
     }
-    let wrong = |_| "a time is written as 2026-01-31T12:00:00Z, or in milliseconds since 1970".to_string();
+    let wrong = |_| "expected a time such as 2026-01-31T12:00:00Z, or in milliseconds since 1970".to_string();
     let time = humantime::parse_rfc3339_weak(text).map_err(wrong)?;
     let since = time.duration_since(UNIX_EPOCH).map_err(|_| "the time is before 1970".to_string())?;
-    u64::try_from(since.as_millis()).map_err(|_| "the time is too far away".to_string())
+    u64::try_from(since.as_millis()).map_err(|_| "the time is too far in the future".to_string())
 }
 
-/// The number of bytes that a text names: `4096`, `64KiB`, `512MiB`, `1GiB`.
+/// Parses a number of bytes: `4096`, `64KiB`, `512MiB`, `1GiB`.
 ///
 /// # Errors
-/// If it names none.
+/// Fails if the text is not a size, or the size exceeds `u64`.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u32); 7] =
         [("KiB", 10), ("MiB", 20), ("GiB", 30), ("K", 10), ("M", 20), ("G", 30), ("B", 0)];
@@ -134,19 +139,19 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let (number, shift) = unit.unwrap_or((text, 0));
     let number: Option<u64> = number.trim_end().parse().ok();
     let bytes = number.and_then(|number| number.checked_mul(1 << shift));
-    bytes.ok_or_else(|| format!("{text:?} is no size; write 4096, 64KiB, 512MiB or 1GiB"))
+    bytes.ok_or_else(|| format!("{text:?} is not a size; write for example 4096, 64KiB, 512MiB or 1GiB"))
 }
 
-/// The duration that a text names: `500ms`, `90s`, `10m`, `1h 30m`, or `0`.
+/// Parses a duration: `500ms`, `90s`, `10m`, `1h 30m`, or `0`.
 ///
 /// # Errors
-/// If it names none.
+/// Fails if the text is not a duration.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is no duration; write 500ms, 90s, 10m or 1h"))
+        .map_err(|_| format!("{text:?} is not a duration; write for example 500ms, 90s, 10m or 1h"))
 }
 
-/// So many bytes, as one says them.
+/// Formats a number of bytes with a unit.
 pub(crate) fn bytes(count: u64) -> String {
     match count {
         1 => "1 byte".to_string(),

@@ -1,4 +1,4 @@
-//! What `larder run` lets a component use.
+//! Tests of the limits of `larder run`.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -19,7 +19,7 @@ fn a_component_that_loops_or_waits_is_ended_when_its_time_is_over() {
         let said = error(&larder, 124, &options, component);
         assert_eq!(
             said,
-            "larder: the component ran for 300ms and was ended; `--timeout` lets it run longer\n"
+            "larder: the component was stopped after its time limit of 300ms; raise the limit with --timeout\n"
         );
     }
     let row = larder.error(1, &["get", "--store", "sqlite:a.db", "n", "key"]);
@@ -33,14 +33,13 @@ fn a_component_gets_no_more_memory_than_it_may_have() {
     let larder = Larder::new();
     let output = larder.run(&["run", "--max-memory", "64MiB", TAKE_MUCH, "--", "memory"]);
     assert_eq!(output.status.code(), Some(1));
-    // The component reports it too, as a panic of its own.
+    // The component's own panic is in the output too.
     let said = String::from_utf8(output.stderr).unwrap();
-    let refused =
-        "larder: the component was refused more than 64.00 MiB of memory; `--max-memory` allows more: ";
+    let refused = "larder: the component tried to use more than 64.00 MiB of memory; raise the limit with --max-memory: ";
     assert!(said.contains(refused), "{said}");
-    // Less than it begins with.
+    // The limit is smaller than the initial memory.
     let said = error(&larder, 1, &["--max-memory", "1"], &[TAKE_MUCH, "--", "memory"]);
-    assert!(said.starts_with("larder: the component was refused more than 1 byte of memory"), "{said}");
+    assert!(said.starts_with("larder: the component tried to use more than 1 byte of memory"), "{said}");
 }
 
 #[test]
@@ -50,7 +49,7 @@ fn a_component_prints_no_more_than_it_may() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     let expected =
-        "larder: the component failed: it printed more than 100.00 KiB; `--max-output` allows more\n";
+        "larder: the component failed: it printed more than 100.00 KiB; raise the limit with --max-output\n";
     assert_eq!(said, expected);
     assert!(output.stdout.len() <= 100 << 10 && output.stdout.len() > 90 << 10, "{}", output.stdout.len());
 }
@@ -74,8 +73,8 @@ fn a_limit_that_is_none_or_contradicts_another_is_refused_before_anything_runs()
     let run = |code, limit: &str| {
         error(&larder, code, &["--limit", limit, "--store", "default=sqlite:a.db"], &[TAKE_MUCH])
     };
-    assert!(run(2, "values=1").contains("there is no limit \"values\""));
-    assert!(run(2, "value-bytes=much").contains("\"much\" is no size"));
+    assert!(run(2, "values=1").contains("unknown limit \"values\""));
+    assert!(run(2, "value-bytes=much").contains("\"much\" is not a size"));
     let said = run(1, "value-bytes=1GiB");
     assert_eq!(
         said,

@@ -1,4 +1,4 @@
-//! The command line as a user meets it.
+//! End-to-end tests of the command line.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -66,7 +66,7 @@ fn a_store_of_an_earlier_release_is_migrated_by_the_component_with_its_data() {
     assert_eq!(larder.output(&migrations), header);
     assert_eq!(text(ask("--store", &["of", "all"]).stdout), "base-layout\ncertificates\n");
     assert_eq!(text(ask("--store", &["needs", "libtext"]).stdout), "editor\nreader\nshell\n");
-    // Now there is nothing to do, and reading is enough.
+    // All steps are applied now, so a read-only grant is enough.
     assert_eq!(text(ask("--read-only-store", &["of", "all"]).stdout), "base-layout\ncertificates\n");
 
     let printed = larder.output(&migrations);
@@ -106,7 +106,7 @@ fn a_component_declares_migrations_under_the_name_of_its_file_or_those_it_is_giv
         );
         assert_eq!(larder.output(&migrations), "");
     }
-    // A name that is given replaces that of the file.
+    // An explicit name replaces the name of the file.
     let (code, said) = ask(larder_artifacts::CATALOG, &["--component-name", "plugin"]);
     assert_eq!(code, Some(1), "{said}");
     let (code, said) = ask("plugin.wasm", &["--component-name", ""]);
@@ -157,7 +157,7 @@ fn an_operator_repairs_the_record_of_migrations_after_a_dry_run() {
     assert_eq!(done("record", &record), "recorded catalog\t2\t0002_index_by_architecture\n");
     assert!(refused("record", &record).contains("it is recorded already; remove it first"));
     assert!(refused("record", &["--id", "0003", "--checksum", "ab"]).contains("64 hexadecimal digits"));
-    // The component finds its steps as it declares them.
+    // The recorded steps match those that the component declares.
     ask();
 
     let all = "removed catalog\t1\t0001_packages\nremoved catalog\t2\t0002_index_by_architecture\n";
@@ -240,8 +240,8 @@ fn what_cannot_run_is_said_in_a_sentence() {
     let larder = Larder::new();
     std::fs::write(larder.path("text.wasm"), "no component").unwrap();
     let error = |component: &str| larder.error(1, &["run", component, "--store", "default=memory:"]);
-    assert!(error("missing.wasm").starts_with("larder: could not read missing.wasm: No such file"));
-    assert!(error("text.wasm").starts_with("larder: text.wasm is no WebAssembly component: "));
+    assert!(error("missing.wasm").starts_with("larder: cannot read missing.wasm: No such file"));
+    assert!(error("text.wasm").starts_with("larder: text.wasm is not a WebAssembly component: "));
     let unknown = error(larder_artifacts::IMPORT_UNKNOWN);
     assert!(
         unknown.ends_with(".wasm imports \"larder:unknown/thing\", which larder does not provide\n"),
@@ -274,7 +274,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     assert!(error("sqlite:").contains("use `sqlite:PATH` or `sqlite::memory:`"));
     assert!(error("memory:x").contains("the data-source name of an in-memory store is `memory:`"));
     let usage = larder.error(2, &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"]);
-    assert!(usage.contains("it has to be of the form NAME=…"), "{usage}");
+    assert!(usage.contains("expected the form NAME=…"), "{usage}");
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn an_import_names_the_line_that_is_wrong_and_makes_no_store_for_it() {
         let mut command = larder.command(&["memory", "import", "--store", store]);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // It may have ended before all of it is read.
+        // The process may exit before it has read all input.
         let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), input);
         String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap()
     };
@@ -345,10 +345,13 @@ fn an_import_names_the_line_that_is_wrong_and_makes_no_store_for_it() {
     }
     larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
     let error = import("sqlite:a.db", b"\n\xff\n");
-    assert_eq!(error, format!("{begin}it is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0\n"));
+    assert_eq!(
+        error,
+        format!("{begin}the line is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0\n")
+    );
     let error = import("sqlite:a.db", &vec![b'x'; 130 << 20]);
     assert!(
-        error.starts_with("larder: line 1, after 0 sessions were imported: it is longer than "),
+        error.starts_with("larder: line 1, after 0 sessions were imported: the line is longer than "),
         "{error}"
     );
 }
@@ -434,7 +437,7 @@ fn commands_that_write_remove_what_has_expired() {
     }
     larder.output(&[&["put", "n", "a", "v", "--ttl-ms", "100"], store.as_slice()].concat());
     std::thread::sleep(std::time::Duration::from_millis(110));
-    // A look changes nothing.
+    // Reading changes nothing.
     assert_eq!(larder.output(&[&["scan", "n"], store.as_slice()].concat()), "x\tv\n");
     assert_eq!(stored(), 2);
 }
@@ -468,11 +471,11 @@ fn the_conformance_suite_runs_from_the_command_line() {
         assert!(table.starts_with("group            passed failed\nbasic"), "{table}");
         assert!(table.ends_with(" passed, 0 failed\n"), "{table}");
     }
-    assert!(!larder.path("here.db").exists(), "the store that was named was touched");
+    assert!(!larder.path("here.db").exists(), "the suite created the named store");
     let json = run(&["memory:", "--filter", "basic::an_empty_value_is_present", "--json"]);
     assert_eq!(json, "{\"case\":\"basic::an_empty_value_is_present\",\"error\":null,\"passed\":true}\n");
     let none = larder.error(1, &["conformance", "--store", "memory:", "--filter", "no such"]);
-    assert_eq!(none, "larder: no case's name holds \"no such\"\n");
+    assert_eq!(none, "larder: no case has a name that contains \"no such\"\n");
 }
 
 const TRANSCRIPT: &str = include_str!("../../../examples/assistant/sample/transcript.txt");
@@ -515,7 +518,7 @@ fn what_is_kept_of_conversations_is_seen_moved_and_forgotten() {
     let shown = memory(&[&["show"], ann.as_slice()].concat());
     assert!(shown.contains("summary:\n    - user asked: Hello, my order 48213"), "{shown}");
 
-    // To another store and back.
+    // Export the sessions, and import them into another store.
     let exported = memory(&["export"]);
     let import = |arguments: &[&str], input: &str| {
         let mut command =
@@ -534,7 +537,7 @@ fn what_is_kept_of_conversations_is_seen_moved_and_forgotten() {
     );
     assert!(import(&["--replace"], &exported).status.success());
     let broken = String::from_utf8(import(&[], "no session\n").stderr).unwrap();
-    assert!(broken.contains("it is no session that `larder memory export` printed"), "{broken}");
+    assert!(broken.contains("the line is not a session as `larder memory export` prints it"), "{broken}");
 
     let forgotten = memory(&["forget", "--tenant", "acme", "--user", "ann"]);
     assert_eq!(
@@ -543,7 +546,7 @@ fn what_is_kept_of_conversations_is_seen_moved_and_forgotten() {
     );
     assert_eq!(memory(&["list"]).lines().count(), 2);
     let gone = larder.error(1, &[&["memory", "show", "--store", "sqlite:talk.db"], ann.as_slice()].concat());
-    assert_eq!(gone, "larder: nothing is kept of this session\n");
+    assert_eq!(gone, "larder: the session does not exist; `larder memory list` prints the sessions\n");
 }
 
 #[test]
@@ -559,19 +562,23 @@ fn memory_that_can_not_be_had_is_said_in_a_sentence() {
     let rolling = ["--memory-strategy", "rolling-summary"];
     let none = error(1, &rolling);
     assert!(
-        none.starts_with("larder: the strategy rolling-summary needs --summarizer component:FILE"),
+        none.starts_with(
+            "larder: the strategy rolling-summary needs a summariser; give --summarizer component:FILE"
+        ),
         "{none}"
     );
     let catalog = format!("component:{}", larder_artifacts::CATALOG);
     let wrong = error(1, &[rolling.as_slice(), &["--summarizer", &catalog]].concat());
     assert!(
-        wrong.ends_with("is no summarizer: it exports no `larder:storage/summarizer@0.1.0`\n"),
+        wrong.ends_with(
+            "is not a summariser: the component does not export `larder:storage/summarizer@0.1.0`\n"
+        ),
         "{wrong}"
     );
     let other = error(1, &[rolling.as_slice(), &["--summarizer", "gpt"]].concat());
-    assert!(other.contains("and not \"gpt\""), "{other}");
+    assert!(other.contains("unknown summariser \"gpt\""), "{other}");
     let forged = converse(&larder, "ann", "user: hello\n");
-    assert!(!forged.status.success(), "an unanswered question was taken");
+    assert!(!forged.status.success(), "an unanswered question was accepted");
     let missing = larder.error(1, &["memory", "list", "--store", "sqlite:missing.db"]);
     assert!(missing.starts_with("larder: cannot open the store \"sqlite:missing.db\": "), "{missing}");
 }
@@ -587,7 +594,7 @@ fn larders_own_tables_are_looked_at_and_brought_up_to_date() {
                    0002    memory_state  pending  -\n";
     assert_eq!(migrate(&["status"]), pending);
     assert_eq!(migrate(&["up", "--dry-run"]), "would apply 0001_entries\nwould apply 0002_memory_state\n");
-    assert!(!larder.path("notes.db").exists(), "looking has made a store");
+    assert!(!larder.path("notes.db").exists(), "a command that only reads created a store");
     assert_eq!(migrate(&["up"]), "applied 0001_entries\napplied 0002_memory_state\n");
     for up in [["up"].as_slice(), &["up", "--dry-run"]] {
         assert_eq!(migrate(up), "the schema is up to date, at step 0002\n");
@@ -654,7 +661,7 @@ fn a_store_in_memory_has_no_schema() {
         for command in [["migrate", "status"].as_slice(), &["migrate", "up"], &["migrate", "up", "--dry-run"]]
         {
             let said = larder.output(&[command, &["--store", store]].concat());
-            assert_eq!(said, "this store ends with its process; it has no schema to bring up to date\n");
+            assert_eq!(said, "the store is deleted when its process ends; it has no schema to migrate\n");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Looking at a store changes nothing, and waits for nobody.
+//! Tests that commands which only read change nothing, and wait for no other process.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use support::Larder;
 
-/// Verbs that look, without the store.
+/// Commands that only read, without their `--store`.
 const LOOKS: [&[&str]; 11] = [
     &["get", "n", "k"],
     &["get", "n", "k", "--json"],
@@ -29,7 +29,7 @@ const LOOKS: [&[&str]; 11] = [
     &["memory", "show", "--tenant", "t", "--user", "u", "--session", "s"],
 ];
 
-/// Verbs that write.
+/// Commands that write, without their `--store`.
 const WRITES: [&[&str]; 6] = [
     &["put", "n", "k", "v"],
     &["delete", "n", "k"],
@@ -39,7 +39,7 @@ const WRITES: [&[&str]; 6] = [
     &["migrate", "up"],
 ];
 
-/// Every file of a folder, with its bytes.
+/// The files of a directory, with their bytes.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
     let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
@@ -54,7 +54,7 @@ fn run(larder: &Larder, verb: &[&str], store: &str) -> Output {
     larder.run(&[verb, &["--store", store]].concat())
 }
 
-/// A store with one row, in a folder of its own.
+/// Creates a store with one row, in the directory `data`.
 fn store(larder: &Larder) {
     fs::create_dir(larder.path("data")).unwrap();
     larder.output(&["migrate", "up", "--store", "sqlite:data/a.db"]);
@@ -111,7 +111,7 @@ fn a_look_sees_the_commits_in_the_log_of_a_live_writer_and_of_one_that_was_kille
     let look = |store: &str| text(&run(&larder, &["get", "n", "k"], store).stdout);
     assert_eq!(look("sqlite:data/a.db"), "w");
     assert_eq!(files(&larder.path("data")), before);
-    // What a killed process leaves, and what a copy without the index holds.
+    // The files that a killed process leaves, and a copy without the WAL index.
     for names in [["a.db", "a.db-wal", "a.db-shm"].as_slice(), &["a.db", "a.db-wal"]] {
         fs::create_dir(larder.path("left")).unwrap();
         for name in names {
@@ -206,7 +206,7 @@ fn a_look_at_a_rollback_journal_shows_what_is_committed_or_nothing() {
         let seen = larder.output(&["get", "n", "k", "--store", "sqlite:data/a.db"]);
         assert!(seen.starts_with(mode), "{mode}: {seen}");
     }
-    assert!(larder.path("data/a.db-journal").exists(), "the journal was to be kept");
+    assert!(larder.path("data/a.db-journal").exists(), "the journal was not kept");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_migration_that_waits_for_a_lock_says_so() {
     let output = up.wait_with_output().unwrap();
     let error = text(&output.stderr);
     assert!(output.status.success(), "{error}");
-    assert!(error.contains("a lock that another process holds is waited for"), "{error}");
+    assert!(error.contains("if another process holds the lock, this waits"), "{error}");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn a_component_reads_a_file_that_may_not_be_written_and_creates_none() {
     let before = files(&larder.path("data"));
     assert_eq!(run(&["--read-only-store", "default=sqlite:data/a.db"]), (Some(0), String::new()));
     assert_eq!(files(&larder.path("data")), before);
-    // One file, granted in every way.
+    // One file that is granted three times.
     let both = [
         "--read-only-store",
         "first=sqlite:./data/a.db",
@@ -316,7 +316,7 @@ fn a_look_does_not_wait_for_a_process_that_holds_the_database() {
         for verb in LOOKS {
             run(&larder, verb, "sqlite:data/a.db");
         }
-        // A lock is held for as long as its holder likes: a look that waited would take a minute.
+        // The lock is not released, so a command that waited for it would take a minute.
         assert!(since.elapsed() < Duration::from_secs(30), "{lock}");
         holder.execute_batch("ROLLBACK").unwrap();
     }
@@ -334,9 +334,10 @@ fn any_path_is_looked_at_through_whatever_leads_to_it() {
     }
 }
 
-/// Runs a verb as another user, if this process may: as `root` it is stopped by no permission.
+/// Runs a command as another user, if there is one. `root` ignores file permissions, so tests that
+/// run as `root` need another user.
 fn run_as(user: Option<u32>, larder: &Larder, verb: &[&str], store: &str) -> Output {
-    // The folder of the build may be closed to other users.
+    // Other users may not have access to the build directory.
     let program = larder.path("larder");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_larder"), &program).unwrap();
@@ -349,7 +350,7 @@ fn run_as(user: Option<u32>, larder: &Larder, verb: &[&str], store: &str) -> Out
     command.output().unwrap()
 }
 
-/// Two users that are not `root`: for tests that do not run as `root`, both are the one who runs them.
+/// Two users that are not `root`. If the tests do not run as `root`, both are the current user.
 fn users(larder: &Larder) -> [Option<u32>; 2] {
     let is_root = fs::metadata(larder.path("")).unwrap().uid() == 0;
     fs::set_permissions(larder.path(""), Permissions::from_mode(0o755)).unwrap();
@@ -392,7 +393,7 @@ fn a_look_by_another_user_leaves_the_owner_able_to_write() {
     let larder = Larder::new();
     let [owner, other] = users(&larder);
     fs::create_dir(larder.path("data")).unwrap();
-    // As /tmp: each user may create files, and none may remove those of others.
+    // As in /tmp, each user may create files, and only remove their own.
     fs::set_permissions(larder.path("data"), Permissions::from_mode(0o1777)).unwrap();
     let as_user = |user, verb: &[&str]| {
         let output = run_as(user, &larder, verb, "sqlite:data/a.db");

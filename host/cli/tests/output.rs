@@ -1,4 +1,4 @@
-//! Output that cannot be written: an error and its exit code, never a panic.
+//! Output that cannot be written causes an error and an exit code, never a panic.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -10,10 +10,11 @@ use support::Larder;
 
 const STORE: [&str; 2] = ["--store", "sqlite:a.db"];
 
-/// Verbs that print, in an order in which each has something to do; and what a full device has them say.
+/// Commands that print, in an order in which each has work to do, and the start of the error that
+/// each prints on a full device.
 const VERBS: [(&[&str], &str); 15] = [
     (&["migrate", "up"], "the schema is up to date, but the output was not written: "),
-    (&["put", "n", "k", "v"], "the row was written, version 1, but the output was not: "),
+    (&["put", "n", "k", "v"], "the row was written, version 1, but the output was not written: "),
     (&["get", "n", "k"], ""),
     (&["get", "n", "k", "--json"], ""),
     (&["scan", "n"], ""),
@@ -36,7 +37,7 @@ fn run(larder: &Larder, arguments: &[&str], stdout: Stdio) -> Output {
     larder.command(arguments).stdout(stdout).stderr(Stdio::piped()).output().unwrap()
 }
 
-/// A pipe that nobody reads.
+/// A pipe whose reader is closed.
 fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -109,7 +110,7 @@ fn a_suite_that_fails_fails_also_if_nobody_reads_its_results() {
     assert_eq!(full.status.code(), Some(1));
 }
 
-/// Runs the program by a shell, which closes or replaces its standard streams.
+/// Runs the program in a shell that closes or replaces its standard streams.
 fn by_shell(larder: &Larder, streams: &str, arguments: &[&str]) -> Output {
     let script = format!("exec \"$0\" \"$@\" {streams}");
     let mut command = Command::new("sh");
@@ -141,7 +142,7 @@ fn a_closed_standard_output_is_an_error_that_says_what_was_done() {
     let larder = Larder::new();
     for (verb, done) in VERBS {
         for streams in [">&-", "1</dev/null"] {
-            // The work of the first run is not there to be done again.
+            // The first run has done the work, so the message of the second run differs.
             let done = if streams == ">&-" { done } else { "" };
             let output = by_shell(&larder, streams, &[verb, &STORE].concat());
             let error = String::from_utf8(output.stderr).unwrap();

@@ -1,4 +1,4 @@
-//! The command line on Postgres.
+//! Tests of the command line on Postgres.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use larder_postgres_server::PostgresServer;
 use support::Larder;
 
-/// Verbs that write into a store that exists.
+/// Commands that write to an existing store.
 const WRITES: [&[&str]; 7] = [
     &["put", "n", "k", "v"],
     &["delete", "n", "k"],
@@ -95,7 +95,7 @@ fn a_conformance_run_that_a_signal_ends_leaves_no_schema() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let since = Instant::now();
     while !server.dump("postgres").unwrap().contains("CREATE SCHEMA") {
-        assert!(since.elapsed() < Duration::from_secs(60), "it made no schema");
+        assert!(since.elapsed() < Duration::from_secs(60), "the command created no schema");
     }
     assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(143));

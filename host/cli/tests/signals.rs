@@ -1,4 +1,4 @@
-//! Signals end a running component cleanly, on every store.
+//! Tests that signals end a running component cleanly, on every store.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod support;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use support::Larder;
 
-/// Far longer than any end takes, and far shorter than the components run.
+/// Far longer than a command takes to end, and far shorter than the components run.
 const END_MAX: Duration = Duration::from_secs(20);
 
 struct Running {
@@ -18,7 +18,7 @@ struct Running {
 }
 
 impl Running {
-    /// Runs a component, and waits until it says that it is under way.
+    /// Runs a component, and waits for its first line of output.
     fn start(larder: &Larder, component: &str, store: &str, arguments: &[&str]) -> Self {
         let grant = format!("default={store}");
         let run = ["run", component, "--store", grant.as_str(), "--tenant", "acme", "--user", "ann", "--"];
@@ -36,7 +36,7 @@ impl Running {
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
-    /// The status and standard error, once it has ended.
+    /// Waits until the command has ended. Returns its status and standard error.
     fn end(mut self) -> (ExitStatus, String) {
         let since = self.since.unwrap();
         let status = loop {
@@ -44,7 +44,7 @@ impl Running {
                 Some(status) => break status,
                 None if since.elapsed() > END_MAX => {
                     self.child.kill().unwrap();
-                    panic!("it did not end");
+                    panic!("the command did not end");
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
@@ -73,7 +73,7 @@ fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
             }
         }
     }
-    // The database is one file again: it was closed.
+    // The database was closed, so SQLite has removed the files beside it.
     let beside = ["a.db-wal", "a.db-shm"].map(|name| larder.path(name).exists());
     assert_eq!(beside, [false, false]);
     let row = larder.error(1, &["get", "--store", "sqlite:a.db", "n", "key"]);
@@ -91,11 +91,11 @@ fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
             let show = ["tenants", "show", "acme/users/ann", "--json", "--store", place.as_str()];
             serde_json::from_str::<serde_json::Value>(&larder.output(&show)).unwrap()
         };
-        assert!(!show()["lease"].is_null(), "it has no lease while it runs");
+        assert!(!show()["lease"].is_null(), "the tenant has no lease while the command runs");
         running.send("TERM");
         let (status, error) = running.end();
         assert_eq!(status.code(), Some(143), "{component}: {error}");
-        assert!(show()["lease"].is_null(), "{component}: its lease is left");
+        assert!(show()["lease"].is_null(), "{component}: its lease was not released");
     }
 }
 
@@ -108,7 +108,7 @@ fn a_second_signal_ends_at_once() {
     running.send("INT");
     running.send("TERM");
     let (status, error) = running.end();
-    // Whichever the process took first.
+    // The exit code is that of the signal that the process handled first.
     assert!([Some(130), Some(143)].contains(&status.code()), "{status}: {error}");
 }
 
@@ -154,7 +154,7 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
         let mut command = larder.command_for_signals(&[verb, &["--store", &tenant]].concat());
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.env("TMPDIR", &temporary).spawn().unwrap();
-        // A look takes no lease.
+        // A command that only reads takes no lease.
         if verb[0] == "memory" {
             let since = Instant::now();
             while lease(&larder, &place).is_null() {
@@ -166,8 +166,8 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
         running.send(signal);
         let (status, error) = running.end();
         assert_eq!(status.code(), Some(code), "{verb:?}: {error}");
-        assert!(lease(&larder, &place).is_null(), "{verb:?}: its lease is left");
-        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{verb:?}: a copy is left");
+        assert!(lease(&larder, &place).is_null(), "{verb:?}: its lease was not released");
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{verb:?}: a copy was not removed");
     }
 }
 
@@ -210,7 +210,7 @@ fn a_conformance_run_that_a_signal_ends_leaves_no_store() {
         let child = command.spawn().unwrap();
         let since = Instant::now();
         while std::fs::read_dir(&folder).unwrap().count() == 0 {
-            assert!(since.elapsed() < END_MAX, "it made no store");
+            assert!(since.elapsed() < END_MAX, "the command created no store");
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut running = Running { child, since: None };
@@ -218,7 +218,7 @@ fn a_conformance_run_that_a_signal_ends_leaves_no_store() {
         let (status, error) = running.end();
         assert_eq!(status.code(), Some(143), "{store}: {error}");
         let mut find = Command::new("find");
-        // The locks of a folder of tenants belong to the folder.
+        // The lock files of a tenants directory stay.
         find.args([&folder, &larder.path("tmp")]).args(["-type", "f", "-not", "-path", "*/.larder/locks/*"]);
         let left = find.output().unwrap();
         assert_eq!(String::from_utf8(left.stdout).unwrap(), "", "{store}");

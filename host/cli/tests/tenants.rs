@@ -1,4 +1,4 @@
-//! Tenants on the command line as a user meets them.
+//! End-to-end tests of the command line with tenants.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use larder_host::larder_tenants::CacheFolder;
 use larder_host::{HandleOptions, Mode, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
 use tempfile::TempDir;
 
-/// A folder with tenants in `place`, and hosts with cache folders beside it.
+/// A directory with tenants in `place`, and the cache directories of hosts beside it.
 struct Larder {
     folder: TempDir,
 }
@@ -50,12 +50,12 @@ impl Larder {
         error
     }
 
-    /// `larder tenants`, on the folder of tenants.
+    /// Runs `larder tenants` on the tenants directory.
     fn tenants(&self, arguments: &[&str]) -> String {
         self.output(&[&["tenants"], arguments, &["--store", &self.dsn()]].concat())
     }
 
-    /// `larder run` of the catalog as a user of acme, with a cache folder.
+    /// `larder run` of the catalog as a user of acme, with a cache directory.
     fn catalog(&self, user: &str, cache: &str, arguments: &[&str]) -> Command {
         let grant = format!("default={}?lease_wait=100ms", self.dsn());
         let run = ["run", larder_artifacts::CATALOG, "--store", &grant, "--cache-dir", cache];
@@ -69,7 +69,8 @@ impl Larder {
         assert!(text(&output.stdout).starts_with("stored 12 packages"), "{}", text(&output.stdout));
     }
 
-    /// The place, with a cache folder below `cache` as the command line has it.
+    /// A builder for the tenants directory, with the cache directory that the command line uses
+    /// below `cache`.
     fn builder(&self, cache: &str) -> TenantsBuilder {
         let dsn = TenantsDsn::parse(&self.dsn()).unwrap();
         let folder = dsn.cache_folder(Some(&self.path(cache))).unwrap();
@@ -80,13 +81,14 @@ impl Larder {
             .lease_ttl(Duration::from_secs(1))
     }
 
-    /// What a host leaves that dies after a commit: a database ahead of object storage, in the cache folder `cache`.
+    /// Leaves the files of a host that crashed after a commit: a database with unsent commits, in
+    /// the cache directory `cache`.
     fn crash(&self, cache: &str, user: &str, value: &str) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let host = runtime.block_on(self.builder(&format!("{cache}-alive")).open()).unwrap();
         runtime.block_on(put(&host, &ann(user), value));
         copy(&self.path(&format!("{cache}-alive")), &self.path(cache));
-        // Nothing is sent and nothing released.
+        // The host uploads nothing and does not release its lease.
         drop(runtime);
     }
 }
@@ -154,7 +156,7 @@ fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
     let error = |arguments: &[&str]| larder.error(1, &[&run, arguments, &["--", "list"]].concat());
     let unbound = error(&[]);
     assert!(
-        unbound.contains("the store \"default\" was not opened: an identity is required")
+        unbound.contains("cannot open the store \"default\": an identity is required")
             && unbound.contains("--tenant, and --user, --app or --project"),
         "{unbound}"
     );
@@ -191,10 +193,14 @@ fn stores_of_one_place_share_a_host_and_may_not_contradict_each_other() {
     };
     assert!(run(&org).status.success());
     let error = text(&run(&durable).stderr);
-    assert!(error.contains("of the same place with other options; give both the same"), "{error}");
+    assert!(
+        error.contains("have the same location and different options; give both the same options"),
+        "{error}"
+    );
 }
 
-/// A run of a guest that has the tenant open, and its standard output behind the line `holding`.
+/// Runs a guest that has the tenant open. Returns the process and its standard output after the
+/// line `holding`.
 fn hold(larder: &Larder, cache: &str, millis: &str) -> (Child, BufReader<ChildStdout>) {
     let grant = format!("default={}", larder.dsn());
     let run = ["run", larder_artifacts::HOLD_UPDATE, "--store", &grant, "--cache-dir", cache];
@@ -218,7 +224,7 @@ fn who_comes_while_another_has_the_tenant_is_told_who_and_for_how_long() {
     let error = text(&second.stderr);
     assert_eq!(second.status.code(), Some(1), "{error}");
     let expected = format!(
-        "larder: the store \"default\" was not opened: the store is unavailable: another host has this tenant open: \
+        "larder: cannot open the store \"default\": the store is unavailable: another host has this tenant open: \
          acme/users/ann: {holder:?} holds the lease, which expires after 15s without a renewal\n"
     );
     assert!(error.contains(&expected), "{error}\n{expected}");
@@ -232,7 +238,7 @@ fn who_comes_while_another_has_the_tenant_is_told_who_and_for_how_long() {
         "{same_folder}"
     );
     let quarantine = larder.error(1, &["tenants", "quarantine", "--cache-dir", "one"]);
-    assert!(quarantine.contains("can be looked into once it ends"), "{quarantine}");
+    assert!(quarantine.contains("a host is using it; stop the host first"), "{quarantine}");
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -250,17 +256,16 @@ fn what_can_not_be_written_back_fails_the_run_and_is_sent_later() {
     let error = text(&ended.stderr);
     assert_eq!(ended.status.code(), Some(1), "{error}");
     assert!(
-        error.contains("larder: acme/users/ann could not be written back: object storage is unavailable: "),
+        error.contains("larder: cannot upload acme/users/ann: object storage is unavailable: "),
         "{error}"
     );
     let database = CacheFolder::find(&larder.path("one")).unwrap()[0].join("acme/users/ann.db");
-    let place =
-        format!("what it holds is in {}, and `larder tenants checkpoint` sends it", database.display());
+    let place = format!("its data is in {}; upload it with `larder tenants checkpoint`", database.display());
     assert!(error.contains(&place), "{error}");
     std::fs::remove_file(larder.path("place")).unwrap();
     std::fs::rename(larder.path("away"), larder.path("place")).unwrap();
     let sent = larder.tenants(&["checkpoint", "--cache-dir", "one"]);
-    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
+    assert!(sent.starts_with("acme/users/ann was uploaded, "), "{sent}");
     let dsn = format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path("two").display());
     assert_eq!(larder.output(&["get", "--store", &dsn, "n", "key"]), "never committed");
 }
@@ -270,7 +275,7 @@ fn tenants_are_listed_and_shown() {
     let larder = Larder::new();
     let missing = larder.error(1, &["tenants", "list", "--store", &larder.dsn()]);
     assert!(missing.starts_with("larder: the folder of tenants does not exist: "), "{missing}");
-    assert!(!larder.path("place").exists(), "looking has made a folder");
+    assert!(!larder.path("place").exists(), "a command that only reads created a directory");
     larder.load("ann", "one");
     larder.load("bob", "one");
     let listed = larder.tenants(&["list"]);
@@ -291,7 +296,7 @@ fn tenants_are_listed_and_shown() {
     let shown = larder.tenants(&["show", "acme/users/ann"]);
     assert!(
         shown.contains(
-            "\nlease: nobody has it\nlog: nothing behind the snapshot\nsnapshots, the current one last:\n  20"
+            "\nlease: free\nlog: no segments after the snapshot\nsnapshots, the current one last:\n  20"
         ),
         "{shown}"
     );
@@ -300,7 +305,7 @@ fn tenants_are_listed_and_shown() {
     assert!(object["history"].as_array().unwrap().is_empty(), "{object}");
     assert_eq!(object["snapshot"]["sha256"].as_str().unwrap().len(), 64);
     let unknown = larder.error(1, &["tenants", "show", "acme/users/eve", "--store", &larder.dsn()]);
-    assert!(unknown.starts_with("larder: there is no tenant acme/users/eve there"), "{unknown}");
+    assert!(unknown.starts_with("larder: there is no tenant acme/users/eve in this location"), "{unknown}");
     let malformed = larder.error(2, &["tenants", "show", "ann", "--store", &larder.dsn()]);
     assert!(malformed.contains("a tenant is named ORG/org, ORG/users/USER"), "{malformed}");
 }
@@ -312,7 +317,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     let send =
         |command: &str, more: &[&str]| larder.tenants(&[&[command, "--cache-dir", "one"], more].concat());
     let sent = send("checkpoint", &["acme/users/ann"]);
-    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
+    assert!(sent.starts_with("acme/users/ann was uploaded, "), "{sent}");
     let database = |cache: &str| {
         let folder = CacheFolder::find(&larder.path(cache)).unwrap();
         folder[0].join("acme/users/ann.db")
@@ -320,20 +325,21 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     assert!(database("one").exists(), "checkpoint removed the database");
     assert_eq!(send("evict", &[]), "acme/users/ann was up to date\n");
     assert!(!database("one").exists(), "evict left the database");
-    assert!(send("checkpoint", &[]).ends_with("holds no tenants\n"));
+    assert!(send("checkpoint", &[]).ends_with("contains no tenants\n"));
     let nobody =
         larder.error(1, &["tenants", "evict", "--cache-dir", "one", "acme/org", "--store", &larder.dsn()]);
-    assert!(nobody.ends_with("holds nothing of acme/org\n"), "{nobody}");
+    assert!(nobody.ends_with("contains no database of acme/org\n"), "{nobody}");
     let nowhere = larder.error(1, &["tenants", "evict", "--cache-dir", "none", "--store", &larder.dsn()]);
-    assert!(nowhere.ends_with("there is no cache folder of this place\n"), "{nowhere}");
+    assert!(nowhere.ends_with("; check --cache-dir and --store\n"), "{nowhere}");
 
-    // Another host has it, writes and goes; then the first one's folder comes back.
+    // Another host opens the tenant, writes and closes it. Then the first host's directory is used
+    // again.
     larder.crash("two", "ann", "lost");
     let dsn = format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path("three").display());
     assert!(larder.output(&["put", "--store", &dsn, "notes", "a", "won"]).starts_with("version "));
     let arguments = ["tenants", "checkpoint", "--cache-dir", "two", "--store", &larder.dsn()];
     let quarantined = larder.error(1, &arguments);
-    assert!(quarantined.contains("acme/users/ann could not be written back: another host had the tenant before these commits were sent; what it holds is in quarantine, in "), "{quarantined}");
+    assert!(quarantined.contains("cannot upload acme/users/ann: another host had the tenant before these commits were sent; its data is in quarantine, in "), "{quarantined}");
     let list = ["tenants", "quarantine", "--cache-dir", "two"];
     let object = json(&larder.output(&[list.as_slice(), &["--json"]].concat()));
     assert_eq!(object["tenant"], "acme/users/ann");
@@ -350,7 +356,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     let kept = apply(&["--only-missing", "--yes"]);
     assert!(
         kept.starts_with(
-            "acme/users/ann: rows to add 0, to replace 0; left: sent before 0, equal 0, different 1"
+            "acme/users/ann: rows to add 0, to replace 0; unchanged: already uploaded 0, equal 0, different 1"
         ),
         "{kept}"
     );
@@ -360,7 +366,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
         planned.contains("rows to add 0, to replace 1") && planned.contains("\n  replace\tnotes\ta\n"),
         "{planned}"
     );
-    assert!(planned.ends_with("nothing was written; add --yes to write this\n"), "{planned}");
+    assert!(planned.ends_with("nothing was written; add --yes to write these changes\n"), "{planned}");
     assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "won");
     assert_eq!(
         apply(&["--overwrite", "--yes", "--json"]).lines().last(),
@@ -369,7 +375,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     assert_eq!(larder.output(&["get", "--store", &dsn, "notes", "a"]), "lost");
     assert_eq!(larder.output(&list).lines().nth(1).unwrap().split('\t').next(), Some(name));
     let wrong = larder.error(1, &[list.as_slice(), &["--remove", "wrong"]].concat());
-    assert!(wrong.starts_with("larder: nothing in quarantine is called \"wrong\""), "{wrong}");
+    assert!(wrong.starts_with("larder: there is no quarantined database \"wrong\""), "{wrong}");
     assert_eq!(larder.output(&[list.as_slice(), &["--remove", name]].concat()), format!("removed {name}\n"));
     assert_eq!(larder.output(&list).lines().count(), 1);
 }
@@ -398,7 +404,7 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
         [&["checkpoint"][..], &["evict"], &["restore", "acme/users/ann", "--at", "9999-01-01T00:00:00Z"]]
     {
         let error = refused(&[&["tenants"], command, &place].concat());
-        assert!(error.ends_with(", here with --cache-dir DIR\n"), "{error}");
+        assert!(error.ends_with(" (use --cache-dir DIR)\n"), "{error}");
     }
     refused(&["put", "--store", &dsn(folder), "notes", "a", "of this place"]);
     let grant = format!("default={other}");
@@ -406,8 +412,8 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
     refused(&[run.as_slice(), &["--tenant", "acme", "--user", "ann", "--", "list"]].concat());
     assert_eq!(larder.output(&["get", "--store", &dsn("two"), "notes", "a"]), "of the other");
     let sent = larder.tenants(&["checkpoint", "--cache-dir", folder]);
-    assert!(sent.starts_with("acme/users/ann was sent, "), "{sent}");
-    // What looks at object storage alone needs no cache folder.
+    assert!(sent.starts_with("acme/users/ann was uploaded, "), "{sent}");
+    // A command that only reads object storage needs no cache directory.
     assert!(larder.output(&["tenants", "list", "--store", &other]).contains("acme/users/ann"));
 }
 
@@ -428,7 +434,7 @@ fn a_tenant_that_a_host_has_open_is_looked_at_and_its_unsent_commits_are_named()
     };
     let elsewhere = look("two");
     assert_eq!((text(&elsewhere.stdout), text(&elsewhere.stderr)), ("sent".to_string(), String::new()));
-    assert!(!larder.path("two").exists(), "looking has made a folder");
+    assert!(!larder.path("two").exists(), "a command that only reads created a directory");
     let here = look("one");
     let warning = text(&here.stderr);
     assert_eq!(text(&here.stdout), "sent");
@@ -455,10 +461,10 @@ fn a_tenant_is_deleted_brought_back_and_removed_for_good() {
         assert!(error.contains("deleted at") && error.contains("larder tenants undelete"), "{error}");
     }
     let shown = larder.tenants(&["show", "acme/users/ann"]);
-    assert!(shown.contains("\ndeleted at 20") && shown.contains("its objects may be removed"), "{shown}");
+    assert!(shown.contains("\ndeleted at 20") && shown.contains("may remove its objects"), "{shown}");
     let listed = json(&larder.tenants(&["list", "--json"]));
     assert_eq!(listed["deletion"]["stage"], "marked");
-    // It is not due yet.
+    // The grace period has not passed.
     assert_eq!(larder.tenants(&["purge"]), "");
     let early = larder.error(1, &["tenants", "purge", "acme/users/ann", "--store", &larder.dsn()]);
     assert!(early.contains("deleted at"), "{early}");
@@ -511,7 +517,7 @@ fn a_tenant_goes_back_to_an_earlier_moment_and_forward_again() {
     let [(first, _), (second, generation)] = snapshots().try_into().unwrap();
     let restore = |at: &str| larder.tenants(&["restore", "acme/users/ann", "--at", at]);
     let restored = restore(&first);
-    assert!(restored.starts_with(&format!("acme/users/ann is now as it was at {first}, ")), "{restored}");
+    assert!(restored.starts_with(&format!("acme/users/ann now has the state of {first}, ")), "{restored}");
     assert!(
         restored.contains(&format!(
             "to undo this: larder tenants restore acme/users/ann --generation {generation} "
@@ -534,11 +540,14 @@ fn a_tenant_goes_back_to_an_earlier_moment_and_forward_again() {
     assert_eq!(
         early,
         format!(
-            "larder: acme/users/ann has no snapshot of 2000-01-01T00:00:00.000Z or before; the oldest is of {first}\n"
+            "larder: acme/users/ann has no snapshot of 2000-01-01T00:00:00.000Z or before; the oldest snapshot is of {first}\n"
         )
     );
-    assert!(error(2, &["acme/users/ann", "--at", "yesterday"]).contains("a time is written as 2026-"));
-    assert!(error(1, &["acme/users/eve", "--at", "0"]).contains("there is no tenant acme/users/eve there"));
+    assert!(error(2, &["acme/users/ann", "--at", "yesterday"]).contains("expected a time such as 2026-"));
+    assert!(
+        error(1, &["acme/users/eve", "--at", "0"])
+            .contains("there is no tenant acme/users/eve in this location")
+    );
 }
 
 #[test]
@@ -582,7 +591,7 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
     TenantsDsn::parse(&larder.dsn()).unwrap().open_store().unwrap();
     let absent = error(&format!("{}?tenant=acme/org", larder.dsn()));
     assert!(
-        absent.ends_with("the tenant acme/org does not exist; check the key behind `tenant=`\n"),
+        absent.ends_with("the tenant acme/org does not exist; check the key after `tenant=`\n"),
         "{absent}"
     );
     let migrate = larder.error(1, &["migrate", "up", "--store", &larder.dsn()]);

@@ -1,4 +1,4 @@
-//! Tenants on a real S3 server, from the command line.
+//! Tests of the command line with tenants on a real S3 server.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, missing_docs, reason = "tests")]
 
 #[path = "../../tenants/tests/support/seaweed.rs"]

@@ -6,7 +6,7 @@ mod generated {
         path: "../../wit",
         world: "larder:storage/imports",
         imports: {
-            // Staging one write touches nothing but the transaction, and is quick.
+            // Staging one write only changes the transaction in memory, so it need not be async.
             "larder:storage/tx.[method]tx.put": trappable,
             "larder:storage/tx.[method]tx.put-with": trappable,
             "larder:storage/tx.[method]tx.delete": trappable,
@@ -35,7 +35,7 @@ mod generated {
 pub use generated::larder::storage::*;
 pub use generated::{Imports, ImportsPre};
 
-/// What a host calls where a component does the summarising.
+/// Bindings for calling a component that makes summaries.
 pub mod summarizer {
     mod generated {
         wasmtime::component::bindgen!({

@@ -1,4 +1,4 @@
-//! larder's types as the WIT has them.
+//! Conversions between larder's types and those of the WIT.
 
 use larder_core::{
     Context, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Migration, Mode,
@@ -7,12 +7,14 @@ use larder_core::{
 
 use crate::bindings::{memory, store, tx, types};
 
-/// Why a call from a guest failed: an error for the guest, or a trap.
+/// Why a call from a guest failed: with an error for the guest, or a trap.
 #[derive(Debug)]
 pub enum StorageError {
-    /// The guest is told.
+    /// The call returns this error to the guest.
     Guest(Error),
-    /// The host made a mistake, or the guest used a handle that it doesn't have.
+    /// The guest traps.
+    ///
+    /// The host has a bug, or the guest used a handle that it does not own.
     Trap(wasmtime::Error),
 }
 

@@ -1,4 +1,4 @@
-//! What one component instance may do.
+//! The context of one component instance: its grants and its limits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,10 +11,21 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 
 use crate::bindings;
 
-/// The longest name under which a store can be granted, in bytes.
+/// The length of the longest name under which a store can be granted, in bytes.
 const STORE_NAME_BYTES_MAX: usize = 255;
 
-/// The stores that one component instance may open, and its limits.
+/// The stores and conversations that one component instance may open, and its limits.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), larder_host::Error> {
+/// use larder_host::{InMemory, Limits, Store, StorageCtx};
+///
+/// let store = Store::builder(InMemory::new()).build()?;
+/// let limits = Limits { open_transactions: 4, ..Limits::default() };
+/// let storage = StorageCtx::builder().grant("default", &store).limits(limits).build()?;
+/// # drop(storage);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct StorageCtx {
     grants: HashMap<String, Grant>,
@@ -41,7 +52,7 @@ impl std::fmt::Debug for Grant {
     }
 }
 
-/// Sets up a [`StorageCtx`].
+/// Builds a [`StorageCtx`].
 #[derive(Debug, Default)]
 pub struct StorageCtxBuilder {
     grants: Vec<(String, Grant)>,
@@ -58,60 +69,72 @@ impl StorageCtxBuilder {
         self.grant_source(name, Arc::new(store.clone()))
     }
 
-    /// Lets the component open `store` under `name`, for views only.
+    /// Lets the component open `store` under `name`, and only read it.
     pub fn grant_read_only(self, name: impl Into<String>, store: &Store) -> Self {
         self.grant_source_read_only(name, Arc::new(store.clone()))
     }
 
-    /// Lets the component open, under `name`, a store that is found when it asks for it.
+    /// Lets the component open, under `name`, the store that `store` finds at that moment.
+    ///
+    /// The source is asked each time that the component opens the store, so the host can open a
+    /// tenant's store on demand.
     pub fn grant_source(mut self, name: impl Into<String>, store: Arc<dyn StoreSource>) -> Self {
         self.grants.push((name.into(), Grant { store, read_only: false }));
         self
     }
 
-    /// As [`grant_source`](Self::grant_source), for views only.
+    /// Lets the component open a source's store under `name`, and only read it.
+    ///
+    /// The source is asked as in [`grant_source`](Self::grant_source).
     pub fn grant_source_read_only(mut self, name: impl Into<String>, store: Arc<dyn StoreSource>) -> Self {
         self.grants.push((name.into(), Grant { store, read_only: true }));
         self
     }
 
-    /// Where the component's conversations are kept, and which of them it may open.
+    /// Sets where the component's conversations are kept, and which of them it may open.
+    ///
+    /// Default: the component can open none.
     pub fn memory(mut self, memories: &MemoryStore, identities: IdentityScope) -> Self {
         self.memory = Some(memories.clone());
         self.identities = identities;
         self
     }
 
-    /// Which component names the component may declare migrations for, in all its stores. Default: none.
+    /// Sets the component names for which the component may declare migrations.
+    ///
+    /// This applies to all its stores. Default: none.
     pub fn migrations(mut self, scope: MigrationScope) -> Self {
         self.migrations = scope;
         self
     }
 
-    /// The bounds of the component, over all its stores.
+    /// Sets the limits of the component, over all its stores.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// On whose behalf the component works. Instances that are given equal shares, such as those of one tenant, get together
-    /// what one instance would get if others want it too: connections, turns of the writer. Default: a share of its own.
+    /// Sets the share to which the component belongs.
+    ///
+    /// The host divides connections and the writer's time among shares. Instances of one share, for
+    /// example those of one tenant, together get as much as a single instance of another share.
+    /// Default: a share of its own.
     pub fn share(mut self, share: Share) -> Self {
         self.share = share;
         self
     }
 
-    /// How long a transaction may be open; a part of the limits.
+    /// Sets how long a transaction may be open, which is one of the limits.
     pub fn transaction_timeout(mut self, timeout: std::time::Duration) -> Self {
         self.limits.transaction_timeout = timeout;
         self
     }
 
-    /// Makes the context.
+    /// Builds the context.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where limits contradict each other, a name is too long, or two stores are
-    /// granted under one name.
+    /// - [`Error::InvalidArgument`] if the limits contradict each other, a store's name is longer
+    ///   than 255 bytes, or two stores are granted under one name.
     pub fn build(self) -> Result<StorageCtx> {
         self.limits.validate()?;
         let mut grants = HashMap::new();
@@ -119,7 +142,7 @@ impl StorageCtxBuilder {
             check_store_name(&name)?;
             if grants.insert(name.clone(), grant).is_some() {
                 return Err(Error::invalid_argument(format!(
-                    "two stores are granted under the name {name:?}"
+                    "cannot grant two stores under the name {name:?}; use a different name for each"
                 )));
             }
         }
@@ -142,7 +165,7 @@ impl StorageCtxBuilder {
 }
 
 impl StorageCtx {
-    /// A context that grants nothing yet, with the default limits.
+    /// Returns a builder with no grants and the default limits.
     pub fn builder() -> StorageCtxBuilder {
         StorageCtxBuilder::default()
     }
@@ -166,7 +189,7 @@ impl StorageCtx {
         }))
     }
 
-    /// Where calls are made that may take long.
+    /// The scheduler for calls that may take long.
     pub(crate) fn long_calls(&self) -> &LongCalls {
         &self.long_calls
     }
@@ -177,7 +200,9 @@ impl StorageCtx {
 
     pub(crate) fn open_memory(&mut self, identity: IdentityParts) -> Result<Memory> {
         let Some(memories) = &self.memory else {
-            return Err(Error::AccessDenied("the host granted no memory".to_string()));
+            return Err(Error::AccessDenied(
+                "the host granted no conversations to this instance".to_string(),
+            ));
         };
         let memory = memories.open_within(identity, &self.identities, &self.limits, &self.held)?;
         self.limits.check(LimitKind::OpenMemories, self.open_memories + 1)?;
@@ -195,12 +220,12 @@ fn check_store_name(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid_argument(format!(
-        "the name of a store has {} bytes, and can have {STORE_NAME_BYTES_MAX} at most",
+        "the store's name has {} bytes; it can have at most {STORE_NAME_BYTES_MAX}",
         name.len()
     )))
 }
 
-/// Gives larder's host functions their context and the table of the instance's resources.
+/// Gives larder's host functions access to the data of a [`wasmtime::Store`].
 ///
 /// ```
 /// use larder_host::{StorageCtx, StorageCtxView, StorageView};
@@ -218,30 +243,32 @@ fn check_store_name(name: &str) -> Result<()> {
 /// }
 /// ```
 pub trait StorageView: Send {
-    /// The context and the table.
+    /// Returns the instance's context and its table of resources.
     fn storage(&mut self) -> StorageCtxView<'_>;
 }
 
-/// What [`StorageView::storage`] gives.
+/// The context and the resources of one instance, borrowed from its [`wasmtime::Store`].
 pub struct StorageCtxView<'a> {
-    /// What the instance may do.
+    /// The stores that the instance may open, and its limits.
     pub ctx: &'a mut StorageCtx,
-    /// The instance's resources: its handles on stores and its transactions.
+    /// The instance's resources: its store handles, transactions and conversations.
     pub table: &'a mut ResourceTable,
 }
 
-/// Tells a linker that its data is found through [`StorageCtxView`].
+/// Marks [`StorageCtxView`] as the data that larder's host functions use.
 pub struct HasStorage;
 
 impl HasData for HasStorage {
     type Data<'a> = StorageCtxView<'a>;
 }
 
-/// Adds every interface of `larder:storage` to a linker. Its engine needs no special setting; see
-/// [`engine_config`](crate::engine_config).
+/// Adds every interface of `larder:storage` to a linker.
+///
+/// The linker's engine needs no special setting. [`engine_config`](crate::engine_config) has the
+/// settings with which calls cost least.
 ///
 /// # Errors
-/// Where the linker has one of the interfaces already.
+/// Fails if the linker already defines one of the interfaces.
 pub fn add_to_linker<T: StorageView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     bindings::types::add_to_linker::<T, HasStorage>(linker, T::storage)?;
     bindings::store::add_to_linker::<T, HasStorage>(linker, T::storage)?;

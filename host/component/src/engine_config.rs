@@ -1,17 +1,26 @@
-//! Settings of wasmtime with which larder costs least.
+//! Settings of wasmtime with which larder costs the least.
 
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
-/// Settings of the engine with which a call from guest to host costs least. larder needs no other: embedders that use
-/// component-model concurrency leave `concurrency_support` as it is.
+/// Returns the engine settings with which a call from guest to host costs the least.
+///
+/// They disable `concurrency_support`. larder needs no special setting, so an embedder that uses
+/// component-model concurrency can leave that enabled.
+///
+/// ```
+/// let engine = wasmtime::Engine::new(&larder_host::engine_config()).unwrap();
+/// # drop(engine);
+/// ```
 pub fn engine_config() -> Config {
     let mut config = Config::new();
     config.concurrency_support(false);
     config
 }
 
-/// Settings of a pool of instances, for a host that makes a new one for each request. It is a start: how many instances
-/// there may be at once, and how large, is the embedder's to say.
+/// Returns settings of an instance pool.
+///
+/// They are for a host that makes a new instance for each request. Adjust them: the embedder
+/// decides how many instances may exist at once, and how large they may be.
 ///
 /// ```
 /// use wasmtime::InstanceAllocationStrategy;
@@ -23,10 +32,11 @@ pub fn engine_config() -> Config {
 /// # wasmtime::Engine::new(&config).unwrap();
 /// ```
 ///
-/// Half of what a new instance costs is giving its pages back to the kernel, and the first touch of each by the next one.
-/// So the pages that a request has written are kept, and get their first contents back by a copy: up to 1 MiB of each
-/// memory, and 64 KiB of each table. Of memories that takes a kernel which tells what pages were written (Linux 6.7 and
-/// later); elsewhere all are given back. What is kept counts for as many instances as there ever were at once.
+/// Half of the cost of a new instance is returning its pages to the kernel and the page faults of
+/// the next instance. So the pool keeps the pages that a request has written and resets them by a
+/// copy: up to 1 MiB of each memory and 64 KiB of each table. For memories, this requires a kernel
+/// that reports which pages were written (Linux 6.7 and later). On other systems, all pages of
+/// memories are returned. The pool keeps pages for as many instances as ever existed at once.
 pub fn instance_pool() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.table_keep_resident(KEPT_OF_TABLE);
@@ -38,5 +48,5 @@ pub fn instance_pool() -> PoolingAllocationConfig {
 
 const KEPT_OF_MEMORY: usize = 1 << 20;
 
-/// Room for 8,192 functions.
+/// Enough for 8,192 functions.
 const KEPT_OF_TABLE: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! The host functions: each looks up its handle, converts, and calls.
+//! The host functions. Each looks up its handle, converts the arguments and calls larder.
 
 use larder_core::{Handle, Memory, NextMigration, PackedPage, Transaction, Version};
 use wasmtime::component::Resource;

@@ -1,11 +1,13 @@
 //! Serializable storage for WebAssembly components, on wasmtime.
 //!
-//! A component that imports `larder:storage` opens the stores that its host granted to it, and reads and writes them in
-//! transactions. This crate is the host's side, in wasmtime's own conventions: a [`StorageCtx`] in the data of a
-//! [`wasmtime::Store`], a [`StorageView`] that finds it, and [`add_to_linker`].
+//! A component that imports `larder:storage` opens the stores that its host granted to it, and
+//! reads and writes them in transactions. This crate is the host's side. It follows wasmtime's
+//! conventions: a [`StorageCtx`] in the data of a [`wasmtime::Store`], a [`StorageView`] that
+//! returns it, and [`add_to_linker`].
 //!
-//! A complete embedding: one plugin, a WASI command, with one store in a SQLite file. A plugin that computes without end
-//! gives way to others, and is ended when its time is over.
+//! The following program is a complete embedding of one plugin, a WASI command, with one store in a
+//! SQLite file. A plugin that computes without end yields to other tasks, and is stopped at its
+//! timeout.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -35,7 +37,7 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // Once a process: the engine, the linker, and the stores.
+//!     // Once per process: the engine, the linker, and the stores.
 //!     let mut config = larder_host::engine_config();
 //!     config.epoch_interruption(true);
 //!     let engine = wasmtime::Engine::new(&config)?;
@@ -52,7 +54,7 @@
 //!     let backend = larder_host::drivers().open("sqlite:plugins.db").await?;
 //!     let notes = larder_host::Store::builder_shared(backend).name("notes").build()?;
 //!
-//!     // Once an instance: what this plugin may open, and within which limits.
+//!     // Once per instance: the stores that this plugin may open, and its limits.
 //!     let storage = StorageCtx::builder().grant("default", &notes).build()?;
 //!     let plugin = Plugin {
 //!         table: ResourceTable::new(),
@@ -60,7 +62,8 @@
 //!         storage,
 //!     };
 //!     let mut store = wasmtime::Store::new(&engine, plugin);
-//!     // It gives way at every tick, and one call hands over at most a transaction's worth, and the lists around it.
+//!     // The plugin yields at every tick. One call can pass the data of a full transaction, with
+//!     // room for its lists.
 //!     store.set_epoch_deadline(1);
 //!     store.epoch_deadline_async_yield_and_update(1);
 //!     store.set_hostcall_fuel(8 << 20);
@@ -74,16 +77,19 @@
 //! }
 //! ```
 //!
-//! # What a guest can and can't do
+//! # Limits of a guest
 //!
-//! Every length, count and name that a guest sends is checked against [`Limits`] before memory is spent on it.
-//! What the host holds for an instance, over all its transactions and calls, is bounded by [`Limits::instance_bytes`].
-//! What is lifted out of the guest before larder sees it is bounded by
-//! [`wasmtime::Store::set_hostcall_fuel`]; set it a little above `transaction_bytes`. A transaction holds no lock
-//! while its guest computes. One that a guest drops, leaks, traps in, or leaves open past
-//! [`Limits::transaction_timeout`] is rolled back, and its connection given back; for the last of these the tokio
-//! runtime needs a thread that no guest keeps busy. What stops a guest that loops for ever is wasmtime's epoch
-//! interruption.
+//! larder checks every length, count and name that a guest sends against [`Limits`] before it
+//! allocates memory for it. [`Limits::instance_bytes`] bounds the host's memory for one instance,
+//! over all its transactions and calls. [`wasmtime::Store::set_hostcall_fuel`] bounds the data that
+//! wasmtime copies from the guest before it calls larder; set it a little above
+//! `transaction_bytes`.
+//!
+//! A transaction holds no lock while its guest computes. If the guest drops the transaction, traps
+//! in it, or leaves it open past [`Limits::transaction_timeout`], larder rolls it back and returns
+//! its connection to the pool. The timeout requires a thread of the tokio runtime that no guest
+//! keeps busy. A guest that loops without end is stopped by wasmtime's epoch interruption, not by
+//! larder.
 #![cfg_attr(feature = "tenants", doc = include_str!("tenants.md"))]
 
 pub mod bindings;
@@ -116,7 +122,7 @@ pub use larder_tenants::{
 pub use summarizer::ComponentSummarizer;
 pub use {larder_core, larder_postgres, larder_sqlite};
 
-/// The drivers `memory`, `postgres` and `sqlite`, and with the feature `tenants` that too.
+/// Returns the drivers `memory`, `postgres` and `sqlite`, and `tenants` if that feature is enabled.
 ///
 /// ```
 /// # #[cfg(feature = "tenants")]
@@ -124,7 +130,7 @@ pub use {larder_core, larder_postgres, larder_sqlite};
 /// ```
 pub fn drivers() -> Drivers {
     let mut drivers = Drivers::with_in_memory();
-    // Names that differ: none can be taken.
+    // Registering fails only for a name that is taken, and these names differ.
     let _ = drivers.register(larder_sqlite::SqliteDriver);
     let _ = drivers.register(larder_postgres::PostgresDriver::new());
     #[cfg(feature = "tenants")]

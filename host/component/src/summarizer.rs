@@ -1,4 +1,4 @@
-//! A summariser that is itself a component, so that a platform can bring the call of its model as a plugin.
+//! A summariser that is itself a component, so that a host can call its model in a plugin.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use wasmtime::{Engine, EngineWeak};
 
 use crate::bindings::summarizer::{SummarizerPlugin, SummarizerPluginPre};
 
-/// What a summariser exports.
+/// The interface that a summariser exports.
 const INTERFACE: &str = "larder:storage/summarizer@0.1.0";
 
-/// How often a component that computes lets others have their turn, and is stopped where its time is over.
+/// The interval at which a component that computes yields to other tasks and can be stopped.
 const EPOCH: Duration = Duration::from_millis(10);
 
-/// A summariser that is itself a component: it exports `larder:storage/summarizer`.
+/// A summariser that is a component: it exports `larder:storage/summarizer`.
 ///
-/// Each summary is made by a fresh instance. A component that computes without end yields every 10 ms, so that the
-/// deadline that larder has for a summary ends it; no setting of the embedder's own engine is needed for that, as this
-/// has one of its own. What an instance may use besides (memory, tables, files, the network) is what the embedder
-/// gives its [`wasmtime::Store`].
+/// A new instance makes each summary. A component that computes without end yields every 10 ms, so
+/// that larder's timeout for a summary can stop it. The summariser has its own engine for this and
+/// needs no setting of the embedder's engine. The embedder bounds everything else that an instance
+/// may use (memory, tables, files, the network) in its [`wasmtime::Store`].
 ///
 /// ```no_run
 /// # fn example(bytes: &[u8]) -> wasmtime::Result<()> {
@@ -47,7 +47,8 @@ const EPOCH: Duration = Duration::from_millis(10);
 ///     |linker| wasmtime_wasi::p2::add_to_linker_async(linker),
 ///     |engine| {
 ///         let limits = wasmtime::StoreLimitsBuilder::new().memory_size(64 << 20).build();
-///         let plugin = Plugin { table: ResourceTable::new(), wasi: WasiCtx::builder().build(), limits };
+///         let (table, wasi) = (ResourceTable::new(), WasiCtx::builder().build());
+///         let plugin = Plugin { table, wasi, limits };
 ///         let mut store = wasmtime::Store::new(engine, plugin);
 ///         store.limiter(|plugin| &mut plugin.limits);
 ///         store
@@ -61,14 +62,18 @@ pub struct ComponentSummarizer<T: 'static> {
     store: Box<MakeStore<T>>,
 }
 
-/// Makes what an instance has.
+/// Makes the [`wasmtime::Store`] of one instance.
 type MakeStore<T> = dyn Fn(&Engine) -> wasmtime::Store<T> + Send + Sync;
 
 impl<T: Send + 'static> ComponentSummarizer<T> {
-    /// Compiles a component. `link` gives it what it imports, `store` makes what an instance has.
+    /// Compiles a component.
+    ///
+    /// `link` defines the component's imports. `store` makes the [`wasmtime::Store`] of each
+    /// instance.
     ///
     /// # Errors
-    /// Where the bytes are no component, it exports no summariser, or it imports what `link` does not give.
+    /// Fails if the bytes are not a component, the component does not export
+    /// `larder:storage/summarizer`, or it imports an item that `link` does not define.
     pub fn new(
         bytes: &[u8],
         link: impl FnOnce(&mut Linker<T>) -> wasmtime::Result<()>,
@@ -79,10 +84,13 @@ impl<T: Send + 'static> ComponentSummarizer<T> {
         Self::of(engine, &component, link, store)
     }
 
-    /// The same of a file.
+    /// Compiles a component from a file.
+    ///
+    /// `link` and `store` are those of [`ComponentSummarizer::new`].
     ///
     /// # Errors
-    /// As [`ComponentSummarizer::new`], and where the file can't be read.
+    /// Fails if the file cannot be read or is not a component, the component does not export
+    /// `larder:storage/summarizer`, or it imports an item that `link` does not define.
     pub fn from_file(
         path: impl AsRef<Path>,
         link: impl FnOnce(&mut Linker<T>) -> wasmtime::Result<()>,
@@ -100,7 +108,7 @@ impl<T: Send + 'static> ComponentSummarizer<T> {
         store: impl Fn(&Engine) -> wasmtime::Store<T> + Send + Sync + 'static,
     ) -> wasmtime::Result<Self> {
         if component.component_type().get_export(&engine, INTERFACE).is_none() {
-            return Err(wasmtime::Error::msg(format!("it exports no `{INTERFACE}`")));
+            return Err(wasmtime::Error::msg(format!("the component does not export `{INTERFACE}`")));
         }
         let mut linker = Linker::new(&engine);
         link(&mut linker)?;
@@ -127,15 +135,13 @@ impl<T: Send + 'static> Summarizer for ComponentSummarizer<T> {
     async fn summarize(&self, request: SummaryRequest) -> Result<String, SummaryError> {
         match self.call(request).await {
             Ok(Ok(summary)) => Ok(summary),
-            Ok(Err(reason)) => Err(SummaryError::new(format!("the component gave no summary: {reason}"))),
-            Err(trap) => {
-                Err(SummaryError::caused("the component ended without a summary", Trapped(Arc::new(trap))))
-            }
+            Ok(Err(reason)) => Err(SummaryError::new(format!("the component returned an error: {reason}"))),
+            Err(trap) => Err(SummaryError::caused("cannot run the component", Trapped(Arc::new(trap)))),
         }
     }
 }
 
-/// wasmtime's error as an error of the standard library, which it is not itself.
+/// Wraps a [`wasmtime::Error`], which does not implement [`std::error::Error`].
 #[derive(Debug)]
 struct Trapped(Arc<wasmtime::Error>);
 
@@ -153,7 +159,9 @@ fn engine() -> wasmtime::Result<Engine> {
     Engine::new(&config)
 }
 
-/// Counts epochs as long as the engine is there. A thread of its own: tasks wait for a thread that a component keeps.
+/// Increments the engine's epoch until the engine is dropped.
+///
+/// This is a thread, not a task: a component that computes can block every thread of the runtime.
 fn tick(engine: EngineWeak) {
     std::thread::spawn(move || {
         while let Some(engine) = engine.upgrade() {

@@ -231,7 +231,7 @@ async fn names_that_were_never_granted_open_nothing() {
         let (name, answer) = line.split_once(": Err").unwrap();
         assert_eq!(answer, format!("(Error::NoSuchStore({name}))"));
     }
-    let too_long = "the name of a store has 1048576 bytes, and can have 255 at most";
+    let too_long = "the store's name has 1048576 bytes; it can have at most 255";
     assert_eq!(long, format!("1 MiB: Err(Error::InvalidArgument({too_long:?}))"));
 }
 

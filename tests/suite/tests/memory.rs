@@ -333,7 +333,7 @@ async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcom
 async fn what_is_no_summariser_is_refused_with_a_reason() -> Outcome {
     let Err(error) = component(larder_artifacts::CATALOG) else { return Err("it was accepted".to_string()) };
     let reason = error.to_string();
-    expect(reason == "it exports no `larder:storage/summarizer@0.1.0`", reason)?;
+    expect(reason == "the component does not export `larder:storage/summarizer@0.1.0`", reason)?;
     // An embedder's engine needs no special settings.
     wasmtime::Engine::new(&engine_config()).map(drop).map_err(|error| error.to_string())
 }

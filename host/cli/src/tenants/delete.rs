@@ -1,4 +1,4 @@
-//! `larder tenants delete`, `undelete` and `purge`.
+//! `larder tenants delete`, `undelete` and `purge`: delete tenants and their objects.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,10 +15,11 @@ use crate::signals::{self, until_ended};
 use crate::tenants::{HostArguments, Place, parse_key};
 use crate::text::{parse_duration, time};
 
-/// Delete a tenant; its objects stay for a grace period
+/// Delete a tenant, and keep its objects for a grace period
 ///
-/// No host can open the tenant after this. Until the grace period has passed and `larder tenants purge` runs, `larder
-/// tenants undelete` brings it back. With `--grace 0`, its objects are removed at once.
+/// After this, no host can open the tenant. `larder tenants undelete` restores it until the grace
+/// period has passed and `larder tenants purge` has run. With `--grace 0`, its objects are removed
+/// at once.
 #[derive(Args)]
 pub(super) struct Delete {
     #[command(flatten)]
@@ -26,19 +27,19 @@ pub(super) struct Delete {
     /// Tenant to delete
     #[arg(value_parser = parse_key)]
     key: TenantKey,
-    /// How long the deletion can be undone: 30d, 12h, or 0 [default: 7d]
+    /// Time to undo the deletion, for example 30d; 0 for none [default: 7d]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
 }
 
-/// How long a deletion can be undone if the operator does not say so.
+/// The grace period if the operator gives none.
 const GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Delete {
     pub(super) async fn execute(self) -> Result<ExitCode> {
         let host = self.host.options()?.open().await?;
         let deleting = async {
-            // A deletion is not cut short unless the operator says so.
+            // Only an explicit --grace shortens the grace period of an earlier deletion.
             let head = host.tenants.remote().head(&self.key).await?;
             match head.and_then(|head| head.deletion) {
                 Some(deletion) if self.grace.is_none() => return Ok(deletion),
@@ -66,8 +67,8 @@ impl Delete {
 fn sentence(key: &TenantKey, deletion: &Deletion) -> String {
     match deletion.stage {
         DeletionStage::Marked => format!(
-            "{key} is deleted; from {} on, `larder tenants purge` removes its objects, and until then `larder tenants \
-             undelete {key}` brings it back",
+            "{key} is deleted; from {} on, `larder tenants purge` removes its objects; before that, `larder tenants \
+             undelete {key}` restores it",
             time(deletion.purge_at)
         ),
         DeletionStage::Purging => format!("{key} is deleted, and its objects are being removed"),
@@ -75,12 +76,12 @@ fn sentence(key: &TenantKey, deletion: &Deletion) -> String {
     }
 }
 
-/// Bring a deleted tenant back, unless its objects were removed
+/// Restore a deleted tenant whose objects still exist
 #[derive(Args)]
 pub(super) struct Undelete {
     #[command(flatten)]
     place: Place,
-    /// Tenant to bring back
+    /// Tenant to restore
     #[arg(value_parser = parse_key)]
     key: TenantKey,
 }
@@ -90,15 +91,16 @@ impl Undelete {
         let undeleting = self.place.remote()?;
         undeleting.undelete(&self.key).await?;
         let printed = writeln!(output(), "{} can be opened", self.key);
-        heard(printed.context("the tenant is back, but the output was not written"))?;
+        heard(printed.context("the tenant is restored, but the output was not written"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Remove the objects of deleted tenants whose grace periods have passed
+/// Remove the objects of deleted tenants whose grace period has passed
 ///
-/// It may run at any time, on several machines at once, and again after an error. A host removes its own copies of
-/// such tenants, also those in quarantine, when it is started next.
+/// This command may run at any time, on several machines at once, and again after an error. A host
+/// removes its own copies of such tenants, including those in quarantine, when it starts the next
+/// time.
 #[derive(Args)]
 pub(super) struct Purge {
     #[command(flatten)]
@@ -108,13 +110,13 @@ pub(super) struct Purge {
     key: Option<TenantKey>,
 }
 
-/// Tenants that are asked for at once.
+/// The number of tenants to list at once.
 const PAGE: usize = 10_000;
 
-/// Tenants that are looked at side by side.
+/// The number of tenants to purge concurrently.
 const PURGED_AT_ONCE: usize = 8;
 
-/// So many tenants that fail are a fault of the object storage.
+/// After this number of failures, the command stops: the object storage itself is likely to fail.
 const FAILURES_MAX: u32 = 20;
 
 impl Purge {
@@ -130,7 +132,7 @@ impl Purge {
     }
 }
 
-/// Whether some tenant failed.
+/// Purges all tenants that are due. Returns whether a tenant failed.
 async fn purge_all(remote: &Remote) -> Result<bool> {
     let progress = counter("tenants");
     let (mut failures, mut after) = (0, None);
@@ -163,7 +165,8 @@ async fn purge_all(remote: &Remote) -> Result<bool> {
     Ok(failures > 0)
 }
 
-/// `None` if the tenant is not deleted, or not due.
+/// Purges a tenant. Returns `None` if the tenant is not deleted, or its grace period has not
+/// passed.
 async fn purge(remote: &Remote, key: &TenantKey) -> Result<Option<Deletion>, TenantError> {
     if remote.head(key).await?.is_none_or(|head| head.deletion.is_none()) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The tenants that this process has open, as a host.
+//! The tenants host of this process.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,18 +11,19 @@ use larder_host::{
 use crate::progress::waiting;
 use crate::signals;
 
-/// Tenants that are open at once: each has a few files open.
+/// The number of tenants that may be open at once. Each has a few open files.
 const CAPACITY: usize = 16;
 
-/// How a host is opened.
+/// Options for opening a host.
 pub(crate) struct HostOptions {
     builder: TenantsBuilder,
-    /// Its cache folder.
+    /// The host's cache directory.
     pub(crate) folder: PathBuf,
 }
 
 impl HostOptions {
-    /// A host for a place, with its cache folder in `cache`, or in the user's folder for caches.
+    /// Options of a host for a location, with its cache directory below `cache`, or below the user
+    /// cache directory.
     pub(crate) fn new(dsn: &TenantsDsn, cache: Option<&Path>) -> Result<Self> {
         let folder = dsn.cache_folder(cache)?;
         let mut builder = TenantsBuilder::from_dsn(dsn)?.cache_folder(&folder).capacity(CAPACITY);
@@ -32,13 +33,13 @@ impl HostOptions {
         Ok(Self { builder, folder })
     }
 
-    /// Whether closed databases stay in the cache folder.
+    /// Sets whether closed databases stay in the cache directory.
     pub(crate) fn keep_copies(mut self, keep: bool) -> Self {
         self.builder = self.builder.keep_copies(keep);
         self
     }
 
-    /// How many bytes each database may hold.
+    /// Sets the quota of each database, in bytes.
     pub(crate) fn quota(mut self, bytes: Option<u64>) -> Self {
         if let Some(bytes) = bytes {
             self.builder = self.builder.quota_bytes(bytes);
@@ -46,21 +47,21 @@ impl HostOptions {
         self
     }
 
-    /// Opens it.
+    /// Opens the host.
     pub(crate) async fn open(self) -> Result<Host> {
         signals::catch()?;
         let quarantined = Arc::new(Quarantined::default());
         let opening = self.builder.events(quarantined.clone()).open();
-        let tenants = waiting("looking at the object storage", opening).await.map_err(cache_in_use)?;
+        let tenants = waiting("opening the object storage", opening).await.map_err(cache_in_use)?;
         Ok(Host { tenants, quarantined })
     }
 }
 
-/// What the operator can do where a cache folder is taken.
+/// Adds the name of the option to an error about the cache directory.
 pub(crate) fn cache_in_use(error: TenantError) -> anyhow::Error {
     match error {
         TenantError::CacheInUse { .. } | TenantError::OtherPlace { .. } => {
-            anyhow!("{error}, here with --cache-dir DIR")
+            anyhow!("{error} (use --cache-dir DIR)")
         }
         error => error.into(),
     }
@@ -72,16 +73,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Whether something of a tenant went into quarantine since this was opened.
+    /// Whether a database of the tenant was quarantined since the host was opened.
     pub(crate) fn has_quarantined(&self, key: &TenantKey) -> bool {
         let key = key.to_string();
         self.quarantined.lock().iter().any(|(tenant, _)| *tenant == key)
     }
 
-    /// Writes everything back and closes it. Says in a sentence each what could not be written back since this was
-    /// opened, and where it is.
+    /// Uploads all pending commits and closes the host. Returns a sentence for each tenant that
+    /// could not be uploaded since the host was opened, which says where its data is.
     pub(crate) async fn close(&self) -> Vec<String> {
-        let closed = waiting("writing tenants back", self.tenants.close()).await;
+        let closed = waiting("uploading tenants", self.tenants.close()).await;
         let mut sentences = self.quarantined_sentences();
         match closed {
             Ok(()) => {}
@@ -98,7 +99,7 @@ impl Host {
         let database = self.tenants.cache().database(key);
         let error = anyhow!(error.clone());
         format!(
-            "{key} could not be written back: {error:#}; what it holds is in {}, and `larder tenants checkpoint` sends it",
+            "cannot upload {key}: {error:#}; its data is in {}; upload it with `larder tenants checkpoint`",
             database.display()
         )
     }
@@ -107,19 +108,16 @@ impl Host {
         let events = self.quarantined.lock().clone();
         let found = self.tenants.cache().quarantined().unwrap_or_default();
         let sentence = |(tenant, reason): (String, String)| {
-            // The newest of this tenant.
+            // The newest quarantined database of this tenant.
             let place = found.iter().rev().find(|found| found.tenant == tenant);
             let place = place.map_or(self.tenants.cache().folder(), |found| &found.database);
-            format!(
-                "{tenant} could not be written back: {reason}; what it holds is in quarantine, in {}",
-                place.display()
-            )
+            format!("cannot upload {tenant}: {reason}; its data is in quarantine, in {}", place.display())
         };
         events.into_iter().map(sentence).collect()
     }
 }
 
-/// Remembers what went into quarantine: tenants and reasons.
+/// Records the tenants whose databases were quarantined, and the reasons.
 #[derive(Default)]
 struct Quarantined(Mutex<Vec<(String, String)>>);
 

@@ -1,4 +1,4 @@
-//! `larder tenants list`.
+//! `larder tenants list`: prints the tenants in object storage.
 
 use std::process::ExitCode;
 
@@ -15,20 +15,20 @@ use crate::progress::counter;
 use crate::tenants::{Place, snapshot_json};
 use crate::text::{bytes, escape, time};
 
-/// Print the tenants in object storage, one a line
+/// Print the tenants in object storage, one per line
 #[derive(Args)]
 pub(super) struct List {
     #[command(flatten)]
     place: Place,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
-/// Tenants that are asked for at once.
+/// The number of tenants to list at once.
 const PAGE: usize = 1_000;
 
-/// Heads that are read side by side.
+/// The number of heads to read concurrently.
 const READS: usize = 8;
 
 impl List {
@@ -56,9 +56,9 @@ impl List {
                 let line = match head {
                     Ok(Some(head)) if self.json => head_json(&key, &head).to_string(),
                     Ok(Some(head)) => head_line(&key, &head),
-                    // What is there is no tenant any more, or not yet.
+                    // The objects belong to a tenant that was removed, or is being created.
                     Ok(None) => continue,
-                    // Others can be read all the same; without object storage none can.
+                    // Without object storage, no head can be read. Other errors concern one tenant.
                     Err(error @ TenantError::Unavailable { .. }) => return Err(error.into()),
                     Err(error) if self.json => {
                         json!({ "tenant": key.to_string(), "scope": key.scope().name(), "error": error.to_string() })

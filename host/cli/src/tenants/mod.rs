@@ -1,4 +1,5 @@
-//! `larder tenants`: the databases of tenants, in object storage and in the cache folder of a host.
+//! `larder tenants`: manages the databases of tenants, in object storage and in a host's cache
+//! directory.
 
 mod delete;
 pub(crate) mod host;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use crate::tenants::host::HostOptions;
 use crate::text::time;
 
-/// See, send and restore the databases of tenants
+/// List, upload, restore and delete the databases of tenants
 #[derive(Args)]
 pub(crate) struct Tenants {
     #[command(subcommand)]
@@ -31,25 +32,27 @@ pub(crate) struct Tenants {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the tenants in object storage, one a line
+    /// Print the tenants in object storage, one per line
     List(list::List),
-    /// Print what object storage has of a tenant
+    /// Print the state of a tenant in object storage
     Show(show::Show),
-    /// Send what a host that died left in its cache folder
+    /// Upload the commits that a crashed host left in its cache directory
+    ///
+    /// The databases stay in the cache directory.
     Checkpoint(send::Send),
-    /// The same, and remove the databases from the cache folder
+    /// Upload a crashed host's commits, and remove the databases from its cache directory
     Evict(send::Send),
-    /// Go back to how a tenant's database was
+    /// Restore an earlier state of a tenant's database
     Restore(restore::Restore),
-    /// Make the lost head of a tenant anew, from its snapshots and its log
+    /// Rebuild the lost or damaged head of a tenant from its snapshots and its log segments
     Repair(repair::Repair),
-    /// Delete a tenant; its objects stay for a grace period
+    /// Delete a tenant, and keep its objects for a grace period
     Delete(delete::Delete),
-    /// Bring a deleted tenant back, unless its objects were removed
+    /// Restore a deleted tenant whose objects still exist
     Undelete(delete::Undelete),
-    /// Remove the objects of deleted tenants whose grace periods have passed
+    /// Remove the objects of deleted tenants whose grace period has passed
     Purge(delete::Purge),
-    /// Print, export, re-apply or remove the databases of a host that could not be kept
+    /// Print, export, apply or remove quarantined databases
     Quarantine(quarantine::Quarantine),
 }
 
@@ -72,13 +75,16 @@ impl Tenants {
 
 #[derive(Args)]
 struct Place {
-    /// Where the tenants are: tenants+file:///FOLDER, tenants+s3://BUCKET/PREFIX?…
+    /// Location of the tenants, such as tenants+s3://BUCKET/PREFIX
+    ///
+    /// tenants+file:///DIR names a directory, tenants+s3://BUCKET/PREFIX?OPTIONS a prefix of a
+    /// bucket.
     #[arg(long = "store", value_name = "DSN")]
     dsn: String,
 }
 
 impl Place {
-    /// The place, of which nothing is made that isn't there.
+    /// The location, with the option that creates nothing.
     fn existing(&self) -> Result<TenantsDsn> {
         let mut dsn = TenantsDsn::parse(&self.dsn)?;
         dsn.create = false;
@@ -94,7 +100,7 @@ impl Place {
 struct HostArguments {
     #[command(flatten)]
     place: Place,
-    /// The host's cache folder; where it is left out, that of the user's programs
+    /// Cache directory of the host [default: the user cache directory]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 }
@@ -105,11 +111,11 @@ impl HostArguments {
     }
 }
 
-/// The head of a tenant that must be there.
+/// Returns the head of a tenant, which must exist.
 async fn head_of(remote: &Remote, key: &TenantKey) -> Result<larder_host::larder_tenants::Head> {
     let head = remote.head(key).await?;
     head.with_context(|| {
-        format!("there is no tenant {key} there; `larder tenants list` prints those there are")
+        format!("there is no tenant {key} in this location; `larder tenants list` prints the tenants")
     })
 }
 

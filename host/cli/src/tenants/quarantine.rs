@@ -1,4 +1,4 @@
-//! `larder tenants quarantine`: databases that could not be kept.
+//! `larder tenants quarantine`: manages quarantined databases.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,9 +15,10 @@ use crate::output::output;
 use crate::tenants::reapply::Apply;
 use crate::text::{escape, json_value, time};
 
-/// Print, export, re-apply or remove the databases of a host that could not be kept
+/// Print, export, apply or remove quarantined databases
 ///
-/// Their last commits were not sent before another host had the tenant. They are SQLite files.
+/// A host quarantines a database if another host took over the tenant before the database's last
+/// commits were uploaded. Each is a SQLite file. Without a subcommand, the databases are printed.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Quarantine {
@@ -29,51 +30,51 @@ pub(super) struct Quarantine {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the rows and conversations of a database in quarantine, a JSON object a line
+    /// Print the rows and conversations of a quarantined database as JSON, one per line
     Export(Export),
-    /// Write what a database in quarantine holds into the live tenant
+    /// Write the rows and conversations of a quarantined database to the live tenant
     Apply(Apply),
 }
 
 #[derive(Args)]
 struct Export {
-    /// Database, by its name in the quarantine
+    /// Name of the database, as `larder tenants quarantine` prints it
     name: String,
-    /// The host's cache folder [default: that of the user's programs]
+    /// Cache directory of the host [default: the user cache directory]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
 struct List {
-    /// The host's cache folder; where it is left out, that of the user's programs
+    /// Cache directory of the host [default: the user cache directory]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Remove the one of this name for good
+    /// Remove the database NAME permanently
     #[arg(long, value_name = "NAME")]
     remove: Option<String>,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long, conflicts_with = "remove")]
     json: bool,
 }
 
 type Folders = Vec<(CacheFolder, Vec<Quarantined>)>;
 
-/// The cache folders, and what is in quarantine there.
+/// Returns the cache directories and their quarantined databases.
 fn folders(cache_dir: Option<&Path>) -> Result<Folders> {
     let root = match cache_dir {
         Some(folder) => folder.to_path_buf(),
         None => CacheFolder::default_root()
-            .context("nothing says where the cache folder is; say it with --cache-dir")?,
+            .context("cannot find the user cache directory; give the cache directory with --cache-dir")?,
     };
     let folders = CacheFolder::find(&root)?;
     if folders.is_empty() {
-        bail!("{} is no cache folder of tenants, and there is none in it", root.display());
+        bail!("{} is not a cache directory of tenants and contains none; check --cache-dir", root.display());
     }
     let open = |folder: PathBuf| {
         let folder = CacheFolder::open(&folder).map_err(|error| match error {
             TenantError::CacheInUse { folder } => {
-                anyhow!("a host has the cache folder {folder} open; its quarantine can be looked into once it ends")
+                anyhow!("cannot open the cache directory {folder}: a host is using it; stop the host first")
             }
             error => error.into(),
         })?;
@@ -83,7 +84,7 @@ fn folders(cache_dir: Option<&Path>) -> Result<Folders> {
     folders.into_iter().map(open).collect()
 }
 
-/// The cache folder that has this database in quarantine.
+/// The cache directory that contains this quarantined database.
 fn folder_with<'a>(folders: &'a Folders, name: &str) -> Option<&'a CacheFolder> {
     let has_it = |quarantined: &[Quarantined]| quarantined.iter().any(|found| found.name == name);
     folders.iter().find(|(_, quarantined)| has_it(quarantined)).map(|(folder, _)| folder)
@@ -123,7 +124,7 @@ impl Export {
 }
 
 fn missing(name: &str) -> String {
-    format!("nothing in quarantine is called {name:?}; `larder tenants quarantine` prints what is there")
+    format!("there is no quarantined database {name:?}; `larder tenants quarantine` prints the databases")
 }
 
 impl List {
@@ -162,7 +163,7 @@ impl List {
 
 fn remove(folders: &Folders, name: &str) -> Result<ExitCode> {
     let Some(folder) = folder_with(folders, name) else {
-        bail!("nothing in quarantine is called {name:?}; without --remove, what is there is printed");
+        bail!("there is no quarantined database {name:?}; `larder tenants quarantine` prints the databases");
     };
     folder.remove_from_quarantine(name)?;
     let printed = writeln!(output(), "removed {}", escape(name));

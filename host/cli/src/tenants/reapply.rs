@@ -1,4 +1,4 @@
-//! `larder tenants quarantine apply`.
+//! `larder tenants quarantine apply`: writes a quarantined database to the live tenant.
 
 use std::process::ExitCode;
 
@@ -17,28 +17,34 @@ use crate::tenants::host::Host;
 use crate::tenants::{HostArguments, head_of};
 use crate::text::escape;
 
-/// Write what a database in quarantine holds into the live tenant
+/// Write the rows and conversations of a quarantined database to the live tenant
 ///
-/// Without --yes it only prints what it would write. Rows that were deleted in the database can't be told from rows that were
-/// added to the live tenant later, so rows that only the live tenant has stay. The database stays in quarantine.
+/// Without --yes, the command only prints what it would write. It never deletes a row of the live
+/// tenant: a row that was deleted in the quarantined database cannot be distinguished from a row
+/// that was added to the live tenant later. The database stays in quarantine.
 #[derive(Args)]
 pub(super) struct Apply {
     #[command(flatten)]
     host: HostArguments,
-    /// Database, by its name in the quarantine
+    /// Name of the database, as `larder tenants quarantine` prints it
     name: String,
     #[command(flatten)]
     policy: Policy,
-    /// Count rows too that were sent before: the live tenant may have deleted or changed them since
+    /// Include rows that the host had already uploaded
+    ///
+    /// The live tenant may have deleted or changed these rows since.
     #[arg(long)]
     include_sent: bool,
-    /// Write, also if components have applied other migrations in the two
+    /// Write even if the two have different guest migrations
+    ///
+    /// By default, the command fails if components have applied other guest migrations in the
+    /// quarantined database than in the live tenant.
     #[arg(long)]
     other_layout: bool,
-    /// Write what the plan says
+    /// Write the changes instead of printing them
     #[arg(long)]
     yes: bool,
-    /// Print a JSON object for each row and conversation of the plan
+    /// Print one JSON object per row and conversation of the plan
     #[arg(long)]
     json: bool,
 }
@@ -46,15 +52,15 @@ pub(super) struct Apply {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Policy {
-    /// Write only what the live tenant lacks
+    /// Write only rows and conversations that the live tenant lacks
     #[arg(long)]
     only_missing: bool,
-    /// Replace what differs too
+    /// Also replace rows and conversations that differ
     #[arg(long)]
     overwrite: bool,
 }
 
-/// Rows and conversations of a plan that are printed as text.
+/// The largest number of rows, and of conversations, of a plan to print as text.
 const PRINTED_MAX: usize = 100;
 
 impl Apply {
@@ -76,7 +82,8 @@ impl Apply {
         Ok(if unwritten.is_empty() && left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// How many rows and conversations of the plan were left, as they were changed meanwhile.
+    /// Returns the number of rows and conversations that were not written, because the live tenant
+    /// changed them after the plan was made.
     async fn apply(&self, host: &Host, key: &TenantKey, quarantined: &QuarantinedStore) -> Result<usize> {
         let tenant = host.tenants.get_existing(key).await?;
         let live = tenant.store();
@@ -88,7 +95,7 @@ impl Apply {
         if !plan.other_layouts.is_empty() && !self.other_layout {
             bail!(
                 "components have applied other migrations in the database than in the live tenant: {}; nothing was \
-                 written; --other-layout writes all the same",
+                 written; write nevertheless with --other-layout",
                 plan.other_layouts.iter().map(|name| escape(name)).collect::<Vec<_>>().join(", ")
             );
         }
@@ -97,13 +104,13 @@ impl Apply {
         }
         match quarantined.apply(&live, &plan).await {
             Ok(done) => {
-                heard(report(&done).context("it was applied, but the output was not written"))?;
+                heard(report(&done).context("the changes were written, but the output was not written"))?;
                 Ok(done.changed_rows.len() + done.changed_sessions.len())
             }
             Err((done, error)) => {
                 let Reapplied { rows, sessions, .. } = done;
                 let what = format!(
-                    "{rows} rows and {sessions} conversations were written before it failed; apply it again for the rest"
+                    "{rows} rows and {sessions} conversations were written before an error; run the command again"
                 );
                 Err(anyhow!(error).context(what))
             }
@@ -120,7 +127,7 @@ impl Apply {
         let ReapplyPlan { sent_rows, equal_rows, kept_rows, equal_sessions, kept_sessions, .. } = plan;
         writeln!(
             output,
-            "{key}: rows to add {missing}, to replace {replaced}; left: sent before {sent_rows}, equal {equal_rows}, different {kept_rows}"
+            "{key}: rows to add {missing}, to replace {replaced}; unchanged: already uploaded {sent_rows}, equal {equal_rows}, different {kept_rows}"
         )?;
         for PlannedRow { namespace, key, live } in plan.rows.iter().take(PRINTED_MAX) {
             let what = if *live == Version::ABSENT { "add" } else { "replace" };
@@ -130,7 +137,7 @@ impl Apply {
         let missing = plan.sessions.iter().filter(|session| session.is_missing()).count();
         writeln!(
             output,
-            "conversations to add {missing}, to replace {}; left: equal {equal_sessions}, different {kept_sessions}",
+            "conversations to add {missing}, to replace {}; unchanged: equal {equal_sessions}, different {kept_sessions}",
             plan.sessions.len() - missing
         )?;
         for session in plan.sessions.iter().take(PRINTED_MAX) {
@@ -142,7 +149,7 @@ impl Apply {
         more(&plan.sessions)?;
         match self.yes {
             true => Ok(()),
-            false => writeln!(output, "nothing was written; add --yes to write this"),
+            false => writeln!(output, "nothing was written; add --yes to write these changes"),
         }
     }
 }
@@ -150,7 +157,7 @@ impl Apply {
 fn more<T>(items: &[T]) -> Result<(), OutputError> {
     match items.len().saturating_sub(PRINTED_MAX) {
         0 => Ok(()),
-        more => writeln!(output(), "  and {more} more, which --json prints"),
+        more => writeln!(output(), "  and {more} more; print all with --json"),
     }
 }
 
@@ -171,11 +178,11 @@ fn print_json(plan: &ReapplyPlan) -> Result<(), OutputError> {
 fn report(done: &Reapplied) -> Result<(), OutputError> {
     let Reapplied { rows, sessions, changed_rows, changed_sessions, .. } = done;
     for PlannedRow { namespace, key, .. } in changed_rows {
-        complain(format_args!("{namespace:?} {key:?} was changed meanwhile, and stays as it is"));
+        complain(format_args!("the row {namespace:?} {key:?} was changed meanwhile and was not written"));
     }
     for PlannedSession { identity, .. } in changed_sessions {
         complain(format_args!(
-            "the conversation {:?} was changed meanwhile, and stays as it is",
+            "the conversation {:?} was changed meanwhile and was not written",
             identity.session
         ));
     }

@@ -1,4 +1,4 @@
-//! `larder tenants repair`.
+//! `larder tenants repair`: rebuilds the head of a tenant.
 
 use std::process::ExitCode;
 
@@ -13,17 +13,18 @@ use crate::signals::{self, until_ended};
 use crate::tenants::{HostArguments, parse_key};
 use crate::text::{bytes, escape, time};
 
-/// Make the lost or damaged head of a tenant anew, from its snapshots and its log
+/// Rebuild the lost or damaged head of a tenant from its snapshots and its log segments
 ///
-/// Without --yes it only prints what the head would say. Stop all hosts that have the tenant open before you repair it.
+/// Without --yes, the command only prints the head that it would write. First stop all hosts that
+/// have the tenant open.
 #[derive(Args)]
 pub(super) struct Repair {
     #[command(flatten)]
     host: HostArguments,
-    /// The tenant
+    /// Tenant to repair
     #[arg(value_parser = parse_key)]
     key: TenantKey,
-    /// Write the head
+    /// Write the head instead of printing it
     #[arg(long)]
     yes: bool,
 }
@@ -39,8 +40,7 @@ impl Repair {
             }
             Ok(plan)
         };
-        let outcome =
-            waiting(format!("looking at the objects of {}", self.key), until_ended(repairing)).await;
+        let outcome = waiting(format!("reading the objects of {}", self.key), until_ended(repairing)).await;
         host.close().await;
         let plan = signals::closed(outcome)?;
         heard(self.print(&plan).context("the output was not written"))?;
@@ -49,7 +49,7 @@ impl Repair {
 
     fn print(&self, plan: &Plan) -> Result<(), OutputError> {
         let mut output = output();
-        writeln!(output, "snapshots that are whole, the current one last:")?;
+        writeln!(output, "intact snapshots, the current one last:")?;
         for snapshot in plan.head.snapshots() {
             writeln!(
                 output,
@@ -62,7 +62,7 @@ impl Repair {
         for (name, error) in &plan.damaged {
             writeln!(output, "damaged: {}: {error}", escape(name))?;
         }
-        writeln!(output, "segments of the log: {}", plan.segments)?;
+        writeln!(output, "log segments: {}", plan.segments)?;
         match self.yes {
             true => writeln!(output, "{} has a head again", self.key),
             false => writeln!(output, "nothing was written; add --yes to write this head"),

@@ -1,4 +1,4 @@
-//! `larder tenants restore`.
+//! `larder tenants restore`: restores an earlier state of a tenant's database.
 
 use std::process::ExitCode;
 
@@ -13,14 +13,14 @@ use crate::signals::{self, until_ended};
 use crate::tenants::{HostArguments, head_of, parse_key};
 use crate::text::{bytes, moment, time};
 
-/// Go back to how a tenant's database was
+/// Restore an earlier state of a tenant's database
 ///
-/// What came after stays in the history: going forward again is another restore.
+/// Later states stay in the history. To return to one of them, restore again.
 #[derive(Args)]
 pub(super) struct Restore {
     #[command(flatten)]
     host: HostArguments,
-    /// The tenant
+    /// Tenant to restore
     #[arg(value_parser = parse_key)]
     key: TenantKey,
     #[command(flatten)]
@@ -30,14 +30,20 @@ pub(super) struct Restore {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Point {
-    /// When: the newest snapshot of this moment or before, by the clock of the object storage; 2026-01-31T12:00:00Z, or
-    /// milliseconds since 1970
+    /// Restore the newest snapshot that was taken at TIME or before
+    ///
+    /// TIME is written as 2026-01-31T12:00:00Z, or in milliseconds since 1970, by the clock of the
+    /// object storage.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<u64>,
-    /// Which: the snapshot of this generation, as `larder tenants show` prints it
+    /// Restore the snapshot of this generation
+    ///
+    /// `larder tenants show` prints the generations.
     #[arg(long, value_name = "NUMBER")]
     generation: Option<u64>,
-    /// Which: the snapshot with the last commits up to this version of a row
+    /// Restore the newest snapshot without commits after this version
+    ///
+    /// NUMBER is the version of a row, as `larder get --json` prints it.
     #[arg(long, value_name = "NUMBER")]
     version: Option<u64>,
 }
@@ -66,7 +72,7 @@ impl Restore {
         let restored = signals::closed(outcome)?;
         if let Some(damage) = &restored.damage {
             complain(format_args!(
-                "the newest state is damaged, and what no other snapshot has of it is lost: {damage}"
+                "the newest state is damaged; its commits that no other snapshot contains are lost: {damage}"
             ));
         }
         let printed = self.print(&restored);
@@ -78,9 +84,9 @@ impl Restore {
         let mut output = output();
         let (taken_at, size) = (time(found.taken_at), bytes(found.bytes));
         if before.name == found.name {
-            return writeln!(output, "{} is as it was at {taken_at} already, {size}", self.key);
+            return writeln!(output, "{} already has the state of {taken_at}, {size}", self.key);
         }
-        writeln!(output, "{} is now as it was at {taken_at}, {size}", self.key)?;
+        writeln!(output, "{} now has the state of {taken_at}, {size}", self.key)?;
         if damage.is_some() {
             return Ok(());
         }
@@ -94,17 +100,17 @@ impl Restore {
     fn explain(&self, error: TenantError) -> anyhow::Error {
         match error {
             TenantError::NoSnapshot { at, oldest: Some(oldest), .. } => anyhow!(
-                "{} has no snapshot of {} or before; the oldest is of {}",
+                "{} has no snapshot of {} or before; the oldest snapshot is of {}",
                 self.key,
                 time(at),
                 time(oldest)
             ),
             TenantError::NoGeneration { generation, .. } => anyhow!(
-                "{} has no snapshot of generation {generation}; `larder tenants show` prints those there are",
+                "{} has no snapshot of generation {generation}; `larder tenants show` prints the snapshots",
                 self.key
             ),
-            TenantError::NoSnapshot { oldest: None, .. } => anyhow!("{} has no snapshots yet", self.key),
-            error => anyhow!(error).context(format!("{} was not restored", self.key)),
+            TenantError::NoSnapshot { oldest: None, .. } => anyhow!("{} has no snapshots", self.key),
+            error => anyhow!(error).context(format!("cannot restore {}", self.key)),
         }
     }
 }

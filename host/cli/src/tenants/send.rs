@@ -1,4 +1,4 @@
-//! `larder tenants checkpoint` and `evict`: what a host that died left is sent.
+//! `larder tenants checkpoint` and `evict`: upload the commits that a crashed host left.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -21,24 +21,24 @@ use crate::text::bytes;
 pub(super) struct Send {
     #[command(flatten)]
     host: HostArguments,
-    /// Only this tenant; all that the folder holds where it is left out
+    /// Tenant to upload [default: every tenant in the cache directory]
     #[arg(value_parser = parse_key)]
     key: Option<TenantKey>,
 }
 
-/// Tenants that are sent side by side.
+/// The number of tenants to upload concurrently.
 const AT_ONCE: usize = 4;
 
 impl Send {
-    /// Sends them; `keep` leaves the databases in the cache folder.
+    /// Uploads the tenants. `keep` leaves the databases in the cache directory.
     pub(super) async fn execute(self, keep: bool) -> Result<ExitCode> {
         let options = self.host.options()?;
         let keys = self.keys(&options.folder)?;
         if keys.is_empty() {
-            writeln!(output(), "the cache folder {} holds no tenants", options.folder.display())?;
+            writeln!(output(), "the cache directory {} contains no tenants", options.folder.display())?;
             return Ok(ExitCode::SUCCESS);
         }
-        // A host sends what was left as soon as it is open: so this is read before.
+        // A host uploads these commits as soon as it is open, so read the heads before that.
         let remote = self.host.place.remote()?;
         let mut earlier = HashMap::new();
         for key in &keys {
@@ -54,14 +54,18 @@ impl Send {
             complain(sentence);
         }
         let (failed, printed) = signals::closed(sent)?;
-        heard(printed.context("what could be sent was sent, but the output was not written"))?;
+        heard(printed.context("the tenants were uploaded if possible, but the output was not written"))?;
         Ok(if failed || !unwritten.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
     fn keys(&self, folder: &std::path::Path) -> Result<Vec<TenantKey>> {
-        let nothing = |whose: String| format!("the cache folder {} holds nothing{whose}", folder.display());
+        let nothing =
+            |whose: String| format!("the cache directory {} contains no database{whose}", folder.display());
         if !CacheFolder::is_at(folder) {
-            bail!("{}: there is no cache folder of this place", folder.display());
+            bail!(
+                "there is no cache directory of this location at {}; check --cache-dir and --store",
+                folder.display()
+            );
         }
         let found = CacheFolder::open(folder).map_err(cache_in_use)?.tenants()?;
         let Some(key) = &self.key else { return Ok(found) };
@@ -74,8 +78,8 @@ impl Send {
 
 type Earlier = HashMap<TenantKey, Option<SnapshotRef>>;
 
-/// Sends them side by side and says what became of each, in their order; true if one could not be sent. If
-/// what is said cannot be written, the others are sent all the same.
+/// Uploads tenants concurrently and prints the outcome of each, in order. Returns true if a tenant
+/// could not be uploaded. If the output cannot be written, the upload continues.
 async fn send_all(host: &Host, keys: Vec<TenantKey>, earlier: &Earlier, keep: bool) -> (bool, Result<()>) {
     let progress = bar(keys.len() as u64);
     let mut sent = futures_util::stream::iter(keys)
@@ -91,7 +95,7 @@ async fn send_all(host: &Host, keys: Vec<TenantKey>, earlier: &Earlier, keep: bo
             Ok(_) => {}
             Err(error) => {
                 failed = true;
-                let error = anyhow::anyhow!(error).context(format!("{key} was not sent"));
+                let error = anyhow::anyhow!(error).context(format!("cannot upload {key}"));
                 complain(format_args!("{error:#}"));
             }
         });
@@ -107,26 +111,26 @@ async fn send(
     earlier: Option<&SnapshotRef>,
     keep: bool,
 ) -> Result<String, TenantError> {
-    // Opening it finds out whether what was left is the newest there is.
+    // Opening the tenant checks whether the local commits are the newest ones.
     match host.tenants.get_existing(key).await {
         Err(TenantError::NotFound { .. }) if !host.tenants.cache().tenants()?.contains(key) => {
-            return Ok(format!("{key} was deleted, and so was its database here"));
+            return Ok(format!("{key} was deleted; its database in the cache directory was removed"));
         }
         opened => drop(opened?),
     }
     host.tenants.checkpoint(key).await?;
     if !keep {
         match host.tenants.evict(key).await {
-            // Closing all of them tries again.
+            // Closing the host tries again.
             Ok(_) | Err(TenantError::InUse { .. }) => {}
             Err(error) => return Err(error),
         }
     }
     let current = host.tenants.remote().head(key).await?.and_then(|head| head.snapshot);
     Ok(match current {
-        _ if host.has_quarantined(key) => format!("{key} went into quarantine"),
+        _ if host.has_quarantined(key) => format!("{key} was quarantined"),
         Some(current) if earlier.is_none_or(|earlier| *earlier != current) => {
-            format!("{key} was sent, {}", bytes(current.bytes))
+            format!("{key} was uploaded, {}", bytes(current.bytes))
         }
         _ => format!("{key} was up to date"),
     })

@@ -1,4 +1,4 @@
-//! `larder tenants show`.
+//! `larder tenants show`: prints the state of a tenant in object storage.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -14,12 +14,12 @@ use crate::tenants::list::head_json;
 use crate::tenants::{Place, head_of, parse_key, snapshot_json};
 use crate::text::{bytes, escape, time};
 
-/// Print what object storage has of a tenant
+/// Print the state of a tenant in object storage
 #[derive(Args)]
 pub(super) struct Show {
     #[command(flatten)]
     place: Place,
-    /// The tenant: ORG/users/USER, ORG/org, ORG/apps/APP or ORG/apps/APP/projects/PROJECT
+    /// Tenant to print: ORG/users/USER, ORG/org, ORG/apps/APP or ORG/apps/APP/projects/PROJECT
     #[arg(value_parser = parse_key)]
     key: TenantKey,
     /// Print a JSON object
@@ -52,32 +52,35 @@ impl Show {
         let mut text = format!("{}\ngeneration {}, epoch {}\n", self.key, head.generation, head.epoch);
         if let Some(deletion) = &head.deletion {
             let (at, purge_at) = (time(deletion.at), time(deletion.purge_at));
-            writeln!(text, "deleted at {at}; from {purge_at} on its objects may be removed")?;
+            writeln!(
+                text,
+                "deleted at {at}; from {purge_at} on, `larder tenants purge` may remove its objects"
+            )?;
         }
         match &head.lease {
             Some(lease) => {
                 let holder = escape(&lease.holder);
-                writeln!(text, "lease: {holder} has it, for {:?} from each renewal on", lease.ttl())?;
+                writeln!(text, "lease: held by {holder}; it expires {:?} after each renewal", lease.ttl())?;
             }
-            None => writeln!(text, "lease: nobody has it")?,
+            None => writeln!(text, "lease: free")?,
         }
         for Takeover { holder, folder, epoch, .. } in &head.takeovers {
             let holder = escape(holder);
             let folder = folder.as_ref().map_or_else(String::new, |folder| format!(", {}", escape(folder)));
             writeln!(
                 text,
-                "epoch {epoch}: {holder} did not release it; what it had not sent is in its cache folder{folder}"
+                "epoch {epoch}: {holder} did not release the lease; its unsent commits are in its cache directory{folder}"
             )?;
         }
         match log.segments {
-            0 => writeln!(text, "log: nothing behind the snapshot")?,
+            0 => writeln!(text, "log: no segments after the snapshot")?,
             segments => {
                 let more = if log.has_more { " and more" } else { "" };
-                writeln!(text, "log: {segments} segments{more} behind the snapshot, {}", bytes(log.bytes))?;
+                writeln!(text, "log: {segments} segments{more} after the snapshot, {}", bytes(log.bytes))?;
             }
         }
         if head.snapshot.is_none() {
-            writeln!(text, "snapshots: none yet")?;
+            writeln!(text, "snapshots: none")?;
             return Ok(text);
         }
         writeln!(text, "snapshots, the current one last:")?;

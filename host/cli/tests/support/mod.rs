@@ -1,4 +1,4 @@
-//! What the tests of the command line share.
+//! Helpers that the tests of the command line share.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
 
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// The program, in a folder of its own.
+/// The program, in a temporary directory.
 pub struct Larder {
     folder: TempDir,
 }
@@ -20,8 +20,8 @@ impl Larder {
         self.prepared(Command::new(env!("CARGO_BIN_EXE_larder")), arguments)
     }
 
-    /// The same for a test that sends signals. Tests may have been started with signals ignored, as by `nohup` or in the
-    /// background, and the program leaves those ignored.
+    /// A command for a test that sends signals. The tests may run with signals ignored, for example
+    /// under `nohup` or in the background, and the program leaves ignored signals ignored.
     pub fn command_for_signals(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("env");
         command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_larder")]);
@@ -38,14 +38,14 @@ impl Larder {
         self.command(arguments).output().unwrap()
     }
 
-    /// Standard output of a call that succeeds.
+    /// The standard output of a call that must succeed.
     pub fn output(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Standard error of a call that fails with this code: one sentence.
+    /// The standard error of a call that must fail with this code.
     pub fn error(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let error = String::from_utf8(output.stderr).unwrap();
