@@ -1,12 +1,11 @@
-//! Random schedules of overlapping transactions answer as a model does that shares no code with
-//! larder.
+//! Transactions answer and conflict as a model does that shares no code with larder.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 use std::sync::Arc;
 
 use larder_core::Store;
-use larder_model::{Schedule, StandingClock, run};
+use larder_model::{Conflicts, Schedule, StandingClock, check_conflicts, run};
 use larder_sqlite::{Sqlite, SqliteOptions};
 
 const SCHEDULES: u64 = 100;
@@ -50,4 +49,26 @@ async fn schedules_on_one_host_answer_as_the_model_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_of_two_hosts_answer_as_the_model_does() {
     compare(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_conflicts_exactly_if_what_it_read_was_changed() {
+    for cache_bytes in CACHE_BYTES {
+        for (is_other_host, flood) in [(false, 0), (false, 20_000), (true, 0)] {
+            let folder = tempfile::tempdir().unwrap();
+            let clock = Arc::<StandingClock>::default();
+            let path = folder.path().join("store.db");
+            let store = store(&path, cache_bytes, &clock).await;
+            let other =
+                if is_other_host { self::store(&path, cache_bytes, &clock).await } else { store.clone() };
+            // Each may hold a connection, of which there are 64.
+            let conflicts = Conflicts { at_once: 32, flood };
+            let checked = check_conflicts(conflicts, &store, &other, &clock).await;
+            store.close().await;
+            other.close().await;
+            if let Err(wrong) = checked {
+                panic!("cache of {cache_bytes} bytes, other host: {is_other_host}\n{wrong}");
+            }
+        }
+    }
 }

@@ -11,11 +11,13 @@
 #![allow(clippy::indexing_slicing, clippy::panic, reason = "a test")]
 
 mod answer;
+mod conflicts;
 mod model;
 mod range;
 mod schedule;
 mod script;
 
+pub use conflicts::{Conflicts, check_conflicts};
 pub use schedule::{Schedule, StandingClock, run};
 
 pub(crate) use answer::{Answer, Refusal};

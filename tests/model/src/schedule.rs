@@ -75,8 +75,8 @@ struct Run<'a> {
     model: Model,
     handles: Vec<Handle>,
     open: Vec<Option<Open>>,
-    /// The last version that was read, for conditions.
-    version: u64,
+    /// Versions that were read, for conditions.
+    versions: Vec<u64>,
     /// Pages that can be continued.
     pages: Vec<Continued>,
     log: Vec<String>,
@@ -110,7 +110,7 @@ impl<'a> Run<'a> {
             model: Model::default(),
             handles,
             open: (0..schedule.transactions).map(|_| None).collect(),
-            version: 0,
+            versions: vec![0],
             pages: Vec::new(),
             log: Vec::new(),
         }
@@ -224,6 +224,12 @@ impl<'a> Run<'a> {
         let (state, now) = (&self.model, self.clock.unix_millis());
         let (namespace, key) = (namespace(random), key(random));
         let name: Name = (namespace.clone(), key.clone());
+        // Of the newest ones, and that of an absent row.
+        let newest = self.versions.len().saturating_sub(4);
+        let version = match random.u8(..4) {
+            0 => 0,
+            _ => random.choice(&self.versions[newest..]).copied().unwrap_or_default(),
+        };
         let kind = random.u8(..18);
         match kind {
             0..3 => {
@@ -241,8 +247,8 @@ impl<'a> Run<'a> {
             4 => {
                 self.log.push(format!("{at}: get-versioned {name:?}"));
                 let found = transaction.get_versioned(namespace, key).await;
-                if let Ok(found) = &found {
-                    self.version = found.as_ref().map_or(0, |(_, version)| version.0);
+                if let Ok(Some((_, version))) = &found {
+                    self.versions.push(version.0);
                 }
                 let found = found.map(|found| found.map(|(value, version)| (value, version.0)));
                 let expected = model.get_versioned(state, now, name);
@@ -253,7 +259,7 @@ impl<'a> Run<'a> {
                 let options = match random.u8(..3) {
                     0 => PutOptions {
                         ttl_millis: random.bool().then(|| random.u64(..60) * 1_000),
-                        if_version: random.bool().then_some(Version(self.version)),
+                        if_version: random.bool().then_some(Version(version)),
                     },
                     _ => PutOptions::default(),
                 };
@@ -283,7 +289,6 @@ impl<'a> Run<'a> {
                 (model.delete(name, None), done(transaction.delete(namespace, key)))
             }
             10 => {
-                let version = self.version;
                 self.log.push(format!("{at}: delete {name:?} at version {version}"));
                 let found = transaction.delete_if_version(namespace, key, Version(version));
                 (model.delete(name, Some(version)), done(found))
