@@ -8,7 +8,6 @@
 mod conformance;
 mod inspect;
 mod memory;
-mod migrate;
 mod migrations;
 mod output;
 mod progress;
@@ -17,6 +16,7 @@ mod run_bounds;
 mod run_identity;
 mod run_memory;
 mod run_tenants;
+mod schema;
 mod signals;
 mod standard;
 mod store;
@@ -83,7 +83,7 @@ enum Command {
     /// Remove the expired rows of a store
     Sweep(sweep::Sweep),
     /// Print or apply the schema migrations of a store
-    Migrate(migrate::Migrate),
+    Schema(schema::Schema),
     /// List, upload, restore and delete the databases of tenants
     Tenants(tenants::Tenants),
 }
@@ -112,7 +112,7 @@ async fn main() -> ExitCode {
         Command::Migrations(migrations) => migrations.execute().await,
         Command::Memory(memory) => memory.execute().await,
         Command::Sweep(sweep) => sweep.execute().await,
-        Command::Migrate(migrate) => migrate.execute().await,
+        Command::Schema(schema) => schema.execute().await,
         Command::Tenants(tenants) => tenants.execute().await,
     };
     signals::exit_if_ended(&outcome);

@@ -117,7 +117,7 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
         Error::NotFound { .. } => {
             let advice = match TenantsDsn::accepts(dsn) {
                 true => "check the key after `tenant=`",
-                false => "check the path, or create the store with `larder migrate up`",
+                false => "check the path, or create the store with `larder schema up`",
             };
             anyhow!("{what}: {:#}; {advice}", anyhow!(error))
         }

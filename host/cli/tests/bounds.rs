@@ -13,7 +13,7 @@ fn error(larder: &Larder, code: i32, options: &[&str], component: &[&str]) -> St
 #[test]
 fn a_component_that_loops_or_waits_is_ended_when_its_time_is_over() {
     let larder = Larder::new();
-    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    larder.output(&["schema", "up", "--store", "sqlite:a.db"]);
     let options = ["--timeout", "300ms", "--store", "default=sqlite:a.db"];
     for component in [[LOOP_IN_UPDATE].as_slice(), &[HOLD_UPDATE, "--", "600000"]] {
         let said = error(&larder, 124, &options, component);

@@ -311,13 +311,13 @@ fn no_error_repeats_a_password() {
         "postgres://ann:hunter2@h:port/d",
     ];
     for dsn in dsns {
-        for verb in [["get", "n", "k"].as_slice(), &["put", "n", "k", "v"], &["migrate", "status"]] {
+        for verb in [["get", "n", "k"].as_slice(), &["put", "n", "k", "v"], &["schema", "status"]] {
             let error = larder.error(1, &[verb, &["--store", dsn]].concat());
             assert!(!error.contains("hunter2"), "{verb:?} {dsn}: {error}");
         }
     }
     for arguments in
-        [["postgres://ann:hunter2@h/d"].as_slice(), &["migrate", "status", "postgres://hunter2@h/d"]]
+        [["postgres://ann:hunter2@h/d"].as_slice(), &["schema", "status", "postgres://hunter2@h/d"]]
     {
         let error = larder.error(2, arguments);
         assert!(!error.contains("hunter2"), "{arguments:?}: {error}");
@@ -343,7 +343,7 @@ fn an_import_names_the_line_that_is_wrong_and_makes_no_store_for_it() {
         assert!(error.starts_with(begin), "{error}");
         assert!(!larder.path("missing.db").exists());
     }
-    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    larder.output(&["schema", "up", "--store", "sqlite:a.db"]);
     let error = import("sqlite:a.db", b"\n\xff\n");
     assert_eq!(
         error,
@@ -422,7 +422,7 @@ fn keys_that_are_not_printable_are_shown_escaped_and_found_so() {
 fn commands_that_write_remove_what_has_expired() {
     let larder = Larder::new();
     let store = ["--store", "sqlite:a.db"];
-    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    larder.output(&[&["schema", "up"], store.as_slice()].concat());
     let stored = || -> i64 {
         let database = rusqlite::Connection::open(larder.path("a.db")).unwrap();
         database.query_row("SELECT count(*) FROM larder_entries", [], |row| row.get(0)).unwrap()
@@ -448,7 +448,7 @@ fn looking_into_a_store_that_is_not_there_makes_none() {
     let error = larder.error(1, &["scan", "--store", "sqlite:missing.db", "n"]);
     let begins = "larder: cannot open the store \"sqlite:missing.db\": the database file does not exist: ";
     assert!(error.starts_with(begins), "{error}");
-    assert!(error.ends_with("check the path, or create the store with `larder migrate up`\n"), "{error}");
+    assert!(error.ends_with("check the path, or create the store with `larder schema up`\n"), "{error}");
     assert!(!larder.path("missing.db").exists());
 }
 
@@ -587,7 +587,7 @@ fn memory_that_can_not_be_had_is_said_in_a_sentence() {
 fn larders_own_tables_are_looked_at_and_brought_up_to_date() {
     let larder = Larder::new();
     let migrate = |arguments: &[&str]| {
-        larder.output(&[&["migrate"], arguments, &["--store", "sqlite:notes.db"]].concat())
+        larder.output(&[&["schema"], arguments, &["--store", "sqlite:notes.db"]].concat())
     };
     let pending = "number  name          state    applied at\n\
                    0001    entries       pending  -\n\
@@ -612,11 +612,11 @@ fn larders_own_tables_are_looked_at_and_brought_up_to_date() {
 fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
     let larder = Larder::new();
     let store = ["--store", "sqlite:notes.db"];
-    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    larder.output(&[&["schema", "up"], store.as_slice()].concat());
     let damage = |sql: &str| {
         rusqlite::Connection::open(larder.path("notes.db")).unwrap().execute_batch(sql).unwrap();
     };
-    let error = |command: &str| larder.error(1, &[&["migrate", command], store.as_slice()].concat());
+    let error = |command: &str| larder.error(1, &[&["schema", command], store.as_slice()].concat());
     let both = |problem: &str| {
         let begins = ["cannot read the schema of", "cannot migrate"];
         begins.map(|begin| format!("larder: {begin} the store \"sqlite:notes.db\": {problem}\n"))
@@ -631,7 +631,7 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
 
     damage("UPDATE larder_migrations SET number = 2 WHERE number = 9");
     std::fs::remove_file(larder.path("notes.db")).unwrap();
-    larder.output(&[&["migrate", "up"], store.as_slice()].concat());
+    larder.output(&[&["schema", "up"], store.as_slice()].concat());
     damage("DROP INDEX larder_entries_expiry");
     let altered = "stored data is corrupt: the file is not an intact larder database: its \"larder_entries_expiry\" is \
                    missing or altered";
@@ -640,12 +640,12 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
     assert!(put.contains(altered), "{put}");
 
     std::fs::write(larder.path("text.db"), "no database. ".repeat(100)).unwrap();
-    let corrupt = larder.error(1, &["migrate", "status", "--store", "sqlite:text.db"]);
+    let corrupt = larder.error(1, &["schema", "status", "--store", "sqlite:text.db"]);
     let problem = "stored data is corrupt: the file is not an intact SQLite database\n";
     assert_eq!(corrupt, format!("larder: cannot read the schema of the store \"sqlite:text.db\": {problem}"));
-    let unknown = larder.error(1, &["migrate", "status", "--store", "mysql:x"]);
+    let unknown = larder.error(1, &["schema", "status", "--store", "mysql:x"]);
     assert!(unknown.starts_with("larder: no driver for the data-source name \"mysql:\""), "{unknown}");
-    let absent = larder.error(1, &["migrate", "up", "--store", "sqlite:new.db?create=no"]);
+    let absent = larder.error(1, &["schema", "up", "--store", "sqlite:new.db?create=no"]);
     assert!(
         absent.starts_with(
             "larder: cannot migrate the store \"sqlite:new.db\": the database file does not exist: "
@@ -658,12 +658,40 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
 fn a_store_in_memory_has_no_schema() {
     let larder = Larder::new();
     for store in ["memory:", "sqlite::memory:"] {
-        for command in [["migrate", "status"].as_slice(), &["migrate", "up"], &["migrate", "up", "--dry-run"]]
-        {
+        for command in [["schema", "status"].as_slice(), &["schema", "up"], &["schema", "up", "--dry-run"]] {
             let said = larder.output(&[command, &["--store", store]].concat());
             assert_eq!(said, "the store is deleted when its process ends; it has no schema to migrate\n");
         }
     }
+}
+
+/// The names in the list of subcommands of a help text.
+fn subcommands(help: &str) -> Vec<String> {
+    let list = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+    let lines = list.lines().take_while(|line| !line.is_empty());
+    // The description of a command may continue on a line that is indented further.
+    let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_string).collect()
+}
+
+#[test]
+fn every_short_and_long_help_fits_100_columns() {
+    let larder = Larder::new();
+    let mut commands = vec![Vec::new()];
+    let mut count = 0;
+    while let Some(command) = commands.pop() {
+        let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        for option in ["-h", "--help"] {
+            let help = larder.output(&[arguments.as_slice(), &[option]].concat());
+            let wide: Vec<_> = help.lines().filter(|line| line.chars().count() > 100).collect();
+            assert!(wide.is_empty(), "larder {} {option}:\n{}", command.join(" "), wide.join("\n"));
+        }
+        let help = larder.output(&[arguments.as_slice(), &["-h"]].concat());
+        commands.extend(subcommands(&help).into_iter().map(|name| [command.clone(), vec![name]].concat()));
+        count += 1;
+    }
+    assert!(count > 30, "{count} commands were found");
 }
 
 #[test]
@@ -678,7 +706,7 @@ fn help_names_every_command_and_the_forms_of_a_store() {
         "scan",
         "namespaces",
         "memory",
-        "migrate",
+        "schema",
         "tenants",
         "sqlite:PATH",
         "tenants+s3://",

@@ -23,8 +23,8 @@ const LOOKS: [&[&str]; 11] = [
     &["migrations"],
     &["memory", "list"],
     &["memory", "export"],
-    &["migrate", "status"],
-    &["migrate", "up", "--dry-run"],
+    &["schema", "status"],
+    &["schema", "up", "--dry-run"],
     &["migrations", "remove", "--component", "c", "--dry-run"],
     &["memory", "show", "--tenant", "t", "--user", "u", "--session", "s"],
 ];
@@ -36,7 +36,7 @@ const WRITES: [&[&str]; 6] = [
     &["sweep"],
     &["memory", "import"],
     &["memory", "forget", "--tenant", "t", "--user", "u"],
-    &["migrate", "up"],
+    &["schema", "up"],
 ];
 
 /// The files of a directory, with their bytes.
@@ -57,7 +57,7 @@ fn run(larder: &Larder, verb: &[&str], store: &str) -> Output {
 /// Creates a store with one row, in the directory `data`.
 fn store(larder: &Larder) {
     fs::create_dir(larder.path("data")).unwrap();
-    larder.output(&["migrate", "up", "--store", "sqlite:data/a.db"]);
+    larder.output(&["schema", "up", "--store", "sqlite:data/a.db"]);
     larder.output(&["put", "n", "k", "v", "--store", "sqlite:data/a.db"]);
 }
 
@@ -134,17 +134,17 @@ fn a_store_of_an_older_schema_is_not_migrated_by_a_look() {
     for verb in [["get", "n", "k"].as_slice(), &["namespaces"], &["memory", "list"], &["migrations"]] {
         let output = run(&larder, verb, "sqlite:data/a.db");
         let error = text(&output.stderr);
-        assert!(error.contains("at schema step 0001") && error.contains("larder migrate up"), "{error}");
+        assert!(error.contains("at schema step 0001") && error.contains("larder schema up"), "{error}");
         assert_eq!(
             (output.status.code(), files(&larder.path("data"))),
             (Some(1), before.clone()),
             "{verb:?}"
         );
     }
-    let dry_run = run(&larder, &["migrate", "up", "--dry-run"], "sqlite:data/a.db");
+    let dry_run = run(&larder, &["schema", "up", "--dry-run"], "sqlite:data/a.db");
     assert_eq!(text(&dry_run.stdout), "would apply 0002_memory_state\n");
     assert_eq!(files(&larder.path("data")), before);
-    run(&larder, &["migrate", "up"], "sqlite:data/a.db");
+    run(&larder, &["schema", "up"], "sqlite:data/a.db");
     assert_eq!(text(&run(&larder, &["get", "n", "k"], "sqlite:data/a.db").stdout), "v");
 }
 
@@ -153,7 +153,7 @@ fn an_empty_file_has_no_schema_yet_and_stays_empty() {
     let larder = Larder::new();
     fs::write(larder.path("empty.db"), b"").unwrap();
     let error = larder.error(1, &["get", "n", "k", "--store", "sqlite:empty.db"]);
-    assert!(error.contains("larder migrate up"), "{error}");
+    assert!(error.contains("larder schema up"), "{error}");
     assert_eq!(fs::read(larder.path("empty.db")).unwrap(), b"");
 }
 
@@ -161,14 +161,14 @@ fn an_empty_file_has_no_schema_yet_and_stays_empty() {
 fn a_store_that_does_not_exist_is_named_and_said_how_to_create() {
     let larder = Larder::new();
     let verbs =
-        LOOKS.iter().chain(&WRITES).filter(|verb| verb[0] != "migrate" && !verb.ends_with(&["import"]));
+        LOOKS.iter().chain(&WRITES).filter(|verb| verb[0] != "schema" && !verb.ends_with(&["import"]));
     for verb in verbs {
         for path in ["missing.db", "nowhere/missing.db"] {
             let error = text(&run(&larder, verb, &format!("sqlite:{path}")).stderr);
             let expected = format!("larder: cannot open the store \"sqlite:{path}\": the ");
             assert!(error.starts_with(&expected), "{verb:?}: {error}");
             assert!(error.contains("does not exist"), "{verb:?}: {error}");
-            assert!(error.ends_with("or create the store with `larder migrate up`\n"), "{verb:?}: {error}");
+            assert!(error.ends_with("or create the store with `larder schema up`\n"), "{verb:?}: {error}");
             assert!(!error.contains("unavailable"), "{verb:?}: {error}");
         }
     }
@@ -218,11 +218,11 @@ fn verbs_that_write_make_no_store_of_an_empty_database() {
     without_tables.execute_batch("CREATE TABLE t (i); DROP TABLE t").unwrap();
     drop(without_tables);
     let before = files(&larder.path("data"));
-    let verbs = WRITES.iter().filter(|verb| verb[0] != "migrate");
+    let verbs = WRITES.iter().filter(|verb| verb[0] != "schema");
     for verb in verbs.chain(&[["migrations", "remove", "--component", "c"].as_slice()]) {
         for name in ["empty.db", "bare.db"] {
             let error = text(&run(&larder, verb, &format!("sqlite:data/{name}")).stderr);
-            assert!(error.contains("larder migrate up"), "{verb:?}: {error}");
+            assert!(error.contains("larder schema up"), "{verb:?}: {error}");
             assert_eq!(files(&larder.path("data")), before, "{verb:?} changed {name}");
         }
     }
@@ -251,7 +251,7 @@ fn every_verb_refuses_what_is_no_regular_file() {
 #[test]
 fn a_missing_folder_is_said_by_migrations_as_by_a_look() {
     let larder = Larder::new();
-    for verb in [["migrate", "status"].as_slice(), &["migrate", "up", "--dry-run"], &["migrate", "up"]] {
+    for verb in [["schema", "status"].as_slice(), &["schema", "up", "--dry-run"], &["schema", "up"]] {
         let error = text(&run(&larder, verb, "sqlite:nowhere/a.db").stderr);
         let expected = "store \"sqlite:nowhere/a.db\": the directory of the database file does not exist: ";
         assert!(
@@ -266,7 +266,7 @@ fn a_migration_that_waits_for_a_lock_says_so() {
     let larder = Larder::new();
     let holder = Connection::open(larder.path("a.db")).unwrap();
     holder.execute_batch("CREATE TABLE t (i); DROP TABLE t; BEGIN EXCLUSIVE").unwrap();
-    let mut up = larder.command(&["migrate", "up", "--store", "sqlite:a.db"]);
+    let mut up = larder.command(&["schema", "up", "--store", "sqlite:a.db"]);
     let up = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(2_500));
     holder.execute_batch("ROLLBACK").unwrap();
@@ -400,7 +400,7 @@ fn a_look_by_another_user_leaves_the_owner_able_to_write() {
         assert!(output.status.success(), "{verb:?}: {}", text(&output.stderr));
         text(&output.stdout)
     };
-    as_user(owner, &["migrate", "up"]);
+    as_user(owner, &["schema", "up"]);
     as_user(owner, &["put", "n", "k", "v"]);
     let before = files(&larder.path("data"));
     assert_eq!(as_user(other, &["get", "n", "k"]), "v");

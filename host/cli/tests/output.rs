@@ -13,15 +13,15 @@ const STORE: [&str; 2] = ["--store", "sqlite:a.db"];
 /// Commands that print, in an order in which each has work to do, and the start of the error that
 /// each prints on a full device.
 const VERBS: [(&[&str], &str); 15] = [
-    (&["migrate", "up"], "the schema is up to date, but the output was not written: "),
+    (&["schema", "up"], "the schema is up to date, but the output was not written: "),
     (&["put", "n", "k", "v"], "the row was written, version 1, but the output was not written: "),
     (&["get", "n", "k"], ""),
     (&["get", "n", "k", "--json"], ""),
     (&["scan", "n"], ""),
     (&["scan", "n", "--json"], ""),
     (&["namespaces"], ""),
-    (&["migrate", "status"], ""),
-    (&["migrate", "up", "--dry-run"], ""),
+    (&["schema", "status"], ""),
+    (&["schema", "up", "--dry-run"], ""),
     (&["migrations"], ""),
     (&["memory", "list"], ""),
     (&["memory", "import"], "0 sessions were imported, but the output was not written: "),
@@ -97,7 +97,7 @@ fn errors_that_cannot_be_written_still_have_their_exit_code() {
 }
 
 #[test]
-fn a_suite_that_fails_fails_also_if_nobody_reads_its_results() {
+fn a_failing_suite_fails_also_if_its_output_is_closed() {
     let larder = Larder::new();
     let run = |stdout| {
         let arguments = ["conformance", "--store", "memory:", "--filter", "basic::an_empty_value_is_present"];
@@ -121,7 +121,7 @@ fn by_shell(larder: &Larder, streams: &str, arguments: &[&str]) -> Output {
 #[test]
 fn a_standard_input_that_cannot_be_read_is_an_error_and_nothing_is_written() {
     let larder = Larder::new();
-    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    larder.output(&["schema", "up", "--store", "sqlite:a.db"]);
     larder.output(&["put", "n", "k", "v", "--store", "sqlite:a.db"]);
     for streams in ["<&-", "0>/dev/null"] {
         for verb in [["put", "n", "k"].as_slice(), &["memory", "import"]] {

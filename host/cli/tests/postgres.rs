@@ -29,12 +29,12 @@ fn verbs_that_write_make_no_tables_and_a_standby_is_looked_at() {
     for verb in WRITES {
         let error = larder.error(1, &[verb, &["--store", &dsn]].concat());
         assert!(error.contains("cannot open the store \"postgres\""), "{verb:?}: {error}");
-        assert!(error.contains("larder migrate up"), "{verb:?}: {error}");
+        assert!(error.contains("larder schema up"), "{verb:?}: {error}");
     }
     let dump = server.dump("postgres").unwrap();
     assert!(!dump.contains("CREATE"), "{dump}");
 
-    larder.output(&["migrate", "up", "--store", &dsn]);
+    larder.output(&["schema", "up", "--store", &dsn]);
     larder.output(&["put", "n", "k", "v", "--store", &dsn]);
     server.stop();
     std::fs::write(server.folder().join("data/standby.signal"), "").unwrap();
@@ -42,8 +42,7 @@ fn verbs_that_write_make_no_tables_and_a_standby_is_looked_at() {
     assert_eq!(larder.output(&["get", "n", "k", "--store", &dsn]), "v");
     assert_eq!(larder.output(&["scan", "n", "--store", &dsn]), "k\tv\n");
     assert_eq!(larder.output(&["namespaces", "--store", &dsn]), "n\n");
-    for verb in
-        [["memory", "list"].as_slice(), &["memory", "export"], &["migrations"], &["migrate", "status"]]
+    for verb in [["memory", "list"].as_slice(), &["memory", "export"], &["migrations"], &["schema", "status"]]
     {
         larder.output(&[verb, &["--store", &dsn]].concat());
     }
@@ -60,7 +59,7 @@ fn a_password_comes_from_the_environment_and_a_missing_one_is_said() {
     let hba = [("pg_hba.conf", "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")];
     let server = PostgresServer::start_on_tcp(&["fsync=off"], &hba).unwrap();
     let (larder, socket) = (Larder::new(), server.dsn());
-    larder.output(&["migrate", "up", "--store", &socket]);
+    larder.output(&["schema", "up", "--store", &socket]);
     larder.output(&["put", "n", "k", "v", "--store", &socket]);
     server.execute("ALTER ROLE larder PASSWORD 'hunter2'").unwrap();
 

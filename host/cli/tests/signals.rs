@@ -61,7 +61,7 @@ const GUESTS: [(&str, &[&str]); 2] =
 #[test]
 fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
     let larder = Larder::new();
-    larder.output(&["migrate", "up", "--store", "sqlite:a.db"]);
+    larder.output(&["schema", "up", "--store", "sqlite:a.db"]);
     for (component, arguments) in GUESTS {
         for store in ["memory:", "sqlite:a.db"] {
             for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {

@@ -326,9 +326,9 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
     assert_eq!(send("evict", &[]), "acme/users/ann was up to date\n");
     assert!(!database("one").exists(), "evict left the database");
     assert!(send("checkpoint", &[]).ends_with("contains no tenants\n"));
-    let nobody =
+    let unknown =
         larder.error(1, &["tenants", "evict", "--cache-dir", "one", "acme/org", "--store", &larder.dsn()]);
-    assert!(nobody.ends_with("contains no database of acme/org\n"), "{nobody}");
+    assert!(unknown.ends_with("contains no database of acme/org\n"), "{unknown}");
     let nowhere = larder.error(1, &["tenants", "evict", "--cache-dir", "none", "--store", &larder.dsn()]);
     assert!(nowhere.ends_with("; check --cache-dir and --store\n"), "{nowhere}");
 
@@ -594,7 +594,7 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
         absent.ends_with("the tenant acme/org does not exist; check the key after `tenant=`\n"),
         "{absent}"
     );
-    let migrate = larder.error(1, &["migrate", "up", "--store", &larder.dsn()]);
+    let migrate = larder.error(1, &["schema", "up", "--store", &larder.dsn()]);
     assert!(migrate.contains("brought up to date when a tenant is opened"), "{migrate}");
     let list = larder.error(1, &["tenants", "list", "--store", "sqlite:a.db"]);
     assert!(list.contains("a data-source name of tenants is"), "{list}");

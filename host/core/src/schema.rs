@@ -123,7 +123,7 @@ pub enum SchemaError {
     },
     /// The database lacks steps of this release and is open read-only, so they cannot be applied.
     #[error(
-        "the database is at schema step {applied:04}, but this release needs step {known:04}; run `larder migrate up` \
+        "the database is at schema step {applied:04}, but this release needs step {known:04}; run `larder schema up` \
          on it first"
     )]
     Behind {

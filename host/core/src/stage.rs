@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_comes_first_decides() {
+    fn the_first_of_two_decides() {
         let (made, withdrawn) = (Stage::default(), Stage::default());
         made.start().unwrap();
         made.start().unwrap();

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_begins_anew_once_it_is_moved_unless_somebody_reads_it() {
+    async fn a_log_restarts_after_a_checkpoint_unless_it_has_a_reader() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         let (connection, readers, writer) = database(&path);

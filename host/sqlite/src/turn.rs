@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_too_long_goes_without_and_keeps_nobody_from_a_turn() {
+    fn a_process_that_waits_too_long_goes_without_a_turn_and_keeps_no_other_from_one() {
         let folder = tempfile::tempdir().unwrap();
         let (mut ours, mut theirs) = two(folder.path());
         let turn = ours.take(Duration::ZERO).unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_else_under_the_name_is_neither_opened_nor_removed() {
+    fn a_foreign_file_under_the_name_is_neither_opened_nor_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db-turn");
         let look = || {

@@ -1206,7 +1206,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn whoever_waits_for_the_writer_has_it_before_the_thread_that_lets_go_of_it() {
+    async fn a_waiting_thread_gets_the_writer_before_the_thread_that_releases_it() {
         let folder = tempfile::tempdir().unwrap();
         let database = open(folder.path(), Durability::Normal).await;
         let writer = database.writer.clone();

@@ -144,7 +144,7 @@ async fn a_view_whose_state_another_process_has_left_conflicts_and_the_next_one_
 }
 
 #[tokio::test]
-async fn an_update_on_cached_rows_conflicts_with_whoever_changed_them() {
+async fn an_update_on_cached_rows_conflicts_with_a_commit_that_changed_them() {
     let (_folder, ours, theirs) = two().await;
     put(&ours, "a", "1").await;
     for writer in [&ours, &theirs] {

@@ -84,9 +84,9 @@ async fn a_backup_never_overwrites_and_leaves_nothing_when_it_fails() {
     let (folder, path) = folder();
     let database = open(&path).await;
     let taken = folder.path().join("taken.db");
-    std::fs::write(&taken, b"somebody's").unwrap();
+    std::fs::write(&taken, b"foreign").unwrap();
     assert!(matches!(database.backup(&taken).await, Err(Error::Unavailable { .. })));
-    assert_eq!(std::fs::read(&taken).unwrap(), b"somebody's");
+    assert_eq!(std::fs::read(&taken).unwrap(), b"foreign");
     let nowhere = folder.path().join("nowhere").join("copy.db");
     assert!(matches!(database.backup(&nowhere).await, Err(Error::Unavailable { .. })));
     database.finish().await.unwrap();
@@ -182,7 +182,7 @@ async fn changes_count_what_changed_something_and_wake_who_waits() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_positioned_once_stays_so_whoever_opens_it() {
+async fn a_positioned_database_stays_positioned_however_it_is_opened() {
     let (_folder, path) = folder();
     let plain = open(&path).await;
     plain.write_record(record_write("a", 0, Some((1, b"")))).await.unwrap();

@@ -371,7 +371,7 @@ async fn a_file_is_shared_with_larder_and_with_other_platforms() {
     larder_core::backend::Backend::close(&store).await;
 }
 
-/// The migrator of larder's own steps, as `larder migrate` uses it.
+/// The migrator of larder's own steps, as `larder schema` uses it.
 #[tokio::test]
 async fn larders_tables_that_were_altered_by_hand_are_refused_by_the_runner_too() {
     let database = Database::new();

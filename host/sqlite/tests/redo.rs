@@ -324,7 +324,7 @@ async fn commits_wait_while_too_much_is_queued_up() {
 }
 
 #[tokio::test]
-async fn somebody_elses_commit_in_a_journaled_database_is_noticed() {
+async fn a_foreign_commit_in_a_journaled_database_is_noticed() {
     let (_folder, path) = folder();
     let journal = Kept::open();
     let database = journaled(&path, journal.clone()).await;

@@ -167,7 +167,7 @@ async fn read_in_database(view: &mut Transaction) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn a_transaction_nobody_asks_for_any_more_gives_its_connection_back_at_its_deadline() {
+async fn an_abandoned_transaction_gives_its_connection_back_at_its_deadline() {
     let (_folder, path) = database();
     let store = store(&path).await;
     let limits = Limits { transaction_timeout: Duration::from_millis(100), ..Default::default() };

@@ -580,8 +580,7 @@ mod tests {
         for location in ["a/b", "a.b", "a0", "b/c/d", "b/c/e", "b/d"] {
             store.put(&path(location), location.to_string().into()).await.unwrap();
         }
-        fs::write(folder.path().join(".larder/temporary/left"), b"half of an object that nobody finished")
-            .unwrap();
+        fs::write(folder.path().join(".larder/temporary/left"), b"half of an unfinished object").unwrap();
         let names =
             |entries: Vec<ObjectMeta>| entries.into_iter().map(|meta| meta.location.to_string()).collect();
         let listed: Vec<String> = names(store.list(None).try_collect().await.unwrap());

@@ -22,7 +22,7 @@ use larder_tenants::{Durability, RemoteOptions, Scope, TenantError, TenantIdenti
 // Opening.
 
 #[tokio::test]
-async fn a_tenant_that_nobody_had_is_made_and_has_a_file_at_its_path() {
+async fn a_new_tenant_is_created_with_a_file_at_its_path() {
     let world = World::new();
     let tenants = world.host("a").await;
     let tenant = tenants.get(&key("acme/users/ann")).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_tenant_in_use_is_not_evicted() {
 }
 
 #[tokio::test]
-async fn who_waits_for_room_gets_it_once_somebody_leaves() {
+async fn a_caller_that_waits_for_room_gets_it_once_a_tenant_leaves() {
     let world = World::new();
     let tenants = world.builder("a").capacity(1).room_wait(Duration::from_secs(20)).open().await.unwrap();
     let ann = tenants.get(&key("acme/users/ann")).await.unwrap();
@@ -335,7 +335,7 @@ async fn an_upload_that_fails_keeps_the_tenant_and_the_next_one_sends_it() {
 }
 
 #[tokio::test]
-async fn a_write_back_that_fails_where_nobody_waits_is_reported_and_tried_again() {
+async fn a_failed_write_back_without_a_waiting_caller_is_reported_and_retried() {
     let world = World::new();
     let events = Events::default();
     let tenants =
@@ -352,7 +352,7 @@ async fn a_write_back_that_fails_where_nobody_waits_is_reported_and_tried_again(
 }
 
 #[tokio::test]
-async fn a_tenant_whose_upload_fails_stays_and_fails_nobody_elses_opening() {
+async fn a_tenant_whose_upload_fails_stays_and_fails_no_other_opening() {
     let world = World::new();
     let tenants = world.builder("a").capacity(2).open().await.unwrap();
     let stuck = key("acme/users/stuck");

@@ -121,7 +121,7 @@ async fn a_holder_stops_before_any_other_may_begin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_lapsed_in_an_outage_is_valid_again_where_nobody_took_it() {
+async fn a_lease_that_lapsed_in_an_outage_is_valid_again_if_no_host_took_it() {
     let (store, remote) = faulty();
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();
     store.set_down(true);

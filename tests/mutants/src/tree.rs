@@ -1,4 +1,4 @@
-//! A copy of the workspace whose crates have the defects, and the test programs that are built of it.
+//! A copy of the workspace whose crates have the defects, and the test programs built of it.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -106,7 +106,7 @@ async fn others_go_on(store: &Store) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_loops_in_an_update_delays_nobody_and_is_interrupted() {
+async fn a_guest_that_loops_in_an_update_delays_no_other_and_is_interrupted() {
     let database = sqlite().await;
     let mut looping = guest(larder_artifacts::LOOP_IN_UPDATE, &[], storage(&database.store));
     looping.store.set_epoch_deadline(100);

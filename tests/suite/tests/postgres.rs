@@ -54,7 +54,7 @@ fn main() {
         updates_of_one_row_by_many_tasks_lose_nothing,
         blind_increments_by_many_tasks_never_fail,
         sixteen_hosts_that_open_one_fresh_schema_migrate_it_once,
-        transactions_that_nobody_ends_leave_no_session_behind,
+        transactions_that_are_not_ended_leave_no_session_behind,
         a_read_that_waits_for_a_lock_ends_at_its_deadline,
         snapshots_that_stay_idle_give_way_to_reads_and_never_keep_a_commit_waiting,
         an_update_that_read_one_row_gives_its_connection_back_and_goes_on,
@@ -682,7 +682,7 @@ async fn a_quota_is_never_passed_by_commits_at_once(dsn: &str) -> Outcome {
 
 // Abandoned transactions.
 
-async fn transactions_that_nobody_ends_leave_no_session_behind(dsn: &str) -> Outcome {
+async fn transactions_that_are_not_ended_leave_no_session_behind(dsn: &str) -> Outcome {
     let dsn = schema(dsn).await;
     let store = open(&dsn).await;
     let short = handle_with(&store, Duration::from_millis(300));

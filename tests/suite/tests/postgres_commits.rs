@@ -47,7 +47,7 @@ fn main() {
         a_role_whose_transactions_are_read_only_or_deferrable_writes_all_the_same,
         a_range_and_a_blind_put_into_it_are_not_both_overlooked,
         commits_that_rest_on_ranges_of_each_other_do_not_both_succeed,
-        a_row_that_somebody_else_has_locked_holds_up_nobody_else,
+        a_row_that_another_session_has_locked_delays_no_other_row,
         a_commit_leaves_no_row_of_its_locks_behind,
     );
     harness::run(&arguments, trials, || drop(server));
@@ -389,7 +389,7 @@ async fn commits_that_rest_on_ranges_of_each_other_do_not_both_succeed(dsn: Stri
     assert_eq!(both, 0);
 }
 
-async fn a_row_that_somebody_else_has_locked_holds_up_nobody_else(dsn: String) {
+async fn a_row_that_another_session_has_locked_delays_no_other_row(dsn: String) {
     let dsn = schema(&dsn).await;
     let (store, client) = (open(&dsn).await, client(&dsn).await);
     let handle = handle(&store);

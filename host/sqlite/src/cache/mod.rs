@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_stands_until_somebody_commits() {
+    fn an_epoch_is_valid_until_the_next_commit() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, ours, theirs) = cache(folder.path());
         let first = epoch(&cache).unwrap().state;

@@ -738,7 +738,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_room_sees_a_tenant_that_somebody_looked_at_in_passing() {
+    async fn a_caller_that_waits_for_room_sees_a_tenant_that_was_briefly_in_use() {
         let folder = tempfile::tempdir().unwrap();
         let tenants = tenants(&folder, 1).await;
         let (ann, bob) = ("acme/users/ann".parse().unwrap(), "acme/users/bob".parse().unwrap());

@@ -1,4 +1,4 @@
-//! `larder migrate`: prints and applies schema migrations without opening the store.
+//! `larder schema`: prints and applies schema migrations without opening the store.
 
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
@@ -19,7 +19,7 @@ use crate::text::escape;
 /// Opening a store for writing also applies them. Use this command to apply them before a rollout,
 /// or with a different role of the database.
 #[derive(Args)]
-pub(crate) struct Migrate {
+pub(crate) struct Schema {
     #[command(subcommand)]
     command: Command,
 }
@@ -48,7 +48,7 @@ struct Up {
     dry_run: bool,
 }
 
-impl Migrate {
+impl Schema {
     pub(crate) async fn execute(self) -> Result<ExitCode> {
         let (Command::Status(store) | Command::Up(Up { store, .. })) = &self.command;
         let dsn = &store.store;
