@@ -7,9 +7,8 @@ use larder_core::{
     Error, Handle, HandleOptions, HeldBytes, IdentityParts, IdentityScope, LimitKind, Limits, LongCalls,
     Memory, MemoryStore, MigrationScope, OpenTransactions, Result, Share, Store, StoreSource,
 };
-use wasmtime::component::{HasData, Linker, ResourceTable};
+use wasmtime::component::{HasData, ResourceTable};
 
-use crate::bindings;
 
 /// The length of the longest name under which a store can be granted, in bytes.
 const STORE_NAME_BYTES_MAX: usize = 255;
@@ -260,18 +259,4 @@ pub struct HasStorage;
 
 impl HasData for HasStorage {
     type Data<'a> = StorageCtxView<'a>;
-}
-
-/// Adds every interface of `larder:storage` to a linker.
-///
-/// The linker's engine needs no special setting. [`engine_config`](crate::engine_config) has the
-/// settings with which calls cost least.
-///
-/// # Errors
-/// Fails if the linker already defines one of the interfaces.
-pub fn add_to_linker<T: StorageView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
-    bindings::types::add_to_linker::<T, HasStorage>(linker, T::storage)?;
-    bindings::store::add_to_linker::<T, HasStorage>(linker, T::storage)?;
-    bindings::tx::add_to_linker::<T, HasStorage>(linker, T::storage)?;
-    bindings::memory::add_to_linker::<T, HasStorage>(linker, T::storage)
 }

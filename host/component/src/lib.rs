@@ -97,10 +97,11 @@ mod convert;
 mod ctx;
 mod engine_config;
 mod host;
+mod linker;
 mod summarizer;
 
 pub use convert::{StorageError, StorageResult};
-pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView, add_to_linker};
+pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView};
 pub use engine_config::{engine_config, instance_pool};
 pub use larder_core::{
     ByteTokens, Clock, Context, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel, EventSink,
@@ -110,6 +111,7 @@ pub use larder_core::{
     Strategy, Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator, TracingEvents,
     TrajectoryDigest, Turn, Version,
 };
+pub use linker::{add_to_linker, memory, store};
 #[cfg(feature = "tokenizer")]
 pub use larder_llm::ModelTokens;
 #[cfg(feature = "http-summarizer")]

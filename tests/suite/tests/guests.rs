@@ -105,6 +105,32 @@ async fn others_go_on(store: &Store) {
     update.commit().await.unwrap();
 }
 
+/// Whether a linker has all imports of a component.
+fn links(program: &str, add: fn(&mut Linker<Instance>) -> wasmtime::Result<()>) -> bool {
+    let mut linker = Linker::new(&engine());
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker).unwrap();
+    add(&mut linker).unwrap();
+    linker.instantiate_pre(&Component::from_file(&engine(), program).unwrap()).is_ok()
+}
+
+#[test]
+fn a_linker_has_only_the_interfaces_that_were_added() {
+    let (catalog, assistant) = (larder_artifacts::CATALOG, larder_artifacts::ASSISTANT);
+    assert!(links(catalog, larder_host::store::add_to_linker));
+    assert!(!links(catalog, larder_host::memory::add_to_linker), "it uses a store");
+    assert!(!links(assistant, larder_host::store::add_to_linker), "it keeps a conversation");
+    for program in [catalog, assistant] {
+        assert!(links(program, larder_host::add_to_linker), "{program}");
+    }
+    assert!(links(assistant, |linker| {
+        larder_host::store::add_to_linker(linker)?;
+        larder_host::bindings::memory::add_to_linker::<_, larder_host::HasStorage>(
+            linker,
+            larder_host::StorageView::storage,
+        )
+    }));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_loops_in_an_update_delays_no_other_and_is_interrupted() {
     let database = sqlite().await;
