@@ -49,3 +49,8 @@ pub fn limits() -> larder_host::Limits {
 
 /// The quota of the store `main`, in bytes.
 pub const STORE_BYTES: u64 = 1 << 20;
+
+/// Compiles the programs of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
