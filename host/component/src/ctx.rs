@@ -9,7 +9,6 @@ use larder_core::{
 };
 use wasmtime::component::{HasData, ResourceTable};
 
-
 /// The length of the longest name under which a store can be granted, in bytes.
 const STORE_NAME_BYTES_MAX: usize = 255;
 

@@ -111,7 +111,6 @@ pub use larder_core::{
     Strategy, Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator, TracingEvents,
     TrajectoryDigest, Turn, Version,
 };
-pub use linker::{add_to_linker, memory, store};
 #[cfg(feature = "tokenizer")]
 pub use larder_llm::ModelTokens;
 #[cfg(feature = "http-summarizer")]
@@ -121,6 +120,7 @@ pub use larder_tenants::{
     self, Durability, Scope, Slug, Tenant, TenantError, TenantIdentity, TenantKey, Tenants, TenantsBuilder,
     TenantsDriver, TenantsDsn,
 };
+pub use linker::{add_to_linker, memory, store};
 pub use summarizer::ComponentSummarizer;
 pub use {larder_core, larder_postgres, larder_sqlite};
 

@@ -1,7 +1,8 @@
 //! Clocks, including one that tests can move.
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970, UTC.
@@ -71,7 +72,7 @@ static MACHINE: LazyLock<ForwardClock> =
 impl ForwardClock {
     /// Wraps a clock, so that it no longer steps back.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        let mut floors = FLOORS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut floors = FLOORS.lock();
         floors.retain(|(clock, _)| clock.strong_count() > 0);
         let known = floors.iter().find(|(known, _)| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(&clock)));
         let floor = match known {

@@ -9,10 +9,11 @@ mod snapshot;
 mod snapshot_registry;
 mod stored_row;
 
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -166,20 +167,20 @@ impl Default for Shared {
     }
 }
 
-/// Poisoned locks are used on: no code between the changes of one commit can panic, so a panic
-/// never leaves half a commit.
+/// No code between the changes of one commit can panic, so a panic of a lock holder never leaves half
+/// a commit.
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Database> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+        self.database.lock()
     }
 
     fn snapshots(&self) -> MutexGuard<'_, SnapshotRegistry> {
-        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshots.lock()
     }
 
     /// For callers that hold the database lock, which no writer can then hold.
     fn latest(&self) -> RwLockReadGuard<'_, Latest> {
-        self.latest.read().unwrap_or_else(PoisonError::into_inner)
+        self.latest.read()
     }
 
     /// Counts the rows that only snapshots keep from now on.
@@ -195,13 +196,13 @@ impl Shared {
     fn let_go(&self) {
         let ended = std::mem::take(&mut *self.ended());
         for ended in ended {
-            let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let stores = self.stores.lock().clone();
             stores.tell_ended(SnapshotEndReason::OldRowsFull, ended.age);
         }
     }
 
     fn ended(&self) -> MutexGuard<'_, Vec<Ended>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ended.lock()
     }
 
     /// Makes the commit of a transaction that read `state`.
@@ -249,7 +250,7 @@ impl Shared {
     }
 
     fn latest_to_change(&self) -> RwLockWriteGuard<'_, Latest> {
-        let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest.write();
         latest.note_change();
         latest
     }
@@ -258,7 +259,7 @@ impl Shared {
 #[async_trait]
 impl Backend for InMemory {
     fn attach(&self, snapshots: OpenSnapshots) {
-        self.shared.stores.lock().unwrap_or_else(PoisonError::into_inner).join(snapshots);
+        self.shared.stores.lock().join(snapshots);
     }
 
     async fn snapshot(&self, options: SnapshotOptions) -> Result<Box<dyn Snapshot>> {

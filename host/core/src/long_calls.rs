@@ -1,9 +1,10 @@
 //! Fair scheduling of long calls, which keeps most of the executor's threads free.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::num::NonZero;
 use std::pin::pin;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -136,9 +137,9 @@ impl Turns {
         self.lock_pace().pause(Instant::now())
     }
 
-    /// A poisoned lock holds a valid value, because it is changed by assignments only.
+    /// A panic of its holder leaves a valid value, because it is changed by assignments only.
     fn lock_pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pace.lock()
     }
 
     /// Records long work, done with or without a permit.
@@ -154,11 +155,7 @@ impl Turns {
             return;
         }
         // Do not wait for the lock: the next call records the same.
-        let mut pace = match self.pace.try_lock() {
-            Ok(pace) => pace,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        let Some(mut pace) = self.pace.try_lock() else { return };
         pace.came(share, Instant::now());
         if !pace.is_watching() {
             self.is_watching.store(false, Ordering::Relaxed);

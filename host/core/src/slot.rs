@@ -3,8 +3,9 @@
 //! The store can empty it at the transaction's deadline or when the store closes, so an idle guest
 //! holds no connection.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Snapshot;
@@ -197,9 +198,9 @@ impl Slot {
         }
     }
 
-    /// A poisoned lock holds a valid state, because each change replaces it as a whole.
+    /// A panic of its holder leaves a valid state, because each change replaces it as a whole.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

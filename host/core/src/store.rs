@@ -1,9 +1,10 @@
 //! Open stores: a backend with a clock, a quota and open transactions.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -502,9 +503,9 @@ impl Inner {
         self.events.emit(event);
     }
 
-    /// A poisoned lock holds a valid map, because each use is a single insert, remove or lookup.
+    /// A panic of its holder leaves a valid map, because each use is one insert, remove or lookup.
     pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Tests of migration scopes, and of an operator's repairs of the ledger.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use larder_core::{
     Error, Event, EventSink, Handle, HandleOptions, InMemory, Limits, Migration, MigrationLedger,
@@ -13,13 +14,13 @@ struct Told(Mutex<Vec<Event>>);
 
 impl EventSink for Told {
     fn emit(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
+        self.0.lock().push(event);
     }
 }
 
 impl Told {
     fn take(&self) -> Vec<String> {
-        let events = std::mem::take(&mut *self.0.lock().unwrap());
+        let events = std::mem::take(&mut *self.0.lock());
         let operation = |event: &Event| match event {
             Event::AccessDenied { operation, .. } => format!("{} {operation}", event.name()),
             other => panic!("{other:?}"),

@@ -1,7 +1,8 @@
 //! Tests of writes to a conversation whose outcome is unknown.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept};
@@ -56,7 +57,7 @@ impl Backend for Breaks {
     }
 
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
-        let fate = self.fates.lock().unwrap().pop();
+        let fate = self.fates.lock().pop();
         let Some(fate) = fate else { return self.rows.write_record(write).await };
         if fate != Fate::NotMade {
             self.rows.write_record(write.clone()).await?;
@@ -116,7 +117,7 @@ async fn a_write_whose_answer_is_lost_is_recognised_and_made_once() {
         vec![Fate::Made, Fate::NotMade],
     ] {
         let (memory, coming) = memory().await;
-        coming.lock().unwrap().clone_from(&fates);
+        coming.lock().clone_from(&fates);
         memory.add_turn(turn("b")).await.unwrap();
         assert_eq!(said(&memory).await, ["a", "b"], "{fates:?}");
     }
@@ -126,7 +127,7 @@ async fn a_write_whose_answer_is_lost_is_recognised_and_made_once() {
 async fn a_delete_whose_answer_is_lost_is_made() {
     for fate in [Fate::Made, Fate::NotMade] {
         let (memory, coming) = memory().await;
-        coming.lock().unwrap().push(fate);
+        coming.lock().push(fate);
         memory.flush().await.unwrap();
         assert_eq!(said(&memory).await, Vec::<String>::new(), "{fate:?}");
     }
@@ -135,7 +136,7 @@ async fn a_delete_whose_answer_is_lost_is_made() {
 #[tokio::test]
 async fn what_others_have_written_over_stays_unknown() {
     let (memory, coming) = memory().await;
-    coming.lock().unwrap().push(Fate::MadeAndFollowed);
+    coming.lock().push(Fate::MadeAndFollowed);
     let outcome = memory.add_turn(turn("b")).await;
     assert!(matches!(outcome, Err(Error::CommitUnknown { .. })), "{outcome:?}");
     assert_eq!(said(&memory).await, ["a", "b"]);
@@ -144,7 +145,7 @@ async fn what_others_have_written_over_stays_unknown() {
 #[tokio::test]
 async fn answers_that_are_lost_again_and_again_are_given_up() {
     let (memory, coming) = memory().await;
-    *coming.lock().unwrap() = vec![Fate::NotMade; 10];
+    *coming.lock() = vec![Fate::NotMade; 10];
     let outcome = memory.add_turn(turn("b")).await;
     assert!(matches!(outcome, Err(Error::CommitUnknown { .. })), "{outcome:?}");
     assert_eq!(said(&memory).await, ["a"]);

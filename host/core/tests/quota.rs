@@ -1,7 +1,8 @@
 //! Tests of quotas with cancelled calls, and with concurrent sweeps and counts.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -49,11 +50,11 @@ impl Gates {
     /// Holds the next call of this kind.
     fn hold(&self, which: Held) {
         self.ended.forget_permits(usize::MAX >> 3);
-        *self.held.lock().unwrap() = Some(which);
+        *self.held.lock() = Some(which);
     }
 
     fn is_held(&self, which: Held) -> bool {
-        let mut held = self.held.lock().unwrap();
+        let mut held = self.held.lock();
         held.take_if(|held| *held == which).is_some()
     }
 

@@ -1,8 +1,9 @@
 //! The connections of one backend, and the permits that limit them.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::QueueMode;
@@ -264,6 +265,6 @@ impl Connections {
 
     /// A panic of another thread cannot have left the value inconsistent.
     fn lock_snapshots(&self) -> MutexGuard<'_, OpenSnapshots> {
-        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshots.lock()
     }
 }

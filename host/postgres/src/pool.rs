@@ -1,7 +1,8 @@
 //! The connections of the pool. Their sessions have no settings: see [`opening`](crate::opening).
 
+use parking_lot::Mutex;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
@@ -145,11 +146,11 @@ impl Pooled {
 
     /// Records that the server has just responded.
     pub(crate) fn note_use(&self) {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.used_at.lock() = Instant::now();
     }
 
     fn was_used_lately(&self) -> bool {
-        self.used_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < TRUSTED
+        self.used_at.lock().elapsed() < TRUSTED
     }
 
     /// Whether the server responds on this connection.

@@ -1,8 +1,9 @@
 //! Tracks whether a server responds.
 
+use parking_lot::Mutex;
 use std::future::pending;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -46,7 +47,7 @@ impl Silence {
 
     /// Records that the server responded to a login that began at `asked_at`.
     pub(crate) fn end_doubt(&self, asked_at: Instant) {
-        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut doubted = self.doubted.lock();
         *doubted = doubted.filter(|doubted| *doubted > asked_at);
     }
 
@@ -93,11 +94,11 @@ impl Drop for Probing {
 }
 
 fn set_now(moment: &Mutex<Option<Instant>>) {
-    *moment.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *moment.lock() = Some(Instant::now());
 }
 
 fn get(moment: &Mutex<Option<Instant>>) -> Option<Instant> {
-    *moment.lock().unwrap_or_else(PoisonError::into_inner)
+    *moment.lock()
 }
 
 #[cfg(test)]

@@ -49,9 +49,10 @@ mod validation;
 mod waiting;
 mod writer;
 
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -631,7 +632,7 @@ impl Backend for Sqlite {
             // The task does not panic: it calls the journal in a task of its own.
             let _ = shipper.await;
         }
-        let private = self.private.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let private = self.private.lock().take();
         drop(private);
     }
 }
@@ -660,7 +661,7 @@ mod tests {
     async fn a_private_database_leaves_no_file() {
         for is_closed in [true, false] {
             let database = Sqlite::open_private().await.unwrap();
-            let folder = database.private.lock().unwrap().as_ref().unwrap().path().to_path_buf();
+            let folder = database.private.lock().as_ref().unwrap().path().to_path_buf();
             database.ping().await.unwrap();
             assert!(folder.join("private.db").is_file());
             if is_closed {

@@ -8,11 +8,12 @@
 //! further work: other processes would create new ones, and neither side would see the commits of
 //! the other.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::ffi::c_int;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use larder_core::error::Cause;
 use larder_core::{Error, Result};
@@ -229,7 +230,7 @@ impl Place {
 static LOOKS: Mutex<Vec<Identity>> = Mutex::new(Vec::new());
 
 fn lock_looks() -> MutexGuard<'static, Vec<Identity>> {
-    LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+    LOOKS.lock()
 }
 
 /// Counts an open connection that only reads, until it is dropped.

@@ -1,7 +1,8 @@
 //! The bound of the write-ahead log.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -51,7 +52,7 @@ impl LogBound {
         if log_bytes < self.bytes_max {
             return;
         }
-        let in_vain = *self.in_vain_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_vain = *self.in_vain_until.lock();
         if in_vain.is_none_or(|until| until <= Instant::now()) {
             self.is_full.store(true, Ordering::Release);
             self.full.notify_one();
@@ -61,7 +62,7 @@ impl LogBound {
     /// Lets commits go on: the next one restarts the log, or an attempt to restart it has failed.
     pub(crate) fn go_on(&self, begins_anew: bool) {
         let in_vain = (!begins_anew).then(|| Instant::now() + IN_VAIN);
-        *self.in_vain_until.lock().unwrap_or_else(PoisonError::into_inner) = in_vain;
+        *self.in_vain_until.lock() = in_vain;
         self.is_full.store(false, Ordering::Release);
     }
 }
@@ -88,7 +89,7 @@ mod tests {
         bound.go_on(false);
         bound.committed(101);
         assert!(!bound.is_full());
-        *bound.in_vain_until.lock().unwrap() = Some(Instant::now());
+        *bound.in_vain_until.lock() = Some(Instant::now());
         bound.committed(102);
         assert!(bound.is_full());
     }

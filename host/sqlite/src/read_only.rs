@@ -1,8 +1,9 @@
 //! The read-only backend, for tools that inspect a database.
 
+use parking_lot::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use larder_core::backend::{
@@ -90,32 +91,28 @@ impl Shared {
         let (found, look) = read_anew(&self.location, self.take(), |look| self.retire(look), work)?;
         // The file has no log now, so no connection reads under a lock.
         if look.is_without_lock() {
-            lock(&self.retired).clear();
+            self.retired.lock().clear();
         }
         Ok((found, look))
     }
 
     fn take(&self) -> Option<Look> {
-        lock(&self.idle).take()
+        self.idle.lock().take()
     }
 
     fn give_back(&self, look: Look) {
         if self.closed.load(Ordering::Acquire) {
             return self.retire(look);
         }
-        let earlier = lock(&self.idle).replace(look);
+        let earlier = self.idle.lock().replace(look);
         earlier.into_iter().for_each(|look| self.retire(look));
     }
 
     fn retire(&self, look: Look) {
         if look.is_without_lock() {
-            lock(&self.retired).push(look);
+            self.retired.lock().push(look);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A snapshot, whose state is fixed by its first read.

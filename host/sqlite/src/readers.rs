@@ -1,7 +1,8 @@
 //! The pool of connections that snapshots read with.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_core::backend::Version;
@@ -72,11 +73,11 @@ impl Readers {
     /// Adds the snapshots of a store. The oldest of them are ended if there are too few
     /// connections.
     pub(crate) fn attach(&self, snapshots: OpenSnapshots) {
-        lock(&self.snapshots).join(snapshots);
+        self.snapshots.lock().join(snapshots);
     }
 
     pub(crate) fn snapshots(&self) -> OpenSnapshots {
-        lock(&self.snapshots).clone()
+        self.snapshots.lock().clone()
     }
 
     /// Takes a connection, outside of a transaction.
@@ -130,16 +131,16 @@ impl Readers {
         let beside = self.open_beside()?;
         let handle = beside.connection.get_interrupt_handle();
         let count = Arc::new(Count { handle, is_ended: AtomicBool::new(false) });
-        lock(&self.counts).push(count.clone());
+        self.counts.lock().push(count.clone());
         let counted = rows::stored_bytes(&beside.connection);
-        lock(&self.counts).retain(|other| !Arc::ptr_eq(other, &count));
+        self.counts.lock().retain(|other| !Arc::ptr_eq(other, &count));
         let is_ended = count.is_ended.load(Ordering::Acquire);
         counted.map_err(|error| if is_ended { Error::TimedOut } else { error })
     }
 
     /// Ends the counts that run beside commits.
     pub(crate) fn end_recounts(&self) {
-        for count in lock(&self.counts).iter() {
+        for count in self.counts.lock().iter() {
             count.is_ended.store(true, Ordering::Release);
             count.handle.interrupt();
         }
@@ -196,13 +197,8 @@ impl Readers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
-        lock(&self.pool)
+        self.pool.lock()
     }
-}
-
-/// A panic elsewhere cannot leave the data half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts a connection in use. Its holder must drop the connection first.
@@ -338,6 +334,6 @@ mod tests {
         });
         assert!(matches!(ended, Err(Error::TimedOut)), "{ended:?}");
         assert!(readers.recount().unwrap() > 300_000 * 6);
-        assert!(lock(&readers.counts).is_empty());
+        assert!(readers.counts.lock().is_empty());
     }
 }

@@ -4,8 +4,9 @@
 //! request and others that wait. A caller that finds it taken only queues its request, which the
 //! holder or a thread of the blocking pool commits.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use larder_core::backend::{Committed, SweepOptions, Swept, Version};
@@ -201,7 +202,7 @@ impl Writer {
 
     async fn make(self: &Arc<Self>, work: Work) -> Result<Reply> {
         let (answer, answered) = oneshot::channel();
-        lock(&self.waiting).push(Request::new(work, answer), Instant::now());
+        self.waiting.lock().push(Request::new(work, answer), Instant::now());
         if let Some(state) = self.try_state() {
             self.lead(state);
         }
@@ -222,7 +223,7 @@ impl Writer {
         if let Ok((_, began)) = &swept
             && began.elapsed() > SWEEP_TIME
         {
-            lock(&self.waiting).large_ended(&Share::host(), *began, Instant::now());
+            self.waiting.lock().large_ended(&Share::host(), *began, Instant::now());
         }
         self.serve_waiting();
         let (bytes, _) = swept?;
@@ -231,7 +232,7 @@ impl Writer {
 
     /// Waits for the pause after large work, if there is one.
     pub(crate) async fn keep_pause(&self) {
-        let until = lock(&self.waiting).pause(Instant::now());
+        let until = self.waiting.lock().pause(Instant::now());
         if let Some(until) = until {
             tokio::time::sleep_until(until.into()).await;
         }
@@ -365,7 +366,7 @@ impl Writer {
         drop((connection, queue));
         // Requests that came in the meantime fail with `Closed`.
         self.drain_all();
-        lock(&self.shipper).take()
+        self.shipper.lock().take()
     }
 
     /// Takes the state if it is free and no thread waits for it.
@@ -373,17 +374,13 @@ impl Writer {
         if self.wanted.load(Ordering::SeqCst) > 0 {
             return None;
         }
-        match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.state.try_lock()
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
         self.wanted.fetch_add(1, Ordering::SeqCst);
-        let turn = lock(&self.turn);
-        let state = lock(&self.state);
+        let turn = self.turn.lock();
+        let state = self.state.lock();
         drop(turn);
         self.wanted.fetch_sub(1, Ordering::SeqCst);
         state
@@ -393,7 +390,7 @@ impl Writer {
     /// commits the rest.
     fn lead(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if self.guests_commit && !self.is_backlogged() {
-            let group = lock(&self.waiting).take_for_guest();
+            let group = self.waiting.lock().take_for_guest();
             self.commit_group(&mut state, group, Patience::None);
         }
         drop(state);
@@ -440,7 +437,7 @@ impl Writer {
     fn drain(self: &Arc<Self>, patience: Patience) {
         while self.next() == Next::Now {
             let mut state = self.lock_state();
-            let group = lock(&self.waiting).take(Instant::now(), true);
+            let group = self.waiting.lock().take(Instant::now(), true);
             self.commit_group(&mut state, group, patience);
         }
         self.serve_waiting();
@@ -449,7 +446,7 @@ impl Writer {
     /// Commits the requests that wait now, in spite of backlog and pauses. Requests that come in
     /// the meantime keep waiting.
     fn commit_those_that_wait(&self) {
-        let groups = lock(&self.waiting).take_all();
+        let groups = self.waiting.lock().take_all();
         for group in groups {
             let mut state = self.lock_state();
             self.commit_group(&mut state, group, Patience::BusyTimeout);
@@ -459,9 +456,9 @@ impl Writer {
     /// Commits all requests, including those that come in the meantime, in spite of backlog and
     /// pauses.
     fn drain_all(&self) {
-        while !lock(&self.waiting).is_empty() {
+        while !self.waiting.lock().is_empty() {
             let mut state = self.lock_state();
-            let group = lock(&self.waiting).take(Instant::now(), false);
+            let group = self.waiting.lock().take(Instant::now(), false);
             self.commit_group(&mut state, group, Patience::BusyTimeout);
         }
     }
@@ -471,7 +468,7 @@ impl Writer {
     /// The backlog must be read last. If it is found, the requests are already in the queue, so the
     /// shipper finds them when it calls `serve_waiting` after the backlog.
     fn next(&self) -> Next {
-        let next = lock(&self.waiting).next(Instant::now());
+        let next = self.waiting.lock().next(Instant::now());
         if self.is_backlogged() { Next::Nothing } else { next }
     }
 
@@ -503,7 +500,7 @@ impl Writer {
         if let [request] = group
             && request.is_large()
         {
-            lock(&self.waiting).large_ended(request.share(), made.began, Instant::now());
+            self.waiting.lock().large_ended(request.share(), made.began, Instant::now());
         }
     }
 
@@ -546,7 +543,7 @@ impl Writer {
     }
 
     fn wait_again(&self, group: Vec<Request>) {
-        lock(&self.waiting).put_back(group);
+        self.waiting.lock().put_back(group);
     }
 }
 
@@ -1030,12 +1027,6 @@ impl<'a> GroupCommit<'a> {
     }
 }
 
-/// A panic while a lock was held cannot leave a commit half made: SQLite rolls it back, and the
-/// next `BEGIN` reports that.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::pin::Pin;
@@ -1163,7 +1154,7 @@ mod tests {
     async fn small_commits_are_made_during_the_pause_before_a_large_one() {
         let folder = tempfile::tempdir().unwrap();
         let database = open(folder.path(), Durability::Normal).await;
-        lock(&database.writer.waiting).pause_for(Duration::from_secs(3_600));
+        database.writer.waiting.lock().pause_for(Duration::from_secs(3_600));
         let mut large = committing(&database, rows(&Share::own(), "large", 600));
         assert!(poll(&mut large).is_pending());
         for number in 0..3 {
@@ -1180,7 +1171,7 @@ mod tests {
     async fn a_large_commit_is_made_once_the_pause_is_over() {
         let folder = tempfile::tempdir().unwrap();
         let database = open(folder.path(), Durability::Normal).await;
-        lock(&database.writer.waiting).pause_for(Duration::from_millis(20));
+        database.writer.waiting.lock().pause_for(Duration::from_millis(20));
         let large = rows(&Share::own(), "large", 600);
         assert_eq!(database.commit(large).await.unwrap().version, Version(1));
     }
@@ -1193,7 +1184,7 @@ mod tests {
         let store = Store::builder(database).build().unwrap();
         let limits = Limits { transaction_timeout: Duration::from_millis(200), ..Limits::default() };
         let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
-        lock(&writer.waiting).pause_for(Duration::from_secs(3_600));
+        writer.waiting.lock().pause_for(Duration::from_secs(3_600));
         let mut update = handle.begin(Mode::Update).unwrap();
         for number in 0..600 {
             update.put("n".into(), number.to_string(), b"v".to_vec()).unwrap();
@@ -1215,7 +1206,7 @@ mod tests {
             let writer = writer.clone();
             move || writer.between_commits(|changes| changes)
         });
-        while writer.wanted.load(Ordering::SeqCst) == 0 || writer.turn.try_lock().is_ok() {
+        while writer.wanted.load(Ordering::SeqCst) == 0 || writer.turn.try_lock().is_some() {
             std::thread::yield_now();
         }
         drop(state);

@@ -10,9 +10,10 @@
 
 mod common;
 
+use parking_lot::Mutex;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -49,15 +50,15 @@ impl Kept {
 
     /// The positions from which and to which the redos lead.
     fn spans(&self) -> Vec<(u64, u64)> {
-        self.redos.lock().unwrap().iter().map(|redo| (redo.before().0, redo.after().0)).collect()
+        self.redos.lock().iter().map(|redo| (redo.before().0, redo.after().0)).collect()
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.redos.lock().unwrap().iter().flat_map(|redo| redo.as_bytes().to_vec()).collect()
+        self.redos.lock().iter().flat_map(|redo| redo.as_bytes().to_vec()).collect()
     }
 
     fn fail(&self, error: Error) {
-        *self.failure.lock().unwrap() = Some(error);
+        *self.failure.lock() = Some(error);
     }
 
     /// Waits for one more call of the journal.
@@ -71,10 +72,10 @@ impl Journal for Kept {
     async fn append(&self, redo: Redo) -> Result<()> {
         self.asked.add_permits(1);
         self.gate.acquire().await.unwrap().forget();
-        if let Some(failure) = self.failure.lock().unwrap().clone() {
+        if let Some(failure) = self.failure.lock().clone() {
             return Err(failure);
         }
-        self.redos.lock().unwrap().push(redo);
+        self.redos.lock().push(redo);
         Ok(())
     }
 }
@@ -344,8 +345,7 @@ async fn a_redo_that_does_not_follow_or_is_none_changes_nothing() {
     for key in ["a", "b", "c"] {
         commit(&database, key, b"value").await.unwrap();
     }
-    let redos: Vec<Vec<u8>> =
-        journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
+    let redos: Vec<Vec<u8>> = journal.redos.lock().iter().map(|redo| redo.as_bytes().to_vec()).collect();
     let copy_path = folder.path().join("copy.db");
     let copy = open_positioned(&copy_path).await;
     copy.replay(&redos[0]).await.unwrap();
@@ -502,7 +502,7 @@ proptest! {
             }
             database.settled().await.unwrap();
             let redos: Vec<Vec<u8>> =
-                journal.redos.lock().unwrap().iter().map(|redo| redo.as_bytes().to_vec()).collect();
+                journal.redos.lock().iter().map(|redo| redo.as_bytes().to_vec()).collect();
             let copy_path = folder.path().join("copy.db");
             let copy = open_positioned(&copy_path).await;
             let mut rest = redos.as_slice();
@@ -640,7 +640,7 @@ async fn a_journal_gets_no_more_at_once_than_it_can_take() {
     for commit in (0..200).map(large).collect::<Vec<_>>() {
         commit.await.unwrap().unwrap();
     }
-    let sizes = journal.0.lock().unwrap().clone();
+    let sizes = journal.0.lock().clone();
     assert!(sizes.iter().sum::<usize>() > 200 << 20);
     assert!(sizes.iter().all(|size| *size < 34 << 20), "{sizes:?}");
     database.close().await;
@@ -653,7 +653,7 @@ struct Sizes(Mutex<Vec<usize>>);
 #[async_trait]
 impl Journal for Sizes {
     async fn append(&self, redo: Redo) -> Result<()> {
-        self.0.lock().unwrap().push(redo.as_bytes().len());
+        self.0.lock().push(redo.as_bytes().len());
         Ok(())
     }
 }

@@ -635,12 +635,12 @@ mod tests {
     /// Starts a server that responds `501 Not Implemented` to every `POST`, and `204 No Content`
     /// otherwise. Returns its address and the request lines it has received.
     #[cfg(feature = "s3")]
-    async fn server_without_posts() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+    async fn server_without_posts() -> (String, Arc<parking_lot::Mutex<Vec<String>>>) {
         use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let asked: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
         let requests = asked.clone();
         tokio::spawn(async move {
             loop {
@@ -651,7 +651,7 @@ mod tests {
                 while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
                 let status =
                     if request.starts_with("POST") { "501 Not Implemented" } else { "204 No Content" };
-                requests.lock().unwrap().push(request);
+                requests.lock().push(request);
                 let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
                 write.write_all(answer.as_bytes()).await.unwrap();
             }
@@ -668,7 +668,7 @@ mod tests {
         let builder = s3_builder("tenants", Some(&endpoint), Some("us-east-1"));
         let store = builder.with_access_key_id("key").with_secret_access_key("secret").build().unwrap();
         store.delete(&ObjectPath::from("a/b")).await.unwrap();
-        assert_eq!(*asked.lock().unwrap(), ["DELETE /tenants/a/b HTTP/1.1"]);
+        assert_eq!(*asked.lock(), ["DELETE /tenants/a/b HTTP/1.1"]);
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
 //! Injects faults into object stores and cache folders, for tests.
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -207,7 +208,7 @@ impl FaultyStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn fault(&self, operation: Operation, path: &str) -> Option<Fault> {
@@ -540,11 +541,11 @@ pub fn before_local_changes(
     root: impl Into<PathBuf>,
     hook: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
 ) {
-    LOCAL_HOOKS.write().unwrap_or_else(PoisonError::into_inner).push((root.into(), Arc::new(hook)));
+    LOCAL_HOOKS.write().push((root.into(), Arc::new(hook)));
 }
 
 pub(crate) fn before_local_change(path: &Path) -> std::io::Result<()> {
-    let hooks = LOCAL_HOOKS.read().unwrap_or_else(PoisonError::into_inner);
+    let hooks = LOCAL_HOOKS.read();
     hooks.iter().filter(|(root, _)| path.starts_with(root)).try_for_each(|(_, hook)| hook(path))
 }
 
@@ -556,11 +557,11 @@ static SPACE_HOOKS: RwLock<Vec<(PathBuf, SpaceHook)>> = RwLock::new(Vec::new());
 ///
 /// `space` returns the free and the total bytes each time that larder checks.
 pub fn set_disk_space(root: impl Into<PathBuf>, space: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
-    SPACE_HOOKS.write().unwrap_or_else(PoisonError::into_inner).push((root.into(), Arc::new(space)));
+    SPACE_HOOKS.write().push((root.into(), Arc::new(space)));
 }
 
 pub(crate) fn disk_space(folder: &Path) -> Option<DiskSpace> {
-    let hooks = SPACE_HOOKS.read().unwrap_or_else(PoisonError::into_inner);
+    let hooks = SPACE_HOOKS.read();
     let (_, space) = hooks.iter().rfind(|(root, _)| folder.starts_with(root))?;
     let [free, total] = space();
     Some(DiskSpace { free, total })

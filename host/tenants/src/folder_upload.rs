@@ -1,9 +1,10 @@
 //! Multipart uploads to a folder.
 
+use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -31,7 +32,7 @@ impl FolderUpload {
     }
 
     fn take(&self) -> Option<Unfinished> {
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.unfinished.lock().take()
     }
 }
 
@@ -40,7 +41,7 @@ fn over() -> object_store::Error {
 }
 
 fn write_part(unfinished: &Mutex<Option<Unfinished>>, offset: u64, part: &PutPayload) -> Result<()> {
-    let mut unfinished = unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unfinished = unfinished.lock();
     let file = &mut unfinished.as_mut().ok_or_else(over)?.file;
     file.seek(SeekFrom::Start(offset)).map_err(generic)?;
     part.iter().try_for_each(|bytes| file.write_all(bytes)).map_err(generic)

@@ -1,7 +1,7 @@
 //! Tracks how long heads have been unchanged.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ impl Watches {
     /// Records a head that was just read. Returns the time since when it has been unchanged.
     pub(crate) fn observe(&self, key: &TenantKey, write_id: WriteId) -> Instant {
         let now = Instant::now();
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         if watched.len() >= MAX_WATCHED && !watched.contains_key(key) {
             let longest_unseen =
                 watched.iter().min_by_key(|(_, watched)| watched.seen).map(|(key, _)| key.clone());
@@ -45,7 +45,7 @@ impl Watches {
 
     /// Stops watching a head.
     pub(crate) fn forget(&self, key: &TenantKey) {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.watched.lock().remove(key);
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
             tokio::time::advance(Duration::from_millis(1)).await;
             watches.observe(&key(number), id);
         }
-        let watched = watches.watched.lock().unwrap();
+        let watched = watches.watched.lock();
         assert_eq!(watched.len(), MAX_WATCHED);
         assert!(!watched.contains_key(&key(0)) && watched.contains_key(&key(1)));
     }

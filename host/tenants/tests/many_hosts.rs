@@ -4,9 +4,10 @@
 
 mod support;
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,7 +57,7 @@ impl World {
     async fn append(&self, lease: &Lease) {
         let step = self.next_step.fetch_add(1, Ordering::Relaxed);
         let appended = lease.append(Bytes::copy_from_slice(&step.to_be_bytes())).await;
-        let mut told = self.told.lock().unwrap();
+        let mut told = self.told.lock();
         match appended {
             Ok(_) => told.acknowledged.insert(step),
             Err(TenantError::OutcomeUnknown { .. }) => told.unknown.insert(step),
@@ -160,7 +161,7 @@ impl World {
         let (steps, _) = content(&lease).await.unwrap();
         let mut counts = BTreeMap::new();
         steps.iter().for_each(|step| *counts.entry(*step).or_insert(0) += 1);
-        let told = self.told.lock().unwrap();
+        let told = self.told.lock();
         assert!(counts.values().all(|count| *count == 1), "a step was applied twice");
         let lost: Vec<_> = told.acknowledged.iter().filter(|step| !counts.contains_key(step)).collect();
         assert!(lost.is_empty(), "acknowledged, but lost: {lost:?}");

@@ -4,10 +4,11 @@
 mod host;
 mod support;
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use host::*;
@@ -315,7 +316,7 @@ async fn step(tenants: &Tenants, row: &str) -> larder_core::Result<u64> {
 
 impl Race {
     fn has_enough(&self) -> bool {
-        self.told.lock().unwrap().epochs.len() >= self.lease_changes
+        self.told.lock().epochs.len() >= self.lease_changes
     }
 
     async fn host(&self, tenants: Tenants, objects: FaultyStore, name: &str, seed: u64) {
@@ -324,7 +325,7 @@ impl Race {
         let mut next = 0;
         while !self.has_enough() {
             match tenants.get(&ann).await {
-                Ok(tenant) => drop(self.told.lock().unwrap().epochs.insert(tenant.epoch())),
+                Ok(tenant) => drop(self.told.lock().epochs.insert(tenant.epoch())),
                 Err(error @ TenantError::Corrupt { .. }) => panic!("{error}"),
                 Err(_) => continue,
             }
@@ -361,7 +362,7 @@ impl Race {
 
     async fn write(&self, tenants: &Tenants, row: &str) {
         let outcome = step(tenants, row).await;
-        let mut told = self.told.lock().unwrap();
+        let mut told = self.told.lock();
         match outcome {
             Ok(epoch) => {
                 told.epochs.insert(epoch);
@@ -421,7 +422,7 @@ impl Race {
             .await
             .unwrap();
         let tenant = last.get(&key("acme/users/ann")).await.unwrap();
-        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        let told = std::mem::take(&mut *self.told.lock());
         let mut view = handle(&tenant).begin(Mode::View).unwrap();
         let mut found = BTreeSet::new();
         for row in told.acknowledged.iter().chain(&told.unknown).chain(&told.refused) {

@@ -1,7 +1,8 @@
 //! The tenants host of this process.
 
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use larder_host::{
@@ -122,8 +123,8 @@ impl Host {
 struct Quarantined(Mutex<Vec<(String, String)>>);
 
 impl Quarantined {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(String, String)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Vec<(String, String)>> {
+        self.0.lock()
     }
 }
 

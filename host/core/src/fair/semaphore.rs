@@ -1,7 +1,8 @@
 //! A semaphore that divides permits among shares.
 
+use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
@@ -64,7 +65,7 @@ impl FairSemaphore {
 
     /// Returns a permit if one is free, no share waits and the semaphore is open.
     pub fn try_acquire(&self, share: &Share) -> Option<FairPermit> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let is_free = !state.closed && state.free > 0 && state.waiting.is_empty();
         is_free.then(|| {
             state.free -= 1;
@@ -82,7 +83,7 @@ impl FairSemaphore {
         }
         let (granted, grant) = oneshot::channel();
         {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             if state.closed {
                 return Err(Error::Closed);
             }
@@ -101,14 +102,14 @@ impl FairSemaphore {
 
     /// The number of callers that wait for a permit.
     pub fn waiting(&self) -> usize {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let waiters = state.waiting.values().flatten();
         waiters.filter(|waiter| !waiter.granted.is_closed()).count()
     }
 
     /// Refuses waiting and later requests. Permits that are held stay valid.
     pub fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -150,7 +151,7 @@ impl State {
 /// Gives a returned permit to a waiter whose future still exists, or marks it free.
 fn hand_on(state: &Arc<Mutex<State>>) {
     loop {
-        let mut locked = lock(state);
+        let mut locked = state.lock();
         let Some((share, waiter)) = locked.next_waiter() else {
             locked.free += 1;
             return;
@@ -161,7 +162,7 @@ fn hand_on(state: &Arc<Mutex<State>>) {
         let Err(mut refused) = waiter.granted.send(permit) else { return };
         // The waiter has gone. Dropping its permit here would call this function recursively.
         if let Some((_, share)) = refused.owner.take() {
-            lock(state).forget(&share);
+            state.lock().forget(&share);
         }
     }
 }
@@ -169,15 +170,10 @@ fn hand_on(state: &Arc<Mutex<State>>) {
 impl Drop for FairPermit {
     fn drop(&mut self) {
         if let Some((state, share)) = self.owner.take() {
-            lock(&state).forget(&share);
+            state.lock().forget(&share);
             hand_on(&state);
         }
     }
-}
-
-/// A poisoned lock holds a valid state: no code under the lock can panic halfway through a change.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -241,7 +237,7 @@ mod tests {
         drop(held);
         drop(granted);
         assert!(semaphore.try_acquire(&share).is_some());
-        assert!(lock(&semaphore.state).held.is_empty());
+        assert!(semaphore.state.lock().held.is_empty());
     }
 
     #[test]

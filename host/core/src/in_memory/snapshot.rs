@@ -65,7 +65,7 @@ impl InMemorySnapshot {
         row_name::write(&mut self.name, namespace, key.as_bytes());
         // Without waiting for a commit: if the lock is taken, the snapshot's own rows have the
         // answer.
-        if let Ok(latest) = self.open.shared.latest.try_read() {
+        if let Some(latest) = self.open.shared.latest.try_read() {
             match latest.at(self.open.moment, &self.name) {
                 Seen::Row(row) => return Ok(row.live(self.now)),
                 Seen::Absent => return Ok(None),

@@ -5,8 +5,9 @@
 //! store between them could fill the memory. So this registry counts these rows and ends the oldest
 //! snapshots over a bound.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::latest::Moment;
@@ -27,9 +28,9 @@ impl SnapshotRows {
         self.lock().as_ref().map(look).ok_or(Error::TimedOut)
     }
 
-    /// A poisoned lock holds a valid value, because each change replaces it as a whole.
+    /// A panic of its holder leaves a valid value, because each change replaces it as a whole.
     fn lock(&self) -> MutexGuard<'_, Option<Rows>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The conversations of a store, and the background work on them.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
@@ -325,7 +326,7 @@ impl Inner {
     /// summarizer works.
     pub(crate) async fn turn_of(&self, key: &RecordKey) -> OwnedMutexGuard<()> {
         let session = {
-            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sessions = self.sessions.lock();
             match sessions.get(key).and_then(Weak::upgrade) {
                 Some(session) => session,
                 None => {
@@ -465,7 +466,7 @@ impl Inner {
     }
 
     fn lock_running(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! A proxy between a client and a server, on a port of its own.
 
+use parking_lot::Mutex;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -54,7 +55,7 @@ impl Proxy {
     }
 
     pub(crate) fn seen(&self) -> Vec<[u8; 8]> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 }
 
@@ -76,7 +77,7 @@ async fn serve(mut client: TcpStream, target: u16, deed: Deed, seen: &Mutex<Vec<
     }
     let mut first = [0; 8];
     client.read_exact(&mut first).await?;
-    seen.lock().unwrap().push(first);
+    seen.lock().push(first);
     match deed {
         Deed::DenyTls if first == SSL_REQUEST => {
             client.write_all(b"N").await?;

@@ -66,7 +66,8 @@ mod log_index;
 mod ranges;
 mod rows;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use larder_core::Result;
@@ -185,7 +186,7 @@ impl Epoch {
 
     /// Locks the connection that was opened for this state. Its transaction may have ended.
     pub(crate) fn pin(&self) -> Option<MutexGuard<'_, Reader>> {
-        self.pin.get().map(lock)
+        self.pin.get().map(Mutex::lock)
     }
 
     /// Whether a connection was opened for this state.
@@ -251,7 +252,7 @@ impl Cache {
     /// commit is under way that has not pinned it, or another process has committed within
     /// [`WARY`].
     pub(crate) fn epoch(&self, clock: &ForwardClock) -> Option<(Arc<Epoch>, UnixMillis)> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let is_newest = state.is_newest();
         let is_readable = state.committing.is_none() || state.epoch.pin.get().is_some();
         let is_calm = state.foreign.is_none_or(|foreign| foreign.elapsed() >= WARY);
@@ -261,14 +262,14 @@ impl Cache {
 
     /// The epoch, if it has this number, is the newest state and no commit is under way.
     pub(crate) fn epoch_at(&self, number: StateNumber) -> Option<Arc<Epoch>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let is_it = state.epoch.state == number && state.committing.is_none() && state.is_newest();
         (self.keeps_rows && is_it).then(|| state.epoch.clone())
     }
 
     /// Whether this process noticed a commit of another one within the duration.
     pub(crate) fn has_company(&self, within: Duration) -> bool {
-        lock(&self.state).foreign.is_some_and(|foreign| foreign.elapsed() < within)
+        self.state.lock().foreign.is_some_and(|foreign| foreign.elapsed() < within)
     }
 
     /// The length of the write-ahead log in bytes; 0 if it is unknown.
@@ -278,14 +279,14 @@ impl Cache {
 
     /// Whether versions are reserved that were not allocated.
     pub(crate) fn has_reserved(&self) -> bool {
-        let Given { last, reserved } = lock(&self.state).epoch.given;
+        let Given { last, reserved } = self.state.lock().epoch.given;
         last < reserved
     }
 
     /// The current WAL-index header. The caller reads it before it begins a transaction, and passes
     /// it to [`Cache::saw`].
     pub(crate) fn mark(&self) -> Option<Mark> {
-        lock(&self.state).read_mark()
+        self.state.lock().read_mark()
     }
 
     /// Finds the state that a SQLite transaction sees, and the time of its snapshot.
@@ -300,7 +301,7 @@ impl Cache {
         mark: Option<Mark>,
         clock: &ForwardClock,
     ) -> Option<(Seen, UnixMillis)> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let mark = mark.filter(|mark| state.read_mark() == Some(*mark))?;
         if state.mark == Some(mark) {
             let seen = Seen { state: state.epoch.state, is_cached: self.keeps_rows };
@@ -329,7 +330,7 @@ impl Cache {
 
     /// Caches a row, or its absence, that a snapshot read from the database.
     pub(crate) fn fill(&self, row: &RowKey, moment: Moment, found: Option<&StoredValue>) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if self.keeps_rows && state.committing.is_none() && state.epoch.state == moment.state {
             self.rows.fill(row, moment, found);
         }
@@ -353,7 +354,7 @@ impl Cache {
         }
         // Copy before the lock is taken.
         let rows = Arc::new(chunk.clone());
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if state.committing.is_none() && state.epoch.state == moment.state {
             self.ranges.fill(range, rows, moment);
         }
@@ -368,7 +369,7 @@ impl Cache {
         connection: &Connection,
         clock: Option<&ForwardClock>,
     ) -> Result<CommitUnderWay<'_>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if !state.is_newest() {
             let reserved = statements::last_version(connection)?;
             let mark = state.read_mark();
@@ -400,7 +401,7 @@ impl Cache {
     /// Stops using the memory of the connection. From then on, snapshots begin as SQLite
     /// transactions.
     pub(crate) fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.index = None;
         let (number, given) = (state.epoch.state, state.epoch.given);
         let before = std::mem::replace(&mut state.epoch, Epoch::new(number, given));
@@ -492,7 +493,7 @@ impl CommitUnderWay<'_> {
     /// Records that SQLite is about to be asked to commit. The first row that the commit rests on
     /// expires at `expires_at`.
     pub(crate) fn asked(&self, expires_at: Option<UnixMillis>) {
-        let mut state = lock(&self.cache.state);
+        let mut state = self.cache.state.lock();
         if let Some(under_way) = &mut state.committing {
             under_way.step = Committing::Asked(self.state, expires_at);
         }
@@ -504,7 +505,7 @@ impl CommitUnderWay<'_> {
     pub(crate) fn done(mut self, given: Given, wrote: bool) {
         self.done = true;
         let number = self.state;
-        let mut state = lock(&self.cache.state);
+        let mut state = self.cache.state.lock();
         self.cache.rows.apply(std::mem::take(&mut self.changes));
         self.changed_ranges.iter().for_each(|row| self.cache.ranges.forget(row));
         state.highest = state.highest.max(number);
@@ -530,7 +531,7 @@ impl Drop for CommitUnderWay<'_> {
         if self.done {
             return;
         }
-        let mut state = lock(&self.cache.state);
+        let mut state = self.cache.state.lock();
         // SQLite may have made the commit in spite of the error. The mark is kept, so the header
         // shows it: it equals the mark only if nothing was committed.
         state.committing = None;
@@ -538,11 +539,6 @@ impl Drop for CommitUnderWay<'_> {
         drop(state);
         drop(before);
     }
-}
-
-/// A panic elsewhere cannot leave the data half changed: it is changed by plain assignments.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -710,7 +706,7 @@ mod tests {
         assert!(weak.upgrade().is_none());
         // No snapshot stands on this epoch, so it is not pinned.
         drop(cache.begin_commit(&ours, None).unwrap());
-        assert!(lock(&cache.state).epoch.pin.get().is_none());
+        assert!(cache.state.lock().epoch.pin.get().is_none());
     }
 
     #[test]

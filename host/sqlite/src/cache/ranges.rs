@@ -8,9 +8,10 @@
 //! that writes a row within a segment, present or absent, removes the whole segment: see the
 //! invariants in [`super`].
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use larder_core::Result;
 use larder_core::backend::{Chunk, ScanOptions};
@@ -158,7 +159,7 @@ impl CachedRanges {
     /// A panic elsewhere leaves each segment correct. At worst, `bytes` counts a segment that was
     /// removed.
     fn lock(&self) -> MutexGuard<'_, Segments> {
-        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+        self.segments.lock()
     }
 }
 

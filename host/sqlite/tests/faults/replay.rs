@@ -1,6 +1,7 @@
 //! A replay while calls fail.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::Result;
@@ -26,14 +27,14 @@ pub struct Kept(Mutex<Vec<Vec<u8>>>);
 
 impl Kept {
     pub fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().concat()
+        self.0.lock().concat()
     }
 }
 
 #[async_trait]
 impl Journal for Kept {
     async fn append(&self, redo: Redo) -> Result<()> {
-        self.0.lock().unwrap().push(redo.into_bytes());
+        self.0.lock().push(redo.into_bytes());
         Ok(())
     }
 }
@@ -53,7 +54,7 @@ pub async fn redos() -> Redos {
         database.write_record(record_write("s", version - 1, Some((version, &value)))).await.unwrap();
     }
     database.finish().await.unwrap();
-    let redos = std::mem::take(&mut *kept.0.lock().unwrap());
+    let redos = std::mem::take(&mut *kept.0.lock());
     Redos { first: redos[..2].concat(), rest: redos[2..].concat() }
 }
 

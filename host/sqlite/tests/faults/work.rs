@@ -1,9 +1,10 @@
 //! The work that is done while calls fail, and the checks after it.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use larder_core::backend::Backend;
@@ -208,9 +209,9 @@ impl Run {
         let connection = Mutex::new(connection.unwrap());
         let observed = self.observed.clone();
         self.disk.observe(move || {
+            let (connection, mut observed) = (connection.lock(), observed.lock());
             // A read that fails while a checkpoint runs does not count.
-            if let (Ok(connection), Ok(mut observed)) = (connection.lock(), observed.lock())
-                && let Ok(rows) = rows(&connection)
+            if let Ok(rows) = rows(&connection)
                 && observed.last() != Some(&rows)
             {
                 observed.push(rows);
@@ -469,7 +470,7 @@ impl Run {
             assert!(
                 self.swept && self.record.acknowledged == 2 && self.folder.path().join("copy.db").exists()
             );
-            let observed = self.observed.lock().unwrap().len();
+            let observed = self.observed.lock().len();
             assert!(observed >= 4, "another process saw only {observed} states");
             assert!(self.views.iter().all(|view| view.seen.len() > 4), "{:?}", self.views);
         }
@@ -502,7 +503,7 @@ impl Run {
         self.check(&killed.path().join("store.db"));
         let history = self.check(&path);
         self.views.iter().for_each(|view| history.check_view(view));
-        self.observed.lock().unwrap().iter().for_each(|rows| history.check_state(rows));
+        self.observed.lock().iter().for_each(|rows| history.check_state(rows));
         let copy = self.folder.path().join("copy.db");
         if copy.exists() {
             history.check_state(&dump(&copy).rows);

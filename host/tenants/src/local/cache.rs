@@ -368,7 +368,8 @@ mod tests {
     #[cfg(feature = "testing")]
     #[test]
     fn folders_that_are_new_are_in_the_one_above_after_a_power_cut() {
-        use std::sync::{Arc, Mutex};
+        use parking_lot::Mutex;
+        use std::sync::Arc;
 
         let folder = tempfile::tempdir().unwrap();
         let above = folder.path().canonicalize().unwrap();
@@ -376,11 +377,11 @@ mod tests {
         crate::faults::before_local_changes(&above, {
             let steps = steps.clone();
             move |path| {
-                steps.lock().unwrap().push(path.to_path_buf());
+                steps.lock().push(path.to_path_buf());
                 Ok(())
             }
         });
-        let taken = || std::mem::take(&mut *steps.lock().unwrap());
+        let taken = || std::mem::take(&mut *steps.lock());
         let root = above.join("new/cache");
         let cache = CacheFolder::open(&root).unwrap();
         let synced = |above: &str| root.join(above).join(".");

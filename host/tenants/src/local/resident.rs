@@ -36,7 +36,7 @@ pub(crate) struct Resident {
     end: watch::Sender<Option<End>>,
     /// The permit of the open tenant. `None` while its uploads fail, so that it does not keep other
     /// tenants from being opened.
-    pub(crate) place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
+    pub(crate) place: parking_lot::Mutex<Option<OwnedSemaphorePermit>>,
     pub(crate) is_stuck: AtomicBool,
     /// Notified when uploads work again.
     pub(crate) recovered: Notify,
@@ -114,7 +114,7 @@ impl Resident {
             sent: AtomicU64::new(sent),
             checkpointing: tokio::sync::Mutex::new(state),
             end: watch::Sender::new(None),
-            place: std::sync::Mutex::new(Some(place)),
+            place: parking_lot::Mutex::new(Some(place)),
             is_stuck: AtomicBool::new(false),
             recovered: Notify::new(),
         };
@@ -214,8 +214,8 @@ impl Resident {
         own.is_none() && self.end.borrow().is_none() && !self.is_stuck.load(Ordering::Acquire)
     }
 
-    fn lock_place(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock_place(&self) -> parking_lot::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.place.lock()
     }
 
     /// Closes it for its users, whether or not it can be written back.

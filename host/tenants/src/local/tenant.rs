@@ -1,6 +1,7 @@
 //! An open tenant, as its users see it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept};
@@ -89,7 +90,7 @@ impl TenantBackend {
     }
 
     fn pin(&self) -> MutexGuard<'_, Option<Arc<Pin>>> {
-        self.pin.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pin.lock()
     }
 }
 

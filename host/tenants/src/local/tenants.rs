@@ -1,8 +1,9 @@
 //! The tenants of one host.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -408,7 +409,7 @@ impl Inner {
     /// A panic elsewhere cannot leave the map inconsistent: each use is a single insert, removal or
     /// lookup.
     fn lock_slots(&self) -> MutexGuard<'_, HashMap<TenantKey, Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock()
     }
 
     pub(crate) fn slot(&self, key: &TenantKey) -> Result<Arc<Slot>> {

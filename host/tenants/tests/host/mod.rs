@@ -4,8 +4,9 @@
 
 pub(crate) mod kill;
 
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::{Event, EventSink, Handle, HandleOptions, Limits, Mode, Range, Version};
@@ -146,7 +147,7 @@ pub(crate) struct Events(Arc<Mutex<Vec<Event>>>);
 impl Events {
     /// The events of this kind of background work, or with this name.
     pub(crate) fn of(&self, what: &str) -> Vec<String> {
-        let events = self.0.lock().unwrap();
+        let events = self.0.lock();
         let is_it = |event: &&Event| match event {
             Event::BackgroundFailed { work, .. } => *work == what,
             event => event.name() == what,
@@ -157,7 +158,7 @@ impl Events {
 
 impl EventSink for Events {
     fn emit(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
+        self.0.lock().push(event);
     }
 }
 

@@ -7,8 +7,9 @@
 //! or any of its sectors. The host syncs its own files before it continues, so they are as the host
 //! left them.
 
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use larder_sqlite_vfs::{Change, Disk};
 use larder_tenants::faults::before_local_changes;
@@ -81,12 +82,12 @@ impl Recording {
         let (events, is_replaced) = (recording.events.clone(), Mutex::new(false));
         before_local_changes(folder.clone(), move |path| {
             if path == folder.join(DATABASE) {
-                *is_replaced.lock().unwrap() = true;
+                *is_replaced.lock() = true;
             } else if path == folder.join(".") {
                 // The host does the same next: from here on, all of it is on the disk.
                 std::fs::File::open(&folder)?.sync_all()?;
                 let read = |suffix: &str| std::fs::read(folder.join(format!("{DATABASE}{suffix}"))).ok();
-                let is_replaced = std::mem::take(&mut *is_replaced.lock().unwrap());
+                let is_replaced = std::mem::take(&mut *is_replaced.lock());
                 let installed = is_replaced.then(|| read("")).flatten();
                 let exists = FILES.map(|(_, suffix)| folder.join(format!("{DATABASE}{suffix}")).exists());
                 push(&events, Event::Folder { state: read(".state.json"), exists, installed });
@@ -100,7 +101,7 @@ impl Recording {
     fn build(&self, moment: Moment, loss: &mut Loss, folder: &Path) {
         let mut files = [File::default(), File::default()];
         let (mut state, mut is_new) = (None, true);
-        for recorded in self.events.lock().unwrap().iter().take_while(|recorded| recorded.at <= moment) {
+        for recorded in self.events.lock().iter().take_while(|recorded| recorded.at <= moment) {
             match &recorded.event {
                 Event::File(which, event) => files[*which as usize].apply(event),
                 Event::Folder { state: found, exists, installed } => {
@@ -138,7 +139,7 @@ fn is_open(state: &[u8]) -> bool {
 
 /// Takes the time while it holds the lock, so that events are in order.
 fn push(events: &Mutex<Vec<Recorded>>, event: Event) {
-    let mut events = events.lock().unwrap();
+    let mut events = events.lock();
     events.push(Recorded { at: now(), event });
 }
 
@@ -300,7 +301,7 @@ async fn a_power_cut_that_loses_unsynced_writes_of_sqlite_undoes_nothing_that_wa
     let (first, last) = recorder.worked.times();
     let mut random = fastrand::Rng::new();
     let moments: Vec<_> = if std::env::var_os("LARDER_LONG_TESTS").is_some() {
-        let events = recorder.recording.events.lock().unwrap();
+        let events = recorder.recording.events.lock();
         events.iter().map(|recorded| recorded.at).filter(|at| (first..=last).contains(at)).collect()
     } else {
         (0..CUTS).map(|_| recorder.worked.moment(&mut random)).collect()

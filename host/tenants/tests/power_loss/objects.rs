@@ -1,8 +1,9 @@
 //! Object storage whose changes are recorded.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,7 +46,7 @@ impl RecordedStore {
     }
 
     pub(crate) fn puts(&self) -> Vec<Put> {
-        self.puts.lock().unwrap().clone()
+        self.puts.lock().clone()
     }
 }
 
@@ -87,7 +88,7 @@ impl ObjectStore for RecordedStore {
         let _turn = self.turn.lock().await;
         let (began, bytes) = (now(), Some(Bytes::from(payload.clone())));
         let put = self.store.put_opts(path, payload, options).await?;
-        self.puts.lock().unwrap().push(Put { began, done: now(), path: path.clone(), bytes });
+        self.puts.lock().push(Put { began, done: now(), path: path.clone(), bytes });
         Ok(put)
     }
 
@@ -114,7 +115,7 @@ impl ObjectStore for RecordedStore {
             .inspect(move |path| {
                 if let Ok(path) = path {
                     let put = Put { began, done: now(), path: path.clone(), bytes: None };
-                    puts.lock().unwrap().push(put);
+                    puts.lock().push(put);
                 }
             })
             .boxed()
