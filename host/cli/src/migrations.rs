@@ -85,20 +85,12 @@ struct Record {
 struct Hex(Vec<u8>);
 
 fn parse_checksum(text: &str) -> Result<Hex, String> {
-    let checksum = parse_hex(text).filter(|bytes| bytes.len() == 32);
+    let checksum = hex::decode(text).ok().filter(|bytes| bytes.len() == 32);
     checksum.map(Hex).ok_or_else(|| "expected 64 hexadecimal digits".to_string())
 }
 
 fn parse_row(text: &str) -> Result<Hex, String> {
-    parse_hex(text).map(Hex).ok_or_else(|| "expected an even number of hexadecimal digits".to_string())
-}
-
-fn parse_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    let byte = |start: usize| u8::from_str_radix(text.get(start..start + 2)?, 16).ok();
-    (0..text.len()).step_by(2).map(byte).collect()
+    hex::decode(text).map(Hex).map_err(|_| "expected an even number of hexadecimal digits".to_string())
 }
 
 impl Migrations {

@@ -102,7 +102,7 @@ pub(crate) fn escape_for_terminal(bytes: &[u8]) -> String {
 pub(crate) fn json_value(bytes: Vec<u8>) -> (&'static str, String) {
     match String::from_utf8(bytes) {
         Ok(text) => ("value", text),
-        Err(error) => ("value_hex", error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()),
+        Err(error) => ("value_hex", hex::encode(error.as_bytes())),
     }
 }
 

@@ -1,5 +1,9 @@
 //! Cursors, which a guest passes to read the next page of a range.
 
+use std::hash::Hasher;
+
+use fnv::FnvHasher;
+
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Namespace;
@@ -36,11 +40,10 @@ pub(crate) fn decode(namespace: &Namespace, range: &Range, cursor: &str) -> Resu
 /// The FNV-1a hash of all that identifies a range. It detects mistakes, not attacks: with a forged
 /// cursor, a guest only moves within its own range.
 fn fingerprint(namespace: &Namespace, range: &Range) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut hash = FnvHasher::default();
     let mut add = |bytes: &[u8]| {
-        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+        hash.write(&(bytes.len() as u64).to_le_bytes());
+        hash.write(bytes);
     };
     add(namespace.as_bytes());
     add(range.prefix.as_bytes());
@@ -49,7 +52,7 @@ fn fingerprint(namespace: &Namespace, range: &Range) -> u64 {
         add(bound.as_deref().unwrap_or_default().as_bytes());
     }
     add(&[u8::from(range.reverse)]);
-    hash
+    hash.finish()
 }
 
 #[cfg(test)]

@@ -97,7 +97,6 @@ mod encryption;
 mod environment;
 mod error;
 mod first_read;
-mod fnv;
 mod locking;
 mod maintenance;
 mod migrate;

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fnv::FnvHasher;
 use futures_util::future::join;
 use larder_core::Error;
 use larder_core::schema::{
@@ -23,7 +25,6 @@ use crate::connect_error::ConnectError;
 use crate::connections::while_crowded;
 use crate::connector::{Connected, Connector};
 use crate::error::{Failure, Result, breaks_connection, leaves_commit_open};
-use crate::fnv::fnv1a;
 use crate::options::PostgresOptions;
 use crate::param::typed;
 use crate::pooler;
@@ -676,8 +677,11 @@ impl Place {
         let ledger = if self.ledger == Ledger::larder() { "" } else { self.ledger.name() };
         // Schema names cannot contain NUL.
         let separator = if ledger.is_empty() { "" } else { "\0" };
-        let bytes = ["larder schema ", &self.schema, separator, ledger];
-        fnv1a(bytes.iter().flat_map(|part| part.bytes())).cast_signed()
+        let mut hash = FnvHasher::default();
+        for part in ["larder schema ", &self.schema, separator, ledger] {
+            hash.write(part.as_bytes());
+        }
+        hash.finish().cast_signed()
     }
 
     /// Takes the lock until the transaction ends.

@@ -11,10 +11,10 @@
 //! lock, so they cannot deadlock.
 
 use std::fmt::Write;
+use std::hash::Hasher as _;
 
+use fnv::FnvHasher;
 use larder_core::name::Namespace;
-
-use crate::fnv::fnv1a;
 
 /// The number of lock tables.
 pub(crate) const COUNT: usize = 16;
@@ -34,7 +34,9 @@ pub(crate) enum Strength {
 /// Returns the number of a namespace's lock. All hosts have to agree on it, so it must never
 /// change.
 pub(crate) fn number(namespace: &Namespace) -> usize {
-    let hash = fnv1a(namespace.as_bytes().iter().copied());
+    let mut hash = FnvHasher::default();
+    hash.write(namespace.as_bytes());
+    let hash = hash.finish();
     // The low bits of the hash depend only on the low bits of the bytes.
     usize::try_from((hash ^ (hash >> 32)) % COUNT as u64).unwrap_or_default()
 }

@@ -41,7 +41,7 @@ impl TenantsDsn {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
-        hash.finalize().iter().take(NAME_BYTES).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(hash.finalize().iter().take(NAME_BYTES).copied().collect::<Vec<_>>())
     }
 
     /// The path of the cache folder for this location.

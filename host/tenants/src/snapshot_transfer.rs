@@ -80,11 +80,7 @@ fn pack_blocking(path: &Path, max_bytes: u64) -> Result<Packed> {
     }
     let file = encoder.finish().map_err(failed)?;
     let compressed_bytes = file.as_file().metadata().map_err(failed)?.len();
-    Ok(Packed { file, bytes, compressed_bytes, sha256: hexadecimal(&hash.finalize()) })
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(Packed { file, bytes, compressed_bytes, sha256: hex::encode(hash.finalize()) })
 }
 
 /// Uploads a compressed file to a name that no other upload uses. An object that exists there is
@@ -290,7 +286,7 @@ fn unpack(
         return Err(fault_of(decoder.get_mut()));
     }
     let (bytes, sha256) = decoder.into_inner().finish()?;
-    if hexadecimal(&sha256) != expected.sha256 {
+    if hex::encode(sha256) != expected.sha256 {
         return Err(TenantError::corrupt(key, "the hash of the snapshot differs from that in the head"));
     }
     Ok(bytes)

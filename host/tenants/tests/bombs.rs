@@ -48,7 +48,7 @@ fn sha256(beginning: &[u8], bytes: u64) -> String {
         hash.update(&zeros[..piece as usize]);
         rest -= piece;
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash.finalize())
 }
 
 /// Puts an object at the path of a snapshot with this hash. Returns a reference that a head could
@@ -155,7 +155,7 @@ async fn a_repair_counts_bombs_as_damaged_and_spends_no_disk_on_them() {
 /// A unique object name for what the object claims to be.
 fn hash_of(beginning: &[u8], bytes: u64) -> String {
     let hash = Sha256::new_with_prefix(beginning).chain_update(bytes.to_be_bytes()).finalize();
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash)
 }
 
 #[tokio::test]

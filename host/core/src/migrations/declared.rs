@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::entry::{AppliedMigration, hex};
+use super::entry::AppliedMigration;
 use super::{LEDGER_NAMESPACE, Migration};
 use crate::error::{Error, LimitKind, Result};
 use crate::limits::Limits;
@@ -62,7 +62,7 @@ impl Declared {
     }
 
     fn check_unedited(&self, step: &Migration, entry: &AppliedMigration) -> Result<()> {
-        if hex(&step.checksum) == entry.checksum {
+        if hex::encode(&step.checksum) == entry.checksum {
             return Ok(());
         }
         Err(Error::MigrationMismatch(format!(
@@ -126,7 +126,7 @@ mod tests {
             component: "tasks".to_string(),
             id: id.to_string(),
             ordinal,
-            checksum: hex(&step(id).checksum),
+            checksum: hex::encode(step(id).checksum),
             applied_at: 1,
             larder: String::new(),
         };

@@ -40,7 +40,7 @@ impl AppliedMigration {
     /// repair.
     pub fn from_row(key: &[u8], value: &[u8]) -> Result<Self> {
         let corrupt = || {
-            let (text, hex) = (String::from_utf8_lossy(key), hex(key));
+            let (text, hex) = (String::from_utf8_lossy(key), hex::encode(key));
             Error::Corrupt(format!(
                 "the row {text:?} of {LEDGER_NAMESPACE:?} is not a valid entry; remove it with `larder migrations remove \
                  --row {hex}`"
@@ -59,7 +59,7 @@ impl AppliedMigration {
 pub(crate) fn value(step: &Migration, applied: usize, now: UnixMillis) -> Result<Vec<u8>> {
     let value = Value {
         ordinal: applied as u64 + 1,
-        checksum: hex(&step.checksum),
+        checksum: hex::encode(&step.checksum),
         applied_at: now,
         larder: env!("CARGO_PKG_VERSION").to_string(),
     };
@@ -77,10 +77,6 @@ pub(crate) fn in_order(component: &str, mut applied: Vec<AppliedMigration>) -> R
              `larder migrations remove --component {component:?}`"
         ))),
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl LedgerEntry {
 
     /// The key in hexadecimal digits, as `larder migrations remove --row` takes it.
     pub fn hex_key(&self) -> String {
-        entry::hex(&self.key)
+        hex::encode(&self.key)
     }
 
     /// The bytes before the NUL, which the rows of one component share.
@@ -152,7 +152,7 @@ impl MigrationLedger {
             return Err(Error::invalid_argument(format!(
                 "{LEDGER_NAMESPACE:?} has no row {:?} ({} in hexadecimal digits)",
                 String::from_utf8_lossy(key),
-                entry::hex(key)
+                hex::encode(key)
             )));
         };
         if let Ok(applied) = &entry.applied {
