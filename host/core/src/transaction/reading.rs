@@ -121,7 +121,7 @@ impl Transaction {
         let is_short = is_narrowed && found.entries.len() < max_entries.min(enough);
         if let (Some(next), true) = (found.next_entry_bytes, is_short) {
             // The limits allow more, but the instance holds too much memory.
-            return Err(self.held.count().result_exceeded(found.entries.bytes().saturating_add(next)));
+            return Err(self.held.count().result_exceeded(found.bytes.saturating_add(next)));
         }
         found.held = Some(self.held.count().hold(RESULT_COPIES * found.entries.end() as u64)?);
         if self.mode == Mode::Update {
