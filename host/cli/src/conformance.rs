@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use larder_host::drivers;
-use larder_suite::{Bench, CaseResult, Suite, bench_for};
+use larder_suite::{CaseResult, Suite, TestBed, test_bed_for};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -46,28 +46,28 @@ impl Conformance {
     }
 
     async fn run(&self) -> Result<BTreeMap<String, CaseResult>> {
-        let bench = bench_for(&self.store, drivers()).await?;
-        let results = self.run_on(&bench).await;
-        let removed = bench.end().await.context("cannot remove the stores of the cases");
+        let test_bed = test_bed_for(&self.store, drivers()).await?;
+        let results = self.run_on(&test_bed).await;
+        let removed = test_bed.end().await.context("cannot remove the stores of the cases");
         results.and_then(|results| removed.map(|()| results))
     }
 
-    async fn run_on(&self, bench: &Arc<dyn Bench>) -> Result<BTreeMap<String, CaseResult>> {
+    async fn run_on(&self, test_bed: &Arc<dyn TestBed>) -> Result<BTreeMap<String, CaseResult>> {
         let suite = Suite::load().await?;
-        check_suite(&suite, bench).await?;
+        check_suite(&suite, test_bed).await?;
         let cases: Vec<String> =
             suite.cases().iter().filter(|name| name.contains(&self.filter)).cloned().collect();
         if cases.is_empty() {
             bail!("no case has a name that contains {:?}", self.filter);
         }
-        run_all(&suite, bench, cases, self.jobs).await
+        run_all(&suite, test_bed, cases, self.jobs).await
     }
 }
 
 /// Checks that cases which are wrong on purpose fail: a runner that lets them pass would let every
 /// case pass.
-async fn check_suite(suite: &Suite, bench: &Arc<dyn Bench>) -> Result<()> {
-    for (name, result) in run_all(suite, bench, suite.planted().to_vec(), 1).await? {
+async fn check_suite(suite: &Suite, test_bed: &Arc<dyn TestBed>) -> Result<()> {
+    for (name, result) in run_all(suite, test_bed, suite.planted().to_vec(), 1).await? {
         if result.is_ok() {
             bail!("the results are not reliable: the case {name}, which is wrong on purpose, passed");
         }
@@ -79,7 +79,7 @@ async fn check_suite(suite: &Suite, bench: &Arc<dyn Bench>) -> Result<()> {
 /// remove their stores.
 async fn run_all(
     suite: &Suite,
-    bench: &Arc<dyn Bench>,
+    test_bed: &Arc<dyn TestBed>,
     cases: Vec<String>,
     jobs: usize,
 ) -> Result<BTreeMap<String, CaseResult>> {
@@ -88,10 +88,10 @@ async fn run_all(
     let permits = Arc::new(Semaphore::new(jobs.max(1)));
     let mut running = JoinSet::new();
     for name in cases {
-        let (suite, bench, permits) = (suite.clone(), bench.clone(), permits.clone());
+        let (suite, test_bed, permits) = (suite.clone(), test_bed.clone(), permits.clone());
         running.spawn(async move {
             let _permit = permits.acquire().await.ok()?;
-            let result = suite.run(&name, bench.as_ref()).await;
+            let result = suite.run(&name, test_bed.as_ref()).await;
             Some((name, result))
         });
     }

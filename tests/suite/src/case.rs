@@ -13,10 +13,10 @@ use larder_host::{
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::bench::{Bench, Scratch};
 use crate::memory::ScriptedSummarizer;
 use crate::probe::HostName;
 use crate::probe::bindings::SuitePre;
+use crate::test_bed::{Scratch, TestBed};
 use crate::{STORE_BYTES, limits};
 
 /// The state that all instances of a case share.
@@ -89,11 +89,11 @@ impl Case {
     pub(crate) async fn new(
         engine: &wasmtime::Engine,
         component: &SuitePre<Instance>,
-        bench: &dyn Bench,
+        test_bed: &dyn TestBed,
     ) -> Result<Arc<Self>> {
         let clock = Arc::new(MovableClock::default());
         let events = Arc::new(Events::default());
-        let scratch = bench.scratch().await?;
+        let scratch = test_bed.scratch().await?;
         let main = open(scratch.open().await?, &clock, &events, Some(STORE_BYTES))?;
         let other = open(scratch.open().await?, &clock, &events, None)?;
         let records = scratch.open().await?;

@@ -1,29 +1,31 @@
 //! Runs the conformance suite, which is a guest component, on any backend.
 //!
-//! Each case gets its own hosts on a fresh store. To test a backend, implement [`Bench`], which
-//! makes the stores. The benches of larder's own backends are [`MemoryBench`], [`SqliteBench`],
-//! [`PostgresBench`] and [`TenantsBench`].
+//! Each case gets its own hosts on a fresh store. To test a backend, implement [`TestBed`], which
+//! makes the stores. The test beds of larder's own backends are [`InMemoryTestBed`],
+//! [`SqliteTestBed`], [`PostgresTestBed`] and [`TenantsTestBed`].
 //!
 //! ```no_run
-//! use larder_suite::{MemoryBench, Suite};
+//! use larder_suite::{InMemoryTestBed, Suite};
 //!
 //! # async fn run() -> anyhow::Result<()> {
 //! let suite = Suite::load().await?;
 //! for name in suite.cases() {
-//!     suite.run(name, &MemoryBench).await.map_err(anyhow::Error::msg)?;
+//!     suite.run(name, &InMemoryTestBed).await.map_err(anyhow::Error::msg)?;
 //! }
 //! # Ok(())
 //! # }
 //! ```
 
-mod bench;
 mod case;
 mod memory;
 mod probe;
 mod suite;
+mod test_bed;
 
-pub use bench::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench, TenantsBench, bench_for};
 pub use suite::{CaseResult, Suite, TIMEOUT};
+pub use test_bed::{
+    InMemoryTestBed, PostgresTestBed, Scratch, SqliteTestBed, TenantsTestBed, TestBed, test_bed_for,
+};
 
 /// The limits of every case.
 ///

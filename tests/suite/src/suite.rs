@@ -7,9 +7,9 @@ use anyhow::{Context, Result, anyhow};
 use larder_host::engine_config;
 use wasmtime::component::{Component, HasSelf, Linker};
 
-use crate::bench::{Bench, MemoryBench};
 use crate::case::{Case, Instance};
 use crate::probe::bindings::{Suite as SuiteInstance, SuitePre, larder::conformance::probe};
+use crate::test_bed::{InMemoryTestBed, TestBed};
 
 /// The longest time that a case may run before it fails.
 pub const TIMEOUT: Duration = Duration::from_secs(300);
@@ -41,7 +41,7 @@ impl Suite {
         probe::add_to_linker::<Instance, HasSelf<Instance>>(&mut linker, |instance| instance)?;
         let component = SuitePre::new(linker.instantiate_pre(&component)?)?;
         let mut suite = Self { engine, component, cases: Arc::new([]), planted: Arc::new([]) };
-        let case = Case::new(&suite.engine, &suite.component, &MemoryBench).await?;
+        let case = Case::new(&suite.engine, &suite.component, &InMemoryTestBed).await?;
         let mut store = case.instance()?;
         let instance = suite.instantiate(&mut store).await?;
         suite.cases = instance.call_cases(&mut store).await?.into();
@@ -66,16 +66,16 @@ impl Suite {
     /// - If the case fails or traps.
     /// - If the store cannot be made or removed.
     /// - If the case takes longer than [`TIMEOUT`].
-    pub async fn run(&self, name: &str, bench: &dyn Bench) -> CaseResult {
-        match tokio::time::timeout(TIMEOUT, self.run_in_host(name, bench)).await {
+    pub async fn run(&self, name: &str, test_bed: &dyn TestBed) -> CaseResult {
+        match tokio::time::timeout(TIMEOUT, self.run_in_host(name, test_bed)).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(format!("{error:#}")),
             Err(_) => Err(format!("the case took longer than {} s", TIMEOUT.as_secs())),
         }
     }
 
-    async fn run_in_host(&self, name: &str, bench: &dyn Bench) -> Result<CaseResult> {
-        let case = Case::new(&self.engine, &self.component, bench).await?;
+    async fn run_in_host(&self, name: &str, test_bed: &dyn TestBed) -> Result<CaseResult> {
+        let case = Case::new(&self.engine, &self.component, test_bed).await?;
         let mut store = case.instance()?;
         let instance = self.instantiate(&mut store).await?;
         let result = instance.call_run(&mut store, name).await;

@@ -7,18 +7,18 @@
 #[allow(dead_code, clippy::panic, clippy::unwrap_used, reason = "tests, each of which uses a part of it")]
 mod seaweed;
 mod support;
-#[path = "support/tenants_benches.rs"]
-mod tenants_benches;
+#[path = "support/tenants_test_beds.rs"]
+mod tenants_test_beds;
 
 use std::sync::Arc;
 
 use larder_host::drivers;
-use larder_suite::{Bench, MemoryBench, SqliteBench, Suite};
+use larder_suite::{InMemoryTestBed, SqliteTestBed, Suite, TestBed};
 use larder_tenants::Durability;
 use libtest_mimic::Trial;
-use support::broken::{BrokenBench, Defect};
+use support::broken::{BrokenTestBed, Defect};
 use support::{harness, postgres_server};
-use tenants_benches::{LazyTenants, Objects, Places};
+use tenants_test_beds::{LazyTenants, Objects, SharedStorage};
 use tokio::runtime::Runtime;
 
 /// Defects of backends, and for each a case that must catch it.
@@ -67,36 +67,36 @@ fn main() {
     let runtime = harness::runtime();
     let suite = runtime.block_on(Suite::load()).expect("cannot load the suite");
     let mut trials = self_check(&runtime, &suite);
-    trials.extend(cases(&runtime, &suite, "memory", Ok(Arc::new(MemoryBench))));
+    trials.extend(cases(&runtime, &suite, "memory", Ok(Arc::new(InMemoryTestBed))));
     for (backend, options) in [("sqlite", ""), ("sqlite_uncached", "cache_bytes=0")] {
-        let bench =
-            SqliteBench { options: options.to_string(), ..SqliteBench::in_temporary_folder(drivers()) };
-        trials.extend(cases(&runtime, &suite, backend, Ok(Arc::new(bench))));
+        let test_bed =
+            SqliteTestBed { options: options.to_string(), ..SqliteTestBed::in_temporary_folder(drivers()) };
+        trials.extend(cases(&runtime, &suite, backend, Ok(Arc::new(test_bed))));
     }
-    let places = Arc::new(Places::default());
+    let storage = Arc::new(SharedStorage::default());
     for (backend, objects, durability) in TENANTS {
-        let bench = LazyTenants::new(objects, durability, &places);
-        trials.extend(cases(&runtime, &suite, backend, Ok(bench)));
+        let test_bed = LazyTenants::new(objects, durability, &storage);
+        trials.extend(cases(&runtime, &suite, backend, Ok(test_bed)));
     }
-    let (server, postgres) = postgres_server::bench(&arguments);
+    let (server, postgres) = postgres_server::test_bed(&arguments);
     trials.extend(cases(&runtime, &suite, "postgres", postgres));
     harness::run(&arguments, trials, || {
         drop(server);
-        places.remove();
+        storage.remove();
     });
 }
 
-/// All cases on one backend. If the bench is an error, every case fails with it.
+/// All cases on one backend. If the test bed is an error, every case fails with it.
 fn cases(
     runtime: &Arc<Runtime>,
     suite: &Suite,
     backend: &str,
-    bench: Result<Arc<dyn Bench>, String>,
+    test_bed: Result<Arc<dyn TestBed>, String>,
 ) -> Vec<Trial> {
     let trial = |name: &String| {
-        let (suite, case, bench) = (suite.clone(), name.clone(), bench.clone());
+        let (suite, case, test_bed) = (suite.clone(), name.clone(), test_bed.clone());
         harness::trial(runtime, format!("{backend}::{name}"), || async move {
-            suite.run(&case, bench?.as_ref()).await
+            suite.run(&case, test_bed?.as_ref()).await
         })
     };
     suite.cases().iter().map(trial).collect()
@@ -106,7 +106,7 @@ fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
     let planted = suite.planted().iter().map(|name| {
         let (suite, case) = (suite.clone(), name.clone());
         harness::trial(runtime, format!("self_check::{name}_is_seen_failing"), || async move {
-            match suite.run(&case, &MemoryBench).await {
+            match suite.run(&case, &InMemoryTestBed).await {
                 Ok(()) => Err(format!("{case} is wrong on purpose, but passed")),
                 Err(_) => Ok(()),
             }
@@ -115,10 +115,10 @@ fn self_check(runtime: &Arc<Runtime>, suite: &Suite) -> Vec<Trial> {
     let caught = CAUGHT.iter().map(|(defect, case)| {
         let suite = suite.clone();
         harness::trial(runtime, format!("self_check::{defect:?}_is_caught_by_{case}"), move || async move {
-            suite.run(case, &MemoryBench).await?;
+            suite.run(case, &InMemoryTestBed).await?;
             // Some defects are races, which a case hits in most runs, but not in all.
             for _ in 0..ATTEMPTS {
-                if suite.run(case, &BrokenBench(*defect)).await.is_err() {
+                if suite.run(case, &BrokenTestBed(*defect)).await.is_err() {
                     return Ok(());
                 }
             }

@@ -12,7 +12,7 @@ use larder_core::{
     AppliedMigration, Error, Handle, HandleOptions, Migration, MigrationScope, Mode, NextMigration, Store,
 };
 use larder_host::drivers;
-use larder_suite::{Bench, SqliteBench};
+use larder_suite::{SqliteTestBed, TestBed};
 use support::{harness, postgres_server};
 
 type Outcome = Result<(), String>;
@@ -30,24 +30,24 @@ fn main() {
         return runtime.block_on(migrate(&dsn, steps.parse().unwrap()));
     }
     let arguments = harness::arguments();
-    let (server, postgres) = postgres_server::bench(&arguments);
-    let sqlite: Arc<dyn Bench> = Arc::new(SqliteBench::in_temporary_folder(drivers()));
+    let (server, postgres) = postgres_server::test_bed(&arguments);
+    let sqlite: Arc<dyn TestBed> = Arc::new(SqliteTestBed::in_temporary_folder(drivers()));
     let mut trials = Vec::new();
-    for (engine, bench) in [("sqlite", Ok(sqlite)), ("postgres", postgres)] {
-        let crowd = bench.clone();
+    for (engine, test_bed) in [("sqlite", Ok(sqlite)), ("postgres", postgres)] {
+        let crowd = test_bed.clone();
         let name = format!("{engine}_hosts_that_migrate_at_once_apply_each_step_once");
         trials.push(harness::trial(&runtime, name, move || async move { on(crowd?, migrate_at_once).await }));
         let name = format!("{engine}_keeps_a_clean_prefix_of_steps_through_kills");
         trials.push(harness::trial(&runtime, name, move || async move {
-            on(bench?, migrate_through_kills).await
+            on(test_bed?, migrate_through_kills).await
         }));
     }
     harness::run(&arguments, trials, || drop(server));
 }
 
 /// Runs a test on an empty database.
-async fn on(bench: Arc<dyn Bench>, test: impl AsyncFnOnce(&Database) -> Outcome) -> Outcome {
-    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+async fn on(test_bed: Arc<dyn TestBed>, test: impl AsyncFnOnce(&Database) -> Outcome) -> Outcome {
+    let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
     let dsn = scratch.dsn().ok_or("no other process can open the store")?.to_string();
     let outcome = test(&Database { dsn }).await;
     scratch.remove().await.map_err(|error| format!("{error:#}"))?;

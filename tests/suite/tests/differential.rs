@@ -21,8 +21,8 @@ use larder_core::{
 use larder_host::drivers;
 use larder_model::{Schedule, StandingClock};
 use larder_postgres_server::{PgBouncer, PoolMode, URL_VARIABLE};
-use larder_suite::{Bench, MemoryBench, PostgresBench, Scratch, SqliteBench};
-use support::broken::{BrokenBench, Defect};
+use larder_suite::{InMemoryTestBed, PostgresTestBed, Scratch, SqliteTestBed, TestBed};
+use support::broken::{BrokenTestBed, Defect};
 use support::{harness, postgres_server};
 
 /// The number of schedules, and of calls in each.
@@ -54,13 +54,13 @@ fn main() {
     let schedules =
         harness::trial(&runtime, "memory_and_sqlite_answer_overlapping_transactions_alike", || async {
             for (options, seed) in SQLITE.iter().cycle().zip(0..SCHEDULES) {
-                compare(seed, &MemoryBench, &sqlite(options), 4).await?;
+                compare(seed, &InMemoryTestBed, &sqlite(options), 4).await?;
             }
             Ok(())
         });
     let postgres = if arguments.list { Err("only listed".to_string()) } else { start_postgres() };
     let (server, postgres) = match postgres {
-        Ok((server, bench)) => (server, Ok(bench)),
+        Ok((server, test_bed)) => (server, Ok(test_bed)),
         Err(error) => (None, Err(error)),
     };
     let sequences = harness::trial(
@@ -78,20 +78,20 @@ fn main() {
         let dsn = through.as_ref().map(PgBouncer::dsn).unwrap_or_default();
         poolers.push(through);
         trials.push(harness::trial(&runtime, name, || async {
-            compare_sequences(0..SCHEDULES / 10, &PostgresBench { dsn, drivers: drivers() }).await
+            compare_sequences(0..SCHEDULES / 10, &PostgresTestBed { dsn, drivers: drivers() }).await
         }));
     }
-    let modelled: [(&str, Arc<dyn Bench>); 4] = [
-        ("in_memory", Arc::new(MemoryBench)),
+    let modelled: [(&str, Arc<dyn TestBed>); 4] = [
+        ("in_memory", Arc::new(InMemoryTestBed)),
         ("on_sqlite", Arc::new(sqlite(SQLITE[0]))),
         ("on_sqlite_without_a_cache", Arc::new(sqlite(SQLITE[1]))),
         ("on_sqlite_with_a_small_cache", Arc::new(sqlite(SQLITE[2]))),
     ];
-    for (name, bench) in modelled {
+    for (name, test_bed) in modelled {
         let name = format!("two_hosts_{name}_answer_as_the_model_does");
         trials.push(harness::trial(&runtime, name, move || async move {
             for seed in 0..SCHEDULES {
-                compare_with_model(seed, bench.as_ref()).await?;
+                compare_with_model(seed, test_bed.as_ref()).await?;
             }
             Ok(())
         }));
@@ -100,7 +100,7 @@ fn main() {
         let name = format!("a_backend_that_{defect:?}_differs_from_the_model");
         harness::trial(&runtime, name, move || async move {
             for seed in 0..SCHEDULES {
-                if compare_with_model(seed, &BrokenBench(defect)).await.is_err() {
+                if compare_with_model(seed, &BrokenTestBed(defect)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -111,7 +111,7 @@ fn main() {
         let name = format!("a_backend_that_{defect:?}_is_told_apart");
         harness::trial(&runtime, name, move || async move {
             for seed in 0..SCHEDULES {
-                if compare(seed, &MemoryBench, &BrokenBench(defect), 4).await.is_err() {
+                if compare(seed, &InMemoryTestBed, &BrokenTestBed(defect), 4).await.is_err() {
                     return Ok(());
                 }
             }
@@ -133,25 +133,25 @@ fn poolers_and_modes() -> Vec<(PathBuf, PoolMode)> {
 }
 
 /// Compares transactions that run one after the other.
-async fn compare_sequences(seeds: std::ops::Range<u64>, postgres: &PostgresBench) -> Result<(), String> {
+async fn compare_sequences(seeds: std::ops::Range<u64>, postgres: &PostgresTestBed) -> Result<(), String> {
     for seed in seeds {
-        compare(seed, &MemoryBench, postgres, 1).await?;
+        compare(seed, &InMemoryTestBed, postgres, 1).await?;
     }
     Ok(())
 }
 
-fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {
+fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresTestBed), String> {
     let (server, dsn) = postgres_server::server_or_url().map_err(|error| format!("{error:#}"))?;
-    Ok((server, PostgresBench { dsn, drivers: drivers() }))
+    Ok((server, PostgresTestBed { dsn, drivers: drivers() }))
 }
 
-fn sqlite(options: &str) -> SqliteBench {
-    SqliteBench { options: options.to_string(), ..SqliteBench::in_temporary_folder(drivers()) }
+fn sqlite(options: &str) -> SqliteTestBed {
+    SqliteTestBed { options: options.to_string(), ..SqliteTestBed::in_temporary_folder(drivers()) }
 }
 
 /// Compares one schedule on two hosts of a store with the model.
-async fn compare_with_model(seed: u64, bench: &dyn Bench) -> Result<(), String> {
-    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+async fn compare_with_model(seed: u64, test_bed: &dyn TestBed) -> Result<(), String> {
+    let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
     let clock = Arc::<StandingClock>::default();
     let mut stores = Vec::new();
     for _ in 0..2 {
@@ -161,7 +161,7 @@ async fn compare_with_model(seed: u64, bench: &dyn Bench) -> Result<(), String> 
     }
     let transactions = usize::try_from(seed % 5).unwrap_or_default() + 1;
     // A read that the row cache answers takes no snapshot of SQLite, so a later read may conflict.
-    let reads_may_conflict = bench.name() == "sqlite";
+    let reads_may_conflict = test_bed.name() == "sqlite";
     let schedule = Schedule { seed, calls: CALLS, transactions, reads_may_conflict };
     let outcome = larder_model::run(schedule, &stores, &clock).await;
     for store in stores {
@@ -185,8 +185,8 @@ struct Driven {
 }
 
 impl Driven {
-    async fn new(bench: &dyn Bench, transactions: usize) -> Result<Self, String> {
-        let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    async fn new(test_bed: &dyn TestBed, transactions: usize) -> Result<Self, String> {
+        let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
         let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
         let clock = Arc::<StandingClock>::default();
         let store = Store::builder_shared(backend).clock(clock.clone()).sweep_interval(None).build();
@@ -376,8 +376,8 @@ fn shown<T: Debug>(outcome: Result<T, Error>) -> String {
 /// Runs one script on both backends, call by call.
 async fn compare(
     seed: u64,
-    first: &dyn Bench,
-    second: &dyn Bench,
+    first: &dyn TestBed,
+    second: &dyn TestBed,
     transactions: usize,
 ) -> Result<(), String> {
     let mut one = Driven::new(first, transactions).await?;

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use larder_core::{Error, Handle, Mode, Store, Transaction, Version};
 use larder_host::drivers;
-use larder_suite::{Bench, MemoryBench, PostgresBench, SqliteBench};
-use support::broken::{BrokenBench, Defect};
+use larder_suite::{InMemoryTestBed, PostgresTestBed, SqliteTestBed, TestBed};
+use support::broken::{BrokenTestBed, Defect};
 use support::counting::handle;
 use support::serializable::{Made, check};
 use support::{harness, postgres_server};
@@ -28,34 +28,34 @@ const ROWS: u64 = 8;
 
 type Outcome = Result<(), String>;
 
-/// A bench, or why it is not available.
-type MadeBench = Result<Arc<dyn Bench>, String>;
+/// A test bed, or why it is not available.
+type MadeTestBed = Result<Arc<dyn TestBed>, String>;
 
 fn main() {
     let arguments = harness::arguments();
     let runtime = harness::runtime();
     let postgres = if arguments.list { Err("only listed".to_string()) } else { start_postgres() };
     let (server, postgres) = match postgres {
-        Ok((server, bench)) => (server, Ok(bench)),
+        Ok((server, test_bed)) => (server, Ok(test_bed)),
         Err(error) => (None, Err(error)),
     };
-    let benches: [(&str, MadeBench); 3] = [
-        ("in_memory", Ok(Arc::new(MemoryBench))),
-        ("on_sqlite", Ok(Arc::new(SqliteBench::in_temporary_folder(drivers())))),
-        ("on_postgres", postgres.map(|bench| Arc::new(bench) as Arc<dyn Bench>)),
+    let test_beds: [(&str, MadeTestBed); 3] = [
+        ("in_memory", Ok(Arc::new(InMemoryTestBed))),
+        ("on_sqlite", Ok(Arc::new(SqliteTestBed::in_temporary_folder(drivers())))),
+        ("on_postgres", postgres.map(|test_bed| Arc::new(test_bed) as Arc<dyn TestBed>)),
     ];
     let mut trials = Vec::new();
     for defect in [Defect::ForgetsReads, Defect::FillsDuringCommits] {
         let name = format!("a_backend_that_{defect:?}_is_found_out");
         trials.push(harness::trial(&runtime, name, move || async move {
-            match transactions_at_once_are_serializable(&BrokenBench(defect)).await {
+            match transactions_at_once_are_serializable(&BrokenTestBed(defect)).await {
                 Ok(()) => Err("its transactions were taken to be serializable".to_string()),
                 Err(_) => Ok(()),
             }
         }));
     }
-    for (name, bench) in benches {
-        let serializable = bench.clone();
+    for (name, test_bed) in test_beds {
+        let serializable = test_bed.clone();
         trials.push(harness::trial(
             &runtime,
             format!("transactions_at_once_are_serializable_{name}"),
@@ -64,15 +64,15 @@ fn main() {
         trials.push(harness::trial(
             &runtime,
             format!("versions_of_a_row_only_grow_also_across_its_delete_{name}"),
-            || async move { versions_of_a_row_only_grow_also_across_its_delete(bench?.as_ref()).await },
+            || async move { versions_of_a_row_only_grow_also_across_its_delete(test_bed?.as_ref()).await },
         ));
     }
     harness::run(&arguments, trials, || drop(server));
 }
 
-fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresBench), String> {
+fn start_postgres() -> Result<(Option<postgres_server::PostgresServer>, PostgresTestBed), String> {
     let (server, dsn) = postgres_server::server_or_url().map_err(|error| format!("{error:#}"))?;
-    Ok((server, PostgresBench { dsn, drivers: drivers() }))
+    Ok((server, PostgresTestBed { dsn, drivers: drivers() }))
 }
 
 fn until() -> Instant {
@@ -87,8 +87,8 @@ async fn goes_on(until: Instant) -> bool {
     Instant::now() < until
 }
 
-async fn store(bench: &dyn Bench) -> Result<(Store, Box<dyn larder_suite::Scratch>), String> {
-    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+async fn store(test_bed: &dyn TestBed) -> Result<(Store, Box<dyn larder_suite::Scratch>), String> {
+    let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
     let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
     let store = Store::builder_shared(backend).build().map_err(|error| error.to_string())?;
     Ok((store, scratch))
@@ -104,8 +104,8 @@ fn key(row: u64) -> String {
 
 // Serializability.
 
-async fn transactions_at_once_are_serializable(bench: &dyn Bench) -> Outcome {
-    let (store, scratch) = store(bench).await?;
+async fn transactions_at_once_are_serializable(test_bed: &dyn TestBed) -> Outcome {
+    let (store, scratch) = store(test_bed).await?;
     let (until, numbers) = (until(), Arc::new(AtomicU64::new(1)));
     let made = Arc::new(Mutex::new(BTreeMap::from([(0, Made::default())])));
     let tasks: Vec<_> = (0..TASKS)
@@ -197,8 +197,8 @@ async fn scan(
 
 // Versions.
 
-async fn versions_of_a_row_only_grow_also_across_its_delete(bench: &dyn Bench) -> Outcome {
-    let (store, scratch) = store(bench).await?;
+async fn versions_of_a_row_only_grow_also_across_its_delete(test_bed: &dyn TestBed) -> Outcome {
+    let (store, scratch) = store(test_bed).await?;
     let until = until();
     // The largest version of each row that any task knows.
     let heard: Arc<Vec<AtomicU64>> = Arc::new((0..ROWS).map(|_| AtomicU64::new(0)).collect());

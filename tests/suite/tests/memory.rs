@@ -16,14 +16,14 @@ use larder_core::{
     Turn,
 };
 use larder_host::{ComponentSummarizer, drivers, engine_config};
-use larder_suite::{Bench, MemoryBench, SqliteBench};
+use larder_suite::{InMemoryTestBed, SqliteTestBed, TestBed};
 use support::{assistant, harness, postgres_server};
 use wasmtime::component::ResourceTable;
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 type Outcome = Result<(), String>;
-type Benches = Vec<Result<Arc<dyn Bench>, String>>;
+type TestBeds = Vec<Result<Arc<dyn TestBed>, String>>;
 
 /// The strategy and the store of a child process.
 const ROLE: &str = "LARDER_MEMORY_ROLE";
@@ -35,9 +35,12 @@ fn main() {
         return runtime.block_on(talk_until_killed(&strategy, &dsn));
     }
     let arguments = harness::arguments();
-    let (server, postgres) = postgres_server::bench(&arguments);
-    let benches: Benches =
-        vec![Ok(Arc::new(MemoryBench)), Ok(Arc::new(SqliteBench::in_temporary_folder(drivers()))), postgres];
+    let (server, postgres) = postgres_server::test_bed(&arguments);
+    let test_beds: TestBeds = vec![
+        Ok(Arc::new(InMemoryTestBed)),
+        Ok(Arc::new(SqliteTestBed::in_temporary_folder(drivers()))),
+        postgres,
+    ];
     let mut trials = vec![
         harness::trial(&runtime, "what_is_due_is_done_without_a_call", what_is_due_is_done_without_a_call),
         harness::trial(
@@ -57,22 +60,22 @@ fn main() {
             what_is_no_summariser_is_refused_with_a_reason,
         ),
     ];
-    let pairs = benches.iter().flat_map(|from| benches.iter().map(move |to| (from.clone(), to.clone())));
+    let pairs = test_beds.iter().flat_map(|from| test_beds.iter().map(move |to| (from.clone(), to.clone())));
     for (number, (from, to)) in pairs.enumerate() {
         let names = ["memory", "sqlite", "postgres"];
         let name = format!("snapshots_go_from_{}_to_{}", names[number / 3], names[number % 3]);
         trials.push(harness::trial(&runtime, name, || async move { snapshots_go(from?, to?).await }));
     }
-    for (name, bench) in ["sqlite", "postgres"].into_iter().zip(benches.into_iter().skip(1)) {
+    for (name, test_bed) in ["sqlite", "postgres"].into_iter().zip(test_beds.into_iter().skip(1)) {
         for strategy in [Strategy::Truncation, Strategy::RollingSummary] {
-            let bench = bench.clone();
+            let test_bed = test_bed.clone();
             let title = format!("{name}_{}_keeps_every_acknowledged_turn_through_kills", strategy.name());
             trials.push(harness::trial(&runtime, title, move || async move {
-                survives_kills(bench?, strategy).await
+                survives_kills(test_bed?, strategy).await
             }));
         }
         let title = format!("the_assistant_continues_its_conversation_on_{name}");
-        trials.push(harness::trial(&runtime, title, || async move { assistant::continues(bench?).await }));
+        trials.push(harness::trial(&runtime, title, || async move { assistant::continues(test_bed?).await }));
     }
     harness::run(&arguments, trials, || drop(server));
 }
@@ -96,7 +99,7 @@ async fn in_memory() -> Store {
 
 // Snapshots between backends.
 
-async fn snapshots_go(from: Arc<dyn Bench>, to: Arc<dyn Bench>) -> Outcome {
+async fn snapshots_go(from: Arc<dyn TestBed>, to: Arc<dyn TestBed>) -> Outcome {
     let (from, to) = (from.scratch().await.unwrap(), to.scratch().await.unwrap());
     let stores = [from.open().await.unwrap(), to.open().await.unwrap()]
         .map(|backend| Store::builder_shared(backend).sweep_interval(None).build().unwrap());
@@ -342,8 +345,8 @@ async fn what_is_no_summariser_is_refused_with_a_reason() -> Outcome {
 
 const KILLS: u32 = 50;
 
-async fn survives_kills(bench: Arc<dyn Bench>, strategy: Strategy) -> Outcome {
-    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+async fn survives_kills(test_bed: Arc<dyn TestBed>, strategy: Strategy) -> Outcome {
+    let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
     let dsn = scratch.dsn().ok_or("no other process can open the store")?.to_string();
     let mut acknowledged = 0_u64;
     for round in 0..KILLS {

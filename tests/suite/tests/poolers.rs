@@ -8,7 +8,7 @@ use std::sync::Arc;
 use larder_core::Store;
 use larder_host::drivers;
 use larder_postgres_server::{PgBouncer, PoolMode, PostgresServer};
-use larder_suite::{Bench, PostgresBench, Suite};
+use larder_suite::{PostgresTestBed, Suite, TestBed};
 use support::{counting, harness};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -66,17 +66,17 @@ fn main() {
 }
 
 async fn the_suite_passes(suite: Suite, mode: PoolMode, dsn: String) -> Result<(), String> {
-    let bench = Arc::new(PostgresBench { dsn, drivers: drivers() });
+    let test_bed = Arc::new(PostgresTestBed { dsn, drivers: drivers() });
     let is_whole = mode == PoolMode::Transaction || std::env::var_os(ALL_VARIABLE).is_some();
     let step = if is_whole { 1 } else { SESSION_CASES };
     let cases = Arc::new(Mutex::new(suite.cases().iter().step_by(step).cloned().collect::<Vec<_>>()));
     let mut workers = JoinSet::new();
     for _ in 0..4 {
-        let (suite, bench, cases) = (suite.clone(), bench.clone(), cases.clone());
+        let (suite, test_bed, cases) = (suite.clone(), test_bed.clone(), cases.clone());
         workers.spawn(async move {
             let mut failures = Vec::new();
             while let Some(case) = { cases.lock().await.pop() } {
-                if let Err(failure) = suite.run(&case, bench.as_ref()).await {
+                if let Err(failure) = suite.run(&case, test_bed.as_ref()).await {
                     failures.push(format!("{case}: {failure}"));
                 }
             }
@@ -88,8 +88,8 @@ async fn the_suite_passes(suite: Suite, mode: PoolMode, dsn: String) -> Result<(
 }
 
 async fn no_update_is_lost_and_no_setting_left(dsn: &str) -> Result<(), String> {
-    let bench = PostgresBench { dsn: dsn.to_string(), drivers: drivers() };
-    let scratch = bench.scratch().await.map_err(|error| format!("{error:#}"))?;
+    let test_bed = PostgresTestBed { dsn: dsn.to_string(), drivers: drivers() };
+    let scratch = test_bed.scratch().await.map_err(|error| format!("{error:#}"))?;
     let backend = scratch.open().await.map_err(|error| format!("{error:#}"))?;
     let store = Store::builder_shared(backend).build().map_err(|error| error.to_string())?;
     counting::count_up(&store, 8, 50).await?;

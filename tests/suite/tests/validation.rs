@@ -23,7 +23,7 @@ const NAMESPACE: &str = "rows";
 const ROWS: usize = 5_000;
 
 /// One store, opened twice: `other` stands for another process.
-struct Bench {
+struct Fixture {
     name: &'static str,
     clock: Arc<MovableClock>,
     store: Handle,
@@ -31,7 +31,7 @@ struct Bench {
     _folder: Option<tempfile::TempDir>,
 }
 
-impl Bench {
+impl Fixture {
     async fn all() -> Vec<Self> {
         vec![
             Self::in_memory().await,
@@ -67,9 +67,9 @@ impl Bench {
             store.build().unwrap().handle(HandleOptions::default())
         };
         let (store, other) = (open(Arc::new(backend)), open(Arc::new(other)));
-        let bench = Self { name, clock, store, other, _folder: folder };
-        bench.put_all(&bench.store, NAMESPACE, ROWS, None).await;
-        bench
+        let fixture = Self { name, clock, store, other, _folder: folder };
+        fixture.put_all(&fixture.store, NAMESPACE, ROWS, None).await;
+        fixture
     }
 
     async fn put_all(&self, handle: &Handle, namespace: &str, count: usize, ttl_millis: Option<u64>) {
@@ -147,67 +147,67 @@ impl Committing {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_that_read_much_commits_if_nothing_of_it_changed() {
-    for bench in Bench::all().await {
-        bench.late().await.end().await.unwrap();
-        assert!(bench.has_result().await, "{}", bench.name);
+    for fixture in Fixture::all().await {
+        fixture.late().await.end().await.unwrap();
+        assert!(fixture.has_result().await, "{}", fixture.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_commit_is_made_between_two_slices_of_a_validation() {
-    for bench in Bench::all().await {
-        let mut late = bench.late().await;
+    for fixture in Fixture::all().await {
+        let mut late = fixture.late().await;
         for number in 0..15 {
             late.advance(1);
             // This commit completes although the validation does not advance meanwhile.
-            bench.put(&bench.store, "others", number).await;
+            fixture.put(&fixture.store, "others", number).await;
         }
-        assert!(!bench.has_result().await);
+        assert!(!fixture.has_result().await);
         late.end().await.unwrap();
-        assert!(bench.has_result().await);
+        assert!(fixture.has_result().await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_changed_before_a_validation_is_a_conflict() {
-    for bench in Bench::all().await {
-        let update = bench.reading(ROWS).await;
-        bench.put(&bench.store, NAMESPACE, ROWS - 1).await;
-        bench.push_log_over().await;
-        assert!(matches!(Committing::new(update).end().await, Err(Error::Conflict)), "{}", bench.name);
-        assert!(!bench.has_result().await);
+    for fixture in Fixture::all().await {
+        let update = fixture.reading(ROWS).await;
+        fixture.put(&fixture.store, NAMESPACE, ROWS - 1).await;
+        fixture.push_log_over().await;
+        assert!(matches!(Committing::new(update).end().await, Err(Error::Conflict)), "{}", fixture.name);
+        assert!(!fixture.has_result().await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_changes_during_a_validation_is_a_conflict_wherever_it_is() {
-    for bench in Bench::all().await {
+    for fixture in Fixture::all().await {
         for (slices, number) in [(1, 0), (1, ROWS - 1), (15, 0), (15, ROWS - 1)] {
-            let mut late = bench.late().await;
+            let mut late = fixture.late().await;
             late.advance(slices);
-            bench.put(&bench.store, NAMESPACE, number).await;
-            assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", bench.name);
-            assert!(!bench.has_result().await);
+            fixture.put(&fixture.store, NAMESPACE, number).await;
+            assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", fixture.name);
+            assert!(!fixture.has_result().await);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_is_validated_in_slices_too_and_tells_a_row_that_came() {
-    for bench in Bench::all().await {
+    for fixture in Fixture::all().await {
         for comes in [false, true] {
-            let mut update = bench.store.begin(Mode::Update).unwrap();
+            let mut update = fixture.store.begin(Mode::Update).unwrap();
             assert_eq!(update.scan(NAMESPACE.into(), String::new()).await.unwrap().len(), ROWS);
             update.put("results".into(), "sum".into(), b"1".to_vec()).unwrap();
             if comes {
-                bench.put(&bench.store, NAMESPACE, ROWS).await;
+                fixture.put(&fixture.store, NAMESPACE, ROWS).await;
             }
-            bench.push_log_over().await;
+            fixture.push_log_over().await;
             let mut late = Committing::new(update);
             late.advance(15);
             match comes {
                 false => drop(late.end().await.unwrap()),
-                true => assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", bench.name),
+                true => assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", fixture.name),
             }
         }
     }
@@ -215,15 +215,15 @@ async fn a_range_is_validated_in_slices_too_and_tells_a_row_that_came() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_expires_during_a_validation_is_a_conflict() {
-    for bench in Bench::all().await {
-        bench.put_all(&bench.store, NAMESPACE, 1, Some(60_000)).await;
+    for fixture in Fixture::all().await {
+        fixture.put_all(&fixture.store, NAMESPACE, 1, Some(60_000)).await;
         for expires in [false, true] {
-            let mut late = bench.late().await;
+            let mut late = fixture.late().await;
             late.advance(15);
-            bench.clock.advance(Duration::from_secs(if expires { 60 } else { 30 }));
+            fixture.clock.advance(Duration::from_secs(if expires { 60 } else { 30 }));
             match expires {
                 false => drop(late.end().await.unwrap()),
-                true => assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", bench.name),
+                true => assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", fixture.name),
             }
         }
     }
@@ -231,59 +231,59 @@ async fn a_row_that_expires_during_a_validation_is_a_conflict() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_goes_on_although_the_log_is_pushed_over_again_during_each_validation() {
-    for bench in Bench::all().await {
-        let mut late = bench.late().await;
+    for fixture in Fixture::all().await {
+        let mut late = fixture.late().await;
         for _ in 0..3 {
             late.advance(15);
-            bench.push_log_over().await;
+            fixture.push_log_over().await;
         }
         late.end().await.unwrap();
-        let mut late = bench.late().await;
+        let mut late = fixture.late().await;
         late.advance(15);
-        bench.put(&bench.store, NAMESPACE, 7).await;
-        bench.push_log_over().await;
-        assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", bench.name);
+        fixture.put(&fixture.store, NAMESPACE, 7).await;
+        fixture.push_log_over().await;
+        assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", fixture.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_of_another_process_are_validated_as_often_as_they_come() {
-    for bench in Bench::all().await {
-        let mut late = Committing::new(bench.reading(ROWS).await);
+    for fixture in Fixture::all().await {
+        let mut late = Committing::new(fixture.reading(ROWS).await);
         for number in 0..3 {
-            bench.put(&bench.other, "others", number).await;
+            fixture.put(&fixture.other, "others", number).await;
             // In memory, both handles share one commit log.
-            if bench.name != "memory" {
+            if fixture.name != "memory" {
                 late.advance(15);
             }
         }
         late.end().await.unwrap();
-        let late = Committing::new(bench.reading(ROWS).await);
-        bench.put(&bench.other, NAMESPACE, 7).await;
-        assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", bench.name);
+        let late = Committing::new(fixture.reading(ROWS).await);
+        fixture.put(&fixture.other, NAMESPACE, 7).await;
+        assert!(matches!(late.end().await, Err(Error::Conflict)), "{}", fixture.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_dropped_during_its_validation_is_not_made() {
-    for bench in Bench::all().await {
-        let mut late = bench.late().await;
+    for fixture in Fixture::all().await {
+        let mut late = fixture.late().await;
         late.advance(15);
         drop(late);
-        bench.push_log_over().await;
-        assert!(!bench.has_result().await, "{}", bench.name);
+        fixture.push_log_over().await;
+        assert!(!fixture.has_result().await, "{}", fixture.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_have_expired_in_a_range_are_looked_at_while_others_commit() {
-    for bench in Bench::all().await {
-        let mut update = bench.store.begin(Mode::Update).unwrap();
+    for fixture in Fixture::all().await {
+        let mut update = fixture.store.begin(Mode::Update).unwrap();
         assert!(update.scan("leases".into(), String::new()).await.unwrap().is_empty());
         update.put("results".into(), "sum".into(), b"1".to_vec()).unwrap();
-        bench.put_all(&bench.store, "leases", ROWS, Some(1)).await;
-        bench.clock.advance(Duration::from_secs(1));
-        bench.push_log_over().await;
+        fixture.put_all(&fixture.store, "leases", ROWS, Some(1)).await;
+        fixture.clock.advance(Duration::from_secs(1));
+        fixture.push_log_over().await;
         let mut late = Committing::new(update);
         late.advance(15);
         late.end().await.unwrap();

@@ -9,7 +9,7 @@ use larder_host::{
     ComponentSummarizer, IdentityScope, MemoryOptions, MemoryStore, StorageCtx, Store, Strategy,
     engine_config,
 };
-use larder_suite::Bench;
+use larder_suite::TestBed;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime_wasi::p2::bindings::Command;
@@ -30,12 +30,12 @@ impl WasiView for Summaries {
 const TRANSCRIPT: &str = include_str!("../../../../examples/assistant/sample/transcript.txt");
 
 /// Holds half of a conversation, then continues it to the end in a second host.
-pub(crate) async fn continues(bench: Arc<dyn Bench>) -> Result<(), String> {
-    converse(bench.as_ref()).await.map_err(|error| format!("{error:#}"))
+pub(crate) async fn continues(test_bed: Arc<dyn TestBed>) -> Result<(), String> {
+    converse(test_bed.as_ref()).await.map_err(|error| format!("{error:#}"))
 }
 
-async fn converse(bench: &dyn Bench) -> Result<()> {
-    let scratch = bench.scratch().await?;
+async fn converse(test_bed: &dyn TestBed) -> Result<()> {
+    let scratch = test_bed.scratch().await?;
     let turns = TRANSCRIPT.lines().filter(|line| line.starts_with("user:")).count();
     let half = TRANSCRIPT.match_indices("\nuser:").nth(turns / 2 - 1);
     let half = half.and_then(|(end, _)| TRANSCRIPT.get(..end)).context("the transcript has no half")?;

@@ -17,7 +17,7 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
 use larder_core::read_set::{RangeState, ReadSet};
 use larder_core::{Clock, ForwardClock, Identity, IdentityParts, InMemory, Limits, Version};
-use larder_suite::{Bench, Scratch};
+use larder_suite::{Scratch, TestBed};
 use tokio::sync::Mutex;
 
 /// The guarantee that is violated.
@@ -57,11 +57,11 @@ pub(crate) enum Defect {
     MixesRuns,
 }
 
-/// A bench of stores with a defect.
-pub(crate) struct BrokenBench(pub(crate) Defect);
+/// A test bed of stores with a defect.
+pub(crate) struct BrokenTestBed(pub(crate) Defect);
 
 #[async_trait]
-impl Bench for BrokenBench {
+impl TestBed for BrokenTestBed {
     fn name(&self) -> &'static str {
         "broken"
     }

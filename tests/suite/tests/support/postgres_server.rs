@@ -1,4 +1,4 @@
-//! Benches on a private Postgres server, and helpers for tests that use it directly.
+//! Test beds on a private Postgres server, and helpers for tests that use it directly.
 #![allow(clippy::expect_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use larder_core::Store;
 use larder_host::drivers;
 use larder_postgres::Postgres;
 pub(crate) use larder_postgres_server::{PostgresServer, server_or_url};
-use larder_suite::{Bench, PostgresBench};
+use larder_suite::{PostgresTestBed, TestBed};
 use libtest_mimic::Arguments;
 use tokio_postgres::{Client, NoTls};
 
-/// A bench on the server that the environment names, or on a private server, which the caller must
-/// drop last. Starts no server if tests are only listed.
-pub(crate) fn bench(arguments: &Arguments) -> (Option<PostgresServer>, Result<Arc<dyn Bench>, String>) {
+/// A test bed on the server that the environment names, or on a private server, which the caller
+/// must drop last. Starts no server if tests are only listed.
+pub(crate) fn test_bed(arguments: &Arguments) -> (Option<PostgresServer>, Result<Arc<dyn TestBed>, String>) {
     if arguments.list {
         return (None, Err("only listed".to_string()));
     }
     match server_or_url() {
-        Ok((server, dsn)) => (server, Ok(Arc::new(PostgresBench { dsn, drivers: drivers() }))),
+        Ok((server, dsn)) => (server, Ok(Arc::new(PostgresTestBed { dsn, drivers: drivers() }))),
         Err(error) => (None, Err(format!("{error:#}"))),
     }
 }

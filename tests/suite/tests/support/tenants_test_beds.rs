@@ -1,10 +1,10 @@
-//! Tenants in several kinds of object storage. Each bench is made when its first case runs.
+//! Tenants in several kinds of object storage. Each test bed is made when its first case runs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
 use async_trait::async_trait;
-use larder_suite::{Bench, Scratch, TenantsBench};
+use larder_suite::{Scratch, TenantsTestBed, TestBed};
 use larder_tenants::{Durability, FolderStore};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -22,16 +22,16 @@ pub(crate) enum Objects {
     S3,
 }
 
-/// The storage that benches share, kept for as long as the benches exist.
+/// The storage that test beds share, kept for as long as the test beds exist.
 #[derive(Default)]
-pub(crate) struct Places {
+pub(crate) struct SharedStorage {
     /// The S3 store, or why the server did not start. It is tried once.
     s3: OnceCell<Result<Arc<dyn ObjectStore>, String>>,
     server: Arc<Mutex<Option<Seaweed>>>,
     folder: Mutex<Option<TempDir>>,
 }
 
-impl Places {
+impl SharedStorage {
     /// Stops the server, if one was started, and removes the folder.
     pub(crate) fn remove(&self) {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -73,33 +73,33 @@ async fn start(running: Arc<Mutex<Option<Seaweed>>>) -> Result<Arc<dyn ObjectSto
 pub(crate) struct LazyTenants {
     objects: Objects,
     durability: Durability,
-    places: Arc<Places>,
-    bench: OnceCell<Result<TenantsBench, String>>,
+    storage: Arc<SharedStorage>,
+    test_bed: OnceCell<Result<TenantsTestBed, String>>,
 }
 
 impl LazyTenants {
-    pub(crate) fn new(objects: Objects, durability: Durability, places: &Arc<Places>) -> Arc<Self> {
-        Arc::new(Self { objects, durability, places: places.clone(), bench: OnceCell::new() })
+    pub(crate) fn new(objects: Objects, durability: Durability, storage: &Arc<SharedStorage>) -> Arc<Self> {
+        Arc::new(Self { objects, durability, storage: storage.clone(), test_bed: OnceCell::new() })
     }
 
-    async fn make(&self) -> Result<TenantsBench> {
-        let store = self.places.store(self.objects).await?;
-        // Benches of one store differ in their prefix.
+    async fn make(&self) -> Result<TenantsTestBed> {
+        let store = self.storage.store(self.objects).await?;
+        // Test beds of one store differ in their prefix.
         let prefix = ObjectPath::from(format!("{:?}", self.durability));
-        TenantsBench::on(store, prefix, self.durability).await
+        TenantsTestBed::on(store, prefix, self.durability).await
     }
 }
 
 #[async_trait]
-impl Bench for LazyTenants {
+impl TestBed for LazyTenants {
     fn name(&self) -> &'static str {
         "tenants"
     }
 
     async fn scratch(&self) -> Result<Box<dyn Scratch>> {
         let make = || async { self.make().await.map_err(|error| format!("{error:#}")) };
-        match self.bench.get_or_init(make).await {
-            Ok(bench) => bench.scratch().await,
+        match self.test_bed.get_or_init(make).await {
+            Ok(test_bed) => test_bed.scratch().await,
             Err(error) => Err(anyhow!(error.clone())),
         }
     }

@@ -1,4 +1,4 @@
-//! Benches: factories of fresh stores, one store for each case.
+//! Test beds: factories of fresh stores, one store for each case.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 /// A factory of fresh stores of one kind of backend.
 #[async_trait]
-pub trait Bench: Send + Sync + 'static {
+pub trait TestBed: Send + Sync + 'static {
     /// The name of the kind in reports, for example `sqlite`.
     fn name(&self) -> &'static str;
 
@@ -64,28 +64,30 @@ pub trait Scratch: Send + Sync + 'static {
     async fn remove(self: Box<Self>) -> Result<()>;
 }
 
-/// Makes a bench for the kind of store that a data-source name describes.
+/// Makes a test bed for the kind of store that a data-source name describes.
 ///
 /// Its fresh stores are next to the named store, which is never touched.
 ///
 /// # Errors
 ///
 /// - If the suite cannot make fresh stores of this kind.
-/// - For tenants, the errors of [`TenantsBench::beside`]: if the object storage cannot be reached
+/// - For tenants, the errors of [`TenantsTestBed::beside`]: if the object storage cannot be reached
 ///   or does not honour conditional writes.
-pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
+pub async fn test_bed_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn TestBed>> {
     let sqlite = dsn.strip_prefix("sqlite:");
     Ok(match (dsn, sqlite) {
-        ("memory:", _) => Arc::new(MemoryBench),
-        (dsn, _) if TenantsDsn::accepts(dsn) => Arc::new(TenantsBench::beside(dsn).await?),
-        (_, Some(":memory:")) => Arc::new(SqliteBench::in_temporary_folder(drivers)),
+        ("memory:", _) => Arc::new(InMemoryTestBed),
+        (dsn, _) if TenantsDsn::accepts(dsn) => Arc::new(TenantsTestBed::beside(dsn).await?),
+        (_, Some(":memory:")) => Arc::new(SqliteTestBed::in_temporary_folder(drivers)),
         (_, Some(path)) => {
             let (path, options) = path.split_once('?').map_or((path, ""), |(path, query)| (path, query));
             let folder = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty());
             let folder = folder.unwrap_or(Path::new(".")).to_path_buf();
-            Arc::new(SqliteBench { folder, options: options.to_string(), drivers })
+            Arc::new(SqliteTestBed { folder, options: options.to_string(), drivers })
         }
-        _ if PostgresDriver::new().accepts(dsn) => Arc::new(PostgresBench { dsn: dsn.to_string(), drivers }),
+        _ if PostgresDriver::new().accepts(dsn) => {
+            Arc::new(PostgresTestBed { dsn: dsn.to_string(), drivers })
+        }
         _ => {
             bail!(
                 "the suite cannot make fresh stores for this name; use `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres or `tenants+…`"
@@ -94,12 +96,12 @@ pub async fn bench_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn Bench>> {
     })
 }
 
-/// A bench of in-memory stores.
+/// A test bed of in-memory stores.
 #[derive(Clone, Copy, Debug)]
-pub struct MemoryBench;
+pub struct InMemoryTestBed;
 
 #[async_trait]
-impl Bench for MemoryBench {
+impl TestBed for InMemoryTestBed {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -122,9 +124,9 @@ impl Scratch for MemoryScratch {
     }
 }
 
-/// A bench of SQLite files, each in its own temporary folder.
+/// A test bed of SQLite files, each in its own temporary folder.
 #[derive(Clone, Debug)]
-pub struct SqliteBench {
+pub struct SqliteTestBed {
     /// The folder for the temporary folders.
     pub folder: PathBuf,
     /// Options of the data-source name, for example `durability=full`.
@@ -133,15 +135,15 @@ pub struct SqliteBench {
     pub drivers: Drivers,
 }
 
-impl SqliteBench {
-    /// Makes a bench in the system's folder for temporary files.
+impl SqliteTestBed {
+    /// Makes a test bed in the system's folder for temporary files.
     pub fn in_temporary_folder(drivers: Drivers) -> Self {
         Self { folder: std::env::temp_dir(), options: String::new(), drivers }
     }
 }
 
 #[async_trait]
-impl Bench for SqliteBench {
+impl TestBed for SqliteTestBed {
     fn name(&self) -> &'static str {
         "sqlite"
     }
@@ -179,9 +181,9 @@ impl Scratch for SqliteScratch {
     }
 }
 
-/// A bench of stores in one Postgres database, each in its own schema.
+/// A test bed of stores in one Postgres database, each in its own schema.
 #[derive(Clone)]
-pub struct PostgresBench {
+pub struct PostgresTestBed {
     /// The data-source name of the database.
     pub dsn: String,
     /// The drivers, which must include `postgres`.
@@ -192,7 +194,7 @@ pub struct PostgresBench {
 static SCHEMAS: AtomicU64 = AtomicU64::new(1);
 
 #[async_trait]
-impl Bench for PostgresBench {
+impl TestBed for PostgresTestBed {
     fn name(&self) -> &'static str {
         "postgres"
     }
@@ -234,9 +236,9 @@ impl Scratch for PostgresScratch {
     }
 }
 
-/// A bench of the tenants of one host. Each tenant is a store.
+/// A test bed of the tenants of one host. Each tenant is a store.
 #[derive(Clone, Debug)]
-pub struct TenantsBench {
+pub struct TenantsTestBed {
     host: Arc<TenantsHost>,
 }
 
@@ -250,8 +252,8 @@ struct TenantsHost {
     _folder: TempDir,
 }
 
-impl TenantsBench {
-    /// Makes a bench below a prefix of an object store.
+impl TenantsTestBed {
+    /// Makes a test bed below a prefix of an object store.
     ///
     /// # Errors
     ///
@@ -265,7 +267,7 @@ impl TenantsBench {
         Self::of(builder, objects, prefix).await
     }
 
-    /// Makes a bench below a new prefix, next to the tenants of a data-source name.
+    /// Makes a test bed below a new prefix, next to the tenants of a data-source name.
     ///
     /// # Errors
     ///
@@ -290,7 +292,7 @@ impl TenantsBench {
 }
 
 #[async_trait]
-impl Bench for TenantsBench {
+impl TestBed for TenantsTestBed {
     fn name(&self) -> &'static str {
         "tenants"
     }
