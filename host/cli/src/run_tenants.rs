@@ -16,21 +16,21 @@ pub(crate) struct RunTenants {
     identity: Option<TenantIdentity>,
     cache: Option<PathBuf>,
     quota: Option<u64>,
-    places: Vec<(TenantsDsn, Host)>,
+    hosts: Vec<(TenantsDsn, Host)>,
 }
 
 impl RunTenants {
     /// Opens nothing yet. Each location has its own directory below `cache`, or below the user
     /// cache directory.
     pub(crate) fn new(identity: Option<TenantIdentity>, cache: Option<PathBuf>, quota: Option<u64>) -> Self {
-        Self { identity, cache, quota, places: Vec::new() }
+        Self { identity, cache, quota, hosts: Vec::new() }
     }
 
     /// The source to grant under a name for a data-source name.
     pub(crate) async fn source(&mut self, name: &str, dsn: &str) -> Result<Arc<dyn StoreSource>> {
         let dsn = TenantsDsn::parse(dsn)?;
         let identity = self.identity.clone();
-        let tenants = &self.place(&dsn).await?.tenants;
+        let tenants = &self.host(&dsn).await?.tenants;
         let store = match dsn.tenant {
             Some(key) => tenants.store_at(identity, key),
             None => tenants.store_of(identity, dsn.scope),
@@ -46,7 +46,7 @@ impl RunTenants {
             (None, Some(identity)) => identity.key(dsn.scope)?,
             (None, None) => bail!("the store belongs to a tenant; give its identity with --tenant"),
         };
-        let tenants = &self.place(&dsn).await?.tenants;
+        let tenants = &self.host(&dsn).await?.tenants;
         let tenant = waiting(format!("opening {key}"), tenants.get(&key)).await?;
         let mut store = Store::builder(tenant.backend()).name(name);
         if let Some(bytes) = self.quota {
@@ -55,16 +55,17 @@ impl RunTenants {
         Ok(store.build()?)
     }
 
-    async fn place(&mut self, dsn: &TenantsDsn) -> Result<&Host> {
-        let index = match self.places.iter().position(|(open, _)| open.place_name() == dsn.place_name()) {
+    async fn host(&mut self, dsn: &TenantsDsn) -> Result<&Host> {
+        let index = match self.hosts.iter().position(|(open, _)| open.location_name() == dsn.location_name())
+        {
             Some(index) => index,
             None => {
                 let options = HostOptions::new(dsn, self.cache.as_deref())?.quota(self.quota);
-                self.places.push((dsn.clone(), options.open().await?));
-                self.places.len() - 1
+                self.hosts.push((dsn.clone(), options.open().await?));
+                self.hosts.len() - 1
             }
         };
-        let (open, host) = self.places.get(index).ok_or_else(|| anyhow!("the tenants are not open"))?;
+        let (open, host) = self.hosts.get(index).ok_or_else(|| anyhow!("the tenants are not open"))?;
         if how_kept(open) != how_kept(dsn) {
             bail!("two stores have the same location and different options; give both the same options");
         }
@@ -75,7 +76,7 @@ impl RunTenants {
     /// could not be uploaded, which says where its data is.
     pub(crate) async fn close(&self) -> Vec<String> {
         let mut sentences = Vec::new();
-        for (_, host) in &self.places {
+        for (_, host) in &self.hosts {
             sentences.extend(host.close().await);
         }
         sentences

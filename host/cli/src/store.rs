@@ -127,9 +127,9 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
 
 /// A data-source name without its secrets: a password, or the keys of a bucket.
 pub(crate) fn shown(dsn: &str) -> &str {
-    let place = dsn.split('?').next().unwrap_or_default();
+    let location = dsn.split('?').next().unwrap_or_default();
     match dsn.split_once(':') {
-        Some(("sqlite" | "memory" | "tenants+file", _)) => place,
+        Some(("sqlite" | "memory" | "tenants+file", _)) => location,
         Some((scheme, _)) if TenantsDsn::accepts(dsn) || scheme.starts_with("postgres") => scheme,
         // `host=… password=…`
         _ => "postgres",

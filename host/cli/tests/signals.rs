@@ -83,12 +83,12 @@ fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
 #[test]
 fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
     let larder = Larder::new();
-    let place = format!("tenants+file://{}", larder.path("place").display());
-    let tenant = format!("{place}?tenant=acme/users/ann");
+    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{dsn}?tenant=acme/users/ann");
     for (component, arguments) in GUESTS {
         let mut running = Running::start(&larder, component, &tenant, arguments);
         let show = || {
-            let show = ["tenants", "show", "acme/users/ann", "--json", "--store", place.as_str()];
+            let show = ["tenants", "show", "acme/users/ann", "--json", "--store", dsn.as_str()];
             serde_json::from_str::<serde_json::Value>(&larder.output(&show)).unwrap()
         };
         assert!(!show()["lease"].is_null(), "the tenant has no lease while the command runs");
@@ -102,8 +102,8 @@ fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let larder = Larder::new();
-    let place = format!("tenants+file://{}", larder.path("place").display());
-    let tenant = format!("{place}?tenant=acme/users/ann");
+    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{dsn}?tenant=acme/users/ann");
     let mut running = Running::start(&larder, larder_artifacts::LOOP_IN_UPDATE, &tenant, &[]);
     running.send("INT");
     running.send("TERM");
@@ -131,8 +131,8 @@ fn a_signal_that_the_process_was_started_to_ignore_stays_ignored() {
     assert_eq!(status.code(), Some(143), "{error}");
 }
 
-fn lease(larder: &Larder, place: &str) -> serde_json::Value {
-    let show = larder.run(&["tenants", "show", "acme/users/ann", "--json", "--store", place]);
+fn lease(larder: &Larder, dsn: &str) -> serde_json::Value {
+    let show = larder.run(&["tenants", "show", "acme/users/ann", "--json", "--store", dsn]);
     let shown: serde_json::Value = serde_json::from_slice(&show.stdout).unwrap_or_default();
     shown["lease"].clone()
 }
@@ -142,8 +142,8 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
     let larder = Larder::new();
     let temporary = larder.path("tmp");
     std::fs::create_dir(&temporary).unwrap();
-    let place = format!("tenants+file://{}", larder.path("place").display());
-    let tenant = format!("{place}?tenant=acme/users/ann");
+    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let tenant = format!("{dsn}?tenant=acme/users/ann");
     let mut put = larder.command(&["put", "n", "k", "--store", &format!("{tenant}&create=yes")]);
     let mut put = put.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     put.stdin.take().unwrap().write_all(&vec![b'x'; 1 << 20]).unwrap();
@@ -157,7 +157,7 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
         // A command that only reads takes no lease.
         if verb[0] == "memory" {
             let since = Instant::now();
-            while lease(&larder, &place).is_null() {
+            while lease(&larder, &dsn).is_null() {
                 assert!(since.elapsed() < END_MAX, "{verb:?} took no lease");
             }
         }
@@ -166,7 +166,7 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
         running.send(signal);
         let (status, error) = running.end();
         assert_eq!(status.code(), Some(code), "{verb:?}: {error}");
-        assert!(lease(&larder, &place).is_null(), "{verb:?}: its lease was not released");
+        assert!(lease(&larder, &dsn).is_null(), "{verb:?}: its lease was not released");
         assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{verb:?}: a copy was not removed");
     }
 }

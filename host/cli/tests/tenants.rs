@@ -11,7 +11,7 @@ use larder_host::larder_tenants::CacheFolder;
 use larder_host::{HandleOptions, Mode, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
 use tempfile::TempDir;
 
-/// A directory with tenants in `place`, and the cache directories of hosts beside it.
+/// A directory with tenants in the folder `place`, and the cache directories of hosts beside it.
 struct Larder {
     folder: TempDir,
 }
@@ -182,7 +182,7 @@ fn whose_store_it_is_must_be_said_and_another_tenants_is_denied() {
 }
 
 #[test]
-fn stores_of_one_place_share_a_host_and_may_not_contradict_each_other() {
+fn stores_of_one_location_share_a_host_and_may_not_contradict_each_other() {
     let larder = Larder::new();
     let [user, org] = ["user", "org"].map(|scope| format!("{scope}={}?scope={scope}", larder.dsn()));
     let durable = format!("org={}?scope=org&durability=object", larder.dsn());
@@ -260,8 +260,8 @@ fn what_can_not_be_written_back_fails_the_run_and_is_sent_later() {
         "{error}"
     );
     let database = CacheFolder::find(&larder.path("one")).unwrap()[0].join("acme/users/ann.db");
-    let place = format!("its data is in {}; upload it with `larder tenants checkpoint`", database.display());
-    assert!(error.contains(&place), "{error}");
+    let advice = format!("its data is in {}; upload it with `larder tenants checkpoint`", database.display());
+    assert!(error.contains(&advice), "{error}");
     std::fs::remove_file(larder.path("place")).unwrap();
     std::fs::rename(larder.path("away"), larder.path("place")).unwrap();
     let sent = larder.tenants(&["checkpoint", "--cache-dir", "one"]);
@@ -381,7 +381,7 @@ fn what_a_dead_host_left_is_sent_and_what_it_lost_is_in_quarantine() {
 }
 
 #[test]
-fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() {
+fn a_cache_folder_of_another_location_is_refused_and_nothing_of_it_is_sent_there() {
     let larder = Larder::new();
     larder.crash("one", "ann", "unsent");
     let folder = CacheFolder::find(&larder.path("one")).unwrap().remove(0);
@@ -399,11 +399,11 @@ fn a_cache_folder_of_another_place_is_refused_and_nothing_of_it_is_sent_there() 
         );
         error
     };
-    let place = ["--cache-dir", folder, "--store", &other];
+    let host = ["--cache-dir", folder, "--store", &other];
     for command in
         [&["checkpoint"][..], &["evict"], &["restore", "acme/users/ann", "--at", "9999-01-01T00:00:00Z"]]
     {
-        let error = refused(&[&["tenants"], command, &place].concat());
+        let error = refused(&[&["tenants"], command, &host].concat());
         assert!(error.ends_with(" (use --cache-dir DIR)\n"), "{error}");
     }
     refused(&["put", "--store", &dsn(folder), "notes", "a", "of this place"]);
@@ -532,9 +532,9 @@ fn a_tenant_goes_back_to_an_earlier_moment_and_forward_again() {
     assert_eq!(get(), "second");
     let again = restore("9999-01-01T00:00:00Z");
     assert!(again.contains("already"), "{again}");
-    let place = ["--store", &larder.dsn()];
+    let store = ["--store", &larder.dsn()];
     let error = |code, arguments: &[&str]| {
-        larder.error(code, &[&["tenants", "restore"], arguments, place.as_slice()].concat())
+        larder.error(code, &[&["tenants", "restore"], arguments, store.as_slice()].concat())
     };
     let early = error(1, &["acme/users/ann", "--at", "2000-01-01T00:00:00Z"]);
     assert_eq!(

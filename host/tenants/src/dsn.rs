@@ -29,7 +29,7 @@ pub enum Durability {
 /// The kind of object storage, and its bucket or folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Place {
+pub enum Location {
     /// A folder of a file system.
     Folder(PathBuf),
     /// Amazon S3 or an S3-compatible server.
@@ -90,7 +90,7 @@ pub enum Place {
 #[non_exhaustive]
 pub struct TenantsDsn {
     /// The object storage that keeps the tenants.
-    pub place: Place,
+    pub location: Location,
     /// The path in it below which tenants are kept.
     pub prefix: ObjectPath,
     /// The scope of the tenants.
@@ -164,9 +164,9 @@ impl TenantsDsn {
             _ => return Err(Error::invalid_argument(FORMS)),
         };
         let options = Options::read(&url, own_options)?;
-        let (place, prefix) = match scheme {
-            "file" => (Place::Folder(folder(&url)?), ObjectPath::default()),
-            _ => (bucket_place(scheme, &url, &options)?, prefix(&url)?),
+        let (location, prefix) = match scheme {
+            "file" => (Location::Folder(folder(&url)?), ObjectPath::default()),
+            _ => (bucket_location(scheme, &url, &options)?, prefix(&url)?),
         };
         let tenant: Option<TenantKey> = options.parsed("tenant", str::parse)?;
         let scope: Option<Scope> = options.parsed("scope", str::parse)?;
@@ -179,7 +179,7 @@ impl TenantsDsn {
             )));
         }
         Ok(Self {
-            place,
+            location,
             prefix,
             scope: own_scope.or(scope).unwrap_or(Scope::User),
             durability: options.parsed("durability", durability)?.unwrap_or_default(),
@@ -209,17 +209,17 @@ impl TenantsDsn {
     }
 
     pub(crate) fn open(&self) -> Result<Opened, Error> {
-        match &self.place {
-            Place::Folder(folder) => {
+        match &self.location {
+            Location::Folder(folder) => {
                 let open = if self.create { FolderStore::open } else { FolderStore::open_existing };
                 let store = open(folder.clone()).map_err(folder_not_opened)?;
                 Ok(Opened::new(store))
             }
-            Place::S3 { bucket, endpoint, region } => s3(bucket, endpoint.as_deref(), region.as_deref()),
-            Place::Azure { container, account, endpoint } => {
+            Location::S3 { bucket, endpoint, region } => s3(bucket, endpoint.as_deref(), region.as_deref()),
+            Location::Azure { container, account, endpoint } => {
                 azure(container, account.as_deref(), endpoint.as_deref())
             }
-            Place::Gcs { bucket } => gcs(bucket),
+            Location::Gcs { bucket } => gcs(bucket),
         }
     }
 }
@@ -237,14 +237,14 @@ impl Opened {
     }
 }
 
-fn bucket_place(scheme: &str, url: &Url, options: &Options) -> Result<Place, Error> {
+fn bucket_location(scheme: &str, url: &Url, options: &Options) -> Result<Location, Error> {
     let bucket = url.host_str().filter(|host| !host.is_empty());
     let bucket = bucket.ok_or_else(|| Error::invalid_argument(FORMS))?.to_string();
     let endpoint = options.parsed("endpoint", endpoint)?;
     Ok(match scheme {
-        "s3" => Place::S3 { bucket, endpoint, region: options.text("region") },
-        "az" => Place::Azure { container: bucket, account: options.text("account"), endpoint },
-        _ => Place::Gcs { bucket },
+        "s3" => Location::S3 { bucket, endpoint, region: options.text("region") },
+        "az" => Location::Azure { container: bucket, account: options.text("account"), endpoint },
+        _ => Location::Gcs { bucket },
     })
 }
 
@@ -545,7 +545,7 @@ mod tests {
              &checkpoint_interval=500ms&lease_ttl=30s&keep_for=2d&max_database=512MiB",
         )
         .unwrap();
-        assert_eq!(dsn.place, Place::Folder("/srv/ten ants".into()));
+        assert_eq!(dsn.location, Location::Folder("/srv/ten ants".into()));
         assert_eq!((dsn.scope, dsn.durability), (Scope::Project, Durability::Object));
         assert_eq!(
             (dsn.checkpoint_writes, dsn.checkpoint_interval),
@@ -565,13 +565,16 @@ mod tests {
         )
         .unwrap();
         let (endpoint, region) = (Some("http://127.0.0.1:8333".into()), Some("eu-west-1".into()));
-        assert_eq!(dsn.place, Place::S3 { bucket: "my-bucket".into(), endpoint, region });
+        assert_eq!(dsn.location, Location::S3 { bucket: "my-bucket".into(), endpoint, region });
         assert_eq!(dsn.prefix, ObjectPath::from("some/prefix"));
         let dsn = TenantsDsn::parse("tenants+az://box?account=me&scope=org").unwrap();
         let account = Some("me".into());
-        assert_eq!(dsn.place, Place::Azure { container: "box".into(), account, endpoint: None });
+        assert_eq!(dsn.location, Location::Azure { container: "box".into(), account, endpoint: None });
         assert_eq!((dsn.prefix.is_root(), dsn.scope), (true, Scope::Org));
-        assert_eq!(TenantsDsn::parse("tenants+gs://b/x").unwrap().place, Place::Gcs { bucket: "b".into() });
+        assert_eq!(
+            TenantsDsn::parse("tenants+gs://b/x").unwrap().location,
+            Location::Gcs { bucket: "b".into() }
+        );
     }
 
     #[test]

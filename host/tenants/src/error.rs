@@ -164,9 +164,9 @@ pub enum TenantError {
     #[error(
         "the cache folder {folder} belongs to other tenants: those of location {recorded}, not of {}; use a \
          separate cache folder for each location",
-        place_name(found.as_deref())
+        found_location(found.as_deref())
     )]
-    OtherPlace {
+    OtherLocation {
         /// The folder.
         folder: String,
         /// The id of the location that the folder belongs to.
@@ -259,7 +259,7 @@ fn deletion_hint(key: &str, stage: DeletionStage, purge_at: u64) -> String {
     }
 }
 
-fn place_name(found: Option<&str>) -> String {
+fn found_location(found: Option<&str>) -> String {
     found.map_or_else(|| "a location without tenants".to_string(), |found| format!("location {found}"))
 }
 
@@ -340,7 +340,7 @@ impl From<TenantError> for larder_core::Error {
             TenantError::CacheInUse { .. } => {
                 unavailable("another process is using this host's cache folder")
             }
-            TenantError::OtherPlace { .. } => {
+            TenantError::OtherLocation { .. } => {
                 unavailable("this host's cache folder belongs to other tenants")
             }
             TenantError::InUse { .. } => unavailable("the tenant is in use"),

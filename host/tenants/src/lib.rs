@@ -20,7 +20,7 @@
 //!
 //! Beside the tenants, `larder.json` holds a random id of the location, which the first host draws.
 //! A cache folder records the id of its location, and larder refuses to use the folder for any
-//! other location ([`TenantError::OtherPlace`]).
+//! other location ([`TenantError::OtherLocation`]).
 //!
 //! # Invariants
 //!
@@ -36,7 +36,7 @@
 //! - Code decides by the variant of an error, never by its text.
 
 mod backoff;
-mod cache_place;
+mod cache_location;
 mod deletion;
 mod disk_space;
 mod driver;
@@ -51,10 +51,10 @@ mod key;
 mod lease;
 mod list;
 mod local;
+mod location_id;
 mod log_overview;
 mod objects;
 mod parts;
-mod place_id;
 mod probe;
 mod remote;
 mod repair;
@@ -70,7 +70,7 @@ mod write_id;
 
 pub use deletion::{Deletion, DeletionStage};
 pub use driver::TenantsDriver;
-pub use dsn::{Durability, Place, TenantsDsn};
+pub use dsn::{Durability, Location, TenantsDsn};
 pub use error::TenantError;
 pub use folder::FolderStore;
 pub use head::{Head, LeaseRecord, SnapshotRef, Takeover};

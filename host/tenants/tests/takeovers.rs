@@ -198,7 +198,7 @@ async fn a_host_that_lost_its_lease_is_fenced_and_its_unsent_data_is_in_quaranti
 }
 
 #[tokio::test]
-async fn who_was_fenced_may_have_it_open_while_it_comes_again_and_takes_no_place() {
+async fn who_was_fenced_may_have_it_open_while_it_comes_again_and_takes_no_permit() {
     let world = World::new();
     let a = host_with(&world, "a", |builder| builder.capacity(1)).await;
     let b = host(&world, "b").await;

@@ -12,7 +12,7 @@ use larder_host::{TenantError, TenantKey};
 use crate::output::{complain, heard, output};
 use crate::progress::{counter, waiting};
 use crate::signals::{self, until_ended};
-use crate::tenants::{HostArguments, Place, parse_key};
+use crate::tenants::{HostArguments, Location, parse_key};
 use crate::text::{parse_duration, time};
 
 /// Delete a tenant, and keep its objects for a grace period
@@ -80,7 +80,7 @@ fn sentence(key: &TenantKey, deletion: &Deletion) -> String {
 #[derive(Args)]
 pub(super) struct Undelete {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     /// Tenant to restore
     #[arg(value_parser = parse_key)]
     key: TenantKey,
@@ -88,7 +88,7 @@ pub(super) struct Undelete {
 
 impl Undelete {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        let undeleting = self.place.remote()?;
+        let undeleting = self.location.remote()?;
         undeleting.undelete(&self.key).await?;
         let printed = writeln!(output(), "{} can be opened", self.key);
         heard(printed.context("the tenant is restored, but the output was not written"))?;
@@ -104,7 +104,7 @@ impl Undelete {
 #[derive(Args)]
 pub(super) struct Purge {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     /// Tenant whose objects to remove [default: all that are due]
     #[arg(value_parser = parse_key)]
     key: Option<TenantKey>,
@@ -121,7 +121,7 @@ const FAILURES_MAX: u32 = 20;
 
 impl Purge {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        let remote = self.place.remote()?;
+        let remote = self.location.remote()?;
         if let Some(key) = &self.key {
             let deletion = remote.purge(key).await?;
             heard(writeln!(output(), "{}", sentence(key, &deletion)).context("the output was not written"))?;

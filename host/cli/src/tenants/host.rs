@@ -61,7 +61,7 @@ impl HostOptions {
 /// Adds the name of the option to an error about the cache directory.
 pub(crate) fn cache_in_use(error: TenantError) -> anyhow::Error {
     match error {
-        TenantError::CacheInUse { .. } | TenantError::OtherPlace { .. } => {
+        TenantError::CacheInUse { .. } | TenantError::OtherLocation { .. } => {
             anyhow!("{error} (use --cache-dir DIR)")
         }
         error => error.into(),
@@ -110,9 +110,9 @@ impl Host {
         let found = self.tenants.cache().quarantined().unwrap_or_default();
         let sentence = |(tenant, reason): (String, String)| {
             // The newest quarantined database of this tenant.
-            let place = found.iter().rev().find(|found| found.tenant == tenant);
-            let place = place.map_or(self.tenants.cache().folder(), |found| &found.database);
-            format!("cannot upload {tenant}: {reason}; its data is in quarantine, in {}", place.display())
+            let newest = found.iter().rev().find(|found| found.tenant == tenant);
+            let database = newest.map_or(self.tenants.cache().folder(), |found| &found.database);
+            format!("cannot upload {tenant}: {reason}; its data is in quarantine, in {}", database.display())
         };
         events.into_iter().map(sentence).collect()
     }

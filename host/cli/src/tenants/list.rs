@@ -12,14 +12,14 @@ use serde_json::json;
 use crate::inspect::done;
 use crate::output::output;
 use crate::progress::counter;
-use crate::tenants::{Place, snapshot_json};
+use crate::tenants::{Location, snapshot_json};
 use crate::text::{bytes, escape, time};
 
 /// Print the tenants in object storage, one per line
 #[derive(Args)]
 pub(super) struct List {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
@@ -33,7 +33,7 @@ const READS: usize = 8;
 
 impl List {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        done(self.print(&self.place.remote()?).await)
+        done(self.print(&self.location.remote()?).await)
     }
 
     async fn print(&self, remote: &Remote) -> Result<()> {

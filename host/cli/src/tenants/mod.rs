@@ -74,7 +74,7 @@ impl Tenants {
 }
 
 #[derive(Args)]
-struct Place {
+struct Location {
     /// Location of the tenants, such as tenants+s3://BUCKET/PREFIX
     ///
     /// tenants+file:///DIR names a directory, tenants+s3://BUCKET/PREFIX?OPTIONS a prefix of a
@@ -83,7 +83,7 @@ struct Place {
     dsn: String,
 }
 
-impl Place {
+impl Location {
     /// The location, with the option that creates nothing.
     fn existing(&self) -> Result<TenantsDsn> {
         let mut dsn = TenantsDsn::parse(&self.dsn)?;
@@ -99,7 +99,7 @@ impl Place {
 #[derive(Args)]
 struct HostArguments {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     /// Cache directory of the host [default: the user cache directory]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -107,7 +107,7 @@ struct HostArguments {
 
 impl HostArguments {
     fn options(&self) -> Result<HostOptions> {
-        HostOptions::new(&self.place.existing()?, self.cache_dir.as_deref())
+        HostOptions::new(&self.location.existing()?, self.cache_dir.as_deref())
     }
 }
 

@@ -65,7 +65,7 @@ const PRINTED_MAX: usize = 100;
 
 impl Apply {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        let remote = self.host.place.remote()?;
+        let remote = self.host.location.remote()?;
         let host = self.host.options()?.open().await?;
         let applying = async {
             let quarantined = host.tenants.open_quarantined(&self.name).await?;

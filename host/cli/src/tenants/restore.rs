@@ -60,7 +60,7 @@ impl Point {
 
 impl Restore {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        head_of(&self.host.place.remote()?, &self.key).await?;
+        head_of(&self.host.location.remote()?, &self.key).await?;
         let host = self.host.options()?.open().await?;
         let restoring = host.tenants.restore(&self.key, self.point.restore_point());
         let restoring = async { restoring.await.map_err(|error| self.explain(error)) };

@@ -39,7 +39,7 @@ impl Send {
             return Ok(ExitCode::SUCCESS);
         }
         // A host uploads these commits as soon as it is open, so read the heads before that.
-        let remote = self.host.place.remote()?;
+        let remote = self.host.location.remote()?;
         let mut earlier = HashMap::new();
         for key in &keys {
             let head = remote.head(key).await?;

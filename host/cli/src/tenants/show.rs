@@ -11,14 +11,14 @@ use serde_json::json;
 
 use crate::output::output;
 use crate::tenants::list::head_json;
-use crate::tenants::{Place, head_of, parse_key, snapshot_json};
+use crate::tenants::{Location, head_of, parse_key, snapshot_json};
 use crate::text::{bytes, escape, time};
 
 /// Print the state of a tenant in object storage
 #[derive(Args)]
 pub(super) struct Show {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     /// Tenant to print: ORG/users/USER, ORG/org, ORG/apps/APP or ORG/apps/APP/projects/PROJECT
     #[arg(value_parser = parse_key)]
     key: TenantKey,
@@ -29,7 +29,7 @@ pub(super) struct Show {
 
 impl Show {
     pub(super) async fn execute(self) -> Result<ExitCode> {
-        let remote = self.place.remote()?;
+        let remote = self.location.remote()?;
         let head = head_of(&remote, &self.key).await?;
         let log = remote.log_overview(&self.key, &head).await?;
         let shown = if self.json { self.object(&head, &log) } else { self.text(&head, &log)? };

@@ -11,14 +11,14 @@ use crate::key::TenantKey;
 use crate::lease::Holder;
 use crate::local::folder_owner;
 use crate::local::state::LocalState;
-use crate::place_id::PlaceNote;
+use crate::location_id::LocationNote;
 use crate::write_id::WriteId;
 
 /// Names of larder's own files begin with a dot, which no slug contains.
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".temporary";
 const QUARANTINE: &str = ".quarantine";
-const PLACE: &str = ".place.json";
+const LOCATION: &str = ".place.json";
 
 /// The cache folder of one host. Only one process may use it at a time.
 ///
@@ -102,18 +102,18 @@ impl CacheFolder {
     }
 
     /// The id of the location whose tenants the folder has. `None` if it was never recorded.
-    pub(crate) fn place(&self) -> Result<Option<WriteId>> {
-        let path = self.root.join(PLACE);
+    pub(crate) fn location(&self) -> Result<Option<WriteId>> {
+        let path = self.root.join(LOCATION);
         match fs::read(&path) {
-            Ok(bytes) => PlaceNote::parse(&path.display().to_string(), &bytes).map(Some),
+            Ok(bytes) => LocationNote::parse(&path.display().to_string(), &bytes).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(TenantError::file(format!("{} can't be read", path.display()), error)),
         }
     }
 
     /// Records the location whose tenants the folder has. It never changes.
-    pub(crate) fn record_place(&self, place: WriteId) -> Result<()> {
-        self.replace(&self.root.join(PLACE), &PlaceNote::new(place).to_bytes()?)
+    pub(crate) fn record_location(&self, location: WriteId) -> Result<()> {
+        self.replace(&self.root.join(LOCATION), &LocationNote::new(location).to_bytes()?)
     }
 
     /// The path of a tenant's database file while it is open.

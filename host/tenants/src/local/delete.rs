@@ -8,8 +8,8 @@ use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::lease::Existence;
 use crate::local::resident::{End, acquire, keep};
-use crate::local::slot::Slot;
-use crate::local::tenants::{Inner, SlotState, Surroundings, Tenants, give_up, to_its_end};
+use crate::local::tenant_entry::TenantEntry;
+use crate::local::tenants::{EntryState, Inner, Surroundings, Tenants, give_up, to_its_end};
 
 impl Tenants {
     /// Deletes a tenant. Its objects stay for the grace period.
@@ -38,12 +38,12 @@ impl Tenants {
     /// - [`TenantError::InvalidArgument`] if the local database is too large to be written back.
     /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn delete(&self, key: &TenantKey, grace: Duration) -> Result<Deletion> {
-        let (slot, mut state) = self.inner.unused_slot(key).await?;
+        let (entry, mut state) = self.inner.unused_entry(key).await?;
         let inner = self.inner.clone();
         to_its_end(async move {
-            let deleted = inner.delete(&slot, &mut state, grace).await;
+            let deleted = inner.delete(&entry, &mut state, grace).await;
             drop(state);
-            inner.forget(slot);
+            inner.forget(entry);
             deleted
         })
         .await
@@ -77,14 +77,14 @@ impl Tenants {
     /// - [`TenantError::File`] if the cache folder cannot be written.
     /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn purge(&self, key: &TenantKey) -> Result<Deletion> {
-        let slot = self.inner.slot(key)?;
-        let mut state = slot.state.clone().lock_owned().await;
+        let entry = self.inner.entry(key)?;
+        let mut state = entry.state.clone().lock_owned().await;
         self.inner.check_open()?;
         let inner = self.inner.clone();
         to_its_end(async move {
-            let purged = inner.purge(&slot, &mut state).await;
+            let purged = inner.purge(&entry, &mut state).await;
             drop(state);
-            inner.forget(slot);
+            inner.forget(entry);
             purged
         })
         .await
@@ -94,11 +94,11 @@ impl Tenants {
 impl Inner {
     async fn delete(
         self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        state: &mut SlotState,
+        entry: &Arc<TenantEntry>,
+        state: &mut EntryState,
         grace: Duration,
     ) -> Result<Deletion> {
-        let (around, key) = (&self.around, &slot.key);
+        let (around, key) = (&self.around, &entry.key);
         let Some(head) = around.remote.head(key).await? else {
             let missing = || TenantError::NotFound { key: key.to_string() };
             return around.remote.purged(key).await?.ok_or_else(missing);
@@ -107,7 +107,7 @@ impl Inner {
             return around.remote.shorten_grace(key, grace).await;
         }
         let has_database = state.is_some() || around.cache.has_database(key);
-        let is_sent = has_database && self.send(slot, state).await?;
+        let is_sent = has_database && self.send(entry, state).await?;
         let deletion = delete(around, key, grace).await?;
         if is_sent {
             // Object storage has all of it, for as long as the deletion can be undone.
@@ -118,8 +118,8 @@ impl Inner {
 
     /// Writes a tenant back and closes it. Returns `false` if it is damaged. Its database then
     /// stays, or goes into quarantine.
-    async fn send(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<bool> {
-        let resident = match self.open_in(slot, state, Existence::Required).await {
+    async fn send(self: &Arc<Self>, entry: &Arc<TenantEntry>, state: &mut EntryState) -> Result<bool> {
+        let resident = match self.open_in(entry, state, Existence::Required).await {
             Err(TenantError::Corrupt { .. }) => return Ok(false),
             opened => opened?,
         };
@@ -135,12 +135,12 @@ impl Inner {
         Ok(true)
     }
 
-    async fn purge(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<Deletion> {
-        let deletion = self.around.remote.purge(&slot.key).await?;
+    async fn purge(self: &Arc<Self>, entry: &Arc<TenantEntry>, state: &mut EntryState) -> Result<Deletion> {
+        let deletion = self.around.remote.purge(&entry.key).await?;
         // If the tenant was created again meanwhile, it is another tenant.
-        if self.around.remote.purged(&slot.key).await?.is_some() {
+        if self.around.remote.purged(&entry.key).await?.is_some() {
             give_up(state).await?;
-            self.erase(&slot.key)?;
+            self.erase(&entry.key)?;
         }
         Ok(deletion)
     }

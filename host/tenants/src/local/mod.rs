@@ -12,9 +12,9 @@ mod quarantine;
 mod reapply;
 mod resident;
 mod restore;
-mod slot;
 mod state;
 mod tenant;
+mod tenant_entry;
 mod tenants;
 mod write_back;
 

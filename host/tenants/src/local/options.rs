@@ -292,7 +292,7 @@ impl TenantsBuilder {
     /// - [`TenantError::NoConditions`] if the object storage does not honour conditional writes.
     /// - [`TenantError::Unavailable`] if object storage cannot be reached.
     /// - [`TenantError::CacheInUse`] if another process is using the cache folder.
-    /// - [`TenantError::OtherPlace`] if the cache folder belongs to another location.
+    /// - [`TenantError::OtherLocation`] if the cache folder belongs to another location.
     /// - [`TenantError::Corrupt`] if the record of the location is invalid, in the cache folder or
     ///   in object storage.
     /// - [`TenantError::NewerFormat`] if a newer release of larder wrote that record.

@@ -36,7 +36,7 @@ pub(crate) struct Resident {
     end: watch::Sender<Option<End>>,
     /// The permit of the open tenant. `None` while its uploads fail, so that it does not keep other
     /// tenants from being opened.
-    pub(crate) place: parking_lot::Mutex<Option<OwnedSemaphorePermit>>,
+    pub(crate) permit: parking_lot::Mutex<Option<OwnedSemaphorePermit>>,
     pub(crate) is_stuck: AtomicBool,
     /// Notified when uploads work again.
     pub(crate) recovered: Notify,
@@ -66,7 +66,7 @@ impl Resident {
     pub(crate) async fn open(
         around: Arc<Surroundings>,
         key: TenantKey,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         existence: Existence,
     ) -> Result<(Arc<Self>, Unsent)> {
         hydrate::adopt_leftover(&around, &key).await?;
@@ -75,7 +75,7 @@ impl Resident {
         let keeping = tokio::spawn(keep(lease.clone()));
         let hydrated = hydrate::hydrate(&around, &lease).await;
         let opened = match hydrated {
-            Ok(hydrated) => Self::start(around.clone(), key, place, lease.clone(), hydrated).await,
+            Ok(hydrated) => Self::start(around.clone(), key, permit, lease.clone(), hydrated).await,
             Err(error) => Err(error),
         };
         keeping.abort();
@@ -89,7 +89,7 @@ impl Resident {
     async fn start(
         around: Arc<Surroundings>,
         key: TenantKey,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         lease: Lease,
         hydrated: Hydrated,
     ) -> Result<(Arc<Self>, Unsent)> {
@@ -114,7 +114,7 @@ impl Resident {
             sent: AtomicU64::new(sent),
             checkpointing: tokio::sync::Mutex::new(state),
             end: watch::Sender::new(None),
-            place: parking_lot::Mutex::new(Some(place)),
+            permit: parking_lot::Mutex::new(Some(permit)),
             is_stuck: AtomicBool::new(false),
             recovered: Notify::new(),
         };
@@ -163,7 +163,7 @@ impl Resident {
         if !self.around.options.keep_copies {
             self.remove_copy();
         }
-        self.give_place_back();
+        self.give_permit_back();
         Ok(())
     }
 
@@ -193,29 +193,29 @@ impl Resident {
 
     /// Releases the permit. Users may keep a closed tenant for long, and other tenants must not
     /// wait for them.
-    pub(crate) fn give_place_back(&self) {
-        drop(self.lock_place().take());
+    pub(crate) fn give_permit_back(&self) {
+        drop(self.lock_permit().take());
     }
 
     /// Takes a permit again, unless it has one, its uploads fail again, or it has ended.
-    pub(crate) fn take_place(&self, place: OwnedSemaphorePermit) {
-        let mut own = self.lock_place();
-        if self.lacks_place(&own) {
-            *own = Some(place);
+    pub(crate) fn take_permit(&self, permit: OwnedSemaphorePermit) {
+        let mut own = self.lock_permit();
+        if self.lacks_permit(&own) {
+            *own = Some(permit);
         }
     }
 
     /// Whether it should have a permit and has none.
-    pub(crate) fn needs_place(&self) -> bool {
-        self.lacks_place(&self.lock_place())
+    pub(crate) fn needs_permit(&self) -> bool {
+        self.lacks_permit(&self.lock_permit())
     }
 
-    fn lacks_place(&self, own: &Option<OwnedSemaphorePermit>) -> bool {
+    fn lacks_permit(&self, own: &Option<OwnedSemaphorePermit>) -> bool {
         own.is_none() && self.end.borrow().is_none() && !self.is_stuck.load(Ordering::Acquire)
     }
 
-    fn lock_place(&self) -> parking_lot::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.place.lock()
+    fn lock_permit(&self) -> parking_lot::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.permit.lock()
     }
 
     /// Closes it for its users, whether or not it can be written back.
@@ -230,7 +230,7 @@ impl Resident {
     pub(crate) async fn give_up(&self, end: End) -> Result<()> {
         self.end(end);
         self.store.close().await;
-        self.give_place_back();
+        self.give_permit_back();
         // Running calls get an error from the database. An open snapshot ends a little later.
         let _shut = self.engine.shut(LEAVE_WAIT).await;
         let position = self.engine.database().redo_position().await;

@@ -85,14 +85,14 @@ impl Tenants {
     /// - [`TenantError::InvalidArgument`] if the database is too large to be written back.
     /// - [`TenantError::ShutDown`] after [`Tenants::close`].
     pub async fn restore(&self, key: &TenantKey, point: RestorePoint) -> Result<Restored> {
-        let (slot, mut state) = self.inner.unused_slot(key).await?;
+        let (entry, mut state) = self.inner.unused_entry(key).await?;
         let inner = self.inner.clone();
         to_its_end(async move {
-            let resident = match inner.open_in(&slot, &mut state, Existence::Required).await {
+            let resident = match inner.open_in(&entry, &mut state, Existence::Required).await {
                 Err(damage @ TenantError::Corrupt { .. }) => {
-                    let restored = restore_past_damage(&inner.around, &slot.key, point, damage).await;
+                    let restored = restore_past_damage(&inner.around, &entry.key, point, damage).await;
                     drop(state);
-                    inner.forget(slot);
+                    inner.forget(entry);
                     return restored;
                 }
                 opened => opened?,
@@ -105,7 +105,7 @@ impl Tenants {
             *state = None;
             let outcome = resident.restore(&restored.found).await;
             drop((shut, state));
-            inner.forget(slot);
+            inner.forget(entry);
             outcome.map(|()| restored)
         })
         .await
@@ -133,7 +133,7 @@ impl Resident {
         // If the local copy stays, its epoch tells the next opening that it is not the newest
         // state.
         self.remove_copy();
-        self.give_place_back();
+        self.give_permit_back();
         outcome.map(drop)
     }
 }

@@ -13,7 +13,7 @@ use larder_core::{Error, OpenSnapshots, Store};
 use crate::key::TenantKey;
 use crate::local::engine::SharedEngine;
 use crate::local::resident::Resident;
-use crate::local::slot::Pin;
+use crate::local::tenant_entry::Pin;
 use crate::local::tenants::Tenants;
 
 /// A tenant that is open on this host.

@@ -18,10 +18,10 @@ use crate::lease::Existence;
 use crate::local::cache::CacheFolder;
 use crate::local::options::{LocalOptions, TenantsBuilder};
 use crate::local::resident::{End, Resident};
-use crate::local::slot::{Pin, Slot};
 use crate::local::tenant::Tenant;
+use crate::local::tenant_entry::{Pin, TenantEntry};
 use crate::local::write_back::{keep_lease, write_back};
-use crate::place_id;
+use crate::location_id;
 use crate::remote::Remote;
 use crate::view::TenantView;
 
@@ -46,7 +46,7 @@ const FILES_A_TENANT: u64 = 12;
 /// The files that the rest of the process may have open.
 const FILES_BESIDE: u64 = 256;
 
-pub(crate) type SlotState = OwnedMutexGuard<Option<Arc<Resident>>>;
+pub(crate) type EntryState = OwnedMutexGuard<Option<Arc<Resident>>>;
 
 /// What all open tenants share.
 pub(crate) struct Surroundings {
@@ -70,8 +70,8 @@ pub struct Tenants {
 
 pub(crate) struct Inner {
     pub(crate) around: Arc<Surroundings>,
-    slots: Mutex<HashMap<TenantKey, Arc<Slot>>>,
-    places: Arc<Semaphore>,
+    entries: Mutex<HashMap<TenantKey, Arc<TenantEntry>>>,
+    permits: Arc<Semaphore>,
     /// Notified when the last user of an open tenant drops it.
     left: Arc<Notify>,
     closed: AtomicBool,
@@ -109,13 +109,13 @@ impl Tenants {
         raise_file_limit(local.capacity)?;
         let remote = Remote::new(store, prefix, remote)?;
         let cache = blocking(move || CacheFolder::open(&cache)).await?;
-        place_id::settle(&remote, &cache, remote.probe()).await?;
-        let places = Arc::new(Semaphore::new(local.capacity));
+        location_id::settle(&remote, &cache, remote.probe()).await?;
+        let permits = Arc::new(Semaphore::new(local.capacity));
         let around = Arc::new(Surroundings { remote, cache, options: local, events });
         let inner = Arc::new(Inner {
             around,
-            slots: Mutex::default(),
-            places,
+            entries: Mutex::default(),
+            permits,
             left: Arc::default(),
             closed: AtomicBool::new(false),
         });
@@ -185,14 +185,14 @@ impl Tenants {
     }
 
     async fn get_of(&self, key: &TenantKey, existence: Existence) -> Result<Tenant> {
-        let slot = self.inner.slot(key)?;
-        let state = slot.state.clone().lock_owned().await;
+        let entry = self.inner.entry(key)?;
+        let state = entry.state.clone().lock_owned().await;
         self.inner.check_open()?;
         if let Some(resident) = state.as_ref().filter(|resident| resident.is_usable()) {
-            return Ok(Tenant::new(resident.clone(), Pin::new(&slot)));
+            return Ok(Tenant::new(resident.clone(), Pin::new(&entry)));
         }
         let inner = self.inner.clone();
-        to_its_end(async move { inner.open(slot, state, existence).await }).await
+        to_its_end(async move { inner.open(entry, state, existence).await }).await
     }
 
     /// Opens a read-only view of a tenant as object storage has it.
@@ -219,9 +219,10 @@ impl Tenants {
 
     /// The tenants that are open on this host, sorted by key.
     pub fn resident(&self) -> Vec<TenantKey> {
-        let slots = self.inner.lock_slots();
-        let is_open = |slot: &&Arc<Slot>| slot.state.try_lock().map_or(true, |state| state.is_some());
-        let mut keys: Vec<_> = slots.values().filter(is_open).map(|slot| slot.key.clone()).collect();
+        let entries = self.inner.lock_entries();
+        let is_open =
+            |entry: &&Arc<TenantEntry>| entry.state.try_lock().map_or(true, |state| state.is_some());
+        let mut keys: Vec<_> = entries.values().filter(is_open).map(|entry| entry.key.clone()).collect();
         keys.sort();
         keys
     }
@@ -243,8 +244,8 @@ impl Tenants {
     /// - [`TenantError::Corrupt`] or [`TenantError::Database`] if the database cannot be read.
     /// - [`TenantError::File`] if the cache folder cannot be written.
     pub async fn checkpoint(&self, key: &TenantKey) -> Result<bool> {
-        let Some(slot) = self.inner.known_slot(key) else { return Ok(false) };
-        let resident = slot.state.lock().await.clone();
+        let Some(entry) = self.inner.known_entry(key) else { return Ok(false) };
+        let resident = entry.state.lock().await.clone();
         match resident {
             None => Ok(false),
             Some(resident) => {
@@ -274,9 +275,9 @@ impl Tenants {
     /// - [`TenantError::Corrupt`] or [`TenantError::Database`] if the database cannot be read.
     /// - [`TenantError::File`] if the cache folder cannot be written.
     pub async fn evict(&self, key: &TenantKey) -> Result<bool> {
-        match self.inner.known_slot(key) {
+        match self.inner.known_entry(key) {
             None => Ok(false),
-            Some(slot) => self.inner.evict(slot).await,
+            Some(entry) => self.inner.evict(entry).await,
         }
     }
 
@@ -290,10 +291,10 @@ impl Tenants {
     /// and their databases stay on this host's disk.
     pub async fn close(&self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Release);
-        let slots: Vec<_> = self.inner.lock_slots().values().cloned().collect();
-        let closed = futures_util::stream::iter(slots).map(|slot| async move {
-            let key = slot.key.clone();
-            let outcome = to_its_end(async move { slot.close().await }).await;
+        let entries: Vec<_> = self.inner.lock_entries().values().cloned().collect();
+        let closed = futures_util::stream::iter(entries).map(|entry| async move {
+            let key = entry.key.clone();
+            let outcome = to_its_end(async move { entry.close().await }).await;
             outcome.err().map(|error| (key, error))
         });
         let mut failed: Vec<_> =
@@ -321,8 +322,8 @@ impl std::fmt::Debug for Tenants {
 impl Drop for Inner {
     /// Ends the tasks of open tenants. No caller can reach those tenants any more.
     fn drop(&mut self) {
-        for slot in self.lock_slots().values() {
-            if let Ok(state) = slot.state.try_lock()
+        for entry in self.lock_entries().values() {
+            if let Ok(state) = entry.state.try_lock()
                 && let Some(resident) = state.as_ref()
             {
                 resident.end(End::Closed);
@@ -335,33 +336,33 @@ impl Inner {
     /// Opens a tenant that is not open, or that cannot stay open.
     async fn open(
         self: Arc<Self>,
-        slot: Arc<Slot>,
-        mut state: SlotState,
+        entry: Arc<TenantEntry>,
+        mut state: EntryState,
         existence: Existence,
     ) -> Result<Tenant> {
-        let resident = self.open_in(&slot, &mut state, existence).await?;
-        Ok(Tenant::new(resident, Pin::new(&slot)))
+        let resident = self.open_in(&entry, &mut state, existence).await?;
+        Ok(Tenant::new(resident, Pin::new(&entry)))
     }
 
-    /// Returns the open tenant of a slot whose state the caller holds. Opens it if it is not open
+    /// Returns the open tenant of an entry whose state the caller holds. Opens it if it is not open
     /// or cannot stay open.
     pub(crate) async fn open_in(
         self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        state: &mut SlotState,
+        entry: &Arc<TenantEntry>,
+        state: &mut EntryState,
         existence: Existence,
     ) -> Result<Arc<Resident>> {
         if let Some(resident) = state.as_ref().filter(|resident| resident.is_usable()) {
             return Ok(resident.clone());
         }
         give_up(state).await?;
-        let place = self.place().await?;
+        let permit = self.permit().await?;
         let (resident, unsent) =
-            Resident::open(self.around.clone(), slot.key.clone(), place, existence).await?;
+            Resident::open(self.around.clone(), entry.key.clone(), permit, existence).await?;
         tokio::spawn(keep_lease(resident.clone()));
         tokio::spawn(write_back(resident.clone(), unsent));
         tokio::spawn(await_end(Arc::downgrade(self), resident.clone()));
-        tokio::spawn(retake_place(Arc::downgrade(self), resident.clone()));
+        tokio::spawn(retake_permit(Arc::downgrade(self), resident.clone()));
         **state = Some(resident.clone());
         Ok(resident)
     }
@@ -372,31 +373,31 @@ impl Inner {
     /// The tenant is not pinned, so it can be evicted. If it was deleted and purged, what this host
     /// still has of it is erased.
     async fn recover(self: &Arc<Self>, key: &TenantKey) -> Result<()> {
-        let slot = self.slot(key)?;
-        let mut state = slot.state.clone().lock_owned().await;
+        let entry = self.entry(key)?;
+        let mut state = entry.state.clone().lock_owned().await;
         self.check_open()?;
         let inner = self.clone();
         to_its_end(async move {
-            let recovered = inner.recover_in(&slot, &mut state).await;
+            let recovered = inner.recover_in(&entry, &mut state).await;
             drop(state);
-            inner.forget(slot);
+            inner.forget(entry);
             recovered
         })
         .await
     }
 
-    async fn recover_in(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut SlotState) -> Result<()> {
-        let opened = match self.around.cache.has_database(&slot.key) {
-            true => self.open_in(slot, state, Existence::Required).await.map(drop),
+    async fn recover_in(self: &Arc<Self>, entry: &Arc<TenantEntry>, state: &mut EntryState) -> Result<()> {
+        let opened = match self.around.cache.has_database(&entry.key) {
+            true => self.open_in(entry, state, Existence::Required).await.map(drop),
             // The cache folder has only a quarantined database of the tenant.
-            false => Err(TenantError::NotFound { key: slot.key.to_string() }),
+            false => Err(TenantError::NotFound { key: entry.key.to_string() }),
         };
         match opened {
             Err(missing @ TenantError::NotFound { .. }) => {
-                if state.is_some() || self.around.remote.purged(&slot.key).await?.is_none() {
-                    return if self.around.cache.has_database(&slot.key) { Err(missing) } else { Ok(()) };
+                if state.is_some() || self.around.remote.purged(&entry.key).await?.is_none() {
+                    return if self.around.cache.has_database(&entry.key) { Err(missing) } else { Ok(()) };
                 }
-                self.erase(&slot.key)
+                self.erase(&entry.key)
             }
             opened => opened,
         }
@@ -408,44 +409,44 @@ impl Inner {
 
     /// A panic elsewhere cannot leave the map inconsistent: each use is a single insert, removal or
     /// lookup.
-    fn lock_slots(&self) -> MutexGuard<'_, HashMap<TenantKey, Arc<Slot>>> {
-        self.slots.lock()
+    fn lock_entries(&self) -> MutexGuard<'_, HashMap<TenantKey, Arc<TenantEntry>>> {
+        self.entries.lock()
     }
 
-    pub(crate) fn slot(&self, key: &TenantKey) -> Result<Arc<Slot>> {
+    pub(crate) fn entry(&self, key: &TenantKey) -> Result<Arc<TenantEntry>> {
         self.check_open()?;
-        let make = || Arc::new(Slot::new(key.clone(), self.left.clone()));
-        Ok(self.lock_slots().entry(key.clone()).or_insert_with(make).clone())
+        let make = || Arc::new(TenantEntry::new(key.clone(), self.left.clone()));
+        Ok(self.lock_entries().entry(key.clone()).or_insert_with(make).clone())
     }
 
-    /// Returns the slot of a tenant that is not in use on this host, with its locked state.
-    pub(crate) async fn unused_slot(&self, key: &TenantKey) -> Result<(Arc<Slot>, SlotState)> {
-        let slot = self.slot(key)?;
-        let state = slot.state.clone().lock_owned().await;
+    /// Returns the entry of a tenant that is not in use on this host, with its locked state.
+    pub(crate) async fn unused_entry(&self, key: &TenantKey) -> Result<(Arc<TenantEntry>, EntryState)> {
+        let entry = self.entry(key)?;
+        let state = entry.state.clone().lock_owned().await;
         self.check_open()?;
-        match slot.is_pinned() {
+        match entry.is_pinned() {
             true => Err(TenantError::InUse { key: key.to_string() }),
-            false => Ok((slot, state)),
+            false => Ok((entry, state)),
         }
     }
 
-    fn known_slot(&self, key: &TenantKey) -> Option<Arc<Slot>> {
-        self.lock_slots().get(key).cloned()
+    fn known_entry(&self, key: &TenantKey) -> Option<Arc<TenantEntry>> {
+        self.lock_entries().get(key).cloned()
     }
 
-    /// Removes a slot that is not in use. All clones come from the map, so no new one can appear
+    /// Removes an entry that is not in use. All clones come from the map, so no new one can appear
     /// while the map is locked.
-    pub(crate) fn forget(&self, slot: Arc<Slot>) {
-        let mut slots = self.lock_slots();
-        let is_closed = slot.state.try_lock().is_ok_and(|state| state.is_none());
+    pub(crate) fn forget(&self, entry: Arc<TenantEntry>) {
+        let mut entries = self.lock_entries();
+        let is_closed = entry.state.try_lock().is_ok_and(|state| state.is_none());
         // One in the map, and this one.
-        if is_closed && Arc::strong_count(&slot) == 2 {
-            slots.remove(&slot.key);
+        if is_closed && Arc::strong_count(&entry) == 2 {
+            entries.remove(&entry.key);
         }
     }
 
     /// Acquires the permit for one more open tenant.
-    async fn place(self: &Arc<Self>) -> Result<OwnedSemaphorePermit> {
+    async fn permit(self: &Arc<Self>) -> Result<OwnedSemaphorePermit> {
         let options = &self.around.options;
         let full = |_| TenantError::Full { capacity: options.capacity };
         tokio::time::timeout(options.room_wait, self.make_room()).await.map_err(full)
@@ -457,12 +458,12 @@ impl Inner {
             tokio::pin!(left);
             // From here on, no notification is missed.
             left.as_mut().enable();
-            if let Ok(place) = self.places.clone().try_acquire_owned() {
-                return place;
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                return permit;
             }
-            if let Some(slot) = self.least_recently_used() {
-                let key = slot.key.clone();
-                match self.evict(slot).await {
+            if let Some(entry) = self.least_recently_used() {
+                let key = entry.key.clone();
+                match self.evict(entry).await {
                     Ok(_) | Err(TenantError::InUse { .. }) => {}
                     // The tenant stays open, but its permit is free for another tenant, which must
                     // not fail because of it.
@@ -475,45 +476,45 @@ impl Inner {
                 // A tenant whose state was locked for a moment does not count as evictable, so look
                 // again.
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                Ok(place) = self.places.clone().acquire_owned() => return place,
+                Ok(permit) = self.permits.clone().acquire_owned() => return permit,
             }
         }
     }
 
-    fn least_recently_used(&self) -> Option<Arc<Slot>> {
-        let slots = self.lock_slots();
-        let is_evictable = |slot: &&Arc<Slot>| {
-            !slot.is_pinned()
-                && slot.state.try_lock().is_ok_and(|state| {
+    fn least_recently_used(&self) -> Option<Arc<TenantEntry>> {
+        let entries = self.lock_entries();
+        let is_evictable = |entry: &&Arc<TenantEntry>| {
+            !entry.is_pinned()
+                && entry.state.try_lock().is_ok_and(|state| {
                     let is_stuck = |resident: &Arc<Resident>| resident.is_stuck.load(Ordering::Acquire);
                     state.as_ref().is_some_and(|resident| !is_stuck(resident))
                 })
         };
-        slots.values().filter(is_evictable).min_by_key(|slot| slot.last_used()).cloned()
+        entries.values().filter(is_evictable).min_by_key(|entry| entry.last_used()).cloned()
     }
 
     async fn note_failed_eviction(&self, key: &TenantKey, error: TenantError) {
-        let Some(slot) = self.known_slot(key) else { return };
-        if let Some(resident) = slot.state.lock().await.as_ref() {
+        let Some(entry) = self.known_entry(key) else { return };
+        if let Some(resident) = entry.state.lock().await.as_ref() {
             resident.note_write_back(false);
             resident.report("evict", error.into());
         }
     }
 
     /// Writes a tenant back and closes it. Returns `false` if it was not open.
-    async fn evict(self: &Arc<Self>, slot: Arc<Slot>) -> Result<bool> {
+    async fn evict(self: &Arc<Self>, entry: Arc<TenantEntry>) -> Result<bool> {
         let inner = self.clone();
         to_its_end(async move {
-            let was_open = slot.evict().await?;
-            // This call keeps no other clone of the slot now.
-            inner.forget(slot);
+            let was_open = entry.evict().await?;
+            // This call keeps no other clone of the entry now.
+            inner.forget(entry);
             Ok(was_open)
         })
         .await
     }
 }
 
-impl Slot {
+impl TenantEntry {
     async fn evict(&self) -> Result<bool> {
         let mut state = self.state.lock().await;
         let Some(resident) = state.as_ref() else { return Ok(false) };
@@ -575,8 +576,8 @@ async fn await_end(inner: Weak<Inner>, resident: Arc<Resident>) {
         return;
     }
     let Some(inner) = inner.upgrade() else { return };
-    let Some(slot) = inner.known_slot(&resident.key) else { return };
-    let mut state = slot.state.lock().await;
+    let Some(entry) = inner.known_entry(&resident.key) else { return };
+    let mut state = entry.state.lock().await;
     if state.as_ref().is_some_and(|current| Arc::ptr_eq(current, &resident))
         && let Err(error) = give_up(&mut state).await
     {
@@ -586,19 +587,19 @@ async fn await_end(inner: Weak<Inner>, resident: Arc<Resident>) {
 
 /// Acquires a permit again for a tenant whose uploads failed and have recovered. As for a tenant
 /// that is opened, another one may have to be evicted.
-async fn retake_place(inner: Weak<Inner>, resident: Arc<Resident>) {
+async fn retake_permit(inner: Weak<Inner>, resident: Arc<Resident>) {
     let mut end = resident.watch_end();
     loop {
         tokio::select! {
             _ = end.wait_for(Option::is_some) => return,
             () = resident.recovered.notified() => {}
         }
-        while resident.needs_place() {
+        while resident.needs_permit() {
             let Some(inner) = inner.upgrade() else { return };
             // Each attempt is short. While it runs it keeps the host alive, so it would delay
             // noticing a drop of the last handle.
-            if let Ok(place) = tokio::time::timeout(RETAKE, inner.make_room()).await {
-                resident.take_place(place);
+            if let Ok(permit) = tokio::time::timeout(RETAKE, inner.make_room()).await {
+                resident.take_permit(permit);
             }
         }
     }
@@ -611,17 +612,17 @@ async fn evict_idle(inner: Weak<Inner>, idle: Duration) {
         if inner.check_open().is_err() {
             return;
         }
-        let is_idle = |slot: &&Arc<Slot>| !slot.is_pinned() && slot.last_used().elapsed() >= idle;
-        let slots: Vec<_> = inner.lock_slots().values().filter(is_idle).cloned().collect();
-        let evicted = futures_util::stream::iter(slots).map(|slot| {
+        let is_idle = |entry: &&Arc<TenantEntry>| !entry.is_pinned() && entry.last_used().elapsed() >= idle;
+        let entries: Vec<_> = inner.lock_entries().values().filter(is_idle).cloned().collect();
+        let evicted = futures_util::stream::iter(entries).map(|entry| {
             let inner = inner.clone();
             async move {
                 // It may have been used since, and then it stays open.
-                if slot.last_used().elapsed() < idle {
+                if entry.last_used().elapsed() < idle {
                     return;
                 }
-                let key = slot.key.clone();
-                match inner.evict(slot).await {
+                let key = entry.key.clone();
+                match inner.evict(entry).await {
                     Ok(_) | Err(TenantError::InUse { .. }) => {}
                     Err(error) => inner.note_failed_eviction(&key, error).await,
                 }
@@ -731,11 +732,11 @@ mod tests {
         for number in 0..5 {
             tenants.get(&format!("acme/users/u{number}").parse().unwrap()).await.unwrap();
         }
-        assert_eq!(tenants.inner.lock_slots().len(), 2);
+        assert_eq!(tenants.inner.lock_entries().len(), 2);
         for key in tenants.resident() {
             assert!(tenants.evict(&key).await.unwrap());
         }
-        assert!(tenants.inner.lock_slots().is_empty());
+        assert!(tenants.inner.lock_entries().is_empty());
     }
 
     #[tokio::test]
@@ -744,7 +745,7 @@ mod tests {
         let tenants = tenants(&folder, 1).await;
         let (ann, bob) = ("acme/users/ann".parse().unwrap(), "acme/users/bob".parse().unwrap());
         tenants.get(&ann).await.unwrap();
-        let looking = tenants.inner.known_slot(&ann).unwrap().state.clone().lock_owned().await;
+        let looking = tenants.inner.known_entry(&ann).unwrap().state.clone().lock_owned().await;
         let waiting = tokio::spawn({
             let tenants = tenants.clone();
             async move { tenants.get(&bob).await.map(drop) }

@@ -108,7 +108,7 @@ impl Resident {
     pub(crate) fn note_write_back(&self, worked: bool) {
         let was_stuck = self.is_stuck.swap(!worked, Ordering::AcqRel);
         if !worked {
-            self.give_place_back();
+            self.give_permit_back();
         } else if was_stuck {
             self.recovered.notify_one();
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use larder_core::Error;
 use sha2::{Digest, Sha256};
 
-use crate::dsn::{Place, TenantsDsn, azure_account, s3_endpoint};
+use crate::dsn::{Location, TenantsDsn, azure_account, s3_endpoint};
 use crate::error::Result;
 use crate::local::{CacheFolder, TenantsBuilder};
 use crate::remote::Remote;
@@ -18,25 +18,25 @@ impl TenantsDsn {
     ///
     /// Every data-source name of the location has the same one. It is a hash, so it reveals no
     /// secret.
-    pub fn place_name(&self) -> String {
+    pub fn location_name(&self) -> String {
         let text = |part: &str| Some(part.to_string());
-        let place = match &self.place {
-            Place::Folder(folder) => {
+        let location = match &self.location {
+            Location::Folder(folder) => {
                 // With or without a slash at the end, it is the same folder.
                 let folder: PathBuf = folder.components().collect();
                 vec![text("file"), text(&folder.to_string_lossy())]
             }
-            Place::S3 { bucket, endpoint, .. } => {
+            Location::S3 { bucket, endpoint, .. } => {
                 vec![text("s3"), text(bucket), s3_endpoint(endpoint.as_deref())]
             }
-            Place::Azure { container, account, endpoint } => {
+            Location::Azure { container, account, endpoint } => {
                 let [account, endpoint] = azure_account(account.as_deref(), endpoint.as_deref());
                 vec![text("az"), text(container), account, endpoint]
             }
-            Place::Gcs { bucket } => vec![text("gs"), text(bucket)],
+            Location::Gcs { bucket } => vec![text("gs"), text(bucket)],
         };
         let mut hash = Sha256::new();
-        for part in place.into_iter().chain([text(self.prefix.as_ref())]) {
+        for part in location.into_iter().chain([text(self.prefix.as_ref())]) {
             let part = part.unwrap_or_default();
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
@@ -62,7 +62,7 @@ impl TenantsDsn {
                 )
             })?,
         };
-        Ok(if CacheFolder::is_at(&folder) { folder } else { folder.join(self.place_name()) })
+        Ok(if CacheFolder::is_at(&folder) { folder } else { folder.join(self.location_name()) })
     }
 
     /// Opens the tenants in object storage without a cache folder.
@@ -125,11 +125,11 @@ mod tests {
 
     #[test]
     fn a_place_has_one_name_whatever_its_options_and_every_other_another() {
-        let name = dsn("tenants+file:///srv/a").place_name();
+        let name = dsn("tenants+file:///srv/a").location_name();
         assert_eq!(name.len(), 16);
-        assert_eq!(dsn("tenants+file:///srv/a/?scope=org&durability=object").place_name(), name);
+        assert_eq!(dsn("tenants+file:///srv/a/?scope=org&durability=object").location_name(), name);
         let s3 = "tenants+s3://b/p?endpoint=http://127.0.0.1:1";
-        let places = [
+        let locations = [
             "tenants+file:///srv/b",
             "tenants+s3://b",
             "tenants+s3://b/p",
@@ -139,24 +139,24 @@ mod tests {
             "tenants+az://b/p",
             "tenants+az://b/p?account=me",
         ];
-        let mut names: Vec<_> = places.iter().map(|place| dsn(place).place_name()).collect();
+        let mut names: Vec<_> = locations.iter().map(|location| dsn(location).location_name()).collect();
         names.push(name);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), places.len() + 1);
-        assert_eq!(dsn(s3).place_name(), dsn(&format!("{s3}&region=eu-west-1")).place_name());
+        assert_eq!(names.len(), locations.len() + 1);
+        assert_eq!(dsn(s3).location_name(), dsn(&format!("{s3}&region=eu-west-1")).location_name());
     }
 
     #[test]
-    fn a_folder_that_is_a_cache_folder_is_used_itself_and_others_hold_one_a_place() {
+    fn a_folder_that_is_a_cache_folder_is_used_itself_and_others_hold_one_a_location() {
         let folder = tempfile::tempdir().unwrap();
-        let place = dsn("tenants+file:///srv/a");
-        let below = folder.path().join(place.place_name());
-        assert_eq!(place.cache_folder(Some(folder.path())).unwrap(), below);
+        let location = dsn("tenants+file:///srv/a");
+        let below = folder.path().join(location.location_name());
+        assert_eq!(location.cache_folder(Some(folder.path())).unwrap(), below);
         assert_eq!(CacheFolder::find(folder.path()).unwrap(), [] as [PathBuf; 0]);
         drop(CacheFolder::open(&below).unwrap());
-        assert_eq!(place.cache_folder(Some(folder.path())).unwrap(), below);
-        assert_eq!(place.cache_folder(Some(&below)).unwrap(), below);
+        assert_eq!(location.cache_folder(Some(folder.path())).unwrap(), below);
+        assert_eq!(location.cache_folder(Some(&below)).unwrap(), below);
         let own = dsn(&format!("tenants+file:///srv/a?cache={}", below.display()));
         assert_eq!(own.cache_folder(Some(Path::new("/elsewhere"))).unwrap(), below);
         assert_eq!(CacheFolder::find(folder.path()).unwrap(), CacheFolder::find(&below).unwrap());

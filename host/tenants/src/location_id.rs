@@ -23,14 +23,15 @@ pub(crate) const MAX_NOTE_BYTES: u64 = 1024;
 /// location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct PlaceNote {
+pub(crate) struct LocationNote {
     format: u64,
-    place: WriteId,
+    #[serde(rename = "place")]
+    location: WriteId,
 }
 
-impl PlaceNote {
-    pub(crate) fn new(place: WriteId) -> Self {
-        Self { format: FORMAT, place }
+impl LocationNote {
+    pub(crate) fn new(location: WriteId) -> Self {
+        Self { format: FORMAT, location }
     }
 
     /// Parses a record. `whose` is its path, for errors.
@@ -41,7 +42,7 @@ impl PlaceNote {
         if format > FORMAT {
             return Err(TenantError::NewerFormat { key: whose.to_string(), format, supported: FORMAT });
         }
-        Ok(serde_json::from_slice::<Self>(bytes).map_err(corrupt)?.place)
+        Ok(serde_json::from_slice::<Self>(bytes).map_err(corrupt)?.location)
     }
 
     pub(crate) fn to_bytes(self) -> Result<Vec<u8>> {
@@ -63,11 +64,11 @@ pub(crate) async fn settle(
     cache: &CacheFolder,
     probe: impl Future<Output = Result<()>>,
 ) -> Result<()> {
-    let (recorded, found) = (cache.place()?, remote.place().await?);
+    let (recorded, found) = (cache.location()?, remote.location().await?);
     if let Some(recorded) = recorded
         && found != Some(recorded)
     {
-        return Err(TenantError::OtherPlace {
+        return Err(TenantError::OtherLocation {
             folder: cache.folder().display().to_string(),
             recorded: recorded.to_string(),
             found: found.map(|found| found.to_string()),
@@ -75,35 +76,35 @@ pub(crate) async fn settle(
     }
     probe.await?;
     if recorded.is_none() {
-        let place = match found {
+        let location = match found {
             Some(found) => found,
-            None => remote.make_place().await?,
+            None => remote.make_location().await?,
         };
-        cache.record_place(place)?;
+        cache.record_location(location)?;
     }
     Ok(())
 }
 
 impl Remote {
-    fn place_path(&self) -> ObjectPath {
+    fn location_path(&self) -> ObjectPath {
         self.objects().path(NAME)
     }
 
     /// The id of the location. `None` if no host has created one.
-    async fn place(&self) -> Result<Option<WriteId>> {
-        let path = self.place_path();
+    async fn location(&self) -> Result<Option<WriteId>> {
+        let path = self.location_path();
         let found = self.objects().get(&path, MAX_NOTE_BYTES).await?;
-        found.map(|found| PlaceNote::parse(path.as_ref(), &found.bytes)).transpose()
+        found.map(|found| LocationNote::parse(path.as_ref(), &found.bytes)).transpose()
     }
 
     /// Creates the id of the location. Returns the existing one if another host came first.
-    async fn make_place(&self) -> Result<WriteId> {
-        let (path, place) = (self.place_path(), WriteId::random());
-        let bytes = Bytes::from(PlaceNote::new(place).to_bytes()?);
+    async fn make_location(&self) -> Result<WriteId> {
+        let (path, location) = (self.location_path(), WriteId::random());
+        let bytes = Bytes::from(LocationNote::new(location).to_bytes()?);
         let own = bytes.clone();
         match self.objects().create(&path, bytes, move |found| found == own, MAX_NOTE_BYTES).await? {
-            Written::Done(_) => Ok(place),
-            Written::Lost(Some(found)) => PlaceNote::parse(path.as_ref(), &found.bytes),
+            Written::Done(_) => Ok(location),
+            Written::Lost(Some(found)) => LocationNote::parse(path.as_ref(), &found.bytes),
             Written::Lost(None) => {
                 let reason = format!("{path} can neither be created nor read");
                 Err(TenantError::Unavailable { reason, cause: None })
@@ -118,13 +119,13 @@ mod tests {
 
     #[test]
     fn a_note_is_read_back_and_what_is_none_is_told_apart() {
-        let place = WriteId::random();
-        let bytes = PlaceNote::new(place).to_bytes().unwrap();
-        assert_eq!(PlaceNote::parse(NAME, &bytes).unwrap(), place);
-        let newer = PlaceNote::parse(NAME, b"{\"format\":2,\"more\":1}").unwrap_err();
+        let location = WriteId::random();
+        let bytes = LocationNote::new(location).to_bytes().unwrap();
+        assert_eq!(LocationNote::parse(NAME, &bytes).unwrap(), location);
+        let newer = LocationNote::parse(NAME, b"{\"format\":2,\"more\":1}").unwrap_err();
         assert!(matches!(newer, TenantError::NewerFormat { format: 2, supported: 1, .. }), "{newer}");
         for wrong in [&b""[..], b"{\"format\":1}", b"{\"format\":1,\"place\":\"x\"}", b"[1]"] {
-            let error = PlaceNote::parse(NAME, wrong).unwrap_err();
+            let error = LocationNote::parse(NAME, wrong).unwrap_err();
             assert!(matches!(&error, TenantError::Corrupt { key, .. } if key == NAME), "{error}");
         }
     }

@@ -47,17 +47,17 @@ async fn objects(store: &dyn ObjectStore) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-fn place(note: &[u8]) -> String {
+fn location(note: &[u8]) -> String {
     let note: serde_json::Value = serde_json::from_slice(note).unwrap();
     note["place"].as_str().unwrap().to_string()
 }
 
 fn recorded(world: &World, cache: &str) -> Option<String> {
-    std::fs::read(world.cache(cache).join(".place.json")).ok().map(|note| place(&note))
+    std::fs::read(world.cache(cache).join(".place.json")).ok().map(|note| location(&note))
 }
 
-async fn of_place(world: &World) -> String {
-    place(&world.objects.get(&NOTE.into()).await.unwrap().bytes().await.unwrap())
+async fn location_of(world: &World) -> String {
+    location(&world.objects.get(&NOTE.into()).await.unwrap().bytes().await.unwrap())
 }
 
 /// A world with the cache folder `left` of a killed host that had not sent everything.
@@ -72,9 +72,9 @@ async fn with_leftover() -> World {
 }
 
 #[tokio::test]
-async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched() {
+async fn a_cache_folder_of_another_location_is_refused_and_neither_side_is_touched() {
     let world = with_leftover().await;
-    let own = of_place(&world).await;
+    let own = location_of(&world).await;
     let left = files(&world.cache("left"));
     // A location without tenants, and one with a tenant of the same name.
     let other = World::new();
@@ -83,12 +83,12 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
     b.close().await.unwrap();
     let others = [
         (FaultyStore::new(Arc::new(InMemory::new())), None),
-        (other.objects.clone(), Some(of_place(&other).await)),
+        (other.objects.clone(), Some(location_of(&other).await)),
     ];
     for (store, expected) in others {
         let before = objects(&store).await;
         let refused = world.builder_over(&store, "left").open().await.unwrap_err();
-        let TenantError::OtherPlace { folder, recorded, found } = &refused else { panic!("{refused}") };
+        let TenantError::OtherLocation { folder, recorded, found } = &refused else { panic!("{refused}") };
         assert_eq!(Path::new(folder), world.cache("left").canonicalize().unwrap());
         assert_eq!((recorded, found), (&own, &expected));
         let sentence = refused.to_string();
@@ -101,7 +101,7 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
         assert!(files(&world.cache("left")) == left, "the cache folder was changed");
     }
     let elsewhere = world.builder("left").prefix(ObjectPath::from("else/where")).open().await.unwrap_err();
-    assert!(matches!(elsewhere, TenantError::OtherPlace { found: None, .. }), "{elsewhere}");
+    assert!(matches!(elsewhere, TenantError::OtherLocation { found: None, .. }), "{elsewhere}");
     // At its own location, its commits are sent.
     let next = world.host("left").await;
     assert_eq!(get_in(&next, &ann(), "unsent").await.as_deref(), Some("2"));
@@ -110,7 +110,7 @@ async fn a_cache_folder_of_another_place_is_refused_and_neither_side_is_touched(
 }
 
 #[tokio::test]
-async fn hosts_that_come_first_and_at_once_agree_on_the_place() {
+async fn hosts_that_come_first_and_at_once_agree_on_the_location() {
     let world = World::new();
     // By then, all of them have seen that there is no id.
     let slowly = Fault::Delay(Duration::from_millis(100));
@@ -118,27 +118,27 @@ async fn hosts_that_come_first_and_at_once_agree_on_the_place() {
     let names: Vec<_> = (0..8).map(|number| format!("host-{number}")).collect();
     let opened = join_all(names.iter().map(|name| world.builder(name).open())).await;
     assert!(opened.iter().all(Result::is_ok));
-    let place = of_place(&world).await;
+    let location = location_of(&world).await;
     for name in &names {
-        assert_eq!(recorded(&world, name).as_deref(), Some(place.as_str()), "{name}");
+        assert_eq!(recorded(&world, name).as_deref(), Some(location.as_str()), "{name}");
     }
 }
 
 #[tokio::test]
-async fn the_place_is_known_also_where_the_answer_to_its_making_is_lost_late_or_wrong() {
+async fn the_location_is_known_also_where_the_answer_to_its_making_is_lost_late_or_wrong() {
     let late = Fault::DoneLate(Duration::from_millis(10));
     for fault in [Fault::Fail, Fault::LoseAnswer, Fault::DenyOwnSuccess, Fault::Hang, Fault::HangAfter, late]
     {
         let world = World::new();
         world.objects.add(Rule::next(Operation::Put, NOTE, fault));
         world.host("a").await.close().await.unwrap();
-        assert_eq!(recorded(&world, "a"), Some(of_place(&world).await), "{fault:?}");
+        assert_eq!(recorded(&world, "a"), Some(location_of(&world).await), "{fault:?}");
         world.host("a").await.close().await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_place_that_can_not_be_learned_is_unavailable_and_nothing_is_recorded() {
+async fn a_location_that_can_not_be_learned_is_unavailable_and_nothing_is_recorded() {
     let faults = [
         (Operation::Get, Fault::Hang),
         (Operation::Get, Fault::Fail),
@@ -157,12 +157,12 @@ async fn a_place_that_can_not_be_learned_is_unavailable_and_nothing_is_recorded(
         assert_eq!(recorded(&world, "a"), None, "{operation:?} {fault:?}");
         world.objects.clear();
         world.host("a").await.close().await.unwrap();
-        assert_eq!(recorded(&world, "a"), Some(of_place(&world).await), "{operation:?} {fault:?}");
+        assert_eq!(recorded(&world, "a"), Some(location_of(&world).await), "{operation:?} {fault:?}");
     }
 }
 
 #[tokio::test]
-async fn a_place_and_a_cache_folder_from_before_places_were_noted_get_one() {
+async fn a_location_and_a_cache_folder_from_before_locations_were_noted_get_one() {
     for is_known in [false, true] {
         let world = with_leftover().await;
         std::fs::remove_file(world.cache("left").join(".place.json")).unwrap();
@@ -170,7 +170,7 @@ async fn a_place_and_a_cache_folder_from_before_places_were_noted_get_one() {
             world.objects.delete(&NOTE.into()).await.unwrap();
         }
         let next = world.host("left").await;
-        assert_eq!(recorded(&world, "left"), Some(of_place(&world).await));
+        assert_eq!(recorded(&world, "left"), Some(location_of(&world).await));
         assert_eq!(get_in(&next, &ann(), "unsent").await.as_deref(), Some("2"));
     }
 }

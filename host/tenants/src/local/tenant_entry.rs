@@ -1,4 +1,4 @@
-//! The slot of one tenant on a host, whether or not it is open.
+//! What a host knows of one tenant, whether or not it is open.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::key::TenantKey;
 use crate::local::resident::Resident;
 
-pub(crate) struct Slot {
+pub(crate) struct TenantEntry {
     pub(crate) key: TenantKey,
     /// Held while the tenant is opened or given up. Other calls for the same tenant wait, and calls
     /// for other tenants do not.
@@ -22,7 +22,7 @@ pub(crate) struct Slot {
     left: Arc<Notify>,
 }
 
-impl Slot {
+impl TenantEntry {
     pub(crate) fn new(key: TenantKey, left: Arc<Notify>) -> Self {
         Self {
             key,
@@ -47,14 +47,14 @@ impl Slot {
 }
 
 /// Keeps a tenant open while it exists.
-pub(crate) struct Pin(Arc<Slot>);
+pub(crate) struct Pin(Arc<TenantEntry>);
 
 impl Pin {
-    /// Pins the tenant. The caller must hold the slot's state.
-    pub(crate) fn new(slot: &Arc<Slot>) -> Self {
-        slot.pins.fetch_add(1, Ordering::AcqRel);
-        slot.touch();
-        Self(slot.clone())
+    /// Pins the tenant. The caller must hold the entry's state.
+    pub(crate) fn new(entry: &Arc<TenantEntry>) -> Self {
+        entry.pins.fetch_add(1, Ordering::AcqRel);
+        entry.touch();
+        Self(entry.clone())
     }
 }
 
