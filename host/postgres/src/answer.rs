@@ -7,14 +7,14 @@ use tokio::time::timeout;
 
 use crate::error::{Failure, Result};
 use crate::session::Session;
-use crate::silence::ANSWER_MAX;
+use crate::silence::SILENT_AFTER;
 
 /// How often to probe a server that has not responded yet.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs work in a session for up to `max`. Returns `None` if it did not complete.
 ///
-/// If the server has not responded after [`ANSWER_MAX`], this probes it, and again after each
+/// If the server has not responded after [`SILENT_AFTER`], this probes it, and again after each
 /// [`PROBE_INTERVAL`]. Otherwise the work would wait for a silent server until `max`.
 pub(crate) async fn answered<T>(
     session: &mut Session,
@@ -23,7 +23,7 @@ pub(crate) async fn answered<T>(
 ) -> Option<T> {
     let prober = session.prober();
     let mut work = pin!(work(session));
-    let (mut pause, mut left) = (ANSWER_MAX, max);
+    let (mut pause, mut left) = (SILENT_AFTER, max);
     loop {
         if let Ok(outcome) = timeout(pause.min(left), work.as_mut()).await {
             return Some(outcome);

@@ -310,9 +310,9 @@ fn current_rows<'a>(
         if column::<Option<i64>>(row, "version")?.is_none() {
             continue;
         }
-        let place =
+        let index =
             usize::try_from(unsigned(row, "position")?).ok().and_then(|position| position.checked_sub(1));
-        let key = place.and_then(|place| asked.get(place));
+        let key = index.and_then(|index| asked.get(index));
         let key =
             key.ok_or_else(|| Failure::corrupt("the database returned a row that was not requested"))?;
         let found = CurrentRow {

@@ -68,7 +68,7 @@ pub(crate) struct Connections {
     /// One permit for each connection, `pool_size` in total.
     turns: FairSemaphore,
     /// One permit for each snapshot, `pool_snapshots` in total.
-    places: FairSemaphore,
+    snapshot_permits: FairSemaphore,
     /// One permit for large commits. Several at a time would take the server's CPU time from all
     /// other calls.
     large: FairSemaphore,
@@ -105,7 +105,7 @@ impl Connections {
             pool,
             access,
             turns: FairSemaphore::new(connections),
-            places: FairSemaphore::new(snapshots),
+            snapshot_permits: FairSemaphore::new(snapshots),
             large: FairSemaphore::new(1),
             snapshots: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -150,17 +150,17 @@ impl Connections {
         self.check_open()?;
         let give_up = std::time::Instant::now() + WAIT_MAX;
         let snapshots = self.lock_snapshots().clone();
-        let place = match snapshots.permit(&self.places, share, give_up).await {
+        let permit = match snapshots.permit(&self.snapshot_permits, share, give_up).await {
             Err(Error::TimedOut) => {
                 return Err(Failure::Stalled(
                     "timed out because too many transactions hold a database connection",
                 ));
             }
-            place => place?,
+            permit => permit?,
         };
         let _wait = self.wait();
         let turn = self.turn(share).await?;
-        self.connect(self.held(turn, Some(place), share)).await
+        self.connect(self.held(turn, Some(permit), share)).await
     }
 
     /// Waits for the permit of a large commit, until the commit is withdrawn. Other commits need
@@ -203,10 +203,10 @@ impl Connections {
         Ok(session)
     }
 
-    fn held(&self, turn: FairPermit, place: Option<FairPermit>, share: &Share) -> Held {
+    fn held(&self, turn: FairPermit, snapshot_permit: Option<FairPermit>, share: &Share) -> Held {
         let returned = Returned(self.returned.clone());
         let (share, abandoned) = (share.clone(), self.abandoned.clone());
-        Held { _turn: turn, _place: place, share, abandoned, _returned: returned }
+        Held { _turn: turn, _snapshot_permit: snapshot_permit, share, abandoned, _returned: returned }
     }
 
     /// Takes a connection from the pool, which opens one if none is idle.
@@ -257,7 +257,7 @@ impl Connections {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.turns.close();
-        self.places.close();
+        self.snapshot_permits.close();
         self.large.close();
         self.crowd.close();
         self.pool.close();

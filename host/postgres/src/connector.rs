@@ -18,7 +18,7 @@ use crate::encryption::{Encryption, MaybeEncrypted, TlsFailure};
 use crate::error::{Failure, Result};
 use crate::option_table::{ChannelBinding, Target, TlsMode};
 use crate::options::{PostgresOptions, Server};
-use crate::silence::{ANSWER_MAX, Silence};
+use crate::silence::{SILENT_AFTER, Silence};
 
 /// Opens connections to the servers of one store. Clones are cheap.
 #[derive(Clone)]
@@ -131,9 +131,9 @@ impl Connector {
 
     /// Whether a server neither accepts nor refuses a login. Returns `false` if the login failed
     /// for a local reason, because the server's state is then unknown.
-    pub(crate) async fn is_silent(&self, server: &Arc<ListedServer>, address: Option<IpAddr>) -> bool {
+    pub(crate) async fn is_unreachable(&self, server: &Arc<ListedServer>, address: Option<IpAddr>) -> bool {
         let attempt = Attempt { listed: server, address };
-        match timeout(ANSWER_MAX, self.connect_to(attempt, Target::Any)).await {
+        match timeout(SILENT_AFTER, self.connect_to(attempt, Target::Any)).await {
             Ok(Err(Failure::Database(error))) => is_of_peer(&error),
             Ok(_) => false,
             Err(_) => true,
@@ -292,11 +292,11 @@ struct Awaited<'a> {
 }
 
 /// How long an attempt must last without a response before its server is suspected.
-const QUICK: Duration = Duration::from_secs(1);
+const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        if !self.has_answered && self.since.elapsed() >= QUICK {
+        if !self.has_answered && self.since.elapsed() >= SUSPECT_AFTER {
             self.silence.suspect();
         }
     }

@@ -39,7 +39,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const CLEAR_MAX: Duration = Duration::from_secs(10);
 
 /// How long to wait for the server after a lock wait should have timed out there.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const LOCK_ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Queries the schema in which tables are created, and the rest of the search path.
 const SEARCH_PATH: &str = "
@@ -319,10 +319,10 @@ pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Ap
             transaction.read_only(true).deferrable(false).start().await.map_err(Failure::from)?;
         let settings = format!("{}{NO_TIMEOUTS}", set_schema("SET LOCAL", connector));
         transaction.batch_execute(&settings).await.map_err(Failure::from)?;
-        let place = Place::find(&transaction, ledger).await?;
-        let steps = place.applied(&transaction).await?;
-        let standby = place.is_standby.then(|| host.clone());
-        Ok(Applied { schema: place.schema, steps, standby })
+        let location = LedgerLocation::find(&transaction, ledger).await?;
+        let steps = location.applied(&transaction).await?;
+        let standby = location.is_standby.then(|| host.clone());
+        Ok(Applied { schema: location.schema, steps, standby })
     })
     .await?
 }
@@ -390,30 +390,30 @@ impl<'a> Run<'a> {
     ) -> Result<Next<'a>, MigrationError> {
         let is_own = session.is_own;
         let transaction = begin(&mut session.client, self.lock_wait, self.connector).await?;
-        let place = self.lock(&transaction).await?;
+        let location = self.lock(&transaction).await?;
         // Another process may have applied steps while this one waited for the lock.
-        let applied = place.applied(&transaction).await?;
+        let applied = location.applied(&transaction).await?;
         let next = pending(self.steps, &applied)?.first();
-        self.check_goes_on(&place, next, before)?;
-        let schema = place.schema.clone();
+        self.check_goes_on(&location, next, before)?;
+        let schema = location.schema.clone();
         let Some(step) = next else { return Ok(Next { schema, step: None }) };
         // The table is created only if it is missing, because the role may lack the privilege to
         // create tables.
-        if !place.has_ledger {
-            transaction.batch_execute(&place.create_ledger()).await.map_err(Failure::from)?;
+        if !location.has_ledger {
+            transaction.batch_execute(&location.create_ledger()).await.map_err(Failure::from)?;
         }
         // Before the step's own statements, which may change the role.
         for earlier in recorded_otherwise(self.steps, &applied) {
-            place.record_anew(&transaction, earlier).await?;
+            location.record_anew(&transaction, earlier).await?;
         }
-        place.record(&transaction, step).await?;
-        place.hold_search_path(&transaction).await?;
+        location.record(&transaction, step).await?;
+        location.hold_search_path(&transaction).await?;
         match self.ledger == &Ledger::larder() {
             // larder's own steps contain no transaction commands, so they need no PL/pgSQL.
             true => transaction.batch_execute(step.sql()).await.map_err(Failure::from)?,
             false => run(&transaction, step, next_statement).await?,
         }
-        place.check_kept(&transaction, step, &applied).await?;
+        location.check_kept(&transaction, step, &applied).await?;
         if !is_own {
             transaction.batch_execute(CLEAR_SHARED).await.map_err(Failure::from)?;
         }
@@ -430,22 +430,22 @@ impl<'a> Run<'a> {
     /// and the contents of the ledger.
     fn check_goes_on(
         &self,
-        place: &Place,
+        location: &LedgerLocation,
         next: Option<&Step>,
         before: &Outcome,
     ) -> Result<(), MigrationError> {
         let Some(last) = before.done.last() else { return Ok(()) };
-        if place.schema != before.schema {
+        if location.schema != before.schema {
             return Err(MigrationError::SchemaChanged {
                 number: last.number(),
                 name: last.name().to_string(),
                 ledger: self.ledger.name().to_string(),
                 schema: before.schema.clone(),
-                found: place.schema.clone(),
+                found: location.schema.clone(),
             });
         }
         if next.is_some_and(|next| next.number() <= last.number()) {
-            let lost = format!("{} no longer contains the steps that were just applied", place.table());
+            let lost = format!("{} no longer contains the steps that were just applied", location.table());
             return Err(Error::Corrupt(lost).into());
         }
         Ok(())
@@ -455,15 +455,15 @@ impl<'a> Run<'a> {
     ///
     /// Meanwhile another host may have created a schema that comes first in the path. So this looks
     /// for the ledger again after it has the lock.
-    async fn lock(&self, transaction: &Transaction<'_>) -> Result<Place, MigrationError> {
-        let mut place = Place::find(transaction, self.ledger).await?;
+    async fn lock(&self, transaction: &Transaction<'_>) -> Result<LedgerLocation, MigrationError> {
+        let mut location = LedgerLocation::find(transaction, self.ledger).await?;
         loop {
-            place.lock(transaction, self.lock_wait).await?;
-            let found = Place::find(transaction, self.ledger).await?;
-            let is_same = found.schema == place.schema;
-            place = found;
+            location.lock(transaction, self.lock_wait).await?;
+            let found = LedgerLocation::find(transaction, self.ledger).await?;
+            let is_same = found.schema == location.schema;
+            location = found;
             if is_same {
-                return Ok(place);
+                return Ok(location);
             }
         }
     }
@@ -597,7 +597,7 @@ fn lock_millis(wait: Duration) -> i32 {
 }
 
 /// The ledger of one set of steps, in one schema.
-struct Place {
+struct LedgerLocation {
     schema: String,
     /// The setting `search_path` with which the ledger was found.
     search_path: String,
@@ -606,7 +606,7 @@ struct Place {
     is_standby: bool,
 }
 
-impl Place {
+impl LedgerLocation {
     /// Looks for the ledger in the search path. It may not exist in the first schema yet.
     async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError> {
         let row = client.query_typed_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
@@ -643,25 +643,25 @@ impl Place {
         }
         let kind_in =
             |schema: &String| kinds.iter().find(|(holder, _)| holder == schema).map(|(_, kind)| kind);
-        let place = Self {
+        let location = Self {
             has_ledger: kind_in(&first).is_some(),
             is_standby: column(&row, "is_standby")?,
             schema: first,
             search_path: path,
             ledger: ledger.clone(),
         };
-        match (kind_in(&place.schema), schemas.into_iter().find(|schema| kind_in(schema).is_some())) {
+        match (kind_in(&location.schema), schemas.into_iter().find(|schema| kind_in(schema).is_some())) {
             (Some(kind), _) if !is_table(kind) => Err(Error::other(format!(
                 "cannot use {} as the ledger of schema steps: it is not a table; rename or drop it",
-                place.table()
+                location.table()
             ))
             .into()),
             (None, Some(holder)) => Err(MigrationError::ShadowedLedger {
                 ledger: ledger.name().to_string(),
-                first: place.schema,
+                first: location.schema,
                 holder,
             }),
-            _ => Ok(place),
+            _ => Ok(location),
         }
     }
 
@@ -693,7 +693,7 @@ impl Place {
         let key = self.lock_key();
         let params = typed(&[&key]);
         let locked = transaction.execute_typed("SELECT pg_catalog.pg_advisory_xact_lock($1)", &params);
-        match timeout(lock_wait.saturating_add(ANSWER_MAX), locked).await {
+        match timeout(lock_wait.saturating_add(LOCK_ANSWER_MAX), locked).await {
             Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(held(error.into())),
             Ok(locked) => Ok(locked.map(drop).map_err(Failure::from)?),
             Err(_) => {
@@ -885,8 +885,8 @@ fn reason_to_refuse(error: &tokio_postgres::Error) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn place(schema: &str, ledger: Ledger) -> Place {
-        Place {
+    fn location(schema: &str, ledger: Ledger) -> LedgerLocation {
+        LedgerLocation {
             schema: schema.to_string(),
             search_path: quoted(schema),
             ledger,
@@ -896,7 +896,7 @@ mod tests {
     }
 
     fn lock_key(schema: &str, ledger: Ledger) -> i64 {
-        place(schema, ledger).lock_key()
+        location(schema, ledger).lock_key()
     }
 
     #[test]
@@ -922,7 +922,7 @@ mod tests {
 
     #[test]
     fn a_table_is_named_with_its_schema_whatever_that_is_named() {
-        assert_eq!(place("a\"b.c", Ledger::larder()).table(), "\"a\"\"b.c\".\"larder_migrations\"");
+        assert_eq!(location("a\"b.c", Ledger::larder()).table(), "\"a\"\"b.c\".\"larder_migrations\"");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Prober {
         let (connector, server, address) = (self.connector.clone(), self.server.clone(), self.address);
         tokio::spawn(async move {
             let asked_at = Instant::now();
-            if connector.is_silent(&server, address).await {
+            if connector.is_unreachable(&server, address).await {
                 tracing::warn!(host = server.options.host, "the database server does not respond");
                 server.silence.begin(asked_at);
             } else {

@@ -99,7 +99,7 @@ pub(crate) struct Session {
 pub(crate) struct Held {
     pub(crate) _turn: FairPermit,
     /// The permit of a snapshot.
-    pub(crate) _place: Option<FairPermit>,
+    pub(crate) _snapshot_permit: Option<FairPermit>,
     /// The share that the session works for.
     pub(crate) share: Share,
     pub(crate) abandoned: AbandonedCommits,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Time limit for a server to respond to a login. After it the server counts as silent, if there
 /// are other servers.
-pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(3);
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// How long a suspected server is tried after the others.
 const REMEMBERED: Duration = Duration::from_secs(30);

@@ -415,7 +415,7 @@ fn many(rows: &[Row], asked: usize) -> error::Result<Option<Vec<Option<StoredVal
             return Ok(None);
         }
     }
-    in_places(rows, asked).map(Some)
+    in_requested_order(rows, asked).map(Some)
 }
 
 /// Decodes the rows of [`GET_MANY_COUNTED`].
@@ -424,17 +424,17 @@ fn many_counted(rows: &[Row], asked: usize, max_bytes: u64) -> error::Result<Man
     if total > max_bytes {
         return Ok(Many::TooLarge(total));
     }
-    in_places(rows, asked).map(Many::Rows)
+    in_requested_order(rows, asked).map(Many::Rows)
 }
 
 /// Puts the rows in the order of the requested keys. A missing row is `None`.
-fn in_places(rows: &[Row], asked: usize) -> error::Result<Vec<Option<StoredValue>>> {
+fn in_requested_order(rows: &[Row], asked: usize) -> error::Result<Vec<Option<StoredValue>>> {
     let mut found = vec![None; asked];
     for row in rows {
-        let place =
+        let index =
             usize::try_from(unsigned(row, "position")?).ok().and_then(|position| position.checked_sub(1));
-        let place = place.and_then(|place| found.get_mut(place));
-        *place.ok_or_else(|| Failure::corrupt("the database returned a key that was not requested"))? =
+        let index = index.and_then(|index| found.get_mut(index));
+        *index.ok_or_else(|| Failure::corrupt("the database returned a key that was not requested"))? =
             Some(stored_value(row)?);
     }
     Ok(found)

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_told_by_its_place() {
+    fn what_is_no_json_is_told_by_its_position() {
         for (body, line, column) in
             [("", 1, 0), ("<html>secret", 1, 1), ("{\n\"choices\": [", 2, 12), ("{} x", 1, 4)]
         {
