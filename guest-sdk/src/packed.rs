@@ -25,25 +25,25 @@ pub(crate) fn pack(entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, 
 #[derive(Debug, Default)]
 pub(crate) struct Packed {
     bytes: Vec<u8>,
-    place: usize,
+    position: usize,
 }
 
 impl Packed {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, place: 0 }
+        Self { bytes, position: 0 }
     }
 
     /// The next entry; `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Result<Entry, Error>> {
-        let rest = self.bytes.get(self.place..).filter(|rest| !rest.is_empty())?;
+        let rest = self.bytes.get(self.position..).filter(|rest| !rest.is_empty())?;
         let Some((key, value)) = first(rest) else {
-            self.place = self.bytes.len();
+            self.position = self.bytes.len();
             return Some(Err(Error::Corrupt(
                 "the host returned a page that is not in the packed format".to_string(),
             )));
         };
         let entry = Entry { key: key.to_string(), value: value.to_vec() };
-        self.place += HEADER_BYTES + entry.key.len() + entry.value.len();
+        self.position += HEADER_BYTES + entry.key.len() + entry.value.len();
         Some(Ok(entry))
     }
 }

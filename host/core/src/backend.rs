@@ -598,11 +598,11 @@ mod tests {
 
     fn chunk(rows: &[(&str, Option<UnixMillis>)]) -> Chunk {
         let mut chunk = Chunk::default();
-        for (place, (key, expires_at)) in rows.iter().enumerate() {
+        for (index, (key, expires_at)) in rows.iter().enumerate() {
             let row = ChunkRow {
                 key: key.as_bytes(),
                 value: b"12",
-                version: Version(place as u64 + 1),
+                version: Version(index as u64 + 1),
                 expires_at: *expires_at,
             };
             chunk.push(row).unwrap();

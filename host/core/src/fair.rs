@@ -3,5 +3,5 @@
 mod queue;
 mod semaphore;
 
-pub use queue::{FairQueue, Place};
+pub use queue::{FairQueue, Position};
 pub use semaphore::{FairPermit, FairSemaphore};

@@ -202,7 +202,7 @@ impl Handle {
     /// Later calls on them fail with [`Error::Closed`]. Closing again does nothing.
     pub fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
-            self.store.end_transactions(|slot| slot.handle == self.id, &Error::Closed);
+            self.store.end_transactions(|transaction| transaction.handle == self.id, &Error::Closed);
         }
     }
 

@@ -167,8 +167,8 @@ impl Default for Shared {
     }
 }
 
-/// No code between the changes of one commit can panic, so a panic of a lock holder never leaves half
-/// a commit.
+/// No code between the changes of one commit can panic, so a panic of a lock holder never leaves
+/// half a commit.
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Database> {
         self.database.lock()

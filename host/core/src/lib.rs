@@ -58,11 +58,11 @@ mod scan;
 pub mod schema;
 mod share;
 pub mod slice;
-mod slot;
 mod stage;
 mod store;
 pub mod to_its_end;
 mod transaction;
+mod transaction_state;
 pub mod validation;
 
 pub use backend::{Mode, Version};

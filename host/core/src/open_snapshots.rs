@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::event::{Event, SnapshotEndReason};
 use crate::fair::{FairPermit, FairSemaphore};
 use crate::share::Share;
-use crate::slot::{Holding, Reclaimed, Slot};
 use crate::store::Inner;
+use crate::transaction_state::{Holding, Reclaimed, TransactionState};
 
 /// The open snapshots of the stores of one backend.
 ///
@@ -28,7 +28,7 @@ pub struct OpenSnapshots(Vec<Weak<Inner>>);
 /// A transaction that has a snapshot.
 struct Open {
     store: Arc<Inner>,
-    slot: Arc<Slot>,
+    transaction: Arc<TransactionState>,
     holding: Holding,
     /// The time since the last call began or ended.
     idle: Duration,
@@ -125,13 +125,13 @@ impl OpenSnapshots {
         let held = |share: &Share| held.get(share).copied().unwrap_or_default();
         let own = held(share);
         let is_idle = |open: &&Open| {
-            let theirs = held(&open.slot.share);
+            let theirs = held(&open.transaction.share);
             let is_long = theirs >= own && open.idle >= IDLE_LONG;
             let is_ahead = theirs > own + 1 && (open.idle >= IDLE_MIN || waited >= WAIT_LONG);
             open.holding == Holding::Idle && (is_long || is_ahead)
         };
         let mut idle: Vec<&Open> = pinning.iter().filter(is_idle).collect();
-        idle.sort_by_key(|open| Reverse((held(&open.slot.share), open.idle)));
+        idle.sort_by_key(|open| Reverse((held(&open.transaction.share), open.idle)));
         idle.into_iter().any(|open| open.reclaim(SnapshotEndReason::ConnectionWanted))
     }
 
@@ -149,11 +149,11 @@ impl OpenSnapshots {
     /// [`Error::Conflict`]. Returns false if there is no such snapshot.
     pub fn end_one_that_keeps_a_state(&self) -> bool {
         let mut keeping = self.by_age();
-        keeping.retain(|open| open.slot.keeps_state());
+        keeping.retain(|open| open.transaction.keeps_state());
         let held = by_share(&keeping);
         let mut most_first: Vec<&Open> = keeping.iter().collect();
         // The sort is stable, so the snapshots of one share stay ordered by age.
-        most_first.sort_by_key(|open| Reverse(held.get(&open.slot.share)));
+        most_first.sort_by_key(|open| Reverse(held.get(&open.transaction.share)));
         most_first.into_iter().any(|open| open.end(Error::Conflict, SnapshotEndReason::ConnectionWanted))
     }
 
@@ -233,7 +233,7 @@ fn reclaim_pause(waiting: usize) -> Duration {
 fn by_share(open: &[Open]) -> HashMap<&Share, usize> {
     let mut count = HashMap::new();
     for open in open {
-        *count.entry(&open.slot.share).or_default() += 1;
+        *count.entry(&open.transaction.share).or_default() += 1;
     }
     count
 }
@@ -242,12 +242,12 @@ impl Open {
     fn all(store: &Arc<Inner>) -> Vec<Self> {
         let now = store.monotonic();
         // In the order in which they began: the clock is too coarse to order them.
-        let slots: BTreeMap<u64, Arc<Slot>> =
-            store.lock_open().iter().map(|(id, slot)| (*id, slot.clone())).collect();
-        let open = slots.into_values().filter_map(|slot| {
-            let age = now.saturating_sub(slot.taken_at()?);
-            let idle = now.saturating_sub(slot.last_call());
-            Some(Self { store: store.clone(), holding: slot.holding(), idle, age, slot })
+        let transactions: BTreeMap<u64, Arc<TransactionState>> =
+            store.lock_open().iter().map(|(id, transaction)| (*id, transaction.clone())).collect();
+        let open = transactions.into_values().filter_map(|transaction| {
+            let age = now.saturating_sub(transaction.taken_at()?);
+            let idle = now.saturating_sub(transaction.last_call());
+            Some(Self { store: store.clone(), holding: transaction.holding(), idle, age, transaction })
         });
         open.collect()
     }
@@ -255,7 +255,7 @@ impl Open {
     /// Makes the snapshot give up what it pins. Returns false if it pins nothing, or a call is
     /// running.
     fn reclaim(&self, reason: SnapshotEndReason) -> bool {
-        match self.slot.reclaim(Error::Conflict) {
+        match self.transaction.reclaim(Error::Conflict) {
             Reclaimed::Nothing => return false,
             Reclaimed::Released => {}
             Reclaimed::Ended => self.tell(reason),
@@ -265,7 +265,7 @@ impl Open {
 
     /// Ends the transaction. Returns false if it had ended before.
     fn end(&self, error: Error, reason: SnapshotEndReason) -> bool {
-        let ended = self.slot.end(error);
+        let ended = self.transaction.end(error);
         if ended {
             self.tell(reason);
         }

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_packed_so_is_refused_with_its_place() {
+    fn what_is_not_packed_so_is_refused_with_its_position() {
         let good = b"\x01\0\0\0\0\0\0\0a";
         let cut: [&[u8]; 4] =
             [b"\x01", b"\x01\0\0\0\0\0\0\0", b"\0\0\0\0\x02\0\0\0a", b"\xff\xff\xff\xff\xff\xff\xff\xff"];

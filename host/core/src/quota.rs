@@ -77,7 +77,7 @@ struct Used {
     /// Each change in progress holds a clone. A recount replaces it, to tell apart the changes that
     /// began before its end.
     generation: Arc<()>,
-    recount: Option<Beside>,
+    recount: Option<DuringRecount>,
     /// The number of recounts that have begun.
     recounts: u64,
 }
@@ -90,7 +90,7 @@ struct Count {
 
 /// The growth by changes during a recount.
 #[derive(Debug, Default)]
-struct Beside {
+struct DuringRecount {
     /// The number of the recount.
     number: u64,
     /// The minimum and maximum growth by changes that the recount may or may not have seen.
@@ -184,7 +184,7 @@ impl Quota {
         }
         used.recounts += 1;
         let number = used.recounts;
-        used.recount = Some(Beside { number, ..Beside::default() });
+        used.recount = Some(DuringRecount { number, ..DuringRecount::default() });
         Some(Recount { quota: self.clone(), number, began: (now, Instant::now()) })
     }
 
@@ -228,8 +228,8 @@ impl Quota {
 
 impl Used {
     /// Ends a recount; `None` if it was superseded.
-    fn take_recount(&mut self, number: u64) -> Option<Beside> {
-        self.recount.take_if(|beside| beside.number == number)
+    fn take_recount(&mut self, number: u64) -> Option<DuringRecount> {
+        self.recount.take_if(|during| during.number == number)
     }
 
     /// Adds the growth by a change of this generation.
@@ -237,14 +237,14 @@ impl Used {
         if let Some(count) = &mut self.counted {
             count.bytes = count.bytes.saturating_add_signed(growth);
         }
-        let Some(beside) = &mut self.recount else { return };
-        match &beside.seen {
+        let Some(during) = &mut self.recount else { return };
+        match &during.seen {
             Some(seen) if !Arc::ptr_eq(seen, generation) => {
-                beside.later = beside.later.saturating_add(growth)
+                during.later = during.later.saturating_add(growth)
             }
             _ => {
-                beside.least = beside.least.saturating_add(growth.min(0));
-                beside.most = beside.most.saturating_add(growth.max(0));
+                during.least = during.least.saturating_add(growth.min(0));
+                during.most = during.most.saturating_add(growth.max(0));
             }
         }
     }
@@ -262,11 +262,11 @@ impl Recount {
         let bytes = count.await?;
         let seen = {
             let used = &mut *self.quota.lock();
-            let recount = used.recount.as_mut().filter(|beside| beside.number == self.number);
+            let recount = used.recount.as_mut().filter(|during| during.number == self.number);
             // Otherwise it was superseded.
-            let Some(beside) = recount else { return Ok(()) };
+            let Some(during) = recount else { return Ok(()) };
             let seen = std::mem::take(&mut used.generation);
-            beside.seen = Some(seen.clone());
+            during.seen = Some(seen.clone());
             Arc::downgrade(&seen)
         };
         // The recount itself holds one clone.
@@ -275,11 +275,11 @@ impl Recount {
         }
         let at = self.next_at();
         let mut used = self.quota.lock();
-        let Some(beside) = used.take_recount(self.number) else { return Ok(()) };
+        let Some(during) = used.take_recount(self.number) else { return Ok(()) };
         if let Some(count) = &mut used.counted {
-            let at_rest = bytes.saturating_add_signed(beside.later);
-            let least = at_rest.saturating_add_signed(beside.least);
-            let most = at_rest.saturating_add_signed(beside.most);
+            let at_rest = bytes.saturating_add_signed(during.later);
+            let least = at_rest.saturating_add_signed(during.least);
+            let most = at_rest.saturating_add_signed(during.most);
             *count = Count { bytes: count.bytes.clamp(least, most), at };
         }
         Ok(())

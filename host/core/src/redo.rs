@@ -563,9 +563,9 @@ mod tests {
             alterations in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         ) {
             let mut bytes = joined(&groups).into_bytes();
-            for (place, byte) in alterations {
-                let place = place.index(bytes.len());
-                bytes[place] = byte;
+            for (position, byte) in alterations {
+                let position = position.index(bytes.len());
+                bytes[position] = byte;
             }
             if let Ok(read) = decode(&bytes) {
                 prop_assert_eq!(joined(&read).into_bytes(), bytes);

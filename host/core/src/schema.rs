@@ -401,8 +401,8 @@ impl From<MigrationError> for Error {
         match error {
             MigrationError::Schema(error) => error.into(),
             MigrationError::StepFailed { number, name, position, cause, .. } => {
-                let place = format!("schema step {:?} failed{}", file(number, &name), at(&position));
-                explained(cause, &place)
+                let failure = format!("schema step {:?} failed{}", file(number, &name), at(&position));
+                explained(cause, &failure)
             }
             MigrationError::LockHeld { waited, cause } => {
                 explained(cause, &format!("another process has held the migration lock for {waited:?}"))
@@ -562,17 +562,17 @@ mod tests {
             let (name, position) = (name.clone(), Some(position.clone()));
             MigrationError::StepFailed { number, name, position, is_larders, cause }.to_string()
         };
-        let place = "schema step \"0002_two.sql\" failed in line 2, at \"SELECT x\" and was rolled back; ";
+        let failure = "schema step \"0002_two.sql\" failed in line 2, at \"SELECT x\" and was rolled back; ";
         let other = || Error::other("no such column");
-        assert_eq!(failed(false, other()), format!("{place}correct the file and apply it again"));
+        assert_eq!(failed(false, other()), format!("{failure}correct the file and apply it again"));
         for is_larders in [false, true] {
             for cause in [Error::TimedOut, Error::unavailable("the disk is full", std::fmt::Error)] {
                 let advice = "the file is not at fault: apply it again when the database is available";
-                assert_eq!(failed(is_larders, cause), format!("{place}{advice}"));
+                assert_eq!(failed(is_larders, cause), format!("{failure}{advice}"));
             }
         }
         let larders = failed(true, other());
-        assert!(larders.starts_with(&format!("{place}the step is larder's own: check")), "{larders}");
+        assert!(larders.starts_with(&format!("{failure}the step is larder's own: check")), "{larders}");
         assert!(!larders.contains("correct the file"), "{larders}");
     }
 
@@ -620,15 +620,15 @@ mod tests {
             let position = Some(StepPosition::new("SELECT 1;\nSELECT x", 10..18, None));
             Error::from(MigrationError::step_failed(&steps().steps()[0], position, cause))
         };
-        let place = "schema step \"0001_one.sql\" failed in line 2, at \"SELECT x\": ";
+        let failure = "schema step \"0001_one.sql\" failed in line 2, at \"SELECT x\": ";
         let cause = || std::io::Error::other("the cause");
         let errors = [
-            (step(Error::caused("the database failed", cause())), format!("{place}the database failed")),
+            (step(Error::caused("the database failed", cause())), format!("{failure}the database failed")),
             (
                 step(Error::unavailable("the disk is full", cause())),
-                format!("the store is unavailable: {place}the disk is full"),
+                format!("the store is unavailable: {failure}the disk is full"),
             ),
-            (step(Error::Corrupt("a page".to_string())), format!("stored data is corrupt: {place}a page")),
+            (step(Error::Corrupt("a page".to_string())), format!("stored data is corrupt: {failure}a page")),
         ];
         for (error, text) in &errors {
             assert_eq!(error.to_string(), *text);

@@ -24,8 +24,8 @@ use crate::open_snapshots::OpenSnapshots;
 use crate::quota::{Admission, Quota};
 use crate::rated_events::RatedEvents;
 use crate::share::Share;
-use crate::slot::Slot;
 use crate::transaction::Transaction;
+use crate::transaction_state::TransactionState;
 
 /// An open store: a backend with a clock, an optional quota and open transactions.
 ///
@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     next_id: AtomicU64,
     /// Whether the store sweeps expired rows by itself.
     sweeps: bool,
-    open: Mutex<HashMap<u64, Arc<Slot>>>,
+    open: Mutex<HashMap<u64, Arc<TransactionState>>>,
 }
 
 /// A builder of a [`Store`].
@@ -329,17 +329,18 @@ impl Store {
         held: Held,
     ) -> Transaction {
         let now = self.inner.clock.monotonic();
-        let slot = Arc::new(Slot::new(now, limits.transaction_timeout, handle, share));
+        let transaction = Arc::new(TransactionState::new(now, limits.transaction_timeout, handle, share));
         let id = self.next_id();
-        self.inner.lock_open().insert(id, slot.clone());
-        let open = OpenTransaction { store: self.clone(), slot, id, _permit: permit };
+        self.inner.lock_open().insert(id, transaction.clone());
+        let open = OpenTransaction { store: self.clone(), transaction, id, _permit: permit };
         Transaction::new(open, limits, mode, held)
     }
 
-    pub(crate) fn end_transactions(&self, which: impl Fn(&Slot) -> bool, error: &Error) {
-        let slots: Vec<_> = self.inner.lock_open().values().filter(|slot| which(slot)).cloned().collect();
-        for slot in slots {
-            slot.end(error.clone());
+    pub(crate) fn end_transactions(&self, which: impl Fn(&TransactionState) -> bool, error: &Error) {
+        let transactions: Vec<_> =
+            self.inner.lock_open().values().filter(|transaction| which(transaction)).cloned().collect();
+        for transaction in transactions {
+            transaction.end(error.clone());
         }
     }
 
@@ -472,16 +473,24 @@ impl Store {
 
     fn end_overdue(&self) {
         let now = self.inner.clock.monotonic();
-        let overdue: Vec<_> =
-            self.inner.lock_open().values().filter(|slot| slot.deadline <= now).cloned().collect();
-        for slot in overdue {
-            self.time_out(&slot);
+        let overdue: Vec<_> = self
+            .inner
+            .lock_open()
+            .values()
+            .filter(|transaction| transaction.deadline <= now)
+            .cloned()
+            .collect();
+        for transaction in overdue {
+            self.time_out(&transaction);
         }
     }
 
-    fn time_out(&self, slot: &Slot) {
-        if slot.end(Error::TimedOut) {
-            self.emit(Event::TransactionTimedOut { store: self.inner.name.clone(), timeout: slot.timeout });
+    fn time_out(&self, transaction: &TransactionState) {
+        if transaction.end(Error::TimedOut) {
+            self.emit(Event::TransactionTimedOut {
+                store: self.inner.name.clone(),
+                timeout: transaction.timeout,
+            });
         }
     }
 
@@ -504,7 +513,7 @@ impl Inner {
     }
 
     /// A panic of its holder leaves a valid map, because each use is one insert, remove or lookup.
-    pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+    pub(crate) fn lock_open(&self) -> MutexGuard<'_, HashMap<u64, Arc<TransactionState>>> {
         self.open.lock()
     }
 }
@@ -550,7 +559,7 @@ async fn sweep_beside(store: &Store) -> Result<u64> {
 /// A transaction's part of its store. Dropping it rolls the transaction back.
 pub(crate) struct OpenTransaction {
     pub(crate) store: Store,
-    pub(crate) slot: Arc<Slot>,
+    pub(crate) transaction: Arc<TransactionState>,
     id: u64,
     _permit: Permit,
 }
@@ -558,23 +567,23 @@ pub(crate) struct OpenTransaction {
 impl OpenTransaction {
     /// Checks that the transaction is still open, and records the call.
     pub(crate) fn check(&self) -> Result<()> {
-        self.slot.check()?;
+        self.transaction.check()?;
         let now = self.store.inner.clock.monotonic();
-        self.slot.called(now);
-        long_calls::called(&self.slot.share);
-        if now < self.slot.deadline {
+        self.transaction.called(now);
+        long_calls::called(&self.transaction.share);
+        if now < self.transaction.deadline {
             return Ok(());
         }
-        self.store.time_out(&self.slot);
+        self.store.time_out(&self.transaction);
         Err(Error::TimedOut)
     }
 
     /// Ends the transaction with an error. Every later call fails with it.
     pub(crate) fn end(&self, error: Error) {
         match error {
-            Error::TimedOut => self.store.time_out(&self.slot),
+            Error::TimedOut => self.store.time_out(&self.transaction),
             error => {
-                self.slot.end(error);
+                self.transaction.end(error);
             }
         }
     }
@@ -583,6 +592,6 @@ impl OpenTransaction {
 impl Drop for OpenTransaction {
     fn drop(&mut self) {
         self.store.inner.lock_open().remove(&self.id);
-        self.slot.end(Error::Closed);
+        self.transaction.end(Error::Closed);
     }
 }

@@ -670,12 +670,12 @@ impl Transaction {
     /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
     pub async fn next_namespace(&mut self, after: Option<Namespace>) -> Result<Option<Namespace>> {
         self.check_open()?;
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
+        let mut borrowed = self.open.transaction.borrow_snapshot()?;
+        let result = match self.snapshot(&mut borrowed.snapshot).await {
             Ok(snapshot) => self.while_open(snapshot.next_namespace(after.as_ref())).await,
             Err(error) => Err(error),
         };
-        self.settle(lease, result)
+        self.settle(borrowed, result)
     }
 
     /// Commits the staged writes, all or none, and returns the version of the rows written.
@@ -700,7 +700,7 @@ impl Transaction {
     ///   deadline passed, after the commit began.
     pub async fn commit(mut self) -> Result<Version> {
         self.check_open()?;
-        let snapshot = self.open.slot.lease()?.keep(Error::Closed)?;
+        let snapshot = self.open.transaction.borrow_snapshot()?.keep(Error::Closed)?;
         let store = self.open.store.clone();
         if self.writes.is_empty() {
             return match snapshot {
@@ -719,9 +719,9 @@ impl Transaction {
             growth_max: None,
             stage: Stage::default(),
             held: Some(Arc::new(self.held.take())),
-            share: self.open.slot.share.clone(),
+            share: self.open.transaction.share.clone(),
         };
-        let deadline = self.open.slot.deadline;
+        let deadline = self.open.transaction.deadline;
         Ok(store.commit(snapshot, commit, deadline).await?.version)
     }
 

@@ -240,7 +240,7 @@ struct RangeChecks<'a> {
     waiting: Peekable<btree_set::Iter<'a, RangeRead>>,
     /// Ranges that have begun, ordered by their end.
     open: BinaryHeap<Reverse<Open<'a>>>,
-    at: Place<'a>,
+    at: Position<'a>,
     /// The stretches counted since no range was open.
     counted: Counted,
 }
@@ -276,7 +276,7 @@ enum Step<'a> {
 
 /// The position in the order of all keys up to which they were counted.
 #[derive(Default)]
-struct Place<'a> {
+struct Position<'a> {
     namespace: Option<&'a Namespace>,
     key: Vec<u8>,
     is_end: bool,
@@ -287,7 +287,7 @@ impl<'a> RangeChecks<'a> {
         Self {
             waiting: ranges.iter().peekable(),
             open: BinaryHeap::new(),
-            at: Place::default(),
+            at: Position::default(),
             counted: Counted::default(),
         }
     }
@@ -343,7 +343,7 @@ impl<'a> RangeChecks<'a> {
         }
         if self.open.is_empty() {
             self.at =
-                Place { namespace: Some(range.namespace()), key: range.start().to_vec(), is_end: false };
+                Position { namespace: Some(range.namespace()), key: range.start().to_vec(), is_end: false };
             self.counted = Counted::default();
         }
         let Counted { rows: rows_before, digest: digest_before, stretches: stretches_before, .. } =
@@ -407,7 +407,7 @@ pub(crate) fn ranges_hold(
     true
 }
 
-impl<'a> Place<'a> {
+impl<'a> Position<'a> {
     fn is_at(&self, end: End<'a>) -> bool {
         match end {
             End::Before(key) => !self.is_end && self.key == key,

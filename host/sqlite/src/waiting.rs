@@ -6,7 +6,7 @@ use std::time::Instant;
 use larder_core::Share;
 use larder_core::clock::ForwardClock;
 use larder_core::commit::Commit;
-use larder_core::fair::{FairQueue, Place};
+use larder_core::fair::{FairQueue, Position};
 use larder_core::memory::records::RecordWrite;
 use larder_core::pace::{Pace, SMALL_COST_MAX, cost};
 use larder_core::validation::Attempt;
@@ -34,7 +34,7 @@ pub(crate) struct Request {
     share: Share,
     cost: u64,
     /// The position in its queue, once it was taken from there.
-    place: Option<Place>,
+    position: Option<Position>,
 }
 
 impl Work {
@@ -66,7 +66,7 @@ impl Work {
 
 impl Request {
     pub(crate) fn new(work: Work, answer: Answer) -> Self {
-        Self { share: work.share(), cost: work.cost(), work, answer, place: None }
+        Self { share: work.share(), cost: work.cost(), work, answer, position: None }
     }
 
     pub(crate) fn share(&self) -> &Share {
@@ -105,7 +105,7 @@ impl Waiting {
         self.insert(request);
     }
 
-    /// Puts a group that was taken back in its place.
+    /// Puts a group that was taken back in its position.
     pub(crate) fn put_back(&mut self, group: Vec<Request>) {
         group.into_iter().for_each(|request| self.insert(request));
     }
@@ -114,8 +114,8 @@ impl Waiting {
         let cost = request.cost;
         let queue = if request.is_large() { &mut self.large } else { &mut self.small };
         let share = request.share.clone();
-        match request.place.take() {
-            Some(place) => queue.put_back(place, &share, cost, request),
+        match request.position.take() {
+            Some(position) => queue.put_back(position, &share, cost, request),
             None => {
                 queue.push(&share, cost, request);
             }
@@ -197,8 +197,8 @@ impl Waiting {
 }
 
 fn pop(queue: &mut FairQueue<Request>) -> Option<Request> {
-    let (place, mut request) = queue.pop()?;
-    request.place = Some(place);
+    let (position, mut request) = queue.pop()?;
+    request.position = Some(position);
     Some(request)
 }
 

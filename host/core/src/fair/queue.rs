@@ -23,7 +23,7 @@ use crate::share::Share;
 /// ```
 #[derive(Debug)]
 pub struct FairQueue<T> {
-    waiting: BTreeMap<Place, Waiting<T>>,
+    waiting: BTreeMap<Position, Waiting<T>>,
     /// The start tag of each share's next request. A share without an entry starts at `now`.
     next: HashMap<Share, u128>,
     /// The virtual time: the start tag of the last request served, or its end if the queue became
@@ -36,7 +36,7 @@ pub struct FairQueue<T> {
 
 /// The position of a request in a [`FairQueue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Position {
     start: u128,
     arrival: u64,
 }
@@ -58,33 +58,33 @@ impl<T> FairQueue<T> {
     /// Adds a request.
     ///
     /// All costs use one unit of the caller's choice; 0 counts as 1.
-    pub fn push(&mut self, share: &Share, cost: u64, request: T) -> Place {
+    pub fn push(&mut self, share: &Share, cost: u64, request: T) -> Position {
         let start = self.next.get(share).copied().unwrap_or_default().max(self.now);
         self.next.insert(share.clone(), start + u128::from(cost.max(1)));
         self.arrivals += 1;
-        let place = Place { start, arrival: self.arrivals };
-        self.waiting.insert(place, Waiting { share: share.clone(), cost, request });
-        place
+        let position = Position { start, arrival: self.arrivals };
+        self.waiting.insert(position, Waiting { share: share.clone(), cost, request });
+        position
     }
 
     /// Puts a request that [`pop`](Self::pop) returned back into its position.
-    pub fn put_back(&mut self, place: Place, share: &Share, cost: u64, request: T) {
-        self.waiting.insert(place, Waiting { share: share.clone(), cost, request });
+    pub fn put_back(&mut self, position: Position, share: &Share, cost: u64, request: T) {
+        self.waiting.insert(position, Waiting { share: share.clone(), cost, request });
     }
 
     /// Removes the next request and returns it with its position.
-    pub fn pop(&mut self) -> Option<(Place, T)> {
-        let (place, waiting) = self.waiting.pop_first()?;
+    pub fn pop(&mut self) -> Option<(Position, T)> {
+        let (position, waiting) = self.waiting.pop_first()?;
         // No share is ahead once the queue is empty, so the virtual time moves past the last
         // request.
         let served = if self.waiting.is_empty() { u128::from(waiting.cost.max(1)) } else { 0 };
-        self.move_to(place.start + served);
-        Some((place, waiting.request))
+        self.move_to(position.start + served);
+        Some((position, waiting.request))
     }
 
     /// The requests with their positions and costs, in the order in which they are served.
-    pub fn iter(&self) -> impl Iterator<Item = (Place, u64, &T)> {
-        self.waiting.iter().map(|(place, waiting)| (*place, waiting.cost, &waiting.request))
+    pub fn iter(&self) -> impl Iterator<Item = (Position, u64, &T)> {
+        self.waiting.iter().map(|(position, waiting)| (*position, waiting.cost, &waiting.request))
     }
 
     /// The number of waiting requests.
@@ -180,13 +180,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_put_back_has_its_place() {
+    fn a_request_that_is_put_back_has_its_position() {
         let (one, other) = (Share::own(), Share::own());
         let mut queue = FairQueue::default();
         queue.push(&one, 1, "first");
         queue.push(&other, 1, "second");
-        let (place, request) = queue.pop().unwrap();
-        queue.put_back(place, &one, 1, request);
+        let (position, request) = queue.pop().unwrap();
+        queue.put_back(position, &one, 1, request);
         assert_eq!(served(&mut queue), ["first", "second"]);
     }
 

@@ -27,8 +27,8 @@ fn within(namespace: &Namespace, key: &[u8]) -> Vec<u8> {
 }
 
 fn write_namespace(name: &mut Vec<u8>, namespace: &[u8]) {
-    for (place, part) in namespace.split(|byte| *byte == NUL).enumerate() {
-        if place > 0 {
+    for (index, part) in namespace.split(|byte| *byte == NUL).enumerate() {
+        if index > 0 {
             name.extend_from_slice(&[NUL, NUL_WITHIN]);
         }
         name.extend_from_slice(part);

@@ -109,14 +109,14 @@ impl SnapshotRegistry {
     /// Closes a snapshot, unless it was ended. The caller must drop the returned rows while it
     /// holds no lock.
     pub(super) fn close(&mut self, moment: Moment) -> Option<Arc<SnapshotRows>> {
-        let place = self.open.binary_search_by_key(&moment.changes(), |open| open.moment.changes()).ok()?;
-        let open = self.open.get_mut(place)?;
+        let index = self.open.binary_search_by_key(&moment.changes(), |open| open.moment.changes()).ok()?;
+        let open = self.open.get_mut(index)?;
         open.count -= 1;
         if open.count > 0 {
             return None;
         }
-        let closed = self.open.remove(place)?;
-        let before = place.checked_sub(1).and_then(|place| self.open.get_mut(place));
+        let closed = self.open.remove(index)?;
+        let before = index.checked_sub(1).and_then(|index| self.open.get_mut(index));
         self.kept -= closed.kept_bytes();
         if let Some(before) = before {
             self.kept += before.take_over(&closed);
@@ -172,8 +172,8 @@ impl Open {
 
     fn keep(&mut self, state: u64, more: u64) {
         match self.kept.binary_search_by_key(&state, |(state, _)| *state) {
-            Ok(place) => self.kept.get_mut(place).into_iter().for_each(|(_, bytes)| *bytes += more),
-            Err(place) => self.kept.insert(place, (state, more)),
+            Ok(index) => self.kept.get_mut(index).into_iter().for_each(|(_, bytes)| *bytes += more),
+            Err(index) => self.kept.insert(index, (state, more)),
         }
     }
 
@@ -245,8 +245,8 @@ mod tests {
             store.write();
             assert_eq!(store.kept(), generation);
         }
-        for (place, left) in [(2, 4), (0, 3), (2, 2), (1, 1), (0, 0)] {
-            assert!(store.snapshots.close(snapshots.remove(place)).is_some());
+        for (index, left) in [(2, 4), (0, 3), (2, 2), (1, 1), (0, 0)] {
+            assert!(store.snapshots.close(snapshots.remove(index)).is_some());
             assert_eq!(store.kept(), left);
         }
         assert_eq!((store.snapshots.kept, store.snapshots.is_empty()), (0, true));

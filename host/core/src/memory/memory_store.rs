@@ -63,7 +63,7 @@ pub(crate) struct Inner {
     /// One lock for each session. Calls of this host queue here instead of failing with a conflict
     /// at the backend.
     sessions: Mutex<HashMap<RecordKey, Weak<tokio::sync::Mutex<()>>>>,
-    places: Arc<Semaphore>,
+    summary_permits: Arc<Semaphore>,
     /// Becomes true when the store is closed. Running summaries then stop.
     closing: watch::Sender<bool>,
     closed: AtomicBool,
@@ -131,7 +131,7 @@ impl MemoryStoreBuilder {
             tokens: self.tokens,
             summarizer: self.summarizer,
             sessions: Mutex::default(),
-            places: Arc::new(Semaphore::new(self.concurrent_summaries.min(Semaphore::MAX_PERMITS))),
+            summary_permits: Arc::new(Semaphore::new(self.concurrent_summaries.min(Semaphore::MAX_PERMITS))),
             closing: watch::channel(false).0,
             closed: AtomicBool::new(false),
             running: Mutex::default(),
@@ -250,7 +250,7 @@ impl MemoryStore {
             return;
         }
         self.inner.closing.send_replace(true);
-        self.inner.places.close();
+        self.inner.summary_permits.close();
         let mut running = std::mem::take(&mut *self.inner.lock_running());
         let ended = async { while running.join_next().await.is_some() {} };
         // Dropping the set aborts the tasks that are still running.
@@ -269,12 +269,12 @@ impl MemoryStore {
     }
 
     /// Runs a summary to its end, even if the caller is dropped.
-    pub(crate) async fn summarize(&self, key: RecordKey, begun: Begun, place: OwnedSemaphorePermit) {
+    pub(crate) async fn summarize(&self, key: RecordKey, begun: Begun, permit: OwnedSemaphorePermit) {
         let (done, finished) = tokio::sync::oneshot::channel();
         let memories = self.clone();
         let task = async move {
             memories.inner.run(&key, begun).await;
-            drop(place);
+            drop(permit);
             // Fails if the caller was dropped.
             let _ = done.send(());
         };
@@ -286,20 +286,20 @@ impl MemoryStore {
 
     /// Summarises the waiting turns of a session once a permit is free, or leaves them for later.
     pub(crate) async fn summarize_in_turn(&self, key: &RecordKey) {
-        let places = self.inner.places.clone().acquire_owned();
-        let Ok(Ok(place)) = tokio::time::timeout(self.inner.options.summary_timeout, places).await else {
+        let acquired = self.inner.summary_permits.clone().acquire_owned();
+        let Ok(Ok(permit)) = tokio::time::timeout(self.inner.options.summary_timeout, acquired).await else {
             return;
         };
         if let Some(begun) = self.inner.begin(key).await {
-            self.summarize(key.clone(), begun, place).await;
+            self.summarize(key.clone(), begun, permit).await;
         }
     }
 
     /// Summarises the waiting turns of a session until none are due.
     async fn work_off(self, key: RecordKey) {
-        while let Some(place) = self.inner.place() {
+        while let Some(permit) = self.inner.summary_permit() {
             let Some(begun) = self.inner.begin(&key).await else { return };
-            self.summarize(key.clone(), begun, place).await;
+            self.summarize(key.clone(), begun, permit).await;
         }
     }
 }
@@ -315,11 +315,11 @@ impl Inner {
 
     /// A permit to run a summary; `None` if too many are running, the store is closed, or it has no
     /// summarizer.
-    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn summary_permit(&self) -> Option<OwnedSemaphorePermit> {
         if self.closed.load(Ordering::Acquire) || self.summarizer.is_none() {
             return None;
         }
-        self.places.clone().try_acquire_owned().ok()
+        self.summary_permits.clone().try_acquire_owned().ok()
     }
 
     /// The lock on a session in this host. It is held for one read and one write, never while a

@@ -192,15 +192,15 @@ fn describe(bytes: &[u8], error: &serde_json::Error) -> String {
     struct AnyFormat {
         format: u32,
     }
-    let place = format!("line {}, column {}", error.line(), error.column());
+    let position = format!("line {}, column {}", error.line(), error.column());
     match serde_json::from_slice::<AnyFormat>(bytes) {
         Ok(AnyFormat { format }) if format != FORMAT => {
             format!("unknown format {format}; this release reads format {FORMAT}")
         }
-        Ok(_) => format!("it is not a valid record of format {FORMAT}, at {place}"),
-        Err(_) if error.is_eof() => format!("it is truncated, at {place}"),
-        Err(_) if error.is_syntax() => format!("it is not valid JSON, at {place}"),
-        Err(_) => format!("it is not a record, at {place}"),
+        Ok(_) => format!("it is not a valid record of format {FORMAT}, at {position}"),
+        Err(_) if error.is_eof() => format!("it is truncated, at {position}"),
+        Err(_) if error.is_syntax() => format!("it is not valid JSON, at {position}"),
+        Err(_) => format!("it is not a record, at {position}"),
     }
 }
 

@@ -110,8 +110,8 @@ impl Memory {
         if inner.options.strategy == Strategy::None {
             return Ok(());
         }
-        let place = inner.place();
-        let has_place = place.is_some();
+        let permit = inner.summary_permit();
+        let has_permit = permit.is_some();
         // Released only once the record is written: [`Turn::memory`] counts every copy until then.
         let held = self.held.hold(turn.memory())?;
         let bytes = turn.bytes() as usize;
@@ -121,7 +121,7 @@ impl Memory {
             let record = record.get_or_insert_with(|| Record::new(inner.options.strategy));
             let mut effects = inner.rules().add(record, turn.clone());
             let now = inner.now();
-            if !has_place {
+            if !has_permit {
                 let is_due = record.due_at().is_some_and(|due_at| due_at <= now);
                 let next = if is_due { Next::Wait } else { Next::Nothing };
                 return Ok(Change::Write(next, effects));
@@ -137,9 +137,9 @@ impl Memory {
         })
         .await?;
         // From here the turn is not counted. The limit on concurrent summaries bounds their memory.
-        match (begun, place) {
-            (Next::Summarize(begun), Some(place)) => {
-                self.memories.summarize(self.key.clone(), begun, place).await;
+        match (begun, permit) {
+            (Next::Summarize(begun), Some(permit)) => {
+                self.memories.summarize(self.key.clone(), begun, permit).await;
             }
             (Next::Wait, _) => self.memories.summarize_in_turn(&self.key).await,
             _ => {}

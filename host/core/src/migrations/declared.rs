@@ -52,8 +52,8 @@ impl Declared {
     /// The steps after the applied ones, which must be the first of the set, in order and with
     /// equal checksums.
     pub(super) fn pending(&self, applied: &[AppliedMigration]) -> Result<&[Migration]> {
-        for (place, entry) in applied.iter().enumerate() {
-            match self.steps.get(place) {
+        for (index, entry) in applied.iter().enumerate() {
+            match self.steps.get(index) {
                 Some(step) if step.id == entry.id => self.check_unedited(step, entry)?,
                 found => return Err(self.mismatch(entry, found)),
             }
@@ -77,10 +77,10 @@ impl Declared {
         let (id, component, ordinal) = (&entry.id, &self.component, entry.ordinal);
         let declared = self.steps.iter().position(|step| step.id == *id);
         Error::MigrationMismatch(match (declared, found) {
-            (Some(place), _) => format!(
+            (Some(index), _) => format!(
                 "the migration {id:?} of {component:?} was reordered: it was applied as number {ordinal} but is \
                  declared as number {}",
-                place + 1
+                index + 1
             ),
             (None, Some(found)) => format!(
                 "the migration {id:?} of {component:?}, applied as number {ordinal}, was removed: {:?} is declared in \

@@ -13,7 +13,7 @@ use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
 use crate::scan::{Found, Scan};
 use crate::slice::{STORED_ROW, Slice};
-use crate::slot::Lease;
+use crate::transaction_state::BorrowedSnapshot;
 
 impl Transaction {
     /// Whether a read of the row needs its committed value.
@@ -36,7 +36,7 @@ impl Transaction {
     /// The committed row, if the snapshot can tell without waiting. This is not async, because most
     /// rows are read this way, and a future would move everything in and out.
     pub(super) fn committed_now(&mut self, row: &RowKey) -> Result<Option<Option<StoredValue>>> {
-        let stored = self.open.slot.read_now(|snapshot| snapshot.get_now(row))?;
+        let stored = self.open.transaction.read_now(|snapshot| snapshot.get_now(row))?;
         if let Some(stored) = &stored {
             self.record_row(row, stored.as_ref())?;
         }
@@ -45,9 +45,9 @@ impl Transaction {
 
     /// The committed row, if [`Transaction::committed_now`] could not tell.
     pub(super) async fn committed_later(&mut self, row: &RowKey) -> Result<Option<StoredValue>> {
-        let mut lease = self.open.slot.lease()?;
-        let is_new = lease.snapshot.is_none();
-        let result = match self.snapshot(&mut lease.snapshot).await {
+        let mut borrowed = self.open.transaction.borrow_snapshot()?;
+        let is_new = borrowed.snapshot.is_none();
+        let result = match self.snapshot(&mut borrowed.snapshot).await {
             // `committed_now` has already asked a snapshot that existed before.
             Ok(snapshot) => match is_new.then(|| snapshot.get_now(row)).flatten() {
                 Some(stored) => Ok(stored),
@@ -55,7 +55,7 @@ impl Transaction {
             },
             Err(error) => Err(error),
         };
-        let stored = self.settle(lease, result)?;
+        let stored = self.settle(borrowed, result)?;
         self.record_row(row, stored.as_ref())?;
         Ok(stored)
     }
@@ -73,12 +73,12 @@ impl Transaction {
         let names = keys.iter().map(|key| namespace.as_bytes().len() + key.as_bytes().len());
         let mut held = self.held.count().hold(RESULT_COPIES * names.sum::<usize>() as u64)?;
         let max_bytes = self.room_for_result(self.limits.result_bytes);
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
+        let mut borrowed = self.open.transaction.borrow_snapshot()?;
+        let result = match self.snapshot(&mut borrowed.snapshot).await {
             Ok(snapshot) => self.while_open(snapshot.get_many(namespace, &keys, max_bytes)).await,
             Err(error) => Err(error),
         };
-        let rows = match self.settle(lease, result)? {
+        let rows = match self.settle(borrowed, result)? {
             Many::Rows(rows) => rows,
             Many::TooLarge(requested) => {
                 self.held.count().check_result(requested.min(self.limits.result_bytes))?;
@@ -112,12 +112,12 @@ impl Transaction {
         let (max_bytes, max_entries) = (scan.max_bytes, scan.max_entries);
         scan.max_bytes = self.room_for_result(max_bytes);
         let is_narrowed = scan.max_bytes < max_bytes;
-        let mut lease = self.open.slot.lease()?;
-        let result = match self.snapshot(&mut lease.snapshot).await {
+        let mut borrowed = self.open.transaction.borrow_snapshot()?;
+        let result = match self.snapshot(&mut borrowed.snapshot).await {
             Ok(snapshot) => self.while_open(scan.run(snapshot, &self.writes)).await,
             Err(error) => Err(error),
         };
-        let mut found = self.settle(lease, result)?;
+        let mut found = self.settle(borrowed, result)?;
         let is_short = is_narrowed && found.entries.len() < max_entries.min(enough);
         if let (Some(next), true) = (found.next_entry_bytes, is_short) {
             // The limits allow more, but the instance holds too much memory.
@@ -153,36 +153,36 @@ impl Transaction {
     /// The snapshot. The first read takes it.
     pub(super) async fn snapshot<'s>(
         &self,
-        leased: &'s mut Option<Box<dyn Snapshot>>,
+        borrowed: &'s mut Option<Box<dyn Snapshot>>,
     ) -> Result<&'s mut dyn Snapshot> {
-        let snapshot = match leased.take() {
+        let snapshot = match borrowed.take() {
             Some(snapshot) => snapshot,
             None => {
-                self.open.slot.takes_snapshot(self.open.store.clock().monotonic());
+                self.open.transaction.takes_snapshot(self.open.store.clock().monotonic());
                 self.open.store.snapshot(self.snapshot_options()).await?
             }
         };
-        Ok(leased.insert(snapshot).as_mut())
+        Ok(borrowed.insert(snapshot).as_mut())
     }
 
     fn snapshot_options(&self) -> SnapshotOptions {
         let clock = self.open.store.clock();
-        let left = self.open.slot.deadline.saturating_sub(clock.monotonic());
+        let left = self.open.transaction.deadline.saturating_sub(clock.monotonic());
         // The timeout is unbounded if the limits were never validated.
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
-        let share = self.open.slot.share.clone();
+        let share = self.open.transaction.share.clone();
         SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline, share }
     }
 
     /// Returns the snapshot for the next call. A mistake of the guest leaves it as it was. After an
     /// error of the backend its state is unknown, so the transaction ends.
-    pub(super) fn settle<T>(&self, lease: Lease, result: Result<T>) -> Result<T> {
-        self.open.slot.called(self.open.store.clock().monotonic());
+    pub(super) fn settle<T>(&self, borrowed: BorrowedSnapshot, result: Result<T>) -> Result<T> {
+        self.open.transaction.called(self.open.store.clock().monotonic());
         match result {
-            Ok(value) => lease.give_back().map(|()| value),
+            Ok(value) => borrowed.give_back().map(|()| value),
             Err(error @ (Error::InvalidArgument(_) | Error::LimitExceeded(_))) => {
-                lease.give_back()?;
+                borrowed.give_back()?;
                 Err(error)
             }
             Err(error) => {

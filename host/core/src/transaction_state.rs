@@ -1,7 +1,7 @@
-//! The slot in which a transaction keeps its snapshot.
+//! The part of a transaction that its store can reach: its deadline and its snapshot.
 //!
-//! The store can empty it at the transaction's deadline or when the store closes, so an idle guest
-//! holds no connection.
+//! The store can end the snapshot at the deadline or when the store closes, so an idle guest holds
+//! no connection.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::share::Share;
 
 /// The part of a transaction that its store can reach.
-pub(crate) struct Slot {
+pub(crate) struct TransactionState {
     /// On the store's monotonic clock.
     pub(crate) deadline: Duration,
     /// The time from the transaction's beginning to its deadline.
@@ -26,8 +26,9 @@ pub(crate) struct Slot {
     last_call: Moment,
     /// When the snapshot was taken, on the store's clock.
     taken_at: Moment,
-    state: Mutex<State>,
-    /// Set with [`State::Ended`], so that a call on an open transaction need not lock the state.
+    state: Mutex<SnapshotState>,
+    /// Set with [`SnapshotState::Ended`], so that a call on an open transaction need not lock the
+    /// state.
     has_ended: AtomicBool,
 }
 
@@ -69,17 +70,17 @@ pub(crate) enum Reclaimed {
     Ended,
 }
 
-enum State {
+enum SnapshotState {
     /// No call is in progress. The snapshot is taken at the first read.
     Idle(Option<Box<dyn Snapshot>>),
     /// A call has the snapshot. `pinned` says whether the snapshot pinned something before the
     /// call.
-    Leased { pinned: bool },
+    Lent { pinned: bool },
     /// Every later call gets this error.
     Ended(Error),
 }
 
-impl Slot {
+impl TransactionState {
     pub(crate) fn new(now: Duration, timeout: Duration, handle: u64, share: Share) -> Self {
         let deadline = now.saturating_add(timeout);
         Self {
@@ -89,7 +90,7 @@ impl Slot {
             share,
             last_call: Moment::default(),
             taken_at: Moment::default(),
-            state: Mutex::new(State::Idle(None)),
+            state: Mutex::new(SnapshotState::Idle(None)),
             has_ended: AtomicBool::new(false),
         }
     }
@@ -116,10 +117,10 @@ impl Slot {
 
     pub(crate) fn holding(&self) -> Holding {
         match &*self.lock() {
-            State::Idle(Some(snapshot)) if snapshot.pins() => Holding::Idle,
-            State::Leased { pinned: true } => Holding::Busy,
-            State::Leased { pinned: false } => Holding::Unknown,
-            State::Idle(_) | State::Ended(_) => Holding::Nothing,
+            SnapshotState::Idle(Some(snapshot)) if snapshot.pins() => Holding::Idle,
+            SnapshotState::Lent { pinned: true } => Holding::Busy,
+            SnapshotState::Lent { pinned: false } => Holding::Unknown,
+            SnapshotState::Idle(_) | SnapshotState::Ended(_) => Holding::Nothing,
         }
     }
 
@@ -128,14 +129,14 @@ impl Slot {
     pub(crate) fn reclaim(&self, error: Error) -> Reclaimed {
         let mut state = self.lock();
         match &mut *state {
-            State::Idle(Some(snapshot)) if snapshot.pins() => {
+            SnapshotState::Idle(Some(snapshot)) if snapshot.pins() => {
                 if snapshot.release() {
                     return Reclaimed::Released;
                 }
             }
             _ => return Reclaimed::Nothing,
         }
-        let before = std::mem::replace(&mut *state, State::Ended(error));
+        let before = std::mem::replace(&mut *state, SnapshotState::Ended(error));
         self.has_ended.store(true, Ordering::Release);
         drop(state);
         drop(before);
@@ -144,16 +145,16 @@ impl Slot {
 
     /// Whether the snapshot is idle and keeps a state that is no longer the newest.
     pub(crate) fn keeps_state(&self) -> bool {
-        matches!(&*self.lock(), State::Idle(Some(snapshot)) if snapshot.keeps_state())
+        matches!(&*self.lock(), SnapshotState::Idle(Some(snapshot)) if snapshot.keeps_state())
     }
 
     /// Ends the transaction and drops its snapshot. False if it had ended before.
     pub(crate) fn end(&self, error: Error) -> bool {
         let mut state = self.lock();
-        if matches!(*state, State::Ended(_)) {
+        if matches!(*state, SnapshotState::Ended(_)) {
             return false;
         }
-        let before = std::mem::replace(&mut *state, State::Ended(error));
+        let before = std::mem::replace(&mut *state, SnapshotState::Ended(error));
         self.has_ended.store(true, Ordering::Release);
         drop(state);
         drop(before);
@@ -166,63 +167,66 @@ impl Slot {
             return Ok(());
         }
         match &*self.lock() {
-            State::Ended(error) => Err(error.clone()),
+            SnapshotState::Ended(error) => Err(error.clone()),
             _ => Ok(()),
         }
     }
 
-    /// Reads from the snapshot without taking it out of the slot. `None` if there is no snapshot
-    /// yet, or `read` returns `None`.
+    /// Reads from the snapshot without borrowing it. `None` if there is no snapshot yet, or `read`
+    /// returns `None`.
     pub(crate) fn read_now<T>(&self, read: impl FnOnce(&mut dyn Snapshot) -> Option<T>) -> Result<Option<T>> {
         match &mut *self.lock() {
-            State::Idle(snapshot) => Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut()))),
-            State::Leased { .. } => Err(cancelled()),
-            State::Ended(error) => Err(error.clone()),
+            SnapshotState::Idle(snapshot) => {
+                Ok(snapshot.as_mut().and_then(|snapshot| read(snapshot.as_mut())))
+            }
+            SnapshotState::Lent { .. } => Err(cancelled()),
+            SnapshotState::Ended(error) => Err(error.clone()),
         }
     }
 
     /// Lends the snapshot to a call.
-    pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
+    pub(crate) fn borrow_snapshot(self: &Arc<Self>) -> Result<BorrowedSnapshot> {
         let mut state = self.lock();
-        let pinned = matches!(&*state, State::Idle(Some(snapshot)) if snapshot.pins());
-        match std::mem::replace(&mut *state, State::Leased { pinned }) {
-            State::Idle(snapshot) => Ok(Lease { slot: self.clone(), snapshot, returned: false }),
-            before @ State::Leased { .. } => {
+        let pinned = matches!(&*state, SnapshotState::Idle(Some(snapshot)) if snapshot.pins());
+        match std::mem::replace(&mut *state, SnapshotState::Lent { pinned }) {
+            SnapshotState::Idle(snapshot) => {
+                Ok(BorrowedSnapshot { transaction: self.clone(), snapshot, returned: false })
+            }
+            before @ SnapshotState::Lent { .. } => {
                 *state = before;
                 Err(cancelled())
             }
-            State::Ended(error) => {
-                *state = State::Ended(error.clone());
+            SnapshotState::Ended(error) => {
+                *state = SnapshotState::Ended(error.clone());
                 Err(error)
             }
         }
     }
 
     /// A panic of its holder leaves a valid state, because each change replaces it as a whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SnapshotState> {
         self.state.lock()
     }
 }
 
 /// The snapshot, for the length of one call.
 ///
-/// A cancelled call drops the lease, which ends the transaction: how far the call had come is
-/// unknown.
-pub(crate) struct Lease {
-    slot: Arc<Slot>,
+/// A cancelled call drops it, which ends the transaction: how far the call had come is unknown.
+pub(crate) struct BorrowedSnapshot {
+    transaction: Arc<TransactionState>,
     pub(crate) snapshot: Option<Box<dyn Snapshot>>,
     returned: bool,
 }
 
-impl Lease {
+impl BorrowedSnapshot {
     /// Returns the snapshot for the next call. Fails if the transaction has ended in the meantime.
     pub(crate) fn give_back(mut self) -> Result<()> {
         self.returned = true;
-        let mut state = self.slot.lock();
+        let mut state = self.transaction.lock();
         match &*state {
-            State::Ended(error) => Err(error.clone()),
+            SnapshotState::Ended(error) => Err(error.clone()),
             _ => {
-                *state = State::Idle(self.snapshot.take());
+                *state = SnapshotState::Idle(self.snapshot.take());
                 Ok(())
             }
         }
@@ -232,18 +236,18 @@ impl Lease {
     /// ended in the meantime.
     pub(crate) fn keep(mut self, ending: Error) -> Result<Option<Box<dyn Snapshot>>> {
         self.returned = true;
-        if self.slot.end(ending) { Ok(self.snapshot.take()) } else { Err(self.ended()) }
+        if self.transaction.end(ending) { Ok(self.snapshot.take()) } else { Err(self.ended()) }
     }
 
     fn ended(&self) -> Error {
-        self.slot.check().err().unwrap_or_else(cancelled)
+        self.transaction.check().err().unwrap_or_else(cancelled)
     }
 }
 
-impl Drop for Lease {
+impl Drop for BorrowedSnapshot {
     fn drop(&mut self) {
         if !self.returned {
-            self.slot.end(cancelled());
+            self.transaction.end(cancelled());
         }
     }
 }
