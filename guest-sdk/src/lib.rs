@@ -68,7 +68,7 @@ pub use larder_guest_macros::checksum as __checksum;
 pub use bindings::summarizer_plugin as __summarizer_plugin;
 
 pub use error::{Error, LimitKind};
-pub use memory::{Context, Health, Identity, Memory, Snapshot, Strategy, TrajectoryDigest, Turn};
+pub use memory::{ContextPatch, Health, Identity, Memory, Snapshot, Strategy, TrajectoryDigest, Turn};
 pub use migrations::{MigrateError, Migration, MigrationSet, StepError};
 pub use range::Range;
 pub use retry::RetryPolicy;

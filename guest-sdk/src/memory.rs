@@ -129,7 +129,7 @@ fn now_ms() -> u64 {
 
 /// The part of a conversation to give to a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Context {
+pub struct ContextPatch {
     /// The strategy by which the host keeps this session.
     pub strategy: Strategy,
     /// Replaces all summarised turns, which are those before the recent ones.
@@ -164,7 +164,7 @@ pub struct Snapshot {
 ///
 /// fn answer(question: &str) -> Result<String, Error> {
 ///     let memory = Memory::open(Identity::session("acme", "ann", "2026-10-03"))?;
-///     let context = memory.context()?;
+///     let context = memory.llm_context()?;
 ///     let answer = ask_model(&context.summary, &context.recent_turns, question);
 ///     memory.add_turn(Turn::new(question, &answer))?;
 ///     Ok(answer)
@@ -216,11 +216,11 @@ impl Memory {
     /// - [`Error::InvalidSnapshot`] if the session was stored with another strategy.
     /// - [`Error::Corrupt`] if the session's record cannot be read.
     /// - [`Error::Unavailable`] or [`Error::Other`] if the backend fails.
-    pub fn context(&self) -> Result<Context, Error> {
+    pub fn llm_context(&self) -> Result<ContextPatch, Error> {
         Ok(self.raw.llm_context()?.into())
     }
 
-    /// Returns the number of tokens of [`Memory::context`], without the context.
+    /// Returns the number of tokens of [`Memory::llm_context`], without the context.
     ///
     /// # Errors
     /// - [`Error::Closed`] if the conversation or its store is closed.
@@ -358,7 +358,7 @@ impl From<raw::Turn> for Turn {
     }
 }
 
-impl From<raw::ContextPatch> for Context {
+impl From<raw::ContextPatch> for ContextPatch {
     fn from(context: raw::ContextPatch) -> Self {
         let raw::ContextPatch { strategy, summary, recent_turns, tokens, over_budget } = context;
         let recent_turns = recent_turns.into_iter().map(Turn::from).collect();
@@ -399,14 +399,14 @@ mod tests {
     #[test]
     fn a_context_keeps_the_order_of_its_turns() {
         let turns = [Turn::new("first", ""), full_turn()];
-        let context = Context::from(raw::ContextPatch {
+        let context = ContextPatch::from(raw::ContextPatch {
             strategy: Strategy::Truncation,
             summary: "before".to_string(),
             recent_turns: turns.clone().map(Into::into).to_vec(),
             tokens: 9,
             over_budget: true,
         });
-        let expected = Context {
+        let expected = ContextPatch {
             strategy: Strategy::Truncation,
             summary: "before".to_string(),
             recent_turns: turns.to_vec(),

@@ -104,7 +104,7 @@ fn converse(identity: Identity, transcript: impl BufRead) -> Outcome {
     let mut progress = Progress::load(&store, &identity)?;
     let before = progress.turns;
     // Only the first uncounted turn can be in the memory already.
-    let mut newest = memory.context()?.recent_turns.pop();
+    let mut newest = memory.llm_context()?.recent_turns.pop();
     for (number, exchange) in (1..).zip(Transcript::new(transcript)) {
         let exchange = exchange?;
         if number <= before {
@@ -135,7 +135,7 @@ fn add(memory: &Memory, progress: &Progress, exchange: Exchange) -> Result<u64, 
 }
 
 fn show(memory: &Memory, what: &str) -> Outcome {
-    print(&format!("{what}\n{}", report::report(&memory.context()?, memory.health()?)))
+    print(&format!("{what}\n{}", report::report(&memory.llm_context()?, memory.health()?)))
 }
 
 fn print(text: &str) -> Outcome {

@@ -1,12 +1,12 @@
 //! The context of a model as text.
 
-use larder_guest::{Context, Health, Strategy};
+use larder_guest::{ContextPatch, Health, Strategy};
 
 /// Characters shown of a line.
 const LINE_CHARACTERS: usize = 90;
 
 /// Formats the context, each part shortened to a line.
-pub(crate) fn report(context: &Context, health: Health) -> String {
+pub(crate) fn report(context: &ContextPatch, health: Health) -> String {
     let over_budget = if context.over_budget { ", over the budget" } else { "" };
     let first = format!(
         "  {}, {}, {} tokens{over_budget}",
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_report_has_a_line_for_each_part() {
-        let context = Context {
+        let context = ContextPatch {
             strategy: Strategy::RollingSummary,
             summary: "first\nsecond".to_string(),
             recent_turns: vec![Turn::new("And\n\nnow?", "x".repeat(91))],
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn an_empty_context_is_one_line() {
-        let context = Context {
+        let context = ContextPatch {
             strategy: Strategy::None,
             summary: String::new(),
             recent_turns: Vec::new(),

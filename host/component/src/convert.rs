@@ -1,8 +1,8 @@
 //! Conversions between larder's types and those of the WIT.
 
 use larder_core::{
-    Context, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Migration, Mode,
-    Page, PutOptions, Range, Strategy, TrajectoryDigest, Turn, Version,
+    ContextPatch, Entry, Error, Health, IdentityParts, LimitExceeded, LimitKind, MemorySnapshot, Migration,
+    Mode, Page, PutOptions, Range, Strategy, TrajectoryDigest, Turn, Version,
 };
 
 use crate::bindings::{memory, store, tx, types};
@@ -95,7 +95,7 @@ impl From<tx::Range> for Range {
 
 impl From<tx::PutOptions> for PutOptions {
     fn from(options: tx::PutOptions) -> Self {
-        Self { ttl_millis: options.ttl_ms, if_version: options.if_version.map(Version) }
+        Self { ttl_ms: options.ttl_ms, if_version: options.if_version.map(Version) }
     }
 }
 
@@ -215,8 +215,8 @@ impl From<Health> for memory::Health {
     }
 }
 
-impl From<Context> for memory::ContextPatch {
-    fn from(context: Context) -> Self {
+impl From<ContextPatch> for memory::ContextPatch {
+    fn from(context: ContextPatch) -> Self {
         Self {
             strategy: context.strategy.into(),
             summary: context.summary,

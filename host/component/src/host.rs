@@ -249,7 +249,7 @@ impl memory::HostMemory for StorageCtxView<'_> {
     }
 
     async fn llm_context(&mut self, memory: Resource<Memory>) -> StorageResult<memory::ContextPatch> {
-        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.context()).await?.into())
+        Ok(self.ctx.long_calls().run(self.table.get(&memory)?.llm_context()).await?.into())
     }
 
     async fn estimate_tokens(&mut self, memory: Resource<Memory>) -> StorageResult<u64> {

@@ -104,12 +104,12 @@ pub use convert::{StorageError, StorageResult};
 pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView};
 pub use engine_config::{engine_config, instance_pool};
 pub use larder_core::{
-    ByteTokens, Clock, Context, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel, EventSink,
-    EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope, InMemory,
-    LimitExceeded, LimitKind, Limits, Memory, MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder,
-    MigrationScope, Missed, Mode, MovableClock, RatedEvents, Share, Store, StoreBuilder, StoreSource,
-    Strategy, Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator, TracingEvents,
-    TrajectoryDigest, Turn, Version,
+    ByteTokens, Clock, ContextPatch, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel,
+    EventSink, EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope,
+    InMemory, LimitExceeded, LimitKind, Limits, Memory, MemoryOptions, MemorySnapshot, MemoryStore,
+    MemoryStoreBuilder, MigrationScope, Missed, Mode, MovableClock, RatedEvents, Share, Store, StoreBuilder,
+    StoreSource, Strategy, Summarizer, SummaryError, SummaryRequest, SystemClock, TokenEstimator,
+    TracingEvents, TrajectoryDigest, Turn, Version,
 };
 #[cfg(feature = "tokenizer")]
 pub use larder_llm::ModelTokens;

@@ -24,7 +24,7 @@ pub enum Mutation {
         /// The value.
         value: Value,
         /// The time to live in milliseconds from the commit; `None` for a permanent row.
-        ttl_millis: Option<u64>,
+        ttl_ms: Option<u64>,
     },
     /// Deletes the row.
     Delete,
@@ -34,9 +34,9 @@ pub enum Mutation {
 
 impl Mutation {
     /// The time to live that the change gives the row, in milliseconds.
-    pub fn ttl_millis(&self) -> Option<u64> {
+    pub fn ttl_ms(&self) -> Option<u64> {
         match self {
-            Self::Put { ttl_millis, .. } => *ttl_millis,
+            Self::Put { ttl_ms, .. } => *ttl_ms,
             Self::Delete | Self::Increment(_) => None,
         }
     }
@@ -236,7 +236,7 @@ impl Commit {
                 None => None,
             };
             let before = stored.as_ref().map_or(0, |stored| cost.row(row.bytes(), stored.value_bytes));
-            plan.begins_ttl |= mutation.ttl_millis().is_some();
+            plan.begins_ttl |= mutation.ttl_ms().is_some();
             let write = plan.resolve(mutation, stored, now)?;
             plan.growth += row_bytes(row, &write, cost) as i64 - before as i64;
             plan.writes.push((row, write));
@@ -292,9 +292,9 @@ impl<'a> Plan<'a> {
         now: UnixMillis,
     ) -> Result<RowWrite<'a>> {
         Ok(match mutation {
-            Mutation::Put { value, ttl_millis } => RowWrite::Put {
+            Mutation::Put { value, ttl_ms } => RowWrite::Put {
                 value: Cow::Borrowed(value.as_bytes()),
-                expires_at: ttl_millis.map(|ttl| expiry(now, ttl)),
+                expires_at: ttl_ms.map(|ttl| expiry(now, ttl)),
             },
             Mutation::Delete => RowWrite::Delete,
             Mutation::Increment(delta) => {
@@ -318,8 +318,8 @@ impl<'a> Plan<'a> {
 }
 
 /// SQL engines store the expiry as a signed number. A later moment never comes.
-fn expiry(now: UnixMillis, ttl_millis: u64) -> UnixMillis {
-    now.saturating_add(ttl_millis).min(i64::MAX as u64)
+fn expiry(now: UnixMillis, ttl_ms: u64) -> UnixMillis {
+    now.saturating_add(ttl_ms).min(i64::MAX as u64)
 }
 
 fn row_bytes(row: &RowKey, write: &RowWrite<'_>, cost: StoredCost) -> u64 {
@@ -340,8 +340,8 @@ mod tests {
         RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
     }
 
-    fn put(value: &[u8], ttl_millis: Option<u64>) -> Mutation {
-        Mutation::Put { value: Value::trusted(value.to_vec()), ttl_millis }
+    fn put(value: &[u8], ttl_ms: Option<u64>) -> Mutation {
+        Mutation::Put { value: Value::trusted(value.to_vec()), ttl_ms }
     }
 
     fn stored(value: &[u8], expires_at: Option<u64>) -> CurrentRow {
@@ -407,8 +407,8 @@ mod tests {
     fn times_to_live_may_begin_100_milliseconds_and_one_for_each_row_before_the_commit_is_visible() {
         assert_eq!((ttl_lead_max_millis(0), ttl_lead_max_millis(10_000)), (100, 10_100));
         assert_eq!(ttl_lead_max_millis(u64::MAX), u64::MAX);
-        let commit = |ttl_millis| Commit {
-            writes: BTreeMap::from([(row("a"), put(b"x", ttl_millis)), (row("b"), put(b"x", None))]),
+        let commit = |ttl_ms| Commit {
+            writes: BTreeMap::from([(row("a"), put(b"x", ttl_ms)), (row("b"), put(b"x", None))]),
             ..Default::default()
         };
         let visible = |commit: &Commit, moment| {

@@ -599,7 +599,7 @@ mod tests {
     }
 
     fn put(database: &mut Database, shared: &Shared, key: &str) -> Version {
-        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
+        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_ms: None };
         let commit = Commit { writes: BTreeMap::from([(row(key), put)]), ..Default::default() };
         match database.attempt(shared, Attempt::first(None), &commit).unwrap() {
             Tried::Made(committed) => committed.version,
@@ -622,7 +622,7 @@ mod tests {
     }
 
     fn many(share: &Share, prefix: &str, count: usize) -> Commit {
-        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None };
+        let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_ms: None };
         let writes = (0..count).map(|number| (row(&format!("{prefix}{number}")), put.clone())).collect();
         Commit { writes, share: share.clone(), ..Default::default() }
     }

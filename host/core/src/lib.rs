@@ -76,7 +76,7 @@ pub use in_memory::{InMemory, InMemoryDriver};
 pub use limits::Limits;
 pub use long_calls::LongCalls;
 pub use memory::{
-    ByteTokens, Context, EchoSummarizer, Health, Identity, IdentityParts, IdentityScope, Memory,
+    ByteTokens, ContextPatch, EchoSummarizer, Health, Identity, IdentityParts, IdentityScope, Memory,
     MemoryOptions, MemorySnapshot, MemoryStore, MemoryStoreBuilder, Strategy, Summarizer, SummaryError,
     SummaryRequest, TokenEstimator, TrajectoryDigest, Turn,
 };

@@ -141,7 +141,7 @@ pub struct PackedPage {
 pub struct PutOptions {
     /// The time to live of the row in milliseconds from its commit, at least 1; `None` for a
     /// permanent row.
-    pub ttl_millis: Option<u64>,
+    pub ttl_ms: Option<u64>,
     /// The version that the committed row must have at commit.
     ///
     /// [`Version::ABSENT`] requires that the row does not exist. If the row has another version,
@@ -305,7 +305,7 @@ impl Transaction {
             slice.pause().await;
             let row = RowKey { namespace: namespace.clone(), key: Key::new(key, &self.limits)? };
             let value = Value::new(value, &self.limits)?;
-            changes.insert(row, Mutation::Put { value, ttl_millis: None });
+            changes.insert(row, Mutation::Put { value, ttl_ms: None });
         }
         self.check_writable(&namespace)?;
         self.stage_all(changes, slice).await
@@ -364,7 +364,7 @@ impl Transaction {
         options: PutOptions,
     ) -> Result<()> {
         self.check_open()?;
-        if options.ttl_millis == Some(0) {
+        if options.ttl_ms == Some(0) {
             return Err(Error::invalid_argument(
                 "the time to live is 0 ms; pass at least 1 ms, or no time to live for a permanent row",
             ));
@@ -372,7 +372,7 @@ impl Transaction {
         let row = self.row(namespace, key)?;
         let value = Value::new(value, &self.limits)?;
         self.check_writable(&row.namespace)?;
-        self.stage_if(row, Mutation::Put { value, ttl_millis: options.ttl_millis }, options.if_version)
+        self.stage_if(row, Mutation::Put { value, ttl_ms: options.ttl_ms }, options.if_version)
     }
 
     /// Stages the deletion of a row.
@@ -516,11 +516,11 @@ impl Transaction {
             None => Mutation::Increment(delta),
             Some(Mutation::Increment(before)) => Mutation::Increment(counter::add_deltas(*before, delta)?),
             Some(Mutation::Delete) => {
-                Mutation::Put { value: Value::trusted(counter::add(None, delta)?), ttl_millis: None }
+                Mutation::Put { value: Value::trusted(counter::add(None, delta)?), ttl_ms: None }
             }
-            Some(Mutation::Put { value, ttl_millis }) => {
+            Some(Mutation::Put { value, ttl_ms }) => {
                 let sum = counter::add(Some(value.as_bytes()), delta)?;
-                Mutation::Put { value: Value::trusted(sum), ttl_millis: *ttl_millis }
+                Mutation::Put { value: Value::trusted(sum), ttl_ms: *ttl_ms }
             }
         };
         self.stage_if(row, mutation, None)

@@ -56,7 +56,7 @@ impl Call {
             Self::PutMany(entries) => tx.put_many("ns".into(), entries.iter().map(entry).collect()).await,
             Self::PutPacked(entries) => tx.put_packed("ns".into(), &pack(entries)).await,
             Self::PutIf(key, value, version) => {
-                let options = PutOptions { ttl_millis: None, if_version: Some(Version(version)) };
+                let options = PutOptions { ttl_ms: None, if_version: Some(Version(version)) };
                 tx.put_with("ns".into(), key.into(), value.into(), options)
             }
             Self::Delete(key) => tx.delete("ns".into(), key.into()),

@@ -277,7 +277,7 @@ impl Instance {
                 .unwrap_or_else(|error| assert!(is_refused::<()>(Err(error))));
         }
         for memory in &open {
-            memory.context().await.unwrap();
+            memory.llm_context().await.unwrap();
             let snapshot = memory.snapshot().await.unwrap();
             memory
                 .restore(snapshot)

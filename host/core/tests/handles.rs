@@ -136,9 +136,9 @@ async fn what_a_quota_counts_is_given_back_by_deletes_and_sweeps() {
     let builder = Store::builder(InMemory::new()).clock(clock.clone()).quota_bytes(2 * row + 6);
     let store = builder.sweep_interval(None).build().unwrap();
     let handle = handle(&store, Limits::default());
-    let put = async |key: &str, bytes: usize, ttl_millis: Option<u64>| {
+    let put = async |key: &str, bytes: usize, ttl_ms: Option<u64>| {
         let mut update = handle.begin(Mode::Update).unwrap();
-        let options = larder_core::PutOptions { ttl_millis, if_version: None };
+        let options = larder_core::PutOptions { ttl_ms, if_version: None };
         update.put_with("n".into(), key.into(), vec![0; bytes], options).unwrap();
         update.commit().await
     };
@@ -163,7 +163,7 @@ async fn expired_rows_are_swept_without_being_asked_for() {
     let store = builder.sweep_interval(Some(Duration::from_millis(10))).build().unwrap();
     let handle = handle(&store, Limits::default());
     let mut update = handle.begin(Mode::Update).unwrap();
-    let options = larder_core::PutOptions { ttl_millis: Some(1_000), if_version: None };
+    let options = larder_core::PutOptions { ttl_ms: Some(1_000), if_version: None };
     update.put_with("n".into(), "a".into(), vec![], options).unwrap();
     update.commit().await.unwrap();
     clock.advance(Duration::from_secs(2));

@@ -105,7 +105,7 @@ fn turn(text: &str) -> Turn {
 }
 
 async fn said(memory: &Memory) -> Vec<String> {
-    memory.context().await.unwrap().recent_turns.into_iter().map(|turn| turn.user_message).collect()
+    memory.llm_context().await.unwrap().recent_turns.into_iter().map(|turn| turn.user_message).collect()
 }
 
 #[tokio::test]

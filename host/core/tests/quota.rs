@@ -165,10 +165,10 @@ impl Fixture {
     }
 
     /// Writes a row that counts `bytes` bytes in all.
-    async fn put(&self, key: &str, bytes: u64, ttl_millis: Option<u64>) -> Result<()> {
+    async fn put(&self, key: &str, bytes: u64, ttl_ms: Option<u64>) -> Result<()> {
         let mut update = self.store.handle(HandleOptions::default()).begin(Mode::Update)?;
         let value = value(key, bytes);
-        let options = PutOptions { ttl_millis, ..PutOptions::default() };
+        let options = PutOptions { ttl_ms, ..PutOptions::default() };
         update.put_with("n".into(), key.into(), value, options)?;
         update.commit().await.map(drop)
     }

@@ -42,7 +42,7 @@ impl Fixture {
     /// Commits rows that have expired when this returns.
     async fn put_expired(&self, namespace: &str, count: usize) {
         let mut transaction = self.begin(Mode::Update);
-        let options = PutOptions { ttl_millis: Some(1_000), if_version: None };
+        let options = PutOptions { ttl_ms: Some(1_000), if_version: None };
         for key in keys(count) {
             transaction.put_with(namespace.into(), key, b"12".into(), options).unwrap();
         }
@@ -218,7 +218,7 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     let fixture = Fixture::new();
     let mut transaction = fixture.begin(Mode::Update);
     for key in keys(12) {
-        let options = PutOptions { ttl_millis: Some(1_000), if_version: None };
+        let options = PutOptions { ttl_ms: Some(1_000), if_version: None };
         transaction.put_with("n".into(), key, vec![0; 500_000], options).unwrap();
     }
     transaction.commit().await.unwrap();

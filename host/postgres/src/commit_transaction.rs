@@ -414,7 +414,7 @@ const TTL_MAX: i64 = i64::MAX / 2;
 
 impl Expiry {
     pub(crate) fn of(commit: &Commit, row: &RowKey, expires_at: Option<UnixMillis>) -> Self {
-        match commit.writes.get(row).and_then(Mutation::ttl_millis) {
+        match commit.writes.get(row).and_then(Mutation::ttl_ms) {
             Some(ttl) => Self { kept: None, ttl: Some(saturating(ttl).min(TTL_MAX)) },
             None => Self { kept: expires_at.map(saturating), ttl: None },
         }

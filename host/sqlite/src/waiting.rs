@@ -223,7 +223,7 @@ mod tests {
 
     fn request(share: &Share, rows: usize, value_bytes: usize) -> Request {
         let value = Value::new(vec![0; value_bytes], &Limits::default()).unwrap();
-        let put = Mutation::Put { value, ttl_millis: None };
+        let put = Mutation::Put { value, ttl_ms: None };
         let writes = (0..rows).map(|number| (row(number), put.clone())).collect();
         let commit = Commit { writes, share: share.clone(), ..Commit::default() };
         Request::new(Work::Commit(Arc::new(commit), Attempt::first(None)), oneshot::channel().0)

@@ -1092,7 +1092,7 @@ mod tests {
     fn rows(share: &Share, prefix: &str, count: usize) -> Arc<Commit> {
         let limits = Limits::default();
         let namespace = Namespace::new("n", &limits).unwrap();
-        let put = Mutation::Put { value: Value::new(b"v".to_vec(), &limits).unwrap(), ttl_millis: None };
+        let put = Mutation::Put { value: Value::new(b"v".to_vec(), &limits).unwrap(), ttl_ms: None };
         let writes = (0..count).map(|number| {
             let key = Key::new(format!("{prefix}{number}"), &limits).unwrap();
             (RowKey { namespace: namespace.clone(), key }, put.clone())

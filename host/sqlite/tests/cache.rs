@@ -182,7 +182,7 @@ async fn rows_with_a_time_to_live_go_when_it_is_over() {
     put(&ours, "a", "for ever").await;
     warm(&ours, "a").await;
     let mut update = ours.begin(Mode::Update).unwrap();
-    let options = PutOptions { ttl_millis: Some(100), ..Default::default() };
+    let options = PutOptions { ttl_ms: Some(100), ..Default::default() };
     update.put_with("n".into(), "a".into(), b"short".to_vec(), options).unwrap();
     update.commit().await.unwrap();
     assert_eq!(warm(&ours, "a").await, Some("short".to_string()));

@@ -54,7 +54,7 @@ fn locked(path: &Path) -> rusqlite::Connection {
 }
 
 fn minute() -> PutOptions {
-    PutOptions { ttl_millis: Some(MINUTE), if_version: None }
+    PutOptions { ttl_ms: Some(MINUTE), if_version: None }
 }
 
 async fn put_for_a_minute(handle: &Handle, key: &str, value: &str) -> Version {

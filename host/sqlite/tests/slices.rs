@@ -49,7 +49,7 @@ impl Fixture {
     async fn put_expired(&self, namespace: &str, count: usize) {
         for part in (0..count).step_by(10_000) {
             let mut transaction = self.begin(Mode::Update);
-            let options = PutOptions { ttl_millis: Some(60_000), if_version: None };
+            let options = PutOptions { ttl_ms: Some(60_000), if_version: None };
             for number in part..count.min(part + 10_000) {
                 let key = format!("{number:06}");
                 transaction.put_with(namespace.into(), key, b"12".into(), options).unwrap();

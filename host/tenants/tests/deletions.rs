@@ -434,7 +434,7 @@ async fn what_was_deleted_replaced_expired_or_forgotten_is_in_no_later_snapshot(
         let name = |kind: &str| format!("{kind}-{number}");
         update.put("n".into(), name("deleted"), deleted[number].clone().into()).unwrap();
         update.put("n".into(), name("replaced"), replaced[number].clone().into()).unwrap();
-        let ttl = PutOptions { ttl_millis: Some(60_000), ..PutOptions::default() };
+        let ttl = PutOptions { ttl_ms: Some(60_000), ..PutOptions::default() };
         update.put_with("n".into(), name("expired"), expired[number].clone().into(), ttl).unwrap();
         update.put("n".into(), name("kept"), b"kept".to_vec()).unwrap();
         update.commit().await.unwrap();

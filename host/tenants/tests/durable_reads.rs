@@ -124,7 +124,7 @@ async fn a_conversation_is_read_once_object_storage_has_it() {
         async move { session.add_turn(Turn { user_message: "hello".into(), ..Turn::default() }).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let turns = open().context().await.unwrap().recent_turns.len();
+    let turns = open().llm_context().await.unwrap().recent_turns.len();
     assert!(adding.is_finished() && turns == 1, "{turns} turns were read before object storage had them");
     adding.await.unwrap().unwrap();
     memories.close().await;

@@ -126,7 +126,7 @@ async fn expired_rows_are_not_written_back() {
     let ann = key("acme/users/ann");
     let tenant = a.get(&ann).await.unwrap();
     let mut update = handle(&tenant).begin(Mode::Update).unwrap();
-    let minute = PutOptions { ttl_millis: Some(60_000), if_version: None };
+    let minute = PutOptions { ttl_ms: Some(60_000), if_version: None };
     update.put_with("n".into(), "expires".into(), b"value".to_vec(), minute).unwrap();
     update.put("n".into(), "a".into(), b"1".to_vec()).unwrap();
     update.commit().await.unwrap();

@@ -249,9 +249,9 @@ async fn an_apply_that_fails_halfway_says_how_far_it_came_and_a_second_one_does_
 
 #[tokio::test]
 async fn a_row_keeps_the_moment_at_which_it_expires_and_an_expired_one_stays_away() {
-    let put = async |store: &Store, key: &str, ttl_millis: u64| {
+    let put = async |store: &Store, key: &str, ttl_ms: u64| {
         let mut update = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
-        let options = PutOptions { ttl_millis: Some(ttl_millis), ..PutOptions::default() };
+        let options = PutOptions { ttl_ms: Some(ttl_ms), ..PutOptions::default() };
         update.put_with("n".into(), key.into(), b"value".to_vec(), options).unwrap();
         update.commit().await.unwrap();
     };
@@ -299,7 +299,7 @@ async fn conversations_are_added_and_replaced_like_rows() {
         let store = tenant.store();
         let memories =
             MemoryStore::builder(&store, MemoryOptions::new(Strategy::Truncation)).build().unwrap();
-        let context = open_session(&memories, session).context().await.unwrap();
+        let context = open_session(&memories, session).llm_context().await.unwrap();
         memories.close().await;
         context.recent_turns.into_iter().map(|turn| turn.user_message).collect::<Vec<_>>()
     };

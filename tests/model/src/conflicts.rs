@@ -282,8 +282,8 @@ fn handle(store: &Store) -> Handle {
 async fn fill(handle: &Handle, namespace: &str) -> Result<Version> {
     let mut update = handle.begin(Mode::Update)?;
     for key in ROWS {
-        let ttl_millis = (key == EXPIRED).then_some(1_000);
-        let options = PutOptions { ttl_millis, if_version: None };
+        let ttl_ms = (key == EXPIRED).then_some(1_000);
+        let options = PutOptions { ttl_ms, if_version: None };
         update.put_with(namespace.to_string(), key.to_string(), b"1".to_vec(), options)?;
     }
     update.commit().await
@@ -377,7 +377,7 @@ impl Kind {
                 transaction.get(namespace, key.to_string()).await?;
             }
             Self::PutAtVersion(key) => {
-                let options = PutOptions { ttl_millis: None, if_version: Some(version) };
+                let options = PutOptions { ttl_ms: None, if_version: Some(version) };
                 transaction.put_with(namespace, key.to_string(), Vec::new(), options)?;
             }
             Self::DeleteIfAbsent(key) => {

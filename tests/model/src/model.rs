@@ -153,7 +153,7 @@ impl ModelTransaction {
     }
 
     pub(crate) fn put(&mut self, name: Name, value: Vec<u8>, options: PutOptions) -> Answered {
-        if options.ttl_millis == Some(0) {
+        if options.ttl_ms == Some(0) {
             return Err(Refusal::InvalidArgument);
         }
         self.check_name(&name)?;
@@ -163,7 +163,7 @@ impl ModelTransaction {
         if let Some(version) = options.if_version {
             self.expect(&name, version.0);
         }
-        self.writes.insert(name, Write::Put { value, ttl: options.ttl_millis });
+        self.writes.insert(name, Write::Put { value, ttl: options.ttl_ms });
         Ok(Answer::Done)
     }
 

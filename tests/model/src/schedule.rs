@@ -258,7 +258,7 @@ impl<'a> Run<'a> {
                 let value = value(random);
                 let options = match random.u8(..3) {
                     0 => PutOptions {
-                        ttl_millis: random.bool().then(|| random.u64(..60) * 1_000),
+                        ttl_ms: random.bool().then(|| random.u64(..60) * 1_000),
                         if_version: random.bool().then_some(Version(version)),
                     },
                     _ => PutOptions::default(),

@@ -304,9 +304,9 @@ impl Call {
             5 => {
                 // Half a second off the times at which the clock stands, as a server's clock keeps
                 // running.
-                let ttl_millis = random.bool().then(|| random.u64(0..60) * 1_000 + 500);
+                let ttl_ms = random.bool().then(|| random.u64(0..60) * 1_000 + 500);
                 let if_version = random.bool().then_some(*seen);
-                shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_millis, if_version }))
+                shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_ms, if_version }))
             }
             6 => {
                 let entries =

@@ -350,7 +350,7 @@ async fn a_turn_is_acknowledged_once_the_standby_has_it() -> Outcome {
     let is_early = adding.is_finished();
     cluster.standby().resume();
     let outcome = adding.await.unwrap();
-    let turns = session.context().await.map_err(in_debug)?.recent_turns.len();
+    let turns = session.llm_context().await.map_err(in_debug)?.recent_turns.len();
     memories.close().await;
     store.close().await;
     match (is_early, outcome, turns) {
@@ -402,7 +402,7 @@ async fn sweep_and_read(
     let session = open_session(&memories);
     // Each uses a connection that was just used, so that the pool does not test it first.
     let both = async || {
-        let (swept, read) = tokio::join!(store.sweep(), session.context());
+        let (swept, read) = tokio::join!(store.sweep(), session.llm_context());
         (swept.map(drop), read.map(drop))
     };
     for _ in 0..2 {

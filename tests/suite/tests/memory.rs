@@ -142,7 +142,7 @@ async fn snapshot_goes([from, to]: &[Store; 2], strategy: Strategy, fails: bool)
     let again = there.snapshot().await.unwrap();
     expect(again == taken, (&again, &taken))?;
     expect(
-        there.context().await.unwrap() == here.context().await.unwrap(),
+        there.llm_context().await.unwrap() == here.llm_context().await.unwrap(),
         "the contexts differ after the restore",
     )?;
     expect(
@@ -212,7 +212,7 @@ async fn what_is_due_is_done_without_a_call() -> Outcome {
     memory.add_turn(turn("b")).await.unwrap();
     // Two retries and a recovery. The clock alone makes each of them due.
     let until = Instant::now() + Duration::from_secs(60);
-    while memory.context().await.unwrap().summary != "U:a A:" {
+    while memory.llm_context().await.unwrap().summary != "U:a A:" {
         if Instant::now() > until {
             return Err(format!("no summary after 60 s; the health is {:?}", memory.health().await));
         }
@@ -243,7 +243,7 @@ async fn closing_with_a_summariser_that_hangs_returns_in_time() -> Outcome {
     // Another host continues the summary at once.
     let next = MemoryStore::builder(&store, rolling(1)).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
     next.run_due().await.unwrap();
-    let context = open(&next, "monday").context().await.unwrap();
+    let context = open(&next, "monday").llm_context().await.unwrap();
     expect(context.summary == "U:a A:", context)
 }
 
@@ -320,7 +320,7 @@ async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcom
         }
         let health = memory.health().await.unwrap();
         expect(health == Health::Retry, (crime, health))?;
-        let context = memory.context().await.unwrap();
+        let context = memory.llm_context().await.unwrap();
         expect(context.summary == "good;" && context.recent_turns == [turn("next")], (crime, context))?;
         let kept = String::from_utf8(memory.snapshot().await.unwrap().bytes).unwrap();
         expect(kept.contains(&format!("\"pending\":[{{\"user_message\":\"{crime}\"")), kept)?;
@@ -329,7 +329,7 @@ async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcom
     for text in ["one", "two", "three"] {
         memory.add_turn(turn(text)).await.unwrap();
     }
-    let context = memory.context().await.unwrap();
+    let context = memory.llm_context().await.unwrap();
     expect(context.summary == "one;two;", context)
 }
 
@@ -423,7 +423,7 @@ async fn kept(strategy: Strategy, dsn: &str) -> Vec<u64> {
         let snapshot = memory.snapshot().await.unwrap();
         let text = String::from_utf8(snapshot.bytes).unwrap();
         if !text.contains("pending") && !text.contains("backlog") {
-            break memory.context().await.unwrap();
+            break memory.llm_context().await.unwrap();
         }
         assert!(Instant::now() < until, "turns still wait for a summary: {text}");
         tokio::time::sleep(Duration::from_millis(10)).await;

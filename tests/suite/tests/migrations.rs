@@ -446,7 +446,7 @@ async fn write_what_is_kept(dsn: &str) {
     update.commit().await.unwrap();
     let mut update = handle.begin(Mode::Update).unwrap();
     update.put("größe\0".into(), "\0".into(), (0..=255).collect()).unwrap();
-    let options = PutOptions { ttl_millis: Some(100 * 365 * 86_400_000), ..PutOptions::default() };
+    let options = PutOptions { ttl_ms: Some(100 * 365 * 86_400_000), ..PutOptions::default() };
     update.put_with(notes(), "fleeting".into(), b"for 100 years".to_vec(), options).unwrap();
     update.commit().await.unwrap();
     // Schema 2 and later.
@@ -491,7 +491,7 @@ async fn read_and_write(dsn: &str, version: u32) -> Outcome {
     let memories = memories(&store);
     let memory = memory(&memories);
     let turns: Vec<_> =
-        memory.context().await.unwrap().recent_turns.into_iter().map(|turn| turn.user_message).collect();
+        memory.llm_context().await.unwrap().recent_turns.into_iter().map(|turn| turn.user_message).collect();
     expect(turns == if version < 2 { &[][..] } else { &["one", "two"] }, turns)?;
     memory.add_turn(Turn { user_message: "three".into(), ..Turn::default() }).await.unwrap();
     memories.close().await;

@@ -167,7 +167,7 @@ async fn sessions(dsn: &str, condition: &str) -> i64 {
 const LEASE: Duration = Duration::from_millis(300);
 
 fn for_(ttl: Duration) -> PutOptions {
-    PutOptions { ttl_millis: Some(ttl.as_millis() as u64), if_version: None }
+    PutOptions { ttl_ms: Some(ttl.as_millis() as u64), if_version: None }
 }
 
 async fn put_for(handle: &Handle, key: &str, ttl: Duration) {

@@ -72,10 +72,10 @@ impl Fixture {
         fixture
     }
 
-    async fn put_all(&self, handle: &Handle, namespace: &str, count: usize, ttl_millis: Option<u64>) {
+    async fn put_all(&self, handle: &Handle, namespace: &str, count: usize, ttl_ms: Option<u64>) {
         let mut update = handle.begin(Mode::Update).unwrap();
         for number in 0..count {
-            let options = PutOptions { ttl_millis, if_version: None };
+            let options = PutOptions { ttl_ms, if_version: None };
             update.put_with(namespace.into(), key(number), b"value".to_vec(), options).unwrap();
         }
         update.commit().await.unwrap();

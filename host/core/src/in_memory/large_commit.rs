@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn put() -> Mutation {
-        Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis: None }
+        Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_ms: None }
     }
 
     fn puts(count: usize) -> Commit {
@@ -273,9 +273,9 @@ mod tests {
         let shared = Arc::<Shared>::default();
         let slow = Arc::<SlowClock>::default();
         slow.now.store(1_000_000, Ordering::Relaxed);
-        let commit = |ttl_millis| {
+        let commit = |ttl_ms| {
             let mut commit = puts(600);
-            let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_millis };
+            let put = Mutation::Put { value: Value::trusted(b"value".to_vec()), ttl_ms };
             commit.writes.insert(row("7"), put);
             Arc::new(Commit { clock: ForwardClock::new(slow.clone()), ..commit })
         };

@@ -46,7 +46,7 @@ use crate::store::Store;
 /// for question in ["a", "b", "c", "d", "e"] {
 ///     memory.add_turn(Turn { user_message: question.into(), ..Turn::default() }).await?;
 /// }
-/// let context = memory.context().await?;
+/// let context = memory.llm_context().await?;
 /// assert_eq!((context.summary.as_str(), context.recent_turns.len()), ("U:a A:", 4));
 /// # Ok(()) }
 /// ```

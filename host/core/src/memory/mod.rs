@@ -24,7 +24,7 @@ mod update;
 pub use health::Health;
 pub use identity::{Identity, IdentityParts, IdentityScope};
 pub use memory_store::{MemoryStore, MemoryStoreBuilder};
-pub use rules::Context;
+pub use rules::ContextPatch;
 pub use session::{Memory, MemorySnapshot};
 pub use strategy::{MemoryOptions, Strategy};
 pub use summarizer::{EchoSummarizer, Summarizer, SummaryError, SummaryRequest};

@@ -28,7 +28,7 @@ pub(crate) enum Effect {
 
 /// The context for a model: the summary and the newest turns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Context {
+pub struct ContextPatch {
     /// How the conversation is kept.
     pub strategy: Strategy,
     /// The summary of all turns before the recent ones.
@@ -83,13 +83,13 @@ impl Rules<'_> {
     }
 
     /// The context for a model.
-    pub(crate) fn context(self, record: &Record) -> Context {
+    pub(crate) fn llm_context(self, record: &Record) -> ContextPatch {
         let is_shown = !record.health.is_behind();
         let summary = if is_shown { record.summary.clone() } else { String::new() };
         let tokens = summary_tokens(self.tokens, &summary) + self.window_tokens(record);
         let over_budget = self.options.budget_tokens > 0 && tokens > self.options.budget_tokens;
         let recent_turns = record.turns.clone();
-        Context { strategy: record.strategy, summary, recent_turns, tokens, over_budget }
+        ContextPatch { strategy: record.strategy, summary, recent_turns, tokens, over_budget }
     }
 
     /// Claims turns for a summarizer, if some are due and no other summarizer has any.

@@ -12,7 +12,7 @@ use crate::memory::identity::Identity;
 use crate::memory::memory_store::{Inner, MemoryStore};
 use crate::memory::record::{Record, memory_of};
 use crate::memory::records::RecordKey;
-use crate::memory::rules::{Begun, Context};
+use crate::memory::rules::{Begun, ContextPatch};
 use crate::memory::strategy::Strategy;
 use crate::memory::turn::Turn;
 use crate::memory::update::{Change, delete, update, with_record};
@@ -56,9 +56,9 @@ enum Next {
 /// memory.add_turn(Turn { user_message: "hello".into(), ..Turn::default() }).await?;
 /// let snapshot = memory.snapshot().await?;
 /// memory.flush().await?;
-/// assert!(memory.context().await?.recent_turns.is_empty());
+/// assert!(memory.llm_context().await?.recent_turns.is_empty());
 /// memory.restore(snapshot).await?;
-/// assert_eq!(memory.context().await?.recent_turns[0].user_message, "hello");
+/// assert_eq!(memory.llm_context().await?.recent_turns[0].user_message, "hello");
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -156,12 +156,12 @@ impl Memory {
     /// - [`Error::InvalidSnapshot`] if the session was kept by another strategy.
     /// - [`Error::Corrupt`] if the stored record cannot be read.
     /// - Any error of the backend.
-    pub async fn context(&self) -> Result<Context> {
+    pub async fn llm_context(&self) -> Result<ContextPatch> {
         self.check_open()?;
-        self.with_record(|inner, record| Ok(inner.rules().context(&record))).await
+        self.with_record(|inner, record| Ok(inner.rules().llm_context(&record))).await
     }
 
-    /// Returns the tokens of [`Memory::context`].
+    /// Returns the tokens of [`Memory::llm_context`].
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Memory {
     /// - [`Error::Corrupt`] if the stored record cannot be read.
     /// - Any error of the backend.
     pub async fn estimate_tokens(&self) -> Result<u64> {
-        Ok(self.context().await?.tokens)
+        Ok(self.llm_context().await?.tokens)
     }
 
     /// Deletes the session's record, even if it cannot be read.

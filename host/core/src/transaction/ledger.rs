@@ -78,7 +78,7 @@ impl Transaction {
         let now = self.open.store.clock().now();
         let value = entry::value(step, applied, now)?;
         let row = RowKey { namespace: ledger()?, key };
-        self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_millis: None }, None)
+        self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_ms: None }, None)
     }
 
     /// Stages the deletion of a row. Its key may be any bytes.

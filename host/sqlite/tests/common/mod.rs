@@ -34,9 +34,9 @@ pub fn row(key: &str) -> RowKey {
     RowKey { namespace: Namespace::new("n", &limits).unwrap(), key: Key::new(key, &limits).unwrap() }
 }
 
-pub fn put(value: &[u8], ttl_millis: Option<u64>) -> Mutation {
+pub fn put(value: &[u8], ttl_ms: Option<u64>) -> Mutation {
     let limits = Limits { value_bytes: 64 << 20, ..Default::default() };
-    Mutation::Put { value: Value::new(value.to_vec(), &limits).unwrap(), ttl_millis }
+    Mutation::Put { value: Value::new(value.to_vec(), &limits).unwrap(), ttl_ms }
 }
 
 pub fn commit_of<const N: usize>(now: u64, writes: [(&str, Mutation); N]) -> Arc<Commit> {

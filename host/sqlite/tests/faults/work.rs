@@ -78,7 +78,7 @@ impl Template {
             base.put(NAMESPACE.into(), key.into(), b"none".to_vec()).unwrap();
         }
         for number in 0..30 {
-            let options = PutOptions { ttl_millis: Some(1), ..Default::default() };
+            let options = PutOptions { ttl_ms: Some(1), ..Default::default() };
             base.put_with(NAMESPACE.into(), format!("ttl/{number:03}"), vec![b't'; 200], options).unwrap();
         }
         base.commit().await.unwrap();

@@ -438,8 +438,8 @@ impl QuarantinedStore {
         let mut update = handle.begin(Mode::Update)?;
         let now = self.clock.now();
         for (planned, row) in rows {
-            let ttl_millis = row.expires_at.map(|expires_at| expires_at.saturating_sub(now).max(1));
-            let options = PutOptions { ttl_millis, if_version: Some(planned.live) };
+            let ttl_ms = row.expires_at.map(|expires_at| expires_at.saturating_sub(now).max(1));
+            let options = PutOptions { ttl_ms, if_version: Some(planned.live) };
             let PlannedRow { namespace, key, .. } = (*planned).clone();
             update.put_with(namespace, key, row.value.clone(), options)?;
         }

@@ -36,7 +36,7 @@ fn a_conversation_is_kept() -> Outcome {
     for text in ["a", "b", "c"] {
         memory.add_turn(Turn::new(text, text).show_artifact("chart", &[1, 2])?)?;
     }
-    let context = memory.context()?;
+    let context = memory.llm_context()?;
     let recent: Vec<_> = context.recent_turns.iter().map(|turn| turn.user_message.as_str()).collect();
     expect("the recent turns", recent, vec!["b", "c"])?;
     expect(
@@ -50,9 +50,9 @@ fn a_conversation_is_kept() -> Outcome {
     expect("the health", memory.health()?, Health::Healthy)?;
     let taken = memory.snapshot()?;
     memory.flush()?;
-    expect("flushed", memory.context()?.recent_turns, vec![])?;
+    expect("flushed", memory.llm_context()?.recent_turns, vec![])?;
     memory.restore(&taken)?;
-    expect("restored", memory.context()?, context)?;
+    expect("restored", memory.llm_context()?, context)?;
     memory.close();
     expect("after close", memory.health(), Err(Error::Closed))?;
     let missing = Memory::open(Identity::session("acme", "", "monday")).map(drop);

@@ -196,13 +196,13 @@ fn a_degraded_session_shows_its_turns_and_no_summary() {
     let options = options();
     let mut record = record_of(&options, "abc");
     record.summary = "before".into();
-    assert_eq!(rules(&options).context(&record).summary, "before");
+    assert_eq!(rules(&options).llm_context(&record).summary, "before");
     degrade(&options, &mut record);
-    let context = rules(&options).context(&record);
+    let context = rules(&options).llm_context(&record);
     assert_eq!((context.summary.as_str(), texts(&context.recent_turns)), ("", vec!["b", "c"]));
     assert_eq!(context.tokens, 4);
     rules(&options).begin(&mut record, 10_000, CLAIM).unwrap();
-    assert_eq!(rules(&options).context(&record).summary, "");
+    assert_eq!(rules(&options).llm_context(&record).summary, "");
 }
 
 /// A turn of 4 tokens: 3 for the user's message and 1 for the empty response.
@@ -218,7 +218,7 @@ fn truncation_keeps_as_many_turns_as_the_budget_holds_exactly() {
         for name in ["a", "b", "c", "d", "e"] {
             rules(&options).add(&mut record, four_tokens(name));
         }
-        let context = rules(&options).context(&record);
+        let context = rules(&options).llm_context(&record);
         assert_eq!((context.recent_turns.len() as u64, context.tokens), (expected, expected * 4), "{budget}");
         assert_eq!(context.recent_turns.last(), Some(&four_tokens("e")));
         assert!(!context.over_budget);
@@ -232,11 +232,11 @@ fn a_turn_larger_than_the_budget_is_kept_alone_and_marked() {
         let mut record = Record::new(strategy);
         rules(&options).add(&mut record, turn("small"));
         rules(&options).add(&mut record, turn(&"x".repeat(400)));
-        let context = rules(&options).context(&record);
+        let context = rules(&options).llm_context(&record);
         assert_eq!(context.recent_turns, [turn(&"x".repeat(400))]);
         assert_eq!((context.tokens, context.over_budget), (102, true));
         rules(&options).add(&mut record, turn("next"));
-        let context = rules(&options).context(&record);
+        let context = rules(&options).llm_context(&record);
         assert_eq!((texts(&context.recent_turns), context.over_budget), (vec!["next"], false));
         let waiting = if strategy == Strategy::RollingSummary { 2 } else { 0 };
         assert_eq!(record.pending.len(), waiting);
@@ -250,10 +250,10 @@ fn a_summary_takes_its_room_from_the_window() {
     for name in ["a", "b", "c", "d", "e"] {
         rules(&options).add(&mut record, four_tokens(name));
     }
-    assert_eq!(rules(&options).context(&record).tokens, 16);
+    assert_eq!(rules(&options).llm_context(&record).tokens, 16);
     rules(&options).begin(&mut record, 0, CLAIM).unwrap();
     rules(&options).succeed(&mut record, CLAIM, 0, "s".repeat(28)).unwrap();
-    let context = rules(&options).context(&record);
+    let context = rules(&options).llm_context(&record);
     assert_eq!((context.tokens, context.recent_turns.len(), record.pending.len()), (16, 2, 2));
     assert!(!context.over_budget);
 }
@@ -364,7 +364,7 @@ proptest! {
             prop_assert_eq!(kept.len() + dropped, added as usize);
             prop_assert!(record.turns.len() <= 2);
             prop_assert!(record.backlog.len() <= backlog_max);
-            let context = rules.context(&record);
+            let context = rules.llm_context(&record);
             prop_assert!(!context.over_budget || context.recent_turns.len() == 1);
         }
     }

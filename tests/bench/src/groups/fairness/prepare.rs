@@ -46,18 +46,12 @@ pub(super) async fn prepare(store: &Store, prepared: Prepared, many: u64) -> Res
     }
 }
 
-async fn put(
-    handle: &Handle,
-    namespace: &str,
-    count: u64,
-    value: &[u8],
-    ttl_millis: Option<u64>,
-) -> Result<()> {
+async fn put(handle: &Handle, namespace: &str, count: u64, value: &[u8], ttl_ms: Option<u64>) -> Result<()> {
     for first in (0..count).step_by(BATCH as usize) {
         let mut transaction = handle.begin(Mode::Update)?;
         for index in first..count.min(first + BATCH) {
             let key = if namespace == "largest" { "value".to_string() } else { format!("{index:06}") };
-            let options = PutOptions { ttl_millis, ..PutOptions::default() };
+            let options = PutOptions { ttl_ms, ..PutOptions::default() };
             transaction.put_with(namespace.to_string(), key, value.to_vec(), options)?;
         }
         transaction.commit().await?;
