@@ -9,7 +9,7 @@ use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use crate::error::{Result, SqliteError};
 use crate::location::Location;
-use crate::{Durability, SqliteOptions, file};
+use crate::{SqliteOptions, Synchronous, file};
 
 /// How long a connection waits for another process's lock.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -173,10 +173,10 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
             "SQLite cannot use a write-ahead log for the database file; move the file to another file system",
         ));
     }
-    let synchronous = match options.durability {
-        Durability::Off => "OFF",
-        Durability::Normal => "NORMAL",
-        Durability::Full => "FULL",
+    let synchronous = match options.synchronous {
+        Synchronous::Off => "OFF",
+        Synchronous::Normal => "NORMAL",
+        Synchronous::Full => "FULL",
     };
     let pragmas = || -> Result<()> {
         connection.pragma_update(None, "synchronous", synchronous)?;
@@ -212,7 +212,7 @@ mod tests {
     fn every_connection_has_the_same_settings() {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::resolve(&folder.path().join("a.db")).unwrap();
-        let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
+        let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
         let writer = open_writer(&location, options).unwrap();
         for connection in
             [writer, open(&location, options).unwrap(), open_reader(&location, options).unwrap()]

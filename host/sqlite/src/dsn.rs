@@ -10,7 +10,7 @@ use larder_core::{Driver, Error, ReadOnly, Result};
 use percent_encoding::percent_decode_str;
 
 use crate::read_only::SqliteReadOnly;
-use crate::{Durability, Sqlite, SqliteMigrator, SqliteOptions, migrate};
+use crate::{Sqlite, SqliteMigrator, SqliteOptions, Synchronous, migrate};
 
 /// The driver of `sqlite:PATH`, `sqlite:PATH?durability=full&cache_bytes=0` and `sqlite::memory:`.
 ///
@@ -38,7 +38,7 @@ impl SqliteDriver {
     /// `None` if the name refers to a private database, is malformed, or is for another driver.
     pub fn path(dsn: &str) -> Option<PathBuf> {
         match parse(dsn) {
-            Ok((Place::File(path), _)) if dsn.starts_with(SCHEME) => Some(path),
+            Ok((Database::File(path), _)) if dsn.starts_with(SCHEME) => Some(path),
             _ => None,
         }
     }
@@ -57,46 +57,46 @@ impl Driver for SqliteDriver {
     }
 
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
-        let (place, options) = parse(dsn)?;
-        let backend = match place {
-            Place::Private => Sqlite::open_private().await?,
-            Place::File(path) => Sqlite::open(path, options).await?,
+        let (database, options) = parse(dsn)?;
+        let backend = match database {
+            Database::Private => Sqlite::open_private().await?,
+            Database::File(path) => Sqlite::open(path, options).await?,
         };
         Ok(Arc::new(backend))
     }
 
     async fn open_read_only(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
-        let (place, options) = parse(dsn)?;
-        Ok(match place {
+        let (database, options) = parse(dsn)?;
+        Ok(match database {
             // The database is new, and no other caller can write to it.
-            Place::Private => Arc::new(ReadOnly::new(Arc::new(Sqlite::open_private().await?))),
-            Place::File(path) => {
+            Database::Private => Arc::new(ReadOnly::new(Arc::new(Sqlite::open_private().await?))),
+            Database::File(path) => {
                 Arc::new(ReadOnly::new(Arc::new(SqliteReadOnly::open(path, options).await?)))
             }
         })
     }
 
     fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
-        let (place, options) = parse(dsn)?;
-        let Place::File(path) = place else { return Ok(None) };
+        let (database, options) = parse(dsn)?;
+        let Database::File(path) = database else { return Ok(None) };
         let steps = migrate::steps().map_err(MigrationError::from)?;
         Ok(Some(Box::new(SqliteMigrator::new(path, steps, Ledger::larder()).options(options))))
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum Database {
     Private,
     File(PathBuf),
 }
 
-fn parse(dsn: &str) -> Result<(Place, SqliteOptions)> {
+fn parse(dsn: &str) -> Result<(Database, SqliteOptions)> {
     let rest = dsn.strip_prefix(SCHEME).unwrap_or(dsn);
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let options = parse_options(query)?;
     if path == ":memory:" {
         return match query {
-            "" => Ok((Place::Private, options)),
+            "" => Ok((Database::Private, options)),
             _ => {
                 Err(Error::invalid_argument("`sqlite::memory:` takes no options; remove the part after `?`"))
             }
@@ -118,15 +118,15 @@ fn parse(dsn: &str) -> Result<(Place, SqliteOptions)> {
             "the path in the name of a SQLite store contains a NUL byte; remove `%00`",
         ));
     }
-    Ok((Place::File(PathBuf::from(path.as_ref())), options))
+    Ok((Database::File(PathBuf::from(path.as_ref())), options))
 }
 
 fn parse_options(query: &str) -> Result<SqliteOptions> {
     let mut options = SqliteOptions::default();
     for option in query.split('&').filter(|option| !option.is_empty()) {
         match option {
-            "durability=normal" => options.durability = Durability::Normal,
-            "durability=full" => options.durability = Durability::Full,
+            "durability=normal" => options.synchronous = Synchronous::Normal,
+            "durability=full" => options.synchronous = Synchronous::Full,
             "create=yes" => options.create = true,
             "create=no" => options.create = false,
             "other_tables=yes" => options.other_tables = true,
@@ -152,15 +152,15 @@ fn parse_options(query: &str) -> Result<SqliteOptions> {
 mod tests {
     use super::*;
 
-    fn file(dsn: &str) -> (String, Durability) {
-        let (Place::File(path), options) = parse(dsn).unwrap() else { panic!("not a file") };
-        (path.to_str().unwrap().to_string(), options.durability)
+    fn file(dsn: &str) -> (String, Synchronous) {
+        let (Database::File(path), options) = parse(dsn).unwrap() else { panic!("not a file") };
+        (path.to_str().unwrap().to_string(), options.synchronous)
     }
 
     #[test]
     fn a_path_may_hold_anything_once_it_is_encoded() {
-        assert_eq!(file("sqlite:/tmp/a b.db"), ("/tmp/a b.db".to_string(), Durability::Normal));
-        assert_eq!(file("sqlite:a%3Fb%25.db?durability=full"), ("a?b%.db".to_string(), Durability::Full));
+        assert_eq!(file("sqlite:/tmp/a b.db"), ("/tmp/a b.db".to_string(), Synchronous::Normal));
+        assert_eq!(file("sqlite:a%3Fb%25.db?durability=full"), ("a?b%.db".to_string(), Synchronous::Full));
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn memory_is_private_and_takes_no_options() {
-        assert_eq!(parse("sqlite::memory:").unwrap().0, Place::Private);
+        assert_eq!(parse("sqlite::memory:").unwrap().0, Database::Private);
         assert!(matches!(parse("sqlite::memory:?durability=full"), Err(Error::InvalidArgument(_))));
     }
 

@@ -120,10 +120,10 @@ impl Child {
         known: Known,
         violations: &mut ForeignKeyViolations,
     ) -> Result<()> {
-        for (place, key) in self.keys.iter().enumerate() {
+        for (index, key) in self.keys.iter().enumerate() {
             let earlier_key = earlier.and_then(|(earlier, before)| {
                 let earlier_key = match known {
-                    Known::ByRoot => earlier.keys.get(place),
+                    Known::ByRoot => earlier.keys.get(index),
                     Known::ByName => earlier.keys.iter().find(|earlier| key.is(earlier)),
                 };
                 Some((before, earlier.violations(earlier_key?)))

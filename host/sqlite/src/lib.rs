@@ -78,9 +78,9 @@ use readers::Readers;
 use snapshot::SqliteSnapshot;
 use writer::Writer;
 
-/// The failure that an acknowledged commit survives.
+/// SQLite's setting `synchronous`: the failure that an acknowledged commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
+pub enum Synchronous {
     /// Commits survive the end of the process, but not a crash of the machine.
     ///
     /// A power cut may corrupt the file.
@@ -99,15 +99,17 @@ pub enum Durability {
 /// Options for opening a database.
 ///
 /// ```
-/// use larder_sqlite::{Durability, SqliteOptions};
+/// use larder_sqlite::{SqliteOptions, Synchronous};
 ///
-/// let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
+/// let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
 /// assert_eq!(options.cache_bytes, SqliteOptions::CACHE_BYTES);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// The failure that an acknowledged commit survives.
-    pub durability: Durability,
+    /// SQLite's setting `synchronous`. It decides which failure an acknowledged commit survives.
+    ///
+    /// The option of a data-source name is `durability`.
+    pub synchronous: Synchronous,
     /// Whether to create the file if it does not exist.
     pub create: bool,
     /// Whether larder may add its tables to a database that already holds other tables.
@@ -149,7 +151,7 @@ impl SqliteOptions {
 impl Default for SqliteOptions {
     fn default() -> Self {
         Self {
-            durability: Durability::Normal,
+            synchronous: Synchronous::Normal,
             create: true,
             other_tables: false,
             cache_bytes: Self::CACHE_BYTES,
@@ -283,7 +285,7 @@ impl Sqlite {
         let path = folder.path().join("private.db");
         Self::open_in(
             path,
-            SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() },
+            SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() },
             Some(folder),
             Keeping::Plain,
         )

@@ -28,11 +28,11 @@ const SYMLINKS_MAX: usize = 40;
 /// The file of one database, for as long as a store has it open.
 #[derive(Debug)]
 pub(crate) struct Location {
-    database: Place,
+    database: WatchedPath,
     /// The write-ahead log and its index, once a connection has created them. SQLite keeps them
     /// until the last connection closes.
-    log: Place,
-    index: Place,
+    log: WatchedPath,
+    index: WatchedPath,
     /// Never reset: commits that were made while the file was lost went to a file that no path
     /// refers to.
     is_lost: AtomicBool,
@@ -40,7 +40,7 @@ pub(crate) struct Location {
 
 /// A path, and the file that it referred to when it was first looked up.
 #[derive(Debug)]
-struct Place {
+struct WatchedPath {
     path: PathBuf,
     found: OnceLock<Identity>,
 }
@@ -81,9 +81,9 @@ impl Location {
         }
         check_regular(&path)?;
         Ok(Self {
-            log: Place::new(with_suffix(&path, "-wal")),
-            index: Place::new(with_suffix(&path, "-shm")),
-            database: Place::new(path),
+            log: WatchedPath::new(with_suffix(&path, "-wal")),
+            index: WatchedPath::new(with_suffix(&path, "-shm")),
+            database: WatchedPath::new(path),
             is_lost: AtomicBool::new(false),
         })
     }
@@ -134,9 +134,9 @@ impl Location {
     /// Counts a connection that may neither create nor write the WAL index, for as long as the
     /// result lives.
     pub(crate) fn begin_look(&self) -> Result<LookCount> {
-        let place = identity(self.path()).map_err(unreadable)?.unwrap_or(Identity::UNKNOWN);
-        lock_looks().push(place);
-        Ok(LookCount(place))
+        let file = identity(self.path()).map_err(unreadable)?.unwrap_or(Identity::UNKNOWN);
+        lock_looks().push(file);
+        Ok(LookCount(file))
     }
 
     /// Refuses to open a store for writing while another store of this process has the file open
@@ -145,8 +145,8 @@ impl Location {
     /// # Errors
     /// [`Error::Other`] if there is such a store.
     pub(crate) fn check_not_looked_at(&self) -> Result<()> {
-        let place = identity(self.path()).map_err(unreadable)?;
-        if place.is_some_and(|place| lock_looks().contains(&place)) {
+        let file = identity(self.path()).map_err(unreadable)?;
+        if file.is_some_and(|file| lock_looks().contains(&file)) {
             let reason = "this process has the database open for reading only; close that store, or open the store that \
                           writes before it";
             return Err(Error::other(reason));
@@ -207,7 +207,7 @@ impl Location {
     }
 }
 
-impl Place {
+impl WatchedPath {
     fn new(path: PathBuf) -> Self {
         Self { path, found: OnceLock::new() }
     }
@@ -240,7 +240,7 @@ pub(crate) struct LookCount(Identity);
 impl Drop for LookCount {
     fn drop(&mut self) {
         let mut looks = lock_looks();
-        if let Some(index) = looks.iter().position(|place| *place == self.0) {
+        if let Some(index) = looks.iter().position(|look| *look == self.0) {
             looks.swap_remove(index);
         }
     }

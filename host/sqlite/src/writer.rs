@@ -33,7 +33,7 @@ use crate::readers::Readers;
 use crate::transaction::{CommitError, commit, forget_pages, roll_back};
 use crate::turn::{Look, Turns};
 use crate::waiting::{Next, Request, Waiting, Work};
-use crate::{Durability, SqliteOptions, records, redo, rows};
+use crate::{SqliteOptions, Synchronous, records, redo, rows};
 
 /// Makes the commits of one database, one SQLite transaction after another.
 pub(crate) struct Writer {
@@ -164,7 +164,7 @@ impl Writer {
                 waiting: Mutex::default(),
                 turn: Mutex::default(),
                 wanted: AtomicUsize::new(0),
-                guests_commit: options.durability != Durability::Full,
+                guests_commit: options.synchronous != Synchronous::Full,
                 is_drain_due: AtomicBool::new(false),
                 is_timer_set: AtomicBool::new(false),
                 state: Mutex::new(State {
@@ -1110,8 +1110,8 @@ mod tests {
         commit.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    async fn open(folder: &std::path::Path, durability: Durability) -> Sqlite {
-        Sqlite::open(folder.join("a.db"), SqliteOptions { durability, ..SqliteOptions::default() })
+    async fn open(folder: &std::path::Path, synchronous: Synchronous) -> Sqlite {
+        Sqlite::open(folder.join("a.db"), SqliteOptions { synchronous, ..SqliteOptions::default() })
             .await
             .unwrap()
     }
@@ -1133,10 +1133,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.enable_all().worker_threads(1).max_blocking_threads(1).build().unwrap();
-        for (durability, count, is_made) in
-            [(Durability::Normal, 240, true), (Durability::Normal, 260, false), (Durability::Full, 1, false)]
-        {
-            let database = runtime.block_on(open(folder.path(), durability));
+        for (synchronous, count, is_made) in [
+            (Synchronous::Normal, 240, true),
+            (Synchronous::Normal, 260, false),
+            (Synchronous::Full, 1, false),
+        ] {
+            let database = runtime.block_on(open(folder.path(), synchronous));
             let blocked = blocked(&runtime);
             let _in_runtime = runtime.enter();
             let mut commit = committing(&database, rows(&Share::own(), "a", count));
@@ -1153,7 +1155,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn small_commits_are_made_during_the_pause_before_a_large_one() {
         let folder = tempfile::tempdir().unwrap();
-        let database = open(folder.path(), Durability::Normal).await;
+        let database = open(folder.path(), Synchronous::Normal).await;
         database.writer.waiting.lock().pause_for(Duration::from_secs(3_600));
         let mut large = committing(&database, rows(&Share::own(), "large", 600));
         assert!(poll(&mut large).is_pending());
@@ -1170,7 +1172,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_large_commit_is_made_once_the_pause_is_over() {
         let folder = tempfile::tempdir().unwrap();
-        let database = open(folder.path(), Durability::Normal).await;
+        let database = open(folder.path(), Synchronous::Normal).await;
         database.writer.waiting.lock().pause_for(Duration::from_millis(20));
         let large = rows(&Share::own(), "large", 600);
         assert_eq!(database.commit(large).await.unwrap().version, Version(1));
@@ -1179,7 +1181,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_large_commit_that_is_paused_ends_with_its_deadline_and_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
-        let database = open(folder.path(), Durability::Normal).await;
+        let database = open(folder.path(), Synchronous::Normal).await;
         let writer = database.writer.clone();
         let store = Store::builder(database).build().unwrap();
         let limits = Limits { transaction_timeout: Duration::from_millis(200), ..Limits::default() };
@@ -1192,14 +1194,14 @@ mod tests {
         assert!(matches!(update.commit().await, Err(Error::TimedOut)));
         store.close().await;
         drop((store, handle));
-        let database = open(folder.path(), Durability::Normal).await;
+        let database = open(folder.path(), Synchronous::Normal).await;
         assert_eq!(database.stored_bytes().await.unwrap(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_waiting_thread_gets_the_writer_before_the_thread_that_releases_it() {
         let folder = tempfile::tempdir().unwrap();
-        let database = open(folder.path(), Durability::Normal).await;
+        let database = open(folder.path(), Synchronous::Normal).await;
         let writer = database.writer.clone();
         let state = writer.lock_state();
         let waits = std::thread::spawn({

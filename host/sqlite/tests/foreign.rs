@@ -36,7 +36,7 @@ async fn refusal(path: &Path, options: SqliteOptions) -> Error {
 }
 
 const DEFAULT: SqliteOptions = SqliteOptions {
-    durability: larder_sqlite::Durability::Normal,
+    synchronous: larder_sqlite::Synchronous::Normal,
     create: true,
     other_tables: false,
     cache_bytes: 0,

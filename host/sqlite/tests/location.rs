@@ -58,7 +58,7 @@ fn holds_lock(path: &Path) -> bool {
     let is_it = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         fields.get(4) == Some(&ours.as_str())
-            && fields.get(5).is_some_and(|place| place.ends_with(&name))
+            && fields.get(5).is_some_and(|inode| inode.ends_with(&name))
             && fields.get(6) == Some(&SHARED_FIRST)
     };
     (0..32).any(|_| std::fs::read_to_string("/proc/locks").unwrap().lines().any(is_it))

@@ -10,7 +10,7 @@ use larder_core::schema::{
     ForeignKeyViolation, Ledger, MigrationError, SchemaError, Step, StepSet, is_missing_migration,
 };
 use larder_sqlite::rusqlite::{self, Connection};
-use larder_sqlite::{Durability, Sqlite, SqliteMigrator, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteMigrator, SqliteOptions, Synchronous};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -635,14 +635,14 @@ async fn a_query_in_a_step_runs_for_all_its_rows() {
 async fn an_error_of_a_step_names_the_file_the_statement_and_the_line() {
     let long =
         "CREATE TABLE two (x UNIQUE);\n\n-- Twice.\nINSERT INTO two\n    VALUES (1),\n    (1);\nSELECT 1";
-    for (sql, place) in [
+    for (sql, position) in [
         (long, "line 4, at \"INSERT INTO two VALUES (1), (1);\""),
         ("SELECT 1;\nSELECT\n  1,\n  nothing", "line 4, at \"SELECT 1, nothing\""),
         ("SELECT 1;\r\nSELEC 2", "line 2, at \"SELEC 2\""),
     ] {
         let database = Database::new();
         let error = database.with_second(sql).up().await.unwrap_err().to_string();
-        let expected = format!("schema step \"0002_second.sql\" failed in {place} and was rolled back");
+        let expected = format!("schema step \"0002_second.sql\" failed in {position} and was rolled back");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
@@ -765,7 +765,7 @@ async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<St
         written = *end;
         let ledger = Ledger::new("platform_migrations").unwrap();
         let steps = StepSet::from_folder(folder.path()).unwrap();
-        let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
+        let options = SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() };
         let migrator = SqliteMigrator::new(database.path(), steps, ledger).options(options);
         if let Err(failed) = migrator.up().await {
             error = Some(format!("{failed}: {:?}", std::error::Error::source(&failed)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_core::ReadOnly;
 use larder_core::backend::{Backend, Version};
-use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use tempfile::TempDir;
 
 use crate::error::{Result, TenantError};
@@ -115,7 +115,7 @@ impl Remote {
             Sqlite::verify(&file).await.map_err(failed)?;
         }
         // The copy is worthless after a crash.
-        let options = SqliteOptions { durability: Durability::Off, ..SqliteOptions::default() };
+        let options = SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() };
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let version = match self.log_of(key, head).await {
             Ok(Some(log)) => replay(key, log, &database).await.map(Some),

@@ -47,7 +47,7 @@ fn main() {
         return runtime().block_on(async {
             match (std::env::var_os(OBJECTS), std::env::var_os(SYNCED)) {
                 (Some(objects), _) => commit_until_killed(folder, Path::new(&objects)).await,
-                (None, synced) => commit_to_sqlite_until_killed(folder, durability(synced.is_some())).await,
+                (None, synced) => commit_to_sqlite_until_killed(folder, synchronous(synced.is_some())).await,
             }
         });
     }
@@ -94,8 +94,8 @@ fn cut_the_power() -> Result<(), String> {
     if lost == 0 { Err("no commit was lost, so the copies prove nothing".to_string()) } else { Ok(()) }
 }
 
-fn durability(is_synced: bool) -> larder_sqlite::Durability {
-    if is_synced { larder_sqlite::Durability::Full } else { larder_sqlite::Durability::Normal }
+fn synchronous(is_synced: bool) -> larder_sqlite::Synchronous {
+    if is_synced { larder_sqlite::Synchronous::Full } else { larder_sqlite::Synchronous::Normal }
 }
 
 /// A store on a SQLite file, without tenants.
@@ -138,21 +138,21 @@ fn cut_the_power_of_sqlite(is_synced: bool) -> Result<(), String> {
 }
 
 async fn rows_of_sqlite(folder: &Path) -> BTreeMap<u64, Version> {
-    let store = sqlite(folder, larder_sqlite::Durability::Normal).await;
+    let store = sqlite(folder, larder_sqlite::Synchronous::Normal).await;
     let rows = rows_of(&store).await;
     store.close().await;
     larder_sqlite::Sqlite::verify(folder.join("store.db")).await.unwrap();
     rows
 }
 
-async fn sqlite(folder: &Path, durability: larder_sqlite::Durability) -> Store {
-    let options = larder_sqlite::SqliteOptions { durability, ..Default::default() };
+async fn sqlite(folder: &Path, synchronous: larder_sqlite::Synchronous) -> Store {
+    let options = larder_sqlite::SqliteOptions { synchronous, ..Default::default() };
     let database = larder_sqlite::Sqlite::open(folder.join("store.db"), options).await.unwrap();
     Store::builder(database).sweep_interval(None).build().unwrap()
 }
 
-async fn commit_to_sqlite_until_killed(folder: &Path, durability: larder_sqlite::Durability) {
-    let store = sqlite(folder, durability).await;
+async fn commit_to_sqlite_until_killed(folder: &Path, synchronous: larder_sqlite::Synchronous) {
+    let store = sqlite(folder, synchronous).await;
     commit_to(&store).await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use larder_core::{Error, HandleOptions, Mode, OpenTransactions, Store};
-use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -115,8 +115,8 @@ async fn open_and_use(worker: &Worker, next_id: &Arc<AtomicU64>, random: &mut Rn
 }
 
 async fn open(worker: &Worker, clock: Arc<JumpingClock>) -> Option<(Arc<Sqlite>, Store)> {
-    let durability = if worker.full_durability { Durability::Full } else { Durability::Normal };
-    let options = SqliteOptions { durability, cache_bytes: worker.cache_bytes, ..SqliteOptions::default() };
+    let synchronous = if worker.full_durability { Synchronous::Full } else { Synchronous::Normal };
+    let options = SqliteOptions { synchronous, cache_bytes: worker.cache_bytes, ..SqliteOptions::default() };
     match Sqlite::open(&worker.file, options).await {
         Ok(sqlite) => {
             let sqlite = Arc::new(sqlite);

@@ -21,7 +21,7 @@ mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use larder_sqlite::{Durability, SqliteOptions};
+use larder_sqlite::{SqliteOptions, Synchronous};
 use larder_sqlite_vfs::{Call, Counts, Fault};
 use rusqlite::ffi;
 use tokio::runtime::Runtime;
@@ -110,7 +110,7 @@ fn groups_of_commits_survive_every_fault() {
 
 #[test]
 fn groups_of_commits_that_are_synced_survive_every_fault() {
-    let options = SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() };
+    let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
     with_every_fault_in(17, Setting { options, ..Setting::new(Work::Groups) });
 }
 

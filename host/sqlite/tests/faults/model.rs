@@ -130,7 +130,7 @@ impl History {
 
     /// The index of the first state that includes all of these commits.
     fn first_with(&self, commits: &[usize]) -> usize {
-        self.order.iter().rposition(|id| commits.contains(id)).map_or(0, |place| place + 1)
+        self.order.iter().rposition(|id| commits.contains(id)).map_or(0, |index| index + 1)
     }
 
     pub fn check_journaled(&self, rows: &Rows) {

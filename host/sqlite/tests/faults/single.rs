@@ -9,7 +9,7 @@ use larder_core::name::{Key, Namespace, RowKey};
 use larder_core::{
     Error, Handle, HandleOptions, Limits, Mode, PutOptions, Result, Share, Store, Transaction, Version,
 };
-use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use rusqlite::{Connection, ffi};
 use tempfile::TempDir;
 
@@ -163,7 +163,7 @@ async fn a_snapshot_whose_read_failed_reads_no_newer_state() {
 }
 
 fn synced() -> SqliteOptions {
-    SqliteOptions { durability: Durability::Full, ..SqliteOptions::default() }
+    SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

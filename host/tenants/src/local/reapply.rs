@@ -19,7 +19,7 @@ use larder_core::{
     Error, Handle, HandleOptions, IdentityParts, Limits, MemorySnapshot, MigrationLedger, Mode, PutOptions,
     Share, Store, Version,
 };
-use larder_sqlite::{Durability, Sqlite, SqliteOptions};
+use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Result, TenantError};
@@ -175,7 +175,7 @@ impl CacheFolder {
         let failed = |error| TenantError::database(&quarantined.tenant, error);
         Sqlite::verify(folder.path().join(DATABASE)).await.map_err(failed)?;
         let options =
-            SqliteOptions { create: false, durability: Durability::Off, ..SqliteOptions::default() };
+            SqliteOptions { create: false, synchronous: Synchronous::Off, ..SqliteOptions::default() };
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let backend: Arc<dyn Backend> = Arc::new(database);
         let store = Store::builder_shared(backend.clone()).sweep_interval(None).build().map_err(failed)?;
