@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -45,21 +45,30 @@ fn main() {
         ("on_postgres", postgres.map(|test_bed| Arc::new(test_bed) as Arc<dyn TestBed>)),
     ];
     let mut trials = Vec::new();
-    for defect in [Defect::ForgetsReads, Defect::FillsDuringCommits] {
-        let name = format!("a_backend_that_{defect:?}_is_found_out");
-        trials.push(harness::trial(&runtime, name, move || async move {
-            match transactions_at_once_are_serializable(&BrokenTestBed(defect)).await {
-                Ok(()) => Err("its transactions were taken to be serializable".to_string()),
-                Err(_) => Ok(()),
-            }
-        }));
-    }
+    trials.push(harness::trial(&runtime, "a_backend_that_ForgetsReads_is_found_out", || async {
+        match transactions_at_once_are_serializable(&BrokenTestBed(Defect::ForgetsReads)).await {
+            Ok(()) => Err("its transactions were taken to be serializable".to_string()),
+            Err(_) => Ok(()),
+        }
+    }));
+    trials.push(harness::trial(&runtime, "a_backend_that_FillsDuringCommits_is_found_out", || async {
+        match a_view_after_a_commit_shows_it(&BrokenTestBed(Defect::FillsDuringCommits)).await {
+            Ok(()) => Err("every view showed the last commit".to_string()),
+            Err(_) => Ok(()),
+        }
+    }));
     for (name, test_bed) in test_beds {
         let serializable = test_bed.clone();
         trials.push(harness::trial(
             &runtime,
             format!("transactions_at_once_are_serializable_{name}"),
             || async move { transactions_at_once_are_serializable(serializable?.as_ref()).await },
+        ));
+        let fresh = test_bed.clone();
+        trials.push(harness::trial(
+            &runtime,
+            format!("a_view_after_a_commit_shows_it_whatever_was_read_meanwhile_{name}"),
+            || async move { a_view_after_a_commit_shows_it(fresh?.as_ref()).await },
         ));
         trials.push(harness::trial(
             &runtime,
@@ -193,6 +202,64 @@ async fn scan(
         one.note(row, value, number)?;
     }
     Ok(())
+}
+
+// Freshness.
+
+/// Commits that are followed by a view.
+const COMMITS: u64 = 300;
+
+/// Commits a counter while other tasks read it. A view that begins after a commit must show it,
+/// also if a read during the commit has put the row into a cache.
+async fn a_view_after_a_commit_shows_it(bed: &dyn TestBed) -> Outcome {
+    let (store, scratch) = store(bed).await?;
+    let is_done = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (handle, is_done) = (handle(&store), is_done.clone());
+            tokio::spawn(async move {
+                while !is_done.load(Ordering::Relaxed) {
+                    let mut view = handle.begin(Mode::View)?;
+                    match view.get("even".to_string(), "row-0".to_string()).await {
+                        Ok(_) | Err(Error::Conflict) => tokio::task::yield_now().await,
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let mut outcome = Ok(());
+    let handle = handle(&store);
+    for number in 0..COMMITS {
+        outcome = shows_its_commit(&handle, number).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    is_done.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    }
+    store.close().await;
+    drop(scratch);
+    outcome
+}
+
+async fn shows_its_commit(handle: &Handle, number: u64) -> Outcome {
+    let value = number.to_string().into_bytes();
+    let mut update = handle.begin(Mode::Update).map_err(|error| error.to_string())?;
+    let put = update.put("even".to_string(), "row-0".to_string(), value.clone());
+    put.map_err(|error| error.to_string())?;
+    update.commit().await.map_err(|error| error.to_string())?;
+    loop {
+        let mut view = handle.begin(Mode::View).map_err(|error| error.to_string())?;
+        match view.get("even".to_string(), "row-0".to_string()).await {
+            Ok(found) if found.as_ref() == Some(&value) => return Ok(()),
+            Err(Error::Conflict) => {}
+            found => return Err(format!("commit {number} was followed by a view of {found:?}")),
+        }
+    }
 }
 
 // Versions.
