@@ -32,7 +32,8 @@ use object_store::path::Path as ObjectPath;
 /// The number of power cuts. Set `LARDER_POWER_CUTS` to override it.
 const CUTS: u64 = 3;
 
-const LEASE: Duration = Duration::from_millis(800);
+/// Long enough that a busy machine renews it in time.
+const LEASE: Duration = Duration::from_secs(4);
 
 /// The folders of the child process for its database and its objects.
 const CACHE: &str = "LARDER_POWER_CACHE";
