@@ -482,4 +482,43 @@ mod tests {
         commit.growth_max = Some(GrowthMax { used: 0, quota: 100, cost: StoredCost::default() });
         assert_eq!(commit.needs().len(), 4);
     }
+
+    #[test]
+    fn a_store_over_its_quota_may_be_rewritten_without_growth() {
+        let max = GrowthMax { used: 11, quota: 10, cost: StoredCost::default() };
+        max.check(-1).unwrap();
+        max.check(0).unwrap();
+        assert!(matches!(max.check(1), Err(Error::LimitExceeded(_))));
+        let below = GrowthMax { used: 9, ..max };
+        below.check(1).unwrap();
+        assert!(matches!(below.check(2), Err(Error::LimitExceeded(_))));
+    }
+
+    #[test]
+    fn a_commit_that_was_withdrawn_is_not_planned() {
+        let commit = Commit { writes: BTreeMap::from([(row("a"), put(b"x", None))]), ..Default::default() };
+        assert!(commit.stage.withdraw());
+        assert!(matches!(commit.plan(100, |_, _| Ok(None)), Err(Error::TimedOut)));
+    }
+
+    #[test]
+    fn a_commit_is_large_from_501_rows_or_a_mebibyte_on() {
+        let rows = |count: u64| (0..count).map(|number| row(&format!("{number:04}")));
+        let writes = |count| rows(count).map(|row| (row, Mutation::Delete)).collect::<BTreeMap<_, _>>();
+        let conditions = |count| rows(count).map(|row| (row, Version(1))).collect::<BTreeMap<_, _>>();
+        let large = |writes, conditions| Commit { writes, conditions, ..Default::default() }.is_large();
+        assert!(!large(writes(500), BTreeMap::new()));
+        assert!(large(writes(501), BTreeMap::new()));
+        assert!(!large(writes(250), conditions(250)));
+        assert!(large(writes(250), conditions(251)));
+        let of_bytes = |bytes| BTreeMap::from([(row("a"), put(&vec![0; bytes], None))]);
+        assert!(!large(of_bytes(900 << 10), BTreeMap::new()));
+        assert!(large(of_bytes(1 << 20), BTreeMap::new()));
+    }
+
+    #[test]
+    fn a_quota_counts_names_once_and_no_overhead_by_default() {
+        let cost = StoredCost::default();
+        assert_eq!((cost.row(3, 4), cost.record(3, 4)), (7, 7));
+    }
 }

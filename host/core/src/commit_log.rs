@@ -129,4 +129,52 @@ mod tests {
         assert_eq!(log.check(&reads("b"), Version(0), current), Verdict::Unknown);
         assert_eq!(log.check(&reads("b"), Version(1), current), Verdict::Untouched);
     }
+
+    fn numbered(rows: usize) -> impl Iterator<Item = RowKey> {
+        (0..rows).map(|number| row(&number.to_string()))
+    }
+
+    #[test]
+    fn the_log_holds_its_rows_and_forgets_the_oldest_commit_for_one_more() {
+        let mut log = CommitLog::default();
+        log.push(Version(1), numbered(CommitLog::ROWS_MAX - 1));
+        log.push(Version(2), [row("a")]);
+        assert_eq!(log.check(&reads("b"), Version(0), Version(2)), Verdict::Untouched);
+        log.push(Version(3), [row("a")]);
+        assert_eq!(log.check(&reads("b"), Version(0), Version(3)), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(1), Version(3)), Verdict::Untouched);
+        // The rows of the forgotten commit are free again.
+        log.push(Version(4), numbered(CommitLog::ROWS_MAX - 2));
+        assert_eq!(log.check(&reads("b"), Version(1), Version(4)), Verdict::Untouched);
+        log.push(Version(5), []);
+        assert_eq!(log.check(&reads("b"), Version(1), Version(5)), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(2), Version(5)), Verdict::Untouched);
+    }
+
+    #[test]
+    fn a_commit_without_rows_counts_as_one() {
+        let mut log = CommitLog::default();
+        let all = CommitLog::ROWS_MAX as u64;
+        (1..=all).for_each(|version| log.push(Version(version), []));
+        assert_eq!(log.check(&reads("b"), Version(0), Version(all)), Verdict::Untouched);
+        log.push(Version(all + 1), []);
+        assert_eq!(log.check(&reads("b"), Version(0), Version(all + 1)), Verdict::Unknown);
+        assert_eq!(log.check(&reads("b"), Version(1), Version(all + 1)), Verdict::Untouched);
+    }
+
+    #[test]
+    fn a_log_that_began_anew_has_room_for_all_its_rows() {
+        let mut log = CommitLog::default();
+        log.push(Version(1), numbered(CommitLog::ROWS_MAX));
+        log.push(Version(5), numbered(CommitLog::ROWS_MAX - 1));
+        log.push(Version(6), [row("a")]);
+        assert_eq!(log.check(&reads("b"), Version(4), Version(6)), Verdict::Untouched);
+    }
+
+    #[test]
+    fn what_read_nothing_or_is_of_the_newest_state_needs_no_log() {
+        let log = CommitLog::default();
+        assert_eq!(log.check(&ReadSet::default(), Version(3), Version(9)), Verdict::Untouched);
+        assert_eq!(log.check(&reads("a"), Version(9), Version(9)), Verdict::Untouched);
+    }
 }

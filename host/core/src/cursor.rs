@@ -88,4 +88,37 @@ mod tests {
         let longer = decode(&namespace, &range, &format!("{cursor}k"));
         assert!(matches!(longer, Err(Error::InvalidArgument(_))));
     }
+
+    #[test]
+    fn all_that_identifies_a_range_is_part_of_a_cursor() {
+        let limits = Limits::default();
+        let namespace = |name: &str| Namespace::new(name, &limits).unwrap();
+        let range = |prefix: &str, start: Option<&str>, end: Option<&str>, reverse| Range {
+            prefix: prefix.into(),
+            start: start.map(str::to_string),
+            end: end.map(str::to_string),
+            reverse,
+            ..Range::default()
+        };
+        // Some are equal if their parts are joined.
+        let ranges = [
+            ("n", range("ab", Some("c"), None, false)),
+            ("na", range("b", Some("c"), None, false)),
+            ("n", range("a", Some("bc"), None, false)),
+            ("n", range("ab", Some("d"), None, false)),
+            ("n", range("ab", None, Some("c"), false)),
+            ("n", range("ab", None, None, false)),
+            ("n", range("ab", Some(""), None, false)),
+            ("n", range("ab", None, Some(""), false)),
+            ("n", range("ab", Some("c"), None, true)),
+            ("m", range("ab", Some("c"), None, false)),
+        ];
+        for (index, (name, made)) in ranges.iter().enumerate() {
+            let cursor = encode(&namespace(name), made, "key");
+            for (other, (other_name, used)) in ranges.iter().enumerate() {
+                let decoded = decode(&namespace(other_name), used, &cursor);
+                assert_eq!(decoded.is_ok(), index == other, "{made:?} of {name}, {used:?} of {other_name}");
+            }
+        }
+    }
 }

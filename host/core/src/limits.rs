@@ -222,4 +222,71 @@ mod tests {
         };
         assert_eq!(exceeded, LimitExceeded { kind: LimitKind::OpenStores, max: 3, requested: 4 });
     }
+
+    /// Limits of which no other bound is in the way.
+    fn wide() -> Limits {
+        let (result_bytes, transaction_bytes, instance_bytes) = (1 << 40, 1 << 40, 1 << 43);
+        Limits { result_bytes, transaction_bytes, instance_bytes, ..Default::default() }
+    }
+
+    fn names(limits: &Limits, name: &str) -> bool {
+        match limits.validate() {
+            Ok(()) => false,
+            Err(Error::InvalidArgument(reason)) => reason.starts_with(&format!("the limit {name} ")),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn each_limit_is_valid_at_its_bound_and_not_one_beyond_it() {
+        type Set = fn(&mut Limits, u64);
+        let largest: [(&str, u64, Set); 4] = [
+            ("namespace_bytes", Limits::NAMESPACE_BYTES_MAX, |limits, to| limits.namespace_bytes = to),
+            ("key_bytes", Limits::KEY_BYTES_MAX, |limits, to| limits.key_bytes = to),
+            ("identity_bytes", Identity::PART_BYTES_MAX, |limits, to| limits.identity_bytes = to),
+            ("value_bytes", Limits::VALUE_BYTES_MAX, |limits, to| limits.value_bytes = to),
+        ];
+        for (name, max, set) in largest {
+            let mut limits = wide();
+            set(&mut limits, max);
+            limits.validate().unwrap();
+            set(&mut limits, max + 1);
+            assert!(names(&limits, name), "{name}");
+        }
+        let mut limits = Limits { transaction_timeout: Limits::TRANSACTION_TIMEOUT_MAX, ..wide() };
+        limits.validate().unwrap();
+        limits.transaction_timeout += Duration::from_nanos(1);
+        assert!(names(&limits, "transaction_timeout"));
+        // One entry of a list, and one row that is written.
+        let (names_bytes, value) = (Limits::NAMESPACE_BYTES_MAX, 1 << 20);
+        let entry = Limits::KEY_BYTES_MAX + value;
+        let mut limits = Limits { result_bytes: entry + 256, ..wide() };
+        limits.validate().unwrap();
+        limits.result_bytes -= 1;
+        assert!(names(&limits, "result_bytes"));
+        let mut limits = Limits { transaction_bytes: names_bytes + entry + 256, ..wide() };
+        limits.validate().unwrap();
+        limits.transaction_bytes -= 1;
+        assert!(names(&limits, "transaction_bytes"));
+    }
+
+    #[test]
+    fn the_default_limits_are_those_that_the_documents_state() {
+        let limits = Limits {
+            namespace_bytes: Limits::NAMESPACE_BYTES_MAX,
+            key_bytes: 2_048,
+            value_bytes: 1_048_576,
+            result_bytes: 4_194_304,
+            transaction_bytes: 4_194_304,
+            transaction_mutations: 10_000,
+            open_transactions: 16,
+            open_stores: 64,
+            identity_bytes: Identity::PART_BYTES_MAX,
+            turn_bytes: 262_144,
+            open_memories: 64,
+            instance_bytes: 67_108_864,
+            transaction_timeout: Duration::from_secs(5),
+        };
+        assert_eq!(Limits::default(), limits);
+    }
 }

@@ -284,4 +284,25 @@ mod tests {
         assert!(!reads.has_expired(19));
         assert!(reads.has_expired(20));
     }
+
+    #[test]
+    fn a_read_set_is_empty_until_a_row_or_a_range_is_read() {
+        use crate::limits::Limits;
+        use crate::name::{Key, Namespace};
+
+        let limits = Limits::default();
+        let namespace = Namespace::new("n", &limits).unwrap();
+        let mut reads = ReadSet::default();
+        assert!(reads.is_empty() && !reads.has_ranges());
+        let key = Key::new("k", &limits).unwrap();
+        reads.record_row(RowKey { namespace: namespace.clone(), key }, Version(1));
+        assert!(!reads.is_empty() && !reads.has_ranges());
+        let mut reads = ReadSet::default();
+        let read = RangeRead { range: KeyRange::prefix(namespace, b"k"), state: RangeState::default() };
+        reads.record_range(read.clone());
+        assert!(!reads.is_empty() && reads.has_ranges());
+        assert_eq!(reads.weight(), 1);
+        reads.record_range(read);
+        assert_eq!(reads.weight(), 1, "a range counts once");
+    }
 }

@@ -255,3 +255,162 @@ impl Drop for BorrowedSnapshot {
 fn cancelled() -> Error {
     Error::other("an earlier call of this transaction was cancelled; the transaction was rolled back")
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::backend::{Chunk, Committed, Many, ScanOptions, StoredValue};
+    use crate::commit::Commit;
+    use crate::name::{Key, KeyRange, Namespace, RowKey};
+
+    /// A snapshot that holds a connection, or not, and says when it is dropped.
+    struct Fake {
+        pins: bool,
+        can_release: bool,
+        keeps_state: bool,
+        _alive: Arc<()>,
+    }
+
+    #[async_trait]
+    impl Snapshot for Fake {
+        async fn get(&mut self, _: &RowKey) -> Result<Option<StoredValue>> {
+            Ok(None)
+        }
+
+        async fn get_many(&mut self, _: &Namespace, _: &[Key], _: u64) -> Result<Many> {
+            Ok(Many::Rows(Vec::new()))
+        }
+
+        async fn scan(&mut self, _: &KeyRange, _: ScanOptions) -> Result<Chunk> {
+            Ok(Chunk::default())
+        }
+
+        async fn next_namespace(&mut self, _: Option<&Namespace>) -> Result<Option<Namespace>> {
+            Ok(None)
+        }
+
+        fn pins(&self) -> bool {
+            self.pins
+        }
+
+        fn keeps_state(&self) -> bool {
+            self.keeps_state
+        }
+
+        fn release(&mut self) -> bool {
+            self.pins &= !self.can_release;
+            self.can_release
+        }
+
+        async fn commit(self: Box<Self>, _: Arc<Commit>) -> Result<Committed> {
+            Ok(Committed::default())
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn state() -> Arc<TransactionState> {
+        Arc::new(TransactionState::new(7 * SECOND, 5 * SECOND, 1, Share::default()))
+    }
+
+    /// A transaction whose snapshot is idle.
+    fn holding(pins: bool, can_release: bool) -> (Arc<TransactionState>, Arc<()>) {
+        let (state, alive) = (state(), Arc::new(()));
+        let mut borrowed = state.borrow_snapshot().unwrap();
+        let fake = Fake { pins, can_release, keeps_state: can_release, _alive: alive.clone() };
+        borrowed.snapshot = Some(Box::new(fake));
+        borrowed.give_back().unwrap();
+        (state, alive)
+    }
+
+    fn is_alive(alive: &Arc<()>) -> bool {
+        Arc::strong_count(alive) > 1
+    }
+
+    #[test]
+    fn times_are_those_that_were_noted() {
+        let state = state();
+        assert_eq!((state.deadline, state.timeout), (12 * SECOND, 5 * SECOND));
+        assert_eq!((state.last_call(), state.taken_at()), (Duration::ZERO, None));
+        state.takes_snapshot(Duration::ZERO);
+        state.called(8 * SECOND);
+        assert_eq!((state.last_call(), state.taken_at()), (8 * SECOND, Some(Duration::ZERO)));
+        state.takes_snapshot(9 * SECOND);
+        assert_eq!(state.taken_at(), Some(9 * SECOND));
+        state.called(Duration::MAX);
+        assert!(state.last_call() > Duration::from_secs(500 * 365 * 24 * 3_600));
+    }
+
+    #[test]
+    fn a_transaction_holds_a_connection_if_its_snapshot_does() {
+        assert_eq!(state().holding(), Holding::Nothing);
+        for (pins, idle, busy) in
+            [(true, Holding::Idle, Holding::Busy), (false, Holding::Nothing, Holding::Unknown)]
+        {
+            let (state, _alive) = holding(pins, true);
+            assert_eq!(state.holding(), idle);
+            let borrowed = state.borrow_snapshot().unwrap();
+            assert_eq!(state.holding(), busy);
+            assert_eq!(state.reclaim(Error::Conflict), Reclaimed::Nothing, "a call has it");
+            assert!(matches!(state.borrow_snapshot(), Err(Error::Other { .. })), "one call at a time");
+            assert_eq!(state.holding(), busy);
+            borrowed.give_back().unwrap();
+            assert_eq!(state.holding(), idle);
+        }
+    }
+
+    #[test]
+    fn an_idle_snapshot_gives_up_its_connection_or_its_transaction_ends() {
+        let (state, alive) = holding(true, true);
+        assert!(state.keeps_state());
+        assert_eq!(state.reclaim(Error::Conflict), Reclaimed::Released);
+        state.check().unwrap();
+        assert_eq!(state.holding(), Holding::Nothing);
+        assert_eq!(state.reclaim(Error::Conflict), Reclaimed::Nothing, "it holds none any more");
+        assert!(is_alive(&alive));
+
+        let (state, alive) = holding(true, false);
+        assert!(!state.keeps_state());
+        assert_eq!(state.reclaim(Error::Conflict), Reclaimed::Ended);
+        assert!(!is_alive(&alive));
+        assert!(matches!(state.check(), Err(Error::Conflict)));
+        assert!(matches!(state.borrow_snapshot(), Err(Error::Conflict)));
+        assert!(matches!(state.borrow_snapshot(), Err(Error::Conflict)), "it stays ended");
+        assert!(matches!(state.read_now(|_| Some(())), Err(Error::Conflict)));
+        assert!(!state.end(Error::Closed), "it had ended");
+        assert!(matches!(state.check(), Err(Error::Conflict)));
+    }
+
+    #[test]
+    fn a_transaction_that_ends_during_a_call_stays_ended() {
+        let (state, alive) = holding(true, true);
+        let borrowed = state.borrow_snapshot().unwrap();
+        assert!(state.end(Error::TimedOut));
+        assert!(is_alive(&alive), "the call has it");
+        assert!(matches!(borrowed.give_back(), Err(Error::TimedOut)));
+        assert!(!is_alive(&alive));
+        assert!(matches!(state.check(), Err(Error::TimedOut)));
+    }
+
+    #[test]
+    fn a_call_that_is_cancelled_ends_its_transaction() {
+        let (state, alive) = holding(true, true);
+        drop(state.borrow_snapshot().unwrap());
+        assert!(!is_alive(&alive));
+        assert!(matches!(state.check(), Err(Error::Other { .. })));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_kept_ends_its_transaction_with_the_reason_given() {
+        let (state, alive) = holding(true, true);
+        let kept = state.borrow_snapshot().unwrap().keep(Error::Closed).unwrap();
+        assert!(kept.is_some() && is_alive(&alive));
+        assert!(matches!(state.check(), Err(Error::Closed)));
+        let (state, _alive) = holding(true, true);
+        let borrowed = state.borrow_snapshot().unwrap();
+        state.end(Error::TimedOut);
+        assert!(matches!(borrowed.keep(Error::Closed), Err(Error::TimedOut)));
+    }
+}

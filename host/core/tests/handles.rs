@@ -170,3 +170,36 @@ async fn expired_rows_are_swept_without_being_asked_for() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(store.sweep().await.unwrap(), 0, "the sweep in the background left the row");
 }
+
+#[tokio::test]
+async fn one_transaction_too_many_is_refused_with_both_numbers() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let open_transactions = OpenTransactions::at_most(2);
+    let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+    let (first, _second) = (handle.begin(Mode::View).unwrap(), handle.begin(Mode::Update).unwrap());
+    let Err(Error::LimitExceeded(exceeded)) = handle.begin(Mode::View) else { panic!("it began") };
+    let kind = LimitKind::OpenTransactions;
+    assert_eq!(exceeded, LimitExceeded { kind, max: 2, requested: 3 });
+    drop(first);
+    handle.begin(Mode::View).unwrap();
+}
+
+#[tokio::test]
+async fn a_read_only_handle_begins_views_and_no_updates() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let handle = store.handle(HandleOptions { read_only: true, ..HandleOptions::default() });
+    handle.begin(Mode::View).unwrap();
+    assert!(matches!(handle.begin(Mode::Update), Err(Error::AccessDenied(_))));
+}
+
+#[tokio::test]
+async fn a_closed_handle_or_store_answers_no_ping() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let (first, second) = (handle(&store, Limits::default()), handle(&store, Limits::default()));
+    first.ping().await.unwrap();
+    first.close();
+    assert!(matches!(first.ping().await, Err(Error::Closed)));
+    second.ping().await.unwrap();
+    store.close().await;
+    assert!(matches!(second.ping().await, Err(Error::Closed)));
+}
