@@ -1,9 +1,10 @@
 //! Clocks, including one that tests can move.
 
-use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
 
 /// Milliseconds since 1970, UTC.
 pub type UnixMillis = u64;

@@ -1,12 +1,13 @@
 //! Fair scheduling of long calls, which keeps most of the executor's threads free.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::num::NonZero;
 use std::pin::pin;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::fair::{FairPermit, FairSemaphore};
 use crate::pace::Pace;

@@ -1,11 +1,11 @@
 //! Rate limiting of events, so that a guest cannot fill the log.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
 use crate::event::{Event, EventSink, TracingEvents};

@@ -1,6 +1,5 @@
 //! Open stores: a backend with a clock, a quota and open transactions.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Version};

@@ -3,10 +3,11 @@
 //! The store can end the snapshot at the deadline or when the store closes, so an idle guest holds
 //! no connection.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::backend::Snapshot;
 use crate::error::{Error, Result};

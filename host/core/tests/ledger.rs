@@ -1,13 +1,13 @@
 //! Tests of migration scopes, and of an operator's repairs of the ledger.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 use larder_core::{
     Error, Event, EventSink, Handle, HandleOptions, InMemory, Limits, Migration, MigrationLedger,
     MigrationScope, Mode, Result, Store,
 };
+use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Told(Mutex<Vec<Event>>);

@@ -1,7 +1,6 @@
 //! Tests of writes to a conversation whose outcome is unknown.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,6 +11,7 @@ use larder_core::{
     Error, IdentityParts, IdentityScope, InMemory, Memory, MemoryOptions, MemoryStore, Result, Store,
     Strategy, Turn, Version,
 };
+use parking_lot::Mutex;
 
 /// The outcome of the next write.
 #[derive(Clone, Copy, Debug, PartialEq)]

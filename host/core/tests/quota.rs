@@ -1,7 +1,6 @@
 //! Tests of quotas with cancelled calls, and with concurrent sweeps and counts.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use larder_core::{
     Error, HandleOptions, HeldBytes, IdentityParts, InMemory, LimitExceeded, LimitKind, MemorySnapshot, Mode,
     MovableClock, PutOptions, Result, Store, Strategy,
 };
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 /// A call that is held until the test releases it.

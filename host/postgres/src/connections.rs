@@ -1,6 +1,5 @@
 //! The connections of one backend, and the permits that limit them.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +9,7 @@ use deadpool::managed::QueueMode;
 use larder_core::commit::Commit;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{ConnectionWait, Error, OpenSnapshots, Share};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};

@@ -1,6 +1,5 @@
 //! The connections of the pool. Their sessions have no settings: see [`opening`](crate::opening).
 
-use parking_lot::Mutex;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::join;
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::SimpleQueryMessage;
 

@@ -1,11 +1,11 @@
 //! Tracks whether a server responds.
 
-use parking_lot::Mutex;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

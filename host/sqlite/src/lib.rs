@@ -49,7 +49,6 @@ mod validation;
 mod waiting;
 mod writer;
 
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +61,7 @@ use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::redo::{self as core_redo, Journal};
 use larder_core::{Error, OpenSnapshots, Result, Share};
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;

@@ -8,7 +8,6 @@
 //! further work: other processes would create new ones, and neither side would see the commits of
 //! the other.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::ffi::c_int;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use larder_core::error::Cause;
 use larder_core::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, ffi};
 
 /// The suffix of the queue file, at which processes line up for the write lock.

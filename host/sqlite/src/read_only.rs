@@ -1,6 +1,5 @@
 //! The read-only backend, for tools that inspect a database.
 
-use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +15,7 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
 use larder_core::schema::{Ledger, MigrationError, check_current};
 use larder_core::{Error, Result};
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use crate::error::SqliteError;

@@ -1,6 +1,5 @@
 //! The pool of connections that snapshots read with.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 use larder_core::backend::Version;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{Error, OpenSnapshots, Result, Share};
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::Notify;
 

@@ -4,7 +4,6 @@
 //! request and others that wait. A caller that finds it taken only queues its request, which the
 //! holder or a thread of the blocking pool commits.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use larder_core::name::RowKey;
 use larder_core::redo::{Group, Journal, Redo, RedoWriter};
 use larder_core::validation::{Attempt, Validity};
 use larder_core::{Error, Result, Share};
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};

@@ -10,7 +10,6 @@
 
 mod common;
 
-use parking_lot::Mutex;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use larder_core::commit::Mutation;
 use larder_core::redo::{self, Journal, Redo};
 use larder_core::{Error, HandleOptions, Limits, Mode, Result, Share, Store, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
 

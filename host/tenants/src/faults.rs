@@ -1,6 +1,5 @@
 //! Injects faults into object stores and cache folders, for tests.
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload,
     ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::disk_space::DiskSpace;
 use crate::objects::written_at;

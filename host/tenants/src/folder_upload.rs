@@ -1,6 +1,5 @@
 //! Multipart uploads to a folder.
 
-use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
@@ -11,6 +10,7 @@ use futures_util::FutureExt;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartId, MultipartUpload, PutMode, PutPayload, PutResult, Result, UploadPart};
+use parking_lot::Mutex;
 use tempfile::NamedTempFile;
 
 use crate::folder::{FolderStore, HEADER_BYTES, Unfinished, blocking, generic};

@@ -1,6 +1,5 @@
 //! The lease of a tenant, which has one writer at a time.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_core::Error;
 use object_store::UpdateVersion;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::backoff::jittered;

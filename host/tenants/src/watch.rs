@@ -1,8 +1,8 @@
 //! Tracks how long heads have been unchanged.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::key::TenantKey;

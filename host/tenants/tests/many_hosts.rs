@@ -4,7 +4,6 @@
 
 mod support;
 
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use bytes::Bytes;
 use larder_tenants::faults::{Fault, FaultyStore};
 use larder_tenants::{Lease, Remote, TenantError};
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 use support::*;
 
 const HOSTS: u64 = 5;

@@ -4,7 +4,6 @@
 mod host;
 mod support;
 
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use larder_tenants::faults::{Fault, FaultyStore, Operation, Rule};
 use larder_tenants::{Durability, FolderStore, RemoteOptions, TenantError, Tenants, TenantsBuilder};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 
 const TTL: Duration = Duration::from_millis(600);
 

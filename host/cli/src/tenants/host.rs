@@ -1,6 +1,5 @@
 //! The tenants host of this process.
 
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use anyhow::{Result, anyhow};
 use larder_host::{
     Event, EventSink, TenantError, TenantKey, Tenants, TenantsBuilder, TenantsDsn, TracingEvents,
 };
+use parking_lot::Mutex;
 
 use crate::progress::waiting;
 use crate::signals;

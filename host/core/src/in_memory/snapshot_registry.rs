@@ -5,10 +5,11 @@
 //! store between them could fill the memory. So this registry counts these rows and ends the oldest
 //! snapshots over a bound.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::latest::Moment;
 use super::rows::Rows;

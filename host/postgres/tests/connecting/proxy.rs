@@ -1,9 +1,9 @@
 //! A proxy between a client and a server, on a port of its own.
 
-use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -66,7 +66,6 @@ mod log_index;
 mod ranges;
 mod rows;
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -75,6 +74,7 @@ use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::RowWrite;
 use larder_core::name::{KeyRange, RowKey};
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
 
 pub(crate) use log_index::{LogIndex, Mark};

@@ -8,7 +8,6 @@
 //! that writes a row within a segment, present or absent, removes the whole segment: see the
 //! invariants in [`super`].
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use larder_core::Result;
 use larder_core::backend::{Chunk, ScanOptions};
 use larder_core::clock::UnixMillis;
 use larder_core::name::{KeyRange, RowKey, just_after};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Moment, StateNumber};
 

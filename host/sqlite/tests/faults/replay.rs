@@ -1,6 +1,5 @@
 //! A replay while calls fail.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,6 +8,7 @@ use larder_core::backend::Backend;
 use larder_core::commit::Commit;
 use larder_core::redo::{Journal, Redo};
 use larder_sqlite::{Sqlite, SqliteOptions};
+use parking_lot::Mutex;
 
 use crate::common::{dump, open_positioned, put, record_write, row};
 use crate::model::is_unknown;

@@ -1,6 +1,5 @@
 //! The work that is done while calls fail, and the checks after it.
 
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -13,6 +12,7 @@ use larder_core::{
     Error, Handle, HandleOptions, Mode, OpenTransactions, PutOptions, Result, Store, Transaction, Version,
 };
 use larder_sqlite::{Sqlite, SqliteOptions};
+use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 

@@ -1,6 +1,5 @@
 //! An open tenant, as its users see it.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,6 +8,7 @@ use larder_core::clock::UnixMillis;
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::{Error, OpenSnapshots, Store};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::key::TenantKey;
 use crate::local::engine::SharedEngine;

@@ -1,6 +1,5 @@
 //! The tenants of one host.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use larder_core::{Event, EventSink};
 use object_store::ObjectStore;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 

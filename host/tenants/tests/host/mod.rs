@@ -4,7 +4,6 @@
 
 pub(crate) mod kill;
 
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use larder_tenants::{
 };
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 
 pub(crate) fn key(text: &str) -> TenantKey {
     text.parse().unwrap()

@@ -7,13 +7,13 @@
 //! or any of its sectors. The host syncs its own files before it continues, so they are as the host
 //! left them.
 
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use larder_sqlite_vfs::{Change, Disk};
 use larder_tenants::faults::before_local_changes;
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 
 use crate::host::copy;
 use crate::objects::{RecordedStore, objects_at, put_all};
