@@ -260,6 +260,17 @@ async fn a_result_needs_room_for_three_copies_and_a_call_for_what_it_copies() {
 }
 
 #[tokio::test]
+async fn an_absent_row_needs_no_room() {
+    let store = rows().await;
+    let held = HeldBytes::at_most(0);
+    let mut view = handle(&store, Limits::default(), &held).begin(Mode::View).unwrap();
+    for call in [Call::Get("absent"), Call::GetVersioned("absent"), Call::Scan("absent"), Call::GetMany(&[])]
+    {
+        call.make(&mut view).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_page_holds_as_many_entries_as_the_instance_has_room_for() {
     let store = rows().await;
     // Each entry of a packed page counts 8 bytes more.

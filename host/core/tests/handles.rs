@@ -203,3 +203,32 @@ async fn a_closed_handle_or_store_answers_no_ping() {
     store.close().await;
     assert!(matches!(second.ping().await, Err(Error::Closed)));
 }
+
+#[tokio::test]
+async fn a_result_of_exactly_the_limit_is_returned() {
+    let store = Store::builder(InMemory::new()).build().unwrap();
+    let wide = handle(&store, Limits::default());
+    put(&wide, "a", &[1; 50]).await;
+    put(&wide, "b", &[2; 44]).await;
+    let limits = |result_bytes| Limits { key_bytes: 1, value_bytes: 1, result_bytes, ..Limits::default() };
+    // Two values of `get-many`, which count 256 bytes more each.
+    let most = 50 + 44 + 2 * 256;
+    for (result_bytes, is_enough) in [(most, true), (most - 1, false)] {
+        let mut view = handle(&store, limits(result_bytes)).begin(Mode::View).unwrap();
+        let found = view.get_many("n".into(), vec!["a".into(), "b".into(), "x".into()]).await;
+        assert_eq!(found.is_ok(), is_enough, "{result_bytes}");
+        assert_eq!(view.scan("n".into(), String::new()).await.is_ok(), false, "keys count too");
+    }
+    let most = most + 2;
+    for (result_bytes, is_enough) in [(most, true), (most - 1, false)] {
+        let mut view = handle(&store, limits(result_bytes)).begin(Mode::View).unwrap();
+        assert_eq!(view.scan("n".into(), String::new()).await.is_ok(), is_enough, "{result_bytes}");
+    }
+    let wide = Limits { key_bytes: 1, value_bytes: 1, result_bytes: 258, ..Limits::default() };
+    for (length, is_enough) in [(258, true), (259, false)] {
+        put(&handle(&store, Limits::default()), "c", &vec![3; length]).await;
+        let mut view = handle(&store, wide.clone()).begin(Mode::View).unwrap();
+        assert_eq!(view.get("n".into(), "c".into()).await.is_ok(), is_enough, "{length}");
+        assert_eq!(view.get_versioned("n".into(), "c".into()).await.is_ok(), is_enough, "{length}");
+    }
+}

@@ -1,8 +1,12 @@
 //! Tests of migration scopes, and of an operator's repairs of the ledger.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use larder_core::backend::Backend;
+use larder_core::commit::{Commit, Mutation};
+use larder_core::name::{Key, Namespace, RowKey, Value};
 use larder_core::{
     Error, Event, EventSink, Handle, HandleOptions, InMemory, Limits, Migration, MigrationLedger,
     MigrationScope, Mode, Result, Store,
@@ -186,4 +190,79 @@ async fn guests_still_can_not_write_the_ledger() {
     let namespace = larder_core::migrations::LEDGER_NAMESPACE;
     expect_denied(update.put(namespace.into(), "tasks\0a".into(), Vec::new()));
     expect_denied(update.delete(namespace.into(), "tasks\0a".into()));
+}
+
+/// Puts a row into the ledger that no release writes.
+async fn put_invalid(memory: &InMemory, key: &[u8]) {
+    let limits = Limits::default();
+    let namespace = Namespace::from_stored(larder_core::migrations::LEDGER_NAMESPACE.into()).unwrap();
+    let row = RowKey { namespace, key: Key::from_stored(key.to_vec()).unwrap() };
+    let value = Value::new(b"not an entry".to_vec(), &limits).unwrap();
+    let writes = BTreeMap::from([(row, Mutation::Put { value, ttl_ms: None })]);
+    Backend::commit(memory, Arc::new(Commit { writes, ..Commit::default() })).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_invalid_row_is_removed_by_its_key_and_nothing_else() {
+    let memory = InMemory::new();
+    let store = Store::builder(memory.attach()).build().unwrap();
+    apply(&bound(&store, &["tasks"]), "tasks", &["a"]).await.unwrap();
+    put_invalid(&memory, b"tasks\0x").await;
+    put_invalid(&memory, b"tasks\0x2").await;
+    let ids = async || {
+        let entries = ledger(&store).entries("tasks").await.unwrap();
+        entries.into_iter().map(|entry| (entry.key.clone(), entry.applied.is_ok())).collect::<Vec<_>>()
+    };
+    let row = |key: &[u8], is_valid| (key.to_vec(), is_valid);
+    let all = [row(b"tasks\0a", true), row(b"tasks\0x", false), row(b"tasks\0x2", false)];
+    assert_eq!(ids().await, all);
+    for wrong in [b"tasks\0a".as_slice(), b"tasks\0", b"tasks\0x1", b"tasks\0x\0"] {
+        let refused = ledger(&store).remove_invalid(wrong, false).await;
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    }
+    let shown = ledger(&store).remove_invalid(b"tasks\0x", true).await.unwrap();
+    assert_eq!((shown.key.as_slice(), ids().await.len()), (b"tasks\0x".as_slice(), 3));
+    ledger(&store).remove_invalid(b"tasks\0x", false).await.unwrap();
+    assert_eq!(ids().await, [row(b"tasks\0a", true), row(b"tasks\0x2", false)]);
+    // A component with an invalid row is locked out until the row is removed.
+    let steps = bound(&store, &["tasks"]).pending_migrations("tasks".into(), steps(&["a"])).await;
+    assert!(matches!(steps, Err(Error::Corrupt(_))), "{steps:?}");
+    ledger(&store).remove("tasks", None, false).await.unwrap();
+    assert_eq!(ids().await, []);
+}
+
+#[tokio::test]
+async fn components_are_listed_one_after_the_other_over_any_number_of_steps() {
+    let (store, _) = store();
+    let all: Vec<String> = (0..1_100).map(|number| format!("{number:04}")).collect();
+    for (component, count) in [("a", 3), ("b", 1_100), ("c", 2)] {
+        for id in all.iter().take(count) {
+            let step = Migration { id: id.clone(), checksum: vec![7; 32] };
+            ledger(&store).record(component, step, false).await.unwrap();
+        }
+    }
+    let mut listed = Vec::new();
+    let each = |entries: Vec<larder_core::migrations::LedgerEntry>| {
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id.clone()).collect();
+        listed.push((entries[0].component.clone(), ids));
+        Ok::<_, Error>(())
+    };
+    ledger(&store).for_each_component(each).await.unwrap();
+    let expected = [("a", 3), ("b", 1_100), ("c", 2)];
+    assert_eq!(listed, expected.map(|(name, count)| (name.to_string(), all[..count].to_vec())));
+}
+
+#[tokio::test]
+async fn a_component_has_at_most_as_many_steps_as_a_transaction_may_write_rows() {
+    let (store, _) = store();
+    apply(&bound(&store, &["tasks"]), "tasks", &["a", "b", "c"]).await.unwrap();
+    for (most, is_enough) in [(3, true), (2, false)] {
+        let limits = Limits { transaction_mutations: most, ..Limits::default() };
+        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        let entries = MigrationLedger::new(handle).entries("tasks").await;
+        assert_eq!(entries.is_ok(), is_enough, "{entries:?}");
+        if let Err(error) = entries {
+            assert!(matches!(error, Error::LimitExceeded(exceeded) if exceeded.requested == 3));
+        }
+    }
 }

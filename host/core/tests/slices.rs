@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use larder_core::backend::Backend;
 use larder_core::{
-    Entry, Error, Handle, HandleOptions, InMemory, Limits, Mode, MovableClock, PutOptions, Range, Store,
-    Transaction,
+    Entry, Error, Handle, HandleOptions, HeldBytes, InMemory, Limits, Mode, MovableClock, PutOptions, Range,
+    Store, Transaction,
 };
 
 /// An in-memory store whose clock the test moves.
@@ -28,6 +28,7 @@ impl Fixture {
         let limits = Limits {
             transaction_mutations: 200_000,
             transaction_bytes: 64 << 20,
+            result_bytes: 64 << 20,
             instance_bytes: 256 << 20,
             ..Limits::default()
         };
@@ -229,4 +230,89 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     // Three of them exceed the bound of a step.
     assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 9 * row(7, 500_000));
     assert_eq!(sweep.await.unwrap(), 12);
+}
+
+/// Work is counted and not measured, so how often a call yields is the same on every machine.
+#[tokio::test]
+async fn each_call_yields_once_for_each_slice_of_the_work_that_it_counts() {
+    let fixture = Fixture::new();
+    let rows = 10_000;
+    let list = |value: &[u8]| keys(rows).map(|key| Entry { key, value: value.to_vec() }).collect::<Vec<_>>();
+    let packed: Vec<u8> = keys(rows)
+        .flat_map(|key| [&[6, 0, 0, 0, 0, 8, 0, 0], key.as_bytes(), &[7; 2_048]].concat())
+        .collect();
+    let all = || keys(rows).collect::<Vec<_>>();
+    let count = |outcome: (larder_core::Result<()>, usize)| {
+        outcome.0.unwrap();
+        outcome.1
+    };
+
+    let mut update = fixture.begin(Mode::Update);
+    let put_many = count(pauses(update.put_many("n".into(), list(&[]))));
+    let put_packed = count(pauses(update.put_packed("n".into(), &packed)));
+    let (own, get_own) = pauses(update.get_many("n".into(), all()));
+    assert_eq!(own.unwrap(), vec![Some(vec![7; 2_048]); rows]);
+    update.commit().await.unwrap();
+
+    let mut update = fixture.begin(Mode::Update);
+    let (stored, get_many) = pauses(update.get_many("n".into(), all()));
+    assert_eq!(stored.unwrap().len(), rows);
+    let (listed, scan) = pauses(update.scan("n".into(), String::new()));
+    assert_eq!(listed.unwrap().len(), rows);
+    // With a write in every part that is read at once, each row is merged.
+    for key in keys(rows).step_by(500) {
+        update.put("n".into(), key, vec![8; 2_048]).unwrap();
+    }
+    let (listed, merged) = pauses(update.scan("n".into(), String::new()));
+    assert_eq!(listed.unwrap().len(), rows);
+    let (deleted, delete_range) = pauses(update.delete_range("n".into(), Range::default()));
+    assert_eq!(deleted.unwrap(), rows as u64);
+    let delete_many = count(pauses(update.delete_many("n".into(), all())));
+    let found = [
+        ("put_many", put_many),
+        ("put_packed", put_packed),
+        ("get_many of own rows", get_own),
+        ("get_many", get_many),
+        ("scan", scan),
+        ("scan of a mix", merged),
+        ("delete_range", delete_range),
+        ("delete_many", delete_many),
+    ];
+    let expected = [19, 31, 29, 58, 24, 24, 21, 19];
+    assert_eq!(found.map(|(_, pauses)| pauses), expected, "{found:?}");
+}
+
+/// Polls a call to its end, and returns the most that was held for the instance at a pause.
+fn most_held<T>(held: &HeldBytes, call: impl Future<Output = T>) -> u64 {
+    let mut call = pin!(call);
+    let mut most = 0;
+    while call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        most = most.max(held.used());
+    }
+    most
+}
+
+#[tokio::test]
+async fn a_result_is_held_for_its_instance_until_the_call_returns() {
+    let fixture = Fixture::new();
+    fixture.put("n", keys(50_000)).await;
+    let held = HeldBytes::default();
+    let limits = Limits {
+        transaction_mutations: 200_000,
+        result_bytes: 16 << 20,
+        instance_bytes: 256 << 20,
+        ..Limits::default()
+    };
+    let options =
+        HandleOptions { limits: limits.into(), held: Some(held.clone()), ..HandleOptions::default() };
+    let handle = fixture.store.handle(options);
+    let mut view = handle.begin(Mode::View).unwrap();
+    // Three copies of keys of 6 bytes, with lengths of 8 bytes or a namespace of 1 byte.
+    assert_eq!(most_held(&held, view.scan("n".into(), String::new())), 3 * 50_000 * (6 + 8));
+    assert_eq!(most_held(&held, view.get_many("n".into(), keys(50_000).collect())), 3 * 50_000 * 7);
+    let mut update = handle.begin(Mode::Update).unwrap();
+    let packed: Vec<u8> =
+        keys(10_000).flat_map(|key| [&[6, 0, 0, 0, 0, 0, 0, 0], key.as_bytes()].concat()).collect();
+    assert_eq!(most_held(&held, update.put_packed("n".into(), &packed)), packed.len() as u64);
+    assert_eq!(held.used(), 10_000 * (7 + 256));
 }

@@ -6,7 +6,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::{Error, Event, EventSink, Handle, HandleOptions, Mode, MovableClock, PutOptions, Store};
+use larder_core::{Clock, Error, Event, EventSink, Handle, HandleOptions, Mode, PutOptions, Store};
+use larder_model::StandingClock;
 use parking_lot::Mutex;
 use support::{Engine, Script};
 
@@ -21,7 +22,7 @@ impl EventSink for Told {
 
 struct Fixture {
     engine: Engine,
-    clock: Arc<MovableClock>,
+    clock: Arc<StandingClock>,
     told: Arc<Told>,
     store: Store,
 }
@@ -33,7 +34,7 @@ impl Fixture {
 
     fn with_quota(sweep_interval: Option<Duration>, quota: Option<u64>) -> Self {
         let engine = Engine::new(Script::default());
-        let (clock, told) = (Arc::<MovableClock>::default(), Arc::<Told>::default());
+        let (clock, told) = (Arc::<StandingClock>::default(), Arc::<Told>::default());
         let mut builder = Store::builder(engine.clone())
             .name("notes")
             .clock(clock.clone())
@@ -222,4 +223,31 @@ async fn a_commit_may_take_as_long_as_the_transaction_has_left() {
     let began = tokio::time::Instant::now();
     assert!(matches!(update.commit().await, Err(Error::TimedOut)));
     assert_eq!(began.elapsed(), Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_commit_depends_on_the_row_that_expires_first_whichever_was_read_first() {
+    for keys in [["short", "long", "none"], ["none", "long", "short"]] {
+        for is_scan in [true, false] {
+            let fixture = Fixture::new(None);
+            fixture.put("short", Some(1_000)).await.unwrap();
+            fixture.put("long", Some(3_000)).await.unwrap();
+            fixture.put("none", None).await.unwrap();
+            for (passed, holds) in [(999, true), (1_000, false)] {
+                let mut update = fixture.handle().begin(Mode::Update).unwrap();
+                match is_scan {
+                    true => assert_eq!(update.scan("n".into(), String::new()).await.unwrap().len(), 3),
+                    false => {
+                        for key in keys {
+                            assert!(update.get("n".into(), key.into()).await.unwrap().is_some());
+                        }
+                    }
+                }
+                update.put("m".into(), "k".into(), Vec::new()).unwrap();
+                let now = fixture.clock.monotonic();
+                fixture.clock.advance(Duration::from_millis(passed) - now);
+                assert_eq!(update.commit().await.is_ok(), holds, "{keys:?}, scan: {is_scan}");
+            }
+        }
+    }
 }

@@ -36,6 +36,9 @@ struct Options {
     /// Try every n-th defect, so that about this many are tried
     #[arg(long, value_name = "COUNT")]
     sample: Option<usize>,
+    /// Try only the defects that an earlier run, whose output is in this file, did not notice
+    #[arg(long, value_name = "FILE")]
+    again: Option<PathBuf>,
     /// Run the tests of this package too; may be given several times
     #[arg(long, value_name = "PACKAGE")]
     also: Vec<String>,
@@ -68,6 +71,10 @@ fn main() -> Result<ExitCode> {
     let equivalent = Equivalent::read(&workspace.join("tests/mutants/equivalent.txt"))?;
     let mut mutants = tree.mutants();
     mutants.retain(|mutant| !equivalent.contains(mutant));
+    if let Some(earlier) = &options.again {
+        let text = std::fs::read_to_string(earlier).with_context(|| earlier.display().to_string())?;
+        mutants.retain(|mutant| text.lines().any(|line| line.ends_with(&format!(" {}", mutant.key))));
+    }
     if let Some(sample) = options.sample {
         let step = mutants.len().div_ceil(sample.max(1)).max(1);
         mutants = mutants.into_iter().step_by(step).collect();

@@ -298,7 +298,9 @@ fn values_of(output: &Type) -> Vec<&'static str> {
 /// Whether a statement can be missing without changing the types around it.
 fn can_be_left_out(expression: &Expr) -> bool {
     match expression {
-        Expr::Break(_) | Expr::Call(_) | Expr::Continue(_) | Expr::MethodCall(_) => true,
+        Expr::Break(_) | Expr::Continue(_) | Expr::MethodCall(_) => true,
+        // What is dropped early is dropped at the end of its scope otherwise.
+        Expr::Call(call) => !matches!(&*call.func, Expr::Path(path) if path.path.is_ident("drop")),
         // A variable without its new value may have been moved out of.
         Expr::Assign(assign) => !matches!(*assign.left, Expr::Path(_)),
         Expr::Await(inner) => can_be_left_out(&inner.base),
