@@ -112,6 +112,7 @@ mod tests {
             ("n", range("ab", None, Some(""), false)),
             ("n", range("ab", Some("c"), None, true)),
             ("m", range("ab", Some("c"), None, false)),
+            ("n", range("ac", Some("c"), None, false)),
         ];
         for (index, (name, made)) in ranges.iter().enumerate() {
             let cursor = encode(&namespace(name), made, "key");

@@ -6,7 +6,10 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::{Clock, Error, Event, EventSink, Handle, HandleOptions, Mode, PutOptions, Store};
+use larder_core::{
+    Clock, Error, Event, EventSink, Handle, HandleOptions, IdentityParts, IdentityScope, LimitKind,
+    MemoryOptions, MemoryStore, Mode, PutOptions, Store, Strategy, Turn,
+};
 use larder_model::StandingClock;
 use parking_lot::Mutex;
 use support::{Engine, Script};
@@ -250,4 +253,22 @@ async fn a_commit_depends_on_the_row_that_expires_first_whichever_was_read_first
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_conversation_grows_up_to_the_quota_and_no_further() {
+    let fixture = Fixture::with_quota(None, Some(4_000));
+    let options = MemoryOptions::new(Strategy::Truncation);
+    let memories = MemoryStore::builder(&fixture.store, options).build().unwrap();
+    let parts = IdentityParts::session("acme", "ann", "monday");
+    let memory = memories.open(parts, &IdentityScope::Any, &Arc::default()).unwrap();
+    let turn = |bytes| Turn { user_message: "x".repeat(bytes), ..Turn::default() };
+    memory.add_turn(turn(1_000)).await.unwrap();
+    let Err(Error::LimitExceeded(exceeded)) = memory.add_turn(turn(4_000)).await else { panic!("it grew") };
+    assert_eq!((exceeded.kind, exceeded.max), (LimitKind::StoreBytes, 4_000));
+    assert!(exceeded.requested > 5_000 && exceeded.requested < 6_000, "{exceeded:?}");
+    memory.add_turn(turn(1_000)).await.unwrap();
+    assert_eq!(memory.llm_context().await.unwrap().recent_turns.len(), 2);
+    fixture.store.close().await;
+    assert!(matches!(memory.add_turn(turn(1)).await, Err(Error::Closed)));
 }

@@ -92,6 +92,8 @@ impl Backend for Engine {
             script.commits += 1;
             if script.conflicts > 0 {
                 script.conflicts -= 1;
+                // As far as an engine gets that finds a conflict at the end.
+                commit.plan(0, |_, _| Ok(None))?;
                 return Err(Error::Conflict);
             }
         }
