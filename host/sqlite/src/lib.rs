@@ -652,7 +652,7 @@ impl std::fmt::Debug for Sqlite {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::caused("the runtime cancelled the work of the database", error))?
+        .map_err(|error| Error::caused("the work on the database did not end", error))?
 }
 
 #[cfg(test)]

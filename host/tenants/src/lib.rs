@@ -36,6 +36,7 @@
 //! - Code decides by the variant of an error, never by its text.
 
 mod backoff;
+mod blocking;
 mod cache_location;
 mod deletion;
 mod disk_space;

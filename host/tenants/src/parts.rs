@@ -15,9 +15,10 @@ use object_store::{Error as StoreError, MultipartId, MultipartUpload, ObjectStor
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::blocking::blocking;
 use crate::error::{Result, TenantError};
 use crate::objects::{CallError, Objects, PART_BYTES, timed};
-use crate::snapshot_transfer::{TransferError, blocking};
+use crate::snapshot_transfer::TransferError;
 
 /// The most parts of one upload that are in memory and in flight.
 const PARTS_AT_ONCE: u32 = 4;

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
+use crate::blocking::blocking;
 use crate::disk_space;
 use crate::error::{Result, TenantError};
 use crate::head::SnapshotRef;
@@ -32,15 +33,6 @@ pub(crate) struct Packed {
     pub(crate) bytes: u64,
     pub(crate) compressed_bytes: u64,
     pub(crate) sha256: String,
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(TenantError::file("the work on a snapshot was cancelled", error)),
-    }
 }
 
 /// Compresses a file into a temporary file beside it.

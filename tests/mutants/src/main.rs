@@ -30,6 +30,9 @@ struct Options {
     /// Only files whose path contains this; may be given several times
     #[arg(long, value_name = "TEXT")]
     file: Vec<String>,
+    /// Only defects whose description contains this; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    defect: Vec<String>,
     /// Only files that differ from this revision of git
     #[arg(long, value_name = "REVISION")]
     since: Option<String>,
@@ -71,6 +74,9 @@ fn main() -> Result<ExitCode> {
     let equivalent = Equivalent::read(&workspace.join("tests/mutants/equivalent.txt"))?;
     let mut mutants = tree.mutants();
     mutants.retain(|mutant| !equivalent.contains(mutant));
+    mutants.retain(|mutant| {
+        options.defect.is_empty() || options.defect.iter().any(|text| mutant.key.contains(text.as_str()))
+    });
     if let Some(earlier) = &options.again {
         let text = std::fs::read_to_string(earlier).with_context(|| earlier.display().to_string())?;
         mutants.retain(|mutant| text.lines().any(|line| line.ends_with(&format!(" {}", mutant.key))));

@@ -22,10 +22,11 @@ use larder_core::{
 use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use sha2::{Digest, Sha256};
 
+use crate::blocking::blocking;
 use crate::error::{Result, TenantError};
 use crate::local::cache::{CacheFolder, with_suffix};
 use crate::local::quarantine::Quarantined;
-use crate::local::tenants::{Tenants, blocking};
+use crate::local::tenants::Tenants;
 
 /// A quarantined database that is open for reading.
 ///

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::blocking::blocking;
 use crate::error::{Result, TenantError};
 use crate::key::TenantKey;
 use crate::lease::Existence;
@@ -705,13 +706,6 @@ fn raise_file_limit(capacity: usize) -> Result<()> {
         return Err(refused());
     }
     setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(|_| refused())
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let failed = |error| TenantError::file("the work was cancelled", error);
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
 #[cfg(test)]
