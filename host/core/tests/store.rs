@@ -128,10 +128,11 @@ async fn a_store_that_is_closed_sweeps_once_and_closes_its_backend_once() {
         view.get("n".into(), "k".into()).await.unwrap();
         fixture.store.close().await;
         fixture.store.close().await;
-        let script = fixture.engine.script.lock();
-        assert_eq!((script.sweeps, script.closes), (sweeps, 1), "{interval:?}");
-        assert_eq!(script.open_snapshots(), 0);
-        drop(script);
+        let made = {
+            let script = fixture.engine.script.lock();
+            (script.sweeps, script.closes, script.open_snapshots())
+        };
+        assert_eq!(made, (sweeps, 1, 0), "{interval:?}");
         assert!(matches!(view.get("n".into(), "k".into()).await, Err(Error::Closed)));
         assert!(matches!(fixture.store.ping().await, Err(Error::Closed)));
         assert!(matches!(fixture.store.sweep().await, Err(Error::Closed)));
