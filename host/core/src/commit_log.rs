@@ -160,6 +160,8 @@ mod tests {
         log.push(Version(all + 1), []);
         assert_eq!(log.check(&reads("b"), Version(0), Version(all + 1)), Verdict::Unknown);
         assert_eq!(log.check(&reads("b"), Version(1), Version(all + 1)), Verdict::Untouched);
+        log.push(Version(all + 2), []);
+        assert_eq!(log.check(&reads("b"), Version(1), Version(all + 2)), Verdict::Unknown);
     }
 
     #[test]

@@ -595,3 +595,36 @@ impl Drop for OpenTransaction {
         self.transaction.end(Error::Closed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::MovableClock;
+    use crate::handle::HandleOptions;
+    use crate::in_memory::InMemory;
+
+    #[tokio::test]
+    async fn a_store_knows_a_transaction_and_its_calls_until_it_ends() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let clock = Arc::<MovableClock>::default();
+        let store = Store::builder(InMemory::new()).clock(clock.clone()).build().unwrap();
+        let handle = store.handle(HandleOptions::default());
+        let known = || store.inner.lock_open().values().cloned().collect::<Vec<_>>();
+        let mut view = handle.begin(Mode::View).unwrap();
+        let one = known().pop().unwrap();
+        for seconds in 1..=2 {
+            clock.advance(SECOND);
+            view.get("n".into(), "k".into()).await.unwrap();
+            assert!(one.last_call() >= seconds * SECOND);
+            let taken_at = one.taken_at().unwrap();
+            assert!(taken_at >= SECOND && taken_at < 2 * SECOND, "{taken_at:?}");
+        }
+        drop(view);
+        assert!(known().is_empty());
+        let mut update = handle.begin(Mode::Update).unwrap();
+        update.put("n".into(), "k".into(), Vec::new()).unwrap();
+        assert_eq!(known().len(), 1);
+        update.commit().await.unwrap();
+        assert!(known().is_empty());
+    }
+}

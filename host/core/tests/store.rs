@@ -273,3 +273,15 @@ async fn a_conversation_grows_up_to_the_quota_and_no_further() {
     fixture.store.close().await;
     assert!(matches!(memory.add_turn(turn(1)).await, Err(Error::Closed)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_sweeps_every_minute_by_default() {
+    let engine = Engine::new(Script::default());
+    let _store = Store::builder(engine.clone()).build().unwrap();
+    tokio::time::sleep(Duration::from_millis(59_900)).await;
+    assert_eq!(engine.script.lock().sweeps, 0);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(engine.script.lock().sweeps, 1);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(engine.script.lock().sweeps, 2);
+}
