@@ -42,9 +42,9 @@ struct Options {
     /// Try only the defects that an earlier run, whose output is in this file, did not notice
     #[arg(long, value_name = "FILE")]
     again: Option<PathBuf>,
-    /// Run the tests of this package too; may be given several times
+    /// Run the tests of this package, not those of the crates; may be given several times
     #[arg(long, value_name = "PACKAGE")]
-    also: Vec<String>,
+    tests: Vec<String>,
     /// Fail if the tests notice fewer than this percentage of the defects
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
     least: f64,
@@ -66,9 +66,10 @@ fn main() -> Result<ExitCode> {
         println!("no source file that is wanted has a place for a defect");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut packages = options.also.clone();
-    for folder in &options.crates {
-        packages.push(package(&workspace.join(folder))?);
+    let mut packages = options.tests.clone();
+    if packages.is_empty() {
+        let own = options.crates.iter().map(|folder| package(&workspace.join(folder)));
+        packages = own.collect::<Result<_>>()?;
     }
     let programs = tree.build(&packages)?;
     let equivalent = Equivalent::read(&workspace.join("tests/mutants/equivalent.txt"))?;

@@ -744,4 +744,163 @@ mod tests {
         under_way.done(Given::read(Version(1)), true);
         assert!(cache.epoch(&clock).unwrap().1 >= begun + 60_000);
     }
+
+    fn row(key: &str) -> RowKey {
+        let limits = larder_core::Limits::default();
+        let namespace = larder_core::name::Namespace::new("n", &limits).unwrap();
+        RowKey { namespace, key: larder_core::name::Key::new(key, &limits).unwrap() }
+    }
+
+    fn stored(value: &[u8], version: u64) -> StoredValue {
+        StoredValue { value: value.to_vec(), version: Version(version), expires_at: None }
+    }
+
+    fn all_rows() -> KeyRange {
+        KeyRange::prefix(row("").namespace, b"")
+    }
+
+    /// One row, as a scan of all rows finds it.
+    fn chunk(key: &[u8], version: u64) -> Chunk {
+        let mut chunk = Chunk::default();
+        let row =
+            larder_core::backend::ChunkRow { key, value: b"v", version: Version(version), expires_at: None };
+        chunk.push(row).unwrap();
+        chunk.exhausted = true;
+        chunk
+    }
+
+    fn moment(state: StateNumber) -> Moment {
+        Moment { state, now: 1_000 }
+    }
+
+    /// The version of the first row that a cached scan gives; `None` if it is not cached.
+    fn scanned(cache: &Cache, state: StateNumber) -> Option<u64> {
+        let options = ScanOptions { reverse: false, keys_only: false, max_rows: 9, max_bytes: 9_999 };
+        match cache.beginning(&all_rows(), options, moment(state)).unwrap() {
+            Beginning::Cached(found) => found.rows().next().map(|row| row.version.0),
+            _ => None,
+        }
+    }
+
+    fn got(cache: &Cache, key: &str, state: StateNumber) -> Option<Option<u64>> {
+        cache.get(&row(key), moment(state)).map(|found| found.map(|found| found.version.0))
+    }
+
+    #[test]
+    fn what_is_read_between_commits_is_cached_and_what_is_read_during_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let state = epoch(&cache).unwrap().state;
+        cache.fill(&row("a"), moment(state), Some(&stored(b"v", 7)));
+        cache.fill(&row("b"), moment(state), None);
+        assert_eq!((got(&cache, "a", state), got(&cache, "b", state)), (Some(Some(7)), Some(None)));
+        cache.fill_range(&all_rows(), &chunk(b"a", 7), moment(state));
+        assert_eq!(scanned(&cache, state), Some(7));
+
+        // The commit has looked up which cached rows it changes, and does not change these.
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
+        cache.fill(&row("c"), moment(state), Some(&stored(b"v", 7)));
+        let other = KeyRange::prefix(row("").namespace, b"z");
+        cache.fill_range(&other, &chunk(b"z", 7), moment(state));
+        let number = under_way.move_on();
+        under_way.asked(None);
+        commit(&ours, 1);
+        under_way.done(Given::read(Version(1)), true);
+        assert_eq!(got(&cache, "c", number), None);
+        assert_eq!(got(&cache, "a", number), Some(Some(7)), "what was cached before holds");
+        assert_eq!(scanned(&cache, number), Some(7));
+
+        // A read of the state before the commit says nothing about the state after it.
+        cache.fill(&row("d"), moment(state), Some(&stored(b"v", 7)));
+        cache.fill_range(&other, &chunk(b"z", 7), moment(state));
+        assert_eq!(got(&cache, "d", number), None);
+        cache.fill(&row("d"), moment(number), Some(&stored(b"v", 8)));
+        assert_eq!(got(&cache, "d", number), Some(Some(8)));
+        assert_eq!(got(&cache, "d", state), None, "the earlier state may differ");
+    }
+
+    #[test]
+    fn a_commit_changes_the_cached_rows_that_it_writes_and_forgets_the_ranges_around_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let state = epoch(&cache).unwrap().state;
+        for key in ["a", "b", "c"] {
+            cache.fill(&row(key), moment(state), Some(&stored(b"v", 7)));
+        }
+        cache.fill_range(&all_rows(), &chunk(b"a", 7), moment(state));
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
+        let put = RowWrite::Put { value: b"new".as_slice().into(), expires_at: None };
+        under_way.note(&row("a"), &put, Version(8));
+        under_way.note(&row("b"), &RowWrite::Delete, Version(8));
+        under_way.note(&row("not cached"), &put, Version(8));
+        let number = under_way.move_on();
+        under_way.asked(None);
+        assert_eq!(got(&cache, "a", state), Some(Some(7)), "not before it is made");
+        commit(&ours, 8);
+        under_way.done(Given::read(Version(8)), true);
+        let after = ["a", "b", "c", "not cached"].map(|key| got(&cache, key, number));
+        assert_eq!(after, [Some(Some(8)), Some(None), Some(Some(7)), None]);
+        assert_eq!((got(&cache, "a", state), scanned(&cache, number)), (None, None));
+    }
+
+    #[test]
+    fn a_commit_that_failed_leaves_what_is_cached_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let state = epoch(&cache).unwrap().state;
+        cache.fill(&row("a"), moment(state), Some(&stored(b"v", 7)));
+        cache.fill_range(&all_rows(), &chunk(b"a", 7), moment(state));
+        let mut under_way = cache.begin_commit(&ours, None).unwrap();
+        under_way.note(&row("a"), &RowWrite::Delete, Version(8));
+        under_way.move_on();
+        under_way.asked(None);
+        drop(under_way);
+        assert_eq!(epoch(&cache).unwrap().state, state);
+        assert_eq!((got(&cache, "a", state), scanned(&cache, state)), (Some(Some(7)), Some(7)));
+        // The header shows that SQLite did not make it, so its number is free.
+        assert_eq!(commit_here(&cache, &ours, 8), state.next());
+    }
+
+    #[test]
+    fn a_commit_of_another_process_empties_the_cache_once_it_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, _ours, theirs) = cache(folder.path());
+        let state = epoch(&cache).unwrap().state;
+        assert!(!cache.has_company(Duration::from_secs(3_600)));
+        cache.fill(&row("a"), moment(state), Some(&stored(b"v", 7)));
+        cache.fill_range(&all_rows(), &chunk(b"a", 7), moment(state));
+        assert!(cache.epoch_at(state).is_some());
+        commit(&theirs, 9);
+        assert!(cache.epoch_at(state).is_none(), "it is not the newest state");
+        let seen = saw(&cache, Version(9), cache.mark()).unwrap().state;
+        assert_eq!((got(&cache, "a", seen), scanned(&cache, seen)), (None, None));
+        assert!(cache.epoch_at(seen).is_some() && cache.epoch_at(state).is_none());
+        assert!(cache.has_company(Duration::from_secs(3_600)) && !cache.has_company(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_epoch_is_not_given_by_its_number_while_a_commit_is_under_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        let state = epoch(&cache).unwrap().state;
+        let under_way = cache.begin_commit(&ours, None).unwrap();
+        assert!(cache.epoch_at(state).is_none());
+        drop(under_way);
+        assert!(cache.epoch_at(state).is_some() && cache.epoch_at(state.next()).is_none());
+    }
+
+    #[test]
+    fn versions_are_reserved_until_the_last_of_them_is_allocated() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, ours, _theirs) = cache(folder.path());
+        for (last, is_reserved) in [(99, true), (100, false)] {
+            let mut under_way = cache.begin_commit(&ours, None).unwrap();
+            under_way.move_on();
+            under_way.asked(None);
+            commit(&ours, 100 + last);
+            let given = Given { last: Version(100 + last), reserved: Version(200) };
+            under_way.done(given, true);
+            assert_eq!(cache.has_reserved(), is_reserved);
+        }
+    }
 }
