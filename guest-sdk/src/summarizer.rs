@@ -15,7 +15,7 @@ pub struct SummaryRequest {
     pub turns: Vec<Turn>,
     /// The largest number of tokens that the host accepts; `None` if there is no limit.
     ///
-    /// By default, the host counts one token for every four bytes or part of them.
+    /// By default, the host counts one token more than the bytes divided by four, rounded down.
     pub max_tokens: Option<u64>,
 }
 

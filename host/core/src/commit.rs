@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_large_from_501_rows_or_a_mebibyte_on() {
+    fn a_commit_is_large_from_501_rows_or_a_million_bytes_on() {
         let rows = |count: u64| (0..count).map(|number| row(&format!("{number:04}")));
         let writes = |count| rows(count).map(|row| (row, Mutation::Delete)).collect::<BTreeMap<_, _>>();
         let conditions = |count| rows(count).map(|row| (row, Version(1))).collect::<BTreeMap<_, _>>();
@@ -511,9 +511,10 @@ mod tests {
         assert!(large(writes(501), BTreeMap::new()));
         assert!(!large(writes(250), conditions(250)));
         assert!(large(writes(250), conditions(251)));
-        let of_bytes = |bytes| BTreeMap::from([(row("a"), put(&vec![0; bytes], None))]);
-        assert!(!large(of_bytes(900 << 10), BTreeMap::new()));
-        assert!(large(of_bytes(1 << 20), BTreeMap::new()));
+        // Each 2 KiB of names and value cost as much as a row.
+        let of_bytes = |bytes: usize| BTreeMap::from([(row("a"), put(&vec![0; bytes - 2], None))]);
+        assert!(!large(of_bytes(500 * 2_048 - 1), BTreeMap::new()));
+        assert!(large(of_bytes(500 * 2_048), BTreeMap::new()));
     }
 
     #[test]

@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn the_default_limits_are_those_that_the_documents_state() {
         let limits = Limits {
-            namespace_bytes: Limits::NAMESPACE_BYTES_MAX,
+            namespace_bytes: 255,
             key_bytes: 2_048,
             value_bytes: 1_048_576,
             result_bytes: 4_194_304,
@@ -281,7 +281,7 @@ mod tests {
             transaction_mutations: 10_000,
             open_transactions: 16,
             open_stores: 64,
-            identity_bytes: Identity::PART_BYTES_MAX,
+            identity_bytes: 512,
             turn_bytes: 262_144,
             open_memories: 64,
             instance_bytes: 67_108_864,

@@ -8,21 +8,22 @@ use std::time::Duration;
 
 use larder_core::backend::Backend;
 use larder_core::{
-    Entry, Error, Handle, HandleOptions, HeldBytes, InMemory, Limits, Mode, MovableClock, PutOptions, Range,
-    Store, Transaction,
+    Entry, Error, Handle, HandleOptions, HeldBytes, InMemory, Limits, Mode, PutOptions, Range, Store,
+    Transaction,
 };
+use larder_model::StandingClock;
 
 /// An in-memory store whose clock the test moves.
 struct Fixture {
     memory: InMemory,
-    clock: Arc<MovableClock>,
+    clock: Arc<StandingClock>,
     store: Store,
     handle: Handle,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let (memory, clock) = (InMemory::new(), Arc::<MovableClock>::default());
+        let (memory, clock) = (InMemory::new(), Arc::<StandingClock>::default());
         let builder = Store::builder(memory.attach()).clock(clock.clone()).sweep_interval(None);
         let store = builder.build().unwrap();
         let limits = Limits {

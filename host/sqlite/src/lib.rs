@@ -519,7 +519,14 @@ impl Sqlite {
         let reader = self.readers.take(share, Instant::now() + connection::BUSY_TIMEOUT).await?;
         let found = reader.read(work)?;
         drop(reader);
-        self.writer.kept_until(Instant::now() + connection::BUSY_TIMEOUT).await?;
+        let kept = self.writer.kept_until(Instant::now() + connection::BUSY_TIMEOUT).await;
+        // No transaction has timed out: the journal has not kept a commit that the read sees.
+        kept.map_err(|error| match error {
+            Error::TimedOut => {
+                Error::unavailable("an earlier commit is not in the redo log yet; try again later", error)
+            }
+            error => error,
+        })?;
         Ok(found)
     }
 

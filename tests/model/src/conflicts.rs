@@ -250,7 +250,9 @@ async fn check(
         transaction.put(format!("{} own", case.namespace), "own".into(), Vec::new())?;
         open.push(transaction);
     }
-    for case in cases {
+    // A sweep removes expired rows from all namespaces, so the changes that need them come first.
+    let (sweeps, changes): (Vec<_>, Vec<_>) = cases.iter().partition(|case| case.change == Change::Sweep);
+    for case in changes.into_iter().chain(sweeps) {
         case.change(&others, other).await?;
     }
     flood(&others, conflicts.flood).await?;

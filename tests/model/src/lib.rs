@@ -5,9 +5,9 @@
 //! states and looks at every row. [`run`] makes random schedules of overlapping transactions on
 //! several hosts and handles of one store, and compares each answer with the model's.
 //!
-//! A commit conflicts for certain if what it read has changed, and must not conflict if no row that
-//! it depends on was written since. In between, both answers are right: a row may have been written
-//! and be as it was.
+//! A commit conflicts for certain if what it read has changed, unless a counter is invalid too. It
+//! must not conflict if no row that it depends on was written since. In between, both answers are
+//! right: a row may have been written and be as it was.
 #![allow(clippy::indexing_slicing, clippy::panic, reason = "a test")]
 
 mod answer;

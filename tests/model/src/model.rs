@@ -37,6 +37,11 @@ struct Written {
 }
 
 impl Model {
+    /// The live rows.
+    pub(crate) fn values(&self, now: u64) -> BTreeMap<Name, Vec<u8>> {
+        self.live(now).into_iter().map(|(name, row)| (name, row.value)).collect()
+    }
+
     fn live(&self, now: u64) -> State {
         let rows = self.state.iter().filter(|(_, row)| row.expires_at.is_none_or(|at| at > now));
         rows.map(|(name, row)| (name.clone(), row.clone())).collect()

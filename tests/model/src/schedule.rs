@@ -1,5 +1,6 @@
 //! Random schedules on a store, each answer compared with the model's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use larder_core::{
 };
 
 use crate::model::Name;
-use crate::script::{delta, entries, key, keys, namespace, prefix, range, value};
+use crate::script::{NAMESPACES, delta, entries, key, keys, namespace, prefix, range, value};
 use crate::{Answer, Model, ModelTransaction, Refusal};
 
 /// A clock that moves only when it is told, so that rows expire at the same step in every run.
@@ -44,8 +45,8 @@ pub struct Schedule {
     pub calls: usize,
     /// How many transactions are open at once, at most.
     pub transactions: usize,
-    /// Whether a read may give `conflict` once another host has committed, as the specification
-    /// allows.
+    /// Whether a read or a commit may give `conflict` once another host has committed, as the
+    /// specification allows. Which commits must not conflict is then checked on one host only.
     pub reads_may_conflict: bool,
 }
 
@@ -64,7 +65,7 @@ pub async fn run(schedule: Schedule, stores: &[Store], clock: &StandingClock) ->
             return Err(format!("{schedule:?}:\n{log}\n{difference}"));
         }
     }
-    Ok(())
+    run.compare_states().await.map_err(|difference| format!("{schedule:?}: at the end, {difference}"))
 }
 
 struct Run<'a> {
@@ -139,6 +140,25 @@ impl<'a> Run<'a> {
             return self.end(at).await;
         }
         self.call(at).await
+    }
+
+    /// Compares what every host holds at the end.
+    async fn compare_states(&self) -> Result<(), String> {
+        let now = self.clock.unix_millis();
+        for (host, store) in self.stores.iter().enumerate() {
+            let handle = store.handle(HandleOptions::default());
+            let found = loop {
+                match rows_of(&handle).await {
+                    Err(Error::Conflict) if self.schedule.reads_may_conflict => {}
+                    found => break found.map_err(|error| error.to_string())?,
+                }
+            };
+            let expected = self.model.values(now);
+            if found != expected {
+                return Err(format!("host {host} holds {found:?}, and the model {expected:?}"));
+            }
+        }
+        Ok(())
     }
 
     async fn sweep(&mut self) -> Result<(), String> {
@@ -353,6 +373,18 @@ impl<'a> Run<'a> {
         let found = found.map(|page| Answer::Page(pairs(page.entries), page.next.is_some()));
         (expected, found.map_err(refused))
     }
+}
+
+/// All rows of the namespaces that schedules use.
+async fn rows_of(handle: &Handle) -> Result<BTreeMap<Name, Vec<u8>>, Error> {
+    let mut rows = BTreeMap::new();
+    let mut view = handle.begin(Mode::View)?;
+    for namespace in NAMESPACES {
+        for entry in view.scan(namespace.to_string(), String::new()).await? {
+            rows.insert((namespace.to_string(), entry.key), entry.value);
+        }
+    }
+    Ok(rows)
 }
 
 fn handle(store: &Store) -> Handle {

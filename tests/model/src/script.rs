@@ -3,13 +3,16 @@
 use fastrand::Rng;
 use larder_core::{Entry, Range};
 
-/// One in sixteen is reserved, and one in sixteen too long.
+/// The namespaces that can be written.
+pub(crate) const NAMESPACES: [&str; 4] = ["", "n", "n\0", "o"];
+
+/// One in sixteen is reserved, some are too long, and most are the same.
 pub(crate) fn namespace(random: &mut Rng) -> String {
-    let names = ["", "n", "n", "n", "n", "n\0", "o"];
     match random.u8(..16) {
         0 => "__n".to_string(),
         1 if random.u8(..4) == 0 => "too long".to_string(),
-        _ => random.choice(&names).copied().unwrap_or_default().to_string(),
+        1..9 => "n".to_string(),
+        _ => random.choice(NAMESPACES).unwrap_or_default().to_string(),
     }
 }
 

@@ -32,6 +32,14 @@ impl Equivalent {
         Ok(Self(keys))
     }
 
+    /// The listed defects of these files that no longer exist.
+    pub(crate) fn stale<'a>(&'a self, mutants: &'a [Mutant]) -> impl Iterator<Item = &'a String> {
+        let files: BTreeSet<_> = mutants.iter().map(|mutant| mutant.file.as_str()).collect();
+        let keys: BTreeSet<_> = mutants.iter().map(|mutant| mutant.key.as_str()).collect();
+        let of_files = move |key: &&String| key.split(' ').next().is_some_and(|file| files.contains(file));
+        self.0.iter().filter(of_files).filter(move |key| !keys.contains(key.as_str()))
+    }
+
     pub(crate) fn contains(&self, mutant: &Mutant) -> bool {
         self.0.contains(&mutant.key)
     }

@@ -88,10 +88,12 @@ impl Finder<'_> {
 
     /// Expressions that decide: their opposite is a defect.
     fn negate_condition(&mut self, condition: &Expr) {
-        let is_plain = matches!(
-            condition,
-            Expr::Call(_) | Expr::Field(_) | Expr::Macro(_) | Expr::MethodCall(_) | Expr::Path(_)
-        );
+        let is_plain = match condition {
+            // Some method calls get their opposite wherever they stand.
+            Expr::MethodCall(call) => self.other_method(call).is_empty(),
+            Expr::Call(_) | Expr::Field(_) | Expr::Macro(_) | Expr::Path(_) => true,
+            _ => false,
+        };
         if is_plain {
             let opposite = format!("!({})", self.text(condition));
             self.add(condition, Kind::Expression, vec![opposite]);

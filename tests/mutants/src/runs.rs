@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::switch::Number;
 use crate::tree::Program;
@@ -108,6 +111,10 @@ fn command(program: &Program, names: &[&str]) -> Command {
         .arg("--exact")
         .args(names)
         .current_dir(&program.folder)
+        .env_remove("LARDER_MUTANT")
+        .env_remove("LARDER_MUTANTS_REACHED")
+        // So that processes which a test started end with it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -122,7 +129,8 @@ fn wait(mut child: Child, most: Duration) -> Result<Option<bool>> {
             return Ok(Some(status.success()));
         }
         if start.elapsed() > most {
-            child.kill()?;
+            let group = Pid::from_raw(i32::try_from(child.id())?);
+            killpg(group, Signal::SIGKILL)?;
             child.wait()?;
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! A copy of the workspace whose crates have the defects, and the test programs built of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -75,6 +75,8 @@ impl Tree {
     /// The defects that compile.
     pub(crate) fn mutants(&self) -> Vec<Mutant> {
         let mut mutants: Vec<Mutant> = Vec::new();
+        // Equal changes of one function are numbered from the second on.
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for source in &self.sources {
             let mut number = source.first;
             for point in &source.points {
@@ -85,7 +87,11 @@ impl Tree {
                         (_, true) => format!("lacks `{original}`"),
                         _ => format!("`{original}` becomes `{}`", one_line(defect)),
                     };
-                    let key = format!("{} {}: {change}", source.path, point.function);
+                    let mut key = format!("{} {}: {change}", source.path, point.function);
+                    let equal = seen.entry(key.clone()).and_modify(|count| *count += 1).or_insert(1);
+                    if *equal > 1 {
+                        key.push_str(&format!(" #{equal}"));
+                    }
                     let (file, line) = (source.path.clone(), point.line);
                     mutants.push(Mutant { number, file, line, key });
                     number += 1;
@@ -122,6 +128,8 @@ impl Tree {
             self.without.extend(found);
         }
         let messages = self.cargo(&["test", "--no-run"], packages)?;
+        let error = messages.iter().find_map(Error::parse);
+        ensure!(error.is_none(), "{}", error.map(|error| error.rendered).unwrap_or_default());
         let programs: Vec<_> = messages.iter().filter_map(Program::parse).collect();
         ensure!(!programs.is_empty(), "the tests of {packages:?} were not built");
         Ok(programs)

@@ -10,7 +10,7 @@ pub trait TokenEstimator: Send + Sync + 'static {
     fn tokens(&self, text: &str) -> u64;
 }
 
-/// One token for every four bytes begun: `bytes / 4 + 1`.
+/// Counts one token more than the bytes divided by four, rounded down.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByteTokens;
 

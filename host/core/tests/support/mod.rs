@@ -12,9 +12,8 @@ use larder_core::backend::{
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::{
-    Error, Handle, HandleOptions, InMemory, Limits, Mode, MovableClock, Result, Store, Version,
-};
+use larder_core::{Error, Handle, HandleOptions, InMemory, Limits, Mode, Result, Store, Version};
+use larder_model::StandingClock;
 use parking_lot::Mutex;
 
 /// How the engine behaves, and what it was asked.
@@ -24,13 +23,13 @@ pub(crate) struct Script {
     pub(crate) chunk_rows: usize,
     /// Which scan fails, counted from 1, and how.
     pub(crate) failing_scan: Option<(usize, Error)>,
-    /// Whether each chunk begins with a key that is not UTF-8.
+    /// Whether each scan finds one row, whose key is not UTF-8.
     pub(crate) has_invalid_key: bool,
     pub(crate) scans: Vec<ScanOptions>,
     pub(crate) gets: usize,
     pub(crate) deadlines: Vec<Instant>,
     pub(crate) modes: Vec<Mode>,
-    /// How many of the next commits conflict.
+    /// How many of the next commits conflict that have no snapshot.
     pub(crate) conflicts: usize,
     pub(crate) commits: usize,
     /// What the next sweeps and recounts fail with.
@@ -67,7 +66,7 @@ impl Engine {
     }
 
     pub(crate) fn handle(&self, limits: Limits) -> Handle {
-        let store = Store::builder(self.clone()).clock(Arc::<MovableClock>::default());
+        let store = Store::builder(self.clone()).clock(Arc::<StandingClock>::default());
         let store = store.sweep_interval(None).build().unwrap();
         store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
     }

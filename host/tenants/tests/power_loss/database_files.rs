@@ -299,7 +299,9 @@ impl Recorder {
 async fn a_power_cut_that_loses_unsynced_writes_of_sqlite_undoes_nothing_that_was_published() {
     let recorder = record().await;
     let (first, last) = recorder.worked.times();
-    let mut random = fastrand::Rng::new();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
     let moments: Vec<_> = if std::env::var_os("LARDER_LONG_TESTS").is_some() {
         let events = recorder.recording.events.lock();
         events.iter().map(|recorded| recorded.at).filter(|at| (first..=last).contains(at)).collect()

@@ -129,7 +129,8 @@ impl ObjectStore for RecordedStore {
         self.store.list_with_delimiter(prefix).await
     }
 
-    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {
-        self.store.copy_opts(from, to, options).await
+    /// The host makes no copies.
+    async fn copy_opts(&self, _: &ObjectPath, _: &ObjectPath, _: CopyOptions) -> Result<()> {
+        Err(Error::NotImplemented { operation: "copy".into(), implementer: self.to_string() })
     }
 }

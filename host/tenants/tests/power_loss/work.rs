@@ -109,13 +109,14 @@ async fn pause(milliseconds: u64) {
 
 /// Retries, because the writer has the tenant most of the time.
 async fn evict(tenants: &Tenants) {
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         match tenants.evict(&ann()).await {
             Ok(_) => return,
             Err(TenantError::InUse { .. }) => pause(2).await,
             Err(error) => panic!("{error}"),
         }
     }
+    panic!("the writer never let go of the tenant");
 }
 
 impl Worked {

@@ -56,7 +56,7 @@ fn truncation_keeps_turns_in_order_and_counts_their_tokens() -> Outcome {
     let texts = ["a", "four", "seven b"];
     say(&memory, &texts)?;
     expect_context(&memory, &[], &texts)?;
-    // Each text counts a token for every four bytes, rounded up.
+    // Each text counts one token more than its bytes divided by four, rounded down.
     expect_eq(memory.llm_context()?.tokens, 2 * (1 + 2 + 2))?;
     expect_eq(memory.estimate_tokens()?, 10)?;
     expect_eq(memory.health()?, Health::Healthy)
