@@ -54,7 +54,13 @@ use crate::output::{OutputError, complain, is_closed_pipe};
 ///   129 130 143  SIGHUP, SIGINT or SIGTERM ended the command
 /// `run` exits with the component's own exit code.
 #[derive(Parser)]
-#[command(name = "larder", version, verbatim_doc_comment, arg_required_else_help = true)]
+#[command(
+    name = "larder",
+    version,
+    verbatim_doc_comment,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -684,7 +684,9 @@ fn every_short_and_long_help_fits_100_columns() {
         let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
         for option in ["-h", "--help"] {
             let help = larder.output(&[arguments.as_slice(), &[option]].concat());
-            let wide: Vec<_> = help.lines().filter(|line| line.chars().count() > 100).collect();
+            // A usage line is not wrapped, so that it can be copied.
+            let lines = help.lines().filter(|line| !line.starts_with("Usage: "));
+            let wide: Vec<_> = lines.filter(|line| line.chars().count() > 100).collect();
             assert!(wide.is_empty(), "larder {} {option}:\n{}", command.join(" "), wide.join("\n"));
         }
         let help = larder.output(&[arguments.as_slice(), &["-h"]].concat());
