@@ -1,6 +1,6 @@
 //! A model of larder's transactions.
 //!
-//! [`Model`] says what each call must answer, from the specification (`wit/storage.wit`) alone. It
+//! `Model` says what each call must answer, from the specification (`wit/storage.wit`) alone. It
 //! uses types of `larder-core` for arguments and answers, and none of its code: it copies whole
 //! states and looks at every row. [`run`] makes random schedules of overlapping transactions on
 //! several hosts and handles of one store, and compares each answer with the model's.
