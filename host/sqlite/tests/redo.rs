@@ -127,6 +127,22 @@ async fn a_commit_is_answered_once_it_is_kept_and_the_writer_goes_on_meanwhile()
 }
 
 #[tokio::test]
+async fn a_read_beside_a_journal_that_hangs_is_unavailable_as_no_transaction_has_timed_out() {
+    let (_folder, path) = folder();
+    let journal = Kept::closed();
+    let database = journaled(&path, journal.clone()).await;
+    let first = spawn_commit(&database, "a");
+    journal.asked().await;
+    tokio::time::pause();
+    for outcome in [database.ping().await, database.load_record(&record_key("s")).await.map(drop)] {
+        assert!(matches!(outcome, Err(Error::Unavailable { .. })), "{outcome:?}");
+    }
+    journal.gate.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), Version(1));
+    database.ping().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_commit_that_changes_nothing_waits_for_those_it_may_have_seen() {
     let (_folder, path) = folder();
     let journal = Kept::closed();
