@@ -199,9 +199,9 @@ async fn a_restore_of_which_any_call_fails_is_done_or_not_and_costs_nothing() {
     assert!(failed > 2 && done > 2, "{failed}, {done}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restore_of_which_any_local_step_fails_is_done_or_not_and_costs_nothing() {
-    let begun = left(Durability::Local).await;
+/// Lets each local step of a restore fail in turn, and counts the restores that failed and those
+/// that were done all the same.
+async fn fail_each_local_step(begun: &Left) -> (usize, usize) {
     let (mut failed, mut done) = (0, 0);
     for skip in 0.. {
         assert!(skip < 100, "the test never ends");
@@ -216,16 +216,30 @@ async fn a_restore_of_which_any_local_step_fails_is_done_or_not_and_costs_nothin
         let taken = AtomicUsize::new(0);
         // No step comes so late.
         let disarm = || taken.store(steps.swap(usize::MAX / 2, Ordering::AcqRel), Ordering::Release);
-        let (is_done, _) = restore_and_check(&begun, &format!("local step {skip}"), arm, disarm).await;
+        let (is_done, _) = restore_and_check(begun, &format!("local step {skip}"), arm, disarm).await;
         if taken.into_inner() <= skip {
             assert!(is_done);
             break;
         }
         if is_done { done += 1 } else { failed += 1 }
     }
+    (failed, done)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_of_which_any_local_step_fails_is_done_or_not_and_costs_nothing() {
+    let begun = left(Durability::Local).await;
+    let (mut failed, mut done) = (0, 0);
+    // On a busy machine, work of the host beside the restore meets more of the failures.
+    for _ in 0..5 {
+        let (failed_now, done_now) = fail_each_local_step(&begun).await;
+        (failed, done) = (failed + failed_now, done + done_now);
+        if failed > 2 && done > 2 {
+            break;
+        }
+    }
     println!("of the failing local steps, {failed} made the restore fail, and {done} did not");
-    // What the host does beside the restore takes some of the failures.
-    assert!(failed > 1 && done > 2, "{failed}, {done}");
+    assert!(failed > 2 && done > 2, "{failed}, {done}");
 }
 
 #[tokio::test]

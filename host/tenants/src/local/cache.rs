@@ -368,8 +368,9 @@ mod tests {
     #[cfg(feature = "testing")]
     #[test]
     fn folders_that_are_new_are_in_the_one_above_after_a_power_cut() {
-        use parking_lot::Mutex;
         use std::sync::Arc;
+
+        use parking_lot::Mutex;
 
         let folder = tempfile::tempdir().unwrap();
         let above = folder.path().canonicalize().unwrap();
