@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
-use larder_host::larder_core::schema::{LOCK_WAIT, MigrationError, Status, Step};
+use larder_host::larder_schema::{LOCK_WAIT, MigrationError, Status, Step};
 use larder_host::{Error, drivers};
 
 use crate::inspect::done;
@@ -94,7 +94,7 @@ async fn said_to_wait<T>(dsn: &str, up: impl Future<Output = T>) -> T {
     waiting(sentence, up).await
 }
 
-fn explain(what: String, error: MigrationError) -> anyhow::Error {
+fn explain(what: String, error: MigrationError<Error>) -> anyhow::Error {
     match error {
         MigrationError::Database(error @ Error::NotFound { .. }) => {
             anyhow!("{what}: {:#}; check the path", anyhow!(error))

@@ -122,7 +122,7 @@ pub use larder_tenants::{
 };
 pub use linker::{add_to_linker, memory, store};
 pub use summarizer::ComponentSummarizer;
-pub use {larder_core, larder_postgres, larder_sqlite};
+pub use {larder_core, larder_postgres, larder_schema, larder_sqlite};
 
 /// Returns the drivers `memory`, `postgres` and `sqlite`, and `tenants` if that feature is enabled.
 ///

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use larder_schema::SchemaMigrator;
 
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::schema::SchemaMigrator;
 
 /// Opens backends of one kind.
 #[async_trait]
@@ -47,7 +47,7 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] if the data-source name is malformed.
-    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, Error> {
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator<Error = Error>>>, Error> {
         let _ = dsn;
         Ok(None)
     }
@@ -181,7 +181,7 @@ impl Drivers {
     ///
     /// - [`DriverError::Unknown`] if no driver accepts the data-source name. It lists the drivers.
     /// - [`DriverError::Open`] if the data-source name is malformed.
-    pub fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>, DriverError> {
+    pub fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator<Error = Error>>>, DriverError> {
         let driver = self.driver(dsn)?;
         driver.migrator(dsn).map_err(|error| DriverError::Open { driver: driver.name(), error })
     }

@@ -55,7 +55,7 @@ mod read_only;
 pub mod read_set;
 pub mod redo;
 mod scan;
-pub mod schema;
+mod schema_errors;
 mod share;
 pub mod slice;
 mod stage;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::Backend;
-use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
-use larder_core::{Driver, ReadOnly, Result};
+use larder_core::{Driver, Error, ReadOnly, Result};
+use larder_schema::{Ledger, MigrationError, SchemaMigrator};
 
 use crate::{Environment, Postgres, PostgresMigrator, PostgresOptions, migrate};
 
@@ -67,7 +67,7 @@ impl Driver for PostgresDriver {
         Ok(Arc::new(ReadOnly::new(Arc::new(Postgres::open_read_only(self.options(dsn)?).await?))))
     }
 
-    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator<Error = Error>>>> {
         let steps = migrate::steps().map_err(MigrationError::from)?;
         Ok(Some(Box::new(PostgresMigrator::with_options(self.options(dsn)?, steps, Ledger::larder()))))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use larder_core::Error;
-use larder_core::schema::MigrationError;
+use larder_schema::MigrationError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::connect_error::ConnectError;
@@ -194,7 +194,7 @@ fn unknown(reason: &str, cause: Failure) -> Error {
     Error::CommitUnknown { reason: reason.to_string(), cause: Some(Arc::new(cause)) }
 }
 
-impl From<Failure> for MigrationError {
+impl From<Failure> for MigrationError<Error> {
     fn from(failure: Failure) -> Self {
         Self::Database(failure.into())
     }

@@ -36,11 +36,11 @@
 //! Without `schema`, the search path is the server's, by default `"$user", public`, or the one in
 //! `options=-c search_path=…`. If the first schema of the path holds no store but a later one does,
 //! opening the store fails, and the cause is
-//! [`MigrationError::ShadowedLedger`](larder_core::schema::MigrationError::ShadowedLedger).
+//! [`MigrationError::ShadowedLedger`](larder_schema::MigrationError::ShadowedLedger).
 //! Otherwise a schema that is created later, for example by `CREATE SCHEMA AUTHORIZATION`, would
 //! hide the store behind a new, empty one. If several schemas of the search path hold a store,
 //! opening fails, and the cause is
-//! [`MigrationError::SeveralLedgers`](larder_core::schema::MigrationError::SeveralLedgers).
+//! [`MigrationError::SeveralLedgers`](larder_schema::MigrationError::SeveralLedgers).
 //!
 //! larder resolves the schema once, when the store is opened, and qualifies every table with it. A
 //! later change of the search path does not affect an open store.

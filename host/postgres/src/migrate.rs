@@ -1,6 +1,7 @@
 //! Schema migrations of larder's own tables.
 
-use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
+use larder_core::Error;
+use larder_schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet, check_current};
 
 use crate::connect_error::ConnectError;
 use crate::connector::Connector;
@@ -17,7 +18,7 @@ pub(crate) fn steps() -> Result<StepSet, StepFileError> {
 }
 
 /// Migrates larder's tables, and returns their schema.
-pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationError> {
+pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationError<Error>> {
     let outcome = migrator::up(connector, &steps()?, &Ledger::larder(), LOCK_WAIT).await?;
     match outcome.standby {
         Some(host) => Err(Failure::from(ConnectError::Standby { host }).into()),
@@ -27,7 +28,7 @@ pub(crate) async fn migrate(connector: &Connector) -> Result<String, MigrationEr
 
 /// Checks that larder's tables match this release, without changes to the database. Returns their
 /// schema.
-pub(crate) async fn check(connector: &Connector) -> Result<String, MigrationError> {
+pub(crate) async fn check(connector: &Connector) -> Result<String, MigrationError<Error>> {
     let Applied { schema, steps: applied, .. } = migrator::applied(connector, &Ledger::larder()).await?;
     check_current(&steps()?, &applied)?;
     Ok(schema)

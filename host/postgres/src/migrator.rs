@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use fnv::FnvHasher;
 use futures_util::future::join;
 use larder_core::Error;
-use larder_core::schema::{
+use larder_schema::{
     AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepPosition, StepSet,
     pending, recorded_otherwise, version,
 };
@@ -123,7 +123,7 @@ const OUTSIDE_ROUTINE: &str = "PreventInTransactionBlock";
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// use larder_core::schema::{Ledger, StepSet, is_missing_migration};
+/// use larder_schema::{Ledger, StepSet, is_missing_migration};
 /// use larder_postgres::PostgresMigrator;
 ///
 /// let steps = StepSet::from_folder("migrations")?;
@@ -226,7 +226,7 @@ impl PostgresMigrator {
     /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have the ledger.
     /// - [`MigrationError::Database`] if the ledger cannot be read, or the search path names no
     ///   usable schema.
-    pub async fn status(&self) -> Result<Status, MigrationError> {
+    pub async fn status(&self) -> Result<Status, MigrationError<Error>> {
         Ok(Status::of(&self.steps, applied(&self.connector, &self.ledger).await?.steps)?)
     }
 
@@ -240,7 +240,7 @@ impl PostgresMigrator {
     /// - [`MigrationError::SeveralLedgers`] if several schemas of the search path have the ledger.
     /// - [`MigrationError::Database`] if the ledger cannot be read, or the search path names no
     ///   usable schema.
-    pub async fn version(&self) -> Result<u32, MigrationError> {
+    pub async fn version(&self) -> Result<u32, MigrationError<Error>> {
         version(&self.ledger, &self.status().await?)
     }
 
@@ -263,7 +263,7 @@ impl PostgresMigrator {
     ///   [`lock_wait`](Self::lock_wait).
     /// - [`MigrationError::Database`] if no server can be reached, the server is a standby and
     ///   steps are pending, or the search path names no usable schema.
-    pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
+    pub async fn up(&self) -> Result<Vec<Step>, MigrationError<Error>> {
         Ok(up(&self.connector, &self.steps, &self.ledger, self.lock_wait).await?.done)
     }
 
@@ -292,11 +292,13 @@ impl std::fmt::Debug for PostgresMigrator {
 
 #[async_trait]
 impl SchemaMigrator for PostgresMigrator {
-    async fn status(&self) -> Result<Status, MigrationError> {
+    type Error = Error;
+
+    async fn status(&self) -> Result<Status, MigrationError<Error>> {
         Self::status(self).await
     }
 
-    async fn up(&self) -> Result<Vec<Step>, MigrationError> {
+    async fn up(&self) -> Result<Vec<Step>, MigrationError<Error>> {
         Self::up(self).await
     }
 }
@@ -309,7 +311,10 @@ pub(crate) struct Applied {
     pub(crate) standby: Option<String>,
 }
 
-pub(crate) async fn applied(connector: &Connector, ledger: &Ledger) -> Result<Applied, MigrationError> {
+pub(crate) async fn applied(
+    connector: &Connector,
+    ledger: &Ledger,
+) -> Result<Applied, MigrationError<Error>> {
     pinned(connector, async |session, _| {
         let Pinned { client, host, .. } = session;
         // The role's default transactions may be serializable, which a standby refuses, or
@@ -342,7 +347,7 @@ pub(crate) async fn up(
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
-) -> Result<Outcome, MigrationError> {
+) -> Result<Outcome, MigrationError<Error>> {
     let Applied { schema, steps: applied, standby } = applied(connector, ledger).await?;
     let mut outcome = Outcome { schema, done: Vec::new(), standby };
     // Usually all steps are applied. Then this takes no lock.
@@ -387,7 +392,7 @@ impl<'a> Run<'a> {
         session: &mut Pinned,
         next_statement: &AtomicUsize,
         before: &Outcome,
-    ) -> Result<Next<'a>, MigrationError> {
+    ) -> Result<Next<'a>, MigrationError<Error>> {
         let is_own = session.is_own;
         let transaction = begin(&mut session.client, self.lock_wait, self.connector).await?;
         let location = self.lock(&transaction).await?;
@@ -433,7 +438,7 @@ impl<'a> Run<'a> {
         location: &LedgerLocation,
         next: Option<&Step>,
         before: &Outcome,
-    ) -> Result<(), MigrationError> {
+    ) -> Result<(), MigrationError<Error>> {
         let Some(last) = before.done.last() else { return Ok(()) };
         if location.schema != before.schema {
             return Err(MigrationError::SchemaChanged {
@@ -455,7 +460,7 @@ impl<'a> Run<'a> {
     ///
     /// Meanwhile another host may have created a schema that comes first in the path. So this looks
     /// for the ledger again after it has the lock.
-    async fn lock(&self, transaction: &Transaction<'_>) -> Result<LedgerLocation, MigrationError> {
+    async fn lock(&self, transaction: &Transaction<'_>) -> Result<LedgerLocation, MigrationError<Error>> {
         let mut location = LedgerLocation::find(transaction, self.ledger).await?;
         loop {
             location.lock(transaction, self.lock_wait).await?;
@@ -608,7 +613,7 @@ struct LedgerLocation {
 
 impl LedgerLocation {
     /// Looks for the ledger in the search path. It may not exist in the first schema yet.
-    async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError> {
+    async fn find(client: &impl GenericClient, ledger: &Ledger) -> Result<Self, MigrationError<Error>> {
         let row = client.query_typed_one(SEARCH_PATH, &[]).await.map_err(Failure::from)?;
         let path: String = column(&row, "path")?;
         let Some(first) = column::<Option<String>>(&row, "first")? else {
@@ -688,7 +693,11 @@ impl LedgerLocation {
     ///
     /// The server times out the wait. The limit here is a little longer, in case the server no
     /// longer responds.
-    async fn lock(&self, transaction: &Transaction<'_>, lock_wait: Duration) -> Result<(), MigrationError> {
+    async fn lock(
+        &self,
+        transaction: &Transaction<'_>,
+        lock_wait: Duration,
+    ) -> Result<(), MigrationError<Error>> {
         let held = |cause: Failure| MigrationError::LockHeld { waited: lock_wait, cause: cause.into() };
         let key = self.lock_key();
         let params = typed(&[&key]);
@@ -757,7 +766,7 @@ impl LedgerLocation {
         transaction: &Transaction<'_>,
         step: &Step,
         before: &[AppliedStep],
-    ) -> Result<(), MigrationError> {
+    ) -> Result<(), MigrationError<Error>> {
         // Deferred triggers of the step could change the ledger too. They run with the role that
         // the step has set.
         let deferred = transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
@@ -813,7 +822,7 @@ async fn run(
     transaction: &Transaction<'_>,
     step: &Step,
     next_statement: &AtomicUsize,
-) -> Result<(), MigrationError> {
+) -> Result<(), MigrationError<Error>> {
     let statements = statements(step.sql());
     let texts: Vec<&str> = statements
         .iter()
@@ -849,7 +858,7 @@ fn why_it_failed(
     step: &Step,
     position: Option<StepPosition>,
     error: tokio_postgres::Error,
-) -> MigrationError {
+) -> MigrationError<Error> {
     let (number, name) = (step.number(), step.name().to_string());
     match reason_to_refuse(&error) {
         Some(reason) => MigrationError::ForbiddenCommand { number, name, position, reason },

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::Backend;
-use larder_core::schema::{Ledger, MigrationError, SchemaMigrator};
 use larder_core::{Driver, Error, ReadOnly, Result};
+use larder_schema::{Ledger, MigrationError, SchemaMigrator};
 use percent_encoding::percent_decode_str;
 
 use crate::read_only::SqliteReadOnly;
@@ -76,7 +76,7 @@ impl Driver for SqliteDriver {
         })
     }
 
-    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator<Error = Error>>>> {
         let (database, options) = parse(dsn)?;
         let Database::File(path) = database else { return Ok(None) };
         let steps = migrate::steps().map_err(MigrationError::from)?;

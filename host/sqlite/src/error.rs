@@ -1,7 +1,7 @@
 //! Classifies SQLite's errors by code.
 
 use larder_core::Error;
-use larder_core::schema::MigrationError;
+use larder_schema::MigrationError;
 use rusqlite::ErrorCode;
 
 /// An error of SQLite, or of a value that it stored.
@@ -67,7 +67,7 @@ impl From<SqliteError> for Error {
     }
 }
 
-impl From<SqliteError> for MigrationError {
+impl From<SqliteError> for MigrationError<Error> {
     fn from(error: SqliteError) -> Self {
         Self::Database(error.into())
     }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use larder_core::schema::MigrationError;
 use larder_core::{Error, Result};
+use larder_schema::MigrationError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 

@@ -5,7 +5,7 @@
 //! primary key if its table has no row ids. Both states are read in the order of the rows and
 //! compared as they are read, so the use of memory does not depend on the number of violations.
 
-use larder_core::schema::{ForeignKeyViolation, ForeignKeyViolations};
+use larder_schema::{ForeignKeyViolation, ForeignKeyViolations};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Params, Row, Rows};
 
 use crate::error::{Result, SqliteError};

@@ -1,6 +1,7 @@
 //! The schema of larder's own tables.
 
-use larder_core::schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet};
+use larder_core::Error;
+use larder_schema::{LOCK_WAIT, Ledger, MigrationError, StepFileError, StepSet};
 use rusqlite::Connection;
 
 use crate::connection::{self, BUSY_TIMEOUT};
@@ -22,7 +23,7 @@ pub(crate) fn migrate(
     connection: &Connection,
     location: &Location,
     options: SqliteOptions,
-) -> Result<(), MigrationError> {
+) -> Result<(), MigrationError<Error>> {
     let fresh = || connection::open(location, options);
     migrator::up(connection, fresh, &steps()?, &Ledger::larder(), LOCK_WAIT)?;
     Ok(connection::wait_for_locks(connection, BUSY_TIMEOUT)?)
@@ -32,9 +33,8 @@ pub(crate) fn migrate(
 mod tests {
     use std::error::Error as _;
 
-    use larder_core::Error;
     use larder_core::error::Cause;
-    use larder_core::schema::SchemaError;
+    use larder_schema::SchemaError;
 
     use super::*;
 
@@ -88,7 +88,7 @@ mod tests {
     }
 
     /// The refusal in the error that the caller which opens a store gets.
-    fn refusal(error: MigrationError) -> SchemaError {
+    fn refusal(error: MigrationError<Error>) -> SchemaError {
         let error = Error::from(error);
         error.source().unwrap().downcast_ref::<Cause>().unwrap().downcast_ref().cloned().unwrap()
     }

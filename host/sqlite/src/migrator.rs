@@ -7,11 +7,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_core::schema::{
+use larder_core::{Error, Result};
+use larder_schema::{
     AppliedStep, LOCK_WAIT, Ledger, MigrationError, SchemaMigrator, Status, Step, StepPosition, StepSet,
     pending, recorded_otherwise, version,
 };
-use larder_core::{Error, Result};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -31,7 +31,7 @@ use crate::{SqliteOptions, connection, file, look};
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use larder_core::schema::{Ledger, StepSet, is_missing_migration};
+/// use larder_schema::{Ledger, StepSet, is_missing_migration};
 /// use larder_sqlite::SqliteMigrator;
 ///
 /// # let folder = tempfile::tempdir()?;
@@ -141,7 +141,7 @@ impl SqliteMigrator {
     /// - [`MigrationError::Schema`] if the steps do not match those that were applied to the
     ///   database.
     /// - [`MigrationError::Database`] if the database cannot be read.
-    pub async fn status(&self) -> Result<Status, MigrationError> {
+    pub async fn status(&self) -> Result<Status, MigrationError<Error>> {
         let this = self.clone();
         blocking(move || {
             if is_missing(&this.path)? {
@@ -170,7 +170,7 @@ impl SqliteMigrator {
     /// - [`MigrationError::Schema`] if the steps do not match those that were applied to the
     ///   database.
     /// - [`MigrationError::Database`] if the database cannot be read.
-    pub async fn version(&self) -> Result<u32, MigrationError> {
+    pub async fn version(&self) -> Result<u32, MigrationError<Error>> {
         version(&self.ledger, &self.status().await?)
     }
 
@@ -191,7 +191,7 @@ impl SqliteMigrator {
     /// - [`MigrationError::ForeignKeys`] if a step leaves rows that refer to missing rows.
     /// - [`MigrationError::Database`] if the database cannot be opened, read or written, or the
     ///   outcome of a commit is unknown.
-    pub async fn up(&self) -> Result<Vec<Step>, MigrationError> {
+    pub async fn up(&self) -> Result<Vec<Step>, MigrationError<Error>> {
         let this = self.clone();
         blocking(move || {
             let location = Location::resolve(&this.path)?;
@@ -262,18 +262,20 @@ impl SqliteMigrator {
 
 #[async_trait]
 impl SchemaMigrator for SqliteMigrator {
-    async fn status(&self) -> Result<Status, MigrationError> {
+    type Error = Error;
+
+    async fn status(&self) -> Result<Status, MigrationError<Error>> {
         Self::status(self).await
     }
 
-    async fn up(&self) -> Result<Vec<Step>, MigrationError> {
+    async fn up(&self) -> Result<Vec<Step>, MigrationError<Error>> {
         Self::up(self).await
     }
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, MigrationError> + Send + 'static,
-) -> Result<T, MigrationError> {
+    work: impl FnOnce() -> Result<T, MigrationError<Error>> + Send + 'static,
+) -> Result<T, MigrationError<Error>> {
     crate::blocking(move || Ok(work())).await?
 }
 
@@ -304,7 +306,7 @@ pub(crate) fn up(
     steps: &StepSet,
     ledger: &Ledger,
     lock_wait: Duration,
-) -> Result<Vec<Step>, MigrationError> {
+) -> Result<Vec<Step>, MigrationError<Error>> {
     connection::wait_for_locks(connection, lock_wait)?;
     // In the common case no step is pending, and this takes no write lock.
     let found = applied(connection, ledger).map_err(|error| in_lock(error, lock_wait))?;
@@ -346,7 +348,7 @@ struct Run<'a, F> {
 impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
     /// Applies the next step, and commits it together with its entry in the ledger. `None` if no
     /// step is pending.
-    fn apply_next(&self) -> Result<Option<&'a Step>, MigrationError> {
+    fn apply_next(&self) -> Result<Option<&'a Step>, MigrationError<Error>> {
         let mut connection = self.connect().map_err(|error| in_lock(error, self.lock_wait))?;
         // This has no effect within a transaction, so it must come before `BEGIN`. The connection
         // ends with the step.
@@ -383,7 +385,7 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
         transaction: &Transaction<'_>,
         step: &Step,
         known: Known,
-    ) -> Result<(), MigrationError> {
+    ) -> Result<(), MigrationError<Error>> {
         // Larder's own steps do not answer for the other tables of a platform's database.
         if *self.ledger == Ledger::larder() {
             return Ok(());
@@ -444,20 +446,20 @@ pub(crate) fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<
 }
 
 /// Commits a step. If the outcome is unknown, the next run finds it in the ledger.
-fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationError> {
+fn commit(transaction: Transaction<'_>, step: &Step) -> Result<(), MigrationError<Error>> {
     transaction::commit(&transaction).map_err(|error| match error {
         CommitError::NotMade(error) => failed(step, None, error),
         CommitError::Unknown(error) => MigrationError::Database(error),
     })
 }
 
-fn failed(step: &Step, position: Option<StepPosition>, error: impl Into<Error>) -> MigrationError {
+fn failed(step: &Step, position: Option<StepPosition>, error: impl Into<Error>) -> MigrationError<Error> {
     MigrationError::step_failed(step, position, error.into())
 }
 
 /// Wraps an error that occurred before any change. It becomes `LockHeld` if the wait for another
 /// process's lock timed out.
-fn in_lock(error: impl Into<Error>, waited: Duration) -> MigrationError {
+fn in_lock(error: impl Into<Error>, waited: Duration) -> MigrationError<Error> {
     let cause = error.into();
     let is_busy = match &cause {
         Error::Unavailable { cause: Some(cause), .. } => {
@@ -510,7 +512,7 @@ impl Watch {
     }
 
     /// Converts the failure of a step to the error that explains it.
-    fn failure(&self, step: &Step, Failed { statement, at, error }: Failed) -> MigrationError {
+    fn failure(&self, step: &Step, Failed { statement, at, error }: Failed) -> MigrationError<Error> {
         let is_vacuum = || is_vacuum(step.sql().get(statement.clone()).unwrap_or_default());
         let position = || Some(StepPosition::new(step.sql(), statement.clone(), at));
         match self.refused.get().copied().or_else(|| is_vacuum().then_some(VACUUM)) {

@@ -13,8 +13,8 @@ use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::Commit;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
-use larder_core::schema::{Ledger, MigrationError, check_current};
 use larder_core::{Error, Result};
+use larder_schema::{Ledger, MigrationError, check_current};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 

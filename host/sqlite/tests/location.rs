@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use larder_core::backend::{Backend, SnapshotOptions, SweepOptions};
-use larder_core::schema::{Ledger, StepSet};
 use larder_core::{Driver, Error, ForwardClock, Mode, Result, Share};
+use larder_schema::{Ledger, StepSet};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteMigrator, SqliteOptions};
 
 fn options() -> SnapshotOptions {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_core::Error;
-use larder_core::schema::{
+use larder_schema::{
     ForeignKeyViolation, Ledger, MigrationError, SchemaError, Step, StepSet, is_missing_migration,
 };
 use larder_sqlite::rusqlite::{self, Connection};
@@ -73,7 +73,7 @@ fn numbers(steps: &[Step]) -> Vec<u32> {
     steps.iter().map(Step::number).collect()
 }
 
-fn schema_error(error: MigrationError) -> SchemaError {
+fn schema_error(error: MigrationError<Error>) -> SchemaError {
     let MigrationError::Schema(error) = error else { panic!("{error:?}") };
     error
 }
@@ -434,7 +434,7 @@ const REBUILD: &str = "
     DROP TABLE parents;
     ALTER TABLE new_parents RENAME TO parents;";
 
-fn violations(error: MigrationError) -> Vec<(String, Option<i64>, String)> {
+fn violations(error: MigrationError<Error>) -> Vec<(String, Option<i64>, String)> {
     let MigrationError::ForeignKeys { number: 2, violations, .. } = error else { panic!("{error:?}") };
     assert_eq!(violations.count(), violations.first().len() as u64);
     let violation =
@@ -520,7 +520,7 @@ async fn rows_that_lacked_their_parents_before_a_step_do_not_fail_it() {
 }
 
 /// Runs a step on a database that has these tables, which were created with foreign keys off.
-async fn second_step(before: &str, sql: &'static str) -> (Database, Result<Vec<u32>, MigrationError>) {
+async fn second_step(before: &str, sql: &'static str) -> (Database, Result<Vec<u32>, MigrationError<Error>>) {
     let database = Database::new();
     database.migrator(&[("0001_teams.sql", TEAMS)]).up().await.unwrap();
     let connection = Connection::open(database.path()).unwrap();

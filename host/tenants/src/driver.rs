@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use larder_core::backend::Backend;
-use larder_core::schema::SchemaMigrator;
 use larder_core::{Driver, Error, Result};
+use larder_schema::SchemaMigrator;
 
 use crate::dsn::TenantsDsn;
 use crate::key::TenantKey;
@@ -63,7 +63,7 @@ impl Driver for TenantsDriver {
         Ok(view.backend)
     }
 
-    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator>>> {
+    fn migrator(&self, dsn: &str) -> Result<Option<Box<dyn SchemaMigrator<Error = Error>>>> {
         TenantsDsn::parse(dsn)?;
         Err(Error::invalid_argument(
             "the tables of a tenant are brought up to date when a tenant is opened, and can't be migrated separately",

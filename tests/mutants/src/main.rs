@@ -25,7 +25,7 @@ use crate::tree::{Mutant, Tree};
 #[derive(Debug, Parser)]
 struct Options {
     /// Folders of the crates that get the defects
-    #[arg(default_values = ["host/core", "host/sqlite"])]
+    #[arg(default_values = ["host/schema", "host/core", "host/sqlite"])]
     crates: Vec<String>,
     /// Only files whose path contains this; may be given several times
     #[arg(long, value_name = "TEXT")]

@@ -11,9 +11,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_core::schema::{
-    Ledger, MigrationError, SchemaError, SchemaMigrator, Step, StepSet, is_missing_migration,
-};
 use larder_core::{
     Error, HandleOptions, IdentityParts, IdentityScope, MemoryOptions, MemoryStore, Mode, PutOptions, Store,
     Strategy, Turn, Version,
@@ -21,6 +18,9 @@ use larder_core::{
 use larder_host::drivers;
 use larder_postgres::PostgresMigrator;
 use larder_postgres_server::PgBouncer;
+use larder_schema::{
+    Ledger, MigrationError, SchemaError, SchemaMigrator, Step, StepSet, is_missing_migration,
+};
 use larder_sqlite::SqliteMigrator;
 use libtest_mimic::Trial;
 use support::harness;
@@ -226,7 +226,7 @@ fn ledger() -> Ledger {
     Ledger::new("platform_migrations").unwrap()
 }
 
-fn migrator(dsn: &str, steps: StepSet) -> Box<dyn SchemaMigrator> {
+fn migrator(dsn: &str, steps: StepSet) -> Box<dyn SchemaMigrator<Error = Error>> {
     match path_of(dsn) {
         Some(path) => Box::new(SqliteMigrator::new(path, steps, ledger())),
         None => Box::new(PostgresMigrator::new(dsn, steps, ledger()).unwrap()),
@@ -571,7 +571,7 @@ async fn soon(dsn: &str, condition: &str, expected: i64) -> Outcome {
     Err(format!("{count} sessions instead of {expected} match: {condition}"))
 }
 
-fn is_schema_error(error: &MigrationError, expected: SchemaError) -> Outcome {
+fn is_schema_error(error: &MigrationError<Error>, expected: SchemaError) -> Outcome {
     expect(matches!(error, MigrationError::Schema(error) if *error == expected), error)
 }
 
@@ -890,7 +890,7 @@ async fn batch(dsn: &str, sql: &str) {
     connect(dsn).await.batch_execute(sql).await.unwrap();
 }
 
-fn is_shadowed(error: &MigrationError, first: &str, holder: &str) -> Outcome {
+fn is_shadowed(error: &MigrationError<Error>, first: &str, holder: &str) -> Outcome {
     let is_shadowed = matches!(
         error,
         MigrationError::ShadowedLedger { first: found, holder: other, .. } if found == first && other == holder

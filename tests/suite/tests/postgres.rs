@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::error::Cause;
-use larder_core::schema::SchemaError;
 use larder_core::{
     Clock, Error, Event, EventChannel, Handle, HandleOptions, LimitKind, Limits, Mode, OpenTransactions,
     PutOptions, Store, SystemClock, TracingEvents, Transaction,
 };
 use larder_postgres::{Postgres, SNAPSHOTS_MAX};
+use larder_schema::SchemaError;
 use libtest_mimic::Trial;
 use support::harness;
 use support::postgres_server::{PostgresServer, connect, new_schema, open};

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use certificates::{Authority, Files, Signed};
 use larder_core::error::Cause;
-use larder_core::schema::{Ledger, StepSet};
 use larder_core::{Driver, Error, Handle, HandleOptions, Limits, Mode, OpenTransactions, Store};
 use larder_postgres::tokio_postgres::error::SqlState;
 use larder_postgres::tokio_postgres::{self, Client, NoTls};
@@ -18,6 +17,7 @@ use larder_postgres::{
     ConnectError, Environment, Postgres, PostgresDriver, PostgresMigrator, PostgresOptions,
 };
 use larder_postgres_server::PostgresServer;
+use larder_schema::{Ledger, StepSet};
 use libtest_mimic::{Arguments, Trial};
 use proxy::{Deed, Proxy, SSL_REQUEST, acceptor};
 use tokio::sync::Mutex;

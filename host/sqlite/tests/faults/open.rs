@@ -1,7 +1,7 @@
 //! The first open of a database, and a platform's schema migrations, while calls fail.
 
-use larder_core::schema::{Ledger, MigrationError, StepSet};
 use larder_core::{HandleOptions, Mode, Store};
+use larder_schema::{Ledger, MigrationError, StepSet};
 use larder_sqlite::{Sqlite, SqliteMigrator, SqliteOptions};
 use rusqlite::Connection;
 

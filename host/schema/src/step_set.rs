@@ -92,13 +92,13 @@ impl Step {
     }
 
     /// Whether it is a step of larder's own tables, which the user cannot edit.
-    pub(super) fn is_larders(&self) -> bool {
+    pub(crate) fn is_larders(&self) -> bool {
         self.is_larders
     }
 }
 
 /// The name of a step's file.
-pub(super) fn file(number: u32, name: &str) -> String {
+pub(crate) fn file(number: u32, name: &str) -> String {
     format!("{number:04}_{name}.sql")
 }
 
@@ -177,7 +177,7 @@ pub enum StepFileError {
 /// The steps of one schema, numbered 1, 2, 3, … without a gap.
 ///
 /// ```
-/// use larder_core::schema::StepSet;
+/// use larder_schema::StepSet;
 ///
 /// // As a rule the texts are `include_str!("../migrations/0001_accounts.sql")` and so on.
 /// let steps = StepSet::embedded(&[
@@ -188,7 +188,7 @@ pub enum StepFileError {
 ///
 /// let gap = StepSet::embedded(&[("0002_balances.sql", "SELECT 1")]).unwrap_err();
 /// assert!(gap.to_string().starts_with("schema step 0001 is missing"));
-/// # Ok::<(), larder_core::schema::StepFileError>(())
+/// # Ok::<(), larder_schema::StepFileError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepSet {

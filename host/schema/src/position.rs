@@ -6,7 +6,7 @@ use std::ops::Range;
 /// The statement of a step that failed, and its line.
 ///
 /// ```
-/// use larder_core::schema::StepPosition;
+/// use larder_schema::StepPosition;
 ///
 /// let sql = "CREATE TABLE a (x);\n\nINSERT INTO b\n    VALUES (1)";
 /// let position = StepPosition::new(sql, 21..sql.len(), None);
