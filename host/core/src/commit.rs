@@ -4,17 +4,17 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::backend::{Version, is_live};
 use crate::clock::{ForwardClock, UnixMillis};
 use crate::counter;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::held::Held;
 use crate::name::{RowKey, Value};
 use crate::pace;
-use crate::quota::StoredCost;
 use crate::read_set::ReadSet;
+use crate::row::{Version, is_live};
 use crate::share::Share;
 pub use crate::stage::Stage;
+use crate::stored_cost::StoredCost;
 
 /// A change of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,15 @@ pub struct Commit {
     pub held: Option<Arc<Held>>,
     /// The share that the commit counts against.
     pub share: Share,
+}
+
+/// The result of a commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The version of the rows written; [`Version::ABSENT`] if there were none.
+    pub version: Version,
+    /// The growth of the store in bytes. Counted only if [`Commit::growth_max`] is set.
+    pub growth: i64,
 }
 
 /// The maximum growth of a store with a quota.

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::backend::Version;
 use crate::name::RowKey;
 use crate::read_set::ReadSet;
+use crate::row::Version;
 
 /// The log's answer about a read set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,10 +4,10 @@ use std::hash::Hasher;
 
 use fnv::FnvHasher;
 
+use crate::call::Range;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::Namespace;
-use crate::transaction::Range;
 
 /// The number of hexadecimal digits of the fingerprint before the key.
 const FINGERPRINT_DIGITS: usize = 16;

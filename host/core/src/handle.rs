@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::backend::Mode;
+use crate::call::Mode;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
 use crate::held::HeldBytes;

@@ -37,15 +37,6 @@ struct Count {
     max: u64,
 }
 
-/// The most bytes that a staged write, condition or read takes beside its names and its value: its
-/// share of a B-tree with half-empty nodes, and the rounding of each allocation. The WIT states
-/// this number for `transaction-bytes`.
-pub(crate) const ENTRY_OVERHEAD: u64 = 256;
-
-/// The copies of a result that exist at once during a call: the backend's, the transaction's, and
-/// the guest's.
-pub(crate) const RESULT_COPIES: u64 = 3;
-
 impl HeldBytes {
     /// Creates a count with a bound of `max` bytes.
     pub fn at_most(max: u64) -> Self {
@@ -83,12 +74,12 @@ impl HeldBytes {
     /// Checks that a result of `bytes` may be made. It needs no guard: the instance waits for its
     /// call, so nothing is added until the guest has the result.
     pub(crate) fn check_result(&self, bytes: u64) -> Result<()> {
-        self.check(bytes.saturating_mul(RESULT_COPIES))
+        self.check(bytes.saturating_mul(Limits::RESULT_COPIES))
     }
 
     /// The error for a result of `bytes` that is too large.
     pub(crate) fn result_exceeded(&self, bytes: u64) -> Error {
-        self.exceeded(self.used(), bytes.saturating_mul(RESULT_COPIES))
+        self.exceeded(self.used(), bytes.saturating_mul(Limits::RESULT_COPIES))
     }
 
     fn add(&self, bytes: u64) -> Result<()> {

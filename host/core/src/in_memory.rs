@@ -19,11 +19,9 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Notify;
 
-use crate::backend::{
-    Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept, Version,
-};
+use crate::backend::{Backend, SweepOptions, Swept};
 use crate::clock::UnixMillis;
-use crate::commit::{Commit, Need, Plan, RowWrite};
+use crate::commit::{Commit, Committed, Need, Plan, RowWrite};
 use crate::commit_log::CommitLog;
 use crate::drivers::Driver;
 use crate::error::{Error, Result};
@@ -35,7 +33,10 @@ use crate::open_snapshots::OpenSnapshots;
 use crate::pace::Pace;
 use crate::read_only::ReadOnly;
 use crate::read_set::{CurrentState, RangePart};
+use crate::row::Version;
 use crate::slice::{ROW, Slice, give_way};
+use crate::snapshot::{Snapshot, SnapshotOptions};
+use crate::stored_cost::StoredCost;
 use crate::validation::{Allowance, Attempt, Validity, validate_in_slices};
 use expiries::Expiries;
 use latest::Latest;

@@ -28,6 +28,8 @@
 
 pub mod backend;
 mod by_size;
+mod call;
+pub mod chunk;
 pub mod clock;
 pub mod commit;
 pub mod commit_log;
@@ -54,18 +56,21 @@ mod rated_events;
 mod read_only;
 pub mod read_set;
 pub mod redo;
+pub mod row;
 mod scan;
 mod schema_errors;
 mod share;
 pub mod slice;
+pub mod snapshot;
 mod stage;
 mod store;
+pub mod stored_cost;
 pub mod to_its_end;
 mod transaction;
 mod transaction_state;
 pub mod validation;
 
-pub use backend::{Mode, Version};
+pub use call::{Entry, Mode, PackedPage, Page, PutOptions, Range};
 pub use clock::{Clock, ForwardClock, MovableClock, SystemClock};
 pub use drivers::{Driver, DriverError, Drivers};
 pub use error::{Error, LimitExceeded, LimitKind, Result};
@@ -84,6 +89,7 @@ pub use migrations::{AppliedMigration, Migration, MigrationLedger, MigrationScop
 pub use open_snapshots::{ConnectionWait, OpenSnapshots};
 pub use rated_events::RatedEvents;
 pub use read_only::ReadOnly;
+pub use row::Version;
 pub use share::Share;
 pub use store::{Store, StoreBuilder, StoreSource};
-pub use transaction::{Entry, PackedPage, Page, PutOptions, Range, Transaction};
+pub use transaction::Transaction;

@@ -11,7 +11,7 @@ pub(crate) mod entry;
 mod ledger;
 mod scope;
 
-use crate::backend::Mode;
+use crate::call::Mode;
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;

@@ -80,7 +80,7 @@ impl OpenSnapshots {
     /// - [`Error::Closed`] if the semaphore is closed.
     /// - [`Error::TimedOut`] if no permit becomes free by the deadline.
     ///
-    /// [`Snapshot::release`]: crate::backend::Snapshot::release
+    /// [`Snapshot::release`]: crate::snapshot::Snapshot::release
     pub async fn permit(
         &self,
         permits: &FairSemaphore,

@@ -6,8 +6,8 @@
 //! Each entry is the length of its key and the length of its value, both as unsigned 32-bit
 //! little-endian numbers, then the key, then the value. There is no padding or separator.
 
+use crate::call::Entry;
 use crate::error::{Error, Result};
-use crate::transaction::Entry;
 
 /// The size of the two lengths before each entry.
 pub(crate) const HEADER_BYTES: usize = 8;

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredCost, StoredValue,
-    SweepOptions, Swept,
-};
+use crate::backend::{Backend, SweepOptions, Swept};
+use crate::chunk::{Chunk, ScanOptions};
 use crate::clock::UnixMillis;
-use crate::commit::Commit;
+use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::name::{Key, KeyRange, Namespace, RowKey};
 use crate::open_snapshots::OpenSnapshots;
+use crate::row::StoredValue;
+use crate::snapshot::{Many, Snapshot, SnapshotOptions};
+use crate::stored_cost::StoredCost;
 
 /// A wrapper that makes a backend read-only.
 ///

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::error::Result;
-use crate::held::ENTRY_OVERHEAD;
+use crate::limits::Limits;
 use crate::name::{KeyRange, RowKey};
+use crate::row::Version;
 use crate::validation::{self, Allowance, Checks, Watched};
 
 /// The rows, absent rows and ranges that one transaction read.
@@ -157,7 +157,7 @@ impl ReadSet {
 
     /// The size of a recorded row; 0 if it is already recorded.
     pub(crate) fn row_cost(&self, row: &RowKey) -> u64 {
-        if self.rows.contains_key(row) { 0 } else { row.bytes() + ENTRY_OVERHEAD }
+        if self.rows.contains_key(row) { 0 } else { row.bytes() + Limits::ENTRY_OVERHEAD }
     }
 
     /// Records a row.
@@ -173,7 +173,7 @@ impl ReadSet {
         let range = &read.range;
         let names =
             range.namespace().as_bytes().len() + range.start().len() + range.end().map_or(0, <[u8]>::len);
-        names as u64 + ENTRY_OVERHEAD
+        names as u64 + Limits::ENTRY_OVERHEAD
     }
 
     /// Records a range.
@@ -196,7 +196,6 @@ impl ReadSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::Limits;
     use crate::name::{Key, Namespace};
 
     fn row(namespace: &str, key: &str) -> RowKey {
@@ -230,14 +229,14 @@ mod tests {
     #[test]
     fn a_read_recorded_twice_costs_once() {
         let mut reads = ReadSet::default();
-        assert_eq!(reads.row_cost(&row("n", "key")), 4 + ENTRY_OVERHEAD);
+        assert_eq!(reads.row_cost(&row("n", "key")), 4 + Limits::ENTRY_OVERHEAD);
         reads.record_row(row("n", "key"), Version(1));
         assert_eq!(reads.row_cost(&row("n", "key")), 0);
         let read = RangeRead {
             range: range("n", "k"),
             state: RangeState { rows: 3, newest: Version(2), digest: 8 },
         };
-        assert_eq!(reads.range_cost(&read), 3 + ENTRY_OVERHEAD);
+        assert_eq!(reads.range_cost(&read), 3 + Limits::ENTRY_OVERHEAD);
         assert_eq!(reads.weight(), 1);
         for _ in 0..2 {
             reads.record_range(read.clone());

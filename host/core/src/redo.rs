@@ -20,13 +20,13 @@
 
 use async_trait::async_trait;
 
-use crate::backend::{StoredValue, Version};
 use crate::commit::RowWrite;
 use crate::error::{Error, Result};
 use crate::memory::Identity;
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::migrations::LEDGER_NAMESPACE;
 use crate::name::{Key, Namespace, RowKey};
+use crate::row::{StoredValue, Version};
 
 /// Durable storage for redos, so that commits survive the loss of the local disk.
 #[async_trait]

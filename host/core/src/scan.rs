@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 
-use crate::backend::{Chunk, ChunkRow, ScanOptions, Snapshot};
+use crate::chunk::{Chunk, ChunkRow, ScanOptions};
 use crate::clock::UnixMillis;
 use crate::commit::Mutation;
 use crate::error::Result;
@@ -14,6 +14,7 @@ use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::pairs::Pairs;
 use crate::read_set::{RangeRead, RangeState};
 use crate::slice::{ROW, Slice};
+use crate::snapshot::Snapshot;
 
 /// A scan of a range in a transaction.
 pub(crate) struct Scan {

@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
-use crate::backend::{Backend, Committed, Mode, Snapshot, SnapshotOptions, SweepOptions, Version};
+use crate::backend::{Backend, SweepOptions};
+use crate::call::Mode;
 use crate::clock::{Clock, ForwardClock};
-use crate::commit::Commit;
+use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::handle::{Handle, HandleOptions, Permit};
@@ -23,7 +24,9 @@ use crate::memory::records::RecordWrite;
 use crate::open_snapshots::OpenSnapshots;
 use crate::quota::{Admission, Quota};
 use crate::rated_events::RatedEvents;
+use crate::row::Version;
 use crate::share::Share;
+use crate::snapshot::{Snapshot, SnapshotOptions};
 use crate::transaction::Transaction;
 use crate::transaction_state::TransactionState;
 

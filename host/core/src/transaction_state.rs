@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::backend::Snapshot;
 use crate::error::{Error, Result};
 use crate::share::Share;
+use crate::snapshot::Snapshot;
 
 /// The part of a transaction that its store can reach.
 pub(crate) struct TransactionState {
@@ -262,9 +262,11 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::backend::{Chunk, Committed, Many, ScanOptions, StoredValue};
-    use crate::commit::Commit;
+    use crate::chunk::{Chunk, ScanOptions};
+    use crate::commit::{Commit, Committed};
     use crate::name::{Key, KeyRange, Namespace, RowKey};
+    use crate::row::StoredValue;
+    use crate::snapshot::Many;
 
     /// A snapshot that holds a connection, or not, and says when it is dropped.
     struct Fake {

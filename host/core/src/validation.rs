@@ -12,12 +12,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map, btree_set};
 use std::iter::Peekable;
 use std::time::{Duration, Instant};
 
-use crate::backend::Version;
 use crate::commit::Commit;
 use crate::commit_log::{CommitLog, Verdict};
 use crate::error::{Error, Result};
 use crate::name::{KeyRange, Namespace, RowKey};
 use crate::read_set::{CurrentState, RangeRead, RangeState, ReadSet};
+use crate::row::Version;
 use crate::slice::give_way;
 
 /// The largest weight of a read set that is validated while other commits wait.

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept};
-use larder_core::commit::Commit;
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
+use larder_core::stored_cost::StoredCost;
 use larder_core::{
     Error, IdentityParts, IdentityScope, InMemory, Memory, MemoryOptions, MemoryStore, Result, Store,
     Strategy, Turn, Version,

@@ -6,10 +6,12 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, StoredCost, SweepOptions, Swept};
-use larder_core::commit::Commit;
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::operator::MemoryOperator;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
+use larder_core::stored_cost::StoredCost;
 use larder_core::{
     Error, HandleOptions, HeldBytes, IdentityParts, InMemory, LimitExceeded, LimitKind, MemorySnapshot, Mode,
     MovableClock, PutOptions, Result, Store, Strategy,

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::backend::Committed;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
 use tokio::runtime::Handle;

@@ -6,9 +6,9 @@
 //! the settings.
 
 use larder_core::Error;
-use larder_core::backend::{Committed, Version};
-use larder_core::commit::{Commit, Mutation, ttl_lead_max_millis};
+use larder_core::commit::{Commit, Committed, Mutation, ttl_lead_max_millis};
 use larder_core::name::RowKey;
+use larder_core::row::Version;
 
 use crate::commit_transaction::{Expiry, SERVER_TELLS, made};
 use crate::error;

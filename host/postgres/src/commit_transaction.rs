@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use larder_core::Error;
-use larder_core::backend::{Committed, Version};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::{Commit, CurrentRow, Mutation, Need, Plan, RowWrite, ttl_lead_max_millis};
+use larder_core::commit::{
+    Commit, Committed, CurrentRow, Mutation, Need, Plan, RowWrite, ttl_lead_max_millis,
+};
 use larder_core::name::RowKey;
 use larder_core::read_set::RangeState;
+use larder_core::row::Version;
 use tokio_postgres::Row;
 
 use crate::commit_puts::only_puts;

@@ -6,8 +6,8 @@
 //! cases, either all reads saw one state, or the update conflicts.
 
 use larder_core::Error;
-use larder_core::backend::StoredValue;
 use larder_core::name::RowKey;
+use larder_core::row::StoredValue;
 use tokio_postgres::Row;
 
 use crate::error::{Failure, Result};

@@ -126,10 +126,12 @@ mod versions;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use larder_core::backend::{Backend, SweepOptions, Swept};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::row::Version;
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
 use larder_core::{Error, OpenSnapshots, Result};
 use tokio::runtime::Handle;
 

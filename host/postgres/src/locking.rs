@@ -17,9 +17,9 @@
 
 use std::collections::BTreeSet;
 
-use larder_core::backend::Version;
 use larder_core::commit::Commit;
 use larder_core::name::{KeyRange, RowKey};
+use larder_core::row::Version;
 
 use crate::namespace_lock::{NamespaceLocks, Strength};
 

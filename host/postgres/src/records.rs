@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use larder_core::Identity;
-use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::row::Version;
 use larder_core::to_its_end::ToItsEnd;
 use larder_core::{Error, Result};
 use tokio_postgres::Row;

@@ -1,8 +1,8 @@
 //! Decoding of rows in the server's responses. All values are checked.
 
 use larder_core::Version;
-use larder_core::backend::StoredValue;
 use larder_core::clock::UnixMillis;
+use larder_core::row::StoredValue;
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 

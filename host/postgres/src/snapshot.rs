@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use larder_core::backend::{
-    Chunk, ChunkRow, Committed, Many, Mode, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
-};
+use larder_core::Mode;
+use larder_core::chunk::{Chunk, ChunkRow, ScanOptions};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::row::StoredValue;
+use larder_core::snapshot::{Many, Snapshot, SnapshotOptions};
 use larder_core::{Error, Result};
 use tokio::time::timeout_at;
 use tokio_postgres::Row;

@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use larder_core::Result;
-use larder_core::backend::Version;
 use larder_core::commit::{CurrentRow, Need};
 use larder_core::name::{Namespace, RowKey};
+use larder_core::row::Version;
 use rusqlite::Connection;
 
 use crate::error::SqliteError;

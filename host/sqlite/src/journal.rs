@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use larder_core::backend::Committed;
+use larder_core::commit::Committed;
 use larder_core::redo::{Journal, Redo};
 use larder_core::{Error, Result};
 use tokio::sync::{mpsc, oneshot, watch};

@@ -55,11 +55,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use larder_core::backend::{Backend, Committed, Snapshot, SnapshotOptions, SweepOptions, Swept, Version};
+use larder_core::backend::{Backend, SweepOptions, Swept};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::redo::{self as core_redo, Journal};
+use larder_core::row::Version;
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
 use larder_core::{Error, OpenSnapshots, Result, Share};
 use parking_lot::Mutex;
 use rusqlite::Connection;

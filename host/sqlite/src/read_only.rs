@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
-    SweepOptions, Swept,
-};
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::chunk::{Chunk, ScanOptions};
 use larder_core::clock::{ForwardClock, UnixMillis};
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::row::StoredValue;
+use larder_core::snapshot::{Many, ManyRows, Snapshot, SnapshotOptions};
 use larder_core::{Error, Result};
 use larder_schema::{Ledger, MigrationError, check_current};
 use parking_lot::Mutex;

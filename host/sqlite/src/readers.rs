@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_core::backend::Version;
 use larder_core::fair::{FairPermit, FairSemaphore};
+use larder_core::row::Version;
 use larder_core::{Error, OpenSnapshots, Result, Share};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, InterruptHandle};

@@ -1,8 +1,8 @@
 //! The SQL statements on conversation records.
 
-use larder_core::backend::Version;
 use larder_core::clock::UnixMillis;
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_core::row::Version;
 use larder_core::{Error, Identity, Result};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 

@@ -1,9 +1,9 @@
 //! Replays redos in SQL. [`larder_core::redo`] describes their format.
 
 use larder_core::Result;
-use larder_core::backend::{StoredValue, Version};
 use larder_core::commit::RowWrite;
 use larder_core::redo::{Change, Group};
+use larder_core::row::{StoredValue, Version};
 use rusqlite::Connection;
 
 use crate::{records, rows};

@@ -1,10 +1,12 @@
 //! The SQL statements on rows.
 
-use larder_core::backend::{Chunk, ChunkRow, ScanOptions, StoredValue, SweepOptions, Swept, Version};
+use larder_core::backend::{SweepOptions, Swept};
+use larder_core::chunk::{Chunk, ChunkRow, ScanOptions};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::{CurrentRow, Need, RowWrite};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
 use larder_core::read_set::{CurrentState, RangePart};
+use larder_core::row::{StoredValue, Version};
 use larder_core::slice::{STORED_ROW, Slice};
 use larder_core::validation::Allowance;
 use larder_core::{Error, Result};

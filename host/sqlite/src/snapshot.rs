@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use larder_core::backend::{
-    Chunk, Committed, Many, ManyRows, ScanOptions, Snapshot, SnapshotOptions, StoredValue,
-};
+use larder_core::chunk::{Chunk, ScanOptions};
 use larder_core::clock::{ForwardClock, UnixMillis};
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::row::StoredValue;
 use larder_core::slice::{STATEMENT, STORED_ROW, Slice, give_way};
+use larder_core::snapshot::{Many, ManyRows, Snapshot, SnapshotOptions};
 use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 

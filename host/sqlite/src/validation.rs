@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use larder_core::backend::Committed;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::validation::{Attempt, validate_in_slices};
 use larder_core::{Error, Result};
 use rusqlite::Connection;

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_core::backend::{Committed, SweepOptions, Swept, Version};
+use larder_core::backend::{SweepOptions, Swept};
 use larder_core::clock::{ForwardClock, UnixMillis};
-use larder_core::commit::{Commit, Plan, RowWrite};
+use larder_core::commit::{Commit, Committed, Plan, RowWrite};
 use larder_core::commit_log::CommitLog;
 use larder_core::memory::records::RecordWrite;
 use larder_core::name::RowKey;
 use larder_core::redo::{Group, Journal, Redo, RedoWriter};
+use larder_core::row::Version;
 use larder_core::validation::{Attempt, Validity};
 use larder_core::{Error, Result, Share};
 use parking_lot::{Mutex, MutexGuard};

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
-use larder_core::backend::{Backend, SnapshotOptions};
+use larder_core::backend::Backend;
 use larder_core::commit::Mutation;
+use larder_core::snapshot::SnapshotOptions;
 use larder_core::{Error, Mode, Share, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 

@@ -41,7 +41,7 @@ const DEFAULT: SqliteOptions = SqliteOptions {
     other_tables: false,
     cache_bytes: 0,
     log_bytes: SqliteOptions::LOG_BYTES,
-    min_version: larder_core::backend::Version(0),
+    min_version: larder_core::row::Version(0),
 };
 
 #[tokio::test]

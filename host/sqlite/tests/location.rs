@@ -18,7 +18,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
-use larder_core::backend::{Backend, SnapshotOptions, SweepOptions};
+use larder_core::backend::{Backend, SweepOptions};
+use larder_core::snapshot::SnapshotOptions;
 use larder_core::{Driver, Error, ForwardClock, Mode, Result, Share};
 use larder_schema::{Ledger, StepSet};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteMigrator, SqliteOptions};

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
-use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
+use larder_core::backend::Backend;
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
 use larder_core::{
     Error, Handle, HandleOptions, Limits, Mode, MovableClock, PutOptions, Share, Store, Transaction, Version,
 };

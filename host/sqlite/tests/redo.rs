@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use common::*;
-use larder_core::backend::{Backend, Committed, SnapshotOptions};
-use larder_core::commit::Mutation;
+use larder_core::backend::Backend;
+use larder_core::commit::{Committed, Mutation};
 use larder_core::redo::{self, Journal, Redo};
+use larder_core::snapshot::SnapshotOptions;
 use larder_core::{Error, HandleOptions, Limits, Mode, Result, Share, Store, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use parking_lot::Mutex;

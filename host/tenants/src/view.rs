@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use larder_core::ReadOnly;
-use larder_core::backend::{Backend, Version};
+use larder_core::backend::Backend;
+use larder_core::row::Version;
 use larder_sqlite::{Sqlite, SqliteOptions, Synchronous};
 use tempfile::TempDir;
 

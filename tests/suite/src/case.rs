@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use larder_host::bindings::memory::Identity as WitIdentity;
-use larder_host::larder_core::backend::{Backend, StoredCost};
+use larder_host::larder_core::backend::Backend;
 use larder_host::larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
+use larder_host::larder_core::stored_cost::StoredCost;
 use larder_host::{
     Event, EventSink, Identity, IdentityScope, Limits, MemoryOptions, MemoryStore, MigrationScope,
     MovableClock, StorageCtx, StorageCtxView, StorageView, Store, Version,

@@ -63,7 +63,7 @@ impl Eq for Expiry {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Version;
+    use crate::row::Version;
 
     fn row(name: &str, expires_at: Option<UnixMillis>) -> StoredRow {
         StoredRow::new(name.as_bytes(), b"value", Version(1), expires_at)

@@ -13,11 +13,11 @@ use tokio::task::JoinError;
 use super::latest::Table;
 use super::stored_row::StoredRow;
 use super::{Database, Newest, Shared, Tried, row_name};
-use crate::backend::{Committed, Version};
-use crate::commit::{Commit, RowWrite};
+use crate::commit::{Commit, Committed, RowWrite};
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::pace::SMALL_COST_MAX;
+use crate::row::Version;
 use crate::share::Share;
 use crate::validation::Attempt;
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::stored_row::StoredRow;
-use crate::backend::Version;
+use crate::row::Version;
 
 /// The newest version of every row. Most rows were not written since a snapshot was taken, and the
 /// snapshot finds those here in a fraction of the time that its own map takes. Rows contain their

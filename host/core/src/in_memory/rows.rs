@@ -72,7 +72,7 @@ mod tests {
     use std::sync::Weak;
 
     use super::*;
-    use crate::backend::Version;
+    use crate::row::Version;
 
     fn row(name: &[u8], version: u64) -> StoredRow {
         StoredRow::new(name, b"value", Version(version), None)

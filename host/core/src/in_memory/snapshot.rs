@@ -9,14 +9,14 @@ use super::rows::Rows;
 use super::snapshot_registry::SnapshotRows;
 use super::stored_row::StoredRow;
 use super::{Database, Shared, row_name};
-use crate::backend::{
-    Chunk, ChunkRow, Committed, Many, ManyRows, ScanOptions, Snapshot, StoredValue, is_live,
-};
+use crate::chunk::{Chunk, ChunkRow, ScanOptions};
 use crate::clock::UnixMillis;
-use crate::commit::Commit;
+use crate::commit::{Commit, Committed};
 use crate::error::Result;
 use crate::name::{Key, KeyRange, Namespace, RowKey};
+use crate::row::{StoredValue, is_live};
 use crate::slice::{ROW, STORED_ROW, Slice};
+use crate::snapshot::{Many, ManyRows, Snapshot};
 
 /// A snapshot of one committed state.
 pub(super) struct InMemorySnapshot {

@@ -202,7 +202,7 @@ impl Open {
 mod tests {
     use super::super::latest::Latest;
     use super::*;
-    use crate::backend::Version;
+    use crate::row::Version;
 
     /// A store of one row, whose value has 1,000 bytes.
     #[derive(Default)]

@@ -5,9 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::{InMemory, row_name};
-use crate::backend::{StoredValue, Version, is_live};
 use crate::clock::UnixMillis;
 use crate::commit::CurrentRow;
+use crate::row::{StoredValue, Version, is_live};
 
 /// A row with its name, in one allocation that clones share. Finding a row by its name thus reads
 /// both together.

@@ -13,7 +13,6 @@
 //! # Ok(()) }
 //! ```
 
-use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
@@ -25,6 +24,7 @@ use crate::memory::session::{MemorySnapshot, parse_snapshot, snapshot_of};
 use crate::memory::strategy::MemoryOptions;
 use crate::memory::tokens::{ByteTokens, TokenEstimator, summary_tokens, turn_tokens};
 use crate::memory::turn::Turn;
+use crate::row::Version;
 use crate::slice::give_way;
 use crate::store::Store;
 

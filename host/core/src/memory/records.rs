@@ -2,11 +2,11 @@
 //!
 //! A backend does not interpret a record. It only finds it by its key.
 
-use crate::backend::Version;
 use crate::clock::UnixMillis;
 use crate::memory::identity::Identity;
-use crate::quota::StoredCost;
+use crate::row::Version;
 use crate::share::Share;
+use crate::stored_cost::StoredCost;
 
 /// The key of a record, ordered by the bytes of its parts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

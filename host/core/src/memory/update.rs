@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backend::Version;
 use crate::by_size::by_size;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
@@ -15,6 +14,7 @@ use crate::memory::record::{Record, memory_of};
 use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use crate::memory::rules::Effect;
 use crate::memory::strategy::Strategy;
+use crate::row::Version;
 
 /// The result of a change, and the value that the caller gets once it is stored.
 pub(crate) enum Change<T> {

@@ -3,7 +3,7 @@
 use super::declared::Declared;
 use super::entry::{self, AppliedMigration};
 use super::{LEDGER_NAMESPACE, Migration};
-use crate::backend::Mode;
+use crate::call::Mode;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::limits::Limits;

@@ -5,14 +5,15 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::Transaction;
-use crate::backend::{Many, Mode, Snapshot, SnapshotOptions, StoredValue, Version};
+use crate::call::Mode;
 use crate::commit::Mutation;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
-use crate::held::RESULT_COPIES;
 use crate::limits::Limits;
 use crate::name::{Key, Namespace, RowKey};
+use crate::row::{StoredValue, Version};
 use crate::scan::{Found, Scan};
 use crate::slice::{STORED_ROW, Slice};
+use crate::snapshot::{Many, Snapshot, SnapshotOptions};
 use crate::transaction_state::BorrowedSnapshot;
 
 impl Transaction {
@@ -71,7 +72,7 @@ impl Transaction {
         }
         // The keys are in memory twice: the caller's and the backend's.
         let names = keys.iter().map(|key| namespace.as_bytes().len() + key.as_bytes().len());
-        let mut held = self.held.count().hold(RESULT_COPIES * names.sum::<usize>() as u64)?;
+        let mut held = self.held.count().hold(Limits::RESULT_COPIES * names.sum::<usize>() as u64)?;
         let max_bytes = self.room_for_result(self.limits.result_bytes);
         let mut borrowed = self.open.transaction.borrow_snapshot()?;
         let result = match self.snapshot(&mut borrowed.snapshot).await {
@@ -87,7 +88,7 @@ impl Transaction {
             }
         };
         let values = rows.iter().flatten().map(|stored| stored.value.len()).sum::<usize>();
-        held.add(RESULT_COPIES * values as u64)?;
+        held.add(Limits::RESULT_COPIES * values as u64)?;
         for (key, stored) in keys.into_iter().zip(&rows) {
             slice.count(STORED_ROW, key.as_bytes().len());
             slice.pause().await;
@@ -123,7 +124,7 @@ impl Transaction {
             // The limits allow more, but the instance holds too much memory.
             return Err(self.held.count().result_exceeded(found.bytes.saturating_add(next)));
         }
-        found.held = Some(self.held.count().hold(RESULT_COPIES * found.entries.end() as u64)?);
+        found.held = Some(self.held.count().hold(Limits::RESULT_COPIES * found.entries.end() as u64)?);
         if self.mode == Mode::Update {
             self.charge(self.reads.range_cost(&found.read))?;
             self.reads.record_range(found.read.clone());
@@ -134,7 +135,7 @@ impl Transaction {
 
     /// The largest result that the instance has memory for, and `max_bytes` at most.
     fn room_for_result(&self, max_bytes: u64) -> u64 {
-        max_bytes.min(self.held.count().left() / RESULT_COPIES)
+        max_bytes.min(self.held.count().left() / Limits::RESULT_COPIES)
     }
 
     /// Awaits a read that may take long. It fails at the read's next pause if the transaction has

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Transaction;
-use crate::backend::Version;
 use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
-use crate::held::ENTRY_OVERHEAD;
+use crate::limits::Limits;
 use crate::name::RowKey;
+use crate::row::Version;
 use crate::slice::{STORED_ROW, Slice};
 
 impl Transaction {
@@ -44,7 +44,7 @@ impl Transaction {
         let rows = self.writes.len() as u64 + u64::from(!self.writes.contains_key(&row));
         let bytes = self.held.bytes() - self.staged_bytes(&row) + mutation_bytes(&row, &mutation);
         let is_new = expected.is_some() && !self.conditions.contains_key(&row);
-        let condition = if is_new { row.bytes() + ENTRY_OVERHEAD } else { 0 };
+        let condition = if is_new { row.bytes() + Limits::ENTRY_OVERHEAD } else { 0 };
         self.take_room(rows, bytes + condition)?;
         if let Some(expected) = expected {
             let before = self.conditions.insert(row.clone(), expected);
@@ -67,5 +67,5 @@ impl Transaction {
 }
 
 fn mutation_bytes(row: &RowKey, mutation: &Mutation) -> u64 {
-    row.bytes() + mutation.value_bytes() + ENTRY_OVERHEAD
+    row.bytes() + mutation.value_bytes() + Limits::ENTRY_OVERHEAD
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use larder_core::backend::{
-    Backend, Chunk, ChunkRow, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredCost,
-    StoredValue, SweepOptions, Swept,
-};
-use larder_core::commit::Commit;
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::chunk::{Chunk, ChunkRow, ScanOptions};
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::row::StoredValue;
+use larder_core::snapshot::{Many, Snapshot, SnapshotOptions};
+use larder_core::stored_cost::StoredCost;
 use larder_core::{Error, Handle, HandleOptions, InMemory, Limits, Mode, Result, Store, Version};
 use larder_model::StandingClock;
 use parking_lot::Mutex;

@@ -70,10 +70,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use larder_core::Result;
-use larder_core::backend::{Chunk, ScanOptions, StoredValue, Version};
+use larder_core::chunk::{Chunk, ScanOptions};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::commit::RowWrite;
 use larder_core::name::{KeyRange, RowKey};
+use larder_core::row::{StoredValue, Version};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
 
@@ -763,7 +764,7 @@ mod tests {
     fn chunk(key: &[u8], version: u64) -> Chunk {
         let mut chunk = Chunk::default();
         let row =
-            larder_core::backend::ChunkRow { key, value: b"v", version: Version(version), expires_at: None };
+            larder_core::chunk::ChunkRow { key, value: b"v", version: Version(version), expires_at: None };
         chunk.push(row).unwrap();
         chunk.exhausted = true;
         chunk

@@ -13,7 +13,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use larder_core::Result;
-use larder_core::backend::{Chunk, ScanOptions};
+use larder_core::chunk::{Chunk, ScanOptions};
 use larder_core::clock::UnixMillis;
 use larder_core::name::{KeyRange, RowKey, just_after};
 use parking_lot::{Mutex, MutexGuard};
@@ -290,8 +290,9 @@ fn reaches(end: Option<&[u8]>, range_end: Option<&[u8]>) -> bool {
 mod tests {
     use super::*;
     use larder_core::Limits;
-    use larder_core::backend::{ChunkRow, Version};
+    use larder_core::chunk::ChunkRow;
     use larder_core::name::{Key, Namespace};
+    use larder_core::row::Version;
 
     const ALL: ScanOptions =
         ScanOptions { reverse: false, keys_only: false, max_rows: usize::MAX, max_bytes: u64::MAX };

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use larder_core::backend::{StoredValue, Version, is_live};
 use larder_core::clock::UnixMillis;
 use larder_core::commit::RowWrite;
 use larder_core::name::RowKey;
+use larder_core::row::{StoredValue, Version, is_live};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_core::backend::{Backend, Committed, StoredValue, SweepOptions};
+use larder_core::backend::{Backend, SweepOptions};
 use larder_core::clock::{Clock, ForwardClock};
-use larder_core::commit::{Commit, Mutation};
+use larder_core::commit::{Commit, Committed, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, Namespace, RowKey, Value};
+use larder_core::row::StoredValue;
 use larder_core::{Identity, IdentityParts, Limits, Result, Version};
 use larder_sqlite::{Sqlite, SqliteOptions};
 use tempfile::TempDir;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder_core::backend::{Backend, Snapshot, SnapshotOptions};
+use larder_core::backend::Backend;
 use larder_core::name::{Key, Namespace, RowKey};
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
 use larder_core::{
     Error, Handle, HandleOptions, Limits, Mode, PutOptions, Result, Share, Store, Transaction, Version,
 };

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredValue, SweepOptions,
-    Swept, Version,
-};
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::chunk::{Chunk, ScanOptions};
 use larder_core::clock::UnixMillis;
-use larder_core::commit::Commit;
+use larder_core::commit::{Commit, Committed};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey};
+use larder_core::row::{StoredValue, Version};
+use larder_core::snapshot::{Many, Snapshot, SnapshotOptions};
 use larder_core::{Error, OpenSnapshots, Result};
 use larder_sqlite::Sqlite;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, io};
 
-use larder_core::backend::{Backend, ChunkRow, ScanOptions, Snapshot, SnapshotOptions, StoredValue, is_live};
+use larder_core::backend::Backend;
+use larder_core::chunk::{ChunkRow, ScanOptions};
 use larder_core::clock::{ForwardClock, UnixMillis};
 use larder_core::memory::operator::{MemoryOperator, SessionFilter};
 use larder_core::migrations::LedgerEntry;
 use larder_core::name::{KeyRange, Namespace, RowKey, just_after};
+use larder_core::row::{StoredValue, is_live};
+use larder_core::snapshot::{Snapshot, SnapshotOptions};
 use larder_core::{
     Error, Handle, HandleOptions, IdentityParts, Limits, MemorySnapshot, MigrationLedger, Mode, PutOptions,
     Share, Store, Version,

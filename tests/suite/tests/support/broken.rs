@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
-use larder_core::backend::{
-    Backend, Chunk, Committed, Many, ScanOptions, Snapshot, SnapshotOptions, StoredCost, StoredValue,
-    SweepOptions, Swept,
-};
-use larder_core::commit::{Commit, Mutation};
+use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::chunk::{Chunk, ScanOptions};
+use larder_core::commit::{Commit, Committed, Mutation};
 use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::name::{Key, KeyRange, Namespace, RowKey, just_after};
 use larder_core::read_set::{RangeState, ReadSet};
+use larder_core::row::StoredValue;
+use larder_core::snapshot::{Many, Snapshot, SnapshotOptions};
+use larder_core::stored_cost::StoredCost;
 use larder_core::{Clock, ForwardClock, Identity, IdentityParts, InMemory, Limits, Version};
 use larder_suite::{Scratch, TestBed};
 use tokio::sync::Mutex;
