@@ -1,14 +1,15 @@
 //! A handle: a store with one user's limits and rights.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::call::Mode;
-use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::held::HeldBytes;
 use crate::limits::Limits;
 use crate::migrations::{self, Declared, Migration, MigrationScope, NextMigration};
+use crate::open_transactions::OpenTransactions;
 use crate::share::Share;
 use crate::store::Store;
 use crate::transaction::Transaction;
@@ -38,48 +39,6 @@ pub struct HandleOptions {
     pub share: Share,
 }
 
-/// A counter of open transactions with a bound. Clones share the count.
-#[derive(Clone, Debug)]
-pub struct OpenTransactions {
-    count: Arc<AtomicU64>,
-    max: u64,
-}
-
-impl OpenTransactions {
-    /// Creates a counter that allows at most `max` open transactions.
-    pub fn at_most(max: u64) -> Self {
-        Self { count: Arc::default(), max }
-    }
-
-    fn permit(&self) -> Result<Permit> {
-        let before = self.count.fetch_add(1, Ordering::Relaxed);
-        let permit = Permit { count: self.count.clone() };
-        if before < self.max {
-            return Ok(permit);
-        }
-        let requested = before.saturating_add(1);
-        Err(LimitExceeded { kind: LimitKind::OpenTransactions, max: self.max, requested }.into())
-    }
-}
-
-impl Default for OpenTransactions {
-    fn default() -> Self {
-        Self::at_most(Limits::default().open_transactions)
-    }
-}
-
-/// A permit for one open transaction. Dropping it returns the permit.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    count: Arc<AtomicU64>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A store with one user's limits and rights.
 ///
 /// Dropping a handle leaves its transactions open. [`Handle::close`] ends them.
@@ -104,8 +63,15 @@ pub struct Handle {
     closed: AtomicBool,
 }
 
+impl Store {
+    /// Creates a handle for one user of the store.
+    pub fn handle(&self, options: HandleOptions) -> Handle {
+        Handle::new(self.clone(), self.next_id(), options)
+    }
+}
+
 impl Handle {
-    pub(crate) fn new(store: Store, id: u64, options: HandleOptions) -> Self {
+    fn new(store: Store, id: u64, options: HandleOptions) -> Self {
         let held = options.held.clone();
         let held = held.unwrap_or_else(|| HeldBytes::at_most(options.limits.instance_bytes));
         Self { store, id, options, held, closed: AtomicBool::new(false) }
@@ -126,8 +92,9 @@ impl Handle {
         }
         let permit = self.options.open_transactions.permit()?;
         let Self { store, id, options, held, .. } = self;
-        let held = held.nothing();
-        Ok(store.begin(mode, options.limits.clone(), *id, options.share.clone(), permit, held))
+        let limits = options.limits.clone();
+        let open = store.begin(limits.transaction_timeout, *id, options.share.clone(), permit);
+        Ok(Transaction::new(open, limits, mode, held.nothing()))
     }
 
     /// Compares a component's declared steps with those applied, and returns the pending ids in

@@ -23,7 +23,7 @@ use crate::backend::{Backend, SweepOptions, Swept};
 use crate::clock::UnixMillis;
 use crate::commit::{Commit, Committed, Need, Plan, RowWrite};
 use crate::commit_log::CommitLog;
-use crate::drivers::Driver;
+use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::event::SnapshotEndReason;
 use crate::fair::FairSemaphore;

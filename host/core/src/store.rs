@@ -11,23 +11,19 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, SweepOptions};
-use crate::call::Mode;
 use crate::clock::{Clock, ForwardClock};
 use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
-use crate::handle::{Handle, HandleOptions, Permit};
-use crate::held::Held;
-use crate::limits::Limits;
 use crate::long_calls;
 use crate::memory::records::RecordWrite;
 use crate::open_snapshots::OpenSnapshots;
+use crate::open_transactions::Permit;
 use crate::quota::{Admission, Quota};
 use crate::rated_events::RatedEvents;
 use crate::row::Version;
 use crate::share::Share;
 use crate::snapshot::{Snapshot, SnapshotOptions};
-use crate::transaction::Transaction;
 use crate::transaction_state::TransactionState;
 
 /// An open store: a backend with a clock, an optional quota and open transactions.
@@ -229,11 +225,6 @@ impl Store {
         Self { inner: self.inner.clone(), _guard: Some(guard) }
     }
 
-    /// Creates a handle for one user of the store.
-    pub fn handle(&self, options: HandleOptions) -> Handle {
-        Handle::new(self.clone(), self.next_id(), options)
-    }
-
     /// Checks that the backend can be reached.
     ///
     /// # Errors
@@ -324,19 +315,16 @@ impl Store {
 
     pub(crate) fn begin(
         &self,
-        mode: Mode,
-        limits: Arc<Limits>,
+        timeout: Duration,
         handle: u64,
         share: Share,
         permit: Permit,
-        held: Held,
-    ) -> Transaction {
+    ) -> OpenTransaction {
         let now = self.inner.clock.monotonic();
-        let transaction = Arc::new(TransactionState::new(now, limits.transaction_timeout, handle, share));
+        let transaction = Arc::new(TransactionState::new(now, timeout, handle, share));
         let id = self.next_id();
         self.inner.lock_open().insert(id, transaction.clone());
-        let open = OpenTransaction { store: self.clone(), transaction, id, _permit: permit };
-        Transaction::new(open, limits, mode, held)
+        OpenTransaction { store: self.clone(), transaction, id, _permit: permit }
     }
 
     pub(crate) fn end_transactions(&self, which: impl Fn(&TransactionState) -> bool, error: &Error) {
@@ -497,7 +485,7 @@ impl Store {
         }
     }
 
-    fn next_id(&self) -> u64 {
+    pub(crate) fn next_id(&self) -> u64 {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
     }
 }
@@ -602,6 +590,7 @@ impl Drop for OpenTransaction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Mode;
     use crate::clock::{Clock, UnixMillis};
     use crate::handle::HandleOptions;
     use crate::in_memory::InMemory;
