@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
-use crate::memory::Identity;
 
 /// The limits of one guest. Sizes are in bytes.
 ///
@@ -39,7 +38,7 @@ pub struct Limits {
     pub open_transactions: u64,
     /// Open store handles of one instance.
     pub open_stores: u64,
-    /// A part of an identity. At most [`Identity::PART_BYTES_MAX`].
+    /// A part of an identity. At most [`Limits::IDENTITY_BYTES_MAX`].
     pub identity_bytes: u64,
     /// One turn of a conversation: its texts, plus 16 bytes for each element of a list.
     pub turn_bytes: u64,
@@ -63,6 +62,10 @@ impl Limits {
     pub const KEY_BYTES_MAX: u64 = 2_048;
     /// The largest value that every backend can store.
     pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+    /// The longest part of an identity that every backend can store.
+    ///
+    /// Postgres is the strictest: all four parts must fit into one B-tree entry of 2,704 bytes.
+    pub const IDENTITY_BYTES_MAX: u64 = 512;
     /// The bytes that each list entry counts beside its key and value.
     ///
     /// They count for [`Limits::result_bytes`], because passing an entry to a guest costs memory
@@ -91,7 +94,7 @@ impl Limits {
     pub fn validate(&self) -> Result<()> {
         at_most("namespace_bytes", self.namespace_bytes, Self::NAMESPACE_BYTES_MAX)?;
         at_most("key_bytes", self.key_bytes, Self::KEY_BYTES_MAX)?;
-        at_most("identity_bytes", self.identity_bytes, Identity::PART_BYTES_MAX)?;
+        at_most("identity_bytes", self.identity_bytes, Self::IDENTITY_BYTES_MAX)?;
         at_most("value_bytes", self.value_bytes, Self::VALUE_BYTES_MAX)?;
         if self.transaction_timeout > Self::TRANSACTION_TIMEOUT_MAX {
             let max = Self::TRANSACTION_TIMEOUT_MAX.as_secs();
@@ -148,7 +151,7 @@ impl Default for Limits {
             transaction_mutations: 10_000,
             open_transactions: 16,
             open_stores: 64,
-            identity_bytes: Identity::PART_BYTES_MAX,
+            identity_bytes: Self::IDENTITY_BYTES_MAX,
             turn_bytes: 256 << 10,
             open_memories: 64,
             instance_bytes: 64 << 20,
@@ -245,7 +248,7 @@ mod tests {
         let largest: [(&str, u64, Set); 4] = [
             ("namespace_bytes", Limits::NAMESPACE_BYTES_MAX, |limits, to| limits.namespace_bytes = to),
             ("key_bytes", Limits::KEY_BYTES_MAX, |limits, to| limits.key_bytes = to),
-            ("identity_bytes", Identity::PART_BYTES_MAX, |limits, to| limits.identity_bytes = to),
+            ("identity_bytes", Limits::IDENTITY_BYTES_MAX, |limits, to| limits.identity_bytes = to),
             ("value_bytes", Limits::VALUE_BYTES_MAX, |limits, to| limits.value_bytes = to),
         ];
         for (name, max, set) in largest {

@@ -48,11 +48,6 @@ impl IdentityParts {
 }
 
 impl Identity {
-    /// The longest part that every backend can hold, in bytes.
-    ///
-    /// Postgres is the strictest: all four parts must fit into one B-tree entry of 2,704 bytes.
-    pub const PART_BYTES_MAX: u64 = 512;
-
     /// Checks the parts of an identity that a guest passed.
     ///
     /// # Errors
