@@ -40,7 +40,7 @@ pub(crate) async fn make(
     connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
-        let turn = held.large_turn(&commit).await?;
+        let turn = held.large_commits().turn(&commit).await?;
         let session = match session {
             Some(session) => session,
             None => held.session(&commit.share).await?,

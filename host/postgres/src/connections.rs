@@ -1,12 +1,10 @@
 //! The connections of one backend, and the permits that limit them.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool::managed::QueueMode;
-use larder_core::commit::Commit;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::{ConnectionWait, Error, OpenSnapshots, Share};
 use parking_lot::{Mutex, MutexGuard};
@@ -19,6 +17,7 @@ use crate::answer::answered_or_stalled;
 use crate::connector::Connector;
 use crate::crowd::Crowd;
 use crate::error::{Failure, Result};
+use crate::large_commits::LargeCommits;
 use crate::options::PoolSize;
 use crate::pool::{Manager, Object, Pool};
 use crate::queries::Queries;
@@ -27,10 +26,6 @@ use crate::versions;
 
 /// How long to wait for a connection, including the time to open one.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
-
-/// How often a waiting commit checks whether it was withdrawn. Until then it may keep a connection
-/// from others.
-const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long, and how often, to retry while the server has too many connections.
 const CROWDED_MAX: Duration = Duration::from_secs(5);
@@ -69,9 +64,7 @@ pub(crate) struct Connections {
     turns: FairSemaphore,
     /// One permit for each snapshot, `pool_snapshots` in total.
     snapshot_permits: FairSemaphore,
-    /// One permit for large commits. Several at a time would take the server's CPU time from all
-    /// other calls.
-    large: FairSemaphore,
+    large: LargeCommits,
     /// The open snapshots of the stores. Some of them hold a connection.
     snapshots: Mutex<OpenSnapshots>,
     closed: AtomicBool,
@@ -106,7 +99,7 @@ impl Connections {
             access,
             turns: FairSemaphore::new(connections),
             snapshot_permits: FairSemaphore::new(snapshots),
-            large: FairSemaphore::new(1),
+            large: LargeCommits::new(),
             snapshots: Mutex::default(),
             closed: AtomicBool::new(false),
             abandoned: AbandonedCommits::at_most(connections),
@@ -163,19 +156,8 @@ impl Connections {
         self.connect(self.held(turn, Some(permit), share)).await
     }
 
-    /// Waits for the permit of a large commit, until the commit is withdrawn. Other commits need
-    /// none.
-    pub(crate) async fn large_turn(&self, commit: &Commit) -> Result<Option<FairPermit>> {
-        if !commit.is_large() {
-            return Ok(None);
-        }
-        let mut turn = pin!(self.large.acquire(&commit.share));
-        loop {
-            commit.stage.check()?;
-            if let Ok(turn) = timeout(WITHDRAWN_INTERVAL, turn.as_mut()).await {
-                return Ok(Some(turn?));
-            }
-        }
+    pub(crate) fn large_commits(&self) -> &LargeCommits {
+        &self.large
     }
 
     fn wait(&self) -> ConnectionWait<impl Fn() -> OpenSnapshots> {

@@ -97,6 +97,7 @@ mod encryption;
 mod environment;
 mod error;
 mod first_read;
+mod large_commits;
 mod locking;
 mod maintenance;
 mod migrate;

@@ -22,8 +22,8 @@
 //! database in WAL mode.
 
 mod backup;
-mod cache;
 mod checkpoint;
+mod commit_clock;
 mod connection;
 mod current_rows;
 mod dsn;
@@ -40,9 +40,11 @@ mod read_only;
 mod readers;
 mod records;
 mod redo;
+mod row_cache;
 mod rows;
 mod script;
 mod snapshot;
+mod state_number;
 mod transaction;
 mod turn;
 mod validation;

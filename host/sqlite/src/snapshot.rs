@@ -15,8 +15,9 @@ use larder_core::snapshot::{Many, ManyRows, Snapshot, SnapshotOptions};
 use larder_core::{Error, Result, Share};
 use rusqlite::Connection;
 
-use crate::cache::{Beginning, Epoch, Moment, Seen};
+use crate::commit_clock::{CommittedState, Seen};
 use crate::readers::{Reader, Readers};
+use crate::row_cache::{Beginning, Moment};
 use crate::rows::{NextNamespace, Scanned};
 use crate::writer::Writer;
 use crate::{blocking, rows, validation};
@@ -32,7 +33,7 @@ pub(crate) struct SqliteSnapshot {
     is_seen: bool,
     clock: ForwardClock,
     /// The time at which the snapshot decides which rows have expired. It belongs to the state: see
-    /// the commit clock in [`crate::cache`].
+    /// [`crate::commit_clock`].
     now: UnixMillis,
     deadline: Instant,
     share: Share,
@@ -42,12 +43,12 @@ pub(crate) struct SqliteSnapshot {
 
 /// Where the snapshot reads rows that are not cached.
 enum Base {
-    /// No connection yet. The epoch may be pinned later.
-    Epoch(Arc<Epoch>),
+    /// No connection yet. The state may be pinned later.
+    Unpinned(Arc<CommittedState>),
     /// A read transaction of its own.
     Reader(Reader),
-    /// The read transaction that all snapshots on the epoch share.
-    Pinned(Arc<Epoch>),
+    /// The read transaction that all snapshots on the state share.
+    Pinned(Arc<CommittedState>),
 }
 
 impl SqliteSnapshot {
@@ -58,10 +59,10 @@ impl SqliteSnapshot {
     ) -> Result<Self> {
         let (readers, writer) = (readers.clone(), writer.clone());
         let SnapshotOptions { clock, deadline, share, .. } = options;
-        let (base, seen, now) = match writer.cache().and_then(|cache| cache.epoch(&clock)) {
-            Some((epoch, now)) => {
-                let seen = Seen { state: epoch.state, is_cached: true };
-                (Base::Epoch(epoch), Some(seen), now)
+        let (base, seen, now) = match writer.clock().newest(&clock) {
+            Some((state, now)) => {
+                let seen = Seen { state: state.number, is_cached: true };
+                (Base::Unpinned(state), Some(seen), now)
             }
             None => {
                 let (reader, seen, now) = begin(&readers, &writer, &clock, &share, deadline).await?;
@@ -76,30 +77,30 @@ impl SqliteSnapshot {
     /// `work` gets the time of the snapshot, because it may change together with the state on the
     /// first read.
     async fn read<T>(&mut self, work: impl FnOnce(&Connection, UnixMillis) -> Result<T> + Send) -> Result<T> {
-        if let Base::Epoch(epoch) = &self.base {
-            let epoch = epoch.clone();
-            self.leave(epoch).await?;
+        if let Base::Unpinned(state) = &self.base {
+            let state = state.clone();
+            self.connect(state).await?;
         }
         self.is_seen = true;
         let now = self.now;
         let work = |connection: &Connection| work(connection, now);
         let read = match &self.base {
             Base::Reader(reader) => reader.read_in_transaction(work),
-            Base::Pinned(epoch) => epoch.pin().and_then(|pin| pin.read_in_transaction(work)),
-            Base::Epoch(_) => None,
+            Base::Pinned(state) => state.pin().and_then(|pin| pin.read_in_transaction(work)),
+            Base::Unpinned(_) => None,
         };
         // A failed read, possibly of another snapshot, has ended the transaction, so the state can
         // no longer be read.
         read.unwrap_or(Err(Error::Conflict))
     }
 
-    /// Moves from an epoch to a connection that sees its state. While it is the newest state, any
-    /// new connection does.
-    async fn leave(&mut self, epoch: Arc<Epoch>) -> Result<()> {
-        if !epoch.is_pinned() {
+    /// Moves to a connection that sees the state. While it is the newest state, any new connection
+    /// does.
+    async fn connect(&mut self, state: Arc<CommittedState>) -> Result<()> {
+        if !state.is_pinned() {
             let (reader, seen, now) =
                 begin(&self.readers, &self.writer, &self.clock, &self.share, self.deadline).await?;
-            let is_same = seen.is_some_and(|seen| seen.state == epoch.state);
+            let is_same = seen.is_some_and(|seen| seen.state == state.number);
             if is_same {
                 (self.base, self.seen) = (Base::Reader(reader), seen);
                 return Ok(());
@@ -110,23 +111,23 @@ impl SqliteSnapshot {
                 return Ok(());
             }
             // If another process committed, the state was not pinned.
-            if !epoch.is_pinned() {
+            if !state.is_pinned() {
                 return Err(Error::Conflict);
             }
         }
-        self.base = Base::Pinned(epoch);
+        self.base = Base::Pinned(state);
         Ok(())
     }
 
     fn cached(&mut self, row: &RowKey) -> Option<Option<StoredValue>> {
-        let cached = self.writer.cache()?.get(row, self.cached_moment()?)?;
+        let cached = self.writer.clock().rows().get(row, self.cached_moment()?)?;
         self.is_seen = true;
         Some(cached)
     }
 
     fn fill(&self, row: &RowKey, found: Option<&StoredValue>) {
-        if let Some((cache, moment)) = self.writer.cache().zip(self.moment()) {
-            cache.fill(row, moment, found);
+        if let Some(moment) = self.moment() {
+            self.writer.clock().fill(moment.state, |rows, right| rows.fill(right, row, moment, found));
         }
     }
 
@@ -145,17 +146,21 @@ impl SqliteSnapshot {
     /// The beginning of a range in the cache. If cached rows do not hold for this state, the whole
     /// range is a gap.
     fn cached_beginning(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Beginning> {
-        let known = self.writer.cache().zip(self.cached_moment());
-        let Some((cache, moment)) = known else { return Ok(Beginning::Gap(range.clone())) };
-        let beginning = cache.beginning(range, options, moment)?;
+        let Some(moment) = self.cached_moment() else { return Ok(Beginning::Gap(range.clone())) };
+        let beginning = self.writer.clock().rows().beginning(range, options, moment)?;
         // A gap that begins later means that no row precedes it, which depends on the state.
         self.is_seen |= !matches!(&beginning, Beginning::Gap(gap) if gap.start() == range.start());
         Ok(beginning)
     }
 
     fn fill_range(&self, range: &KeyRange, chunk: &Chunk) {
-        if let Some((cache, moment)) = self.writer.cache().zip(self.moment()) {
-            cache.fill_range(range, chunk, moment);
+        let clock = self.writer.clock();
+        if let Some(moment) = self.moment()
+            && clock.rows().takes(range, chunk)
+        {
+            // Copy before the lock is taken.
+            let chunk = Arc::new(chunk.clone());
+            clock.fill(moment.state, |rows, right| rows.fill_range(right, range, chunk, moment));
         }
     }
 
@@ -184,10 +189,13 @@ pub(crate) async fn begin(
 ) -> Result<(Reader, Option<Seen>, UnixMillis)> {
     let reader = readers.take(share, deadline).await?;
     for _ in 0..BEGINS_MAX {
-        let Some(cache) = writer.cache() else { break };
-        let mark = cache.mark();
+        let commits = writer.clock();
+        let mark = commits.mark();
+        if mark.is_none() && !commits.sees_others() {
+            break;
+        }
         let reserved = reader.begin()?;
-        if let Some((seen, now)) = cache.saw(reserved, mark, clock) {
+        if let Some((seen, now)) = commits.saw(reserved, mark, clock) {
             return Ok((reader, Some(seen), now));
         }
         reader.end()?;
@@ -285,7 +293,7 @@ impl Snapshot for SqliteSnapshot {
     fn pins(&self) -> bool {
         match &self.base {
             Base::Reader(_) | Base::Pinned(_) => true,
-            Base::Epoch(epoch) => epoch.has_pin(),
+            Base::Unpinned(state) => state.has_pin(),
         }
     }
 
@@ -293,20 +301,18 @@ impl Snapshot for SqliteSnapshot {
         match &self.base {
             Base::Reader(_) => false,
             Base::Pinned(_) => true,
-            Base::Epoch(epoch) => epoch.has_pin(),
+            Base::Unpinned(state) => state.has_pin(),
         }
     }
 
     /// Succeeds while the state is the newest and cached: any new connection sees it then.
     fn release(&mut self) -> bool {
-        let epoch = match (&self.base, self.seen) {
-            (Base::Reader(_), Some(seen)) if seen.is_cached => {
-                self.writer.cache().and_then(|cache| cache.epoch_at(seen.state))
-            }
+        let state = match (&self.base, self.seen) {
+            (Base::Reader(_), Some(seen)) if seen.is_cached => self.writer.clock().newest_at(seen.state),
             _ => None,
         };
-        let Some(epoch) = epoch else { return false };
-        self.base = Base::Epoch(epoch);
+        let Some(state) = state else { return false };
+        self.base = Base::Unpinned(state);
         true
     }
 

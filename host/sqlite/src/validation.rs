@@ -8,11 +8,11 @@ use larder_core::validation::{Attempt, validate_in_slices};
 use larder_core::{Error, Result};
 use rusqlite::Connection;
 
-use crate::cache::StateNumber;
 use crate::journal::Reply;
 use crate::readers::Readers;
 use crate::rows;
 use crate::snapshot::begin;
+use crate::state_number::StateNumber;
 use crate::writer::Writer;
 
 /// Makes a commit of a transaction that read `state`; `None` if that state has no known number.

@@ -427,6 +427,24 @@ async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
     assert!(matches!(transaction.commit().await, Err(Error::Conflict)));
 }
 
+#[tokio::test]
+async fn a_replayed_commit_is_no_conflict_for_who_read_other_rows() {
+    let (folder, path) = folder();
+    let journal = Kept::open();
+    let database = journaled(&path, journal.clone()).await;
+    commit(&database, "a", b"new").await.unwrap();
+    let backend = Arc::new(open_positioned(&folder.path().join("copy.db")).await);
+    let store = Store::builder_shared(backend.clone()).build().unwrap();
+    let handle = store.handle(HandleOptions::default());
+    let mut transaction = handle.begin(Mode::Update).unwrap();
+    assert_eq!(transaction.get("n".into(), "z".into()).await.unwrap(), None);
+    transaction.put("n".into(), "b".into(), vec![]).unwrap();
+    backend.replay(&journal.bytes()).await.unwrap();
+    assert_eq!(transaction.commit().await.unwrap(), Version(2));
+    let mut view = handle.begin(Mode::View).unwrap();
+    assert_eq!(view.get("n".into(), "a".into()).await.unwrap(), Some(b"new".to_vec()));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     /// Writes of these keys in one transaction.

@@ -35,25 +35,25 @@ const REGION_BYTES: c_int = 32_768;
 type Header = [AtomicU32; 2 * NUMBERS];
 
 /// The WAL-index header of one database.
-pub(crate) struct LogIndex {
+pub(crate) struct WalIndex {
     header: NonNull<Header>,
 }
 
 // SAFETY: other processes share the memory already. It is only read, by atomic loads.
-unsafe impl Send for LogIndex {}
+unsafe impl Send for WalIndex {}
 
 /// The contents of the header at one time. Two equal marks were read in the same state of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark([u32; NUMBERS]);
 
-impl LogIndex {
+impl WalIndex {
     /// The header in the WAL index that a connection maps. `None` if there is none, as with a VFS
     /// without shared memory.
     ///
     /// # Safety
     /// The connection must have read in WAL mode, and must not be used by another thread during the
-    /// call. It must stay open for as long as [`LogIndex::mark`] is called, because the memory is
+    /// call. It must stay open for as long as [`WalIndex::mark`] is called, because the memory is
     /// unmapped when the last connection of the process closes.
     pub(crate) unsafe fn of(connection: &Connection) -> Option<Self> {
         let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
@@ -132,10 +132,10 @@ mod tests {
         (first, open(&location, options).unwrap())
     }
 
-    fn index(connection: &Connection) -> LogIndex {
+    fn index(connection: &Connection) -> WalIndex {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap();
         // SAFETY: the connection has just read, and the tests keep it open.
-        unsafe { LogIndex::of(connection) }.unwrap()
+        unsafe { WalIndex::of(connection) }.unwrap()
     }
 
     #[test]
@@ -189,6 +189,6 @@ mod tests {
     #[test]
     fn a_database_without_a_log_has_no_index() {
         // SAFETY: the connection is open during the call.
-        assert!(unsafe { LogIndex::of(&Connection::open_in_memory().unwrap()) }.is_none());
+        assert!(unsafe { WalIndex::of(&Connection::open_in_memory().unwrap()) }.is_none());
     }
 }

@@ -4,7 +4,7 @@
 //! end. Segments do not overlap. A later scan takes the rows of the segments that it meets, and
 //! reads the gaps between them from the database.
 //!
-//! A segment holds for all states from its `since` up to the state of the current epoch. A commit
+//! A segment holds for all states from its `since` up to the newest one. A commit
 //! that writes a row within a segment, present or absent, removes the whole segment: see the
 //! invariants in [`super`].
 
@@ -18,7 +18,8 @@ use larder_core::clock::UnixMillis;
 use larder_core::name::{KeyRange, RowKey, just_after};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Moment, StateNumber};
+use super::Moment;
+use crate::state_number::StateNumber;
 
 /// Approximate bytes of a segment in addition to its rows and bounds.
 const OVERHEAD: u64 = 300;
@@ -118,8 +119,8 @@ impl CachedRanges {
         bytes(range, chunk) <= self.bytes_max / PARTS_MIN
     }
 
-    /// Caches the result of a forward scan of `range`. The state of `moment` must be that of the
-    /// current epoch.
+    /// Caches the result of a forward scan of `range`. The state of `moment` must be the
+    /// newest.
     pub(super) fn fill(&self, range: &KeyRange, rows: Arc<Chunk>, moment: Moment) {
         let end = match rows.last_key() {
             _ if rows.exhausted => range.end().map(<[u8]>::to_vec),
@@ -318,7 +319,7 @@ mod tests {
     }
 
     fn at(state: u64) -> Moment {
-        Moment { state: StateNumber(state), now: 50 }
+        Moment { state: StateNumber::new(state), now: 50 }
     }
 
     fn fill(ranges: &CachedRanges, range: &KeyRange, chunk: Chunk, moment: Moment) {

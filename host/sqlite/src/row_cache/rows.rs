@@ -1,8 +1,8 @@
 //! The cache of single rows.
 //!
-//! Each entry says how a row is, present or absent, in all states from its `since` up to the state
-//! of the current epoch. Only a commit changes or removes that knowledge: see the invariants in
-//! [`super`]. Eviction may remove any entry at any time.
+//! Each entry says how a row is, present or absent, in all states from its `since` up to the newest
+//! one. Only a commit changes or removes that knowledge: see the invariants in [`super`]. Eviction
+//! may remove any entry at any time.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use larder_core::row::{StoredValue, Version, is_live};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::StateNumber;
+use super::{Moment, Written};
+use crate::state_number::StateNumber;
 
 /// Approximate bytes of an entry in addition to its names and value: the entry itself, and the
 /// overhead of its allocations.
@@ -27,7 +28,7 @@ pub(super) struct CachedRows {
     rows: Cache<RowKey, CachedRow, Bytes>,
 }
 
-/// A row as it has been from the state `since` up to the current epoch.
+/// A row as it has been from the state `since` up to the newest one.
 #[derive(Clone)]
 struct CachedRow {
     since: StateNumber,
@@ -48,20 +49,6 @@ enum State {
     },
 }
 
-/// The state that a snapshot reads, and the time at which it decides which rows are live.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
-    pub(crate) state: StateNumber,
-    pub(crate) now: UnixMillis,
-}
-
-/// The commit that wrote a row: the state that it leaves, and the version that it allocates.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Written {
-    pub(crate) state: StateNumber,
-    pub(crate) version: Version,
-}
-
 #[derive(Clone)]
 struct Bytes;
 
@@ -78,7 +65,7 @@ impl Weighter<RowKey, CachedRow> for Bytes {
 /// The new contents of the cached rows that a commit writes. `None` for a row that is too large to
 /// be cached.
 #[derive(Default)]
-pub(super) struct Changes(Vec<(RowKey, Option<CachedRow>)>);
+pub(super) struct ChangedRows(Vec<(RowKey, Option<CachedRow>)>);
 
 impl CachedRows {
     pub(super) fn new(bytes: u64) -> Self {
@@ -99,7 +86,7 @@ impl CachedRows {
         }
     }
 
-    /// Caches what a snapshot read. The state of `moment` must be that of the current epoch.
+    /// Caches what a snapshot read. The state of `moment` must be the newest.
     ///
     /// The entry holds from that state on. The version of the row cannot tell how much longer it
     /// has been so, because versions that other processes allocated do not map to states of this
@@ -119,13 +106,19 @@ impl CachedRows {
     ///
     /// A row that is not cached does not enter the cache: writers would otherwise evict the rows
     /// that readers use.
-    pub(super) fn note(&self, changes: &mut Changes, row: &RowKey, write: &RowWrite<'_>, written: Written) {
+    pub(super) fn note(
+        &self,
+        changes: &mut ChangedRows,
+        row: &RowKey,
+        write: &RowWrite<'_>,
+        written: Written,
+    ) {
         if self.rows.contains_key(row) {
             changes.0.push((row.clone(), CachedRow::new(write, written)));
         }
     }
 
-    pub(super) fn apply(&self, changes: Changes) {
+    pub(super) fn apply(&self, changes: ChangedRows) {
         for (row, cached) in changes.0 {
             match cached {
                 Some(cached) => {
@@ -170,12 +163,12 @@ mod tests {
     }
 
     fn at(state: u64, now: UnixMillis) -> Moment {
-        Moment { state: StateNumber(state), now }
+        Moment { state: StateNumber::new(state), now }
     }
 
     /// A commit whose version is far above its state number.
     fn written(state: u64) -> Written {
-        Written { state: StateNumber(state), version: Version(1_000 + state) }
+        Written { state: StateNumber::new(state), version: Version(1_000 + state) }
     }
 
     fn stored(bytes: usize, version: u64, expires_at: Option<UnixMillis>) -> StoredValue {
@@ -209,7 +202,7 @@ mod tests {
         let rows = CachedRows::new(1 << 20);
         rows.fill(&row("a"), at(1, 0), Some(&stored(3, 1, None)));
         rows.fill(&row("large"), at(1, 0), Some(&stored(3, 1, None)));
-        let mut changes = Changes::default();
+        let mut changes = ChangedRows::default();
         let put = |bytes| RowWrite::Put { value: vec![7; bytes].into(), expires_at: None };
         rows.fill(&row("b"), at(1, 0), Some(&stored(3, 1, None)));
         rows.note(&mut changes, &row("a"), &RowWrite::Delete, written(2));
