@@ -139,3 +139,8 @@ pub fn drivers() -> Drivers {
     let _ = drivers.register(TenantsDriver);
     drivers
 }
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -87,3 +87,8 @@ pub use read_only::ReadOnly;
 pub use share::Share;
 pub use store::{Store, StoreBuilder, StoreSource};
 pub use transaction::{Entry, PackedPage, Page, PutOptions, Range, Transaction};
+
+/// The program of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

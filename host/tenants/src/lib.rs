@@ -89,3 +89,8 @@ pub use segments::Replay;
 pub use snapshots::Collected;
 pub use view::TenantView;
 pub use write_id::WriteId;
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "s3"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
