@@ -1,7 +1,7 @@
 //! Bindings to `larder:storage`, generated from its WIT.
 #![allow(missing_docs, unreachable_pub, reason = "the WIT is their documentation")]
 
-wit_bindgen::generate!({ path: "../wit", world: "larder:storage/imports" });
+wit_bindgen::generate!({ path: "wit", world: "larder:storage/imports" });
 
 /// The world of components that make summaries.
 ///
@@ -9,7 +9,7 @@ wit_bindgen::generate!({ path: "../wit", world: "larder:storage/imports" });
 /// crate describes the imports alone.
 pub mod summarizer_plugin {
     wit_bindgen::generate!({
-        path: "../wit",
+        path: "wit",
         world: "larder:storage/summarizer-plugin",
         with: {
             "larder:storage/types@0.1.0": crate::bindings::larder::storage::types,

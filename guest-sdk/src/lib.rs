@@ -77,3 +77,8 @@ pub use summarizer::{Summarizer, SummaryRequest};
 #[cfg(feature = "serde")]
 pub use table::{Record, Table};
 pub use transaction::{Entry, Iter, PutOptions, Update, Version, View};
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "serde"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,7 +3,7 @@
 
 mod generated {
     wasmtime::component::bindgen!({
-        path: "../../wit",
+        path: "wit",
         world: "larder:storage/imports",
         imports: {
             // Staging one write only changes the transaction in memory, so it need not be async.
@@ -39,7 +39,7 @@ pub use generated::{Imports, ImportsPre};
 pub mod summarizer {
     mod generated {
         wasmtime::component::bindgen!({
-            path: "../../wit",
+            path: "wit",
             world: "larder:storage/summarizer-plugin",
             exports: { default: async },
             with: {

@@ -90,7 +90,20 @@
 //! its connection to the pool. The timeout requires a thread of the tokio runtime that no guest
 //! keeps busy. A guest that loops without end is stopped by wasmtime's epoch interruption, not by
 //! larder.
-#![cfg_attr(feature = "tenants", doc = include_str!("tenants.md"))]
+//!
+//! # Features
+//!
+//! - `sqlite`, on by default: stores in SQLite files, by `larder_sqlite`.
+//! - `postgres`, on by default: stores in Postgres, by `larder_postgres`.
+//! - `tenants`: one SQLite database per tenant, in a folder, in Amazon S3 or in an S3-compatible
+//!   service, by `larder_tenants`. It needs Unix, and adds nothing elsewhere. `tenants-azure` and
+//!   `tenants-gcs` add Azure Blob Storage and Google Cloud Storage.
+//! - `http-summarizer`: summaries by an OpenAI-compatible endpoint.
+//! - `tokenizer`: token counts with a model's own vocabulary, which adds 15 to 32 MB to the program
+//!   for each vocabulary in use.
+//!
+//! In-memory stores need no feature. A build with one backend contains no other.
+#![cfg_attr(all(feature = "tenants", unix), doc = include_str!("tenants.md"))]
 
 pub mod bindings;
 mod convert;
@@ -103,6 +116,7 @@ mod summarizer;
 pub use convert::{StorageError, StorageResult};
 pub use ctx::{HasStorage, StorageCtx, StorageCtxBuilder, StorageCtxView, StorageView};
 pub use engine_config::{engine_config, instance_pool};
+pub use larder_core;
 pub use larder_core::{
     ByteTokens, Clock, ContextPatch, DriverError, Drivers, EchoSummarizer, Error, Event, EventChannel,
     EventSink, EventSubscriber, Handle, HandleOptions, Health, Identity, IdentityParts, IdentityScope,
@@ -115,27 +129,39 @@ pub use larder_core::{
 pub use larder_llm::ModelTokens;
 #[cfg(feature = "http-summarizer")]
 pub use larder_llm::{ApiKey, HttpError, HttpOptions, HttpOptionsError, HttpSummarizer, TokenField};
-#[cfg(feature = "tenants")]
+#[cfg(feature = "postgres")]
+pub use larder_postgres;
+pub use larder_schema;
+#[cfg(feature = "sqlite")]
+pub use larder_sqlite;
+#[cfg(all(feature = "tenants", unix))]
 pub use larder_tenants::{
     self, Durability, Scope, Slug, Tenant, TenantError, TenantIdentity, TenantKey, Tenants, TenantsBuilder,
     TenantsDriver, TenantsDsn,
 };
 pub use linker::{add_to_linker, memory, store};
 pub use summarizer::ComponentSummarizer;
-pub use {larder_core, larder_postgres, larder_schema, larder_sqlite};
 
-/// Returns the drivers `memory`, `postgres` and `sqlite`, and `tenants` if that feature is enabled.
+/// Returns the driver `memory`, and those of the features `postgres`, `sqlite` and `tenants`.
 ///
 /// ```
-/// # #[cfg(feature = "tenants")]
+/// # #[cfg(all(feature = "postgres", feature = "tenants", unix))]
 /// assert_eq!(larder_host::drivers().names(), ["memory", "postgres", "sqlite", "tenants"]);
 /// ```
 pub fn drivers() -> Drivers {
+    #[allow(unused_mut, reason = "a build without these features registers no further driver")]
     let mut drivers = Drivers::with_in_memory();
     // Registering fails only for a name that is taken, and these names differ.
+    #[cfg(feature = "sqlite")]
     let _ = drivers.register(larder_sqlite::SqliteDriver);
+    #[cfg(feature = "postgres")]
     let _ = drivers.register(larder_postgres::PostgresDriver::new());
-    #[cfg(feature = "tenants")]
+    #[cfg(all(feature = "tenants", unix))]
     let _ = drivers.register(TenantsDriver);
     drivers
 }
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -97,3 +97,8 @@ pub use row::Version;
 pub use share::Share;
 pub use store::{Store, StoreBuilder, StoreSource};
 pub use transaction::Transaction;
+
+/// The program of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,3 +30,8 @@ mod tokenizer;
 pub use http::{ApiKey, HttpError, HttpOptions, HttpOptionsError, HttpSummarizer, TokenField};
 #[cfg(feature = "tokenizer")]
 pub use tokenizer::ModelTokens;
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "http"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -286,3 +286,8 @@ impl std::fmt::Debug for Postgres {
         formatter.debug_struct("Postgres").finish_non_exhaustive()
     }
 }
+
+/// The program of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,9 +11,9 @@ use crate::migrator::{self, Applied};
 /// Returns the steps. The first two have the same numbers and names as those of the SQLite backend.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
-        ("0001_entries.sql", include_str!("../../../migrations/postgres/0001_entries.sql")),
-        ("0002_memory_state.sql", include_str!("../../../migrations/postgres/0002_memory_state.sql")),
-        ("0003_namespace_locks.sql", include_str!("../../../migrations/postgres/0003_namespace_locks.sql")),
+        ("0001_entries.sql", include_str!("../migrations/0001_entries.sql")),
+        ("0002_memory_state.sql", include_str!("../migrations/0002_memory_state.sql")),
+        ("0003_namespace_locks.sql", include_str!("../migrations/0003_namespace_locks.sql")),
     ])
 }
 
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn every_file_is_a_step_of_this_release() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/postgres");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
         assert_eq!(steps().unwrap(), StepSet::from_folder(folder).unwrap());
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::with_suffix;
 use crate::readers::Readers;
 use crate::writer::Writer;
-use crate::{file, rows};
+use crate::{file, release, rows};
 
 /// The contents of a backup.
 ///
@@ -126,6 +126,7 @@ fn finish(to: &Path) -> Result<Version> {
 
 /// Writes the contents of a database to another file, on the calling thread.
 pub(crate) fn compact(from: &Path, into: &Path) -> Result<()> {
+    release::check_linked()?;
     let source = open(from).map_err(Error::from)?;
     distrust_schema(&source).map_err(Error::from)?;
     let into = ToSqlOutput::Borrowed(ValueRef::Text(into.as_os_str().as_encoded_bytes()));

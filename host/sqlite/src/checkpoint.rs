@@ -10,6 +10,7 @@ use rusqlite::Connection;
 
 use crate::error::{Result, SqliteError};
 use crate::readers::Readers;
+use crate::unsigned::Unsigned;
 use crate::writer::Writer;
 
 /// How often the log is checked after a commit.
@@ -166,9 +167,9 @@ fn begin_anew(connection: &Connection) -> Result<bool> {
 }
 
 fn page_bytes(connection: &Connection) -> Result<u64> {
-    let bytes: u64 =
+    let bytes: Unsigned =
         connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(SqliteError::from)?;
-    Ok(bytes.max(1))
+    Ok(bytes.0.max(1))
 }
 
 /// The progress of a checkpoint, in pages of the log since it last restarted.

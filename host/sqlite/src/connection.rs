@@ -9,7 +9,8 @@ use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use crate::error::{Result, SqliteError};
 use crate::location::Location;
-use crate::{SqliteOptions, Synchronous, file};
+use crate::unsigned::Unsigned;
+use crate::{SqliteOptions, Synchronous, file, release};
 
 /// How long a connection waits for another process's lock.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,6 +104,7 @@ fn open_first(
 }
 
 fn open_file(location: &Location, create: bool) -> larder_core::Result<Connection> {
+    release::check_linked()?;
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
     let connection = match Connection::open_with_flags(location.path(), flags) {
@@ -183,7 +185,7 @@ fn set_up(connection: &Connection, options: SqliteOptions, wait: Duration) -> la
         connection.pragma_update(None, "foreign_keys", true)?;
         // A task makes the checkpoints, beside the commits.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+        connection.pragma_update(None, "journal_size_limit", Unsigned(LOG_BYTES_KEPT))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(())
     };

@@ -9,11 +9,11 @@ use std::collections::VecDeque;
 use larder_core::Result;
 use larder_core::commit::{CurrentRow, Need};
 use larder_core::name::{Namespace, RowKey};
-use larder_core::row::Version;
 use rusqlite::Connection;
 
 use crate::error::SqliteError;
-use crate::rows::{bytes, current_row, prepare};
+use crate::rows::{bytes, current_row, expiry, prepare, version};
+use crate::unsigned::Unsigned;
 
 /// How many rows are looked up by name before any are read ahead. Small commits need no more.
 const LOOKUPS: usize = 8;
@@ -122,15 +122,16 @@ const VALUES: &str = "
 /// Reads rows ahead, beginning with this one.
 fn read(connection: &Connection, row: &RowKey, need: Need, count: usize) -> Result<Ahead> {
     let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
+    let limit = Unsigned(count as u64);
     let mut statement;
     let found = match need {
         Need::Header => {
             statement = prepare(connection, HEADERS)?;
-            statement.query((namespace, key, count))
+            statement.query((namespace, key, limit))
         }
         Need::Value => {
             statement = prepare(connection, VALUES)?;
-            statement.query((namespace, key, count, VALUE_BYTES_MAX))
+            statement.query((namespace, key, limit, Unsigned(VALUE_BYTES_MAX)))
         }
     };
     let mut found = found.map_err(SqliteError::from)?;
@@ -138,9 +139,9 @@ fn read(connection: &Connection, row: &RowKey, need: Need, count: usize) -> Resu
     while let Some(found) = found.next().map_err(SqliteError::from)? {
         let current = || -> rusqlite::Result<CurrentRow> {
             Ok(CurrentRow {
-                version: Version(found.get(1)?),
-                expires_at: found.get(2)?,
-                value_bytes: found.get(3)?,
+                version: version(found, 1)?,
+                expires_at: expiry(found, 2)?,
+                value_bytes: found.get::<_, Unsigned>(3)?.0,
                 value: found.get(4)?,
             })
         };
@@ -152,6 +153,7 @@ fn read(connection: &Connection, row: &RowKey, need: Need, count: usize) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use larder_core::Version;
     use std::sync::Arc;
 
     use larder_core::Limits;

@@ -17,7 +17,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::connection::distrust_schema;
 use crate::error::{Result as SqliteResult, SqliteError};
 use crate::location::Location;
-use crate::{SqliteOptions, migrate, migrator};
+use crate::{SqliteOptions, migrate, migrator, release};
 
 /// The application id in the header of larder's databases: `LRDR`.
 const APPLICATION_ID: i32 = 0x4c52_4452;
@@ -43,7 +43,7 @@ fn mark_fresh(connection: &mut Connection) -> SqliteResult<()> {
 }
 
 fn is_fresh(connection: &Connection) -> SqliteResult<bool> {
-    let tables: u64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(tables == 0 && application_id(connection)? == 0)
 }
 
@@ -313,6 +313,7 @@ fn check_length(location: &Location) -> Result<()> {
 /// Opens a file for a check. Without a log beside it, the file is opened as immutable, which leaves
 /// nothing behind. With a log, opening it recovers the log first.
 fn open(location: &Location) -> Result<Connection> {
+    release::check_linked()?;
     let path = location.path();
     let no_mutex = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = match path.to_str() {

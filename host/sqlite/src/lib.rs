@@ -18,8 +18,11 @@
 //! [`SqliteMigrator`] migrates a platform's own tables by the same rules as larder's, in the same
 //! file or in another one.
 //!
-//! This crate always uses the SQLite that is built with it: releases before 3.51.3 can corrupt a
-//! database in WAL mode.
+//! # The linked SQLite
+//!
+//! This crate builds SQLite, in the release of the `rusqlite` that Cargo chose. Releases before
+//! 3.51.3 can corrupt a database in WAL mode. If Cargo chose one of them, because another crate of
+//! the program asks for it, opening a database fails, and the cause is [`UnsafeSqlite`].
 
 mod backup;
 mod checkpoint;
@@ -40,6 +43,7 @@ mod read_only;
 mod readers;
 mod records;
 mod redo;
+mod release;
 mod row_cache;
 mod rows;
 mod script;
@@ -47,6 +51,7 @@ mod snapshot;
 mod state_number;
 mod transaction;
 mod turn;
+mod unsigned;
 mod validation;
 mod waiting;
 mod writer;
@@ -79,6 +84,7 @@ pub use dsn::SqliteDriver;
 use location::Location;
 pub use migrator::SqliteMigrator;
 use readers::Readers;
+pub use release::UnsafeSqlite;
 use snapshot::SqliteSnapshot;
 use writer::Writer;
 
@@ -216,8 +222,8 @@ impl Sqlite {
     /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
     ///   is not larder's.
     /// - [`Error::Other`] if the database belongs to another application (see
-    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
-    ///   process may not write it.
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, the
+    ///   process may not write it, or the linked SQLite is unsafe ([`UnsafeSqlite`]).
     pub async fn open(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
         Self::open_in(path.into(), options, None, Keeping::Plain).await
     }
@@ -237,8 +243,8 @@ impl Sqlite {
     /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
     ///   is not larder's.
     /// - [`Error::Other`] if the database belongs to another application (see
-    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
-    ///   process may not write it.
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, the
+    ///   process may not write it, or the linked SQLite is unsafe ([`UnsafeSqlite`]).
     pub async fn open_positioned(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
         Self::open_in(path.into(), options, None, Keeping::Positioned).await
     }
@@ -266,8 +272,8 @@ impl Sqlite {
     /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
     ///   is not larder's.
     /// - [`Error::Other`] if the database belongs to another application (see
-    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
-    ///   process may not write it.
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, the
+    ///   process may not write it, or the linked SQLite is unsafe ([`UnsafeSqlite`]).
     pub async fn open_journaled(
         path: impl Into<PathBuf>,
         options: SqliteOptions,
@@ -310,8 +316,8 @@ impl Sqlite {
     /// - [`Error::Corrupt`] if the file is not a database, or a table under one of larder's names
     ///   is not larder's.
     /// - [`Error::Other`] if the database belongs to another application (see
-    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, or the
-    ///   process may not write it.
+    ///   [`SqliteOptions::other_tables`]), a newer release of larder has migrated it, the
+    ///   process may not write it, or the linked SQLite is unsafe ([`UnsafeSqlite`]).
     pub async fn open_temporary(folder: TempDir, name: &str, options: SqliteOptions) -> Result<Self> {
         let path = folder.path().join(name);
         Self::open_in(path, options, Some(folder), Keeping::Positioned).await
@@ -665,6 +671,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         .await
         .map_err(|error| Error::caused("the work on the database did not end", error))?
 }
+
+/// The program of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 mod tests {

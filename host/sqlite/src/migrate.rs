@@ -12,8 +12,8 @@ use crate::{SqliteOptions, migrator};
 /// numbers.
 pub(crate) fn steps() -> Result<StepSet, StepFileError> {
     StepSet::larders(&[
-        ("0001_entries.sql", include_str!("../../../migrations/sqlite/0001_entries.sql")),
-        ("0002_memory_state.sql", include_str!("../../../migrations/sqlite/0002_memory_state.sql")),
+        ("0001_entries.sql", include_str!("../migrations/0001_entries.sql")),
+        ("0002_memory_state.sql", include_str!("../migrations/0002_memory_state.sql")),
     ])
 }
 
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn every_file_is_a_step_of_this_release() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/sqlite");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
         assert_eq!(steps().unwrap(), StepSet::from_folder(folder).unwrap());
     }
 

@@ -20,6 +20,7 @@ use crate::foreign_keys::{Known, Suspects};
 use crate::location::{Location, missing};
 use crate::script::{self, Failed};
 use crate::transaction::{self, CommitError};
+use crate::unsigned::Unsigned;
 use crate::{SqliteOptions, connection, file, look};
 
 /// Migrates a platform's own tables in a SQLite file, beside those of larder.
@@ -345,6 +346,23 @@ struct Run<'a, F> {
     lock_wait: Duration,
 }
 
+/// The outcome of setting an authorizer, which cannot fail in earlier releases of `rusqlite`.
+trait Outcome {
+    fn outcome(self) -> rusqlite::Result<()>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> rusqlite::Result<()> {
+        Ok(())
+    }
+}
+
+impl Outcome for rusqlite::Result<()> {
+    fn outcome(self) -> rusqlite::Result<()> {
+        self
+    }
+}
+
 impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
     /// Applies the next step, and commits it together with its entry in the ledger. `None` if no
     /// step is pending.
@@ -354,7 +372,7 @@ impl<'a, F: Fn() -> Result<Connection>> Run<'a, F> {
         // ends with the step.
         connection.pragma_update(None, "foreign_keys", false).map_err(SqliteError::from)?;
         let watch = Arc::new(Watch::default());
-        connection.authorizer(Some(watch.authorizer())).map_err(SqliteError::from)?;
+        connection.authorizer(Some(watch.authorizer())).outcome().map_err(SqliteError::from)?;
         let transaction = begin(&mut connection).map_err(|error| in_lock(error, self.lock_wait))?;
         // Another process may have applied steps while this one waited for the lock.
         let found = applied(&transaction, self.ledger)?;
@@ -439,7 +457,7 @@ pub(crate) fn applied(connection: &Connection, ledger: &Ledger) -> SqliteResult<
             number: row.get(0)?,
             name: row.get(1)?,
             checksum: row.get(2)?,
-            applied_at: row.get(3)?,
+            applied_at: row.get::<_, Unsigned>(3)?.0,
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)

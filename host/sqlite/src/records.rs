@@ -7,7 +7,8 @@ use larder_core::{Error, Identity, Result};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use crate::error::{Result as SqliteResult, SqliteError};
-use crate::rows::{prepare, sql_millis};
+use crate::rows::{expiry, prepare, sql_millis, version};
+use crate::unsigned::Unsigned;
 
 pub(crate) fn load(connection: &Connection, key: &RecordKey) -> Result<Option<StoredRecord>> {
     let mut statement = prepare(
@@ -19,10 +20,10 @@ pub(crate) fn load(connection: &Connection, key: &RecordKey) -> Result<Option<St
         Ok(StoredRecord {
             strategy: row.get(0)?,
             bytes: row.get(1)?,
-            version: Version(row.get(2)?),
-            due_at: row.get(3)?,
-            created_at: row.get(4)?,
-            updated_at: row.get(5)?,
+            version: version(row, 2)?,
+            due_at: expiry(row, 3)?,
+            created_at: row.get::<_, Unsigned>(4)?.0,
+            updated_at: row.get::<_, Unsigned>(5)?.0,
         })
     });
     Ok(found.optional().map_err(SqliteError::from)?)
@@ -31,7 +32,7 @@ pub(crate) fn load(connection: &Connection, key: &RecordKey) -> Result<Option<St
 /// Makes a write. False if the record is not at the expected version.
 pub(crate) fn write(connection: &Connection, write: &RecordWrite) -> SqliteResult<bool> {
     let (tenant, user, session, run, kind) = parts(&write.key);
-    let expected = write.expected.0;
+    let expected = Unsigned(write.expected.0);
     let changed = match &write.record {
         None => connection
             .prepare_cached(
@@ -42,9 +43,9 @@ pub(crate) fn write(connection: &Connection, write: &RecordWrite) -> SqliteResul
         Some(record) => {
             let StoredRecord { strategy, bytes, version, due_at, created_at, updated_at } = record;
             let (created_at, updated_at) = (sql_millis(*created_at), sql_millis(*updated_at));
-            let due_at = due_at.map(sql_millis);
+            let (due_at, version) = (due_at.map(sql_millis), Unsigned(version.0));
             let mut params = params![
-                tenant, user, session, run, kind, strategy, bytes, version.0, due_at, created_at, updated_at
+                tenant, user, session, run, kind, strategy, bytes, version, due_at, created_at, updated_at
             ]
             .to_vec();
             let sql = if write.expected == Version::ABSENT {

@@ -13,17 +13,19 @@ use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 
 use crate::error::{Result as SqliteResult, SqliteError};
+use crate::unsigned::Unsigned;
 
 /// An upper bound of the versions in use: the version of the last commit, or the end of the block
 /// that its process reserved.
 pub(crate) fn last_version(connection: &Connection) -> Result<Version> {
     let mut statement = prepare(connection, "SELECT last FROM larder_commit_sequence")?;
-    let last: u64 = statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?;
-    Ok(Version(last))
+    Ok(statement.query_row([], |row| version(row, 0)).map_err(SqliteError::from)?)
 }
 
 pub(crate) fn set_last_version(connection: &Connection, version: Version) -> SqliteResult<()> {
-    connection.prepare_cached("UPDATE larder_commit_sequence SET last = ?1")?.execute([version.0])?;
+    connection
+        .prepare_cached("UPDATE larder_commit_sequence SET last = ?1")?
+        .execute([Unsigned(version.0)])?;
     Ok(())
 }
 
@@ -77,8 +79,8 @@ pub(crate) fn scan(
         slice.count(STORED_ROW, value.len());
         if is_live(row, 3, now)? {
             let (version, expires_at) =
-                (row.get(2).map_err(SqliteError::from)?, row.get(3).map_err(SqliteError::from)?);
-            let (key, version) = (bytes(row, 0)?, Version(version));
+                (version(row, 2).map_err(SqliteError::from)?, expiry(row, 3).map_err(SqliteError::from)?);
+            let key = bytes(row, 0)?;
             chunk.push_stored(ChunkRow { key, value: value.bytes(), version, expires_at });
         } else if slice.is_over() && chunk.is_empty() {
             return Ok(Scanned::Expired(behind(range, bytes(row, 0)?, options.reverse)));
@@ -153,9 +155,9 @@ pub(crate) fn current_row(connection: &Connection, row: &RowKey, need: Need) -> 
     )?;
     let found = statement.query_row((row.namespace.as_bytes(), row.key.as_bytes()), |row| {
         Ok(CurrentRow {
-            version: Version(row.get(0)?),
-            expires_at: row.get(1)?,
-            value_bytes: row.get(2)?,
+            version: version(row, 0)?,
+            expires_at: expiry(row, 1)?,
+            value_bytes: row.get::<_, Unsigned>(2)?.0,
             value: row.get(3)?,
         })
     });
@@ -178,7 +180,7 @@ pub(crate) fn write(
                  ON CONFLICT (namespace, key) DO UPDATE
                  SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at",
             )?
-            .execute((namespace, key, value.as_ref(), version.0, *expires_at))?,
+            .execute((namespace, key, value.as_ref(), Unsigned(version.0), expires_at.map(Unsigned)))?,
         RowWrite::Delete => connection
             .prepare_cached("DELETE FROM larder_entries WHERE namespace = ?1 AND key = ?2")?
             .execute((namespace, key))?,
@@ -193,7 +195,8 @@ pub(crate) fn stored_bytes(connection: &Connection) -> Result<u64> {
              + (SELECT coalesce(sum(length(tenant_id) + length(user_id) + length(session_id) + length(run_id)
                     + octet_length(kind) + length(bytes)), 0) FROM larder_memory_state)",
     )?;
-    Ok(statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?)
+    let bytes: Unsigned = statement.query_row([], |row| row.get(0)).map_err(SqliteError::from)?;
+    Ok(bytes.0)
 }
 
 /// Removes expired rows. Returns the name and the bytes of each.
@@ -226,7 +229,7 @@ fn expired(
     while !options.is_reached_by(&swept)
         && let Some(row) = found.next()?
     {
-        let bytes: u64 = row.get(2)?;
+        let Unsigned(bytes) = row.get(2)?;
         swept.rows += 1;
         swept.bytes += bytes;
         expired.push((StoredName { namespace: row.get(0)?, key: row.get(1)? }, bytes));
@@ -262,10 +265,12 @@ impl CurrentState for Current<'_> {
              WHERE namespace = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)",
         )?;
         let found = statement
-            .query_row((row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(self.now)), |row| row.get(0))
+            .query_row((row.namespace.as_bytes(), row.key.as_bytes(), sql_millis(self.now)), |row| {
+                version(row, 0)
+            })
             .optional()
             .map_err(SqliteError::from)?;
-        Ok(found.map_or(Version::ABSENT, Version))
+        Ok(found.unwrap_or(Version::ABSENT))
     }
 
     fn range(&mut self, range: &KeyRange, allowance: &mut Allowance) -> Result<RangePart> {
@@ -287,7 +292,7 @@ impl CurrentState for Current<'_> {
                 break;
             }
             if is_live(row, 2, self.now)? {
-                part.state.add(Version(row.get(1).map_err(SqliteError::from)?));
+                part.state.add(version(row, 1).map_err(SqliteError::from)?);
             }
             goes_on = allowance.spend();
         }
@@ -351,7 +356,17 @@ pub(crate) fn bytes<'r>(row: &'r Row<'_>, column: usize) -> SqliteResult<&'r [u8
 }
 
 fn stored_value(row: &Row<'_>) -> rusqlite::Result<StoredValue> {
-    Ok(StoredValue { value: row.get(0)?, version: Version(row.get(1)?), expires_at: row.get(2)? })
+    Ok(StoredValue { value: row.get(0)?, version: version(row, 1)?, expires_at: expiry(row, 2)? })
+}
+
+/// Reads a version.
+pub(crate) fn version(row: &Row<'_>, column: usize) -> rusqlite::Result<Version> {
+    Ok(Version(row.get::<_, Unsigned>(column)?.0))
+}
+
+/// Reads the time at which a row expires or is due, if it has one.
+pub(crate) fn expiry(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<UnixMillis>> {
+    Ok(row.get::<_, Option<Unsigned>>(column)?.map(|millis| millis.0))
 }
 
 pub(crate) fn prepare<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {

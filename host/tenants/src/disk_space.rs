@@ -24,8 +24,8 @@ impl DiskSpace {
         }
         let found = statvfs(folder)
             .map_err(|error| TenantError::file("the free space of the cache folder can't be read", error))?;
-        let blocks = |count: u64| count.saturating_mul(found.fragment_size());
-        Ok(Self { free: blocks(found.blocks_available()), total: blocks(found.blocks()) })
+        let size = found.fragment_size();
+        Ok(Self { free: bytes(found.blocks_available(), size), total: bytes(found.blocks(), size) })
     }
 
     /// The bytes that are never used: 1 % of the file system, but at least 64 MiB and at most a
@@ -37,6 +37,11 @@ impl DiskSpace {
     fn holds(self, needed: u64) -> bool {
         self.total == 0 || needed <= self.free.saturating_sub(self.reserve())
     }
+}
+
+/// The bytes of a number of blocks, whose type differs among systems.
+fn bytes(blocks: impl Into<u64>, size: u64) -> u64 {
+    blocks.into().saturating_mul(size)
 }
 
 /// Checks that a folder's file system has room for `needed` more bytes.

@@ -34,6 +34,14 @@
 //! - Each log position is assigned once. A new holder reads the log to its end and seals it with a
 //!   segment of its own. From then on, the next position of the earlier holder is taken.
 //! - Code decides by the variant of an error, never by its text.
+//!
+//! # Systems
+//!
+//! The crate needs Unix: it reads and writes files at offsets, checks their owners, and raises the
+//! limit of open files. It does not compile on other systems.
+
+#[cfg(not(unix))]
+compile_error!("larder-tenants needs Unix; larder-host does not depend on it on other systems");
 
 mod backoff;
 mod blocking;
@@ -89,3 +97,8 @@ pub use segments::Replay;
 pub use snapshots::Collected;
 pub use view::TenantView;
 pub use write_id::WriteId;
+
+/// The program of the README, as a test.
+#[cfg(all(doctest, feature = "s3"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,12 +51,16 @@ impl Tree {
             .output()?;
         ensure!(listed.status.success(), "git ls-files failed");
         let listed = String::from_utf8(listed.stdout)?;
-        let files = listed.split_terminator('\0').filter(|path| workspace.join(path).is_file());
+        let files = listed.split_terminator('\0').filter(|path| workspace.join(path).exists());
         let files: BTreeSet<&str> = files.collect();
         remove_others(&root, &root, &files)?;
         let (mut sources, mut end) = (Vec::new(), 0);
         for path in files {
             let from = workspace.join(path);
+            if from.is_dir() {
+                link_if_absent(&root.join(path), &fs::read_link(&from)?)?;
+                continue;
+            }
             let is_source = crates.iter().any(|name| path.starts_with(&format!("{name}/src/")));
             if !is_source || !path.ends_with(".rs") {
                 write_if_changed(&root.join(path), &fs::read(&from)?)?;
@@ -224,13 +229,24 @@ fn remove_others(root: &Path, folder: &Path, files: &BTreeSet<&str>) -> Result<(
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
-        match path.is_dir() {
+        match path.is_dir() && !path.is_symlink() {
             true => remove_others(root, &path, files)?,
             false if !files.contains(name.as_str()) && name != "Cargo.lock" => fs::remove_file(&path)?,
             false => {}
         }
     }
     Ok(())
+}
+
+/// Makes the symlink by which a crate reaches a folder at the top of the workspace.
+fn link_if_absent(path: &Path, target: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    symlink(target, path).with_context(|| format!("cannot link {}", path.display()))
 }
 
 /// Keeps the time of a file that stays as it is, so that cargo does not build it again.

@@ -138,7 +138,7 @@ fn main() {
 // Helpers.
 
 /// The files of larder's own steps.
-const STEPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/postgres");
+const STEPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
 
 /// Opens a connection that larder does not manage. Retries if the small server still counts
 /// connections that another test has just closed.
