@@ -27,3 +27,8 @@ pub use migrator::{LOCK_WAIT, SchemaMigrator};
 pub use position::StepPosition;
 pub use status::{AppliedStep, SchemaError, Status, check_current, pending, recorded_otherwise, version};
 pub use step_set::{Step, StepFileError, StepSet};
+
+/// The program of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
