@@ -57,7 +57,7 @@ fn a_component_prints_no_more_than_it_may() {
 #[test]
 fn a_store_holds_no_more_than_its_quota() {
     let larder = Larder::new();
-    let tenant = format!("default=tenants+file://{}", larder.path("place").display());
+    let tenant = format!("default=tenants+file://{}", larder.path("bucket").display());
     for store in ["default=sqlite:a.db", tenant.as_str()] {
         let options = ["--quota", "3MiB", "--tenant", "acme", "--user", "ann", "--store", store];
         let said = error(&larder, 1, &options, &[TAKE_MUCH, "--", "store"]);

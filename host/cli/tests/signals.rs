@@ -83,7 +83,7 @@ fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
 #[test]
 fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
     let larder = Larder::new();
-    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let dsn = format!("tenants+file://{}", larder.path("bucket").display());
     let tenant = format!("{dsn}?tenant=acme/users/ann");
     for (component, arguments) in GUESTS {
         let mut running = Running::start(&larder, component, &tenant, arguments);
@@ -102,7 +102,7 @@ fn a_tenant_is_written_back_and_its_lease_given_up_when_a_signal_comes() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let larder = Larder::new();
-    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let dsn = format!("tenants+file://{}", larder.path("bucket").display());
     let tenant = format!("{dsn}?tenant=acme/users/ann");
     let mut running = Running::start(&larder, larder_artifacts::LOOP_IN_UPDATE, &tenant, &[]);
     running.send("INT");
@@ -142,7 +142,7 @@ fn a_signal_ends_a_verb_that_waits_on_a_pipe_and_neither_a_lease_nor_a_copy_is_l
     let larder = Larder::new();
     let temporary = larder.path("tmp");
     std::fs::create_dir(&temporary).unwrap();
-    let dsn = format!("tenants+file://{}", larder.path("place").display());
+    let dsn = format!("tenants+file://{}", larder.path("bucket").display());
     let tenant = format!("{dsn}?tenant=acme/users/ann");
     let mut put = larder.command(&["put", "n", "k", "--store", &format!("{tenant}&create=yes")]);
     let mut put = put.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -201,7 +201,7 @@ fn a_conformance_run_that_a_signal_ends_leaves_no_store() {
     std::fs::create_dir(larder.path("tmp")).unwrap();
     for (name, store) in [
         ("data", "sqlite:data/a.db".to_string()),
-        ("place", format!("tenants+file://{}", larder.path("place").display())),
+        ("bucket", format!("tenants+file://{}", larder.path("bucket").display())),
     ] {
         let folder = larder.path(name);
         std::fs::create_dir(&folder).unwrap();

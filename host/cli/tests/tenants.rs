@@ -11,7 +11,7 @@ use larder_host::larder_tenants::CacheFolder;
 use larder_host::{HandleOptions, Mode, TenantKey, Tenants, TenantsBuilder, TenantsDsn};
 use tempfile::TempDir;
 
-/// A directory with tenants in the folder `place`, and the cache directories of hosts beside it.
+/// A directory with tenants in the folder `bucket`, and the cache directories of hosts beside it.
 struct Larder {
     folder: TempDir,
 }
@@ -26,7 +26,7 @@ impl Larder {
     }
 
     fn dsn(&self) -> String {
-        format!("tenants+file://{}", self.path("place").display())
+        format!("tenants+file://{}", self.path("bucket").display())
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -247,8 +247,8 @@ fn who_comes_while_another_has_the_tenant_is_told_who_and_for_how_long() {
 fn what_can_not_be_written_back_fails_the_run_and_is_sent_later() {
     let larder = Larder::new();
     let (child, mut output) = hold(&larder, "one", "500");
-    std::fs::rename(larder.path("place"), larder.path("away")).unwrap();
-    std::fs::write(larder.path("place"), "in its place").unwrap();
+    std::fs::rename(larder.path("bucket"), larder.path("away")).unwrap();
+    std::fs::write(larder.path("bucket"), "in its stead").unwrap();
     let mut committed = String::new();
     output.read_line(&mut committed).unwrap();
     assert_eq!(committed, "committed: Ok(())\n");
@@ -262,8 +262,8 @@ fn what_can_not_be_written_back_fails_the_run_and_is_sent_later() {
     let database = CacheFolder::find(&larder.path("one")).unwrap()[0].join("acme/users/ann.db");
     let advice = format!("its data is in {}; upload it with `larder tenants checkpoint`", database.display());
     assert!(error.contains(&advice), "{error}");
-    std::fs::remove_file(larder.path("place")).unwrap();
-    std::fs::rename(larder.path("away"), larder.path("place")).unwrap();
+    std::fs::remove_file(larder.path("bucket")).unwrap();
+    std::fs::rename(larder.path("away"), larder.path("bucket")).unwrap();
     let sent = larder.tenants(&["checkpoint", "--cache-dir", "one"]);
     assert!(sent.starts_with("acme/users/ann was uploaded, "), "{sent}");
     let dsn = format!("{}?tenant=acme/users/ann&cache={}", larder.dsn(), larder.path("two").display());
@@ -275,7 +275,7 @@ fn tenants_are_listed_and_shown() {
     let larder = Larder::new();
     let missing = larder.error(1, &["tenants", "list", "--store", &larder.dsn()]);
     assert!(missing.starts_with("larder: the folder of tenants does not exist: "), "{missing}");
-    assert!(!larder.path("place").exists(), "a command that only reads created a directory");
+    assert!(!larder.path("bucket").exists(), "a command that only reads created a directory");
     larder.load("ann", "one");
     larder.load("bob", "one");
     let listed = larder.tenants(&["list"]);
@@ -406,7 +406,7 @@ fn a_cache_folder_of_another_location_is_refused_and_nothing_of_it_is_sent_there
         let error = refused(&[&["tenants"], command, &host].concat());
         assert!(error.ends_with(" (use --cache-dir DIR)\n"), "{error}");
     }
-    refused(&["put", "--store", &dsn(folder), "notes", "a", "of this place"]);
+    refused(&["put", "--store", &dsn(folder), "notes", "a", "of this bucket"]);
     let grant = format!("default={other}");
     let run = ["run", larder_artifacts::CATALOG, "--store", &grant, "--cache-dir", folder];
     refused(&[run.as_slice(), &["--tenant", "acme", "--user", "ann", "--", "list"]].concat());
@@ -483,13 +483,13 @@ fn a_tenant_is_deleted_brought_back_and_removed_for_good() {
     let purged = larder.tenants(&["purge"]);
     assert_eq!(purged, "acme/users/ann is deleted, and its objects were removed\n");
     let entries =
-        std::fs::read_dir(larder.path("place/acme/users/ann.db")).unwrap().map(|entry| entry.unwrap());
+        std::fs::read_dir(larder.path("bucket/acme/users/ann.db")).unwrap().map(|entry| entry.unwrap());
     let files: Vec<_> =
         entries.filter(|entry| entry.path().is_file()).map(|entry| entry.file_name()).collect();
     assert_eq!(files, ["head.json"]);
     assert!(
         !larder
-            .path("place/acme/users/ann.db/snapshots")
+            .path("bucket/acme/users/ann.db/snapshots")
             .read_dir()
             .is_ok_and(|mut found| found.next().is_some())
     );
@@ -556,7 +556,7 @@ fn a_lost_head_is_told_and_made_anew() {
     larder.load("ann", "one");
     let show = ["tenants", "show", "acme/users/ann", "--store", &larder.dsn()];
     let shown = larder.output(&show);
-    std::fs::remove_file(larder.path("place/acme/users/ann.db/head.json")).unwrap();
+    std::fs::remove_file(larder.path("bucket/acme/users/ann.db/head.json")).unwrap();
     let lost = larder.error(1, &show);
     assert!(lost.contains("its head.json is missing") && lost.contains("larder tenants repair"), "{lost}");
     let opened = text(&larder.catalog("ann", "two", &["list"]).output().unwrap().stderr);
@@ -587,7 +587,7 @@ fn a_wrong_name_of_tenants_is_said_in_a_sentence() {
     assert!(secret.contains("has no credentials") && !secret.contains("s3cret"), "{secret}");
     let whose = error(&larder.dsn());
     assert!(whose.contains("say which with `tenant=ORG/users/USER`"), "{whose}");
-    std::fs::create_dir_all(larder.path("place")).unwrap();
+    std::fs::create_dir_all(larder.path("bucket")).unwrap();
     TenantsDsn::parse(&larder.dsn()).unwrap().open_store().unwrap();
     let absent = error(&format!("{}?tenant=acme/org", larder.dsn()));
     assert!(

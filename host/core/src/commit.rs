@@ -159,7 +159,7 @@ pub struct Plan<'a> {
 /// it, which shortens their visible life. A backend allows this much, and fails with
 /// [`Error::Conflict`] after more. The maximum grows with the number of rows, so that a slow
 /// machine can commit any number of them.
-pub const fn ttl_lead_max_millis(rows: u64) -> u64 {
+pub const fn ttl_lead_max_ms(rows: u64) -> u64 {
     const ONE_COMMIT: u64 = 100;
     const EACH_ROW: u64 = 1;
     rows.saturating_mul(EACH_ROW).saturating_add(ONE_COMMIT)
@@ -286,10 +286,10 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// - [`Error::Conflict`] if a row that the commit depends on has expired by then, or if times
-    ///   to live began more than [`ttl_lead_max_millis`] before.
+    ///   to live began more than [`ttl_lead_max_ms`] before.
     pub fn check_visible(&self, planned: UnixMillis, visible: UnixMillis) -> Result<()> {
         let has_expired = self.expires_at.is_some_and(|expires_at| expires_at <= visible);
-        let lead_max = ttl_lead_max_millis(self.writes.len() as u64);
+        let lead_max = ttl_lead_max_ms(self.writes.len() as u64);
         let is_late = self.begins_ttl && visible.saturating_sub(planned) > lead_max;
         if has_expired || is_late { Err(Error::Conflict) } else { Ok(()) }
     }
@@ -414,8 +414,8 @@ mod tests {
 
     #[test]
     fn times_to_live_may_begin_100_milliseconds_and_one_for_each_row_before_the_commit_is_visible() {
-        assert_eq!((ttl_lead_max_millis(0), ttl_lead_max_millis(10_000)), (100, 10_100));
-        assert_eq!(ttl_lead_max_millis(u64::MAX), u64::MAX);
+        assert_eq!((ttl_lead_max_ms(0), ttl_lead_max_ms(10_000)), (100, 10_100));
+        assert_eq!(ttl_lead_max_ms(u64::MAX), u64::MAX);
         let commit = |ttl_ms| Commit {
             writes: BTreeMap::from([(row("a"), put(b"x", ttl_ms)), (row("b"), put(b"x", None))]),
             ..Default::default()

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::held::HeldBytes;
 use crate::limits::Limits;
-use crate::migrations::{self, Declared, Migration, MigrationScope, NextMigration};
+use crate::migrations::MigrationScope;
 use crate::open_transactions::OpenTransactions;
 use crate::share::Share;
 use crate::store::Store;
@@ -58,7 +58,7 @@ pub struct HandleOptions {
 pub struct Handle {
     store: Store,
     id: u64,
-    options: HandleOptions,
+    pub(crate) options: HandleOptions,
     held: HeldBytes,
     closed: AtomicBool,
 }
@@ -97,62 +97,6 @@ impl Handle {
         Ok(Transaction::new(open, limits, mode, held.nothing()))
     }
 
-    /// Compares a component's declared steps with those applied, and returns the pending ids in
-    /// order.
-    ///
-    /// The steps that were applied must be the beginning of `declared`. For an empty list nothing
-    /// is pending, on any store.
-    ///
-    /// # Errors
-    /// - [`Error::Closed`] if the store or the handle was closed.
-    /// - [`Error::InvalidArgument`] if a name is empty, repeated or has control characters, or a
-    ///   checksum is not a SHA-256.
-    /// - [`Error::LimitExceeded`] if a name is too long, there are too many steps, or too many
-    ///   transactions are open.
-    /// - [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the component.
-    ///   The handle also reports an event.
-    /// - [`Error::MigrationMismatch`] if an applied step was reordered, removed or edited, or the
-    ///   store has more steps than the list.
-    /// - [`Error::TimedOut`] or [`Error::Conflict`] if the deadline passes or the host ends the
-    ///   snapshot during the read.
-    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
-    pub async fn pending_migrations(
-        &self,
-        component: String,
-        declared: Vec<Migration>,
-    ) -> Result<Vec<String>> {
-        let declared = self.declare("pending-migrations", component, declared)?;
-        migrations::pending(|mode| self.begin(mode), &declared).await
-    }
-
-    /// Begins the first pending step of a component; `None` if all steps are applied.
-    ///
-    /// The commit of the returned transaction also records the step. It fails with
-    /// [`Error::Conflict`] if another instance has applied a step of this component in the
-    /// meantime.
-    ///
-    /// # Errors
-    /// - [`Error::Closed`] if the store or the handle was closed.
-    /// - [`Error::InvalidArgument`] if a name is empty, repeated or has control characters, or a
-    ///   checksum is not a SHA-256.
-    /// - [`Error::LimitExceeded`] if a name is too long, there are too many steps, or too many
-    ///   transactions are open.
-    /// - [`Error::AccessDenied`] if [`HandleOptions::migrations`] does not permit the component, or
-    ///   the handle is read-only. The handle also reports an event.
-    /// - [`Error::MigrationMismatch`] if an applied step was reordered, removed or edited, or the
-    ///   store has more steps than the list.
-    /// - [`Error::TimedOut`] or [`Error::Conflict`] if the deadline passes or the host ends the
-    ///   snapshot during the read.
-    /// - [`Error::Unavailable`], [`Error::Corrupt`] or [`Error::Other`] if the backend fails.
-    pub async fn begin_migration(
-        &self,
-        component: String,
-        declared: Vec<Migration>,
-    ) -> Result<Option<NextMigration>> {
-        let declared = self.declare("begin-migration", component, declared)?;
-        migrations::begin_next(|mode| self.begin(mode), &declared).await
-    }
-
     /// Checks that the backend can be reached.
     ///
     /// # Errors
@@ -173,28 +117,14 @@ impl Handle {
         }
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
         self.store.check_open()
     }
 
-    /// Checks the declared steps, and that the user may declare them.
-    fn declare(&self, operation: &'static str, component: String, steps: Vec<Migration>) -> Result<Declared> {
-        self.check_open()?;
-        let declared = Declared::new(component, steps, &self.options.limits)?;
-        if self.options.migrations.permits(declared.component()) {
-            return Ok(declared);
-        }
-        let reason = format!(
-            "cannot declare migrations of the component {:?}: the host did not bind this name to the instance",
-            declared.component()
-        );
-        Err(self.deny(operation, reason))
-    }
-
-    fn deny(&self, operation: &'static str, reason: String) -> Error {
+    pub(crate) fn deny(&self, operation: &'static str, reason: String) -> Error {
         self.store.emit(Event::AccessDenied {
             store: self.options.name.clone(),
             operation,

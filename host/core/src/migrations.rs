@@ -9,15 +9,14 @@
 mod declared;
 pub(crate) mod entry;
 mod ledger;
+mod rows;
 mod scope;
+mod steps;
 
-use crate::call::Mode;
 #[cfg(doc)]
 use crate::error::Error;
-use crate::error::Result;
 use crate::transaction::Transaction;
 
-pub(crate) use declared::Declared;
 pub use entry::AppliedMigration;
 pub use ledger::{LedgerEntry, MigrationLedger};
 pub use scope::MigrationScope;
@@ -43,34 +42,4 @@ pub struct NextMigration {
     pub id: String,
     /// The transaction in which to apply the step. Its commit also records the step.
     pub transaction: Transaction,
-}
-
-/// The ids of the pending steps, in the order of the set.
-pub(crate) async fn pending(
-    begin: impl FnOnce(Mode) -> Result<Transaction>,
-    declared: &Declared,
-) -> Result<Vec<String>> {
-    if declared.is_empty() {
-        return Ok(Vec::new());
-    }
-    let applied = begin(Mode::View)?.ledger(declared.component()).await?;
-    let pending = declared.pending(&applied)?;
-    Ok(pending.iter().map(|step| step.id.clone()).collect())
-}
-
-/// Begins the first pending step, if there is one.
-pub(crate) async fn begin_next(
-    begin: impl FnOnce(Mode) -> Result<Transaction>,
-    declared: &Declared,
-) -> Result<Option<NextMigration>> {
-    if declared.is_empty() {
-        return Ok(None);
-    }
-    let mut transaction = begin(Mode::Update)?;
-    let applied = transaction.ledger(declared.component()).await?;
-    let Some(step) = declared.pending(&applied)?.first() else {
-        return Ok(None);
-    };
-    transaction.record_migration(declared.component(), step, applied.len())?;
-    Ok(Some(NextMigration { id: step.id.clone(), transaction }))
 }

@@ -1,6 +1,5 @@
 //! Transactions: a snapshot, the staged writes, and the read set.
 
-mod ledger;
 mod reading;
 mod staging;
 
@@ -9,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::call::{Entry, Mode, PackedPage, Page, PutOptions, Range};
+use crate::clock::UnixMillis;
 use crate::commit::{Commit, Mutation};
 use crate::counter;
 use crate::cursor;
@@ -79,6 +79,15 @@ impl Transaction {
             reads: ReadSet::default(),
             held,
         }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The time by the clock of the store.
+    pub(crate) fn store_time(&self) -> UnixMillis {
+        self.open.store.clock().now()
     }
 
     /// Returns the value of a row, or `None` if the row does not exist.

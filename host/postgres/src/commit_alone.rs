@@ -6,7 +6,7 @@
 //! the settings.
 
 use larder_core::Error;
-use larder_core::commit::{Commit, Committed, Mutation, ttl_lead_max_millis};
+use larder_core::commit::{Commit, Committed, Mutation, ttl_lead_max_ms};
 use larder_core::name::RowKey;
 use larder_core::row::Version;
 
@@ -28,7 +28,7 @@ macro_rules! expiry {
     };
 }
 
-/// SQL condition: the time to live began more than [`ttl_lead_max_millis`] ago.
+/// SQL condition: the time to live began more than [`ttl_lead_max_ms`] ago.
 macro_rules! is_late {
     () => {
         concat!(moment!("$6"), " - (entries.expires_at - $5::bigint) > $7::bigint")
@@ -144,7 +144,7 @@ impl<'a> Alone<'a> {
         let queries = session.queries();
         let Self { row, value, expiry: Expiry { kept, ttl }, read } = self;
         let (namespace, key) = (row.namespace.as_bytes(), row.key.as_bytes());
-        let (moved, lead) = (commit.clock.moved_millis(), saturating(ttl_lead_max_millis(1)));
+        let (moved, lead) = (commit.clock.moved_millis(), saturating(ttl_lead_max_ms(1)));
         let expires_at = plan.expires_at.map(saturating);
         let put: &Params<'_> = &[&namespace, &key, value, kept, ttl, &moved, &lead];
         let replace = [put, &[&expires_at, read]].concat();

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use larder_core::Error;
 use larder_core::clock::UnixMillis;
-use larder_core::commit::{
-    Commit, Committed, CurrentRow, Mutation, Need, Plan, RowWrite, ttl_lead_max_millis,
-};
+use larder_core::commit::{Commit, Committed, CurrentRow, Mutation, Need, Plan, RowWrite, ttl_lead_max_ms};
 use larder_core::name::RowKey;
 use larder_core::read_set::RangeState;
 use larder_core::row::Version;
@@ -98,21 +96,21 @@ pub(crate) const WRITE: &str = concat!("
         CROSS JOIN unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])
             AS puts (namespace, key, value, kept, ttl)
         CROSS JOIN LATERAL (
-            SELECT ctid AS place FROM {schema}.larder_entries
+            SELECT ctid AS position FROM {schema}.larder_entries
             WHERE namespace = puts.namespace AND key = puts.key
             LIMIT 1
         ) AS found
-        WHERE entries.ctid = found.place AND entries.version < drawn.version
+        WHERE entries.ctid = found.position AND entries.version < drawn.version
         RETURNING 1
     ), deleted AS (
         DELETE FROM {schema}.larder_entries AS entries
         USING drawn CROSS JOIN unnest($6::bytea[], $7::bytea[]) AS deletes (namespace, key)
         CROSS JOIN LATERAL (
-            SELECT ctid AS place FROM {schema}.larder_entries
+            SELECT ctid AS position FROM {schema}.larder_entries
             WHERE namespace = deletes.namespace AND key = deletes.key
             LIMIT 1
         ) AS found
-        WHERE entries.ctid = found.place AND entries.version < drawn.version
+        WHERE entries.ctid = found.position AND entries.version < drawn.version
         RETURNING 1
     )
     SELECT drawn.version / CASE WHEN read.changed > 0 OR $9::bigint <= drawn.moment THEN 0 ELSE 1 END
@@ -195,7 +193,7 @@ pub(crate) async fn attempt(
 async fn put_all(session: &mut Session, commit: &Commit, opening: &str) -> error::Result<Option<Committed>> {
     let plan = commit.plan(SERVER_TELLS, |_, _| Ok(None))?;
     let changes = Changes::of(commit, &plan);
-    let lead = saturating(ttl_lead_max_millis(plan.writes.len() as u64));
+    let lead = saturating(ttl_lead_max_ms(plan.writes.len() as u64));
     let [namespaces, keys, values, kept, ttls, ..] = changes.params();
     let params: [&dyn Param; 7] = [namespaces, keys, values, kept, ttls, &changes.moved, &lead];
     let queries = session.queries();

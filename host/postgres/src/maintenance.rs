@@ -54,12 +54,12 @@ pub(crate) const COUNT: &str = "
 pub(crate) const SWEEP: &str = concat!(
     "
     WITH expired AS MATERIALIZED (
-        SELECT ctid AS place FROM {schema}.larder_entries WHERE expires_at <= ",
+        SELECT ctid AS position FROM {schema}.larder_entries WHERE expires_at <= ",
     moment!("$1"),
     "
         ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), deleted AS (
-        DELETE FROM {schema}.larder_entries AS entries USING expired WHERE entries.ctid = expired.place
+        DELETE FROM {schema}.larder_entries AS entries USING expired WHERE entries.ctid = expired.position
         RETURNING octet_length(namespace) + octet_length(key) + octet_length(value) AS bytes
     )
     SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM deleted"

@@ -138,8 +138,8 @@ fn report(side: &Timed<'_>) -> Result<SideReport> {
 }
 
 fn figure(goal: &Goal, sides: &[Timed<'_>]) -> Result<FigureReport> {
-    let samples = |place: usize| -> Result<&[f64]> {
-        Ok(&sides.get(place).context("a comparison names a missing side")?.samples)
+    let samples = |side: usize| -> Result<&[f64]> {
+        Ok(&sides.get(side).context("a comparison names a missing side")?.samples)
     };
     let value = match goal.comparison {
         Comparison::Ratio { of, to } => Summary::ratio(samples(of)?, samples(to)?),

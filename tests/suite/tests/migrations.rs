@@ -1435,7 +1435,7 @@ async fn apply_in_runs(dsn: &str, files: &[(String, String)], ends: &[usize]) ->
             break;
         }
     }
-    let sql = "SELECT coalesce((SELECT string_agg(oid::regclass::text, ' ' ORDER BY relname) FROM pg_class
+    let sql = "SELECT coalesce((SELECT string_agg(oid::regclass::text, ' ' ORDER BY oid::regclass::text) FROM pg_class
             WHERE relnamespace IN ('public'::regnamespace, 'elsewhere'::regnamespace)), '')
         || coalesce((SELECT string_agg(number::text, ' ' ORDER BY number) FROM platform_migrations), '')
         || coalesce((SELECT string_agg(x, ' ') FROM log), '')";

@@ -99,7 +99,7 @@ impl Transaction {
     }
 
     /// Reads a range. The result counts for the instance until it is dropped.
-    pub(super) async fn find(&mut self, scan: Scan) -> Result<Found> {
+    pub(crate) async fn find(&mut self, scan: Scan) -> Result<Found> {
         self.find_some(scan, usize::MAX).await
     }
 

@@ -35,7 +35,7 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) fn stage_if(
+    pub(crate) fn stage_if(
         &mut self,
         row: RowKey,
         mutation: Mutation,

@@ -187,6 +187,20 @@ mod tests {
     }
 
     #[test]
+    fn a_header_whose_copies_differ_is_being_changed_and_has_no_mark() {
+        let header: Header = std::array::from_fn(|at| AtomicU32::new((at % NUMBERS) as u32));
+        let index = WalIndex { header: NonNull::from(&header) };
+        let whole = Mark(std::array::from_fn(|at| at as u32));
+        assert_eq!(index.mark(), Some(whole));
+        for at in 0..2 * NUMBERS {
+            let before = header[at].fetch_add(1, Ordering::SeqCst);
+            assert_eq!(index.mark(), None, "number {at} of one copy");
+            header[at].store(before, Ordering::SeqCst);
+        }
+        assert_eq!(index.mark(), Some(whole));
+    }
+
+    #[test]
     fn a_database_without_a_log_has_no_index() {
         // SAFETY: the connection is open during the call.
         assert!(unsafe { WalIndex::of(&Connection::open_in_memory().unwrap()) }.is_none());

@@ -42,13 +42,13 @@ struct Segments {
     /// Segments by namespace and first key.
     by_namespace: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Segment>>,
     /// All segments in the order in which eviction considers them, by [`Segment::turn`].
-    queue: BTreeMap<u64, Place>,
+    queue: BTreeMap<u64, SegmentKey>,
     bytes: u64,
     last_turn: u64,
 }
 
 /// The key of a segment in [`Segments::by_namespace`].
-struct Place {
+struct SegmentKey {
     namespace: Vec<u8>,
     start: Vec<u8>,
 }
@@ -205,7 +205,7 @@ impl Segments {
     fn insert(&mut self, range: &KeyRange, mut segment: Segment) {
         let (namespace, start) = (range.namespace().as_bytes().to_vec(), range.start().to_vec());
         segment.turn = self.next_turn();
-        self.queue.insert(segment.turn, Place { namespace: namespace.clone(), start: start.clone() });
+        self.queue.insert(segment.turn, SegmentKey { namespace: namespace.clone(), start: start.clone() });
         self.bytes += segment.bytes;
         self.by_namespace.entry(namespace).or_default().insert(start, segment);
     }
@@ -244,23 +244,23 @@ impl Segments {
     /// considered it is kept once more.
     fn shrink(&mut self, bytes_max: u64) {
         while self.bytes > bytes_max
-            && let Some((_, place)) = self.queue.pop_first()
+            && let Some((_, key)) = self.queue.pop_first()
         {
-            let is_used = self.segment(&place).is_some_and(|segment| std::mem::take(&mut segment.is_used));
+            let is_used = self.segment(&key).is_some_and(|segment| std::mem::take(&mut segment.is_used));
             if !is_used {
-                self.remove(&place.namespace, &place.start);
+                self.remove(&key.namespace, &key.start);
                 continue;
             }
             let turn = self.next_turn();
-            if let Some(segment) = self.segment(&place) {
+            if let Some(segment) = self.segment(&key) {
                 segment.turn = turn;
             }
-            self.queue.insert(turn, place);
+            self.queue.insert(turn, key);
         }
     }
 
-    fn segment(&mut self, place: &Place) -> Option<&mut Segment> {
-        self.by_namespace.get_mut(&place.namespace)?.get_mut(&place.start)
+    fn segment(&mut self, key: &SegmentKey) -> Option<&mut Segment> {
+        self.by_namespace.get_mut(&key.namespace)?.get_mut(&key.start)
     }
 }
 

@@ -615,6 +615,56 @@ mod tests {
         assert_eq!(database.stored_bytes().await.unwrap(), 0);
     }
 
+    /// A commit of one row that expects another one to have a version.
+    fn on_condition(key: &str, on: &str, version: Version) -> Arc<Commit> {
+        let limits = Limits::default();
+        let commit = Arc::unwrap_or_clone(rows(&Share::own(), key, 1));
+        let namespace = Namespace::new("n", &limits).unwrap();
+        let row = RowKey { namespace, key: Key::new(on, &limits).unwrap() };
+        Arc::new(Commit { conditions: [(row, version)].into(), ..commit })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_of_a_group_that_fails_or_conflicts_leaves_the_others_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = open(folder.path(), Synchronous::Normal).await;
+        // A row that larder never writes, so that a commit which depends on it fails.
+        let damage = "INSERT INTO larder_entries (namespace, key, value, version)
+            VALUES (CAST('n' AS BLOB), CAST('damaged' AS BLOB), x'', -5)";
+        Connection::open(folder.path().join("a.db")).unwrap().execute_batch(damage).unwrap();
+        for failing in [Some("damaged"), None] {
+            let name = |name: &str| format!("{name} beside {failing:?}");
+            let mut members = vec![
+                committing(&database, rows(&Share::own(), &name("first"), 1)),
+                committing(&database, on_condition(&name("conflict"), "absent", Version(9))),
+                committing(&database, rows(&Share::own(), &name("last"), 1)),
+            ];
+            if let Some(on) = failing {
+                members.insert(1, committing(&database, on_condition(&name("fails"), on, Version(9))));
+            }
+            let changes = {
+                let _held = database.writer.lock_state();
+                assert!(members.iter_mut().all(|member| poll(member).is_pending()), "they are one group");
+                *database.writer.changes.borrow()
+            };
+            database.writer.serve_waiting();
+            let mut outcomes = Vec::new();
+            for member in members {
+                outcomes.push(member.await);
+            }
+            if failing.is_some() {
+                assert!(matches!(outcomes.remove(1), Err(Error::Corrupt(_))));
+            }
+            let [first, conflict, last] = outcomes.try_into().unwrap();
+            assert_eq!(first.unwrap().version.0 + 1, last.unwrap().version.0);
+            assert!(matches!(conflict, Err(Error::Conflict)));
+            assert_eq!(*database.writer.changes.borrow(), changes + 2);
+        }
+        let rows = "SELECT count(*) FROM larder_entries WHERE version > 0";
+        let kept = Connection::open(folder.path().join("a.db")).unwrap();
+        assert_eq!(kept.query_row(rows, [], |row| row.get::<_, i64>(0)).unwrap(), 4);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_waiting_thread_gets_the_writer_before_the_thread_that_releases_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -92,8 +92,8 @@ impl Attack {
     }
 
     /// Whether the short form includes the cell.
-    pub(super) fn is_short(self, backend: Backend, place: Place) -> bool {
-        (backend, place) == (Backend::Sqlite, Place::SameStore) || EVERYWHERE.contains(&self.name)
+    pub(super) fn is_short(self, backend: Backend, attacked: AttackedStore) -> bool {
+        (backend, attacked) == (Backend::Sqlite, AttackedStore::SameStore) || EVERYWHERE.contains(&self.name)
     }
 }
 
@@ -122,14 +122,14 @@ impl Backend {
 
 /// The store that the attackers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum AttackedStore {
     /// The victim's.
     SameStore,
     /// Another one of the same process.
     OtherStore,
 }
 
-impl Place {
+impl AttackedStore {
     pub(super) const ALL: [Self; 2] = [Self::SameStore, Self::OtherStore];
 
     pub(super) fn name(self) -> &'static str {
@@ -147,10 +147,10 @@ mod tests {
     #[test]
     fn every_attack_is_in_the_short_form() {
         for attack in ALL {
-            assert!(attack.is_short(Backend::Sqlite, Place::SameStore), "{}", attack.name);
+            assert!(attack.is_short(Backend::Sqlite, AttackedStore::SameStore), "{}", attack.name);
         }
         for backend in Backend::ALL {
-            let short = ALL.iter().filter(|attack| attack.is_short(backend, Place::OtherStore));
+            let short = ALL.iter().filter(|attack| attack.is_short(backend, AttackedStore::OtherStore));
             assert_eq!(short.count(), EVERYWHERE.len(), "{}", backend.name());
         }
     }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::postgres;
 use crate::runner::{ATTEMPTS_MAX, Runner};
-use attack::{ALL, Attack, Backend, Place};
+use attack::{ALL, Attack, AttackedStore, Backend};
 pub(crate) use cell::played_by_this_process;
 use cell::{Cell, IN_MEMORY, Outcome, Pace};
 
@@ -30,7 +30,7 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
     println!("{}", table::HEAD);
     let cache = tempfile::Builder::new().prefix("larder-bench-").tempdir()?;
     for backend in Backend::ALL {
-        let cells: Vec<(Attack, Place)> = cells(runner, backend);
+        let cells: Vec<(Attack, AttackedStore)> = cells(runner, backend);
         if cells.is_empty() {
             continue;
         }
@@ -41,24 +41,24 @@ pub(super) async fn measure(runner: &mut Runner<'_>) -> Result<()> {
         if backend == Backend::Postgres {
             postgres::stop_waiting_for_disk(runner).await?;
         }
-        for (attack, place) in cells {
-            measure_cell(runner, attack, backend, place, cache.path()).await?;
+        for (attack, attacked) in cells {
+            measure_cell(runner, attack, backend, attacked, cache.path()).await?;
         }
     }
     Ok(())
 }
 
-fn cells(runner: &Runner<'_>, backend: Backend) -> Vec<(Attack, Place)> {
+fn cells(runner: &Runner<'_>, backend: Backend) -> Vec<(Attack, AttackedStore)> {
     let (row, is_full) = (&runner.bench.row, runner.bench.form.growth);
-    let pairs = ALL.into_iter().flat_map(|attack| Place::ALL.map(|place| (attack, place)));
+    let pairs = ALL.into_iter().flat_map(|attack| AttackedStore::ALL.map(|attacked| (attack, attacked)));
     pairs
-        .filter(|(attack, place)| is_full || attack.is_short(backend, *place))
-        .filter(|(attack, place)| name(*attack, backend, *place).contains(row))
+        .filter(|(attack, attacked)| is_full || attack.is_short(backend, *attacked))
+        .filter(|(attack, attacked)| name(*attack, backend, *attacked).contains(row))
         .collect()
 }
 
-fn name(attack: Attack, backend: Backend, place: Place) -> String {
-    format!("{}, {}, {}", attack.name, backend.name(), place.name())
+fn name(attack: Attack, backend: Backend, attacked: AttackedStore) -> String {
+    format!("{}, {}, {}", attack.name, backend.name(), attacked.name())
 }
 
 /// Measures a cell, repeats it if it fails the check, and prints its row.
@@ -66,13 +66,13 @@ async fn measure_cell(
     runner: &mut Runner<'_>,
     attack: Attack,
     backend: Backend,
-    place: Place,
+    attacked: AttackedStore,
     cache: &Path,
 ) -> Result<()> {
-    let name = name(attack, backend, place);
+    let name = name(attack, backend, attacked);
     let mut attempts = 1;
     loop {
-        let outcome = attempt(runner, attack, backend, place, cache).await;
+        let outcome = attempt(runner, attack, backend, attacked, cache).await;
         let row = outcome.as_ref().ok().map(|outcome| table::row(&name, outcome));
         let fails = match (&row, runner.bench.check) {
             (Some(row), Some(factor)) => row.fails(factor),
@@ -110,7 +110,7 @@ async fn attempt(
     runner: &Runner<'_>,
     attack: Attack,
     backend: Backend,
-    place: Place,
+    attacked: AttackedStore,
     cache: &Path,
 ) -> Result<Outcome> {
     let folder = tempfile::Builder::new().prefix("larder-bench-").tempdir()?;
@@ -119,7 +119,7 @@ async fn attempt(
         attack: attack.name.to_string(),
         pace: if runner.bench.form.growth { Pace::FULL } else { Pace::SHORT },
         victim,
-        other: (place == Place::OtherStore).then_some(other),
+        other: (attacked == AttackedStore::OtherStore).then_some(other),
         stores: folder.path().join("stores"),
         cache: cache.to_path_buf(),
         outcome: folder.path().join("outcome"),

@@ -1,12 +1,12 @@
-//! Reads and writes of the migration ledger in a transaction.
+//! The rows of the ledger, as a transaction reads and writes them.
 
-use super::Transaction;
+use super::{AppliedMigration, LEDGER_NAMESPACE, LedgerEntry, Migration, entry};
 use crate::commit::Mutation;
 use crate::error::{LimitKind, Result};
-use crate::migrations::{AppliedMigration, LEDGER_NAMESPACE, LedgerEntry, Migration, entry};
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
 use crate::pairs::Pairs;
 use crate::scan::Scan;
+use crate::transaction::Transaction;
 
 impl Transaction {
     /// Reads a component's entries, in the order in which they were applied. An update records the
@@ -20,7 +20,7 @@ impl Transaction {
     /// Reads a component's rows in the order of their ids, including those that are not valid
     /// entries. An update records the read.
     pub(crate) async fn ledger_rows(&mut self, component: &str) -> Result<Pairs> {
-        let max = self.limits.transaction_mutations;
+        let max = self.limits().transaction_mutations;
         let found = self
             .find(Scan {
                 range: KeyRange::prefix(ledger()?, format!("{component}\0").as_bytes()),
@@ -32,7 +32,7 @@ impl Transaction {
                 any_keys: true,
             })
             .await?;
-        self.limits.check(LimitKind::TransactionMutations, found.entries.len() as u64)?;
+        self.limits().check(LimitKind::TransactionMutations, found.entries.len() as u64)?;
         Ok(found.entries)
     }
 
@@ -74,8 +74,8 @@ impl Transaction {
         step: &Migration,
         applied: usize,
     ) -> Result<()> {
-        let key = Key::new(format!("{component}\0{}", step.id), &self.limits)?;
-        let now = self.open.store.clock().now();
+        let key = Key::new(format!("{component}\0{}", step.id), self.limits())?;
+        let now = self.store_time();
         let value = entry::value(step, applied, now)?;
         let row = RowKey { namespace: ledger()?, key };
         self.stage_if(row, Mutation::Put { value: Value::trusted(value), ttl_ms: None }, None)
