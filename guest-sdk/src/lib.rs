@@ -31,6 +31,10 @@
 //! exceeded. If a range is too large for one [`View::scan`], use [`View::iterate`], which fetches
 //! it page by page.
 //!
+//! [`View::scan`], [`View::iterate`] and [`Update::put_many`] pass entries through the interface
+//! `packed` of `larder:storage`, which a host may leave out. A guest that calls one of them, also
+//! through `Table`, can be instantiated only by a host that has the interface.
+//!
 //! With the feature `serde`, which is enabled by default, values can be typed (`get_value`,
 //! `put_value`; stored as JSON), and `Table` stores typed records and their secondary indexes in
 //! the same transaction.
@@ -56,7 +60,7 @@ mod transaction;
 
 /// The generated bindings of `larder:storage`, for functions that this crate does not cover.
 pub mod raw {
-    pub use crate::bindings::larder::storage::{memory, store, tx, types};
+    pub use crate::bindings::larder::storage::{memory, packed, store, tx, types};
 }
 
 /// Public because [`migration!`] expands to it in other crates.

@@ -1,4 +1,4 @@
-//! Entries packed into one list of bytes, in the format of the WIT's `packed-page`.
+//! Entries to and from the format of the WIT's interface `packed`, which `larder-packed` has.
 
 use crate::error::Error;
 use crate::transaction::Entry;
@@ -6,17 +6,9 @@ use crate::transaction::Entry;
 /// Packs entries. Fails with [`Error::InvalidArgument`] if a key or a value has 4 GiB or more.
 pub(crate) fn pack(entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, Error> {
     let mut packed = Vec::new();
-    let length = |bytes: usize| {
-        let too_long = |_| {
-            Error::InvalidArgument("a key or a value has 4 GiB or more; store it in several rows".to_string())
-        };
-        u32::try_from(bytes).map(u32::to_le_bytes).map_err(too_long)
-    };
     for Entry { key, value } in entries {
-        packed.extend_from_slice(&length(key.len())?);
-        packed.extend_from_slice(&length(value.len())?);
-        packed.extend_from_slice(key.as_bytes());
-        packed.extend_from_slice(&value);
+        larder_packed::push(&mut packed, key.as_bytes(), &value)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
     }
     Ok(packed)
 }
@@ -35,27 +27,18 @@ impl Packed {
 
     /// The next entry; `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Result<Entry, Error>> {
-        let rest = self.bytes.get(self.position..).filter(|rest| !rest.is_empty())?;
-        let Some((key, value)) = first(rest) else {
-            self.position = self.bytes.len();
-            return Some(Err(Error::Corrupt(
-                "the host returned a page that is not in the packed format".to_string(),
-            )));
-        };
-        let entry = Entry { key: key.to_string(), value: value.to_vec() };
-        self.position += HEADER_BYTES + entry.key.len() + entry.value.len();
-        Some(Ok(entry))
+        let mut entries = larder_packed::Entries::new(self.bytes.get(self.position..)?);
+        let entry = entries.next()?;
+        self.position = self.bytes.len() - entries.rest().len();
+        Some(match entry {
+            Ok(larder_packed::Entry { key, value }) => {
+                Ok(Entry { key: key.to_string(), value: value.to_vec() })
+            }
+            Err(_) => {
+                Err(Error::Corrupt("the host returned a page that is not in the packed format".to_string()))
+            }
+        })
     }
-}
-
-const HEADER_BYTES: usize = 8;
-
-fn first(packed: &[u8]) -> Option<(&str, &[u8])> {
-    let (key_bytes, rest) = packed.split_first_chunk::<4>()?;
-    let (value_bytes, rest) = rest.split_first_chunk::<4>()?;
-    let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key_bytes) as usize)?;
-    let (value, _) = rest.split_at_checked(u32::from_le_bytes(*value_bytes) as usize)?;
-    Some((std::str::from_utf8(key).ok()?, value))
 }
 
 #[cfg(test)]

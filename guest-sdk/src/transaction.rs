@@ -7,7 +7,7 @@ use std::ops::Deref;
 use crate::error::Error;
 use crate::packed::{Packed, pack};
 use crate::range::Range;
-use crate::raw::{tx, types};
+use crate::raw::{packed, tx, types};
 use crate::retry::Attempt;
 
 /// The version of a row's last write.
@@ -150,7 +150,7 @@ impl View {
     ///   read fails.
     pub fn scan(&self, namespace: &str, prefix: &str) -> Result<Vec<Entry>, Error> {
         let range = Range::prefix(prefix).into_raw();
-        let page = self.note(self.raw.scan_page_packed(namespace, &range, None))?;
+        let page = self.note(packed::scan_page(&self.raw, namespace, &range, None))?;
         if page.next.is_some() {
             // The entries are too large for one call. This call fails with the limit and the
             // amount.
@@ -275,7 +275,7 @@ impl Update {
     /// - [`Error::AccessDenied`] if the namespace is reserved.
     /// - [`Error::Closed`] or [`Error::TimedOut`], or the error that ended the transaction.
     pub fn put_many(&self, namespace: &str, entries: impl IntoIterator<Item = Entry>) -> Result<(), Error> {
-        self.note(self.raw.put_packed(namespace, &pack(entries)?))
+        self.note(packed::put_many(&self.raw, namespace, &pack(entries)?))
     }
 
     /// Writes a row with a time to live, or with a condition on its version.
@@ -451,7 +451,7 @@ impl Iter<'_> {
         }
         self.range.limit = self.left;
         let raw = &self.view.raw;
-        let page = self.view.note(raw.scan_page_packed(&self.namespace, &self.range, after.as_deref()))?;
+        let page = self.view.note(packed::scan_page(raw, &self.namespace, &self.range, after.as_deref()))?;
         self.page = Packed::new(page.entries);
         if let Some(cursor) = page.next {
             self.next = Next::After(cursor);

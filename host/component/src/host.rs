@@ -4,7 +4,7 @@ use larder_core::{Handle, Memory, NextMigration, PackedPage, Transaction, Versio
 use wasmtime::component::Resource;
 
 use crate::StorageCtxView;
-use crate::bindings::{memory, store, tx, types};
+use crate::bindings::{memory, packed, store, tx, types};
 use crate::convert::{StorageError, StorageResult};
 
 impl types::Host for StorageCtxView<'_> {
@@ -119,15 +119,6 @@ impl tx::HostTx for StorageCtxView<'_> {
         Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.put_many(ns, entries)).await?)
     }
 
-    async fn put_packed(
-        &mut self,
-        tx: Resource<Transaction>,
-        ns: String,
-        entries: Vec<u8>,
-    ) -> StorageResult<()> {
-        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.put_packed(ns, &entries)).await?)
-    }
-
     fn put_with(
         &mut self,
         tx: Resource<Transaction>,
@@ -206,21 +197,6 @@ impl tx::HostTx for StorageCtxView<'_> {
             .into())
     }
 
-    async fn scan_page_packed(
-        &mut self,
-        tx: Resource<Transaction>,
-        ns: String,
-        range: tx::Range,
-        after: Option<String>,
-    ) -> StorageResult<tx::PackedPage> {
-        let PackedPage { entries, next } = self
-            .ctx
-            .long_calls()
-            .run(self.table.get_mut(&tx)?.scan_page_packed(ns, range.into(), after))
-            .await?;
-        Ok(tx::PackedPage { entries, next })
-    }
-
     async fn commit(&mut self, tx: Resource<Transaction>) -> StorageResult<types::Version> {
         Ok(self.table.delete(tx)?.commit().await?.0)
     }
@@ -233,6 +209,32 @@ impl tx::HostTx for StorageCtxView<'_> {
     fn drop(&mut self, tx: Resource<Transaction>) -> wasmtime::Result<()> {
         self.table.delete(tx)?;
         Ok(())
+    }
+}
+
+impl packed::Host for StorageCtxView<'_> {
+    async fn scan_page(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        range: tx::Range,
+        after: Option<String>,
+    ) -> StorageResult<packed::Page> {
+        let PackedPage { entries, next } = self
+            .ctx
+            .long_calls()
+            .run(self.table.get_mut(&tx)?.scan_page_packed(ns, range.into(), after))
+            .await?;
+        Ok(packed::Page { entries, next })
+    }
+
+    async fn put_many(
+        &mut self,
+        tx: Resource<Transaction>,
+        ns: String,
+        entries: Vec<u8>,
+    ) -> StorageResult<()> {
+        Ok(self.ctx.long_calls().run(self.table.get_mut(&tx)?.put_packed(ns, &entries)).await?)
     }
 }
 

@@ -139,7 +139,7 @@ pub use larder_tenants::{
     self, Durability, Scope, Slug, Tenant, TenantError, TenantIdentity, TenantKey, Tenants, TenantsBuilder,
     TenantsDriver, TenantsDsn,
 };
-pub use linker::{add_to_linker, memory, store};
+pub use linker::{add_to_linker, memory, packed, store};
 pub use summarizer::ComponentSummarizer;
 
 /// Returns the driver `memory`, and those of the features `postgres`, `sqlite` and `tenants`.

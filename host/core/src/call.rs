@@ -73,7 +73,7 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// A page of a range whose entries are [packed](crate::packed) in one list of bytes.
+/// A page of a range whose entries are [packed](larder_packed) in one list of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedPage {
     /// The packed entries, in the order of the range.

@@ -40,6 +40,8 @@ pub struct Chunk {
     marks: Vec<RowMark>,
     /// Whether at least one key is not valid UTF-8.
     has_invalid_key: bool,
+    /// Whether at least one row was left out because it cannot be packed.
+    has_too_long_row: bool,
     /// Whether the range has no rows after this chunk.
     pub exhausted: bool,
 }
@@ -69,31 +71,40 @@ impl Chunk {
     /// Adds a row whose key must be UTF-8.
     ///
     /// # Errors
-    /// - [`Error::Corrupt`] if the key, or that of an earlier row, is not valid UTF-8.
+    /// - [`Error::Corrupt`] if the key, or that of an earlier row, is not valid UTF-8, or if a key
+    ///   or a value has 4 GiB or more.
     pub fn push(&mut self, row: ChunkRow<'_>) -> Result<()> {
         self.push_stored(row);
-        self.check_keys()
+        self.check_rows()
     }
 
     /// Adds a row as it is stored, with any bytes as its key.
     ///
-    /// A transaction that reads a key that is not valid UTF-8 fails, unless it is a repair.
+    /// A transaction that reads a key that is not valid UTF-8, or a row with a key or a value of 4
+    /// GiB or more, fails, unless it is a repair. The chunk leaves such a long row out.
     pub fn push_stored(&mut self, row: ChunkRow<'_>) {
         let ChunkRow { key, value, version, expires_at } = row;
+        let start = self.rows.end();
+        if self.rows.push(key, value).is_err() {
+            self.has_too_long_row = true;
+            return;
+        }
         self.has_invalid_key |= std::str::from_utf8(key).is_err();
-        self.marks.push(RowMark { start: self.rows.end(), version, expires_at });
-        self.rows.push(key, value);
+        self.marks.push(RowMark { start, version, expires_at });
     }
 
-    /// Checks that each key is valid UTF-8.
+    /// Checks that each key is valid UTF-8 and that each row can be packed.
     ///
     /// # Errors
-    /// - [`Error::Corrupt`] if a key is not valid UTF-8.
-    pub(crate) fn check_keys(&self) -> Result<()> {
-        match self.has_invalid_key {
-            true => Err(Error::Corrupt("a key is not valid UTF-8".to_string())),
-            false => Ok(()),
+    /// - [`Error::Corrupt`] if a key is not valid UTF-8, or a key or a value has 4 GiB or more.
+    pub(crate) fn check_rows(&self) -> Result<()> {
+        if self.has_invalid_key {
+            return Err(Error::Corrupt("a key is not valid UTF-8".to_string()));
         }
+        if self.has_too_long_row {
+            return Err(Error::Corrupt("a key or a value has 4 GiB or more".to_string()));
+        }
+        Ok(())
     }
 
     /// Whether the chunk has reached a bound of the options.
@@ -145,17 +156,18 @@ impl Chunk {
             && ((end - start) as u64) < options.max_bytes
             && !options.keys_only
             && !self.has_invalid_key
+            && !self.has_too_long_row
             && marks.iter().all(|mark| mark.expires_at.is_none());
         is_all.then(|| {
             let mut rows = Pairs::default();
             rows.extend(&self.rows, Part { start, end, count: marks.len(), last });
             let marks = marks.iter().map(|mark| RowMark { start: mark.start - start, ..*mark }).collect();
-            Self { rows, marks, has_invalid_key: false, exhausted: true }
+            Self { rows, marks, exhausted: true, ..Self::default() }
         })
     }
 
     fn select(&self, marks: &[RowMark], options: ScanOptions, now: UnixMillis) -> Self {
-        let mut part = Self::default();
+        let mut part = Self { has_too_long_row: self.has_too_long_row, ..Self::default() };
         for mark in marks.iter().filter(|mark| is_live(mark.expires_at, now)) {
             if part.is_full(&options) {
                 return part;

@@ -51,7 +51,6 @@ pub mod name;
 mod open_snapshots;
 mod open_transactions;
 pub mod pace;
-pub mod packed;
 mod pairs;
 mod quota;
 mod rated_events;

@@ -2,7 +2,7 @@
 //!
 //! Two allocations for each row would cost more than reading it.
 
-use crate::packed;
+use larder_packed::{HEADER_BYTES, TooLong, push, split_first};
 
 /// Keys with their values, in insertion order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,10 +14,13 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) {
-        self.last = self.packed.len();
+    /// Appends a pair. If it fails, the pairs are unchanged.
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), TooLong> {
+        let start = self.packed.len();
+        push(&mut self.packed, key, value)?;
+        self.last = start;
         self.count += 1;
-        packed::push(&mut self.packed, key, value);
+        Ok(())
     }
 
     /// Appends a part of the pairs in `of`.
@@ -44,7 +47,7 @@ impl Pairs {
 
     /// The size of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.packed.len() - packed::HEADER_BYTES * self.count) as u64
+        (self.packed.len() - HEADER_BYTES * self.count) as u64
     }
 
     /// The end of the last pair, where the next one will start.
@@ -56,7 +59,7 @@ impl Pairs {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = self.packed.as_slice();
         std::iter::from_fn(move || {
-            let (key, value, behind) = packed::split(rest)?;
+            let (key, value, behind) = split_first(rest)?;
             rest = behind;
             Some((key, value))
         })
@@ -64,7 +67,7 @@ impl Pairs {
 
     /// The pair that starts at this byte.
     pub(crate) fn at(&self, start: usize) -> Option<(&[u8], &[u8])> {
-        let (key, value, _) = packed::split(self.packed.get(start..)?)?;
+        let (key, value, _) = split_first(self.packed.get(start..)?)?;
         Some((key, value))
     }
 
@@ -97,7 +100,7 @@ mod tests {
 
     fn pairs(of: &[(&str, &str)]) -> Pairs {
         let mut pairs = Pairs::default();
-        of.iter().for_each(|(key, value)| pairs.push(key.as_bytes(), value.as_bytes()));
+        of.iter().for_each(|(key, value)| pairs.push(key.as_bytes(), value.as_bytes()).unwrap());
         pairs
     }
 

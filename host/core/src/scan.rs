@@ -8,7 +8,7 @@ use std::iter::Peekable;
 use crate::chunk::{Chunk, ChunkRow, ScanOptions};
 use crate::clock::UnixMillis;
 use crate::commit::Mutation;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::held::Held;
 use crate::name::{Key, KeyRange, RowKey, just_after};
 use crate::pairs::Pairs;
@@ -81,7 +81,7 @@ impl Scan {
         while !rest.is_empty() {
             let chunk = snapshot.scan(&rest, self.chunk_options(&found)).await?;
             if !self.any_keys {
-                chunk.check_keys()?;
+                chunk.check_rows()?;
             }
             let (covered, remaining) = split(rest, &chunk, self.reverse);
             if let Some(stop) = self.merge(covered, &chunk, staged, &mut found, &mut slice).await? {
@@ -184,7 +184,8 @@ impl Scan {
                 found.next_entry_bytes = Some(bytes);
                 return Ok(Some(key.to_vec()));
             }
-            found.entries.push(key, &value);
+            let packed = found.entries.push(key, &value);
+            packed.map_err(|error| Error::Corrupt(error.to_string()))?;
             found.bytes += bytes;
         }
         Ok(None)

@@ -16,7 +16,6 @@ use crate::error::{Error, LimitKind, Result};
 use crate::held::Held;
 use crate::limits::Limits;
 use crate::name::{Key, KeyRange, Namespace, RowKey, Value, just_after};
-use crate::packed;
 use crate::pairs::Pairs;
 use crate::read_set::ReadSet;
 use crate::row::Version;
@@ -238,7 +237,7 @@ impl Transaction {
         self.stage_all(changes, slice).await
     }
 
-    /// Stages [packed](crate::packed) entries as permanent rows: all, or none if the call fails.
+    /// Stages [packed](larder_packed) entries as permanent rows: all, or none if the call fails.
     ///
     /// If a key occurs twice, the last entry wins.
     ///
@@ -258,11 +257,12 @@ impl Transaction {
         let _copy = self.held.count().hold(entries.len() as u64)?;
         let mut slice = Slice::default();
         let mut unpacked = Vec::new();
-        for entry in packed::Unpacking::new(entries) {
-            let entry = entry?;
-            slice.count(ROW, entry.key.len() + entry.value.len());
+        for entry in larder_packed::Entries::new(entries) {
+            let larder_packed::Entry { key, value } =
+                entry.map_err(|error| Error::invalid_argument(error.to_string()))?;
+            slice.count(ROW, key.len() + value.len());
             slice.pause().await;
-            unpacked.push(entry);
+            unpacked.push(Entry { key: key.to_string(), value: value.to_vec() });
             self.limits.check(LimitKind::TransactionMutations, unpacked.len() as u64)?;
         }
         self.put_many(namespace, unpacked).await
@@ -516,7 +516,7 @@ impl Transaction {
         Ok(Page { entries: list(&found).await, next })
     }
 
-    /// Returns a page of a range with its entries [packed](crate::packed).
+    /// Returns a page of a range with its entries [packed](larder_packed).
     ///
     /// A page holds more entries than that of [`Transaction::scan_page`], because each counts fewer
     /// bytes for [`Limits::result_bytes`]. The cursors of both methods are interchangeable.
@@ -539,7 +539,7 @@ impl Transaction {
         range: Range,
         after: Option<String>,
     ) -> Result<PackedPage> {
-        let entry_bytes = packed::HEADER_BYTES as u64;
+        let entry_bytes = larder_packed::HEADER_BYTES as u64;
         let (found, next) = self.find_page(namespace, range, after, entry_bytes).await?;
         Ok(PackedPage { entries: found.into_packed(), next })
     }

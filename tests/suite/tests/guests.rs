@@ -116,7 +116,14 @@ fn links(program: &str, add: fn(&mut Linker<Instance>) -> wasmtime::Result<()>) 
 #[test]
 fn a_linker_has_only_the_interfaces_that_were_added() {
     let (catalog, assistant) = (larder_artifacts::CATALOG, larder_artifacts::ASSISTANT);
-    assert!(links(catalog, larder_host::store::add_to_linker));
+    let puts = larder_artifacts::LOOP_IN_UPDATE;
+    assert!(links(puts, larder_host::store::add_to_linker));
+    assert!(!links(catalog, larder_host::store::add_to_linker), "it reads packed pages");
+    assert!(!links(puts, larder_host::packed::add_to_linker), "it uses a store");
+    assert!(links(catalog, |linker| {
+        larder_host::store::add_to_linker(linker)?;
+        larder_host::packed::add_to_linker(linker)
+    }));
     assert!(!links(catalog, larder_host::memory::add_to_linker), "it uses a store");
     assert!(!links(assistant, larder_host::store::add_to_linker), "it keeps a conversation");
     for program in [catalog, assistant] {

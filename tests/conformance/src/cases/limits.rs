@@ -365,7 +365,7 @@ fn a_page_has_as_many_entries_as_the_instance_has_room_for() -> Outcome {
     }
     let first = view.scan_page(NS, &range(""), None)?;
     expect_keys(&first.entries, names.get(..2).unwrap_or_default())?;
-    let second = view.scan_page_packed(NS, &range(""), first.next.as_deref())?;
+    let second = packed::scan_page(&view, NS, &range(""), first.next.as_deref())?;
     expect_eq(second.next.is_some(), true)?;
     drop(open);
     let rest = view.scan_page(NS, &range(""), second.next.as_deref())?;

@@ -19,12 +19,12 @@ pub(crate) const CASES: &[Case] = named!("packed":
 
 /// Packed entries whose values are their keys.
 fn packed_keys(keys: &[&str]) -> Vec<u8> {
-    packed(&keys.iter().map(|key| entry(key, key)).collect::<Vec<_>>())
+    pack(&keys.iter().map(|key| entry(key, key)).collect::<Vec<_>>())
 }
 
 fn packed_entries_are_put_as_a_list_of_them_is() -> Outcome {
     let keys = ["a", "b\0", "z", "ü", "\u{1f980}"];
-    write(|tx| Ok(tx.put_packed(NS, &packed_keys(&keys))?))?;
+    write(|tx| Ok(packed::put_many(tx, NS, &packed_keys(&keys))?))?;
     write(|tx| Ok(tx.put_many("list", &keys.map(|key| entry(key, key)))?))?;
     expect_eq(scan("")?, read(|tx| Ok(tx.scan("list", "")?))?)?;
     expect_keys(&scan("")?, &keys)
@@ -32,19 +32,19 @@ fn packed_entries_are_put_as_a_list_of_them_is() -> Outcome {
 
 fn the_last_of_equal_packed_keys_wins() -> Outcome {
     let entries = [entry("a", "1"), entry("b", "1"), entry("a", "2")];
-    write(|tx| Ok(tx.put_packed(NS, &packed(&entries))?))?;
+    write(|tx| Ok(packed::put_many(tx, NS, &pack(&entries))?))?;
     expect_entries(&scan("")?, &[("a", "2"), ("b", "1")])
 }
 
 fn no_bytes_put_nothing() -> Outcome {
-    expect_eq(write(|tx| Ok(tx.put_packed(NS, &[])?))?, 0)?;
+    expect_eq(write(|tx| Ok(packed::put_many(tx, NS, &[])?))?, 0)?;
     expect_entries(&scan("")?, &[])
 }
 
 fn empty_keys_and_values_are_packed_too() -> Outcome {
-    write(|tx| Ok(tx.put_packed(NS, &[0; 8])?))?;
+    write(|tx| Ok(packed::put_many(tx, NS, &[0; 8])?))?;
     expect_value(get("")?, "")?;
-    let page = read(|tx| Ok(tx.scan_page_packed(NS, &range(""), None)?))?;
+    let page = read(|tx| Ok(packed::scan_page(tx, NS, &range(""), None)?))?;
     expect_eq((page.entries, page.next), (vec![0; 8], None))
 }
 
@@ -52,9 +52,9 @@ fn a_packed_page_has_own_writes_on_it() -> Outcome {
     put_keys(&["a", "b"])?;
     let store = main()?;
     let tx = update(&store)?;
-    tx.put_packed(NS, &packed_keys(&["c"]))?;
+    packed::put_many(&tx, NS, &packed_keys(&["c"]))?;
     tx.delete(NS, "a")?;
-    let page = tx.scan_page_packed(NS, &range(""), None)?;
+    let page = packed::scan_page(&tx, NS, &range(""), None)?;
     expect_entries(&unpacked(&page.entries), &[("b", "b"), ("c", "c")])
 }
 
@@ -64,7 +64,7 @@ fn expect_refused(bytes: &[u8]) -> Outcome {
     let store = main()?;
     let tx = update(&store)?;
     tx.put(NS, "before", b"1")?;
-    expect_invalid_argument(tx.put_packed(NS, bytes))?;
+    expect_invalid_argument(packed::put_many(&tx, NS, bytes))?;
     tx.put(NS, "after", b"1")?;
     Tx::commit(tx)?;
     expect_entries(&scan("")?, &[("after", "1"), ("before", "1")])?;
@@ -103,11 +103,11 @@ fn a_packed_entry_at_the_bounds_is_put_and_one_past_them_refused() -> Outcome {
     let key = |over: u64| "k".repeat((bounds.key_bytes + over) as usize);
     let value = |over: u64| "v".repeat((bounds.value_bytes + over) as usize);
     write(|tx| {
-        let too_long = tx.put_packed(NS, &packed(&[entry(&key(1), "")]));
+        let too_long = packed::put_many(tx, NS, &pack(&[entry(&key(1), "")]));
         expect_limit(too_long, LimitKind::KeyBytes, bounds.key_bytes, bounds.key_bytes + 1)?;
-        let too_large = tx.put_packed(NS, &packed(&[entry("k", &value(1))]));
+        let too_large = packed::put_many(tx, NS, &pack(&[entry("k", &value(1))]));
         expect_limit(too_large, LimitKind::ValueBytes, bounds.value_bytes, bounds.value_bytes + 1)?;
-        Ok(tx.put_packed(NS, &packed(&[entry(&key(0), &value(0))]))?)
+        Ok(packed::put_many(tx, NS, &pack(&[entry(&key(0), &value(0))]))?)
     })?;
     expect_value(get(&key(0))?, value(0))
 }
@@ -117,9 +117,9 @@ fn more_packed_entries_than_the_bound_are_refused() -> Outcome {
     let entries: Vec<_> = (0..=max).map(|number| entry(&format!("{number:04}"), "")).collect();
     let store = main()?;
     let tx = update(&store)?;
-    let got = tx.put_packed(NS, &packed(&entries));
+    let got = packed::put_many(&tx, NS, &pack(&entries));
     expect_limit_passed(got, LimitKind::TransactionMutations, max)?;
-    tx.put_packed(NS, &packed(entries.get(1..).unwrap_or_default()))?;
+    packed::put_many(&tx, NS, &pack(entries.get(1..).unwrap_or_default()))?;
     Tx::commit(tx)?;
     expect_eq(scan("")?.len() as u64, max)
 }
@@ -128,12 +128,12 @@ fn a_packed_entry_that_can_not_be_put_keeps_the_others_out() -> Outcome {
     let long = "k".repeat(limits().key_bytes as usize + 1);
     let store = main()?;
     let tx = update(&store)?;
-    let got = tx.put_packed(NS, &packed(&[entry("a", "1"), entry(&long, "1"), entry("b", "1")]));
+    let got = packed::put_many(&tx, NS, &pack(&[entry("a", "1"), entry(&long, "1"), entry("b", "1")]));
     expect_limit_passed(got, LimitKind::KeyBytes, limits().key_bytes)?;
     expect_entries(&tx.scan(NS, "")?, &[])?;
     drop(tx);
     let reserved = update(&store)?;
-    expect_access_denied(reserved.put_packed("__x", &packed_keys(&["a"])))?;
+    expect_access_denied(packed::put_many(&reserved, "__x", &packed_keys(&["a"])))?;
     let view = view(&store)?;
-    expect_read_only(view.put_packed(NS, &packed_keys(&["a"])))
+    expect_read_only(packed::put_many(&view, NS, &packed_keys(&["a"])))
 }

@@ -37,8 +37,8 @@ pub(crate) const CASES: &[Case] = named!("page":
 /// entries count less.
 fn scan_page(tx: &Tx, ns: &str, range: &Range, after: Option<&str>) -> Result<Page, Error> {
     let page = tx.scan_page(ns, range, after);
-    let packed = tx.scan_page_packed(ns, range, after);
-    let packed = packed.map(|PackedPage { entries, next }| Page { entries: unpacked(&entries), next });
+    let packed = packed::scan_page(tx, ns, range, after);
+    let packed = packed.map(|packed::Page { entries, next }| Page { entries: unpacked(&entries), next });
     let is_cut_earlier = match (&page, &packed) {
         (Ok(page), Ok(packed)) => is_cut_earlier(page, packed),
         _ => false,
@@ -299,7 +299,7 @@ fn each_entry_of_a_page_counts_for_result_bytes() -> Outcome {
     // A page of keys counts the same, and its cursor continues the scan in both forms.
     let keys_only = Range { keys_only: true, ..range("") };
     expect_eq(page(&keys_only, None)?.entries.len() as u64, in_list)?;
-    let rest = read(|tx| Ok(tx.scan_page_packed(NS, &range(""), first.next.as_deref())?))?;
+    let rest = read(|tx| Ok(packed::scan_page(tx, NS, &range(""), first.next.as_deref())?))?;
     expect_keys(&unpacked(&rest.entries), names.get(in_list as usize..).unwrap_or_default())
 }
 
@@ -308,7 +308,7 @@ fn a_packed_page_counts_the_lengths_of_its_entries() -> Outcome {
     for (key, value) in &rows {
         put(key, value)?;
     }
-    let packed_page = |after: Option<&str>| read(|tx| Ok(tx.scan_page_packed(NS, &range(""), after)?));
+    let packed_page = |after: Option<&str>| read(|tx| Ok(packed::scan_page(tx, NS, &range(""), after)?));
     let whole = packed_page(None)?;
     expect_eq((whole.entries.len() as u64, whole.next), (limits().result_bytes, None))?;
     put("z", "")?;
