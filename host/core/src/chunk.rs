@@ -25,7 +25,7 @@ pub struct ScanOptions {
 option_setters!(ScanOptions { reverse: bool, keys_only: bool, max_rows: usize, max_bytes: u64 });
 
 impl ScanOptions {
-    /// Creates options that read up to a number of rows and a size, from the first key, with values.
+    /// Creates options that read keys and values in order, up to a number of rows and a size.
     pub const fn new(max_rows: usize, max_bytes: u64) -> Self {
         Self { reverse: false, keys_only: false, max_rows, max_bytes }
     }
