@@ -21,9 +21,10 @@ use crate::error::Error;
 ///
 /// ```
 /// use larder_guest::RetryPolicy;
-/// let only_once = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+/// let only_once = RetryPolicy::default().attempts(1);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RetryPolicy {
     /// The largest number of runs, including the first; 0 counts as 1.
     pub attempts: u32,
@@ -34,6 +35,29 @@ pub struct RetryPolicy {
     pub first_pause: Duration,
     /// The upper bound of every pause.
     pub longest_pause: Duration,
+}
+
+impl RetryPolicy {
+    /// Sets [`attempts`](#structfield.attempts).
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// Sets [`first_pause`](#structfield.first_pause).
+    #[must_use]
+    pub fn first_pause(mut self, first_pause: Duration) -> Self {
+        self.first_pause = first_pause;
+        self
+    }
+
+    /// Sets [`longest_pause`](#structfield.longest_pause).
+    #[must_use]
+    pub fn longest_pause(mut self, longest_pause: Duration) -> Self {
+        self.longest_pause = longest_pause;
+        self
+    }
 }
 
 impl Default for RetryPolicy {
@@ -86,7 +110,7 @@ mod tests {
     use super::*;
 
     fn policy(attempts: u32) -> RetryPolicy {
-        RetryPolicy { attempts, ..RetryPolicy::default() }
+        RetryPolicy::default().attempts(attempts)
     }
 
     /// The pauses of a transaction that always meets a conflict.
@@ -162,7 +186,10 @@ mod tests {
     #[test]
     fn the_first_pause_is_bounded_too() {
         let longest_pause = Duration::from_nanos(1);
-        let policy = RetryPolicy { attempts: 9, first_pause: Duration::from_secs(9), longest_pause };
+        let policy = RetryPolicy::default()
+            .attempts(9)
+            .first_pause(Duration::from_secs(9))
+            .longest_pause(longest_pause);
         assert!(pauses(&policy).iter().all(|pause| *pause <= longest_pause));
     }
 }

@@ -36,11 +36,12 @@ pub struct Entry {
 /// ```
 /// use larder_guest::{PutOptions, Version};
 ///
-/// let if_absent = PutOptions { if_version: Some(Version::ABSENT), ..PutOptions::default() };
-/// let one_hour = PutOptions { ttl_ms: Some(3_600_000), ..PutOptions::default() };
+/// let if_absent = PutOptions::default().if_version(Version::ABSENT);
+/// let one_hour = PutOptions::default().ttl_ms(3_600_000);
 /// # let _ = (if_absent, one_hour);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PutOptions {
     /// The time to live in milliseconds, counted from the commit; at least 1.
     ///
@@ -52,6 +53,22 @@ pub struct PutOptions {
     /// earlier transaction does not become right in the next run, so use a
     /// [`RetryPolicy`](crate::RetryPolicy) with one attempt for such an update.
     pub if_version: Option<Version>,
+}
+
+impl PutOptions {
+    /// Sets [`ttl_ms`](#structfield.ttl_ms).
+    #[must_use]
+    pub fn ttl_ms(mut self, ttl_ms: impl Into<Option<u64>>) -> Self {
+        self.ttl_ms = ttl_ms.into();
+        self
+    }
+
+    /// Sets [`if_version`](#structfield.if_version).
+    #[must_use]
+    pub fn if_version(mut self, if_version: impl Into<Option<Version>>) -> Self {
+        self.if_version = if_version.into();
+        self
+    }
 }
 
 /// A transaction that reads one snapshot.

@@ -124,7 +124,7 @@ async fn main() -> Result<()> {
     ensure!(loaded.succeeded, "inventory failed to load packages: {}", loaded.errors);
 
     // The same store under the same name, with fewer rights and a tighter limit.
-    let limits = || Limits { open_transactions: 1, ..Limits::default() };
+    let limits = || Limits::default().open_transactions(1);
     let audit = || {
         let builder = StorageCtx::builder().grant_read_only("default", &shelf);
         builder.migrations(catalog.clone()).limits(limits()).build()

@@ -165,7 +165,7 @@ impl Put {
         let (store, handle) = self.store.open().await?;
         let committed = closing(store, move || async move {
             let mut transaction = handle.begin(Mode::Update)?;
-            let options = PutOptions { ttl_ms: self.ttl_ms, if_version: self.if_version.map(Version) };
+            let options = PutOptions::default().ttl_ms(self.ttl_ms).if_version(self.if_version.map(Version));
             let (namespace, key) = (self.store.name(self.namespace)?, self.store.name(self.key)?);
             transaction.put_with(namespace.clone(), key.clone(), value, options)?;
             match (transaction.commit().await, self.if_version) {

@@ -240,12 +240,10 @@ mod tests {
         for limit in ["value-bytes=2MiB", "open-stores=3", "transaction-timeout=1m"] {
             parse_limit(limit).unwrap().apply(&mut limits);
         }
-        let expected = Limits {
-            value_bytes: 2 << 20,
-            open_stores: 3,
-            transaction_timeout: Duration::from_secs(60),
-            ..Limits::default()
-        };
+        let expected = Limits::default()
+            .value_bytes(2 << 20)
+            .open_stores(3)
+            .transaction_timeout(Duration::from_secs(60));
         assert_eq!(limits, expected);
         for wrong in
             ["value-bytes", "values=1", "value-bytes=many", "value-bytes=-1", "transaction-timeout=1"]

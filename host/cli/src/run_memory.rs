@@ -75,12 +75,10 @@ impl RunMemory {
             None => IdentityScope::user(tenant, user),
         }?;
         let timeout = Duration::from_secs(self.summary_timeout);
-        let options = MemoryOptions {
-            budget_tokens: self.memory_budget,
-            window_turns: self.memory_window,
-            summary_timeout: timeout,
-            ..MemoryOptions::new(self.memory_strategy)
-        };
+        let options = MemoryOptions::new(self.memory_strategy)
+            .budget_tokens(self.memory_budget)
+            .window_turns(self.memory_window)
+            .summary_timeout(timeout);
         if self.memory_strategy == Strategy::RollingSummary && self.summarizer.is_none() {
             bail!(
                 "the strategy rolling-summary needs a summariser; give --summarizer component:FILE, or the URL of an endpoint"
@@ -102,11 +100,9 @@ impl RunMemory {
                 "unknown summariser {named:?}; give component:FILE, or the http:// or https:// URL of an endpoint"
             );
         }
-        let options = HttpOptions {
-            key: ApiKey::from_env(KEY_VARIABLE)?,
-            timeout,
-            ..HttpOptions::new(named, &self.summarizer_model)
-        };
+        let options = HttpOptions::new(named, &self.summarizer_model)
+            .key(ApiKey::from_env(KEY_VARIABLE)?)
+            .timeout(timeout);
         Ok(Arc::new(HttpSummarizer::new(options)?))
     }
 }

@@ -138,15 +138,13 @@ pub(crate) fn shown(dsn: &str) -> &str {
 
 /// A handle for an operator, without the limits of a guest.
 pub(crate) fn operator(store: &Store) -> Handle {
-    let limits = Limits {
-        value_bytes: Limits::VALUE_BYTES_MAX,
-        result_bytes: Limits::VALUE_BYTES_MAX * 2,
-        transaction_bytes: Limits::VALUE_BYTES_MAX * 2,
-        instance_bytes: Limits::VALUE_BYTES_MAX * 16,
-        transaction_timeout: Duration::from_secs(3_600),
-        ..Limits::default()
-    };
-    store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+    let limits = Limits::default()
+        .value_bytes(Limits::VALUE_BYTES_MAX)
+        .result_bytes(Limits::VALUE_BYTES_MAX * 2)
+        .transaction_bytes(Limits::VALUE_BYTES_MAX * 2)
+        .instance_bytes(Limits::VALUE_BYTES_MAX * 16)
+        .transaction_timeout(Duration::from_secs(3_600));
+    store.handle(HandleOptions::default().limits(limits))
 }
 
 /// The data-source name that opens an existing store and creates nothing.

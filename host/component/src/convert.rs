@@ -46,7 +46,10 @@ impl From<Error> for types::Error {
             Error::MigrationMismatch(reason) => Self::MigrationMismatch(reason),
             Error::InvalidSnapshot(reason) => Self::InvalidSnapshot(reason),
             Error::InvalidArgument(reason) => Self::InvalidArgument(reason),
-            Error::LimitExceeded(exceeded) => Self::LimitExceeded(exceeded.into()),
+            Error::LimitExceeded(LimitExceeded { kind, max, requested }) => match limit_kind(kind) {
+                Some(kind) => Self::LimitExceeded(types::LimitExceeded { kind, max, requested }),
+                None => Self::Other(error.to_string()),
+            },
             Error::Unavailable { reason, .. } => Self::Unavailable(reason),
             Error::CommitUnknown { reason, .. } => Self::CommitUnknown(reason),
             Error::Corrupt(reason) => Self::Corrupt(reason),
@@ -55,26 +58,25 @@ impl From<Error> for types::Error {
     }
 }
 
-impl From<LimitExceeded> for types::LimitExceeded {
-    fn from(exceeded: LimitExceeded) -> Self {
-        let kind = match exceeded.kind {
-            LimitKind::NamespaceBytes => types::LimitKind::NamespaceBytes,
-            LimitKind::KeyBytes => types::LimitKind::KeyBytes,
-            LimitKind::ValueBytes => types::LimitKind::ValueBytes,
-            LimitKind::ResultBytes => types::LimitKind::ResultBytes,
-            LimitKind::TransactionBytes => types::LimitKind::TransactionBytes,
-            LimitKind::TransactionMutations => types::LimitKind::TransactionMutations,
-            LimitKind::OpenTransactions => types::LimitKind::OpenTransactions,
-            LimitKind::OpenStores => types::LimitKind::OpenStores,
-            LimitKind::StoreBytes => types::LimitKind::StoreBytes,
-            LimitKind::IdentityBytes => types::LimitKind::IdentityBytes,
-            LimitKind::TurnBytes => types::LimitKind::TurnBytes,
-            LimitKind::MemoryBytes => types::LimitKind::MemoryBytes,
-            LimitKind::OpenMemories => types::LimitKind::OpenMemories,
-            LimitKind::InstanceBytes => types::LimitKind::InstanceBytes,
-        };
-        Self { kind, max: exceeded.max, requested: exceeded.requested }
-    }
+/// The kind of a limit in the WIT. `None` for a kind that the WIT does not have.
+fn limit_kind(kind: LimitKind) -> Option<types::LimitKind> {
+    Some(match kind {
+        LimitKind::NamespaceBytes => types::LimitKind::NamespaceBytes,
+        LimitKind::KeyBytes => types::LimitKind::KeyBytes,
+        LimitKind::ValueBytes => types::LimitKind::ValueBytes,
+        LimitKind::ResultBytes => types::LimitKind::ResultBytes,
+        LimitKind::TransactionBytes => types::LimitKind::TransactionBytes,
+        LimitKind::TransactionMutations => types::LimitKind::TransactionMutations,
+        LimitKind::OpenTransactions => types::LimitKind::OpenTransactions,
+        LimitKind::OpenStores => types::LimitKind::OpenStores,
+        LimitKind::StoreBytes => types::LimitKind::StoreBytes,
+        LimitKind::IdentityBytes => types::LimitKind::IdentityBytes,
+        LimitKind::TurnBytes => types::LimitKind::TurnBytes,
+        LimitKind::MemoryBytes => types::LimitKind::MemoryBytes,
+        LimitKind::OpenMemories => types::LimitKind::OpenMemories,
+        LimitKind::InstanceBytes => types::LimitKind::InstanceBytes,
+        _ => return None,
+    })
 }
 
 impl From<tx::Mode> for Mode {
@@ -95,7 +97,7 @@ impl From<tx::Range> for Range {
 
 impl From<tx::PutOptions> for PutOptions {
     fn from(options: tx::PutOptions) -> Self {
-        Self { ttl_ms: options.ttl_ms, if_version: options.if_version.map(Version) }
+        Self::default().ttl_ms(options.ttl_ms).if_version(options.if_version.map(Version))
     }
 }
 

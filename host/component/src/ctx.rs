@@ -19,7 +19,7 @@ const STORE_NAME_BYTES_MAX: usize = 255;
 /// use larder_host::{InMemory, Limits, Store, StorageCtx};
 ///
 /// let store = Store::builder(InMemory::new()).build()?;
-/// let limits = Limits { open_transactions: 4, ..Limits::default() };
+/// let limits = Limits::default().open_transactions(4);
 /// let storage = StorageCtx::builder().grant("default", &store).limits(limits).build()?;
 /// # drop(storage);
 /// # Ok(()) }
@@ -176,15 +176,16 @@ impl StorageCtx {
         self.limits.check(LimitKind::OpenStores, self.open_stores + 1)?;
         let store = grant.store.open().await?;
         self.open_stores += 1;
-        Ok(store.handle(HandleOptions {
-            name,
-            read_only: grant.read_only,
-            limits: self.limits.clone(),
-            open_transactions: self.open_transactions.clone(),
-            held: Some(self.held.clone()),
-            migrations: self.migrations.clone(),
-            share: self.share.clone(),
-        }))
+        Ok(store.handle(
+            HandleOptions::default()
+                .name(name)
+                .read_only(grant.read_only)
+                .limits(self.limits.clone())
+                .open_transactions(self.open_transactions.clone())
+                .held(self.held.clone())
+                .migrations(self.migrations.clone())
+                .share(self.share.clone()),
+        ))
     }
 
     /// The scheduler for calls that may take long.

@@ -51,6 +51,7 @@ use crate::memory::records::{RecordKey, RecordWrite, StoredRecord};
 #[cfg(doc)]
 use crate::name::RowKey;
 use crate::open_snapshots::OpenSnapshots;
+use crate::option_setters;
 use crate::row::Version;
 #[cfg(doc)]
 use crate::row::is_live;
@@ -59,6 +60,7 @@ use crate::stored_cost::StoredCost;
 
 /// Options of [`Backend::sweep`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SweepOptions {
     /// The clock for the moment at which rows must have expired.
     pub clock: ForwardClock,
@@ -75,7 +77,14 @@ pub struct SweepOptions {
     pub is_closing: bool,
 }
 
+option_setters!(SweepOptions { clock: ForwardClock, max_rows: u32, max_bytes: u64, is_closing: bool });
+
 impl SweepOptions {
+    /// Creates options that remove up to a number of rows and a size, from a store that stays open.
+    pub fn new(clock: ForwardClock, max_rows: u32, max_bytes: u64) -> Self {
+        Self { clock, max_rows, max_bytes, is_closing: false }
+    }
+
     /// Whether this result reached a bound, so that more rows may have expired.
     pub fn is_reached_by(&self, swept: &Swept) -> bool {
         swept.rows >= u64::from(self.max_rows) || swept.bytes >= self.max_bytes

@@ -2,6 +2,7 @@
 
 #[cfg(doc)]
 use crate::error::Error;
+use crate::option_setters;
 use crate::row::Version;
 #[cfg(doc)]
 use crate::transaction::Transaction;
@@ -87,6 +88,7 @@ pub struct PackedPage {
 
 /// Options of [`Transaction::put_with`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PutOptions {
     /// The time to live of the row in milliseconds from its commit, at least 1; `None` for a
     /// permanent row.
@@ -97,3 +99,8 @@ pub struct PutOptions {
     /// the commit fails with [`Error::Conflict`].
     pub if_version: Option<Version>,
 }
+
+option_setters!(PutOptions {
+    ttl_ms: impl Into<Option<u64>>,
+    if_version: impl Into<Option<Version>>,
+});

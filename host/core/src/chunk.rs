@@ -3,11 +3,13 @@
 use crate::clock::UnixMillis;
 use crate::error::{Error, Result};
 use crate::name::KeyRange;
+use crate::option_setters;
 use crate::pairs::{Pairs, Part};
 use crate::row::{Version, is_live};
 
 /// Options of [`Snapshot::scan`](crate::snapshot::Snapshot::scan).
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct ScanOptions {
     /// Whether to read from the last key to the first.
     pub reverse: bool,
@@ -18,6 +20,15 @@ pub struct ScanOptions {
     /// The size of keys and values at which the scan stops. The first row is returned whatever its
     /// size.
     pub max_bytes: u64,
+}
+
+option_setters!(ScanOptions { reverse: bool, keys_only: bool, max_rows: usize, max_bytes: u64 });
+
+impl ScanOptions {
+    /// Creates options that read keys and values in order, up to a number of rows and a size.
+    pub const fn new(max_rows: usize, max_bytes: u64) -> Self {
+        Self { reverse: false, keys_only: false, max_rows, max_bytes }
+    }
 }
 
 /// A part of a range, in the order of the scan.
@@ -228,8 +239,7 @@ mod tests {
         KeyRange::new(namespace, start.into(), end.map(Into::into))
     }
 
-    const ALL: ScanOptions =
-        ScanOptions { reverse: false, keys_only: false, max_rows: usize::MAX, max_bytes: u64::MAX };
+    const ALL: ScanOptions = ScanOptions::new(usize::MAX, u64::MAX);
 
     fn found(chunk: &Chunk) -> (Vec<(&str, usize, u64)>, bool) {
         assert_eq!(chunk.rows().count(), chunk.marks.len());
@@ -246,12 +256,12 @@ mod tests {
         assert_eq!(found(&part("bb", None, ALL)), (vec![("c", 2, 3), ("d", 2, 4)], true));
         assert_eq!(found(&part("e", None, ALL)), (vec![], true));
         assert_eq!(found(&part("", Some("a"), ALL)), (vec![], true));
-        let two = ScanOptions { max_rows: 2, ..ALL };
+        let two = ALL.max_rows(2);
         assert_eq!(found(&part("", None, two)), (vec![("a", 2, 1), ("b", 2, 2)], false));
         assert_eq!(found(&part("c", None, two)), (vec![("c", 2, 3), ("d", 2, 4)], true));
-        let small = ScanOptions { max_bytes: 1, ..ALL };
+        let small = ALL.max_bytes(1);
         assert_eq!(found(&part("b", None, small)), (vec![("b", 2, 2)], false));
-        let keys = ScanOptions { keys_only: true, ..ALL };
+        let keys = ALL.keys_only(true);
         assert_eq!(found(&part("d", None, keys)), (vec![("d", 0, 4)], true));
         assert_eq!(part("b", Some("d"), ALL).last_key(), Some(b"c".as_slice()));
     }

@@ -11,6 +11,7 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 /// An error of an operation on a store. Except for [`Error::CommitUnknown`], nothing was written.
 ///
 /// The variants are those of `error` in the WIT package `larder:storage`, and [`Error::NotFound`].
+/// A newer package may have more. A caller treats an unknown variant as [`Error::Other`].
 /// A backend maps the errors of its engine to them, so callers never have to parse a text. The
 /// texts reach guests, so they contain no path, address or password.
 ///
@@ -150,6 +151,7 @@ impl Error {
 
 /// The kind of a limit. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LimitKind {
     /// A namespace's name.
     NamespaceBytes,

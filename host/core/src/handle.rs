@@ -10,12 +10,14 @@ use crate::held::HeldBytes;
 use crate::limits::Limits;
 use crate::migrations::MigrationScope;
 use crate::open_transactions::OpenTransactions;
+use crate::option_setters;
 use crate::share::Share;
 use crate::store::Store;
 use crate::transaction::Transaction;
 
 /// The limits and rights of a [`Handle`].
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct HandleOptions {
     /// The user's name for the store.
     pub name: String,
@@ -39,6 +41,16 @@ pub struct HandleOptions {
     pub share: Share,
 }
 
+option_setters!(HandleOptions {
+    name: impl Into<String>,
+    read_only: bool,
+    limits: impl Into<Arc<Limits>>,
+    open_transactions: OpenTransactions,
+    held: impl Into<Option<HeldBytes>>,
+    migrations: MigrationScope,
+    share: Share,
+});
+
 /// A store with one user's limits and rights.
 ///
 /// Dropping a handle leaves its transactions open. [`Handle::close`] ends them.
@@ -48,7 +60,7 @@ pub struct HandleOptions {
 /// use larder_core::{Error, HandleOptions, InMemory, Mode, Store};
 ///
 /// let store = Store::builder(InMemory::new()).build()?;
-/// let handle = store.handle(HandleOptions { read_only: true, ..HandleOptions::default() });
+/// let handle = store.handle(HandleOptions::default().read_only(true));
 /// assert!(matches!(handle.begin(Mode::Update), Err(Error::AccessDenied(_))));
 /// let mut view = handle.begin(Mode::View)?;
 /// assert_eq!(view.get("fruit".into(), "apple".into()).await?, None);

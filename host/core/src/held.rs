@@ -19,7 +19,7 @@ use crate::limits::Limits;
 /// use larder_core::{HandleOptions, HeldBytes, InMemory, Mode, Store};
 ///
 /// let held = HeldBytes::at_most(64 << 20);
-/// let options = HandleOptions { held: Some(held.clone()), ..HandleOptions::default() };
+/// let options = HandleOptions::default().held(held.clone());
 /// let handle = Store::builder(InMemory::new()).build()?.handle(options);
 /// let mut update = handle.begin(Mode::Update)?;
 /// update.put("fruit".into(), "apple".into(), vec![0; 1_000])?;

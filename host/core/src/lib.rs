@@ -50,6 +50,7 @@ pub mod migrations;
 pub mod name;
 mod open_snapshots;
 mod open_transactions;
+mod option_setters;
 pub mod pace;
 mod pairs;
 mod quota;

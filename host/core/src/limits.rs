@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
+use crate::option_setters;
 
 /// The limits of one guest. Sizes are in bytes.
 ///
@@ -10,10 +11,11 @@ use crate::error::{Error, LimitExceeded, LimitKind, Result};
 /// it.
 ///
 /// ```
-/// let limits = larder_core::Limits { value_bytes: 64 << 10, ..Default::default() };
+/// let limits = larder_core::Limits::default().value_bytes(64 << 10);
 /// limits.validate().unwrap();
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// A namespace's name. At most [`Limits::NAMESPACE_BYTES_MAX`].
     pub namespace_bytes: u64,
@@ -52,6 +54,22 @@ pub struct Limits {
     /// The age at which a transaction is rolled back. At most [`Limits::TRANSACTION_TIMEOUT_MAX`].
     pub transaction_timeout: Duration,
 }
+
+option_setters!(Limits {
+    namespace_bytes: u64,
+    key_bytes: u64,
+    value_bytes: u64,
+    result_bytes: u64,
+    transaction_bytes: u64,
+    transaction_mutations: u64,
+    open_transactions: u64,
+    open_stores: u64,
+    identity_bytes: u64,
+    turn_bytes: u64,
+    open_memories: u64,
+    instance_bytes: u64,
+    transaction_timeout: Duration,
+});
 
 impl Limits {
     /// The longest namespace that every backend can store.
@@ -190,37 +208,37 @@ mod tests {
 
     #[test]
     fn a_result_that_holds_no_entry_is_refused() {
-        let limits = Limits { result_bytes: 10, ..Default::default() };
+        let limits = Limits::default().result_bytes(10);
         let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
         assert_eq!(reason, "the limit result_bytes is 10, and must be at least 1050880");
     }
 
     #[test]
     fn a_key_longer_than_a_backend_holds_is_refused() {
-        let limits = Limits { key_bytes: 2_049, ..Default::default() };
+        let limits = Limits::default().key_bytes(2_049);
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn an_instance_that_holds_no_full_transaction_and_a_result_is_refused() {
-        let limits = Limits { instance_bytes: 16 << 20, ..Default::default() };
+        let limits = Limits::default().instance_bytes(16 << 20);
         limits.validate().unwrap();
-        let limits = Limits { instance_bytes: limits.instance_bytes - 1, ..limits };
+        let limits = limits.clone().instance_bytes(limits.instance_bytes - 1);
         let Err(Error::InvalidArgument(reason)) = limits.validate() else { panic!("accepted") };
         assert_eq!(reason, "the limit instance_bytes is 16777215, and must be at least 16777216");
-        let limits = Limits { result_bytes: u64::MAX, ..Default::default() };
+        let limits = Limits::default().result_bytes(u64::MAX);
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn an_endless_transaction_is_refused() {
-        let limits = Limits { transaction_timeout: Duration::MAX, ..Default::default() };
+        let limits = Limits::default().transaction_timeout(Duration::MAX);
         assert!(matches!(limits.validate(), Err(Error::InvalidArgument(_))));
     }
 
     #[test]
     fn an_amount_at_the_bound_passes_and_one_more_says_both_numbers() {
-        let limits = Limits { open_stores: 3, ..Default::default() };
+        let limits = Limits::default().open_stores(3);
         limits.check(LimitKind::OpenStores, 3).unwrap();
         let Err(Error::LimitExceeded(exceeded)) = limits.check(LimitKind::OpenStores, 4) else {
             panic!("accepted")
@@ -231,7 +249,10 @@ mod tests {
     /// Limits of which no other bound is in the way.
     fn wide() -> Limits {
         let (result_bytes, transaction_bytes, instance_bytes) = (1 << 40, 1 << 40, 1 << 43);
-        Limits { result_bytes, transaction_bytes, instance_bytes, ..Default::default() }
+        Limits::default()
+            .result_bytes(result_bytes)
+            .transaction_bytes(transaction_bytes)
+            .instance_bytes(instance_bytes)
     }
 
     fn names(limits: &Limits, name: &str) -> bool {
@@ -258,18 +279,18 @@ mod tests {
             set(&mut limits, max + 1);
             assert!(names(&limits, name), "{name}");
         }
-        let mut limits = Limits { transaction_timeout: Limits::TRANSACTION_TIMEOUT_MAX, ..wide() };
+        let mut limits = wide().transaction_timeout(Limits::TRANSACTION_TIMEOUT_MAX);
         limits.validate().unwrap();
         limits.transaction_timeout += Duration::from_nanos(1);
         assert!(names(&limits, "transaction_timeout"));
         // One entry of a list, and one row that is written.
         let (names_bytes, value) = (Limits::NAMESPACE_BYTES_MAX, 1 << 20);
         let entry = Limits::KEY_BYTES_MAX + value;
-        let mut limits = Limits { result_bytes: entry + 256, ..wide() };
+        let mut limits = wide().result_bytes(entry + 256);
         limits.validate().unwrap();
         limits.result_bytes -= 1;
         assert!(names(&limits, "result_bytes"));
-        let mut limits = Limits { transaction_bytes: names_bytes + entry + 256, ..wide() };
+        let mut limits = wide().transaction_bytes(names_bytes + entry + 256);
         limits.validate().unwrap();
         limits.transaction_bytes -= 1;
         assert!(names(&limits, "transaction_bytes"));

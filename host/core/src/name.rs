@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_measured_in_bytes() {
-        let limits = Limits { namespace_bytes: 4, ..Default::default() };
+        let limits = Limits::default().namespace_bytes(4);
         Namespace::new("ääa", &limits).unwrap_err();
         Namespace::new("ää", &limits).unwrap();
     }

@@ -101,12 +101,12 @@ impl Scan {
     /// the range has more.
     fn chunk_options(&self, found: &Found) -> ScanOptions {
         let missing = self.max_entries.saturating_sub(found.entries.len());
-        ScanOptions {
-            reverse: self.reverse,
-            keys_only: self.keys_only,
-            max_rows: missing.saturating_add(1).min(CHUNK_ROWS_MAX),
-            max_bytes: self.max_bytes.saturating_sub(found.bytes).saturating_add(1),
-        }
+        ScanOptions::new(
+            missing.saturating_add(1).min(CHUNK_ROWS_MAX),
+            self.max_bytes.saturating_sub(found.bytes).saturating_add(1),
+        )
+        .reverse(self.reverse)
+        .keys_only(self.keys_only)
     }
 
     /// Adds the entries in `covered`. Returns the key of the first entry that exceeded a bound, if

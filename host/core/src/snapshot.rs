@@ -20,6 +20,7 @@ use crate::share::Share;
 
 /// Options of [`Backend::snapshot`](crate::backend::Backend::snapshot).
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SnapshotOptions {
     /// Whether the transaction may write.
     pub mode: Mode,
@@ -29,6 +30,13 @@ pub struct SnapshotOptions {
     pub deadline: Instant,
     /// The share that the snapshot counts against.
     pub share: Share,
+}
+
+impl SnapshotOptions {
+    /// Creates options for a snapshot.
+    pub fn new(mode: Mode, clock: ForwardClock, deadline: Instant, share: Share) -> Self {
+        Self { mode, clock, deadline, share }
+    }
 }
 
 /// One committed state of a backend, for the reads and the commit of one transaction.

@@ -263,12 +263,8 @@ impl Store {
     /// Returns the number of removed rows, and whether more may have expired.
     async fn sweep_step(&self, is_closing: bool) -> Result<(u64, bool)> {
         let backend = self.inner.backend.clone();
-        let options = SweepOptions {
-            clock: self.inner.clock.clone(),
-            max_rows: SWEEP_ROWS,
-            max_bytes: SWEEP_BYTES,
-            is_closing,
-        };
+        let options =
+            SweepOptions::new(self.inner.clock.clone(), SWEEP_ROWS, SWEEP_BYTES).is_closing(is_closing);
         let step = options.clone();
         let swept = match &self.inner.quota {
             Some(quota) => quota.sweep(async move { backend.sweep(step).await }).await?,

@@ -56,7 +56,7 @@ impl Call {
             Self::PutMany(entries) => tx.put_many("ns".into(), entries.iter().map(entry).collect()).await,
             Self::PutPacked(entries) => tx.put_packed("ns".into(), &pack(entries)).await,
             Self::PutIf(key, value, version) => {
-                let options = PutOptions { ttl_ms: None, if_version: Some(Version(version)) };
+                let options = PutOptions::default().if_version(Version(version));
                 tx.put_with("ns".into(), key.into(), value.into(), options)
             }
             Self::Delete(key) => tx.delete("ns".into(), key.into()),
@@ -91,7 +91,7 @@ async fn rows() -> Store {
 
 fn handle(store: &Store, limits: Limits, held: &HeldBytes) -> Handle {
     let held = Some(held.clone());
-    store.handle(HandleOptions { limits: limits.into(), held, ..HandleOptions::default() })
+    store.handle(HandleOptions::default().limits(limits).held(held))
 }
 
 fn exceeded<T: std::fmt::Debug>(outcome: Result<T>) -> LimitExceeded {
@@ -183,7 +183,7 @@ async fn a_call_over_the_bytes_of_a_transaction_changes_nothing() {
             let most = calls[..=index].iter().map(|(_, counted)| *counted).max().unwrap();
             for (limit, is_enough) in [(most, true), (most - 1, *counted < most || before == most)] {
                 let held = HeldBytes::default();
-                let limits = Limits { transaction_bytes: limit, ..Limits::default() };
+                let limits = Limits::default().transaction_bytes(limit);
                 let mut update = handle(&store, limits, &held).begin(Mode::Update).unwrap();
                 let mut is_refused = false;
                 for (call, _) in &calls[..index] {

@@ -114,17 +114,16 @@ struct Instance {
 
 impl Instance {
     fn new() -> Self {
-        let limits = Arc::new(Limits {
-            transaction_mutations: u64::from(u32::MAX),
-            transaction_bytes: TRANSACTION,
-            transaction_timeout: Duration::from_secs(600),
-            ..Limits::default()
-        });
+        let limits = Arc::new(
+            Limits::default()
+                .transaction_mutations(u64::from(u32::MAX))
+                .transaction_bytes(TRANSACTION)
+                .transaction_timeout(Duration::from_secs(600)),
+        );
         let held = HeldBytes::at_most(limits.instance_bytes);
         let backend = InMemory::new().keep_for_snapshots(STORE);
         let store = Store::builder(backend.attach()).quota_bytes(STORE).sweep_interval(None).build().unwrap();
-        let options =
-            HandleOptions { limits: limits.clone(), held: Some(held.clone()), ..HandleOptions::default() };
+        let options = HandleOptions::default().limits(limits.clone()).held(held.clone());
         let handle = store.handle(options);
         Self { limits, held, store, backend, handle }
     }
@@ -147,7 +146,7 @@ impl Instance {
                 self.fill_reading(async |tx, number| tx.put_packed(short(number), &rows).await).await;
             }
             "conditions" => {
-                let options = PutOptions { if_version: Some(Version::ABSENT), ..PutOptions::default() };
+                let options = PutOptions::default().if_version(Version::ABSENT);
                 self.fill(|tx, number| tx.put_with(short(number), short(number), vec![7], options)).await;
             }
             "rows that were read" => {
@@ -253,7 +252,7 @@ impl Instance {
 
     async fn hold_conversations(&self) {
         let memory_bytes = 4 * MIB;
-        let options = MemoryOptions { memory_bytes, ..MemoryOptions::new(Strategy::Truncation) };
+        let options = MemoryOptions::new(Strategy::Truncation).memory_bytes(memory_bytes);
         let memories = MemoryStore::builder(&self.store, options).build().unwrap();
         let open = |number: u64| -> Memory {
             let parts = IdentityParts::session("acme", "ann", &short(number));

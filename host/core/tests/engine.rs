@@ -73,7 +73,7 @@ async fn a_scan_asks_for_one_row_and_one_byte_more_than_it_still_wants() {
 #[tokio::test]
 async fn a_range_that_is_deleted_is_read_by_keys_up_to_one_more_than_can_be_written() {
     let engine = Engine::new(Script::default());
-    let limits = Limits { transaction_mutations: 7, ..Limits::default() };
+    let limits = Limits::default().transaction_mutations(7);
     let handle = engine.handle(limits.clone());
     put(&engine.handle(Limits::default()), 20).await;
     let mut update = handle.begin(Mode::Update).unwrap();
@@ -105,7 +105,7 @@ async fn a_snapshot_is_asked_for_in_the_mode_and_until_the_deadline_of_the_trans
     // Limits that were never validated may hold any timeout.
     for (timeout, most) in [(Duration::from_secs(5), 5), (Duration::MAX, 3_600)] {
         let engine = Engine::new(Script::default());
-        let handle = engine.handle(Limits { transaction_timeout: timeout, ..Limits::default() });
+        let handle = engine.handle(Limits::default().transaction_timeout(timeout));
         for mode in [Mode::View, Mode::Update] {
             let mut transaction = handle.begin(mode).unwrap();
             // The clock of the store stands still, so all of the timeout is left.

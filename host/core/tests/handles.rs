@@ -11,7 +11,7 @@ use larder_core::{
 
 fn handle(store: &Store, limits: Limits) -> Handle {
     limits.validate().unwrap();
-    store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+    store.handle(HandleOptions::default().limits(limits))
 }
 
 async fn put(handle: &Handle, key: &str, value: &[u8]) {
@@ -31,7 +31,7 @@ async fn a_row_written_under_wider_limits_is_refused_and_never_left_out() {
     let wide = handle(&store, Limits::default());
     put(&wide, "a", b"small").await;
     put(&wide, "b", &[0; 310]).await;
-    let limits = Limits { key_bytes: 10, value_bytes: 40, result_bytes: 306, ..Limits::default() };
+    let limits = Limits::default().key_bytes(10).value_bytes(40).result_bytes(306);
     let narrow = handle(&store, limits);
 
     let mut view = narrow.begin(Mode::View).unwrap();
@@ -73,7 +73,7 @@ async fn a_guest_pages_over_keys_that_are_longer_than_its_own_limit() {
     for key in &keys {
         put(&wide, key, b"1").await;
     }
-    let narrow = handle(&store, Limits { key_bytes: 100, ..Limits::default() });
+    let narrow = handle(&store, Limits::default().key_bytes(100));
     assert_eq!(page_through(&narrow, Range::default()).await, keys);
     let mut backwards = page_through(&narrow, Range { reverse: true, ..Range::default() }).await;
     backwards.reverse();
@@ -92,7 +92,7 @@ async fn a_guest_pages_over_keys_that_are_longer_than_its_own_limit() {
 async fn handles_that_share_a_count_share_its_bound() {
     let store = Store::builder(InMemory::new()).build().unwrap();
     let open_transactions = OpenTransactions::at_most(2);
-    let options = HandleOptions { open_transactions, ..HandleOptions::default() };
+    let options = HandleOptions::default().open_transactions(open_transactions);
     let (first, second) = (store.handle(options.clone()), store.handle(options));
     let held = first.begin(Mode::View).unwrap();
     let _other = second.begin(Mode::View).unwrap();
@@ -138,7 +138,7 @@ async fn what_a_quota_counts_is_given_back_by_deletes_and_sweeps() {
     let handle = handle(&store, Limits::default());
     let put = async |key: &str, bytes: usize, ttl_ms: Option<u64>| {
         let mut update = handle.begin(Mode::Update).unwrap();
-        let options = larder_core::PutOptions { ttl_ms, if_version: None };
+        let options = larder_core::PutOptions::default().ttl_ms(ttl_ms);
         update.put_with("n".into(), key.into(), vec![0; bytes], options).unwrap();
         update.commit().await
     };
@@ -163,7 +163,7 @@ async fn expired_rows_are_swept_without_being_asked_for() {
     let store = builder.sweep_interval(Some(Duration::from_millis(10))).build().unwrap();
     let handle = handle(&store, Limits::default());
     let mut update = handle.begin(Mode::Update).unwrap();
-    let options = larder_core::PutOptions { ttl_ms: Some(1_000), if_version: None };
+    let options = larder_core::PutOptions::default().ttl_ms(1_000);
     update.put_with("n".into(), "a".into(), vec![], options).unwrap();
     update.commit().await.unwrap();
     clock.advance(Duration::from_secs(2));
@@ -175,7 +175,7 @@ async fn expired_rows_are_swept_without_being_asked_for() {
 async fn one_transaction_too_many_is_refused_with_both_numbers() {
     let store = Store::builder(InMemory::new()).build().unwrap();
     let open_transactions = OpenTransactions::at_most(2);
-    let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+    let handle = store.handle(HandleOptions::default().open_transactions(open_transactions));
     let (first, _second) = (handle.begin(Mode::View).unwrap(), handle.begin(Mode::Update).unwrap());
     let Err(Error::LimitExceeded(exceeded)) = handle.begin(Mode::View) else { panic!("it began") };
     let kind = LimitKind::OpenTransactions;
@@ -187,7 +187,7 @@ async fn one_transaction_too_many_is_refused_with_both_numbers() {
 #[tokio::test]
 async fn a_read_only_handle_begins_views_and_no_updates() {
     let store = Store::builder(InMemory::new()).build().unwrap();
-    let handle = store.handle(HandleOptions { read_only: true, ..HandleOptions::default() });
+    let handle = store.handle(HandleOptions::default().read_only(true));
     handle.begin(Mode::View).unwrap();
     assert!(matches!(handle.begin(Mode::Update), Err(Error::AccessDenied(_))));
 }
@@ -210,7 +210,7 @@ async fn a_result_of_exactly_the_limit_is_returned() {
     let wide = handle(&store, Limits::default());
     put(&wide, "a", &[1; 50]).await;
     put(&wide, "b", &[2; 44]).await;
-    let limits = |result_bytes| Limits { key_bytes: 1, value_bytes: 1, result_bytes, ..Limits::default() };
+    let limits = |result_bytes| Limits::default().key_bytes(1).value_bytes(1).result_bytes(result_bytes);
     // Two values of `get-many`, which count 256 bytes more each.
     let most = 50 + 44 + 2 * 256;
     for (result_bytes, is_enough) in [(most, true), (most - 1, false)] {
@@ -224,7 +224,7 @@ async fn a_result_of_exactly_the_limit_is_returned() {
         let mut view = handle(&store, limits(result_bytes)).begin(Mode::View).unwrap();
         assert_eq!(view.scan("n".into(), String::new()).await.is_ok(), is_enough, "{result_bytes}");
     }
-    let wide = Limits { key_bytes: 1, value_bytes: 1, result_bytes: 258, ..Limits::default() };
+    let wide = Limits::default().key_bytes(1).value_bytes(1).result_bytes(258);
     for (length, is_enough) in [(258, true), (259, false)] {
         put(&handle(&store, Limits::default()), "c", &vec![3; length]).await;
         let mut view = handle(&store, wide.clone()).begin(Mode::View).unwrap();

@@ -40,7 +40,7 @@ fn store() -> (Store, Arc<Told>) {
 
 fn bound(store: &Store, names: &[&str]) -> Handle {
     let migrations = MigrationScope::only(names.iter().copied()).unwrap();
-    store.handle(HandleOptions { migrations, ..HandleOptions::default() })
+    store.handle(HandleOptions::default().migrations(migrations))
 }
 
 fn ledger(store: &Store) -> MigrationLedger {
@@ -96,7 +96,7 @@ async fn a_handle_that_nothing_is_bound_to_declares_nothing() {
     let (store, _) = store();
     let unbound = store.handle(HandleOptions::default());
     expect_denied(unbound.pending_migrations("tasks".into(), steps(&["a"])).await);
-    let any = HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    let any = HandleOptions::default().migrations(MigrationScope::Any);
     assert_eq!(apply(&store.handle(any), "tasks", &["a"]).await.unwrap(), ["a"]);
 }
 
@@ -141,7 +141,7 @@ async fn a_component_that_was_locked_out_migrates_again_after_the_repair() {
     let (store, _) = store();
     let tasks = bound(&store, &["tasks"]);
     apply(&tasks, "tasks", &["a"]).await.unwrap();
-    let trusted = HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    let trusted = HandleOptions::default().migrations(MigrationScope::Any);
     apply(&store.handle(trusted), "tasks", &["a", "evil"]).await.unwrap();
     assert!(matches!(apply(&tasks, "tasks", &["a", "b"]).await, Err(Error::MigrationMismatch(_))));
     ledger(&store).remove("tasks", Some("evil"), false).await.unwrap();
@@ -181,11 +181,7 @@ async fn a_repair_beside_a_step_conflicts_and_changes_nothing() {
 #[tokio::test]
 async fn guests_still_can_not_write_the_ledger() {
     let (store, _) = store();
-    let options = HandleOptions {
-        migrations: MigrationScope::Any,
-        limits: Limits::default().into(),
-        ..HandleOptions::default()
-    };
+    let options = HandleOptions::default().migrations(MigrationScope::Any).limits(Limits::default());
     let mut update = store.handle(options).begin(Mode::Update).unwrap();
     let namespace = larder_core::migrations::LEDGER_NAMESPACE;
     expect_denied(update.put(namespace.into(), "tasks\0a".into(), Vec::new()));
@@ -257,8 +253,8 @@ async fn a_component_has_at_most_as_many_steps_as_a_transaction_may_write_rows()
     let (store, _) = store();
     apply(&bound(&store, &["tasks"]), "tasks", &["a", "b", "c"]).await.unwrap();
     for (most, is_enough) in [(3, true), (2, false)] {
-        let limits = Limits { transaction_mutations: most, ..Limits::default() };
-        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        let limits = Limits::default().transaction_mutations(most);
+        let handle = store.handle(HandleOptions::default().limits(limits));
         let entries = MigrationLedger::new(handle).entries("tasks").await;
         assert_eq!(entries.is_ok(), is_enough, "{entries:?}");
         if let Err(error) = entries {

@@ -170,7 +170,7 @@ impl Fixture {
     async fn put(&self, key: &str, bytes: u64, ttl_ms: Option<u64>) -> Result<()> {
         let mut update = self.store.handle(HandleOptions::default()).begin(Mode::Update)?;
         let value = value(key, bytes);
-        let options = PutOptions { ttl_ms, ..PutOptions::default() };
+        let options = PutOptions::default().ttl_ms(ttl_ms);
         update.put_with("n".into(), key.into(), value, options)?;
         update.commit().await.map(drop)
     }
@@ -218,7 +218,7 @@ async fn a_cancelled_commit_that_fails_gives_its_bytes_back() {
     // A commit without reads is retried after a conflict. The condition prevents that.
     let conditional = async {
         let mut update = fixture.store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
-        let options = PutOptions { if_version: Some(larder_core::Version::ABSENT), ..PutOptions::default() };
+        let options = PutOptions::default().if_version(larder_core::Version::ABSENT);
         update.put_with("n".into(), "b".into(), value("b", 6_000), options).unwrap();
         update.commit().await
     };
@@ -315,7 +315,7 @@ async fn a_cancelled_sweep_is_counted() {
 async fn a_cancelled_commit_is_held_for_its_instance_until_it_is_done() {
     let fixture = Fixture::new();
     let held = HeldBytes::at_most(10_000);
-    let options = HandleOptions { held: Some(held.clone()), ..HandleOptions::default() };
+    let options = HandleOptions::default().held(held.clone());
     let handle = fixture.store.handle(options);
     fixture.gates.hold(Held::Commit);
     let put = async {

@@ -26,14 +26,12 @@ impl Fixture {
         let (memory, clock) = (InMemory::new(), Arc::<StandingClock>::default());
         let builder = Store::builder(memory.attach()).clock(clock.clone()).sweep_interval(None);
         let store = builder.build().unwrap();
-        let limits = Limits {
-            transaction_mutations: 200_000,
-            transaction_bytes: 64 << 20,
-            result_bytes: 64 << 20,
-            instance_bytes: 256 << 20,
-            ..Limits::default()
-        };
-        let options = HandleOptions { limits: limits.into(), ..HandleOptions::default() };
+        let limits = Limits::default()
+            .transaction_mutations(200_000)
+            .transaction_bytes(64 << 20)
+            .result_bytes(64 << 20)
+            .instance_bytes(256 << 20);
+        let options = HandleOptions::default().limits(limits);
         Self { handle: store.handle(options), memory, clock, store }
     }
 
@@ -44,7 +42,7 @@ impl Fixture {
     /// Commits rows that have expired when this returns.
     async fn put_expired(&self, namespace: &str, count: usize) {
         let mut transaction = self.begin(Mode::Update);
-        let options = PutOptions { ttl_ms: Some(1_000), if_version: None };
+        let options = PutOptions::default().ttl_ms(1_000);
         for key in keys(count) {
             transaction.put_with(namespace.into(), key, b"12".into(), options).unwrap();
         }
@@ -220,7 +218,7 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     let fixture = Fixture::new();
     let mut transaction = fixture.begin(Mode::Update);
     for key in keys(12) {
-        let options = PutOptions { ttl_ms: Some(1_000), if_version: None };
+        let options = PutOptions::default().ttl_ms(1_000);
         transaction.put_with("n".into(), key, vec![0; 500_000], options).unwrap();
     }
     transaction.commit().await.unwrap();
@@ -298,14 +296,9 @@ async fn a_result_is_held_for_its_instance_until_the_call_returns() {
     let fixture = Fixture::new();
     fixture.put("n", keys(50_000)).await;
     let held = HeldBytes::default();
-    let limits = Limits {
-        transaction_mutations: 200_000,
-        result_bytes: 16 << 20,
-        instance_bytes: 256 << 20,
-        ..Limits::default()
-    };
-    let options =
-        HandleOptions { limits: limits.into(), held: Some(held.clone()), ..HandleOptions::default() };
+    let limits =
+        Limits::default().transaction_mutations(200_000).result_bytes(16 << 20).instance_bytes(256 << 20);
+    let options = HandleOptions::default().limits(limits).held(held.clone());
     let handle = fixture.store.handle(options);
     let mut view = handle.begin(Mode::View).unwrap();
     // Three copies of keys of 6 bytes, with lengths of 8 bytes or a namespace of 1 byte.

@@ -55,7 +55,7 @@ impl Fixture {
 
     async fn put(&self, key: &str, ttl_ms: Option<u64>) -> Result<(), Error> {
         let mut update = self.handle().begin(Mode::Update)?;
-        update.put_with("n".into(), key.into(), Vec::new(), PutOptions { ttl_ms, if_version: None })?;
+        update.put_with("n".into(), key.into(), Vec::new(), PutOptions::default().ttl_ms(ttl_ms))?;
         update.commit().await.map(drop)
     }
 

@@ -8,10 +8,8 @@
 //! use larder_core::Summarizer;
 //! use larder_llm::{ApiKey, HttpOptions, HttpSummarizer};
 //!
-//! let options = HttpOptions {
-//!     key: ApiKey::from_env("OPENAI_API_KEY")?,
-//!     ..HttpOptions::new("https://api.openai.com/v1", "gpt-4o-mini")
-//! };
+//! let options = HttpOptions::new("https://api.openai.com/v1", "gpt-4o-mini")
+//!     .key(ApiKey::from_env("OPENAI_API_KEY")?);
 //! let summarizer: Box<dyn Summarizer> = Box::new(HttpSummarizer::new(options)?);
 //! # Ok(()) }
 //! ```

@@ -37,10 +37,7 @@ fn turn(user: &str, assistant: &str) -> Turn {
 }
 
 fn options(origin: &str) -> HttpOptions {
-    HttpOptions {
-        key: Some(ApiKey::new(SECRETS[0]).unwrap()),
-        ..HttpOptions::new(format!("{origin}/v1"), "small-model")
-    }
+    HttpOptions::new(format!("{origin}/v1"), "small-model").key(ApiKey::new(SECRETS[0]).unwrap())
 }
 
 async fn ask(options: HttpOptions) -> Result<String, SummaryError> {
@@ -147,7 +144,7 @@ async fn hostile_turns_stay_within_their_strings_and_only_what_is_needed_is_sent
 #[tokio::test]
 async fn without_a_bound_and_a_key_neither_is_sent() {
     let mut server = Server::start(answer("200 OK", &completion("Done."))).await;
-    let summarizer = HttpSummarizer::new(HttpOptions { key: None, ..options(&server.origin) }).unwrap();
+    let summarizer = HttpSummarizer::new(options(&server.origin).key(None)).unwrap();
     let asked = SummaryRequest { max_tokens: None, ..request(vec![]) };
     assert_eq!(summarizer.summarize(asked).await.unwrap(), "Done.");
 
@@ -161,9 +158,7 @@ async fn without_a_bound_and_a_key_neither_is_sent() {
 #[tokio::test]
 async fn the_bound_has_the_name_that_reasoning_models_want() {
     let mut server = Server::start(answer("200 OK", &completion("Done."))).await;
-    ask(HttpOptions { token_field: TokenField::MaxCompletionTokens, ..options(&server.origin) })
-        .await
-        .unwrap();
+    ask(options(&server.origin).token_field(TokenField::MaxCompletionTokens)).await.unwrap();
     let body = server.request().await.json();
     assert_eq!(
         body,
@@ -225,7 +220,7 @@ async fn an_answer_may_have_as_many_bytes_as_the_bound_and_no_more() {
     let chunked = [CHUNKED, format!("{max:x}\r\n").as_bytes(), body.as_bytes(), b"\r\n0\r\n\r\n"].concat();
     for script in [answer("200 OK", &body), Script::Answer(chunked)] {
         let server = Server::start(script).await;
-        let bounded = |response_bytes_max| HttpOptions { response_bytes_max, ..options(&server.origin) };
+        let bounded = |response_bytes_max| options(&server.origin).response_bytes_max(response_bytes_max);
         assert_eq!(ask(bounded(max)).await.unwrap(), "Done.");
         let error = failure(bounded(max - 1)).await;
         let Some(HttpError::TooLarge { max: found }) = HttpError::of(&error) else { panic!("{error:?}") };
@@ -254,7 +249,7 @@ async fn an_answer_that_never_ends_or_never_comes_is_given_up_in_time() {
     let endless = Script::Endless(CHUNKED.into(), chunk(1));
     for script in [endless, Script::Stall(CHUNKED.into()), Script::Stall(vec![])] {
         let server = Server::start(script).await;
-        let options = HttpOptions { timeout: SHORT, response_bytes_max: u64::MAX, ..options(&server.origin) };
+        let options = options(&server.origin).timeout(SHORT).response_bytes_max(u64::MAX);
         let error = failure(options).await;
         assert!(matches!(HttpError::of(&error), Some(HttpError::Timeout { limit: SHORT })), "{error:?}");
     }

@@ -49,6 +49,7 @@ impl Status {
 
 /// The reason why the steps of a set do not match a database.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SchemaError {
     /// A newer release migrated the database, or the last files of the set are missing.
     #[error(

@@ -214,7 +214,7 @@ mod tests {
     fn every_connection_has_the_same_settings() {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::resolve(&folder.path().join("a.db")).unwrap();
-        let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().synchronous(Synchronous::Full);
         let writer = open_writer(&location, options).unwrap();
         for connection in
             [writer, open(&location, options).unwrap(), open_reader(&location, options).unwrap()]
@@ -234,7 +234,7 @@ mod tests {
     fn a_writer_keeps_a_quarter_of_the_cache_in_pages_and_what_sqlite_keeps_at_least() {
         let folder = tempfile::tempdir().unwrap();
         for (cache_bytes, kib) in [(64 << 20, 16 << 10), (0, 2_000), (u64::MAX, i64::from(i32::MAX))] {
-            let options = SqliteOptions { cache_bytes, ..SqliteOptions::default() };
+            let options = SqliteOptions::default().cache_bytes(cache_bytes);
             let writer =
                 open_writer(&Location::resolve(&folder.path().join("a.db")).unwrap(), options).unwrap();
             let size: i64 = writer.pragma_query_value(None, "cache_size", |row| row.get(0)).unwrap();

@@ -69,7 +69,7 @@ use larder_core::memory::records::{RecordKey, RecordWrite, StoredRecord};
 use larder_core::redo::{self as core_redo, Journal};
 use larder_core::row::Version;
 use larder_core::snapshot::{Snapshot, SnapshotOptions};
-use larder_core::{Error, OpenSnapshots, Result, Share};
+use larder_core::{Error, OpenSnapshots, Result, Share, option_setters};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -90,6 +90,7 @@ use writer::Writer;
 
 /// SQLite's setting `synchronous`: the failure that an acknowledged commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Synchronous {
     /// Commits survive the end of the process, but not a crash of the machine.
     ///
@@ -111,10 +112,11 @@ pub enum Synchronous {
 /// ```
 /// use larder_sqlite::{SqliteOptions, Synchronous};
 ///
-/// let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
+/// let options = SqliteOptions::default().synchronous(Synchronous::Full);
 /// assert_eq!(options.cache_bytes, SqliteOptions::CACHE_BYTES);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SqliteOptions {
     /// SQLite's setting `synchronous`. It decides which failure an acknowledged commit survives.
     ///
@@ -149,6 +151,15 @@ pub struct SqliteOptions {
     /// copy lacks the latest commits of another.
     pub min_version: Version,
 }
+
+option_setters!(SqliteOptions {
+    synchronous: Synchronous,
+    create: bool,
+    other_tables: bool,
+    cache_bytes: u64,
+    log_bytes: u64,
+    min_version: Version,
+});
 
 impl SqliteOptions {
     /// The default of [`SqliteOptions::cache_bytes`]: 64 MiB, about 170,000 rows of 100 bytes.
@@ -295,7 +306,7 @@ impl Sqlite {
         let path = folder.path().join("private.db");
         Self::open_in(
             path,
-            SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() },
+            SqliteOptions::default().synchronous(Synchronous::Off),
             Some(folder),
             Keeping::Plain,
         )

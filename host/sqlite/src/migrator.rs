@@ -199,7 +199,7 @@ impl SqliteMigrator {
             // This connection stays open between the steps: the last connection to close would
             // checkpoint the log after each of them.
             let looking = this.connect_to(&location).map_err(|error| in_lock(error, this.lock_wait))?;
-            let options = SqliteOptions { create: false, ..this.options };
+            let options = this.options.create(false);
             let fresh = this.clone().options(options);
             let done =
                 up(&looking, || fresh.connect_to(&location), &this.steps, &this.ledger, this.lock_wait)?;

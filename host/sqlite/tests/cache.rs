@@ -19,7 +19,7 @@ async fn open(path: &Path) -> Handle {
 }
 
 fn handle(store: &Store) -> Handle {
-    store.handle(HandleOptions { open_transactions: OpenTransactions::at_most(1_000), ..Default::default() })
+    store.handle(HandleOptions::default().open_transactions(OpenTransactions::at_most(1_000)))
 }
 
 /// Two stores on one file, as in two processes.
@@ -182,7 +182,7 @@ async fn rows_with_a_time_to_live_go_when_it_is_over() {
     put(&ours, "a", "for ever").await;
     warm(&ours, "a").await;
     let mut update = ours.begin(Mode::Update).unwrap();
-    let options = PutOptions { ttl_ms: Some(100), ..Default::default() };
+    let options = PutOptions::default().ttl_ms(100);
     update.put_with("n".into(), "a".into(), b"short".to_vec(), options).unwrap();
     update.commit().await.unwrap();
     assert_eq!(warm(&ours, "a").await, Some("short".to_string()));
@@ -195,7 +195,7 @@ async fn rows_with_a_time_to_live_go_when_it_is_over() {
 #[tokio::test]
 async fn a_store_without_a_cache_gives_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SqliteOptions { cache_bytes: 0, ..Default::default() };
+    let options = SqliteOptions::default().cache_bytes(0);
     let sqlite = Sqlite::open(folder.path().join("store.db"), options).await.unwrap();
     let ours = handle(&Store::builder(sqlite).build().unwrap());
     put(&ours, "a", "1").await;
@@ -257,7 +257,7 @@ async fn readers_beside_writers_of_two_processes_see_one_state_each_and_never_an
 async fn updates_of_several_processes_on_one_range_come_one_after_the_other() {
     const COMMITS: u64 = 60;
     let (folder, ours, theirs) = two().await;
-    let options = SqliteOptions { cache_bytes: 0, ..Default::default() };
+    let options = SqliteOptions::default().cache_bytes(0);
     let uncached = Sqlite::open(folder.path().join("store.db"), options).await.unwrap();
     let uncached = handle(&Store::builder(uncached).build().unwrap());
     let mut tasks = tokio::task::JoinSet::new();

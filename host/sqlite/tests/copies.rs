@@ -116,12 +116,8 @@ async fn a_close_waits_for_reads_under_way_and_leaves_one_file() {
         commit(&database, &turn.to_string(), &[0; 2_000]).await.unwrap();
     }
     assert_eq!(names(folder.path()), ["store.db", "store.db-shm", "store.db-wal"]);
-    let options = SnapshotOptions {
-        mode: Mode::View,
-        clock: clock_at(1),
-        deadline: Instant::now() + Duration::from_secs(5),
-        share: Share::host(),
-    };
+    let options =
+        SnapshotOptions::new(Mode::View, clock_at(1), Instant::now() + Duration::from_secs(5), Share::host());
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("0")).await.unwrap();
     let read = async {
@@ -145,7 +141,7 @@ async fn a_snapshot_that_is_kept_after_the_close_moves_the_log_with_its_end() {
     let database = open(&path).await;
     commit(&database, "a", b"1").await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let options = SnapshotOptions { mode: Mode::View, clock: clock_at(1), deadline, share: Share::host() };
+    let options = SnapshotOptions::new(Mode::View, clock_at(1), deadline, Share::host());
     let mut snapshot = database.snapshot(options).await.unwrap();
     snapshot.get(&row("a")).await.unwrap();
     assert!(matches!(database.finish().await, Err(Error::Unavailable { .. })));

@@ -35,14 +35,10 @@ async fn refusal(path: &Path, options: SqliteOptions) -> Error {
     }
 }
 
-const DEFAULT: SqliteOptions = SqliteOptions {
-    synchronous: larder_sqlite::Synchronous::Normal,
-    create: true,
-    other_tables: false,
-    cache_bytes: 0,
-    log_bytes: SqliteOptions::LOG_BYTES,
-    min_version: larder_core::row::Version(0),
-};
+/// The default options, without a cache.
+fn uncached() -> SqliteOptions {
+    SqliteOptions::default().cache_bytes(0)
+}
 
 #[tokio::test]
 async fn a_database_that_is_not_larders_is_refused_and_no_byte_of_it_changes() {
@@ -60,7 +56,7 @@ async fn a_database_that_is_not_larders_is_refused_and_no_byte_of_it_changes() {
         let (folder, path) = folder();
         make(&path, sql);
         let before = contents(folder.path());
-        let error = refusal(&path, DEFAULT).await;
+        let error = refusal(&path, uncached()).await;
         assert!(
             matches!(&error, Error::Other { reason: said, .. } if said.contains(reason)),
             "{sql}: {error:?}"
@@ -82,7 +78,7 @@ async fn a_log_that_another_application_left_stays_beside_its_database() {
     std::fs::copy(&live, &path).unwrap();
     std::fs::copy(folder.path().join("live.db-wal"), folder.path().join("store.db-wal")).unwrap();
     let before = [std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("store.db-wal")).unwrap()];
-    assert!(matches!(refusal(&path, DEFAULT).await, Error::Other { .. }));
+    assert!(matches!(refusal(&path, uncached()).await, Error::Other { .. }));
     let after = [std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("store.db-wal")).unwrap()];
     assert!(before == after);
 }
@@ -91,14 +87,14 @@ async fn a_log_that_another_application_left_stays_beside_its_database() {
 async fn a_platform_may_let_larder_into_a_database_of_its_own() {
     let (_folder, path) = folder();
     make(&path, "CREATE TABLE accounts (x)");
-    let options = SqliteOptions { other_tables: true, ..DEFAULT };
+    let options = uncached().other_tables(true);
     Sqlite::open(&path, options).await.unwrap().close().await;
     // From now on the database is also one of larder.
-    let database = Sqlite::open(&path, DEFAULT).await.unwrap();
+    let database = Sqlite::open(&path, uncached()).await.unwrap();
     commit(&database, "a", b"1").await.unwrap();
     database.finish().await.unwrap();
     make(&path, "CREATE TABLE later (x)");
-    Sqlite::open(&path, DEFAULT).await.unwrap().close().await;
+    Sqlite::open(&path, uncached()).await.unwrap().close().await;
     let dsn = |path: &Path| format!("sqlite:{}?other_tables=yes", path.display());
     let second = path.with_extension("second");
     make(&second, "CREATE TABLE accounts (x)");
@@ -185,7 +181,7 @@ async fn a_table_or_index_of_larders_that_larder_did_not_create_is_refused() {
         let (_folder, path) = folder();
         open(&path).await.finish().await.unwrap();
         make(&path, sql);
-        let error = refusal(&path, DEFAULT).await;
+        let error = refusal(&path, uncached()).await;
         assert!(matches!(&error, Error::Corrupt(reason) if reason.contains("larder_")), "{sql}: {error:?}");
     }
 }
@@ -203,15 +199,15 @@ async fn steps_that_were_checked_out_with_other_line_ends_make_the_same_tables()
         )
         .unwrap();
     drop(connection);
-    Sqlite::open(&path, DEFAULT).await.unwrap().finish().await.unwrap();
+    Sqlite::open(&path, uncached()).await.unwrap().finish().await.unwrap();
 }
 
 /// Entries that another program wrote into the ledger of guest migrations.
 #[tokio::test]
 async fn a_row_of_the_ledger_that_is_not_valid_is_shown_named_and_removed_and_no_other_is() {
     let (_folder, path) = folder();
-    let open = async || Store::builder(Sqlite::open(&path, DEFAULT).await.unwrap()).build().unwrap();
-    let any = || HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+    let open = async || Store::builder(Sqlite::open(&path, uncached()).await.unwrap()).build().unwrap();
+    let any = || HandleOptions::default().migrations(MigrationScope::Any);
     let store = open().await;
     let ledger = MigrationLedger::new(store.handle(any()));
     let step = |id: &str| Migration { id: id.to_string(), checksum: vec![7; 32] };
@@ -282,7 +278,7 @@ async fn a_row_of_the_ledger_that_is_not_valid_is_shown_named_and_removed_and_no
 #[tokio::test]
 async fn all_rows_of_a_component_are_removed_those_too_that_are_not_text() {
     let (_folder, path) = folder();
-    let store = Sqlite::open(&path, DEFAULT).await.unwrap();
+    let store = Sqlite::open(&path, uncached()).await.unwrap();
     let connection = Connection::open(&path).unwrap();
     for key in [&b"tasks\0\xff\xfe"[..], b"tasks\0\xc3", b"tasks2\0a"] {
         let sql = "INSERT INTO larder_entries (namespace, key, value, version) VALUES (?1, ?2, x'00', 1)";

@@ -25,12 +25,12 @@ use larder_schema::{Ledger, StepSet};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteMigrator, SqliteOptions};
 
 fn options() -> SnapshotOptions {
-    SnapshotOptions {
-        mode: Mode::View,
-        clock: ForwardClock::default(),
-        deadline: Instant::now() + Duration::from_secs(5),
-        share: Share::host(),
-    }
+    SnapshotOptions::new(
+        Mode::View,
+        ForwardClock::default(),
+        Instant::now() + Duration::from_secs(5),
+        Share::host(),
+    )
 }
 
 async fn get(database: &Sqlite, key: &str) -> Result<Option<Vec<u8>>> {
@@ -177,12 +177,7 @@ async fn a_file_that_meets_something_is_noticed_by_a_ping_and_all_further_work_i
         assert!(is_moved(commit(&database, "b", b"2").await));
         assert!(is_moved(get(&database, "a").await));
         assert!(is_moved(database.write_record(record_write("s", 0, Some((7, b"x")))).await));
-        let sweep = SweepOptions {
-            clock: ForwardClock::default(),
-            max_rows: 10,
-            max_bytes: u64::MAX,
-            is_closing: false,
-        };
+        let sweep = SweepOptions::new(ForwardClock::default(), 10, u64::MAX);
         assert!(is_moved(database.sweep(sweep).await));
         assert!(is_moved(database.redo_position().await));
         assert!(is_moved(database.load_record(&record_key("s")).await));
@@ -200,8 +195,7 @@ async fn a_file_that_meets_something_is_noticed_by_a_ping_and_all_further_work_i
 async fn a_file_that_meets_something_is_noticed_by_a_new_connection() {
     for (fate, befall) in &FATES[..3] {
         let (_folder, path) = folder();
-        let database =
-            Sqlite::open(&path, SqliteOptions { cache_bytes: 0, ..Default::default() }).await.unwrap();
+        let database = Sqlite::open(&path, SqliteOptions::default().cache_bytes(0)).await.unwrap();
         commit(&database, "a", b"1").await.unwrap();
         let held = database.snapshot(options()).await.unwrap();
         befall(&path);
@@ -309,7 +303,7 @@ async fn a_relative_path_means_one_file_wherever_the_process_goes() {
     std::env::set_current_dir(folder.path()).unwrap();
     let steps = StepSet::embedded(&[("0001_mine.sql", "CREATE TABLE mine (x)")]).unwrap();
     let migrator = SqliteMigrator::new("store.db", steps, Ledger::new("mine_migrations").unwrap());
-    let options_without_cache = SqliteOptions { cache_bytes: 0, ..Default::default() };
+    let options_without_cache = SqliteOptions::default().cache_bytes(0);
     let database = Sqlite::open("store.db", options_without_cache).await.unwrap();
     commit(&database, "a", b"1").await.unwrap();
     std::env::set_current_dir(elsewhere.path()).unwrap();

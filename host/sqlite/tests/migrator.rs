@@ -765,7 +765,7 @@ async fn apply_in_runs(files: &[(String, String)], ends: &[usize]) -> (Option<St
         written = *end;
         let ledger = Ledger::new("platform_migrations").unwrap();
         let steps = StepSet::from_folder(folder.path()).unwrap();
-        let options = SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().synchronous(Synchronous::Off);
         let migrator = SqliteMigrator::new(database.path(), steps, ledger).options(options);
         if let Err(failed) = migrator.up().await {
             error = Some(format!("{failed}: {:?}", std::error::Error::source(&failed)));

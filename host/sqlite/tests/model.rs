@@ -14,7 +14,7 @@ const SCHEDULES: u64 = 100;
 const CACHE_BYTES: [u64; 3] = [1 << 20, 4_000, 0];
 
 async fn store(path: &Path, cache_bytes: u64, clock: &Arc<StandingClock>) -> Store {
-    let sqlite = Sqlite::open(path, SqliteOptions { cache_bytes, ..SqliteOptions::default() }).await.unwrap();
+    let sqlite = Sqlite::open(path, SqliteOptions::default().cache_bytes(cache_bytes)).await.unwrap();
     Store::builder(sqlite).clock(clock.clone()).sweep_interval(None).build().unwrap()
 }
 

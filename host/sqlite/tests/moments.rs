@@ -42,7 +42,7 @@ async fn opened(cache_bytes: u64) -> Opened {
 }
 
 async fn store(path: &Path, clock: &Arc<MovableClock>, cache_bytes: u64) -> Store {
-    let options = SqliteOptions { cache_bytes, ..SqliteOptions::default() };
+    let options = SqliteOptions::default().cache_bytes(cache_bytes);
     let backend = Sqlite::open(path, options).await.unwrap();
     Store::builder(backend).clock(clock.clone()).sweep_interval(None).build().unwrap()
 }
@@ -55,7 +55,7 @@ fn locked(path: &Path) -> rusqlite::Connection {
 }
 
 fn minute() -> PutOptions {
-    PutOptions { ttl_ms: Some(MINUTE), if_version: None }
+    PutOptions::default().ttl_ms(MINUTE)
 }
 
 async fn put_for_a_minute(handle: &Handle, key: &str, value: &str) -> Version {
@@ -123,7 +123,7 @@ async fn a_condition_on_a_row_that_expires_while_the_commit_waits_does_not_hold(
     let opened = opened(1 << 20).await;
     let version = put_for_a_minute(&opened.handle, "lease", "me").await;
     let mut update = opened.handle.begin(Mode::Update).unwrap();
-    let renewed = PutOptions { if_version: Some(version), ..minute() };
+    let renewed = minute().if_version(version);
     update.put_with("n".into(), "lease".into(), b"me".to_vec(), renewed).unwrap();
     let lock = locked(&opened.path);
     let commit = waiting(update).await;
@@ -135,8 +135,8 @@ async fn a_condition_on_a_row_that_expires_while_the_commit_waits_does_not_hold(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commits_that_wait_for_another_process_end_with_their_deadlines_and_write_nothing() {
     let opened = opened(1 << 20).await;
-    let limits = Limits { transaction_timeout: Duration::from_millis(300), ..Limits::default() };
-    let handle = opened.store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+    let limits = Limits::default().transaction_timeout(Duration::from_millis(300));
+    let handle = opened.store.handle(HandleOptions::default().limits(limits));
     let lock = locked(&opened.path);
     let since = Instant::now();
     let mut commits = Vec::new();
@@ -169,11 +169,11 @@ async fn a_view_that_moves_on_to_a_newer_state_takes_a_moment_that_belongs_to_it
         let opened = opened(cache_bytes).await;
         put_for_a_minute(&opened.handle, "lease", "me").await;
         put(&opened.handle, "row", "old").await;
-        let database = Sqlite::open(&opened.path, SqliteOptions { cache_bytes, ..Default::default() });
+        let database = Sqlite::open(&opened.path, SqliteOptions::default().cache_bytes(cache_bytes));
         let database = database.await.unwrap();
         let clock = larder_core::ForwardClock::new(opened.clock.clone());
         let deadline = Instant::now() + Duration::from_secs(10);
-        let options = SnapshotOptions { mode: Mode::View, clock, deadline, share: Share::host() };
+        let options = SnapshotOptions::new(Mode::View, clock, deadline, Share::host());
         // The snapshot has not read anything yet.
         let mut view: Box<dyn Snapshot> = database.snapshot(options).await.unwrap();
         opened.clock.advance(Duration::from_millis(2 * MINUTE));

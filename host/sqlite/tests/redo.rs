@@ -210,12 +210,7 @@ async fn a_close_hands_over_what_has_queued_up() {
 }
 
 fn view() -> SnapshotOptions {
-    SnapshotOptions {
-        mode: Mode::View,
-        clock: clock_at(1),
-        deadline: Instant::now() + Duration::from_secs(5),
-        share: Share::host(),
-    }
+    SnapshotOptions::new(Mode::View, clock_at(1), Instant::now() + Duration::from_secs(5), Share::host())
 }
 
 #[tokio::test]
@@ -288,15 +283,13 @@ async fn a_commit_that_the_journal_has_not_kept_by_the_deadline_is_unknown_and_o
     let journal = Kept::closed();
     let database = journaled(&path, journal.clone()).await;
     let store = Store::builder_shared(database.clone()).sweep_interval(None).build().unwrap();
-    let limits = Limits {
-        transaction_timeout: Duration::from_secs(1),
-        value_bytes: 64 << 20,
-        result_bytes: 128 << 20,
-        transaction_bytes: 128 << 20,
-        instance_bytes: 1 << 30,
-        ..Limits::default()
-    };
-    let handle = store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() });
+    let limits = Limits::default()
+        .transaction_timeout(Duration::from_secs(1))
+        .value_bytes(64 << 20)
+        .result_bytes(128 << 20)
+        .transaction_bytes(128 << 20)
+        .instance_bytes(1 << 30);
+    let handle = store.handle(HandleOptions::default().limits(limits));
     let put = async |key: &str, value: Vec<u8>| {
         let mut update = handle.begin(Mode::Update).unwrap();
         update.put("n".into(), key.into(), value).unwrap();

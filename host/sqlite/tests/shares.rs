@@ -37,10 +37,11 @@ impl Opened {
     }
 
     fn handle_of(&self, share: Share) -> Handle {
-        let limits = Limits { transaction_timeout: Duration::from_secs(300), ..Limits::default() };
+        let limits = Limits::default().transaction_timeout(Duration::from_secs(300));
         let open_transactions = OpenTransactions::at_most(1_000);
         let limits = Arc::new(limits);
-        self.store.handle(HandleOptions { limits, open_transactions, share, ..HandleOptions::default() })
+        self.store
+            .handle(HandleOptions::default().limits(limits).open_transactions(open_transactions).share(share))
     }
 
     /// The reasons for which snapshots were ended since the last call.
@@ -56,7 +57,7 @@ impl Opened {
 }
 
 fn without_cache() -> SqliteOptions {
-    SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() }
+    SqliteOptions::default().cache_bytes(0)
 }
 
 async fn put(handle: &Handle, key: &str, value: Vec<u8>) {
@@ -209,8 +210,7 @@ const LOG_BYTES: u64 = 4 << 20;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_that_overlap_do_not_let_the_log_grow_past_its_bound() {
     for cache_bytes in [0, SqliteOptions::CACHE_BYTES] {
-        let mut opened =
-            open(SqliteOptions { log_bytes: LOG_BYTES, cache_bytes, ..Default::default() }).await;
+        let mut opened = open(SqliteOptions::default().log_bytes(LOG_BYTES).cache_bytes(cache_bytes)).await;
         let (reader, writer) = (opened.handle(), opened.handle());
         let mut views = std::collections::VecDeque::new();
         let mut longest = 0;
@@ -235,7 +235,7 @@ async fn views_that_overlap_do_not_let_the_log_grow_past_its_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_of_another_program_is_not_ended_and_commits_go_on() {
-    let opened = open(SqliteOptions { log_bytes: 1 << 20, ..Default::default() }).await;
+    let opened = open(SqliteOptions::default().log_bytes(1 << 20)).await;
     let writer = opened.handle();
     put(&writer, "a", b"1".to_vec()).await;
     let other = rusqlite::Connection::open(opened.folder.path().join("store.db")).unwrap();
@@ -255,7 +255,7 @@ async fn a_reader_of_another_program_is_not_ended_and_commits_go_on() {
 #[tokio::test]
 async fn a_bound_of_the_log_that_is_too_low_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SqliteOptions { log_bytes: 100, ..Default::default() };
+    let options = SqliteOptions::default().log_bytes(100);
     let Err(Error::InvalidArgument(reason)) = Sqlite::open(folder.path().join("a.db"), options).await else {
         panic!("accepted")
     };

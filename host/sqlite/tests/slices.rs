@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{commit_of, put, sweep_at};
-use larder_core::backend::{Backend, SweepOptions, Swept};
+use larder_core::backend::{Backend, Swept};
 use larder_core::{Driver, Handle, HandleOptions, Mode, MovableClock, PutOptions, Range, Store, Transaction};
 use larder_sqlite::{Sqlite, SqliteDriver, SqliteOptions};
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ impl Fixture {
     async fn put_expired(&self, namespace: &str, count: usize) {
         for part in (0..count).step_by(10_000) {
             let mut transaction = self.begin(Mode::Update);
-            let options = PutOptions { ttl_ms: Some(60_000), if_version: None };
+            let options = PutOptions::default().ttl_ms(60_000);
             for number in part..count.min(part + 10_000) {
                 let key = format!("{number:06}");
                 transaction.put_with(namespace.into(), key, b"12".into(), options).unwrap();
@@ -73,7 +73,7 @@ async fn keys_of(transaction: &mut Transaction, range: Range) -> (Vec<String>, u
 }
 
 fn without_cache() -> SqliteOptions {
-    SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() }
+    SqliteOptions::default().cache_bytes(0)
 }
 
 #[tokio::test]
@@ -176,11 +176,11 @@ async fn a_sweep_ends_at_the_bound_of_its_bytes() {
         database.commit(commit_of(1, [(key, put(&[7; 1_000], Some(10)))])).await.unwrap();
     }
     // Each row has 1,002 bytes.
-    let options = SweepOptions { max_bytes: 1_003, ..sweep_at(100, 10) };
+    let options = sweep_at(100, 10).max_bytes(1_003);
     let swept = database.sweep(options.clone()).await.unwrap();
     assert_eq!(swept, Swept { rows: 2, bytes: 2_004 });
     assert!(options.is_reached_by(&swept));
-    let options = SweepOptions { max_bytes: u64::MAX, max_rows: 2, ..options };
+    let options = options.max_bytes(u64::MAX).max_rows(2);
     let swept = database.sweep(options.clone()).await.unwrap();
     assert_eq!((swept.rows, options.is_reached_by(&swept)), (2, true));
     let swept = database.sweep(options.clone()).await.unwrap();

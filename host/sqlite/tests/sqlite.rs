@@ -21,7 +21,7 @@ async fn store(path: &Path) -> Store {
 }
 
 fn handle(store: &Store) -> Handle {
-    store.handle(HandleOptions { open_transactions: OpenTransactions::at_most(1_000), ..Default::default() })
+    store.handle(HandleOptions::default().open_transactions(OpenTransactions::at_most(1_000)))
 }
 
 async fn put(handle: &Handle, key: &str, value: &[u8]) -> Version {
@@ -153,7 +153,7 @@ async fn what_is_committed_is_there_after_opening_again_and_versions_go_on() {
 #[tokio::test]
 async fn a_missing_file_is_only_made_where_that_is_wanted() {
     let (_folder, path) = database();
-    let options = SqliteOptions { create: false, ..Default::default() };
+    let options = SqliteOptions::default().create(false);
     assert!(matches!(Sqlite::open(&path, options).await, Err(Error::NotFound { .. })));
     assert!(!path.exists());
     store(&path).await.close().await;
@@ -170,12 +170,8 @@ async fn read_in_database(view: &mut Transaction) -> Result<(), Error> {
 async fn an_abandoned_transaction_gives_its_connection_back_at_its_deadline() {
     let (_folder, path) = database();
     let store = store(&path).await;
-    let limits = Limits { transaction_timeout: Duration::from_millis(100), ..Default::default() };
-    let options = HandleOptions {
-        limits: limits.into(),
-        open_transactions: OpenTransactions::at_most(100),
-        ..Default::default()
-    };
+    let limits = Limits::default().transaction_timeout(Duration::from_millis(100));
+    let options = HandleOptions::default().limits(limits).open_transactions(OpenTransactions::at_most(100));
     let (short, long) = (store.handle(options), handle(&store));
     let mut forgotten = Vec::new();
     for _ in 0..64 {

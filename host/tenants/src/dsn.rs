@@ -16,6 +16,7 @@ use crate::key::{Scope, TenantKey};
 
 /// What an acknowledged commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Durability {
     /// The end of the process.
     ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::clock::{Clock, SystemClock, UnixMillis};
+use larder_core::option_setters;
 use object_store::ObjectStore;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
@@ -19,6 +20,7 @@ use crate::{probe, snapshot_transfer};
 
 /// Options for the use of object storage.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct RemoteOptions {
     /// How long a lease is valid after a renewal.
     pub lease_ttl: Duration,
@@ -51,6 +53,19 @@ pub struct RemoteOptions {
     /// Snapshots have the times of the object storage, and leases use tokio's monotonic clock.
     pub clock: Arc<dyn Clock>,
 }
+
+option_setters!(RemoteOptions {
+    lease_ttl: Duration,
+    lease_margin: Duration,
+    call_timeout: Duration,
+    transfer_timeout: Duration,
+    attempts: u32,
+    keep_for: Duration,
+    max_snapshot_bytes: u64,
+    max_segment_bytes: u64,
+    multipart: Option<Arc<dyn MultipartStore>>,
+    clock: Arc<dyn Clock>,
+});
 
 impl Default for RemoteOptions {
     fn default() -> Self {
@@ -292,10 +307,10 @@ mod tests {
     #[test]
     fn options_that_contradict_each_other_are_refused() {
         let wrong = [
-            RemoteOptions { lease_ttl: Duration::ZERO, ..RemoteOptions::default() },
-            RemoteOptions { lease_margin: Duration::from_secs(8), ..RemoteOptions::default() },
-            RemoteOptions { keep_for: Duration::from_secs(1), ..RemoteOptions::default() },
-            RemoteOptions { attempts: 0, ..RemoteOptions::default() },
+            RemoteOptions::default().lease_ttl(Duration::ZERO),
+            RemoteOptions::default().lease_margin(Duration::from_secs(8)),
+            RemoteOptions::default().keep_for(Duration::from_secs(1)),
+            RemoteOptions::default().attempts(0),
         ];
         for options in wrong {
             let made = Remote::new(Arc::new(InMemory::new()), ObjectPath::default(), options);

@@ -149,7 +149,7 @@ impl Remote {
         let bytes = fetch_expected(self.objects(), key, &meta.location, &expected, file.path()).await?;
         let failed = |error| TenantError::database(key, error);
         Sqlite::verify(file.path()).await.map_err(failed)?;
-        let options = SqliteOptions { create: false, cache_bytes: 0, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().create(false).cache_bytes(0);
         let database = Sqlite::open_positioned(file.path(), options).await.map_err(failed)?;
         let version = database.redo_position().await;
         database.close().await;

@@ -9,6 +9,7 @@ use crate::snapshots::make_current;
 
 /// Selects the snapshot to restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RestorePoint {
     /// The newest snapshot that was taken at or before this time, in milliseconds since 1970 by the
     /// clock of the object storage.

@@ -116,7 +116,7 @@ impl Remote {
             Sqlite::verify(&file).await.map_err(failed)?;
         }
         // The copy is worthless after a crash.
-        let options = SqliteOptions { synchronous: Synchronous::Off, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().synchronous(Synchronous::Off);
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let version = match self.log_of(key, head).await {
             Ok(Some(log)) => replay(key, log, &database).await.map(Some),

@@ -193,11 +193,9 @@ async fn a_deletion_that_is_repeated_on_a_host_with_unsent_commits_leaves_them_t
 #[tokio::test]
 async fn many_databases_that_wait_for_their_leases_are_all_recovered() {
     let (world, _) = world();
-    let options = RemoteOptions {
-        lease_ttl: Duration::from_millis(300),
-        lease_margin: Duration::from_millis(30),
-        ..RemoteOptions::default()
-    };
+    let options = RemoteOptions::default()
+        .lease_ttl(Duration::from_millis(300))
+        .lease_margin(Duration::from_millis(30));
     let builder = |name: &str| world.builder(name).remote_options(options.clone());
     let a = builder("a").capacity(100).open().await.unwrap();
     let key = |number: u32| key(&format!("acme/users/u{number}"));
@@ -301,12 +299,10 @@ async fn a_purge_that_is_late_removes_nothing_of_a_later_tenant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_has_the_tenant_keeps_it_and_one_that_was_away_can_not_write_to_it() {
     let (world, _) = world();
-    let options = RemoteOptions {
-        lease_ttl: Duration::from_millis(400),
-        lease_margin: Duration::from_millis(50),
-        keep_for: Duration::from_secs(3_600),
-        ..RemoteOptions::default()
-    };
+    let options = RemoteOptions::default()
+        .lease_ttl(Duration::from_millis(400))
+        .lease_margin(Duration::from_millis(50))
+        .keep_for(Duration::from_secs(3_600));
     let own = world.objects.another();
     let away = world.builder_over(&own, "away").remote_options(options.clone()).open().await.unwrap();
     let tenant = away.get(&ann()).await.unwrap();
@@ -420,7 +416,7 @@ async fn found(tenants: &Tenants, texts: &[String]) -> (usize, usize) {
 #[tokio::test]
 async fn what_was_deleted_replaced_expired_or_forgotten_is_in_no_later_snapshot() {
     let (world, clock) = world();
-    let options = RemoteOptions { clock: clock.clone(), ..RemoteOptions::default() };
+    let options = RemoteOptions::default().clock(clock.clone());
     let a = world.builder("a").remote_options(options).open().await.unwrap();
     let tenant = a.get(&ann()).await.unwrap();
     let store = tenant.store();
@@ -434,7 +430,7 @@ async fn what_was_deleted_replaced_expired_or_forgotten_is_in_no_later_snapshot(
         let name = |kind: &str| format!("{kind}-{number}");
         update.put("n".into(), name("deleted"), deleted[number].clone().into()).unwrap();
         update.put("n".into(), name("replaced"), replaced[number].clone().into()).unwrap();
-        let ttl = PutOptions { ttl_ms: Some(60_000), ..PutOptions::default() };
+        let ttl = PutOptions::default().ttl_ms(60_000);
         update.put_with("n".into(), name("expired"), expired[number].clone().into(), ttl).unwrap();
         update.put("n".into(), name("kept"), b"kept".to_vec()).unwrap();
         update.commit().await.unwrap();
@@ -468,12 +464,10 @@ async fn what_was_deleted_replaced_expired_or_forgotten_is_in_no_later_snapshot(
 async fn a_deletion_of_which_any_call_fails_is_done_or_not_and_is_done_by_the_next_attempt() {
     let (mut failed, mut done) = (0, 0);
     let host = |world: &World, name: &str| {
-        let options = RemoteOptions {
-            lease_ttl: Duration::from_millis(400),
-            lease_margin: Duration::from_millis(50),
-            attempts: 2,
-            ..RemoteOptions::default()
-        };
+        let options = RemoteOptions::default()
+            .lease_ttl(Duration::from_millis(400))
+            .lease_margin(Duration::from_millis(50))
+            .attempts(2);
         let builder = world.builder(name).durability(Durability::Object).remote_options(options);
         builder.lease_wait(Duration::from_secs(60))
     };

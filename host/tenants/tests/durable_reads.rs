@@ -23,13 +23,11 @@ fn ann() -> TenantKey {
 
 /// A host with a short lease.
 fn host(world: &World, name: &str) -> TenantsBuilder {
-    let options = RemoteOptions {
-        lease_ttl: Duration::from_secs(2),
-        lease_margin: Duration::from_millis(250),
-        call_timeout: Duration::from_millis(500),
-        attempts: 2,
-        ..RemoteOptions::default()
-    };
+    let options = RemoteOptions::default()
+        .lease_ttl(Duration::from_secs(2))
+        .lease_margin(Duration::from_millis(250))
+        .call_timeout(Duration::from_millis(500))
+        .attempts(2);
     world.builder(name).remote_options(options).durability(Durability::Object)
 }
 
@@ -67,8 +65,8 @@ async fn hanging(is_cached: bool) -> Hanging {
 
 /// Reads the row in a view with this timeout, and commits the view.
 async fn read(tenant: &Tenant, timeout: Duration) -> larder_core::Result<(String, Version)> {
-    let limits = Limits { transaction_timeout: timeout, ..Limits::default() };
-    let handle = tenant.store().handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+    let limits = Limits::default().transaction_timeout(timeout);
+    let handle = tenant.store().handle(HandleOptions::default().limits(limits));
     let mut view = handle.begin(Mode::View)?;
     let (value, version) = view.get_versioned("n".into(), "row".into()).await?.unwrap();
     view.commit().await?;

@@ -126,7 +126,7 @@ async fn expired_rows_are_not_written_back() {
     let ann = key("acme/users/ann");
     let tenant = a.get(&ann).await.unwrap();
     let mut update = handle(&tenant).begin(Mode::Update).unwrap();
-    let minute = PutOptions { ttl_ms: Some(60_000), if_version: None };
+    let minute = PutOptions::default().ttl_ms(60_000);
     update.put_with("n".into(), "expires".into(), b"value".to_vec(), minute).unwrap();
     update.put("n".into(), "a".into(), b"1".to_vec()).unwrap();
     update.commit().await.unwrap();
@@ -590,11 +590,9 @@ async fn many_waiting_commits_go_in_one_put() {
 #[tokio::test]
 async fn a_lease_is_renewed_as_long_as_its_tenant_is_open() {
     let world = World::new();
-    let options = RemoteOptions {
-        lease_ttl: Duration::from_millis(600),
-        lease_margin: Duration::from_millis(100),
-        ..RemoteOptions::default()
-    };
+    let options = RemoteOptions::default()
+        .lease_ttl(Duration::from_millis(600))
+        .lease_margin(Duration::from_millis(100));
     let a = world.builder("a").remote_options(options.clone()).open().await.unwrap();
     let b =
         world.builder("b").remote_options(options).lease_wait(Duration::from_secs(2)).open().await.unwrap();

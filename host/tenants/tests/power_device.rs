@@ -147,7 +147,7 @@ async fn rows_of_sqlite(folder: &Path) -> BTreeMap<u64, Version> {
 }
 
 async fn sqlite(folder: &Path, synchronous: larder_sqlite::Synchronous) -> Store {
-    let options = larder_sqlite::SqliteOptions { synchronous, ..Default::default() };
+    let options = larder_sqlite::SqliteOptions::default().synchronous(synchronous);
     let database = larder_sqlite::Sqlite::open(folder.join("store.db"), options).await.unwrap();
     Store::builder(database).sweep_interval(None).build().unwrap()
 }
@@ -230,8 +230,8 @@ async fn check(told: &Told, cache: &Path, objects: &Path, folder: &Path) -> Foun
 
 /// A handle with limits that no test reaches.
 fn unbound(store: &Store) -> Handle {
-    let limits = Limits { result_bytes: 64 << 20, transaction_bytes: 64 << 20, ..Limits::default() };
-    store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+    let limits = Limits::default().result_bytes(64 << 20).transaction_bytes(64 << 20);
+    store.handle(HandleOptions::default().limits(limits))
 }
 
 struct Published {
@@ -257,7 +257,7 @@ async fn position_in(file: &Path, folder: &Path) -> u64 {
         let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
         drop(std::fs::copy(with(file), with(&copied)));
     }
-    let options = larder_sqlite::SqliteOptions { create: false, ..Default::default() };
+    let options = larder_sqlite::SqliteOptions::default().create(false);
     let Ok(database) = larder_sqlite::Sqlite::open_positioned(&copied, options).await else { return 0 };
     let position = database.redo_position().await.map_or(0, |position| position.0);
     larder_core::backend::Backend::close(&database).await;

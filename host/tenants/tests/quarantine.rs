@@ -40,7 +40,7 @@ async fn begun(
     let world = World::new();
     let clock = Arc::new(MovableClock::default());
     let builder = |name: &str| {
-        let options = RemoteOptions { clock: clock.clone(), ..RemoteOptions::default() };
+        let options = RemoteOptions::default().clock(clock.clone());
         world.builder(name).remote_options(options)
     };
     let a = builder("a").open().await.unwrap();
@@ -251,7 +251,7 @@ async fn an_apply_that_fails_halfway_says_how_far_it_came_and_a_second_one_does_
 async fn a_row_keeps_the_moment_at_which_it_expires_and_an_expired_one_stays_away() {
     let put = async |store: &Store, key: &str, ttl_ms: u64| {
         let mut update = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
-        let options = PutOptions { ttl_ms: Some(ttl_ms), ..PutOptions::default() };
+        let options = PutOptions::default().ttl_ms(ttl_ms);
         update.put_with("n".into(), key.into(), b"value".to_vec(), options).unwrap();
         update.commit().await.unwrap();
     };
@@ -330,7 +330,7 @@ fn open_session(memories: &MemoryStore, session: &str) -> Memory {
 #[tokio::test]
 async fn other_migrations_of_components_are_told() {
     let migrate = async |store: &Store, id: &str| {
-        let options = HandleOptions { migrations: MigrationScope::Any, ..HandleOptions::default() };
+        let options = HandleOptions::default().migrations(MigrationScope::Any);
         let step = Migration { id: id.into(), checksum: vec![7; 32] };
         let next = store.handle(options).begin_migration("tasks".into(), vec![step]).await.unwrap();
         let NextMigration { mut transaction, .. } = next.unwrap();

@@ -460,7 +460,7 @@ async fn no_version_is_given_again_after_going_back() {
     put(&tenant, "row", "another").await.unwrap();
     assert!(version_of(&tenant, "row").await > held);
     let mut stale = handle(&tenant).begin(Mode::Update).unwrap();
-    let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+    let if_version = PutOptions::default().if_version(held);
     stale.put_with("n".into(), "row".into(), b"stale".to_vec(), if_version).unwrap();
     assert!(matches!(stale.commit().await, Err(larder_core::Error::Conflict)));
 }

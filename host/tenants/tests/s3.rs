@@ -21,7 +21,7 @@ async fn every_scenario_holds_on_a_real_s3_server() {
 
 async fn a_part_is_sent_again_alone(server: &Seaweed) {
     let store = FaultyStore::with_parts(server.store_with_parts());
-    let options = RemoteOptions { multipart: Some(Arc::new(store.clone())), ..RemoteOptions::default() };
+    let options = RemoteOptions::default().multipart(Some(Arc::new(store.clone())));
     let remote = Remote::new(Arc::new(store.clone()), path("pre/fix"), options).unwrap();
     let (files, content) = (Files::new(), random_bytes(41 << 20, 3));
     let lease = remote.acquire(&key(), &holder("one"), NO_WAIT).await.unwrap();

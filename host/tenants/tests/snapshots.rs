@@ -246,7 +246,7 @@ async fn a_host_with_a_wrong_clock_neither_misdates_snapshots_nor_collects_other
         }
         let store = Arc::new(FaultyStore::new(Arc::new(InMemory::new())).with_clock(clock.clone()));
         let host = |clock: &Arc<MovableClock>| {
-            let options = RemoteOptions { clock: clock.clone(), ..RemoteOptions::default() };
+            let options = RemoteOptions::default().clock(clock.clone());
             Remote::new(store.clone(), path("pre/fix"), options).unwrap()
         };
         let files = Files::new();

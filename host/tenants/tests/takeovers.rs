@@ -28,16 +28,14 @@ fn short_leases(builder: TenantsBuilder) -> TenantsBuilder {
 }
 
 fn leases_of(ttl: Duration, builder: TenantsBuilder) -> TenantsBuilder {
-    let options = RemoteOptions {
-        lease_ttl: ttl,
-        lease_margin: ttl / 8,
+    let options = RemoteOptions::default()
+        .lease_ttl(ttl)
+        .lease_margin(ttl / 8)
         // A slow server is not one that hangs. If a call takes longer than a lease, the lease is
         // lost, but no data is.
-        call_timeout: if ttl > TTL { Duration::from_secs(5) } else { ttl / 3 },
-        transfer_timeout: Duration::from_secs(5),
-        attempts: 2,
-        ..RemoteOptions::default()
-    };
+        .call_timeout(if ttl > TTL { Duration::from_secs(5) } else { ttl / 3 })
+        .transfer_timeout(Duration::from_secs(5))
+        .attempts(2);
     builder.remote_options(options).lease_wait(Duration::from_secs(60))
 }
 

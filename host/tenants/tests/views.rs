@@ -30,7 +30,7 @@ fn reading(world: &World) -> (Remote, FaultyStore) {
     for operation in [Operation::Put, Operation::Multipart, Operation::Delete, Operation::Copy] {
         objects.add(Rule::next(operation, "", Fault::Fail).times(usize::MAX));
     }
-    let options = RemoteOptions { attempts: 1, ..RemoteOptions::default() };
+    let options = RemoteOptions::default().attempts(1);
     (Remote::new(Arc::new(objects.clone()), ObjectPath::default(), options).unwrap(), objects)
 }
 

@@ -1,6 +1,5 @@
 //! For each kind of read: which changes by another transaction conflict, and which must not.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::{
@@ -273,19 +272,15 @@ async fn check(
 }
 
 fn handle(store: &Store) -> Handle {
-    let limits = Limits { transaction_timeout: Duration::from_secs(3_000), ..Limits::default() };
-    store.handle(HandleOptions {
-        limits: Arc::new(limits),
-        open_transactions: OpenTransactions::at_most(10_000),
-        ..HandleOptions::default()
-    })
+    let limits = Limits::default().transaction_timeout(Duration::from_secs(3_000));
+    store.handle(HandleOptions::default().limits(limits).open_transactions(OpenTransactions::at_most(10_000)))
 }
 
 async fn fill(handle: &Handle, namespace: &str) -> Result<Version> {
     let mut update = handle.begin(Mode::Update)?;
     for key in ROWS {
         let ttl_ms = (key == EXPIRED).then_some(1_000);
-        let options = PutOptions { ttl_ms, if_version: None };
+        let options = PutOptions::default().ttl_ms(ttl_ms);
         update.put_with(namespace.to_string(), key.to_string(), b"1".to_vec(), options)?;
     }
     update.commit().await
@@ -379,7 +374,7 @@ impl Kind {
                 transaction.get(namespace, key.to_string()).await?;
             }
             Self::PutAtVersion(key) => {
-                let options = PutOptions { ttl_ms: None, if_version: Some(version) };
+                let options = PutOptions::default().if_version(version);
                 transaction.put_with(namespace, key.to_string(), Vec::new(), options)?;
             }
             Self::DeleteIfAbsent(key) => {

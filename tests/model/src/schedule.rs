@@ -1,7 +1,6 @@
 //! Random schedules on a store, each answer compared with the model's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -277,10 +276,9 @@ impl<'a> Run<'a> {
             5 | 6 => {
                 let value = value(random);
                 let options = match random.u8(..3) {
-                    0 => PutOptions {
-                        ttl_ms: random.bool().then(|| random.u64(..60) * 1_000),
-                        if_version: random.bool().then_some(Version(version)),
-                    },
+                    0 => PutOptions::default()
+                        .ttl_ms(random.bool().then(|| random.u64(..60) * 1_000))
+                        .if_version(random.bool().then_some(Version(version))),
                     _ => PutOptions::default(),
                 };
                 self.log.push(format!("{at}: put {name:?} {value:?} {options:?}"));
@@ -388,24 +386,18 @@ async fn rows_of(handle: &Handle) -> Result<BTreeMap<Name, Vec<u8>>, Error> {
 }
 
 fn handle(store: &Store) -> Handle {
-    store.handle(HandleOptions {
-        limits: Arc::new(limits()),
-        open_transactions: OpenTransactions::at_most(64),
-        ..HandleOptions::default()
-    })
+    store.handle(HandleOptions::default().limits(limits()).open_transactions(OpenTransactions::at_most(64)))
 }
 
 fn limits() -> Limits {
-    Limits {
-        namespace_bytes: 6,
-        key_bytes: 8,
-        value_bytes: 40,
+    Limits::default()
+        .namespace_bytes(6)
+        .key_bytes(8)
+        .value_bytes(40)
         // Three entries of a list, or many that are packed.
-        result_bytes: 840,
-        transaction_mutations: 12,
-        transaction_timeout: Duration::from_secs(3_000),
-        ..Limits::default()
-    }
+        .result_bytes(840)
+        .transaction_mutations(12)
+        .transaction_timeout(Duration::from_secs(3_000))
 }
 
 fn refused(error: Error) -> Refusal {

@@ -113,7 +113,7 @@ impl Session {
             }
             Call::Page(namespace, range, after) => self.page(namespace, range, after).await,
             Call::Put { row: Row(namespace, key), value, ttl, if_version } => {
-                let options = PutOptions { ttl_ms: ttl, if_version: if_version.map(Version) };
+                let options = PutOptions::default().ttl_ms(ttl).if_version(if_version.map(Version));
                 transaction.put_with(namespace, key, expand(&value), options)?;
                 Ok(Answer::Nothing)
             }

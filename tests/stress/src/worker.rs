@@ -116,7 +116,7 @@ async fn open_and_use(worker: &Worker, next_id: &Arc<AtomicU64>, random: &mut Rn
 
 async fn open(worker: &Worker, clock: Arc<JumpingClock>) -> Option<(Arc<Sqlite>, Store)> {
     let synchronous = if worker.full_durability { Synchronous::Full } else { Synchronous::Normal };
-    let options = SqliteOptions { synchronous, cache_bytes: worker.cache_bytes, ..SqliteOptions::default() };
+    let options = SqliteOptions::default().synchronous(synchronous).cache_bytes(worker.cache_bytes);
     match Sqlite::open(&worker.file, options).await {
         Ok(sqlite) => {
             let sqlite = Arc::new(sqlite);
@@ -244,7 +244,7 @@ struct Task {
 impl Task {
     fn new(shared: Arc<Shared>, store: Store, seed: u64) -> Self {
         let open_transactions = OpenTransactions::at_most(4);
-        let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+        let handle = store.handle(HandleOptions::default().open_transactions(open_transactions));
         let task = shared.next_id.fetch_add(1, Ordering::SeqCst);
         let leases = shared.worker.leases;
         Self { shared, handle, calls: Calls::new(seed, leases), id: Id { task, number: 0 } }

@@ -32,21 +32,20 @@ pub use test_bed::{
 /// They are small, so that cases reach them quickly. Only the transaction timeout is longer than a
 /// case: cases reach it by moving the clock, and a slow disk must not.
 pub fn limits() -> larder_host::Limits {
-    larder_host::Limits {
-        namespace_bytes: 64,
-        key_bytes: 1_024,
-        value_bytes: 64 << 10,
-        result_bytes: 128 << 10,
-        transaction_bytes: 256 << 10,
-        transaction_mutations: 200,
-        open_transactions: 130,
-        open_stores: 8,
-        identity_bytes: 128,
-        turn_bytes: 8 << 10,
-        open_memories: 6,
-        instance_bytes: 8 << 20,
-        transaction_timeout: TIMEOUT.saturating_mul(2),
-    }
+    larder_host::Limits::default()
+        .namespace_bytes(64)
+        .key_bytes(1_024)
+        .value_bytes(64 << 10)
+        .result_bytes(128 << 10)
+        .transaction_bytes(256 << 10)
+        .transaction_mutations(200)
+        .open_transactions(130)
+        .open_stores(8)
+        .identity_bytes(128)
+        .turn_bytes(8 << 10)
+        .open_memories(6)
+        .instance_bytes(8 << 20)
+        .transaction_timeout(TIMEOUT.saturating_mul(2))
 }
 
 /// The quota of the store `main`, in bytes.

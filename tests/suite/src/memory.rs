@@ -13,17 +13,15 @@ use crate::probe::bindings::larder::conformance::probe::{Summaries, SummaryCall}
 
 /// Converts the options that a case declared.
 pub(crate) fn options(declared: probe::MemoryOptions) -> Result<MemoryOptions> {
-    Ok(MemoryOptions {
-        budget_tokens: declared.budget_tokens,
-        window_turns: declared.window_turns as usize,
-        backlog_max: declared.backlog_max as usize,
-        retry_count: declared.retry_count,
-        retry_backoff: Duration::from_millis(declared.retry_backoff_ms),
-        recovery_interval: Duration::from_millis(declared.recovery_interval_ms),
-        summary_timeout: Duration::from_millis(declared.summary_timeout_ms),
-        memory_bytes: declared.memory_bytes,
-        ..MemoryOptions::new(declared.strategy.parse()?)
-    })
+    Ok(MemoryOptions::new(declared.strategy.parse()?)
+        .budget_tokens(declared.budget_tokens)
+        .window_turns(declared.window_turns as usize)
+        .backlog_max(declared.backlog_max as usize)
+        .retry_count(declared.retry_count)
+        .retry_backoff(Duration::from_millis(declared.retry_backoff_ms))
+        .recovery_interval(Duration::from_millis(declared.recovery_interval_ms))
+        .summary_timeout(Duration::from_millis(declared.summary_timeout_ms))
+        .memory_bytes(declared.memory_bytes))
 }
 
 /// Behaves as the case sets it, and records its calls.

@@ -102,7 +102,7 @@ async fn open(dsn: &str) -> (Store, Handle) {
     let backend = drivers().open(dsn).await.unwrap();
     let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
     let migrations = MigrationScope::only(["crowd"]).unwrap();
-    let handle = store.handle(HandleOptions { migrations, ..HandleOptions::default() });
+    let handle = store.handle(HandleOptions::default().migrations(migrations));
     (store, handle)
 }
 

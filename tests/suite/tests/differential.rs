@@ -193,21 +193,16 @@ impl Driven {
         let clock = Arc::<StandingClock>::default();
         let store = Store::builder_shared(backend).clock(clock.clone()).sweep_interval(None).build();
         let store = store.map_err(|error| error.to_string())?;
-        let limits = Limits {
-            value_bytes: 40,
-            key_bytes: 20,
+        let limits = Limits::default()
+            .value_bytes(40)
+            .key_bytes(20)
             // Five entries and 90 bytes.
-            result_bytes: 1_370,
-            transaction_bytes: 5_000,
-            transaction_mutations: 12,
-            transaction_timeout: Duration::from_secs(3_000),
-            ..Limits::default()
-        };
-        let handle = store.handle(HandleOptions {
-            limits: limits.into(),
-            open_transactions: OpenTransactions::at_most(8),
-            ..HandleOptions::default()
-        });
+            .result_bytes(1_370)
+            .transaction_bytes(5_000)
+            .transaction_mutations(12)
+            .transaction_timeout(Duration::from_secs(3_000));
+        let handle = store
+            .handle(HandleOptions::default().limits(limits).open_transactions(OpenTransactions::at_most(8)));
         let open = (0..transactions).map(|_| None).collect();
         Ok(Self {
             handle,
@@ -308,7 +303,12 @@ impl Call {
                 // running.
                 let ttl_ms = random.bool().then(|| random.u64(0..60) * 1_000 + 500);
                 let if_version = random.bool().then_some(*seen);
-                shown(tx.put_with(namespace, key, value(random), PutOptions { ttl_ms, if_version }))
+                shown(tx.put_with(
+                    namespace,
+                    key,
+                    value(random),
+                    PutOptions::default().ttl_ms(ttl_ms).if_version(if_version),
+                ))
             }
             6 => {
                 let entries =

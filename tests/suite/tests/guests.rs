@@ -161,7 +161,7 @@ async fn a_guest_that_loops_in_an_update_delays_no_other_and_is_interrupted() {
 async fn the_sdk_does_what_it_says() {
     let database = sqlite().await;
     for store in [&database.store, &Store::builder(InMemory::new()).build().unwrap()] {
-        let options = MemoryOptions { window_turns: 2, ..MemoryOptions::new(Strategy::RollingSummary) };
+        let options = MemoryOptions::new(Strategy::RollingSummary).window_turns(2);
         let memories =
             MemoryStore::builder(store, options).summarizer(Arc::new(EchoSummarizer)).build().unwrap();
         let scope = IdentityScope::user("acme", "ann").unwrap();
@@ -279,7 +279,7 @@ async fn an_import_that_the_host_lacks_is_an_error_of_the_linker() {
 #[tokio::test]
 async fn a_guest_past_its_deadline_is_told_and_has_written_nothing() {
     let database = sqlite().await;
-    let limits = Limits { transaction_timeout: Duration::from_millis(50), ..Default::default() };
+    let limits = Limits::default().transaction_timeout(Duration::from_millis(50));
     let storage = StorageCtx::builder().limits(limits).grant("default", &database.store).build().unwrap();
     let mut holding = guest(larder_artifacts::HOLD_UPDATE, &["400"], storage);
     holding.run().await.unwrap().unwrap();

@@ -116,12 +116,10 @@ async fn snapshots_go(from: Arc<dyn TestBed>, to: Arc<dyn TestBed>) -> Outcome {
 }
 
 async fn snapshot_goes([from, to]: &[Store; 2], strategy: Strategy, fails: bool) -> Outcome {
-    let options = MemoryOptions {
-        window_turns: 2,
-        retry_backoff: Duration::ZERO,
-        recovery_interval: Duration::from_secs(3_600),
-        ..MemoryOptions::new(strategy)
-    };
+    let options = MemoryOptions::new(strategy)
+        .window_turns(2)
+        .retry_backoff(Duration::ZERO)
+        .recovery_interval(Duration::from_secs(3_600));
     let summarizer: Arc<dyn Summarizer> = if fails { Arc::new(Fails) } else { Arc::new(EchoSummarizer) };
     let memories = [from, to].map(|store| {
         MemoryStore::builder(store, options.clone())
@@ -180,7 +178,7 @@ impl Summarizer for Hangs {
 // Background work.
 
 fn rolling(window_turns: usize) -> MemoryOptions {
-    MemoryOptions { window_turns, ..MemoryOptions::new(Strategy::RollingSummary) }
+    MemoryOptions::new(Strategy::RollingSummary).window_turns(window_turns)
 }
 
 /// Fails as often as its counter says, then echoes.
@@ -255,7 +253,7 @@ async fn a_subscriber_hears_of_health() -> Outcome {
     let channel = Arc::new(EventChannel::new(16, Arc::new(Nowhere)));
     let mut subscriber = channel.subscribe();
     let store = Store::builder(larder_core::InMemory::new()).events(channel).build().unwrap();
-    let options = MemoryOptions { retry_count: 1, ..rolling(1) };
+    let options = rolling(1).retry_count(1);
     let memories =
         MemoryStore::builder(&store, options).summarizer(Arc::new(Fails)).background(false).build().unwrap();
     let memory = open(&memories, "monday");
@@ -307,7 +305,7 @@ async fn a_component_makes_summaries_and_none_of_its_crimes_gets_out() -> Outcom
     let summarizer =
         component(larder_artifacts::LARDER_HOSTILE_SUMMARIZER).map_err(|error| format!("{error:#}"))?;
     let store = in_memory().await;
-    let options = MemoryOptions { summary_timeout: Duration::from_millis(500), ..rolling(1) };
+    let options = rolling(1).summary_timeout(Duration::from_millis(500));
     let memories = MemoryStore::builder(&store, options)
         .summarizer(Arc::new(summarizer))
         .background(false)
@@ -376,8 +374,8 @@ async fn conversations(strategy: Strategy, dsn: &str) -> (Store, MemoryStore) {
     let backend = drivers().open(dsn).await.unwrap();
     let store = Store::builder_shared(backend).sweep_interval(None).build().unwrap();
     // A claim of a killed host expires soon, so that it does not delay the next host.
-    let options = MemoryOptions { summary_timeout: Duration::from_millis(20), ..rolling(2) };
-    let memories = MemoryStore::builder(&store, MemoryOptions { strategy, ..options })
+    let options = rolling(2).summary_timeout(Duration::from_millis(20));
+    let memories = MemoryStore::builder(&store, options.strategy(strategy))
         .summarizer(Arc::new(Numbers))
         .background(false)
         .build()

@@ -446,7 +446,7 @@ async fn write_what_is_kept(dsn: &str) {
     update.commit().await.unwrap();
     let mut update = handle.begin(Mode::Update).unwrap();
     update.put("größe\0".into(), "\0".into(), (0..=255).collect()).unwrap();
-    let options = PutOptions { ttl_ms: Some(100 * 365 * 86_400_000), ..PutOptions::default() };
+    let options = PutOptions::default().ttl_ms(100 * 365 * 86_400_000);
     update.put_with(notes(), "fleeting".into(), b"for 100 years".to_vec(), options).unwrap();
     update.commit().await.unwrap();
     // Schema 2 and later.

@@ -100,11 +100,11 @@ fn handle(store: &Store) -> Handle {
 }
 
 fn handle_with(store: &Store, timeout: Duration) -> Handle {
-    store.handle(HandleOptions {
-        limits: Limits { transaction_timeout: timeout, ..Limits::default() }.into(),
-        open_transactions: OpenTransactions::at_most(1_000),
-        ..HandleOptions::default()
-    })
+    store.handle(
+        HandleOptions::default()
+            .limits(Limits::default().transaction_timeout(timeout))
+            .open_transactions(OpenTransactions::at_most(1_000)),
+    )
 }
 
 async fn put(handle: &Handle, key: &str, value: &str) -> Result<(), Error> {
@@ -167,7 +167,7 @@ async fn sessions(dsn: &str, condition: &str) -> i64 {
 const LEASE: Duration = Duration::from_millis(300);
 
 fn for_(ttl: Duration) -> PutOptions {
-    PutOptions { ttl_ms: Some(ttl.as_millis() as u64), if_version: None }
+    PutOptions::default().ttl_ms(ttl.as_millis() as u64)
 }
 
 async fn put_for(handle: &Handle, key: &str, ttl: Duration) {

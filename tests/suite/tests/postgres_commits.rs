@@ -106,7 +106,7 @@ async fn a_sequence_that_is_behind_the_rows_gives_no_version_again(dsn: String) 
         let before = versioned(&handle, "key").await.unwrap().1;
         let written = put(&handle, keys, "second").await.unwrap();
         assert!(written > before, "{written:?} after {before:?}");
-        let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+        let if_version = PutOptions::default().if_version(held);
         let mut stale = handle.begin(Mode::Update).unwrap();
         stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
         assert!(matches!(stale.commit().await, Err(Error::Conflict)));
@@ -149,7 +149,7 @@ async fn a_sequence_that_begins_anew_gives_no_version_of_a_deleted_row_again(dsn
     tokio::time::sleep(Duration::from_millis(100)).await;
     let put_again = put(&first, &["key"], "third").await.unwrap();
     assert!(deleted < put_again, "{deleted:?}, {put_again:?}");
-    let if_version = PutOptions { if_version: Some(held), ..PutOptions::default() };
+    let if_version = PutOptions::default().if_version(held);
     let mut stale = first.begin(Mode::Update).unwrap();
     stale.put_with("n".into(), "key".into(), b"stale".to_vec(), if_version).unwrap();
     assert!(matches!(stale.commit().await, Err(Error::Conflict)));

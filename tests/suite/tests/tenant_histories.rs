@@ -237,9 +237,8 @@ async fn transact_until_killed(folder: &Path, host: u64) {
     let tenant = tenants.get(&key).await.unwrap();
     let mut tasks = Vec::new();
     for task in 0..TASKS {
-        let limits = Limits { transaction_timeout: Duration::from_secs(30), ..Limits::default() };
-        let handle =
-            tenant.store().handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        let limits = Limits::default().transaction_timeout(Duration::from_secs(30));
+        let handle = tenant.store().handle(HandleOptions::default().limits(limits));
         tasks.push(tokio::spawn(async move {
             let mut random = Rng::with_seed(host * TASKS + task);
             for number in 0.. {

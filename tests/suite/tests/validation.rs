@@ -49,7 +49,7 @@ impl Fixture {
     async fn sqlite(name: &'static str, cache_bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.db");
-        let options = SqliteOptions { cache_bytes, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().cache_bytes(cache_bytes);
         let backend = Sqlite::open(&path, options).await.unwrap();
         let other = Sqlite::open(&path, options).await.unwrap();
         Self::new(name, backend, other, Some(folder)).await
@@ -75,7 +75,7 @@ impl Fixture {
     async fn put_all(&self, handle: &Handle, namespace: &str, count: usize, ttl_ms: Option<u64>) {
         let mut update = handle.begin(Mode::Update).unwrap();
         for number in 0..count {
-            let options = PutOptions { ttl_ms, if_version: None };
+            let options = PutOptions::default().ttl_ms(ttl_ms);
             update.put_with(namespace.into(), key(number), b"value".to_vec(), options).unwrap();
         }
         update.commit().await.unwrap();

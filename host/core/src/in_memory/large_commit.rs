@@ -310,8 +310,7 @@ mod tests {
         let (shared, share) = (memory.shared.clone(), Share::own());
         let alone = Alone::begin(&shared, &share, &mut shared.lock());
         memory.commit(Arc::default()).await.unwrap();
-        let options =
-            SweepOptions { clock: ForwardClock::default(), max_rows: 1, max_bytes: 1, is_closing: false };
+        let options = SweepOptions::new(ForwardClock::default(), 1, 1);
         let mut sweep = memory.sweep(options);
         assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(alone);

@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_part_is_measured_in_bytes() {
-        let limits = Limits { identity_bytes: 4, ..Default::default() };
+        let limits = Limits::default().identity_bytes(4);
         Identity::new(IdentityParts::session("ää", "u", "s"), &limits).unwrap();
         let Err(Error::LimitExceeded(exceeded)) =
             Identity::new(IdentityParts::session("ääa", "u", "s"), &limits)

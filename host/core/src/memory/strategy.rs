@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::option_setters;
 
 /// How a conversation is kept.
 ///
@@ -63,10 +64,11 @@ impl FromStr for Strategy {
 /// ```
 /// use larder_core::{MemoryOptions, Strategy};
 /// let defaults = MemoryOptions::new(Strategy::Truncation);
-/// let options = MemoryOptions { budget_tokens: 4_096, ..defaults };
+/// let options = defaults.budget_tokens(4_096);
 /// options.validate().unwrap();
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemoryOptions {
     /// How a conversation is kept.
     pub strategy: Strategy,
@@ -94,6 +96,18 @@ pub struct MemoryOptions {
     /// At most [`MemoryOptions::MEMORY_BYTES_MAX`].
     pub memory_bytes: u64,
 }
+
+option_setters!(MemoryOptions {
+    strategy: Strategy,
+    budget_tokens: u64,
+    window_turns: usize,
+    backlog_max: usize,
+    retry_count: u32,
+    retry_backoff: Duration,
+    recovery_interval: Duration,
+    summary_timeout: Duration,
+    memory_bytes: u64,
+});
 
 impl MemoryOptions {
     /// The largest record that every backend can hold, in bytes.
@@ -166,12 +180,12 @@ mod tests {
         let options = MemoryOptions::new(Strategy::RollingSummary);
         options.validate().unwrap();
         let refused = [
-            ("window_turns", MemoryOptions { window_turns: 0, ..options.clone() }),
-            ("backlog_max", MemoryOptions { backlog_max: 0, ..options.clone() }),
-            ("retry_count", MemoryOptions { retry_count: 0, ..options.clone() }),
-            ("summary_timeout", MemoryOptions { summary_timeout: Duration::ZERO, ..options.clone() }),
-            ("summary_timeout", MemoryOptions { summary_timeout: Duration::MAX, ..options.clone() }),
-            ("memory_bytes", MemoryOptions { memory_bytes: u64::MAX, ..options }),
+            ("window_turns", options.clone().window_turns(0)),
+            ("backlog_max", options.clone().backlog_max(0)),
+            ("retry_count", options.clone().retry_count(0)),
+            ("summary_timeout", options.clone().summary_timeout(Duration::ZERO)),
+            ("summary_timeout", options.clone().summary_timeout(Duration::MAX)),
+            ("memory_bytes", options.memory_bytes(u64::MAX)),
         ];
         for (name, options) in refused {
             let Err(Error::InvalidArgument(reason)) = options.validate() else { panic!("{name} accepted") };

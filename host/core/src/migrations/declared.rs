@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn component_and_id_together_are_a_key() {
-        let limits = Limits { key_bytes: 10, ..Limits::default() };
+        let limits = Limits::default().key_bytes(10);
         let fits = |id: &str| Declared::new("tasks".to_string(), vec![step(id)], &limits);
         fits("1234").map(drop).unwrap();
         let Err(Error::LimitExceeded(exceeded)) = fits("12345") else { panic!("it fits") };

@@ -173,7 +173,7 @@ impl Transaction {
         let left = left.min(Limits::TRANSACTION_TIMEOUT_MAX);
         let deadline = Instant::now() + left;
         let share = self.open.transaction.share.clone();
-        SnapshotOptions { mode: self.mode, clock: clock.clone(), deadline, share }
+        SnapshotOptions::new(self.mode, clock.clone(), deadline, share)
     }
 
     /// Returns the snapshot for the next call. A mistake of the guest leaves it as it was. After an

@@ -69,7 +69,7 @@ impl Engine {
     pub(crate) fn handle(&self, limits: Limits) -> Handle {
         let store = Store::builder(self.clone()).clock(Arc::<StandingClock>::default());
         let store = store.sweep_interval(None).build().unwrap();
-        store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+        store.handle(HandleOptions::default().limits(limits))
     }
 }
 

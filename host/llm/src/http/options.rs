@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larder_core::option_setters;
 use reqwest::Url;
 
 use super::ApiKey;
@@ -12,13 +13,12 @@ use super::ApiKey;
 /// use std::time::Duration;
 /// use larder_llm::HttpOptions;
 ///
-/// let options = HttpOptions {
-///     timeout: Duration::from_secs(20),
-///     ..HttpOptions::new("http://localhost:11434/v1", "llama3.2")
-/// };
+/// let options =
+///     HttpOptions::new("http://localhost:11434/v1", "llama3.2").timeout(Duration::from_secs(20));
 /// assert_eq!(options.response_bytes_max, 1 << 20);
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct HttpOptions {
     /// The URL that `/chat/completions` is appended to.
     ///
@@ -39,8 +39,19 @@ pub struct HttpOptions {
     pub token_field: TokenField,
 }
 
+option_setters!(HttpOptions {
+    base_url: impl Into<String>,
+    model: impl Into<String>,
+    key: impl Into<Option<ApiKey>>,
+    connect_timeout: Duration,
+    timeout: Duration,
+    response_bytes_max: u64,
+    token_field: TokenField,
+});
+
 /// The name of the field for a summary's token limit in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TokenField {
     /// `max_tokens`, which every endpoint knows except OpenAI's own with reasoning models.
     #[default]
@@ -185,18 +196,9 @@ mod tests {
         options.check().unwrap();
         let check = |options: HttpOptions| options.check().unwrap_err().to_string();
         let zero = Duration::ZERO;
-        assert_eq!(check(HttpOptions { timeout: zero, ..options.clone() }), "timeout must be more than zero");
-        assert_eq!(
-            check(HttpOptions { connect_timeout: zero, ..options.clone() }),
-            "connect_timeout must be more than zero"
-        );
-        assert_eq!(
-            check(HttpOptions { response_bytes_max: 0, ..options.clone() }),
-            "response_bytes_max must be more than zero"
-        );
-        assert!(matches!(
-            HttpOptions { model: " ".into(), ..options }.check().unwrap_err(),
-            HttpOptionsError::Model
-        ));
+        assert_eq!(check(options.clone().timeout(zero)), "timeout must be more than zero");
+        assert_eq!(check(options.clone().connect_timeout(zero)), "connect_timeout must be more than zero");
+        assert_eq!(check(options.clone().response_bytes_max(0)), "response_bytes_max must be more than zero");
+        assert!(matches!(options.model(" ").check().unwrap_err(), HttpOptionsError::Model));
     }
 }

@@ -170,11 +170,9 @@ async fn open(options: &PostgresOptions) -> Result<Store, Error> {
 }
 
 fn handle(store: &Store) -> Arc<Handle> {
-    let options = HandleOptions {
-        limits: Limits { transaction_timeout: Duration::from_secs(60), ..Limits::default() }.into(),
-        open_transactions: OpenTransactions::at_most(1_000),
-        ..HandleOptions::default()
-    };
+    let options = HandleOptions::default()
+        .limits(Limits::default().transaction_timeout(Duration::from_secs(60)))
+        .open_transactions(OpenTransactions::at_most(1_000));
     Arc::new(store.handle(options))
 }
 

@@ -271,7 +271,7 @@ fn moment(state: StateNumber) -> Moment {
 
 /// The version of the first row that a cached scan gives; `None` if it is not cached.
 fn scanned(clock: &CommitClock, state: StateNumber) -> Option<u64> {
-    let options = ScanOptions { reverse: false, keys_only: false, max_rows: 9, max_bytes: 9_999 };
+    let options = ScanOptions::new(9, 9_999);
     match clock.rows().beginning(&all_rows(), options, moment(state)).unwrap() {
         Beginning::Cached(found) => found.rows().next().map(|row| row.version.0),
         _ => None,

@@ -295,8 +295,7 @@ mod tests {
     use larder_core::name::{Key, Namespace};
     use larder_core::row::Version;
 
-    const ALL: ScanOptions =
-        ScanOptions { reverse: false, keys_only: false, max_rows: usize::MAX, max_bytes: u64::MAX };
+    const ALL: ScanOptions = ScanOptions::new(usize::MAX, u64::MAX);
 
     fn range(start: &str, end: Option<&str>) -> KeyRange {
         let namespace = Namespace::new("n", &Limits::default()).unwrap();

@@ -528,9 +528,7 @@ mod tests {
     }
 
     async fn open(folder: &std::path::Path, synchronous: Synchronous) -> Sqlite {
-        Sqlite::open(folder.join("a.db"), SqliteOptions { synchronous, ..SqliteOptions::default() })
-            .await
-            .unwrap()
+        Sqlite::open(folder.join("a.db"), SqliteOptions::default().synchronous(synchronous)).await.unwrap()
     }
 
     /// Blocks the only thread of the runtime's blocking pool until the result is dropped.
@@ -601,8 +599,8 @@ mod tests {
         let database = open(folder.path(), Synchronous::Normal).await;
         let writer = database.writer.clone();
         let store = Store::builder(database).build().unwrap();
-        let limits = Limits { transaction_timeout: Duration::from_millis(200), ..Limits::default() };
-        let handle = store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() });
+        let limits = Limits::default().transaction_timeout(Duration::from_millis(200));
+        let handle = store.handle(HandleOptions::default().limits(limits));
         writer.waiting.lock().pause_for(Duration::from_secs(3_600));
         let mut update = handle.begin(Mode::Update).unwrap();
         for number in 0..600 {

@@ -36,7 +36,7 @@ pub fn row(key: &str) -> RowKey {
 }
 
 pub fn put(value: &[u8], ttl_ms: Option<u64>) -> Mutation {
-    let limits = Limits { value_bytes: 64 << 20, ..Default::default() };
+    let limits = Limits::default().value_bytes(64 << 20);
     Mutation::Put { value: Value::new(value.to_vec(), &limits).unwrap(), ttl_ms }
 }
 
@@ -63,7 +63,7 @@ impl Clock for Standing {
 }
 
 pub fn sweep_at(now: u64, max_rows: u32) -> SweepOptions {
-    SweepOptions { clock: clock_at(now), max_rows, max_bytes: u64::MAX, is_closing: false }
+    SweepOptions::new(clock_at(now), max_rows, u64::MAX)
 }
 
 pub async fn commit(database: &Sqlite, key: &str, value: &[u8]) -> Result<Version> {

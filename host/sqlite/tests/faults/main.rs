@@ -110,13 +110,13 @@ fn groups_of_commits_survive_every_fault() {
 
 #[test]
 fn groups_of_commits_that_are_synced_survive_every_fault() {
-    let options = SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() };
+    let options = SqliteOptions::default().synchronous(Synchronous::Full);
     with_every_fault_in(17, Setting { options, ..Setting::new(Work::Groups) });
 }
 
 #[test]
 fn groups_of_commits_and_snapshots_without_a_cache_survive_every_fault() {
-    let options = SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() };
+    let options = SqliteOptions::default().cache_bytes(0);
     with_every_fault_in(17, Setting { options, ..Setting::new(Work::Groups) });
 }
 

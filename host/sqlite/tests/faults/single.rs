@@ -59,12 +59,7 @@ impl Opened {
     async fn snapshot(&self) -> Box<dyn Snapshot> {
         let deadline = Instant::now() + Duration::from_secs(10);
         self.database
-            .snapshot(SnapshotOptions {
-                mode: Mode::View,
-                clock: crate::common::clock_at(1),
-                deadline,
-                share: Share::host(),
-            })
+            .snapshot(SnapshotOptions::new(Mode::View, crate::common::clock_at(1), deadline, Share::host()))
             .await
             .unwrap()
     }
@@ -92,7 +87,7 @@ fn row(number: usize) -> RowKey {
 }
 
 fn without_cache() -> SqliteOptions {
-    SqliteOptions { cache_bytes: 0, ..SqliteOptions::default() }
+    SqliteOptions::default().cache_bytes(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +146,7 @@ async fn a_connection_whose_read_failed_is_not_used_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_read_failed_reads_no_newer_state() {
     for cache_bytes in [0, SqliteOptions::CACHE_BYTES] {
-        let opened = Opened::new(SqliteOptions { cache_bytes, ..SqliteOptions::default() }).await;
+        let opened = Opened::new(SqliteOptions::default().cache_bytes(cache_bytes)).await;
         let mut snapshot = opened.snapshot().await;
         assert!(snapshot.get(&row(0)).await.unwrap().is_some());
         opened.put(200, b"new").await.unwrap();
@@ -164,7 +159,7 @@ async fn a_snapshot_whose_read_failed_reads_no_newer_state() {
 }
 
 fn synced() -> SqliteOptions {
-    SqliteOptions { synchronous: Synchronous::Full, ..SqliteOptions::default() }
+    SqliteOptions::default().synchronous(Synchronous::Full)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,7 +217,7 @@ async fn group_with_a_failed_read(opened: &Opened, code: i32, nth: usize) -> (Ve
         let if_version = (numbers.start == 200).then_some(Version(1));
         for number in numbers {
             // To compare the version, the commit must read the row first.
-            let options = PutOptions { if_version, ..PutOptions::default() };
+            let options = PutOptions::default().if_version(if_version);
             member.put_with(NAMESPACE.into(), key(number), b"group".to_vec(), options).unwrap();
         }
         let mut asked: Asked<'static> = Box::pin(member.commit());

@@ -78,7 +78,7 @@ impl Template {
             base.put(NAMESPACE.into(), key.into(), b"none".to_vec()).unwrap();
         }
         for number in 0..30 {
-            let options = PutOptions { ttl_ms: Some(1), ..Default::default() };
+            let options = PutOptions::default().ttl_ms(1);
             base.put_with(NAMESPACE.into(), format!("ttl/{number:03}"), vec![b't'; 200], options).unwrap();
         }
         base.commit().await.unwrap();
@@ -101,7 +101,7 @@ fn base_key(number: usize) -> String {
 }
 
 fn handle(store: &Store) -> Handle {
-    store.handle(HandleOptions { open_transactions: OpenTransactions::at_most(1_000), ..Default::default() })
+    store.handle(HandleOptions::default().open_transactions(OpenTransactions::at_most(1_000)))
 }
 
 /// One run: the database, and what was done to it.
@@ -415,7 +415,7 @@ impl Run {
             if version == Version::ABSENT {
                 transaction.delete_if_version(NAMESPACE.into(), key, version).unwrap();
             } else {
-                let options = PutOptions { if_version: Some(version), ..Default::default() };
+                let options = PutOptions::default().if_version(version);
                 transaction.put_with(NAMESPACE.into(), key, b"relied on".to_vec(), options).unwrap();
             }
         }

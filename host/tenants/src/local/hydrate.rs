@@ -127,7 +127,7 @@ async fn position_of(cache: &CacheFolder, lease: &Lease) -> larder_core::Result<
 }
 
 pub(crate) fn existing() -> SqliteOptions {
-    SqliteOptions { create: false, cache_bytes: 0, ..SqliteOptions::default() }
+    SqliteOptions::default().create(false).cache_bytes(0)
 }
 
 /// The bytes of rows that an open tenant caches in memory. A host may have hundreds of open
@@ -176,7 +176,7 @@ async fn open(around: &Arc<Surroundings>, lease: &Lease, kept: Option<u64>) -> R
     let durability = around.options.durability;
     let journal = (durability == Durability::Object).then(|| Arc::new(LogJournal::new(lease)));
     let min_version = min_version(lease.epoch());
-    let options = SqliteOptions { cache_bytes: ROW_CACHE_BYTES, min_version, ..SqliteOptions::default() };
+    let options = SqliteOptions::default().cache_bytes(ROW_CACHE_BYTES).min_version(min_version);
     let database = match &journal {
         Some(journal) => Sqlite::open_journaled(&path, options, journal.clone()).await,
         None => Sqlite::open_positioned(&path, options).await,

@@ -247,7 +247,7 @@ impl TenantsBuilder {
     /// A store set with [`TenantsBuilder::multipart_store`] stays, unless `options` has one.
     pub fn remote_options(mut self, options: RemoteOptions) -> Self {
         let multipart = options.multipart.clone().or(self.remote.multipart);
-        self.remote = RemoteOptions { multipart, ..options };
+        self.remote = options.multipart(multipart);
         self
     }
 

@@ -59,6 +59,7 @@ pub struct QuarantinedRow {
 
 /// How to handle rows and conversations that differ in the live tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReapplyPolicy {
     /// Keep them. Only add what the live tenant lacks.
     OnlyMissing,
@@ -68,6 +69,7 @@ pub enum ReapplyPolicy {
 
 /// Which rows of a quarantined database to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReapplyRows {
     /// Rows that were written after the position that object storage has.
     ///
@@ -178,8 +180,7 @@ impl CacheFolder {
         blocking(move || copy_database(&database, &copy).map_err(copied)).await?;
         let failed = |error| TenantError::database(&quarantined.tenant, error);
         Sqlite::verify(folder.path().join(DATABASE)).await.map_err(failed)?;
-        let options =
-            SqliteOptions { create: false, synchronous: Synchronous::Off, ..SqliteOptions::default() };
+        let options = SqliteOptions::default().create(false).synchronous(Synchronous::Off);
         let database = Sqlite::open_temporary(folder, DATABASE, options).await.map_err(failed)?;
         let backend: Arc<dyn Backend> = Arc::new(database);
         let store = Store::builder_shared(backend.clone()).sweep_interval(None).build().map_err(failed)?;
@@ -443,7 +444,7 @@ impl QuarantinedStore {
         let now = self.clock.now();
         for (planned, row) in rows {
             let ttl_ms = row.expires_at.map(|expires_at| expires_at.saturating_sub(now).max(1));
-            let options = PutOptions { ttl_ms, if_version: Some(planned.live) };
+            let options = PutOptions::default().ttl_ms(ttl_ms).if_version(planned.live);
             let PlannedRow { namespace, key, .. } = (*planned).clone();
             update.put_with(namespace, key, row.value.clone(), options)?;
         }
@@ -463,7 +464,7 @@ impl QuarantinedStore {
     async fn snapshot(&self) -> std::result::Result<Box<dyn Snapshot>, Error> {
         let deadline = Instant::now() + DEADLINE;
         let (clock, share) = (self.clock.clone(), Share::host());
-        self.backend.snapshot(SnapshotOptions { mode: Mode::View, clock, deadline, share }).await
+        self.backend.snapshot(SnapshotOptions::new(Mode::View, clock, deadline, share)).await
     }
 
     fn failed(&self, error: Error) -> TenantError {
@@ -477,8 +478,7 @@ type Layout = (String, Vec<(Vec<u8>, Option<String>)>);
 /// How long reading all rows may take.
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
-const PAGE: ScanOptions =
-    ScanOptions { reverse: false, keys_only: false, max_rows: PAGE_ROWS, max_bytes: PAGE_BYTES };
+const PAGE: ScanOptions = ScanOptions::new(PAGE_ROWS, PAGE_BYTES);
 
 fn quarantined_row(namespace: &Namespace, row: ChunkRow<'_>) -> std::result::Result<QuarantinedRow, Error> {
     let key = std::str::from_utf8(row.key).map_err(|_| Error::Corrupt("a key is not UTF-8".to_string()))?;
@@ -501,12 +501,10 @@ fn hash(snapshot: &MemorySnapshot) -> [u8; 32] {
 
 /// A handle without the limits of a guest.
 fn operator(store: &Store) -> Handle {
-    let limits = Limits {
-        value_bytes: Limits::VALUE_BYTES_MAX,
-        result_bytes: Limits::VALUE_BYTES_MAX * 2,
-        transaction_bytes: Limits::VALUE_BYTES_MAX * 2,
-        instance_bytes: Limits::VALUE_BYTES_MAX * 16,
-        ..Limits::default()
-    };
-    store.handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+    let limits = Limits::default()
+        .value_bytes(Limits::VALUE_BYTES_MAX)
+        .result_bytes(Limits::VALUE_BYTES_MAX * 2)
+        .transaction_bytes(Limits::VALUE_BYTES_MAX * 2)
+        .instance_bytes(Limits::VALUE_BYTES_MAX * 16);
+    store.handle(HandleOptions::default().limits(limits))
 }

@@ -89,7 +89,7 @@ impl Resident {
     /// Removes expired rows, so that they are not sent. Rows beyond the limits stay for later.
     async fn sweep_before_copy(&self) {
         let clock = ForwardClock::new(self.around.remote.options().clock.clone());
-        let options = SweepOptions { clock, max_rows: SWEEP_ROWS, max_bytes: SWEEP_BYTES, is_closing: true };
+        let options = SweepOptions::new(clock, SWEEP_ROWS, SWEEP_BYTES).is_closing(true);
         for _ in 0..SWEEP_STEPS {
             match self.engine.database().sweep(options.clone()).await {
                 Ok(swept) if options.is_reached_by(&swept) => {}

@@ -53,12 +53,10 @@ impl World {
     }
 
     pub(crate) fn builder_over(&self, objects: &FaultyStore, name: &str) -> TenantsBuilder {
-        let options = RemoteOptions {
-            call_timeout: Duration::from_millis(500),
-            transfer_timeout: Duration::from_secs(5),
-            attempts: 2,
-            ..RemoteOptions::default()
-        };
+        let options = RemoteOptions::default()
+            .call_timeout(Duration::from_millis(500))
+            .transfer_timeout(Duration::from_secs(5))
+            .attempts(2);
         Tenants::builder(Arc::new(objects.clone()))
             .cache_folder(self.cache(name))
             .remote_options(options)
@@ -105,8 +103,8 @@ pub(crate) fn holder_of(folder: &Path) -> Holder {
 pub(crate) fn handle(tenant: &Tenant) -> Handle {
     // If a segment cannot be shipped, the commit must fail for that reason and not because of a
     // timeout.
-    let limits = Limits { transaction_timeout: Duration::from_secs(300), ..Limits::default() };
-    tenant.store().handle(HandleOptions { limits: limits.into(), ..HandleOptions::default() })
+    let limits = Limits::default().transaction_timeout(Duration::from_secs(300));
+    tenant.store().handle(HandleOptions::default().limits(limits))
 }
 
 pub(crate) async fn put(tenant: &Tenant, name: &str, value: &str) -> larder_core::Result<()> {

@@ -37,12 +37,7 @@ pub(crate) fn path(text: &str) -> ObjectPath {
 /// A host, and object storage whose clock the test can move.
 pub(crate) fn remote_with_clock(store: Arc<dyn ObjectStore>) -> (Remote, Arc<MovableClock>) {
     let clock = Arc::new(MovableClock::default());
-    let options = RemoteOptions {
-        lease_ttl: TTL,
-        lease_margin: MARGIN,
-        clock: clock.clone(),
-        ..RemoteOptions::default()
-    };
+    let options = RemoteOptions::default().lease_ttl(TTL).lease_margin(MARGIN).clock(clock.clone());
     let store = Arc::new(FaultyStore::new(store).with_clock(clock.clone()));
     (Remote::new(store, path("pre/fix"), options).unwrap(), clock)
 }

@@ -99,7 +99,7 @@ async fn open_transactions(store: &Store, read: bool) -> Result<Observed> {
     filler.fill(0, 2_000).await?;
     // A warm-up, before the updates that count.
     filler.hold(10, read).await?;
-    let limits = Limits { open_transactions: TRANSACTIONS, open_stores: 4, ..Limits::default() };
+    let limits = Limits::default().open_transactions(TRANSACTIONS).open_stores(4);
     let mut guest = program.instance_within(store, limits).await?;
     guest.open(USUAL).await?;
     let before = resident_bytes()?;

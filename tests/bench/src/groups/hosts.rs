@@ -117,7 +117,7 @@ impl Side for Load {
         for (host, store) in self.hosts.iter().enumerate() {
             for guest in 0..GUESTS {
                 let open_transactions = OpenTransactions::at_most(1_000);
-                let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+                let handle = store.handle(HandleOptions::default().open_transactions(open_transactions));
                 guests.spawn(update_until(handle, self.update, host * GUESTS + guest, begun + BUSY));
             }
         }

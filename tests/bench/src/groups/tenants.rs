@@ -64,7 +64,7 @@ impl Host {
         let tenants = builder.sweep_interval(None).open().await?;
         let store = tenants.get(&TENANT.parse()?).await?.store();
         let open_transactions = OpenTransactions::at_most(1_000);
-        let handle = store.handle(HandleOptions { open_transactions, ..HandleOptions::default() });
+        let handle = store.handle(HandleOptions::default().open_transactions(open_transactions));
         let handle = Arc::new(handle);
         for first in (0..ROWS).step_by(1_000) {
             let mut update = handle.begin(Mode::Update)?;

@@ -83,12 +83,7 @@ fn rows_are_written_and_read(store: &Store) -> Outcome {
         tx.delete("n", "b")?;
         tx.delete_many("n", ["c", "absent"])?;
         tx.increment("n", "count", 2)?;
-        tx.put_with(
-            "n",
-            "expires",
-            "soon",
-            PutOptions { ttl_ms: Some(600_000), if_version: Some(Version::ABSENT) },
-        )
+        tx.put_with("n", "expires", "soon", PutOptions::default().ttl_ms(600_000).if_version(Version::ABSENT))
     })?;
     let (many, versioned) =
         store.view(|tx| Ok::<_, Error>((tx.get_many("n", ["a", "b", "e"])?, tx.get_versioned("n", "e")?)))?;
@@ -141,8 +136,7 @@ fn a_conflict_runs_the_closure_again(store: &Store) -> Outcome {
 }
 
 fn a_conflict_that_stays_is_given_up(store: &Store) -> Outcome {
-    let policy =
-        RetryPolicy { attempts: 3, first_pause: Duration::from_micros(10), ..RetryPolicy::default() };
+    let policy = RetryPolicy::default().attempts(3).first_pause(Duration::from_micros(10));
     let impatient = Store::open("default")?.with_retry_policy(policy);
     let runs = Cell::new(0);
     let outcome: Result<(), Error> = impatient.update(|tx| {

@@ -59,11 +59,9 @@ async fn run(store: Store, transcript: &str) -> Result<String> {
             wasmtime::Store::new(engine, data)
         },
     )?;
-    let options = MemoryOptions {
-        budget_tokens: 600,
-        summary_timeout: Duration::from_secs(60),
-        ..MemoryOptions::new(Strategy::RollingSummary)
-    };
+    let options = MemoryOptions::new(Strategy::RollingSummary)
+        .budget_tokens(600)
+        .summary_timeout(Duration::from_secs(60));
     let memories = MemoryStore::builder(&store, options).summarizer(Arc::new(summarizer)).build()?;
     let scope = IdentityScope::user("acme", "ann")?;
     let storage = StorageCtx::builder().grant("default", &store).memory(&memories, scope).build()?;

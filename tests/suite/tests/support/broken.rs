@@ -315,7 +315,7 @@ async fn rows_of(
     let mut rows = BTreeMap::new();
     let mut rest = range.clone();
     loop {
-        let options = ScanOptions { reverse: false, keys_only: true, max_rows: 1_000, max_bytes: u64::MAX };
+        let options = ScanOptions::new(1_000, u64::MAX).keys_only(true);
         let chunk = snapshot.scan(&rest, options).await?;
         rows.extend(chunk.rows().map(|row| (row.key.to_vec(), row.version)));
         match chunk.last_key() {

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 /// A handle for many transactions at once.
 pub(crate) fn handle(store: &Store) -> Handle {
     let open_transactions = OpenTransactions::at_most(1_000);
-    store.handle(HandleOptions { open_transactions, ..HandleOptions::default() })
+    store.handle(HandleOptions::default().open_transactions(open_transactions))
 }
 
 /// Runs `tasks` tasks, each of which adds one to the same row `updates` times, and checks the sum.

@@ -9,7 +9,7 @@ use crate::memory::tokens::ByteTokens;
 const CLAIM: u64 = 7;
 
 fn options() -> MemoryOptions {
-    MemoryOptions { window_turns: 2, ..MemoryOptions::new(Strategy::RollingSummary) }
+    MemoryOptions::new(Strategy::RollingSummary).window_turns(2)
 }
 
 fn rules(options: &MemoryOptions) -> Rules<'_> {
@@ -109,7 +109,7 @@ fn failures_wait_longer_each_time_and_then_degrade() {
 
 #[test]
 fn one_attempt_alone_degrades_by_way_of_retry() {
-    let options = MemoryOptions { retry_count: 1, ..options() };
+    let options = options().retry_count(1);
     let mut record = record_of(&options, "abc");
     rules(&options).begin(&mut record, 0, CLAIM).unwrap();
     let effects = rules(&options).fail(&mut record, CLAIM, 0).unwrap();
@@ -177,7 +177,7 @@ fn a_batch_that_fails_in_recovery_stays_at_the_head() {
 
 #[test]
 fn a_backlog_that_is_full_drops_the_oldest_batch_and_says_so() {
-    let options = MemoryOptions { backlog_max: 2, ..options() };
+    let options = options().backlog_max(2);
     let mut record = record_of(&options, "abc");
     degrade(&options, &mut record);
     assert_eq!(rules(&options).add(&mut record, turn("d")), []);
@@ -213,7 +213,7 @@ fn four_tokens(name: &str) -> Turn {
 #[test]
 fn truncation_keeps_as_many_turns_as_the_budget_holds_exactly() {
     for (budget, expected) in [(12, 3), (11, 2), (8, 2), (7, 1)] {
-        let options = MemoryOptions { budget_tokens: budget, ..MemoryOptions::new(Strategy::Truncation) };
+        let options = MemoryOptions::new(Strategy::Truncation).budget_tokens(budget);
         let mut record = Record::new(Strategy::Truncation);
         for name in ["a", "b", "c", "d", "e"] {
             rules(&options).add(&mut record, four_tokens(name));
@@ -228,7 +228,7 @@ fn truncation_keeps_as_many_turns_as_the_budget_holds_exactly() {
 #[test]
 fn a_turn_larger_than_the_budget_is_kept_alone_and_marked() {
     for strategy in [Strategy::Truncation, Strategy::RollingSummary] {
-        let options = MemoryOptions { budget_tokens: 8, ..MemoryOptions::new(strategy) };
+        let options = MemoryOptions::new(strategy).budget_tokens(8);
         let mut record = Record::new(strategy);
         rules(&options).add(&mut record, turn("small"));
         rules(&options).add(&mut record, turn(&"x".repeat(400)));
@@ -245,7 +245,7 @@ fn a_turn_larger_than_the_budget_is_kept_alone_and_marked() {
 
 #[test]
 fn a_summary_takes_its_room_from_the_window() {
-    let options = MemoryOptions { budget_tokens: 16, window_turns: 4, ..options() };
+    let options = options().budget_tokens(16).window_turns(4);
     let mut record = Record::new(Strategy::RollingSummary);
     for name in ["a", "b", "c", "d", "e"] {
         rules(&options).add(&mut record, four_tokens(name));
@@ -266,7 +266,7 @@ fn without_a_budget_truncation_keeps_every_turn() {
 
 #[test]
 fn a_record_of_a_wider_host_is_brought_under_these_options() {
-    let wide = MemoryOptions { window_turns: 8, ..options() };
+    let wide = options().window_turns(8);
     let mut record = record_of(&wide, "abcdef");
     let narrow = options();
     rules(&narrow).fit(&mut record);
@@ -303,12 +303,7 @@ proptest! {
     /// After any sequence of steps, each turn is in one list, in order, or its drop was reported.
     #[test]
     fn no_turn_is_lost_doubled_or_moved(steps in steps(), budget in 0..60_u64, backlog_max in 1..4_usize) {
-        let options = MemoryOptions {
-            budget_tokens: budget,
-            backlog_max,
-            retry_backoff: Duration::from_millis(100),
-            ..options()
-        };
+        let options = options().budget_tokens(budget).backlog_max(backlog_max).retry_backoff(Duration::from_millis(100));
         let rules = rules(&options);
         let mut record = Record::new(Strategy::RollingSummary);
         let (mut now, mut claim, mut added, mut dropped) = (0, 0, 0_u32, 0);

@@ -1,6 +1,5 @@
 //! The rows that attackers read, written by the host.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -21,8 +20,8 @@ pub(super) async fn prepare_common(store: &Store) -> Result<()> {
 }
 
 fn handle(store: &Store) -> Handle {
-    let limits = Limits { transaction_mutations: BATCH, transaction_bytes: 32 << 20, ..Limits::default() };
-    store.handle(HandleOptions { limits: Arc::new(limits), ..HandleOptions::default() })
+    let limits = Limits::default().transaction_mutations(BATCH).transaction_bytes(32 << 20);
+    store.handle(HandleOptions::default().limits(limits))
 }
 
 /// Puts the rows of one attack into a store; `many` rows, if the attack needs many.
@@ -51,7 +50,7 @@ async fn put(handle: &Handle, namespace: &str, count: u64, value: &[u8], ttl_ms:
         let mut transaction = handle.begin(Mode::Update)?;
         for index in first..count.min(first + BATCH) {
             let key = if namespace == "largest" { "value".to_string() } else { format!("{index:06}") };
-            let options = PutOptions { ttl_ms, ..PutOptions::default() };
+            let options = PutOptions::default().ttl_ms(ttl_ms);
             transaction.put_with(namespace.to_string(), key, value.to_vec(), options)?;
         }
         transaction.commit().await?;
