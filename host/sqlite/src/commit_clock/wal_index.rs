@@ -192,10 +192,10 @@ mod tests {
         let index = WalIndex { header: NonNull::from(&header) };
         let whole = Mark(std::array::from_fn(|at| at as u32));
         assert_eq!(index.mark(), Some(whole));
-        for at in 0..2 * NUMBERS {
-            let before = header[at].fetch_add(1, Ordering::SeqCst);
-            assert_eq!(index.mark(), None, "number {at} of one copy");
-            header[at].store(before, Ordering::SeqCst);
+        for (at, number) in header.iter().enumerate() {
+            let before = number.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(index.mark(), None, "number {at} of the two copies");
+            number.store(before, Ordering::SeqCst);
         }
         assert_eq!(index.mark(), Some(whole));
     }
