@@ -78,6 +78,9 @@ pub(crate) enum Attempt<T, E> {
     Conflict,
 }
 
+// The pauses are not those of `larder_core::backoff`: a guest would compile the host's core with
+// tokio for a few lines, and has no async runtime to sleep in.
+
 /// Runs `attempt` until it is done. Returns [`Error::Conflict`] once the policy's runs are used up,
 /// whatever error a closure made of the conflict.
 pub(crate) fn run<T, E: From<Error>>(

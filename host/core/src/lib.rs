@@ -27,6 +27,7 @@
 //! backends implement the contract in [`backend`].
 
 pub mod backend;
+pub mod backoff;
 mod by_size;
 mod call;
 pub mod chunk;

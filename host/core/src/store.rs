@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, SweepOptions};
+use crate::backoff::Backoff;
 use crate::clock::{Clock, ForwardClock};
 use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
@@ -445,7 +446,7 @@ impl Store {
     /// Commits a transaction that read nothing, and so cannot conflict. If the engine reports a
     /// conflict all the same, retries until the deadline.
     async fn make_blind(&self, commit: Arc<Commit>, deadline: Duration) -> Result<Committed> {
-        let mut longest_pause = Duration::from_millis(2);
+        let mut backoff = Backoff::after_conflicts();
         loop {
             let outcome = self.inner.backend.commit(commit.clone()).await;
             let again = matches!(outcome, Err(Error::Conflict)) && commit.conditions.is_empty();
@@ -453,8 +454,7 @@ impl Store {
                 return outcome;
             }
             commit.stage.wait_again();
-            tokio::time::sleep(longest_pause.mul_f64(fastrand::f64())).await;
-            longest_pause = (longest_pause * 2).min(Duration::from_millis(64));
+            backoff.wait().await;
         }
     }
 

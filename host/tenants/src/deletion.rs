@@ -14,7 +14,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use larder_core::clock::UnixMillis;
 use serde::{Deserialize, Serialize};
 
-use crate::backoff::Backoff;
+use crate::attempts::Attempts;
 use crate::error::{Result, TenantError};
 use crate::head::{Head, MAX_HEAD_BYTES};
 use crate::key::TenantKey;
@@ -212,7 +212,7 @@ impl Remote {
     /// Swaps the head of a tenant without its lease. Does nothing if `edit` returns `false`. `edit`
     /// runs again if another swap came first.
     async fn change_head(&self, key: &TenantKey, edit: impl Fn(&mut Head) -> Result<bool>) -> Result<Head> {
-        let mut backoff = Backoff::new(SWAPS);
+        let mut attempts = Attempts::new(SWAPS);
         loop {
             let missing = || TenantError::NotFound { key: key.to_string() };
             let (found, version) = self.read_head(key).await?.ok_or_else(missing)?;
@@ -224,7 +224,7 @@ impl Remote {
             let is_own = |found: &[u8]| is_write(key, found, &head);
             match self.objects().swap(&path, bytes, &version.version, is_own, MAX_HEAD_BYTES).await? {
                 Written::Done(_) => return Ok(head),
-                Written::Lost(_) if backoff.wait().await => {}
+                Written::Lost(_) if attempts.wait().await => {}
                 Written::Lost(_) => return Err(changes_all_the_time(key)),
             }
         }

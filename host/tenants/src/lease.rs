@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::Error;
+use larder_core::backoff::jittered;
 use object_store::UpdateVersion;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use crate::backoff::jittered;
 use crate::error::{Result, TenantError};
 use crate::head::{Head, LeaseRecord, MAX_HEAD_BYTES, Takeover};
 use crate::key::TenantKey;

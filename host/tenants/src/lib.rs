@@ -43,7 +43,7 @@
 #[cfg(not(unix))]
 compile_error!("larder-tenants needs Unix; larder-host does not depend on it on other systems");
 
-mod backoff;
+mod attempts;
 mod blocking;
 mod cache_location;
 mod deletion;

@@ -13,7 +13,7 @@ use object_store::{
     PutResult, UpdateVersion,
 };
 
-use crate::backoff::Backoff;
+use crate::attempts::Attempts;
 use crate::error::{Result, TenantError};
 
 /// Limits of calls to object storage.
@@ -121,8 +121,9 @@ impl Objects {
         self.limits
     }
 
-    pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.limits.attempts)
+    /// The attempts of one call.
+    pub(crate) fn attempts(&self) -> Attempts {
+        Attempts::new(self.limits.attempts)
     }
 
     /// The path of the prefix.
@@ -143,12 +144,12 @@ impl Objects {
 
     /// Reads an object of up to `max_bytes`. `None` if it does not exist.
     pub(crate) async fn get(&self, path: &ObjectPath, max_bytes: u64) -> Result<Option<Found>> {
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             match self.read_once(path, max_bytes).await {
                 Ok(found) => return Ok(found),
                 Err(ReadError::TooLarge(bytes)) => return Err(too_large(path, bytes, max_bytes)),
-                Err(ReadError::Call(error)) if error.is_final() || !backoff.wait().await => {
+                Err(ReadError::Call(error)) if error.is_final() || !attempts.wait().await => {
                     return Err(TenantError::unavailable("an object can't be read", error));
                 }
                 Err(ReadError::Call(_)) => {}
@@ -187,12 +188,12 @@ impl Objects {
 
     /// When an object was written, by the clock of the object storage. `None` if it does not exist.
     pub(crate) async fn written_at(&self, path: &ObjectPath) -> Result<Option<UnixMillis>> {
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             match timed(self.limits.call_timeout, self.store.head(path)).await {
                 Ok(meta) => return Ok(Some(written_at(&meta))),
                 Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(None),
-                Err(error) if error.is_final() || !backoff.wait().await => {
+                Err(error) if error.is_final() || !attempts.wait().await => {
                     return Err(TenantError::unavailable("the metadata of an object can't be read", error));
                 }
                 Err(_) => {}
@@ -237,7 +238,7 @@ impl Objects {
         max_bytes: u64,
     ) -> Result<Written> {
         let mode = base.map_or(PutMode::Create, |version| PutMode::Update(version.clone()));
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             let error = match self.put_once(path, bytes.clone(), mode.clone()).await {
                 Ok(PutResult { e_tag: None, version: None, .. }) => None,
@@ -260,7 +261,7 @@ impl Objects {
                 Err(ReadError::TooLarge(found)) => return Err(too_large(path, found, max_bytes)),
                 Err(ReadError::Call(read)) => Some(read),
             };
-            if !backoff.wait().await {
+            if !attempts.wait().await {
                 let reason = "it is unknown whether an object was written".to_string();
                 let cause = unsettled.map(|error| Arc::new(error) as larder_core::error::Cause);
                 return Err(TenantError::Unavailable { reason, cause });
@@ -278,11 +279,11 @@ impl Objects {
 
     /// Deletes an object. An object that does not exist counts as deleted.
     pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             match timed(self.limits.call_timeout, self.store.delete(path)).await {
                 Ok(()) | Err(CallError::Store(StoreError::NotFound { .. })) => return Ok(()),
-                Err(error) if error.is_final() || !backoff.wait().await => {
+                Err(error) if error.is_final() || !attempts.wait().await => {
                     return Err(TenantError::unavailable("an object can't be deleted", error));
                 }
                 Err(_) => {}
@@ -298,11 +299,11 @@ impl Objects {
         after: Option<&ObjectPath>,
         max: usize,
     ) -> Result<Vec<ObjectMeta>> {
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             match self.list_once(folder, after, max).await {
                 Ok(found) => return Ok(found),
-                Err(error) if error.is_final() || !backoff.wait().await => {
+                Err(error) if error.is_final() || !attempts.wait().await => {
                     return Err(TenantError::unavailable("objects can't be listed", error));
                 }
                 Err(_) => {}
@@ -313,12 +314,12 @@ impl Objects {
     /// Lists the folders directly below a folder, in no particular order.
     pub(crate) async fn folders(&self, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
         let folder = (!folder.is_root()).then_some(folder);
-        let mut backoff = self.backoff();
+        let mut attempts = self.attempts();
         loop {
             let listed = self.store.list_with_delimiter(folder);
             match timed(self.limits.transfer_timeout, listed).await {
                 Ok(found) => return Ok(found.common_prefixes),
-                Err(error) if error.is_final() || !backoff.wait().await => {
+                Err(error) if error.is_final() || !attempts.wait().await => {
                     return Err(TenantError::unavailable("objects can't be listed", error));
                 }
                 Err(_) => {}

@@ -133,11 +133,11 @@ impl Numbered {
         store: &Arc<dyn MultipartStore>,
         path: &ObjectPath,
     ) -> Result<Self, CallError> {
-        let mut backoff = objects.backoff();
+        let mut attempts = objects.attempts();
         let id = loop {
             match timed(objects.limits().call_timeout, store.create_multipart(path)).await {
                 Ok(id) => break Some(id),
-                Err(error) if error.is_final() || !backoff.wait().await => return Err(error),
+                Err(error) if error.is_final() || !attempts.wait().await => return Err(error),
                 Err(_) => {}
             }
         };
@@ -165,12 +165,12 @@ impl Numbered {
         })?;
         let payload = parts.read(number).await?;
         let limit = self.objects.limits().transfer_timeout;
-        let mut backoff = self.objects.backoff();
+        let mut attempts = self.objects.attempts();
         loop {
             let call = self.store.put_part(&self.path, id, index, payload.clone());
             match parts.side_by_side.send(limit, call).await {
                 Ok(part) => return Ok((number, part)),
-                Err(error) if error.is_final() || !backoff.wait().await => return Err(error.into()),
+                Err(error) if error.is_final() || !attempts.wait().await => return Err(error.into()),
                 Err(_) => {}
             }
         }
@@ -183,14 +183,14 @@ impl Numbered {
         sent: Vec<PartId>,
     ) -> Result<(), TransferError> {
         let limit = self.objects.limits().transfer_timeout;
-        let mut backoff = self.objects.backoff();
+        let mut attempts = self.objects.attempts();
         loop {
             let completed = timed(limit, self.store.complete_multipart(&self.path, id, sent.clone())).await;
             let Err(error) = completed else { return Ok(()) };
             if is_complete(&self.objects, &self.path, parts).await {
                 return Ok(());
             }
-            if error.is_final() || !backoff.wait().await {
+            if error.is_final() || !attempts.wait().await {
                 return Err(error.into());
             }
         }
@@ -205,11 +205,11 @@ impl Numbered {
 }
 
 async fn abort_numbered(objects: Objects, store: Arc<dyn MultipartStore>, path: ObjectPath, id: MultipartId) {
-    let mut backoff = objects.backoff();
+    let mut attempts = objects.attempts();
     loop {
         match timed(objects.limits().call_timeout, store.abort_multipart(&path, &id)).await {
             Ok(()) | Err(CallError::Store(StoreError::NotFound { .. })) => return,
-            Err(error) if error.is_final() || !backoff.wait().await => {
+            Err(error) if error.is_final() || !attempts.wait().await => {
                 tracing::warn!(%path, %error, "the parts of an upload can't be removed");
                 return;
             }
@@ -229,11 +229,11 @@ impl Drop for Numbered {
 
 /// Uploads parts in order. A part that fails cannot be retried, so the upload starts again.
 async fn upload_in_order(objects: &Objects, path: &ObjectPath, parts: &Parts) -> Result<(), TransferError> {
-    let mut backoff = objects.backoff();
+    let mut attempts = objects.attempts();
     loop {
         let Err(error) = try_in_order(objects, path, parts).await else { return Ok(()) };
         let TransferError::Call(error) = error else { return Err(error) };
-        if error.is_final() || !backoff.wait().await {
+        if error.is_final() || !attempts.wait().await {
             return Err(error.into());
         }
     }

@@ -177,7 +177,7 @@ pub(crate) async fn fetch_expected(
     let needed = expected.least_bytes();
     blocking(move || disk_space::check(&folder, needed)).await?;
     let guard = PartialFile { path: Some(into.to_path_buf()) };
-    let mut backoff = objects.backoff();
+    let mut attempts = objects.attempts();
     loop {
         match fetch_once(objects, key, path, expected, into).await {
             Ok(bytes) => {
@@ -189,7 +189,7 @@ pub(crate) async fn fetch_expected(
                 return Err(TenantError::corrupt(key, "the snapshot that the head names is missing"));
             }
             Err(TransferError::Call(error)) => {
-                if !backoff.wait().await {
+                if !attempts.wait().await {
                     return Err(TenantError::unavailable("a snapshot can't be downloaded", error));
                 }
             }

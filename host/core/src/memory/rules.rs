@@ -5,6 +5,7 @@
 //! turn out of one list and puts it into the next in the same write, so it is counted exactly once
 //! wherever a host stops.
 
+use crate::backoff::doubled;
 use crate::clock::UnixMillis;
 use crate::memory::health::Health;
 use crate::memory::record::{InFlight, Record};
@@ -59,9 +60,6 @@ pub(crate) struct Begun {
     pub(crate) previous_summary: String,
     pub(crate) turns: Vec<Turn>,
 }
-
-/// The number of doublings after which the backoff stays constant.
-const BACKOFF_DOUBLINGS_MAX: u32 = 16;
 
 impl Rules<'_> {
     /// Adds a turn to the window.
@@ -172,8 +170,7 @@ impl Rules<'_> {
         }
         record.retries = record.retries.saturating_add(1);
         become_(record, Health::Retry, "summarizer_failed", &mut effects);
-        let doublings = record.retries.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
-        let wait = self.options.retry_backoff.saturating_mul(1 << doublings);
+        let wait = doubled(self.options.retry_backoff, record.retries.saturating_sub(1));
         record.retry_at = Some(now.saturating_add(millis(wait)));
         if record.retries >= self.options.retry_count {
             become_(record, Health::Degraded, "retries_exhausted", &mut effects);

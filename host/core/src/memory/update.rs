@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
 use crate::by_size::by_size;
 use crate::error::{Error, LimitExceeded, LimitKind, Result};
 use crate::event::Event;
@@ -250,7 +251,7 @@ async fn change_stored<D: Decide>(
         return Err(Error::Conflict);
     };
     let mut unknown: Vec<Unknown<D::Outcome>> = Vec::new();
-    let mut longest_pause = Duration::from_millis(2);
+    let mut backoff = Backoff::after_conflicts();
     loop {
         let stored = match inner.store.backend().load_record(key).await {
             Ok(stored) => stored,
@@ -283,10 +284,7 @@ async fn change_stored<D: Decide>(
                 inner.emit(&key.identity, effects);
                 return Ok(outcome);
             }
-            Err(Error::Conflict) if Instant::now() < give_up => {
-                tokio::time::sleep(longest_pause.mul_f64(fastrand::f64())).await;
-                longest_pause = (longest_pause * 2).min(Duration::from_millis(64));
-            }
+            Err(Error::Conflict) if Instant::now() < give_up => backoff.wait().await,
             Err(error @ Error::CommitUnknown { .. }) if unknown.len() < UNKNOWN_MAX => {
                 unknown.push(Unknown { version, expected: current, outcome, effects, error });
             }

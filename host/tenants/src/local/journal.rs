@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use larder_core::backoff::jittered;
 use larder_core::redo::{Journal, Redo};
 use tokio::sync::Notify;
 
-use crate::backoff::jittered;
 use crate::error::TenantError;
 use crate::lease::Lease;
 

@@ -5,17 +5,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use larder_core::backend::{Backend, SweepOptions};
+use larder_core::backoff::Backoff;
 use larder_core::clock::ForwardClock;
 use larder_sqlite::Sqlite;
 use tokio::time::Instant;
 
-use crate::backoff::jittered;
 use crate::error::{Result, TenantError};
 use crate::local::resident::{End, Resident, Unsent};
 use crate::local::state::LocalState;
 use crate::write_id::WriteId;
 
-/// The longest pause between two attempts of a checkpoint that fails.
+/// The first and the longest pause between two attempts of a checkpoint that fails.
+const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// How many times expired rows are removed before a copy is sent, and the limits of each time.
@@ -144,7 +145,7 @@ pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
     let (every, interval) = (options.checkpoint_writes, options.checkpoint_interval);
     let mut end = resident.watch_end();
     let mut written_back = 0;
-    let mut retry = Duration::from_secs(1);
+    let mut retries = Backoff::new(RETRY_MIN, RETRY_MAX);
     // Commits that an earlier process left are sent at once.
     let mut due = is_ahead.then(Instant::now);
     let mut failed = false;
@@ -172,7 +173,8 @@ pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
         let seen = *changes.borrow();
         match resident.checkpoint().await {
             Ok(_) => {
-                (written_back, due, failed, retry) = (seen, None, false, Duration::from_secs(1));
+                (written_back, due, failed) = (seen, None, false);
+                retries.reset();
                 resident.note_write_back(true);
                 if resident.is_dirty().await {
                     due = Some(Instant::now() + interval);
@@ -182,8 +184,7 @@ pub(crate) async fn write_back(resident: Arc<Resident>, unsent: Unsent) {
             Err(error) => {
                 resident.note_write_back(false);
                 resident.report("checkpoint", error.into());
-                (due, failed) = (Some(Instant::now() + jittered(retry)), true);
-                retry = (retry * 2).min(RETRY_MAX);
+                (due, failed) = (Some(Instant::now() + retries.next_pause()), true);
             }
         }
     }
