@@ -35,7 +35,7 @@ use crate::output::{OutputError, complain, is_closed_pipe};
 /// Run WebAssembly components with transactional storage, and manage their stores.
 ///
 /// A data-source name (DSN) identifies a store:
-///   memory:                            in RAM; the data is lost when the process ends
+///   in-memory:                         in RAM; the data is lost when the process ends
 ///   sqlite:PATH[?durability=full]      a SQLite file
 ///   sqlite::memory:                    a private SQLite database, deleted when the process ends
 ///   postgres://USER@HOST/DATABASE      a Postgres database; also written `host=… dbname=…`

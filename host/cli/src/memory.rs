@@ -397,7 +397,7 @@ async fn import(operator: &MemoryOperator, line: &[u8], replace: bool) -> Result
 
 /// Imports a session into an in-memory store, to check it.
 async fn rehearse(line: &[u8]) -> Result<()> {
-    let store = Store::builder_shared(drivers().open("memory:").await?).sweep_interval(None).build()?;
+    let store = Store::builder_shared(drivers().open("in-memory:").await?).sweep_interval(None).build()?;
     import(&MemoryOperator::new(&store), line, false).await
 }
 

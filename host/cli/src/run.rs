@@ -301,9 +301,10 @@ impl Grant {
 /// Whether two data-source names identify the same store. Each in-memory name is a different store.
 fn is_same_store(one: &str, other: &str) -> bool {
     let file = |dsn| SqliteDriver::path(dsn).and_then(|path| path.canonicalize().ok());
+    let is_private = matches!(one, "in-memory:" | "sqlite::memory:");
     match file(one) {
         Some(file_of_one) => file(other) == Some(file_of_one),
-        None => one == other && !one.ends_with("memory:"),
+        None => one == other && !is_private,
     }
 }
 

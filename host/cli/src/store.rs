@@ -129,7 +129,7 @@ pub(crate) fn not_opened(dsn: &str, error: DriverError) -> anyhow::Error {
 pub(crate) fn shown(dsn: &str) -> &str {
     let location = dsn.split('?').next().unwrap_or_default();
     match dsn.split_once(':') {
-        Some(("sqlite" | "memory" | "tenants+file", _)) => location,
+        Some(("sqlite" | "in-memory" | "tenants+file", _)) => location,
         Some((scheme, _)) if TenantsDsn::accepts(dsn) || scheme.starts_with("postgres") => scheme,
         // `host=… password=…`
         _ => "postgres",

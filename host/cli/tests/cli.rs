@@ -239,7 +239,7 @@ fn a_store_that_is_not_granted_or_only_for_reading_is_refused() {
 fn what_cannot_run_is_said_in_a_sentence() {
     let larder = Larder::new();
     std::fs::write(larder.path("text.wasm"), "no component").unwrap();
-    let error = |component: &str| larder.error(1, &["run", component, "--store", "default=memory:"]);
+    let error = |component: &str| larder.error(1, &["run", component, "--store", "default=in-memory:"]);
     assert!(error("missing.wasm").starts_with("larder: cannot read missing.wasm: No such file"));
     assert!(error("text.wasm").starts_with("larder: text.wasm is not a WebAssembly component: "));
     let unknown = error(larder_artifacts::IMPORT_UNKNOWN);
@@ -272,7 +272,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     assert!(unreachable.starts_with("larder: cannot open the store \"postgres\": "), "{unreachable}");
     assert!(!unreachable.contains("secret"), "{unreachable}");
     assert!(error("sqlite:").contains("use `sqlite:PATH` or `sqlite::memory:`"));
-    assert!(error("memory:x").contains("the data-source name of an in-memory store is `memory:`"));
+    assert!(error("in-memory:x").contains("the data-source name of an in-memory store is `in-memory:`"));
     let usage = larder.error(2, &["run", larder_artifacts::CATALOG, "--store", "sqlite:catalog.db"]);
     assert!(usage.contains("expected the form NAME=…"), "{usage}");
 }
@@ -293,9 +293,9 @@ fn no_error_repeats_a_password() {
         (1, &["--memory", " host=h password=hunter2", "--tenant", "t", "--user", "u"]),
         (1, &["--store", "default=sqlite:x?password=hunter2"]),
         (1, &["--store", "default=sqlite:x?key=hunter2"]),
-        (2, &["--store=a=memory:", "--password=hunter2"]),
-        (2, &["--store=a=memory:", "postgres://ann:hunter2@h/d"]),
-        (2, &["--store=a=memory:", "host=h password=hunter2"]),
+        (2, &["--store=a=in-memory:", "--password=hunter2"]),
+        (2, &["--store=a=in-memory:", "postgres://ann:hunter2@h/d"]),
+        (2, &["--store=a=in-memory:", "host=h password=hunter2"]),
     ];
     for (code, arguments) in wrong {
         let error = larder.error(code, &[run.as_slice(), arguments].concat());
@@ -466,15 +466,15 @@ fn a_long_scan_streams_and_may_be_cut_off() {
 fn the_conformance_suite_runs_from_the_command_line() {
     let larder = Larder::new();
     let run = |arguments: &[&str]| larder.output(&[&["conformance", "--store"], arguments].concat());
-    for store in ["memory:", "sqlite:here.db", "sqlite::memory:"] {
+    for store in ["in-memory:", "sqlite:here.db", "sqlite::memory:"] {
         let table = run(&[store, "--filter", "basic::"]);
         assert!(table.starts_with("group            passed failed\nbasic"), "{table}");
         assert!(table.ends_with(" passed, 0 failed\n"), "{table}");
     }
     assert!(!larder.path("here.db").exists(), "the suite created the named store");
-    let json = run(&["memory:", "--filter", "basic::an_empty_value_is_present", "--json"]);
+    let json = run(&["in-memory:", "--filter", "basic::an_empty_value_is_present", "--json"]);
     assert_eq!(json, "{\"case\":\"basic::an_empty_value_is_present\",\"error\":null,\"passed\":true}\n");
-    let none = larder.error(1, &["conformance", "--store", "memory:", "--filter", "no such"]);
+    let none = larder.error(1, &["conformance", "--store", "in-memory:", "--filter", "no such"]);
     assert_eq!(none, "larder: no case has a name that contains \"no such\"\n");
 }
 
@@ -552,7 +552,7 @@ fn what_is_kept_of_conversations_is_seen_moved_and_forgotten() {
 #[test]
 fn memory_that_can_not_be_had_is_said_in_a_sentence() {
     let larder = Larder::new();
-    let run = ["run", larder_artifacts::ASSISTANT, "--store", "default=memory:", "--memory", "memory:"];
+    let run = ["run", larder_artifacts::ASSISTANT, "--store", "default=in-memory:", "--memory", "in-memory:"];
     let error = |code, arguments: &[&str]| larder.error(code, &[run.as_slice(), arguments].concat());
     assert!(error(2, &[]).contains("--tenant <TENANT>"));
     let whose = ["--tenant", "acme", "--user", "ann"];
@@ -657,7 +657,7 @@ fn a_schema_that_does_not_fit_is_said_in_a_sentence() {
 #[test]
 fn a_store_in_memory_has_no_schema() {
     let larder = Larder::new();
-    for store in ["memory:", "sqlite::memory:"] {
+    for store in ["in-memory:", "sqlite::memory:"] {
         for command in [["schema", "status"].as_slice(), &["schema", "up"], &["schema", "up", "--dry-run"]] {
             let said = larder.output(&[command, &["--store", store]].concat());
             assert_eq!(said, "the store is deleted when its process ends; it has no schema to migrate\n");

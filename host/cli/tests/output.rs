@@ -100,7 +100,8 @@ fn errors_that_cannot_be_written_still_have_their_exit_code() {
 fn a_failing_suite_fails_also_if_its_output_is_closed() {
     let larder = Larder::new();
     let run = |stdout| {
-        let arguments = ["conformance", "--store", "memory:", "--filter", "basic::an_empty_value_is_present"];
+        let arguments =
+            ["conformance", "--store", "in-memory:", "--filter", "basic::an_empty_value_is_present"];
         run(&larder, &arguments, stdout)
     };
     assert_eq!(run(closed_pipe()).status.code(), Some(0));

@@ -63,7 +63,7 @@ fn a_signal_ends_a_component_that_loops_or_waits_with_the_code_of_a_shell() {
     let larder = Larder::new();
     larder.output(&["schema", "up", "--store", "sqlite:a.db"]);
     for (component, arguments) in GUESTS {
-        for store in ["memory:", "sqlite:a.db"] {
+        for store in ["in-memory:", "sqlite:a.db"] {
             for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
                 let mut running = Running::start(&larder, component, store, arguments);
                 running.send(signal);
@@ -117,7 +117,7 @@ fn a_signal_that_the_process_was_started_to_ignore_stays_ignored() {
     let larder = Larder::new();
     let mut command = Command::new("env");
     let program = env!("CARGO_BIN_EXE_larder");
-    let script = "trap '' HUP; exec \"$0\" run \"$1\" --store default=memory: -- 600000";
+    let script = "trap '' HUP; exec \"$0\" run \"$1\" --store default=in-memory: -- 600000";
     command.args(["--default-signal=TERM", "sh", "-c", script, program, larder_artifacts::HOLD_UPDATE]);
     command.current_dir(larder.path("")).stdin(Stdio::null());
     command.env("XDG_CACHE_HOME", larder.path("cache"));

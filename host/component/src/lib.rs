@@ -142,11 +142,11 @@ pub use larder_tenants::{
 pub use linker::{add_to_linker, memory, packed, store};
 pub use summarizer::ComponentSummarizer;
 
-/// Returns the driver `memory`, and those of the features `postgres`, `sqlite` and `tenants`.
+/// Returns the driver `in-memory`, and those of the features `postgres`, `sqlite` and `tenants`.
 ///
 /// ```
 /// # #[cfg(all(feature = "postgres", feature = "tenants", unix))]
-/// assert_eq!(larder_host::drivers().names(), ["memory", "postgres", "sqlite", "tenants"]);
+/// assert_eq!(larder_host::drivers().names(), ["in-memory", "postgres", "sqlite", "tenants"]);
 /// ```
 pub fn drivers() -> Drivers {
     #[allow(unused_mut, reason = "a build without these features registers no further driver")]

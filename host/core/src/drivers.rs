@@ -13,7 +13,7 @@ use crate::error::Error;
 ///
 /// ```
 /// let drivers = larder_core::Drivers::with_in_memory();
-/// assert_eq!(drivers.names(), ["memory"]);
+/// assert_eq!(drivers.names(), ["in-memory"]);
 /// ```
 #[derive(Clone, Default)]
 pub struct Drivers {
@@ -58,10 +58,10 @@ impl Drivers {
         Self::default()
     }
 
-    /// Creates a set with the in-memory driver, which accepts `memory:`.
+    /// Creates a set with the in-memory driver, which accepts `in-memory:`.
     pub fn with_in_memory() -> Self {
         let mut drivers = Self::new();
-        drivers.drivers.insert("memory", Arc::new(crate::in_memory::InMemoryDriver));
+        drivers.drivers.insert("in-memory", Arc::new(crate::in_memory::InMemoryDriver));
         drivers
     }
 
@@ -105,7 +105,7 @@ impl Drivers {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use larder_core::{Error, HandleOptions, Mode, Store};
     ///
-    /// let backend = larder_core::Drivers::with_in_memory().open_read_only("memory:").await?;
+    /// let backend = larder_core::Drivers::with_in_memory().open_read_only("in-memory:").await?;
     /// let handle = Store::builder_shared(backend).build()?.handle(HandleOptions::default());
     /// let mut transaction = handle.begin(Mode::Update)?;
     /// transaction.put("notes".into(), "a".into(), b"hello".to_vec())?;
@@ -129,7 +129,7 @@ impl Drivers {
     ///
     /// ```
     /// let drivers = larder_core::Drivers::with_in_memory();
-    /// assert!(drivers.migrator("memory:")?.is_none());
+    /// assert!(drivers.migrator("in-memory:")?.is_none());
     /// # Ok::<(), larder_core::DriverError>(())
     /// ```
     ///
@@ -209,7 +209,7 @@ mod tests {
         let mut drivers = Drivers::with_in_memory();
         drivers.register(Failing("z")).unwrap().register(Failing("b")).unwrap();
         assert!(matches!(drivers.register(Failing("z")), Err(DriverError::Duplicate("z"))));
-        assert_eq!(drivers.names(), ["b", "memory", "z"]);
+        assert_eq!(drivers.names(), ["b", "in-memory", "z"]);
     }
 
     #[tokio::test]

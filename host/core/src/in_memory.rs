@@ -557,24 +557,24 @@ impl CurrentState for Current<'_> {
     }
 }
 
-/// A driver that opens `memory:`, a new in-memory backend each time.
+/// A driver that opens `in-memory:`, a new in-memory backend each time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InMemoryDriver;
 
 #[async_trait]
 impl Driver for InMemoryDriver {
     fn name(&self) -> &'static str {
-        "memory"
+        "in-memory"
     }
 
     fn accepts(&self, dsn: &str) -> bool {
-        dsn.starts_with("memory:")
+        dsn.starts_with("in-memory:")
     }
 
     async fn open(&self, dsn: &str) -> Result<Arc<dyn Backend>> {
-        if dsn != "memory:" {
+        if dsn != "in-memory:" {
             return Err(Error::invalid_argument(
-                "the data-source name of an in-memory store is `memory:`; remove what follows it",
+                "the data-source name of an in-memory store is `in-memory:`; remove what follows it",
             ));
         }
         Ok(Arc::new(InMemory::new()))
@@ -678,8 +678,8 @@ mod tests {
 
         let events = Arc::new(EventChannel::new(10, Arc::new(TracingEvents)));
         let mut told = events.subscribe();
-        let memory = InMemory::new().keep_for_snapshots(50_000);
-        let store = Store::builder(memory).events(events).build().unwrap();
+        let in_memory = InMemory::new().keep_for_snapshots(50_000);
+        let store = Store::builder(in_memory).events(events).build().unwrap();
         let handle = store.handle(HandleOptions::default());
         let put = async || {
             let mut update = handle.begin(Mode::Update).unwrap();

@@ -189,22 +189,22 @@ async fn guests_still_can_not_write_the_ledger() {
 }
 
 /// Puts a row into the ledger that no release writes.
-async fn put_invalid(memory: &InMemory, key: &[u8]) {
+async fn put_invalid(in_memory: &InMemory, key: &[u8]) {
     let limits = Limits::default();
     let namespace = Namespace::from_stored(larder_core::migrations::LEDGER_NAMESPACE.into()).unwrap();
     let row = RowKey { namespace, key: Key::from_stored(key.to_vec()).unwrap() };
     let value = Value::new(b"not an entry".to_vec(), &limits).unwrap();
     let writes = BTreeMap::from([(row, Mutation::Put { value, ttl_ms: None })]);
-    Backend::commit(memory, Arc::new(Commit { writes, ..Commit::default() })).await.unwrap();
+    Backend::commit(in_memory, Arc::new(Commit { writes, ..Commit::default() })).await.unwrap();
 }
 
 #[tokio::test]
 async fn one_invalid_row_is_removed_by_its_key_and_nothing_else() {
-    let memory = InMemory::new();
-    let store = Store::builder(memory.attach()).build().unwrap();
+    let in_memory = InMemory::new();
+    let store = Store::builder(in_memory.attach()).build().unwrap();
     apply(&bound(&store, &["tasks"]), "tasks", &["a"]).await.unwrap();
-    put_invalid(&memory, b"tasks\0x").await;
-    put_invalid(&memory, b"tasks\0x2").await;
+    put_invalid(&in_memory, b"tasks\0x").await;
+    put_invalid(&in_memory, b"tasks\0x2").await;
     let ids = async || {
         let entries = ledger(&store).entries("tasks").await.unwrap();
         entries.into_iter().map(|entry| (entry.key.clone(), entry.applied.is_ok())).collect::<Vec<_>>()

@@ -15,7 +15,7 @@ use larder_model::StandingClock;
 
 /// An in-memory store whose clock the test moves.
 struct Fixture {
-    memory: InMemory,
+    in_memory: InMemory,
     clock: Arc<StandingClock>,
     store: Store,
     handle: Handle,
@@ -23,8 +23,8 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let (memory, clock) = (InMemory::new(), Arc::<StandingClock>::default());
-        let builder = Store::builder(memory.attach()).clock(clock.clone()).sweep_interval(None);
+        let (in_memory, clock) = (InMemory::new(), Arc::<StandingClock>::default());
+        let builder = Store::builder(in_memory.attach()).clock(clock.clone()).sweep_interval(None);
         let store = builder.build().unwrap();
         let limits = Limits::default()
             .transaction_mutations(200_000)
@@ -32,7 +32,7 @@ impl Fixture {
             .result_bytes(64 << 20)
             .instance_bytes(256 << 20);
         let options = HandleOptions::default().limits(limits);
-        Self { handle: store.handle(options), memory, clock, store }
+        Self { handle: store.handle(options), in_memory, clock, store }
     }
 
     fn begin(&self, mode: Mode) -> Transaction {
@@ -171,7 +171,7 @@ async fn a_call_that_is_given_up_at_a_pause_stages_nothing() {
         assert_eq!(page.entries.len(), 10_000 * (8 + 6));
     }
     update.commit().await.unwrap();
-    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 10_000 * row(7, 0) + row(4, 0));
+    assert_eq!(Backend::stored_bytes(&fixture.in_memory).await.unwrap(), 10_000 * row(7, 0) + row(4, 0));
 }
 
 /// Begins a long scan, runs `happen` at its first pause, and returns the error with which the scan
@@ -201,7 +201,7 @@ async fn a_scan_ends_with_its_transaction() {
 async fn commits_are_made_between_the_steps_of_a_sweep() {
     let fixture = Fixture::new();
     fixture.put_expired("n", 1_000).await;
-    let bytes = async || Backend::stored_bytes(&fixture.memory).await.unwrap();
+    let bytes = async || Backend::stored_bytes(&fixture.in_memory).await.unwrap();
     assert_eq!(bytes().await, 1_000 * row(7, 2));
     let mut sweep = Box::pin(fixture.store.sweep());
     let polled = sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -227,7 +227,7 @@ async fn large_expired_rows_are_removed_fewer_at_a_time() {
     let polled = sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending());
     // Three of them exceed the bound of a step.
-    assert_eq!(Backend::stored_bytes(&fixture.memory).await.unwrap(), 9 * row(7, 500_000));
+    assert_eq!(Backend::stored_bytes(&fixture.in_memory).await.unwrap(), 9 * row(7, 500_000));
     assert_eq!(sweep.await.unwrap(), 12);
 }
 

@@ -90,7 +90,7 @@ mod tests {
         for dsn in taken {
             assert!(PostgresDriver::new().accepts(dsn), "{dsn}");
         }
-        for dsn in ["memory:", "sqlite:a=b", "", "=", "mysql://h/d?a=b", "plugins.db", "Host=h"] {
+        for dsn in ["in-memory:", "sqlite:a=b", "", "=", "mysql://h/d?a=b", "plugins.db", "Host=h"] {
             assert!(!PostgresDriver::new().accepts(dsn), "{dsn}");
         }
     }

@@ -76,7 +76,7 @@ pub trait Scratch: Send + Sync + 'static {
 pub async fn test_bed_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn TestBed>> {
     let sqlite = dsn.strip_prefix("sqlite:");
     Ok(match (dsn, sqlite) {
-        ("memory:", _) => Arc::new(InMemoryTestBed),
+        ("in-memory:", _) => Arc::new(InMemoryTestBed),
         (dsn, _) if TenantsDsn::accepts(dsn) => Arc::new(TenantsTestBed::beside(dsn).await?),
         (_, Some(":memory:")) => Arc::new(SqliteTestBed::in_temporary_folder(drivers)),
         (_, Some(path)) => {
@@ -90,7 +90,7 @@ pub async fn test_bed_for(dsn: &str, drivers: Drivers) -> Result<Arc<dyn TestBed
         }
         _ => {
             bail!(
-                "the suite cannot make fresh stores for this name; use `memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres or `tenants+…`"
+                "the suite cannot make fresh stores for this name; use `in-memory:`, `sqlite:PATH`, `sqlite::memory:`, Postgres or `tenants+…`"
             )
         }
     })
@@ -103,18 +103,18 @@ pub struct InMemoryTestBed;
 #[async_trait]
 impl TestBed for InMemoryTestBed {
     fn name(&self) -> &'static str {
-        "memory"
+        "in-memory"
     }
 
     async fn scratch(&self) -> Result<Box<dyn Scratch>> {
-        Ok(Box::new(MemoryScratch(InMemory::new())))
+        Ok(Box::new(InMemoryScratch(InMemory::new())))
     }
 }
 
-struct MemoryScratch(InMemory);
+struct InMemoryScratch(InMemory);
 
 #[async_trait]
-impl Scratch for MemoryScratch {
+impl Scratch for InMemoryScratch {
     async fn open(&self) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(self.0.attach()))
     }

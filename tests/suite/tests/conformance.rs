@@ -67,7 +67,7 @@ fn main() {
     let runtime = harness::runtime();
     let suite = runtime.block_on(Suite::load()).expect("cannot load the suite");
     let mut trials = self_check(&runtime, &suite);
-    trials.extend(cases(&runtime, &suite, "memory", Ok(Arc::new(InMemoryTestBed))));
+    trials.extend(cases(&runtime, &suite, "in_memory", Ok(Arc::new(InMemoryTestBed))));
     for (backend, options) in [("sqlite", ""), ("sqlite_uncached", "cache_bytes=0")] {
         let test_bed =
             SqliteTestBed { options: options.to_string(), ..SqliteTestBed::in_temporary_folder(drivers()) };

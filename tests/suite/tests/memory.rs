@@ -62,7 +62,7 @@ fn main() {
     ];
     let pairs = test_beds.iter().flat_map(|from| test_beds.iter().map(move |to| (from.clone(), to.clone())));
     for (number, (from, to)) in pairs.enumerate() {
-        let names = ["memory", "sqlite", "postgres"];
+        let names = ["in_memory", "sqlite", "postgres"];
         let name = format!("snapshots_go_from_{}_to_{}", names[number / 3], names[number % 3]);
         trials.push(harness::trial(&runtime, name, || async move { snapshots_go(from?, to?).await }));
     }

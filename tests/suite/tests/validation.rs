@@ -43,7 +43,7 @@ impl Fixture {
     async fn in_memory() -> Self {
         let backend = InMemory::new();
         let other = backend.attach();
-        Self::new("memory", backend, other, None).await
+        Self::new("in-memory", backend, other, None).await
     }
 
     async fn sqlite(name: &'static str, cache_bytes: u64) -> Self {
@@ -253,7 +253,7 @@ async fn commits_of_another_process_are_validated_as_often_as_they_come() {
         for number in 0..3 {
             fixture.put(&fixture.other, "others", number).await;
             // In memory, both handles share one commit log.
-            if fixture.name != "memory" {
+            if fixture.name != "in-memory" {
                 late.advance(15);
             }
         }

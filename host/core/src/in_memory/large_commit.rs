@@ -306,12 +306,12 @@ mod tests {
     async fn a_commit_without_writes_waits_for_no_large_one_and_a_sweep_does() {
         use crate::backend::{Backend, SweepOptions};
 
-        let memory = crate::InMemory::new();
-        let (shared, share) = (memory.shared.clone(), Share::own());
+        let in_memory = crate::InMemory::new();
+        let (shared, share) = (in_memory.shared.clone(), Share::own());
         let alone = Alone::begin(&shared, &share, &mut shared.lock());
-        memory.commit(Arc::default()).await.unwrap();
+        in_memory.commit(Arc::default()).await.unwrap();
         let options = SweepOptions::new(ForwardClock::default(), 1, 1);
-        let mut sweep = memory.sweep(options);
+        let mut sweep = in_memory.sweep(options);
         assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(alone);
         assert_eq!(sweep.await.unwrap().rows, 0);
@@ -321,16 +321,16 @@ mod tests {
     async fn a_recount_ends_with_its_snapshot_and_a_count_does_not() {
         use crate::backend::Backend;
 
-        let memory = crate::InMemory::new().keep_for_snapshots(0);
-        memory.commit(Arc::new(puts(10_000))).await.unwrap();
-        let (mut count, mut recount) = (memory.stored_bytes(), memory.recount());
+        let in_memory = crate::InMemory::new().keep_for_snapshots(0);
+        in_memory.commit(Arc::new(puts(10_000))).await.unwrap();
+        let (mut count, mut recount) = (in_memory.stored_bytes(), in_memory.recount());
         let mut context = Context::from_waker(Waker::noop());
         assert!(count.as_mut().poll(&mut context).is_pending());
         assert!(recount.as_mut().poll(&mut context).is_pending());
-        memory.commit(Arc::new(puts(10_000))).await.unwrap();
+        in_memory.commit(Arc::new(puts(10_000))).await.unwrap();
         assert!(matches!(recount.await, Err(Error::TimedOut)));
         assert!(count.await.unwrap() > 10_000 * 400);
-        assert!(memory.recount().await.unwrap() > 10_000 * 400);
+        assert!(in_memory.recount().await.unwrap() > 10_000 * 400);
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ impl Script {
 /// The in-memory backend behind a script.
 #[derive(Clone)]
 pub(crate) struct Engine {
-    pub(crate) memory: Arc<InMemory>,
+    pub(crate) in_memory: Arc<InMemory>,
     pub(crate) script: Arc<Mutex<Script>>,
 }
 
@@ -63,7 +63,7 @@ struct EngineSnapshot {
 
 impl Engine {
     pub(crate) fn new(script: Script) -> Self {
-        Self { memory: Arc::new(InMemory::new()), script: Arc::new(Mutex::new(script)) }
+        Self { in_memory: Arc::new(InMemory::new()), script: Arc::new(Mutex::new(script)) }
     }
 
     pub(crate) fn handle(&self, limits: Limits) -> Handle {
@@ -82,7 +82,7 @@ impl Backend for Engine {
             script.modes.push(options.mode);
             script.snapshots.clone()
         };
-        let inner = self.memory.snapshot(options).await?;
+        let inner = self.in_memory.snapshot(options).await?;
         Ok(Box::new(EngineSnapshot { inner, script: self.script.clone(), _open: open }))
     }
 
@@ -97,15 +97,15 @@ impl Backend for Engine {
                 return Err(Error::Conflict);
             }
         }
-        self.memory.commit(commit).await
+        self.in_memory.commit(commit).await
     }
 
     fn stored_cost(&self) -> StoredCost {
-        self.memory.stored_cost()
+        self.in_memory.stored_cost()
     }
 
     async fn stored_bytes(&self) -> Result<u64> {
-        self.memory.stored_bytes().await
+        self.in_memory.stored_bytes().await
     }
 
     async fn recount(&self) -> Result<u64> {
@@ -116,7 +116,7 @@ impl Backend for Engine {
                 return Err(error);
             }
         }
-        self.memory.recount().await
+        self.in_memory.recount().await
     }
 
     async fn sweep(&self, options: SweepOptions) -> Result<Swept> {
@@ -127,32 +127,32 @@ impl Backend for Engine {
                 return Err(error);
             }
         }
-        self.memory.sweep(options).await
+        self.in_memory.sweep(options).await
     }
 
     async fn load_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>> {
-        self.memory.load_record(key).await
+        self.in_memory.load_record(key).await
     }
 
     async fn write_record(&self, write: Arc<RecordWrite>) -> Result<()> {
-        self.memory.write_record(write).await
+        self.in_memory.write_record(write).await
     }
 
     async fn list_records(&self, after: Option<&RecordKey>, max: u32) -> Result<Vec<RecordKey>> {
-        self.memory.list_records(after, max).await
+        self.in_memory.list_records(after, max).await
     }
 
     async fn due_records(&self, now: u64, max: u32) -> Result<Vec<RecordKey>> {
-        self.memory.due_records(now, max).await
+        self.in_memory.due_records(now, max).await
     }
 
     async fn ping(&self) -> Result<()> {
-        self.memory.ping().await
+        self.in_memory.ping().await
     }
 
     async fn close(&self) {
         self.script.lock().closes += 1;
-        self.memory.close().await;
+        self.in_memory.close().await;
     }
 }
 

@@ -104,7 +104,7 @@ const LONGEST_PHASE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(1);
 
 /// The data-source name of an in-memory store.
-pub(super) const IN_MEMORY: &str = "memory:";
+pub(super) const IN_MEMORY: &str = "in-memory:";
 
 /// The runtime's worker threads, which run all guests.
 const WORKERS: usize = 2;
