@@ -266,7 +266,7 @@ fn a_wrong_data_source_name_is_said_in_a_sentence_without_its_password() {
     let unknown = error("mysql://ann:secret@host/db");
     assert_eq!(
         unknown,
-        "larder: no driver for the data-source name \"mysql:\"; use one of: memory, postgres, sqlite, tenants\n"
+        "larder: no driver for the data-source name \"mysql:\"; use one of: in-memory, postgres, sqlite, tenants\n"
     );
     let unreachable = error("postgres://ann:secret@127.0.0.1:1/db");
     assert!(unreachable.starts_with("larder: cannot open the store \"postgres\": "), "{unreachable}");

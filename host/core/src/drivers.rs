@@ -193,13 +193,13 @@ mod tests {
         let mut drivers = Drivers::with_in_memory();
         drivers.register(Failing("a-driver")).unwrap();
         let error = drivers.open("mysql://ann:secret@host/db").await.err().unwrap();
-        let expected = "no driver for the data-source name \"mysql:\"; use one of: a-driver, memory";
+        let expected = "no driver for the data-source name \"mysql:\"; use one of: a-driver, in-memory";
         assert_eq!(error.to_string(), expected);
         for dsn in
             [" host=h password=hunter2", "HOST=h password=hunter2:", "hunter2", "a/hunter2:b", ":hunter2"]
         {
             let error = drivers.open(dsn).await.err().unwrap();
-            let expected = "no driver for the data-source name \"…\"; use one of: a-driver, memory";
+            let expected = "no driver for the data-source name \"…\"; use one of: a-driver, in-memory";
             assert_eq!(error.to_string(), expected);
         }
     }
