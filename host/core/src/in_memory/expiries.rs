@@ -98,4 +98,15 @@ mod tests {
         expiries.replace(Some(row("b", Some(20))), None);
         assert!(expiries.0.is_empty());
     }
+
+    #[test]
+    fn expiries_are_equal_if_their_moments_and_names_are() {
+        use std::cmp::Ordering;
+
+        let expiry = |name, at| Expiry::of(row(name, Some(at))).unwrap();
+        assert!(expiry("a", 10) == expiry("a", 10));
+        assert!(expiry("a", 10) != expiry("a", 11) && expiry("a", 10) != expiry("b", 10));
+        assert_eq!(expiry("b", 10).partial_cmp(&expiry("a", 11)), Some(Ordering::Less));
+        assert_eq!(expiry("b", 10).partial_cmp(&expiry("a", 10)), Some(Ordering::Greater));
+    }
 }

@@ -345,4 +345,55 @@ mod tests {
         drop(alone);
         assert!(matches!(waiting.await, Err(Error::TimedOut)));
     }
+
+    fn reads(count: usize) -> ReadSet {
+        let mut reads = ReadSet::default();
+        (0..count).for_each(|number| reads.record_row(row(number.to_string()), Version(1)));
+        reads
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_stands_in_the_log_and_counts_for_the_pauses() {
+        use crate::commit_log::Verdict;
+
+        let shared = Arc::<Shared>::default();
+        shared.commit(Version::ABSENT, &Arc::new(puts(1))).await.unwrap();
+        assert!(!shared.lock().pace.is_watching());
+        shared.commit(Version::ABSENT, &Arc::new(puts(600))).await.unwrap();
+        let database = shared.lock();
+        assert!(database.pace.is_watching());
+        let check = |reads: &ReadSet, since| database.log.check(reads, Version(since), Version(2));
+        assert_eq!(check(&reads(1), 0), Verdict::Touched);
+        assert_eq!(check(&reads(600), 1), Verdict::Touched);
+        let mut other = ReadSet::default();
+        other.record_row(row("other"), Version::ABSENT);
+        assert_eq!((check(&other, 0), check(&other, 1)), (Verdict::Untouched, Verdict::Untouched));
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_that_is_withdrawn_waits_for_no_pause_and_is_company_for_others() {
+        let shared = Arc::<Shared>::default();
+        let (now, bulk) = (Instant::now(), Share::own());
+        shared.lock().pace.came(&Share::own(), now);
+        shared.lock().pace.large_ended(&bulk, now, now + Duration::from_secs(3_600));
+        let mut context = Context::from_waker(Waker::noop());
+        let paused = Arc::new(puts(600));
+        assert!(!shared.lock().pace.has_company(&bulk, now + Duration::from_secs(60)));
+        let mut waiting = std::pin::pin!(shared.commit(Version::ABSENT, &paused));
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        assert_eq!(shared.lock().pace.pause(now), Some(now + Duration::from_secs(3_601)));
+        let withdrawn = Arc::new(puts(600));
+        assert!(withdrawn.stage.withdraw());
+        let outcome = std::pin::pin!(shared.commit(Version::ABSENT, &withdrawn)).poll(&mut context);
+        assert!(matches!(outcome, std::task::Poll::Ready(Err(Error::TimedOut))));
+    }
+
+    #[tokio::test]
+    async fn one_large_commit_is_admitted_at_a_time() {
+        let (shared, share) = (Shared::default(), Share::own());
+        let turn = shared.large.try_acquire(&share).unwrap();
+        assert!(shared.large.try_acquire(&share).is_none());
+        drop(turn);
+        assert!(shared.large.try_acquire(&share).is_some());
+    }
 }

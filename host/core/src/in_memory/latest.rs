@@ -186,4 +186,25 @@ mod tests {
         assert!(latest.rows.capacity() < 1_000);
         assert!(names.iter().take(10).all(|name| latest.get(name.as_bytes()).is_some()));
     }
+
+    fn of_rows(count: usize) -> Latest {
+        let mut latest = Latest::default();
+        (0..count).for_each(|number| drop(latest.put(row(&number.to_string(), 1))));
+        latest
+    }
+
+    #[test]
+    fn a_row_of_the_last_commit_before_a_moment_is_shown() {
+        let latest = latest(&[("a", 1), ("b", 2)]);
+        let moment = latest.moment(Version(2));
+        assert!(matches!(latest.at(moment, b"b"), Seen::Row(row) if row.version() == Version(2)));
+    }
+
+    #[test]
+    fn a_table_of_few_rows_may_grow_at_once() {
+        let mut latest = of_rows(ROWS_GROWN_AT_ONCE);
+        assert!(!latest.may_grow(usize::MAX) && latest.grown(usize::MAX).is_none());
+        latest.put(row("another", 1));
+        assert!(latest.may_grow(usize::MAX));
+    }
 }
