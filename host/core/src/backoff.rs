@@ -26,8 +26,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Creates a backoff whose pauses are at most `first`, then twice as long each time, up to
-    /// `longest`.
+    /// Creates a backoff whose pauses are at most `first`, then twice as long each time, at most 16
+    /// times, up to `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, pauses: 0 }
     }
