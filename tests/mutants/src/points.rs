@@ -48,7 +48,8 @@ struct Finder<'a> {
     source: &'a str,
     /// The functions around the current node, the innermost last.
     functions: Vec<String>,
-    /// Whether the current block must not be left at its end: the `else` of a `let`.
+    /// Whether the current block must not be left at its end: the `else` of a `let`, or an arm of a
+    /// `match`.
     must_diverge: bool,
     points: Vec<Point>,
 }
@@ -176,7 +177,10 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         if let Some((_, guard)) = &arm.guard {
             self.negate_condition(guard);
         }
+        // The other arms may have a value, which an arm that goes on does not have.
+        let before = std::mem::replace(&mut self.must_diverge, true);
         visit::visit_arm(self, arm);
+        self.must_diverge = before;
     }
 
     fn visit_expr(&mut self, expression: &'ast Expr) {
