@@ -305,9 +305,10 @@ impl State {
     /// Replaces the newest state, and returns the old one, to be dropped without the lock.
     ///
     /// A state with a pin is replaced even if the number stays the same: then only the snapshots
-    /// that stand on it keep its connection open.
+    /// that stand on it keep its connection open. So is one whose versions were given back.
     fn move_on(&mut self, number: StateNumber, versions: VersionBlock) -> Option<Arc<CommittedState>> {
-        let is_same = self.newest.number == number && !self.newest.has_pin();
+        let is_same =
+            self.newest.number == number && self.newest.versions == versions && !self.newest.has_pin();
         (!is_same).then(|| std::mem::replace(&mut self.newest, CommittedState::new(number, versions)))
     }
 

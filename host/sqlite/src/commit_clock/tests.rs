@@ -37,7 +37,7 @@ fn end_state(writing: &mut Writing<'_>) -> StateNumber {
 }
 
 fn announce(writing: &mut Writing<'_>, expires_at: Option<UnixMillis>) {
-    writing.expires_at = expires_at;
+    (writing.expires_at, writing.wrote) = (expires_at, true);
     writing.announce();
 }
 
@@ -186,6 +186,40 @@ fn a_commit_of_another_process_behind_one_that_wrote_nothing_is_noticed() {
     commit(&theirs, 1);
     made(under_way, given, false);
     assert!(newest(&clock).is_none());
+}
+
+#[test]
+fn a_commit_of_another_process_is_not_taken_for_one_that_wrote_nothing() {
+    let mut log = CommitLog::default();
+    let folder = tempfile::tempdir().unwrap();
+    let (clock, ours, theirs) = clock(folder.path());
+    let under_way = clock.begin(&ours, &mut log, None).unwrap();
+    let (before, versions) = (under_way.state, under_way.versions);
+    under_way.announce();
+    commit(&theirs, 1);
+    assert_eq!(saw(&clock, Version(1), clock.mark()), None);
+    made(under_way, versions, false);
+    assert!(saw(&clock, Version(1), clock.mark()).unwrap().state > before);
+}
+
+#[test]
+fn versions_that_were_given_back_are_not_reserved() {
+    let mut log = CommitLog::default();
+    let folder = tempfile::tempdir().unwrap();
+    let (clock, ours, _theirs) = clock(folder.path());
+    commit_through(&clock, &ours, &mut log, |writing| {
+        writing.end_member(Version(1), []);
+        writing.reserve_versions(99)
+    });
+    assert!(clock.has_reserved());
+    commit_through(&clock, &ours, &mut log, |writing| writing.give_back_versions());
+    assert!(!clock.has_reserved());
+    // The next version is above the bound in the table, so the bound moves.
+    commit_through(&clock, &ours, &mut log, |writing| {
+        writing.end_member(Version(2), []);
+        writing.reserve_versions(0)
+    });
+    assert_eq!(statements::last_version(&ours).unwrap(), Version(2));
 }
 
 #[test]

@@ -215,9 +215,14 @@ impl Writing<'_> {
     }
 
     /// Announces that SQLite is about to be asked to commit.
+    ///
+    /// A commit that wrote nothing moves no header. If it were announced, a commit that another
+    /// process makes right after it would be taken for it.
     pub(super) fn announce(&self) {
         let mut state = self.clock.state.lock();
-        if let Some(under_way) = &mut state.committing {
+        if self.wrote
+            && let Some(under_way) = &mut state.committing
+        {
             under_way.step = Committing::Asked(self.state, self.expires_at);
         }
         state.highest = state.highest.max(self.state);
