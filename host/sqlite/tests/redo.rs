@@ -25,6 +25,7 @@ use larder_core::{Error, HandleOptions, Limits, Mode, Result, Share, Store, Vers
 use larder_sqlite::{Sqlite, SqliteOptions};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 /// A journal in memory, which keeps redos once its gate lets it, and fails on request.
@@ -404,37 +405,33 @@ async fn a_database_without_positions_refuses_a_redo() {
     assert_eq!(dump(&plain_path).rows.len(), 1);
 }
 
-#[tokio::test]
-async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
+/// The outcome of a transaction that read a row before a replay, which writes `a`. Also returns the
+/// store, which holds what was replayed, and its folder.
+async fn commit_beside_a_replay(read: &str) -> (Result<Version>, Store, TempDir) {
     let (folder, path) = folder();
     let journal = Kept::open();
     let database = journaled(&path, journal.clone()).await;
     commit(&database, "a", b"new").await.unwrap();
     let backend = Arc::new(open_positioned(&folder.path().join("copy.db")).await);
     let store = Store::builder_shared(backend.clone()).build().unwrap();
-    let handle = store.handle(HandleOptions::default());
-    let mut transaction = handle.begin(Mode::Update).unwrap();
-    assert_eq!(transaction.get("n".into(), "a".into()).await.unwrap(), None);
+    let mut transaction = store.handle(HandleOptions::default()).begin(Mode::Update).unwrap();
+    assert_eq!(transaction.get("n".into(), read.into()).await.unwrap(), None);
     transaction.put("n".into(), "b".into(), vec![]).unwrap();
     backend.replay(&journal.bytes()).await.unwrap();
-    assert!(matches!(transaction.commit().await, Err(Error::Conflict)));
+    (transaction.commit().await, store, folder)
+}
+
+#[tokio::test]
+async fn a_replayed_commit_is_a_conflict_for_who_read_before_it() {
+    let (outcome, _store, _folder) = commit_beside_a_replay("a").await;
+    assert!(matches!(outcome, Err(Error::Conflict)));
 }
 
 #[tokio::test]
 async fn a_replayed_commit_is_no_conflict_for_who_read_other_rows() {
-    let (folder, path) = folder();
-    let journal = Kept::open();
-    let database = journaled(&path, journal.clone()).await;
-    commit(&database, "a", b"new").await.unwrap();
-    let backend = Arc::new(open_positioned(&folder.path().join("copy.db")).await);
-    let store = Store::builder_shared(backend.clone()).build().unwrap();
-    let handle = store.handle(HandleOptions::default());
-    let mut transaction = handle.begin(Mode::Update).unwrap();
-    assert_eq!(transaction.get("n".into(), "z".into()).await.unwrap(), None);
-    transaction.put("n".into(), "b".into(), vec![]).unwrap();
-    backend.replay(&journal.bytes()).await.unwrap();
-    assert_eq!(transaction.commit().await.unwrap(), Version(2));
-    let mut view = handle.begin(Mode::View).unwrap();
+    let (outcome, store, _folder) = commit_beside_a_replay("z").await;
+    assert_eq!(outcome.unwrap(), Version(2));
+    let mut view = store.handle(HandleOptions::default()).begin(Mode::View).unwrap();
     assert_eq!(view.get("n".into(), "a".into()).await.unwrap(), Some(b"new".to_vec()));
 }
 

@@ -104,8 +104,8 @@ impl<'a, 'w> GroupCommit<'a, 'w> {
     /// Plans and writes the members, until the time limit of a group.
     pub(super) fn write(mut self, group: &[Request], began: Instant) -> Result<Made> {
         let (outcomes, changes) = self.write_members(group, began)?;
-        let position = self.writing.last_version();
-        if self.versions.positioned && changes > 0 && position == self.writing.version_before() {
+        let is_moved = self.writing.last_version() != self.writing.version_before();
+        if self.versions.positioned && changes > 0 && !is_moved {
             // Only records were written. The position moves all the same, so that it reflects every
             // change.
             self.writing.end_member(self.next_version(), []);

@@ -155,11 +155,11 @@ impl State {
     fn begin(&mut self, clock: &CommitClock, patience: Patience) -> Result<bool> {
         self.check_usable()?;
         let connection = self.connection.as_ref().ok_or(Error::Closed)?;
-        let has_company = clock.has_company(COMPANY);
+        let others_commit = clock.has_company(COMPANY);
         Ok(match patience {
-            Patience::None => self.lock.try_begin(connection, has_company)?,
+            Patience::None => self.lock.try_begin(connection, others_commit)?,
             Patience::BusyTimeout => {
-                self.lock.begin(connection, has_company)?;
+                self.lock.begin(connection, others_commit)?;
                 true
             }
         })

@@ -27,8 +27,8 @@ impl WriteLock {
 
     /// Begins a write transaction without waiting. False if another process holds the lock or waits
     /// for it.
-    pub(super) fn try_begin(&mut self, connection: &Connection, has_company: bool) -> Result<bool> {
-        let turn = match self.has_company(has_company) {
+    pub(super) fn try_begin(&mut self, connection: &Connection, others_commit: bool) -> Result<bool> {
+        let turn = match self.has_company(others_commit) {
             true => self.turns.try_take(),
             false => Look::Without,
         };
@@ -41,8 +41,8 @@ impl WriteLock {
 
     /// Begins a write transaction after the processes that came before. Blocks for [`BUSY_TIMEOUT`]
     /// at most.
-    pub(super) fn begin(&mut self, connection: &Connection, has_company: bool) -> Result<()> {
-        if self.try_begin(connection, has_company)? {
+    pub(super) fn begin(&mut self, connection: &Connection, others_commit: bool) -> Result<()> {
+        if self.try_begin(connection, others_commit)? {
             return Ok(());
         }
         let since = Instant::now();
@@ -61,8 +61,8 @@ impl WriteLock {
         self.turns.remove();
     }
 
-    fn has_company(&self, has_company: bool) -> bool {
-        has_company || self.was_busy.is_some_and(|busy| busy.elapsed() < COMPANY)
+    fn has_company(&self, others_commit: bool) -> bool {
+        others_commit || self.was_busy.is_some_and(|busy| busy.elapsed() < COMPANY)
     }
 }
 
