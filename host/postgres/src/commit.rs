@@ -40,11 +40,14 @@ pub(crate) async fn make(
     connections.abandoned().check()?;
     let held = connections.clone();
     let work = async move {
-        let turn = held.large_commits().turn(&commit).await?;
+        let mut turn = held.large_commits().turn(&commit).await?;
         let session = match session {
             Some(session) => session,
             None => held.session(&commit.share).await?,
         };
+        if let Some(turn) = &mut turn {
+            turn.begin();
+        }
         // Other commits may have been abandoned while this one waited for its turn.
         held.abandoned().check()?;
         let (is_large, is_new) = (turn.is_some(), session.is_idle());

@@ -6,42 +6,44 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_core::Share;
 use larder_core::commit::Commit;
 use larder_core::fair::{FairPermit, FairSemaphore};
 use larder_core::pace::Pace;
+use larder_core::{Error, Share};
 use parking_lot::Mutex;
 use tokio::time::{sleep_until, timeout};
 
 use crate::error::Result;
 
-/// How often a waiting commit checks whether it was withdrawn. Until then it may keep a connection
-/// from others.
-const WITHDRAWN_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a waiting commit checks whether it was withdrawn, or its store was closed. Until then
+/// it may keep a connection from others.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Decides when the next large commit is made.
 pub(crate) struct LargeCommits {
     permit: FairSemaphore,
     pace: Arc<Mutex<Pace>>,
+    closed: AtomicBool,
 }
 
-/// The turn of a large commit. The pause begins when it is dropped.
+/// The turn of a large commit. If it has begun, the pause begins when it is dropped.
 pub(crate) struct LargeTurn {
     _permit: FairPermit,
     pace: Arc<Mutex<Pace>>,
     share: Share,
-    began: Instant,
+    began: Option<Instant>,
 }
 
 impl LargeCommits {
     pub(crate) fn new() -> Self {
-        Self { permit: FairSemaphore::new(1), pace: Arc::default() }
+        Self { permit: FairSemaphore::new(1), pace: Arc::default(), closed: AtomicBool::new(false) }
     }
 
-    /// Waits for the turn of a large commit, until the commit is withdrawn. Small commits get
-    /// `None` at once.
+    /// Waits for the turn of a large commit, until the commit is withdrawn or its store is closed.
+    /// Small commits get `None` at once.
     pub(crate) async fn turn(&self, commit: &Commit) -> Result<Option<LargeTurn>> {
         if !commit.is_large() {
             self.small_came(&commit.share);
@@ -51,13 +53,17 @@ impl LargeCommits {
         let mut turn = pin!(self.next(&commit.share));
         loop {
             commit.stage.check()?;
-            if let Ok(turn) = timeout(WITHDRAWN_INTERVAL, turn.as_mut()).await {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::Closed.into());
+            }
+            if let Ok(turn) = timeout(CHECK_INTERVAL, turn.as_mut()).await {
                 return turn.map(Some);
             }
         }
     }
 
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.permit.close();
     }
 
@@ -67,8 +73,7 @@ impl LargeCommits {
         if let Some(until) = pause {
             sleep_until(until.into()).await;
         }
-        let (share, began) = (share.clone(), Instant::now());
-        Ok(LargeTurn { _permit: permit, pace: self.pace.clone(), share, began })
+        Ok(LargeTurn { _permit: permit, pace: self.pace.clone(), share: share.clone(), began: None })
     }
 
     fn small_came(&self, share: &Share) {
@@ -79,9 +84,18 @@ impl LargeCommits {
     }
 }
 
+impl LargeTurn {
+    /// Begins the commit, once it has a connection: the wait for one is no work of the server.
+    pub(crate) fn begin(&mut self) {
+        self.began = Some(Instant::now());
+    }
+}
+
 impl Drop for LargeTurn {
     fn drop(&mut self) {
-        self.pace.lock().large_ended(&self.share, self.began, Instant::now());
+        if let Some(began) = self.began {
+            self.pace.lock().large_ended(&self.share, began, Instant::now());
+        }
     }
 }
 
@@ -107,11 +121,11 @@ mod tests {
         Commit { writes, share: share.clone(), ..Commit::default() }
     }
 
-    /// How long a commit waits for its turn, and the turn.
-    async fn waited(queue: &LargeCommits, commit: &Commit) -> (Duration, Option<LargeTurn>) {
-        let began = Instant::now();
-        let turn = queue.turn(commit).await.unwrap();
-        (began.elapsed(), turn)
+    /// Waits for the turn of a large commit, and begins it.
+    async fn begun(queue: &LargeCommits, share: &Share) -> LargeTurn {
+        let mut turn = queue.turn(&commit(share, 600)).await.unwrap().unwrap();
+        turn.begin();
+        turn
     }
 
     #[tokio::test]
@@ -120,18 +134,17 @@ mod tests {
         let queue = LargeCommits::new();
         let took = Duration::from_millis(40);
         for has_company in [false, true] {
-            let turn = queue.turn(&commit(&bulk, 600)).await.unwrap();
-            assert!(turn.is_some());
+            let turn = begun(&queue, &bulk).await;
             if has_company {
-                assert!(waited(&queue, &commit(&other, 1)).await.1.is_none());
+                assert!(queue.turn(&commit(&other, 1)).await.unwrap().is_none());
             }
             tokio::time::sleep(took).await;
             drop(turn);
             let ended = Instant::now();
-            assert!(waited(&queue, &commit(&bulk, 1)).await.1.is_none());
+            assert!(queue.turn(&commit(&bulk, 1)).await.unwrap().is_none());
             let pause = queue.pace.lock().pause(ended);
             assert_eq!(pause.is_some(), has_company);
-            drop(queue.turn(&commit(&bulk, 600)).await.unwrap());
+            drop(begun(&queue, &bulk).await);
             assert!(pause.is_none_or(|until| Instant::now() >= until));
         }
     }
@@ -140,12 +153,43 @@ mod tests {
     async fn a_caller_that_goes_during_the_pause_leaves_the_turn_to_the_next_one() {
         let (bulk, other) = (Share::own(), Share::own());
         let queue = LargeCommits::new();
-        drop(queue.turn(&commit(&bulk, 600)).await.unwrap());
+        drop(begun(&queue, &bulk).await);
         queue.turn(&commit(&other, 1)).await.unwrap();
         let began = Instant::now();
         queue.pace.lock().large_ended(&bulk, began, began + Duration::from_secs(3_600));
         assert!(timeout(Duration::ZERO, queue.turn(&commit(&bulk, 600))).await.is_err());
         *queue.pace.lock() = Pace::default();
         assert!(queue.turn(&commit(&bulk, 600)).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_close_ends_the_pause_with_an_error() {
+        let (bulk, other) = (Share::own(), Share::own());
+        let queue = LargeCommits::new();
+        drop(begun(&queue, &bulk).await);
+        queue.turn(&commit(&other, 1)).await.unwrap();
+        let began = Instant::now();
+        queue.pace.lock().large_ended(&bulk, began, began + Duration::from_secs(3_600));
+        let paused = commit(&bulk, 600);
+        let mut turn = pin!(queue.turn(&paused));
+        assert!(timeout(Duration::ZERO, turn.as_mut()).await.is_err());
+        queue.close();
+        assert!(matches!(turn.await.map_err(Error::from), Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_large_commit_that_never_began_is_followed_by_no_pause() {
+        let (bulk, other) = (Share::own(), Share::own());
+        let queue = LargeCommits::new();
+        drop(begun(&queue, &bulk).await);
+        queue.turn(&commit(&other, 1)).await.unwrap();
+        let ended = queue.pace.lock().pause(Instant::now());
+        let turn = queue.turn(&commit(&bulk, 600)).await.unwrap();
+        queue.turn(&commit(&other, 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(turn);
+        // Only the first one counts, and its pause is over.
+        assert!(ended.is_none_or(|until| until <= Instant::now()));
+        assert_eq!(queue.pace.lock().pause(Instant::now()), None);
     }
 }
